@@ -1,0 +1,137 @@
+"""MLX on Apple GPUs (and its CPU build): files, steps, memory. Read beside `ondevice_torch/backend.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from ondevice.backend import Batch, Loss, Memory, OptimSettings
+from ondevice.errors import UserError
+
+from .ops import DTYPES, MLXOps
+from .optim import Optimizer
+
+
+def make(device: str, dtype: str) -> MLXBackend:
+    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is no such device."""
+    gpu = mx.is_available(mx.gpu)
+    if device == "gpu" and not gpu:
+        raise UserError("MLX sees no GPU here", where="device", hint="take --device cpu or auto")
+    on_gpu = gpu and device != "cpu"
+    mx.set_default_device(mx.gpu if on_gpu else mx.cpu)
+    return MLXBackend("gpu" if on_gpu else "cpu", ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype)
+
+
+class MLXBackend:
+    name = "mlx"
+
+    def __init__(self, device: str, dtype: str) -> None:
+        self.device, self.dtype = device, dtype
+        self.ops = MLXOps(dtype)
+
+    # files
+    def load(self, file: Path, dtype: str | None = "float32") -> dict[str, mx.array]:
+        params: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+        floats = (mx.float32, mx.bfloat16, mx.float16)
+        return {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in floats else p for n, p in params.items()}
+
+    def save(self, file: Path, params: dict[str, mx.array], metadata: dict[str, str], dtype: str | None = None) -> None:
+        cast = {n: p.astype(DTYPES[dtype]) if dtype else p for n, p in params.items()}
+        mx.save_safetensors(str(file), cast, {"format": "pt", **metadata})
+
+    def array(self, x: np.ndarray) -> mx.array:
+        return mx.array(x)
+
+    def numpy(self, x: mx.array) -> np.ndarray:
+        return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
+
+    # work
+    def trainer(self, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array], optim: OptimSettings, *,
+                compile: str = "auto") -> MLXTrainer:
+        return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
+
+    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+        body = mx.compile(fn) if compile != "never" else fn
+
+        def run(*args: Any) -> Any:
+            return body(*(self._place(a) for a in args))
+        return run
+
+    def _place(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic):
+            return mx.array(np.asarray(x))
+        if isinstance(x, Mapping):
+            return {k: self._place(v) for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return type(x)(self._place(v) for v in x)
+        return x
+
+    def memory(self) -> Memory:
+        return Memory(mx.get_active_memory(), mx.get_peak_memory())
+
+    def sync(self) -> None:
+        mx.synchronize()
+
+    def versions(self) -> dict[str, str]:
+        return {"mlx": mx.__version__}
+
+
+class MLXTrainer:
+    def __init__(self, backend: MLXBackend, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array],
+                 optim: OptimSettings, compiled: bool) -> None:
+        self.backend, self.trainable, self.frozen = backend, dict(trainable), frozen
+        self.optimizer = Optimizer(self.trainable, optim, backend.ops)
+        self._traces = 0
+
+        def whole(trainable: dict[str, mx.array], frozen: dict[str, mx.array], arrays: Mapping[str, mx.array]) -> Any:
+            self._traces += 1
+            return loss(backend.ops, {**trainable, **frozen}, arrays)  # type: ignore[arg-type]
+
+        def update(params: Any, grads: Any, state: Any, step: mx.array, lr: mx.array) -> Any:
+            self._traces += 1
+            return self.optimizer.update(params, grads, state, step, lr)
+
+        # parameters, state, rate and step are arguments: whatever a compiled function captures is a constant
+        self._gradient = mx.value_and_grad(whole)
+        self._update: Callable[..., Any] = update
+        if compiled:
+            self._gradient, self._update = mx.compile(self._gradient), mx.compile(update)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
+        grads: dict[str, mx.array] = {}
+        totals: dict[str, list[mx.array]] = {}
+        for batch in batches:
+            arrays = {k: mx.array(np.asarray(v)) for k, v in batch.items()}
+            (_, metrics), new = self._gradient(self.trainable, self.frozen, arrays)
+            grads = {n: grads[n] + g for n, g in new.items()} if grads else new
+            for name, (total, count) in metrics.items():
+                totals.setdefault(name, []).append(mx.stack([total.astype(mx.float32), count.astype(mx.float32)]))
+            if len(batches) > 1:  # else the graphs of all micro-batches would be alive together
+                mx.eval(grads, totals)
+        step = mx.array(self.optimizer.steps + 1, mx.int32)
+        new_params, state, norm, finite = self._update(self.trainable, grads, self.optimizer.state, step, mx.array(lr))
+        sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in totals.items()}
+        mx.eval(new_params, state, norm, finite, sums)
+        self.trainable, self.optimizer.state = new_params, state
+        done = bool(finite.item())
+        self.optimizer.steps += done
+        pairs = {n: s.tolist() for n, s in sums.items()}
+        out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
+        return {**out, "grad_norm": float(norm.item()), "skipped": 0.0 if done else 1.0}
+
+    def params(self) -> dict[str, mx.array]:
+        return {**self.trainable, **self.frozen}
+
+    def save_state(self, file: Path) -> None:
+        self.backend.save(file, self.optimizer.state, {"steps": str(self.optimizer.steps)})
+
+    def load_state(self, file: Path) -> None:
+        state, metadata = mx.load(str(file), return_metadata=True)
+        self.optimizer.state = {n: state[n] for n in self.optimizer.state}
+        self.optimizer.steps = int(metadata["steps"])
+
+    def traces(self) -> int:
+        return self._traces

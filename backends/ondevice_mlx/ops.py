@@ -1,0 +1,155 @@
+"""The closed set of operations in MLX. Read beside `ondevice_torch/ops.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16, "int32": mx.int32,
+          "int64": mx.int64, "bool": mx.bool_}
+Params = dict[str, mx.array]
+
+
+class MLXOps:
+    def __init__(self, dtype: str) -> None:
+        self.compute = DTYPES[dtype]
+
+    # weights
+    def weight(self, params: Params, name: str) -> mx.array:
+        return params[name].astype(self.compute)
+
+    def linear(self, params: Params, name: str, x: mx.array) -> mx.array:
+        y = x @ self.weight(params, f"{name}.weight").T
+        bias = f"{name}.bias"
+        return y + self.weight(params, bias) if bias in params else y
+
+    def embed(self, params: Params, name: str, ids: mx.array) -> mx.array:
+        # the gather comes before the cast: the gradient of a cast table would be a second dense table
+        return params[f"{name}.weight"][ids].astype(self.compute)
+
+    def rms_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
+        return mx.fast.rms_norm(x.astype(mx.float32), params[f"{name}.weight"].astype(mx.float32), eps).astype(x.dtype)
+
+    # blocks
+    def rope(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        a, b = mx.split(x.astype(mx.float32), 2, -1)
+        return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+    def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float, causal: bool = True, window: int = 0,
+                  segments: mx.array | None = None, lengths: mx.array | None = None) -> mx.array:
+        plain = segments is None and lengths is None and not window
+        mask: Any = "causal" if causal else None
+        if not plain:
+            mask = attention_mask(q.shape[2], k.shape[2], causal, window, segments, lengths)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+    def cache_write(self, cache: mx.array, new: mx.array, at: mx.array) -> mx.array:
+        rows = mx.arange(cache.shape[0])[:, None, None]
+        heads = mx.arange(cache.shape[1])[None, :, None]
+        where = (at[:, None] + mx.arange(new.shape[2]))[:, None, :]
+        cache[rows, heads, where] = new
+        return cache
+
+    def silu(self, x: mx.array) -> mx.array:
+        return nn.silu(x)
+
+    # numbers
+    def softmax(self, x: mx.array, axis: int) -> mx.array:
+        return mx.softmax(x, axis, precise=True)
+
+    def logsumexp(self, x: mx.array, axis: int) -> mx.array:
+        return mx.logsumexp(x, axis)
+
+    def exp(self, x: mx.array) -> mx.array:
+        return mx.exp(x)
+
+    def tanh(self, x: mx.array) -> mx.array:
+        return mx.tanh(x)
+
+    def sqrt(self, x: mx.array) -> mx.array:
+        return mx.sqrt(x)
+
+    def sum(self, x: mx.array, axis: int | None = None, keepdims: bool = False) -> mx.array:
+        return mx.sum(x, axis, keepdims=keepdims)
+
+    def max(self, x: mx.array, axis: int, keepdims: bool = False) -> mx.array:
+        return mx.max(x, axis, keepdims=keepdims)
+
+    def argmax(self, x: mx.array, axis: int) -> mx.array:
+        return mx.argmax(x, axis)
+
+    def cumsum(self, x: mx.array, axis: int) -> mx.array:
+        return mx.cumsum(x, axis)
+
+    def sort(self, x: mx.array, axis: int) -> mx.array:
+        return mx.sort(x, axis)
+
+    def maximum(self, a: Any, b: Any) -> mx.array:
+        return mx.maximum(a, b)
+
+    def minimum(self, a: Any, b: Any) -> mx.array:
+        return mx.minimum(a, b)
+
+    def where(self, condition: mx.array, a: Any, b: Any) -> mx.array:
+        return mx.where(condition, a, b)
+
+    def isfinite(self, x: mx.array) -> mx.array:
+        return mx.isfinite(x)
+
+    # shapes
+    def take(self, x: mx.array, index: mx.array) -> mx.array:
+        return x[index]
+
+    def take_along(self, x: mx.array, index: mx.array, axis: int) -> mx.array:
+        return mx.take_along_axis(x, index, axis)
+
+    def concat(self, xs: Sequence[mx.array], axis: int) -> mx.array:
+        return mx.concatenate(list(xs), axis)
+
+    def stack(self, xs: Sequence[mx.array]) -> mx.array:
+        return mx.stack(list(xs))
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> mx.array:
+        return mx.zeros(shape, DTYPES[dtype])
+
+    def cast(self, x: mx.array, dtype: str) -> mx.array:
+        return x.astype(DTYPES[dtype])
+
+    def constant(self, x: np.ndarray) -> mx.array:
+        return mx.array(x)
+
+    # autograd
+    def stop_gradient(self, x: mx.array) -> mx.array:
+        return mx.stop_gradient(x)
+
+    def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        return mx.checkpoint(fn)
+
+    def after(self, x: mx.array, *first: mx.array) -> mx.array:
+        return mx.depends(x, list(first)) if first else x
+
+
+def attention_mask(t_q: int, t_k: int, causal: bool, window: int,
+                   segments: mx.array | None, lengths: mx.array | None) -> mx.array:
+    """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
+
+    Causal is bottom-right: the last query is at the last key, or at `lengths - 1` of its row.
+    """
+    keys = mx.arange(t_k)
+    queries = mx.arange(t_q)
+    if lengths is None:
+        at = (queries + (t_k - t_q))[None, :, None]
+    else:
+        at = (lengths[:, None] - t_q + queries)[:, :, None]
+    mask = keys <= at if causal else keys < (lengths[:, None, None] if lengths is not None else t_k)
+    if window:
+        mask = mask & (keys > at - window)
+        if not causal:
+            mask = mask & (keys < at + window)
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
+    return mask[:, None]

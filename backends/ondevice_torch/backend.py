@@ -1,0 +1,142 @@
+"""torch on CUDA, MPS or CPU: files, steps, memory. Read beside `ondevice_mlx/backend.py`."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from ondevice.backend import Batch, Loss, Memory, OptimSettings
+from ondevice.errors import UserError
+from torch import Tensor
+
+from .ops import DTYPES, TorchOps
+from .optim import Optimizer
+
+
+def make(device: str, dtype: str) -> TorchBackend:
+    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is no such device."""
+    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if device == "gpu" and gpu is None:
+        raise UserError("torch sees no GPU here", where="device", hint="take --device cpu or auto")
+    name = "cpu" if device == "cpu" or gpu is None else gpu
+    return TorchBackend(torch.device(name), ("float32" if name == "cpu" else "bfloat16") if dtype == "auto" else dtype)
+
+
+class TorchBackend:
+    name = "torch"
+
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self._device, self.device, self.dtype = device, device.type, dtype
+        self.ops = TorchOps(device, dtype)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if dtype == "bfloat16" else "highest")
+
+    # files
+    def load(self, file: Path, dtype: str | None = "float32") -> dict[str, Tensor]:
+        params = safetensors.torch.load_file(file, device=self.device)
+        return {n: p.to(DTYPES[dtype]) if dtype and p.is_floating_point() else p for n, p in params.items()}
+
+    def save(self, file: Path, params: dict[str, Tensor], metadata: dict[str, str], dtype: str | None = None) -> None:
+        cast = DTYPES[dtype] if dtype else None
+        host = {n: p.detach().to("cpu", cast or p.dtype).contiguous() for n, p in params.items()}
+        safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
+
+    def array(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, non_blocking=True)
+
+    def numpy(self, x: Tensor) -> np.ndarray:
+        x = x.detach()
+        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+    # work
+    def trainer(self, loss: Loss, trainable: dict[str, Tensor], frozen: dict[str, Tensor], optim: OptimSettings, *,
+                compile: str = "auto") -> TorchTrainer:
+        return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
+
+    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+        body = torch.compile(fn) if self._compiled(compile) else fn
+
+        def run(*args: Any) -> Any:
+            with torch.no_grad():
+                return body(*(self._place(a) for a in args))
+        return run
+
+    def _compiled(self, compile: str) -> bool:
+        return compile == "always" or (compile == "auto" and self.device == "cuda")
+
+    def _place(self, x: Any) -> Any:
+        if isinstance(x, np.ndarray | np.generic):
+            return self.array(np.asarray(x))
+        if isinstance(x, Mapping):
+            return {k: self._place(v) for k, v in x.items()}
+        if isinstance(x, list | tuple):
+            return type(x)(self._place(v) for v in x)
+        return x
+
+    def memory(self) -> Memory:
+        if self.device == "cuda":
+            return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+        if self.device == "mps":
+            return Memory(torch.mps.current_allocated_memory(), torch.mps.driver_allocated_memory())
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return Memory(peak, peak)
+
+    def sync(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        elif self.device == "mps":
+            torch.mps.synchronize()
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "threads": str(torch.get_num_threads())}
+
+
+class TorchTrainer:
+    def __init__(self, backend: TorchBackend, loss: Loss, trainable: dict[str, Tensor], frozen: dict[str, Tensor],
+                 optim: OptimSettings, compiled: bool) -> None:
+        self.backend = backend
+        self.trainable = {n: p.detach().clone().requires_grad_() for n, p in trainable.items()}
+        self.frozen = frozen
+        self.optimizer = Optimizer(self.trainable, optim, backend.ops)
+        self._traces = 0
+
+        def whole(arrays: Mapping[str, Tensor]) -> Any:
+            return loss(backend.ops, {**self.trainable, **self.frozen}, arrays)  # type: ignore[arg-type]
+        self._loss = torch.compile(whole) if compiled else whole
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
+        totals: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            value, metrics = self._loss({k: self.backend.array(np.asarray(v)) for k, v in batch.items()})
+            value.backward()
+            for name, (total, count) in metrics.items():
+                pair = torch.stack((total.detach().float(), count.detach().float()))
+                totals.setdefault(name, []).append(pair)
+        norm, finite = self.optimizer.update(lr)
+        for p in self.trainable.values():
+            p.grad = None
+        names = list(totals)
+        sums = torch.stack([torch.stack(totals[n]).sum(0) for n in names]).tolist() if names else []
+        out = {n: total / count if count else float("nan") for n, (total, count) in zip(names, sums, strict=True)}
+        return {**out, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+
+    def params(self) -> dict[str, Tensor]:
+        return {**{n: p.detach() for n, p in self.trainable.items()}, **self.frozen}
+
+    def save_state(self, file: Path) -> None:
+        self.backend.save(file, self.optimizer.state(), {"steps": str(self.optimizer.steps)})
+
+    def load_state(self, file: Path) -> None:
+        with safetensors.safe_open(file, "pt") as opened:
+            steps = int(opened.metadata()["steps"])
+        self.optimizer.restore(self.backend.load(file), steps)
+
+    def traces(self) -> int:
+        return self._traces

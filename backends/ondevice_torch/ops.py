@@ -1,0 +1,161 @@
+"""The closed set of operations in torch. Read beside `ondevice_mlx/ops.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int32": torch.int32,
+          "int64": torch.int64, "bool": torch.bool}
+Params = dict[str, Tensor]
+
+
+class TorchOps:
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self.device, self.compute = device, DTYPES[dtype]
+        self._constants: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+    # weights
+    def weight(self, params: Params, name: str) -> Tensor:
+        return params[name].to(self.compute)
+
+    def linear(self, params: Params, name: str, x: Tensor) -> Tensor:
+        bias = f"{name}.bias"
+        return F.linear(x, self.weight(params, f"{name}.weight"), self.weight(params, bias) if bias in params else None)
+
+    def embed(self, params: Params, name: str, ids: Tensor) -> Tensor:
+        # the gather comes before the cast: the gradient of a cast table would be a second dense table
+        return F.embedding(ids, params[f"{name}.weight"]).to(self.compute)
+
+    def rms_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), eps).to(x.dtype)
+
+    # blocks
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b = x.float().chunk(2, -1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = True, window: int = 0,
+                  segments: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        plain = segments is None and lengths is None and not window and (not causal or q.shape[2] == k.shape[2])
+        mask = None if plain else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and plain, scale=scale,
+                                              enable_gqa=q.shape[1] != k.shape[1])
+
+    def cache_write(self, cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
+        # in place: decoding records no gradient, and the caller only uses what is returned
+        rows = torch.arange(cache.shape[0], device=cache.device)
+        cache[rows[:, None], :, at[:, None] + torch.arange(new.shape[2], device=cache.device)] = new.transpose(1, 2)
+        return cache
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+    # numbers
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        return torch.softmax(x, axis)
+
+    def logsumexp(self, x: Tensor, axis: int) -> Tensor:
+        return torch.logsumexp(x, axis)
+
+    def exp(self, x: Tensor) -> Tensor:
+        return torch.exp(x)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+    def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+
+    def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
+        return torch.amax(x, axis, keepdim=keepdims)
+
+    def argmax(self, x: Tensor, axis: int) -> Tensor:
+        return torch.argmax(x, axis)
+
+    def cumsum(self, x: Tensor, axis: int) -> Tensor:
+        return torch.cumsum(x, axis)
+
+    def sort(self, x: Tensor, axis: int) -> Tensor:
+        return torch.sort(x, axis).values
+
+    def maximum(self, a: Any, b: Any) -> Tensor:
+        return torch.clamp(a, min=b) if isinstance(b, (int, float)) else torch.maximum(a, b)
+
+    def minimum(self, a: Any, b: Any) -> Tensor:
+        return torch.clamp(a, max=b) if isinstance(b, (int, float)) else torch.minimum(a, b)
+
+    def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
+        return torch.where(condition, a, b)
+
+    def isfinite(self, x: Tensor) -> Tensor:
+        return torch.isfinite(x)
+
+    # shapes
+    def take(self, x: Tensor, index: Tensor) -> Tensor:
+        return F.embedding(index, x) if x.ndim == 2 else x[index]
+
+    def take_along(self, x: Tensor, index: Tensor, axis: int) -> Tensor:
+        return torch.take_along_dim(x, index.long(), axis)
+
+    def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(list(xs), axis)
+
+    def stack(self, xs: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(xs))
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        return torch.zeros(shape, dtype=DTYPES[dtype], device=self.device)
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        return x.to(DTYPES[dtype])
+
+    def constant(self, x: np.ndarray) -> Tensor:
+        held = self._constants.get(id(x))
+        if held is None:  # the array is kept beside its copy, so that its id stays its own
+            held = self._constants[id(x)] = (x, torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+        return held[1]
+
+    # autograd
+    def stop_gradient(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+    def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            return torch_checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
+        return run
+
+    def after(self, x: Tensor, *first: Tensor) -> Tensor:
+        return x  # torch runs in the order of the program
+
+
+def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, window: int,
+                   segments: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
+
+    Causal is bottom-right: the last query is at the last key, or at `lengths - 1` of its row.
+    """
+    keys = torch.arange(t_k, device=device)
+    queries = torch.arange(t_q, device=device)
+    if lengths is None:
+        at = (queries + (t_k - t_q))[None, :, None]
+    else:
+        at = (lengths[:, None] - t_q + queries)[:, :, None]
+    mask = keys <= at if causal else keys < (lengths[:, None, None] if lengths is not None else t_k)
+    if window:
+        mask = mask & (keys > at - window)
+        if not causal:
+            mask = mask & (keys < at + window)
+    if segments is not None:
+        same = segments[:, :, None] == segments[:, None, :]
+        mask = mask & same
+    return mask[:, None]

@@ -1,0 +1,74 @@
+"""One update of parameters in torch: clip, AdamW from the library, Muon from the shared code."""
+
+from __future__ import annotations
+
+import torch
+from ondevice.backend import OptimSettings
+from ondevice.muon import MOMENTUM, muon_updates
+from torch import Tensor
+
+from .ops import TorchOps
+
+
+class Optimizer:
+    """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon), float32."""
+
+    def __init__(self, params: dict[str, Tensor], settings: OptimSettings, ops: TorchOps) -> None:
+        self.params, self.settings, self.ops = params, settings, ops
+        self.muon = [n for n in params if n in settings.muon_names]
+        self.momentum = {n: torch.zeros_like(params[n]) for n in self.muon}
+        rest = [n for n in params if n not in settings.muon_names]
+        groups = [{"params": [params[n] for n in rest if (params[n].ndim >= 2) is decays], "weight_decay": rate}
+                  for decays, rate in ((True, settings.weight_decay), (False, 0.0))]
+        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, fused=True, eps=settings.eps,
+                                       betas=(settings.beta1, settings.beta2)) if rest else None
+        self.rest = rest
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, lr: float) -> tuple[float, bool]:
+        """Returns the gradient's global norm and whether it was finite; if not, nothing changes."""
+        for p in self.params.values():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in self.params.values()]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        value = float(norm)
+        if not value < float("inf"):
+            return value, False
+        if 0 < self.settings.clip_norm < value:
+            torch._foreach_mul_(grads, self.settings.clip_norm / (value + 1e-6))
+        self.steps += 1
+        if self.adamw is not None:
+            for group in self.adamw.param_groups:
+                group["lr"] = lr
+            self.adamw.step()
+        if self.muon:
+            self._muon(lr * self.settings.muon_ratio)
+        return value, True
+
+    def _muon(self, lr: float) -> None:
+        buffers = [self.momentum[n].lerp_(self.params[n].grad, 1 - MOMENTUM) for n in self.muon]
+        looked = [self.params[n].grad.lerp(b, MOMENTUM) for n, b in zip(self.muon, buffers, strict=True)]
+        for name, update in zip(self.muon, muon_updates(self.ops, looked), strict=True):
+            p = self.params[name]
+            p.mul_(1 - lr * self.settings.weight_decay).add_(update, alpha=-lr)
+
+    def state(self) -> dict[str, Tensor]:
+        out = {f"{n}.momentum": b for n, b in self.momentum.items()}
+        if self.adamw is not None:
+            for n in self.rest:
+                held = self.adamw.state.get(self.params[n], {})
+                for key in ("exp_avg", "exp_avg_sq"):
+                    out[f"{n}.{key}"] = held[key] if key in held else torch.zeros_like(self.params[n])
+        return out
+
+    def restore(self, state: dict[str, Tensor], steps: int) -> None:
+        self.steps = steps
+        for n in self.muon:
+            self.momentum[n].copy_(state[f"{n}.momentum"])
+        if self.adamw is not None:
+            for n in self.rest:
+                p = self.params[n]
+                self.adamw.state[p] = {"step": torch.tensor(float(steps), device=p.device),
+                                       **{k: state[f"{n}.{k}"].to(p.device).clone() for k in ("exp_avg", "exp_avg_sq")}}

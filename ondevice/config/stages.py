@@ -1,0 +1,217 @@
+"""The settings of every stage: frozen dataclasses, one a stage. Standard library only.
+
+A field's name is the flag's and the YAML key's name; the string under it is its help everywhere (command line,
+forms). `check()` answers a value out of range with a `UserError` that names the field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ondevice.errors import UserError
+
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What every stage has."""
+
+    out: str = ""
+    """Run folder. Empty: runs/<stage>-<date and time>."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """auto takes MLX on Apple Silicon, else torch."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; master weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU."""
+    seed: int = 0
+    """Decides initial weights, the order of the data and every draw."""
+    resume: bool = False
+    """Go on from the newest complete checkpoint of this run."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        self._at_least(0, "seed")
+
+    def _at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value < low:
+                raise UserError(f"{value} is too small", where=name, hint=f"give {low} or more")
+
+    def _above(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not value > low:
+                raise UserError(f"{value} is too small", where=name, hint=f"give more than {low}")
+
+    def _between(self, low: float, high: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"{value} is out of range", where=name, hint=f"give {low} to {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """What every stage that trains has: the optimizer, the schedule and the loop."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows of one micro-batch."""
+    accumulate: int = 1
+    """Micro-batches whose gradients are added before one optimizer step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the blocks' matrices, AdamW for everything else."""
+    learning_rate: float = 3e-4
+    """Peak rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Largest global norm of the gradient; 0 turns clipping off."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the rate falls after the warm-up; wsd: constant, then linear over the last part."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+    decay_fraction: float = 0.2
+    """Part of the steps over which wsd decays."""
+    final_lr_fraction: float = 0.0
+    """The rate at the end, as a part of the peak."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """auto: compile the step on MLX and CUDA; always: on torch's CPU too, which needs a C++ compiler."""
+    eval_every: int = 100
+    """Steps between measurements on held-out data; 0: only at the end."""
+    eval_batches: int = 20
+    """Batches of held-out data a measurement reads at most."""
+    sample_every: int = 0
+    """Steps between answers to the fixed prompts; 0: only at the end."""
+    save_every: int = 200
+    """Steps between checkpoints; 0: only at the end and at a stop."""
+    keep: int = 2
+    """Newest checkpoints kept, beside the best one."""
+    patience: int = 0
+    """Early stopping: measurements without a better held-out loss before the stage ends; 0: off."""
+    take_best: bool = False
+    """The stage's result is the best checkpoint on held-out data, not the last."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
+        self._at_least(2, "keep")
+        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "patience", "clip_norm", "weight_decay")
+        self._above(0, "learning_rate", "muon_learning_rate", "eps")
+        self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig(StageConfig):
+    """Stage 0: a tokenizer and a model of random weights."""
+
+    data: str = "builtin"
+    """Text that the tokenizer learns from: a file, a folder, or builtin[:RECIPE]."""
+    tokenizer: str = ""
+    """Folder of a ready tokenizer; empty: train one on the data."""
+    vocab_size: int = 1024
+    """Tokens of the tokenizer that is trained, special ones included."""
+    family: Family = "llama"
+    """Architecture, in Hugging Face's names."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    intermediate_size: int = 384
+    """Width of the feed-forward part."""
+    num_hidden_layers: int = 4
+    """Number of blocks."""
+    num_attention_heads: int = 4
+    """Query heads."""
+    num_key_value_heads: int = 4
+    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    head_dim: int = 0
+    """Width of one head; 0: hidden_size / num_attention_heads."""
+    max_position_embeddings: int = 1024
+    """Longest context in tokens."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rms_norm_eps: float = 1e-6
+    """Epsilon of the norms."""
+    tie_word_embeddings: bool = False
+    """Share the head's weights with the embeddings."""
+    sliding_window: int = 0
+    """Window of attention in tokens (mistral); 0: whole context."""
+    init: Literal["fan_in", "normal"] = "fan_in"
+    """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
+    initializer_range: float = 0.02
+    """Standard deviation of the head, and of everything where init is normal."""
+    embedding_std: float = 0.5
+    """Standard deviation of the embeddings where init is fan_in and the head is untied."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                       "num_key_value_heads", "max_position_embeddings")
+        self._at_least(0, "head_dim", "sliding_window")
+        self._at_least(300, "vocab_size")
+        self._above(0, "rope_theta", "rms_norm_eps", "initializer_range", "embedding_std")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError("must divide num_attention_heads", where="num_key_value_heads",
+                            hint=f"{self.num_attention_heads} query heads were asked for")
+        if not self.head_dim and self.hidden_size % self.num_attention_heads:
+            raise UserError("must divide hidden_size", where="num_attention_heads", hint="or give head_dim")
+        if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
+            raise UserError("heads must have an even width for rotary positions", where="head_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Stage 1: next-token prediction over packed text."""
+
+    model: str = ""
+    """Any decoder folder of the Llama kind to start from."""
+    data: str = "builtin"
+    """Text: a file, a folder, or builtin[:RECIPE]."""
+    validation: str = ""
+    """Held-out text; empty: the last part of the data (builtin has its own)."""
+    sequence_length: int = 128
+    """Tokens of a row."""
+    isolate_documents: bool = False
+    """Keep attention inside each document of a row."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(2, "sequence_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Stage 2: instruction tuning; the loss is on the assistant's tokens, the stop token included."""
+
+    model: str = ""
+    """The pre-trained folder to start from."""
+    data: str = "builtin"
+    """Chats: a file, a folder, or builtin[:RECIPE]."""
+    validation: str = ""
+    """Held-out chats; empty: the last part of the data (builtin has its own)."""
+    sequence_length: int = 256
+    """Tokens of a row; longer chats are cut at the end and counted."""
+    packing: bool = True
+    """Several chats a row, attention kept inside each."""
+    loss_on: Literal["assistant", "all"] = "assistant"
+    """Which tokens are learned."""
+    chat_template: str = ""
+    """Name of a template for a base model that has none: chatml or plain."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(2, "sequence_length")

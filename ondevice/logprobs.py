@@ -1,0 +1,49 @@
+"""The seam between model and loss: log-probabilities of targets, never a (B, T, V) array.
+
+N positions that are targets, gathered before the head; D hidden, V vocabulary. The head is applied in chunks that the
+backward pass computes again, so that memory grows with N·D, not with N·V.
+"""
+
+from __future__ import annotations
+
+from ondevice.backend import Array, Ops, Params
+from ondevice.models.decoder import Head
+
+# Logits of one chunk: large enough that the matrix product runs at full speed, small beside a model's activations.
+CHUNK_ELEMENTS = 2**22
+
+
+def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets: Array, index: Array,
+                   temperature: float = 1.0, entropy: bool = False) -> tuple[Array, Array | None]:
+    """log p(target) and, on request, the entropy of each distribution, both (N,) float32.
+
+    `hidden` (B, T, D), `targets` (N,) token ids, `index` (N,) flat positions b·T + t whose state predicts them.
+    """
+    x = ops.take(hidden.reshape(-1, hidden.shape[-1]), index)
+    n, rows = x.shape[0], max(64, CHUNK_ELEMENTS // params[head.name].shape[0])
+    weight = {head.name: params[head.name]}
+
+    def chunk(weight: Params, x: Array, *, targets: Array) -> tuple[Array, ...]:
+        z = ops.cast(x @ ops.weight(weight, head.name).swapaxes(0, 1), "float32")
+        if temperature != 1.0:
+            z = z / temperature
+        norm = ops.logsumexp(z, -1)
+        logp = ops.take_along(z, targets.reshape(-1, 1), 1).reshape(-1) - norm
+        if not entropy:
+            return (logp,)
+        return logp, norm - ops.sum(ops.exp(z - norm.reshape(-1, 1)) * z, -1)
+
+    if n <= rows:
+        out = chunk(weight, x, targets=targets)
+        return out[0], out[1] if entropy else None
+    parts: list[tuple[Array, ...]] = []
+    for start in range(0, n, rows):
+        piece, wanted = x[start:start + rows], targets[start:start + rows]
+        if parts:  # a compiler that sees independent chunks may hold all their logits at once
+            piece = ops.after(piece, parts[-1][0])
+
+        def run(weight: Params, x: Array, targets: Array = wanted) -> tuple[Array, ...]:
+            return chunk(weight, x, targets=targets)
+        parts.append(ops.checkpoint(run)(weight, piece))
+    joined = [ops.concat([p[i] for p in parts], 0) for i in range(len(parts[0]))]
+    return joined[0], joined[1] if entropy else None

@@ -1,0 +1,137 @@
+"""What a decoder's `config.json` says, in Hugging Face's field names; both ways of writing rope are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ondevice.errors import UserError
+
+FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a window."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    windows: tuple[int, ...] = ()  # a window a layer, 0 the whole context; empty: 0 everywhere
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    dtype: str = "float32"
+    raw: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.attention_bias or self.model_type == "qwen2"
+
+    @property
+    def output_bias(self) -> bool:
+        return self.attention_bias and self.model_type != "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+    def window(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else 0
+
+    @classmethod
+    def load(cls, folder: Path) -> DecoderConfig:
+        """Raises UserError where the folder holds no config, an unknown family, or a field that we cannot honour."""
+        file = folder / "config.json"
+        if not file.is_file():
+            raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
+                            hint="give a Hugging Face model folder")
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"is not JSON: {error}", where=str(file)) from error
+        try:
+            return cls.parse(raw)
+        except UserError as error:
+            raise UserError(error.message, where=f"{file}: {error.where}" if error.where else str(file),
+                            hint=error.hint) from error
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
+        kind = raw.get("model_type")
+        if kind not in FAMILIES:
+            raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(FAMILIES)}")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if not isinstance(raw.get(name), int):
+                raise UserError(f"{raw.get(name)!r} is no whole number", where=name)
+        if raw.get("hidden_act", "silu") != "silu":
+            raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act", hint="known: silu")
+        if raw.get("quantization") or raw.get("quantization_config"):
+            raise UserError("quantised weights cannot be trained here", where="quantization_config",
+                            hint="take the folder with whole weights")
+        heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
+        rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+        theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+        scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+        eos = raw.get("eos_token_id")
+        return cls(
+            model_type=kind, num_attention_heads=heads, num_hidden_layers=layers, rope_theta=float(theta),
+            num_key_value_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+            rope_scaling=rope if scaled else None, windows=_windows(raw, kind, layers),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            max_position_embeddings=raw.get("max_position_embeddings") or 2048,
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
+            **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
+                                   "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id")
+               if raw.get(n) is not None})
+
+    def to_json(self, dtype: str | None = None) -> dict[str, Any]:
+        """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's Llama reads the
+        old one only and silently takes 10,000 without it)."""
+        out = dict(self.raw)
+        for f in fields(self):
+            if f.name not in ("raw", "windows", "rope_scaling", "attention_bias", "mlp_bias", "dtype"):
+                out[f.name] = getattr(self, f.name)
+        if self.model_type == "llama":
+            out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
+        elif self.model_type == "qwen3":
+            out["attention_bias"] = self.attention_bias
+        if isinstance(self.eos_token_id, tuple):
+            out["eos_token_id"] = list(self.eos_token_id)
+        scaling = self.rope_scaling
+        out["rope_scaling"] = scaling
+        out["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": self.rope_theta}
+        out |= {"architectures": [FAMILIES[self.model_type]], "hidden_act": "silu"}
+        out.pop("torch_dtype", None)
+        out["dtype"] = dtype or self.dtype
+        return out
+
+
+def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
+    """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from `max_window_layers` on."""
+    window = raw.get("sliding_window") or 0
+    if not window or kind == "llama" or (kind.startswith("qwen") and not raw.get("use_sliding_window")):
+        return ()
+    types = raw.get("layer_types")
+    if types:
+        return tuple(window if t == "sliding_attention" else 0 for t in types)
+    first = raw.get("max_window_layers", 28) if kind.startswith("qwen") else 0
+    return tuple(window if i >= first else 0 for i in range(layers))

@@ -1,0 +1,118 @@
+"""The decoder-only forward (Llama, Mistral, Qwen2, Qwen3), written once. B batch, T tokens, D hidden, H heads, C head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from ondevice.backend import Array, Ops, Params
+from ondevice.models import rope
+from ondevice.models.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns a hidden state into logits: `name` is the weight's tensor (V, D)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,)."""
+
+    keys: list[Array]
+    values: list[Array]
+    lengths: Array
+
+
+def split_layers(params: Params, prefix: str) -> list[Params]:
+    """The flat dict's blocks under relative names: one compiled block then serves all of them."""
+    found: dict[int, Params] = {}
+    for name, value in params.items():
+        if name.startswith(prefix):
+            layer, _, rest = name[len(prefix):].partition(".")
+            found.setdefault(int(layer), {})[rest] = value
+    return [found[i] for i in range(len(found))]
+
+
+class Decoder:
+    """A forward pass; holds no weights."""
+
+    def __init__(self, cfg: DecoderConfig) -> None:
+        self.cfg = cfg
+        self.head = Head("model.embed_tokens.weight" if cfg.tie_word_embeddings else "lm_head.weight")
+
+    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, checkpoint: bool = False) -> Array:
+        """(B, T, D) after the last norm. `batch`: ids (B, T), positions (B, T), segments (B, T) where attention is to
+        stay inside each example."""
+        cos, sin = self._rope(ops, batch["positions"])
+        segments = batch.get("segments")
+        x = ops.embed(params, "model.embed_tokens", batch["ids"])
+        for i, block in enumerate(split_layers(params, "model.layers.")):
+            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
+            body = partial(self._block, ops, self.cfg.window(i), segments, cos, sin)
+            x = (ops.checkpoint(body) if checkpoint else body)(block, x)
+        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps)
+
+    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array) -> tuple[Array, list[Array], list[Array]]:
+        """(B, T, D), and the keys and values (B, H_kv, T, C) of each layer. Prompts are padded at the right: a later
+        token never sees them, and `lengths` hides them from the tokens decoded after."""
+        cos, sin = self._rope(ops, positions)
+        x = ops.embed(params, "model.embed_tokens", ids)
+        keys, values = [], []
+        for i, block in enumerate(split_layers(params, "model.layers.")):
+            q, k, v = self._qkv(ops, block, x, cos, sin)
+            keys.append(k)
+            values.append(v)
+            a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=self.cfg.window(i))
+            x = self._rest(ops, block, x, a)
+        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps), keys, values
+
+    def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
+        """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
+        cos, sin = self._rope(ops, cache.lengths.reshape(-1, 1))
+        x = ops.embed(params, "model.embed_tokens", ids)
+        keys, values = [], []
+        lengths = cache.lengths + 1
+        for i, block in enumerate(split_layers(params, "model.layers.")):
+            q, k, v = self._qkv(ops, block, x, cos, sin)
+            keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
+            values.append(ops.cache_write(cache.values[i], v, cache.lengths))
+            a = ops.attention(q, keys[i], values[i], scale=self.cfg.head_dim**-0.5, window=self.cfg.window(i),
+                              lengths=lengths)
+            x = self._rest(ops, block, x, a)
+        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps), Cache(keys, values, lengths)
+
+    def _rope(self, ops: Ops, positions: Array) -> tuple[Array, Array]:
+        """cos and sin (B, 1, T, C / 2) of the positions."""
+        cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, self.cfg.max_position_embeddings))
+        b, t, c = cos.shape
+        return cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
+
+    def _block(self, ops: Ops, window: int, segments: Array | None, cos: Array, sin: Array,
+               block: Params, x: Array) -> Array:
+        q, k, v = self._qkv(ops, block, x, cos, sin)
+        a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=window, segments=segments)
+        return self._rest(ops, block, x, a)
+
+    def _qkv(self, ops: Ops, block: Params, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        cfg = self.cfg
+        b, t, _ = x.shape
+        h = ops.rms_norm(block, "input_layernorm", x, cfg.rms_norm_eps)
+        q = ops.linear(block, "self_attn.q_proj", h).reshape(b, t, cfg.num_attention_heads, cfg.head_dim)
+        k = ops.linear(block, "self_attn.k_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
+        v = ops.linear(block, "self_attn.v_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
+        if cfg.qk_norm:
+            q = ops.rms_norm(block, "self_attn.q_norm", q, cfg.rms_norm_eps)
+            k = ops.rms_norm(block, "self_attn.k_norm", k, cfg.rms_norm_eps)
+        q, k = ops.rope(q.swapaxes(1, 2), cos, sin), ops.rope(k.swapaxes(1, 2), cos, sin)
+        return q, k, v.swapaxes(1, 2)
+
+    def _rest(self, ops: Ops, block: Params, x: Array, a: Array) -> Array:
+        b, t, _ = x.shape
+        x = x + ops.linear(block, "self_attn.o_proj", a.swapaxes(1, 2).reshape(b, t, -1))
+        h = ops.rms_norm(block, "post_attention_layernorm", x, self.cfg.rms_norm_eps)
+        gate = ops.silu(ops.linear(block, "mlp.gate_proj", h))
+        return x + ops.linear(block, "mlp.down_proj", gate * ops.linear(block, "mlp.up_proj", h))
