@@ -92,14 +92,15 @@ class EventWriter:
         self.close()
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
     """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it with a step > k.
 
     A missing file has no events; a torn last line is left out; a damaged line in the middle (a disk's doing) becomes a
-    "warning" event that names it, so that what is around it can still be read.
+    "warning" event that names it, so that what is around it can still be read. `tail` reads only the whole lines within
+    that many last bytes: enough for a glance at a long file.
     """
     kept: list[dict[str, Any]] = []
-    for event in _lines(path):
+    for event in _lines(path, tail):
         if event.get("event") == "resume":
             last = event.get("step", 0)
             kept = [old for old in kept if old.get("step", 0) <= last]
@@ -125,11 +126,15 @@ def to_json(record: Mapping[str, Any]) -> str:
         return json.dumps(_finite(record), allow_nan=False)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        start = os.fstat(file.fileno()).st_size - tail if tail else 0
+        if start > 0:
+            file.seek(start - 1)
+            file.readline()  # the rest of a line that began before, or the newline just before
+        for line in file:
             if not line.endswith(b"\n"):
                 return
             try:
@@ -139,7 +144,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             if isinstance(value, dict):
                 yield value
             else:
-                yield {"event": "warning", "message": f"{path}:{number} is damaged and was left out"}
+                where = f"{path}: the line that ends at byte {file.tell()}"
+                yield {"event": "warning", "message": f"{where} is damaged and was left out"}
 
 
 def _plain(value: Any) -> Any:

@@ -166,7 +166,7 @@ class StopRequest:
             while … and not stop.requested: …
 
     The first SIGINT, SIGTERM or SIGHUP, or a file `<stage>/stop`, sets `requested`. A second SIGINT ends the process at
-    once with exit code 130: nothing is saved then, and nothing half-written counts (a checkpoint is renamed into place).
+    once with exit code 130: nothing is saved then, and nothing half-written counts (checkpoints are renamed in place).
     The handlers are those of the main thread; entered in another thread, only the stop file is watched.
     """
 

@@ -1,0 +1,365 @@
+"""The command `ondevice`: a table of verbs, each with one config dataclass and one function of the Python API.
+
+Thin on purpose: flags, YAML keys and fields are one and the same names, so that a verb's command line becomes a mapping
+that `config.load` reads as it reads a recipe, with the same one-line errors. tyro writes a verb's help from the same
+dataclass; it does not parse: its errors are boxes of many lines, and here MODEL and DATA may stand without a flag.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 the person's input is at fault, 1 ours, 130
+interrupted with the work saved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ondevice.errors import Interrupted, UserError, nearest
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command. `function` is the name of the Python API's function; `positional` fields need no flag."""
+
+    name: str
+    group: str
+    help: str
+    config: str
+    positional: tuple[str, ...] = ()
+    function: str = ""
+    sets: bool = True
+    recipe: bool = False
+    json: bool = True
+
+
+_STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
+VERBS = {verb.name: verb for verb in (
+    Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
+    Verb("init", "Train", "a tokenizer and a model of random weights", f"{_STAGES}:InitConfig", ("data",), "init",
+         recipe=True),
+    Verb("pretrain", "Train", "next-token prediction over text", f"{_STAGES}:PretrainConfig", ("model", "data"),
+         "pretrain", recipe=True),
+    Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
+    Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
+    Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
+         "generate"),
+    Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
+    Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
+         sets=False),
+    Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False),
+)}
+
+
+@dataclass
+class Line:
+    """A verb's command line, taken apart."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sets: list[str] = field(default_factory=list)
+    recipe: str = ""
+    json: bool = False
+    help: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command."""
+    try:
+        code = _command(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except Interrupted as stop:
+        _complain(str(stop) or "interrupted")
+        return 130
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return 130
+    except BrokenPipeError:
+        # who reads our stdout has left (as in `ondevice runs | head -1`); Python would complain once more at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        return 1
+
+
+def _command(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"ondevice {version('ondevice')}")
+        return 0
+    verb = VERBS.get(argv[0])
+    if verb is None:
+        kind = "flag" if argv[0].startswith("-") else "command"
+        raise UserError(f"unknown {kind} {argv[0]!r}", hint=nearest(argv[0], VERBS))
+    cls = _load(verb.config) if verb.config else None
+    line = take_apart(verb, cls, argv[1:])
+    if line.help:
+        print_help(verb, cls)
+        return 0
+    config = None if cls is None else make_config(verb, cls, line)
+    _perform(verb, config, line)
+    return 0
+
+
+def help_text() -> str:
+    """The table of verbs."""
+    lines = ["usage: ondevice COMMAND [OPTIONS]", "",
+             "Train a language model on this machine, from random weights to one that follows instructions."]
+    group = ""
+    for verb in VERBS.values():
+        if verb.group != group:
+            group = verb.group
+            lines += ["", f"{group}:"]
+        lines.append(f"  {verb.name:<10}{verb.help}")
+    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute"])
+
+
+def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
+    """Flags (--a-b 1, --a_b=1, --on, --no-on) and words without a flag into values by field name, still text.
+
+    Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too many.
+    """
+    kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
+    line, words, rest = Line(), list(verb.positional), list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token == "--":
+            for word in rest:
+                _place(verb, line, words, word)
+            break
+        if token in ("-h", "--help"):
+            line.help = True
+        elif token.startswith("-") and len(token) > 1 and not _is_number(token):
+            _take_flag(verb, kinds, line, token, rest)
+        else:
+            _place(verb, line, words, token)
+    return line
+
+
+def make_config(verb: Verb, cls: type, line: Line) -> Any:
+    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over these."""
+    from ondevice.config.load import apply_set, from_mapping, to_mapping
+
+    values: dict[str, Any] = {}
+    if line.recipe:
+        from ondevice.config.recipe import stage_defaults
+
+        values = to_mapping(stage_defaults(verb.name, line.recipe))
+    values.update(line.values)
+    if verb.name != "run":  # there the changes are the recipe's
+        for assignment in line.sets:
+            apply_set(values, assignment)
+    try:
+        return from_mapping(cls, values)
+    except UserError as error:
+        raise UserError(error.message, where=_flag(error.where) if error.where else "", hint=error.hint) from None
+
+
+def print_help(verb: Verb, cls: type | None) -> None:
+    """A verb's help on stdout: tyro's, with the words that need no flag and the options of every command."""
+    words = "".join(f" [{word.upper()}]" for word in verb.positional)
+    prog = f"ondevice {verb.name}{words}"
+    if cls is None:
+        print(f"usage: {prog} [-h] [--json]\n\n{verb.help}")
+        return
+    import tyro
+
+    try:
+        tyro.cli(cls, prog=prog, args=["--help"], config=(tyro.conf.UseAppendAction,))
+    except SystemExit:
+        options = []  # tyro leaves the program when it has printed help
+    if verb.sets:
+        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else "a field (steps=100)"
+        options.append(f"--set KEY=VALUE   change {what}; may be repeated")
+    if verb.recipe:
+        options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
+    if verb.json:
+        options.append("--json            print the result as JSON")
+    if options:
+        print("\nalso:\n  " + "\n  ".join(options))
+
+
+def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]) -> None:
+    name, equals, text = token.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    given = text if equals else None
+    switched_off = key.startswith("no_") and kinds.get(key[3:]) is bool
+    if not name.startswith("--"):
+        key = ""  # no short flags, and no field has an empty name
+    if key == "json" and verb.json:
+        line.json = True
+    elif key == "set" and verb.sets:
+        line.sets.append(_value(name, given, rest))
+    elif key == "recipe" and verb.recipe:
+        line.recipe = _value(name, given, rest)
+    elif switched_off and given is None:
+        line.values[key[3:]] = False
+    elif kinds.get(key) is bool:
+        if given is None and rest and rest[0].lower() in ("true", "false"):
+            given = rest.pop(0)
+        if given is not None and given.lower() not in ("true", "false"):
+            raise UserError(f"expected true or false, got {given!r}", where=name)
+        line.values[key] = given is None or given.lower() == "true"
+    elif key in kinds:
+        value = _value(name, given, rest)
+        if typing.get_origin(kinds[key]) is tuple:
+            line.values[key] = [*line.values.get(key, []), *(part for part in value.split(",") if part)]
+        else:
+            line.values[key] = value
+    else:
+        common = (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe))
+        known = [*kinds, *(f"no_{name}" for name, kind in kinds.items() if kind is bool)]
+        hint = nearest(name, map(_flag, [*known, *(name for name, there in common if there)]))
+        raise UserError(f"unknown flag {name!r}", where=verb.name,
+                        hint=hint if hint.startswith("did") else f"ondevice {verb.name} --help lists them")
+
+
+def _value(name: str, given: str | None, rest: list[str]) -> str:
+    if given is not None:
+        return given
+    if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+        raise UserError("needs a value", where=name)
+    return rest.pop(0)
+
+
+def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:
+    while words and words[0] in line.values:
+        words.pop(0)  # given by its flag already
+    if not words:
+        takes = " ".join(f"[{name.upper()}]" for name in verb.positional)
+        raise UserError(f"{word!r} is one word too many", where=verb.name, hint=f"ondevice {verb.name} {takes}".strip())
+    line.values[words.pop(0)] = word
+
+
+def _perform(verb: Verb, config: Any, line: Line) -> None:
+    """Calls the verb's function and prints what it returns."""
+    if verb.name == "runs":
+        _runs(config, line)
+        return
+    function = _api(verb.function)
+    if verb.name == "run":
+        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "recipe"}
+        _print_run(function(config.recipe, sets=tuple(line.sets), **settings), line)
+    elif verb.name == "generate":
+        _generate(function, config, line)
+    else:
+        result = function() if config is None else function(cfg=config)
+        _print({"model": str(result)} if isinstance(result, Path) and line.json else result, line)
+
+
+def _runs(config: Any, line: Line) -> None:
+    from ondevice import listing
+
+    if config.action == "list":
+        runs = listing.list_runs(config.folder)
+        _print(runs if line.json else listing.runs_text(runs) or f"no runs in {config.folder}", line)
+        return
+    run = listing.find_run(config.run, config.folder)
+    if config.action == "report":
+        report = listing.report_text(run)
+        _print({"run": str(run.path), "report": report} if line.json else report.rstrip("\n"), line)
+        return
+    if not run.recipe.is_file():
+        raise UserError("was not made by a recipe", where=str(run.path), hint="its stage's own command takes --resume")
+    _print_run(_api("run")(str(run.recipe), out=str(run.path), resume=True), line)
+
+
+def _print_run(folder: Path, line: Line) -> None:
+    """The ladder, then where everything is."""
+    report = folder / "report.md"
+    if line.json:
+        _print({"run": str(folder), "report": str(report) if report.is_file() else None}, line)
+        return
+    if report.is_file():
+        _print(report.read_text(encoding="utf-8").rstrip("\n"), line)
+        print()
+    _print(str(folder), line)
+
+
+def _generate(function: Any, config: Any, line: Line) -> None:
+    if line.json:
+        _print({"completions": list(function(cfg=config))}, line)
+        return
+    from ondevice.inert import InertStream
+
+    stream = InertStream()
+
+    def write(piece: str) -> None:
+        sys.stdout.write(stream.push(piece))
+        sys.stdout.flush()
+
+    function(cfg=config, write=write)
+    print(stream.flush())
+
+
+def _print(result: Any, line: Line) -> None:
+    """A result on stdout, as JSON where that was asked for; text is made harmless first, since it may be a model's."""
+    if line.json:
+        print(json.dumps(result, indent=2, default=str))
+        return
+    if result is None:
+        return
+    from ondevice.inert import inert
+
+    text = "\n".join(_flat(result)) if isinstance(result, Mapping) else str(result)
+    print(inert(text, limit=None))
+
+
+def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
+    lines: list[str] = []
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{before}{key}.")
+        else:
+            lines.append(f"{before}{key}: {value:.4g}" if isinstance(value, float) else f"{before}{key}: {value}")
+    return lines
+
+
+def _complain(text: str) -> None:
+    from ondevice.inert import inert
+
+    try:
+        sys.stderr.write(f"ondevice: {inert(' '.join(text.split()), newlines=False)}\n")
+        sys.stderr.flush()
+    except OSError:
+        return  # the terminal is gone; the exit code still says it
+
+
+def _api(name: str) -> Any:
+    import ondevice
+
+    return getattr(ondevice, name)
+
+
+def _load(path: str) -> type:
+    module, _, name = path.partition(":")
+    cls: type = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""A recipe: the whole road as one YAML file. Standard library only; yaml is imported where it is read.
+
+    describe: what it is for
+    seed: 0
+    corpus: {…}              the built-in corpus (CorpusConfig)
+    prompts: […]             asked after every stage
+    stages:                  run in this order
+      init: {…}              InitConfig
+      pretrain: {…}          PretrainConfig
+
+seed, backend, device and dtype at the top are every stage's, unless a stage has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
+from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+from ondevice.errors import UserError, nearest
+
+STAGES: Mapping[str, type[StageConfig]] = {"init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig}
+"""Every stage that a recipe can name, and its settings."""
+SHARED = ("seed", "backend", "device", "dtype")
+RECORDED = ("versions", "machine")
+"""Keys that a run adds to the recipe in its folder: read over, so that such a recipe runs again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All stages' settings, resolved."""
+
+    name: str
+    describe: str = ""
+    seed: int = 0
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    prompts: tuple[str, ...] = ()
+    stages: Mapping[str, StageConfig]
+
+    def mapping(self) -> dict[str, Any]:
+        """What `recipe.yaml` in a run folder holds; `load_recipe` reads it back to an equal recipe."""
+        return {"name": self.name, "describe": self.describe, "seed": self.seed, "corpus": to_mapping(self.corpus),
+                "prompts": list(self.prompts), "stages": {name: to_mapping(cfg) for name, cfg in self.stages.items()}}
+
+
+def load_recipe(name: str, sets: Sequence[str] = (), **shared: Any) -> Recipe:
+    """A recipe by its name or by the path of a YAML file, with `--set` changes applied in turn.
+
+    A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage (sft.steps=5). `shared`
+    (seed, backend, device, dtype; None and "auto" are no change) goes over what the recipe says at the top and in its
+    stages. Raises UserError: unknown recipe, key or stage (naming the nearest), wrong types, values out of range.
+    """
+    where, mapping = _read(name)
+    for assignment in sets:
+        apply_set(mapping, _from_top(assignment, mapping))
+    wanted = {key: value for key, value in shared.items() if value not in (None, "auto")}
+    return _resolve(mapping, where, wanted)
+
+
+def stage_defaults(stage: str, recipe: str) -> StageConfig:
+    """A stage's settings as a recipe has them, for the stage's own command: `builtin` is that recipe's corpus."""
+    found = load_recipe(recipe)
+    if stage not in found.stages:
+        raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
+    settings = to_mapping(found.stages[stage])
+    if settings.get("data") == "builtin":
+        settings["data"] = f"builtin:{recipe}"
+    return from_mapping(STAGES[stage], settings, recipe)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the program."""
+    from importlib.resources import files
+
+    entries = files("ondevice").joinpath("recipes").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+
+
+def _read(name: str) -> tuple[str, dict[str, Any]]:
+    """(what errors call it, the mapping, with its name in it)."""
+    from importlib.resources import files
+
+    path = Path(name)
+    if path.is_dir() and (path / "recipe.yaml").is_file():  # a run folder: its recipe again
+        path = path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        return str(path), {"name": path.stem, **read_yaml(path)}
+    known = recipe_names()
+    if name not in known:
+        raise UserError(f"unknown recipe {name!r}", hint=f"{nearest(name, known)} Or give a .yaml file.")
+    text = files("ondevice").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    return f"{name}.yaml", {"name": name, **parse_yaml(text, f"{name}.yaml")}
+
+
+def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
+    """sft.steps=5 → stages.sft.steps=5."""
+    first = assignment.partition("=")[0].partition(".")[0].strip()
+    stages = mapping.get("stages")
+    return f"stages.{assignment}" if isinstance(stages, Mapping) and first in stages else assignment
+
+
+def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) -> Recipe:
+    known = ("name", "describe", "corpus", "prompts", "stages", *SHARED, *RECORDED)
+    for key in mapping:
+        if key not in known:
+            stages = mapping.get("stages")
+            known += tuple(stages) if isinstance(stages, Mapping) else ()  # --set stf.steps=5 meant a stage
+            raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
+    common = {key: mapping[key] for key in SHARED if key in mapping}
+    fields: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts") if key in mapping}
+    fields["corpus"] = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
+    fields["stages"] = _stages(mapping.get("stages"), join(where, "stages"), common, wanted)
+    if "seed" in wanted:
+        fields["seed"] = wanted["seed"]
+    head = from_mapping(_Head, {key: value for key, value in fields.items() if key not in ("corpus", "stages")}, where)
+    return Recipe(name=head.name, describe=head.describe, seed=head.seed, prompts=head.prompts,
+                  corpus=fields["corpus"], stages=fields["stages"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """The plain keys at the top, so that their types are checked as all others are."""
+
+    name: str
+    describe: str = ""
+    seed: int = 0
+    prompts: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+
+
+def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, StageConfig]:
+    if not isinstance(raw, Mapping) or not raw:
+        raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
+    made = {}
+    for name, settings in raw.items():
+        if name not in STAGES:
+            raise UserError(f"unknown stage {name!r}", where=where, hint=nearest(str(name), STAGES))
+        if not isinstance(settings, Mapping | None):
+            raise UserError("expected keys and values", where=join(where, name))
+        made[name] = from_mapping(STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name))
+    return made

@@ -1,0 +1,143 @@
+"""The settings of what is not a stage: the whole road, and the ways to use a model. Standard library only.
+
+As in `stages`: a field's name is the flag's, the string under it is its help everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ondevice.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All stages of a recipe, one after the other, and the ladder that compares them."""
+
+    recipe: str = "minute"
+    """A recipe that comes with the program (minute, tiny) or a YAML file."""
+    out: str = ""
+    """Run folder. Empty: runs/<recipe>-<date and time>."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """auto takes MLX on Apple Silicon, else torch."""
+    seed: int | None = None
+    """Decides initial weights, the order of the data and every draw. Unset: the recipe's."""
+    resume: bool = False
+    """Go on with the run in --out: complete stages are kept, the unfinished one goes on from its newest checkpoint."""
+    redo: tuple[str, ...] = ()
+    """Stages to run again although they are complete."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        if self.seed is not None and self.seed < 0:
+            raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+        if (self.resume or self.redo) and not self.out:
+            raise UserError("needs the run folder", where="resume" if self.resume else "redo", hint="give --out FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UseConfig:
+    """What every use of a model has."""
+
+    model: str
+    """Folder of a model, or a run folder: its last stage's model."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """auto takes MLX on Apple Silicon, else torch."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type. auto: bfloat16 on a GPU, float32 on a CPU."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        if not self.model:
+            raise UserError("no model was named", where="model", hint="give the folder of a model")
+
+    def _between(self, low: float, high: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                limit = f"give {low} or more" if high == float("inf") else f"give {low} to {high}"
+                raise UserError(f"{value} is out of range", where=name, hint=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(UseConfig):
+    """What every use that writes text has."""
+
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token; higher is more varied."""
+    top_k: int = 0
+    """Draw among this many likeliest tokens only; 0: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Decides every draw."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(1, float("inf"), "max_new_tokens")
+        self._between(0, float("inf"), "temperature", "top_k", "seed")
+        self._between(0, 1, "top_p")
+        if self.top_p == 0:
+            raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(SamplingConfig):
+    """Continue a text, or answer one message."""
+
+    prompt: str = ""
+    """Text to continue. Empty: read it from stdin."""
+    samples: int = 1
+    """Answers to the prompt, each with draws of its own."""
+    chat: bool = False
+    """Send the prompt as a user's message through the chat template."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(1, float("inf"), "samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(SamplingConfig):
+    """Talk with a model; an empty line or Ctrl-D ends it."""
+
+    system: str = ""
+    """Instructions that stand before the conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(UseConfig):
+    """Measure a model on held-out data."""
+
+    data: str = "builtin"
+    """Held-out text or chats: a file, a folder, or builtin[:RECIPE]."""
+    tasks: tuple[Literal["text", "instructions"], ...] = ()
+    """text: bits per byte; instructions: exact match by kind. None named: those that the data allows."""
+    limit: int = 0
+    """Examples of each task at most; 0: all."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(0, float("inf"), "limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsConfig:
+    """The runs in a folder: what they have done, their reports, going on with one."""
+
+    action: Literal["list", "report", "resume"] = "list"
+    """list: every run with its stages; report: print a run's ladder; resume: go on with a run."""
+    run: str = ""
+    """Name or path of the run (report, resume)."""
+    folder: str = "runs"
+    """Where the runs are."""
+
+    def check(self) -> None:
+        """Raises UserError where the run is missing."""
+        if self.action != "list" and not self.run:
+            raise UserError("no run was named", where="run", hint=f"ondevice runs {self.action} RUN")

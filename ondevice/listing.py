@@ -1,0 +1,97 @@
+"""What the runs in a folder have done, read from what they left there; a run that trains is not disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ondevice import events
+from ondevice.errors import UserError, nearest
+from ondevice.progress import numbers_line
+from ondevice.run import RunFolder, StageFolder
+
+TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
+_HEADLINE = ("loss", "eval_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
+
+
+def list_runs(folder: str | Path) -> list[dict[str, Any]]:
+    """Every run in `folder`, the oldest first: {"run", "path", "stages": [{"stage", "state", "step", "steps", …}]}."""
+    root = Path(folder)
+    if not root.is_dir():
+        return []
+    runs = [(RunFolder(path), path) for path in sorted(root.iterdir()) if path.is_dir()]
+    found = []
+    for run, path in runs:
+        stages = [stage_state(stage) for stage in run.stages()]
+        if stages or run.recipe.is_file():
+            began = min((stage["began"] for stage in stages), default=path.stat().st_mtime)
+            found.append({"run": path.name, "path": str(path), "began": began, "stages": stages})
+    return sorted(found, key=lambda run: (run["began"], run["run"]))
+
+
+def stage_state(stage: StageFolder) -> dict[str, Any]:
+    """A stage's state (done, training, failed, stopped), its newest step and headline numbers."""
+    first = _first_event(stage.events)
+    newest: dict[str, dict[str, Any]] = {}
+    step = None
+    last = ""
+    for event in events.read(stage.events, tail=TAIL):
+        last = str(event.get("event", ""))
+        newest[last] = event
+        step = event.get("step", step)
+    if stage.done_record() is not None:
+        state = "done"
+    elif stage.holder() is not None:
+        state = "training"
+    else:
+        state = "failed" if last == "failed" else "stopped"
+    numbers = {}
+    for event in (newest.get("step", {}), newest.get("eval", {}), newest.get("done", {})):
+        numbers.update({key: event[key] for key in _HEADLINE if isinstance(event.get(key), (int, float))})
+    began = first.get("t")
+    return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
+            "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers}
+
+
+def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
+    """`list_runs` as lines for people: a run, and under it a line for each stage."""
+    lines = []
+    for run in runs:
+        lines.append(run["path"] if run["stages"] else f"{run['path']}  (nothing begun)")
+        for stage in run["stages"]:
+            step = "" if stage["step"] is None else f"step {stage['step']}"
+            if step and stage["steps"]:
+                step += f"/{stage['steps']}"
+            line = f"  {stage['stage']:<12}{stage['state']:<10}{step:<18}{numbers_line(stage['numbers'])}"
+            lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def find_run(name: str, folder: str | Path) -> RunFolder:
+    """The run of this name in `folder`, or at this path. Raises UserError naming the nearest."""
+    for path in (Path(folder) / name, Path(name)):
+        if path.is_dir():
+            return RunFolder(path)
+    known = [run["run"] for run in list_runs(folder)]
+    raise UserError("no such run", where=name, hint=nearest(name, known) if known else f"{folder} has no runs")
+
+
+def report_text(run: RunFolder) -> str:
+    """report.md of a run. Raises UserError where it has none."""
+    try:
+        return run.report.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("has no report yet", where=str(run.path), hint="the end of a run writes it") from None
+
+
+def _first_event(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        try:
+            value = json.loads(file.readline())
+        except ValueError:
+            return {}
+    return value if isinstance(value, dict) else {}
