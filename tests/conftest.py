@@ -1,0 +1,43 @@
+"""What every test stands on: a quiet environment, hypothesis' settings, the backends.
+
+Mark a test `slow` where it takes more than about a second (training, building, another library's models): the fast
+core, `pytest -m "not slow"`, is run at every save. A test that holds for every backend takes `backend_name` (or
+`backend`, already loaded) and runs once for each that is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+# Before any array library is imported. Threads that wait must not spin: the cores are shared with other workers.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What a person has set must not decide what a test sees.
+for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+from ondevice.backend import Backend, load_backend  # noqa: E402
+
+# No deadline: a shared machine is slow now and then. The same examples every time: a failure can be seen again.
+settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("suite")
+
+BACKENDS = tuple(name for name in ("torch", "mlx") if importlib.util.find_spec(name))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Each installed backend's name in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def backend(backend_name: str) -> Backend:
+    """Each installed backend in turn, on the CPU in float32: where results can be compared."""
+    return load_backend(backend_name, device="cpu", dtype="float32")

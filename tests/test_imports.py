@@ -1,0 +1,66 @@
+"""Who may import whom, and what loads when."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after `statement`, beyond the standard library."""
+    code = f"import sys, json; {statement}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    return set(json.loads(result.stdout)) - set(sys.stdlib_module_names)
+
+
+def test_import_contracts() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()", "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "0 broken" in result.stdout
+
+
+def test_import_ondevice_loads_no_array_library() -> None:
+    assert not loaded_by("import ondevice") & {"numpy", "torch", "mlx", "transformers", "textual", "huggingface_hub"}
+
+
+CONFIG = sorted(file.stem for file in (ROOT / "ondevice" / "config").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIG)
+def test_config_is_standard_library_only(name: str) -> None:
+    """Forms and `--help` are made from it. Reading a recipe takes yaml (and its compiled half), nothing else does."""
+    allowed = {"ondevice", "yaml", "_yaml", "__main__"}
+    # What an interpreter of this environment loads by itself (an editable install's finder) counts for nothing.
+    assert loaded_by(f"import ondevice.config.{name}") - loaded_by("pass") <= allowed
+
+
+def test_inert_and_errors_stand_alone() -> None:
+    """They are used where nothing else may be loaded."""
+    assert loaded_by("import ondevice.inert, ondevice.errors") - loaded_by("pass") <= {"ondevice"}
+
+
+def test_no_backend_is_named_in_shared_code() -> None:
+    """A decision on a backend's name is made in backend.py and cli.py; all other code asks the backend."""
+    may = {"backend.py", "cli.py", "export.py"}
+    found = []
+    for file in sorted((ROOT / "ondevice").rglob("*.py")):
+        if file.name in may:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                flat = [e for side in sides for e in (side.elts if isinstance(side, ast.Tuple | ast.Set) else [side])]
+                if any(isinstance(e, ast.Constant) and e.value in ("torch", "mlx") for e in flat):
+                    found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
