@@ -26,7 +26,7 @@ from ondevice.errors import Interrupted, UserError, nearest
 
 @dataclass(frozen=True)
 class Verb:
-    """One command. `function` is the name of the Python API's function; `positional` fields need no flag."""
+    """One command. `function` is the Python API's, `positional` fields need no flag, `render` words a result."""
 
     name: str
     group: str
@@ -37,6 +37,7 @@ class Verb:
     sets: bool = True
     recipe: bool = False
     json: bool = True
+    render: str = ""
 
 
 _STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
@@ -53,7 +54,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
-    Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False),
+    Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
+         render="ondevice.doctor:render"),
 )}
 
 
@@ -165,6 +167,9 @@ def make_config(verb: Verb, cls: type, line: Line) -> Any:
     if verb.name != "run":  # there the changes are the recipe's
         for assignment in line.sets:
             apply_set(values, assignment)
+    for f in dataclasses.fields(cls):
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
+            raise UserError(f"{f.name.upper()} is missing", where=verb.name, hint=_usage(verb))
     try:
         return from_mapping(cls, values)
     except UserError as error:
@@ -173,8 +178,7 @@ def make_config(verb: Verb, cls: type, line: Line) -> Any:
 
 def print_help(verb: Verb, cls: type | None) -> None:
     """A verb's help on stdout: tyro's, with the words that need no flag and the options of every command."""
-    words = "".join(f" [{word.upper()}]" for word in verb.positional)
-    prog = f"ondevice {verb.name}{words}"
+    prog = _usage(verb)
     if cls is None:
         print(f"usage: {prog} [-h] [--json]\n\n{verb.help}")
         return
@@ -223,11 +227,20 @@ def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, res
         else:
             line.values[key] = value
     else:
-        common = (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe))
-        known = [*kinds, *(f"no_{name}" for name, kind in kinds.items() if kind is bool)]
-        hint = nearest(name, map(_flag, [*known, *(name for name, there in common if there)]))
-        raise UserError(f"unknown flag {name!r}", where=verb.name,
-                        hint=hint if hint.startswith("did") else f"ondevice {verb.name} --help lists them")
+        raise UserError(f"unknown flag {name!r}", where=verb.name, hint=_near_flag(verb, kinds, key))
+
+
+def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
+    """The flag that was meant: by its initials (lr), its beginning or a part of it, else the nearest in spelling."""
+    common = (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe))
+    known = [*kinds, *(name for name, there in common if there)]
+    for name in known:
+        words = name.split("_")
+        if key and (key == "".join(word[0] for word in words) or name.startswith(key) or key in words):
+            return f"did you mean {_flag(name)!r}?"
+    known += [f"no_{name}" for name, kind in kinds.items() if kind is bool]
+    hint = nearest(_flag(key), map(_flag, known))
+    return hint if hint.startswith("did") else f"ondevice {verb.name} --help lists them"
 
 
 def _value(name: str, given: str | None, rest: list[str]) -> str:
@@ -238,12 +251,15 @@ def _value(name: str, given: str | None, rest: list[str]) -> str:
     return rest.pop(0)
 
 
+def _usage(verb: Verb) -> str:
+    return " ".join(["ondevice", verb.name, *(f"[{word.upper()}]" for word in verb.positional)])
+
+
 def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:
     while words and words[0] in line.values:
         words.pop(0)  # given by its flag already
     if not words:
-        takes = " ".join(f"[{name.upper()}]" for name in verb.positional)
-        raise UserError(f"{word!r} is one word too many", where=verb.name, hint=f"ondevice {verb.name} {takes}".strip())
+        raise UserError(f"{word!r} is one word too many", where=verb.name, hint=_usage(verb))
     line.values[words.pop(0)] = word
 
 
@@ -260,7 +276,11 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         _generate(function, config, line)
     else:
         result = function() if config is None else function(cfg=config)
-        _print({"model": str(result)} if isinstance(result, Path) and line.json else result, line)
+        if line.json and isinstance(result, Path):
+            result = {"model": str(result)}
+        elif verb.render and not line.json:
+            result = _load(verb.render)(result)
+        _print(result, line)
 
 
 def _runs(config: Any, line: Line) -> None:
@@ -347,10 +367,9 @@ def _api(name: str) -> Any:
     return getattr(ondevice, name)
 
 
-def _load(path: str) -> type:
+def _load(path: str) -> Any:
     module, _, name = path.partition(":")
-    cls: type = getattr(importlib.import_module(module), name)
-    return cls
+    return getattr(importlib.import_module(module), name)
 
 
 def _flag(name: str) -> str:

@@ -111,14 +111,12 @@ def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) 
             known += tuple(stages) if isinstance(stages, Mapping) else ()  # --set stf.steps=5 meant a stage
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
     common = {key: mapping[key] for key in SHARED if key in mapping}
-    fields: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts") if key in mapping}
-    fields["corpus"] = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
-    fields["stages"] = _stages(mapping.get("stages"), join(where, "stages"), common, wanted)
-    if "seed" in wanted:
-        fields["seed"] = wanted["seed"]
-    head = from_mapping(_Head, {key: value for key, value in fields.items() if key not in ("corpus", "stages")}, where)
-    return Recipe(name=head.name, describe=head.describe, seed=head.seed, prompts=head.prompts,
-                  corpus=fields["corpus"], stages=fields["stages"])
+    named: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts") if key in mapping}
+    head = from_mapping(_Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where)
+    corpus = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
+    stages = _stages(mapping.get("stages"), join(where, "stages"), common, wanted)
+    return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, prompts=head.prompts,
+                  stages=stages)
 
 
 @dataclass(frozen=True, kw_only=True)
