@@ -13,7 +13,7 @@ from ondevice.progress import numbers_line
 from ondevice.run import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
-_HEADLINE = ("loss", "eval_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
+_HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
@@ -48,8 +48,12 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     else:
         state = "failed" if last == "failed" else "stopped"
     numbers = {}
-    for event in (newest.get("step", {}), newest.get("eval", {}), newest.get("done", {})):
-        numbers.update({key: event[key] for key in _HEADLINE if isinstance(event.get(key), (int, float))})
+    for kind in ("step", "eval", "done"):
+        event = newest.get(kind, {})
+        found = {key: event[key] for key in _HEADLINE if isinstance(event.get(key), (int, float))}
+        if kind == "eval" and "loss" in found:
+            found["heldout_loss"] = found.pop("loss")
+        numbers.update(found)
     began = first.get("t")
     return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
             "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers}

@@ -184,7 +184,7 @@ def make_run(folder: Path) -> None:
     with run.stage("pretrain").locked() as stage, EventWriter(stage.events) as writer:
         writer.emit("start", steps=9)
         writer.emit("step", 4, loss=2.5, lr=0.1)
-        writer.emit("eval", 4, bits_per_byte=1.25)
+        writer.emit("eval", 4, loss=3.0, bits_per_byte=1.25)
     run.recipe.write_text("name: tiny\n")
 
 
@@ -196,7 +196,7 @@ def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == [str(tmp_path / "r1")]
-    pretrain = ["pretrain", "stopped", "step", "4/9", "loss", "2.500", "bpb", "1.250"]
+    pretrain = ["pretrain", "stopped", "step", "4/9", "loss", "2.500", "bpb", "1.250", "heldout", "loss", "3.000"]
     assert sorted(lines[1:]) == [["init", "done"], pretrain]
     with RunFolder(tmp_path / "r1").stage("pretrain").locked():
         assert cli.main(["runs", "--folder", str(tmp_path), "--json"]) == 0
