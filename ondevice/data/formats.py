@@ -1,0 +1,143 @@
+"""Rows of the known forms, made into text or chats. Anything else is a `BadRow` that says what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ondevice.data.readers import Rows
+
+Row = Mapping[str, Any]
+Chat = dict[str, Any]
+
+# What the speakers are called in ShareGPT's exports and their descendants.
+_SPEAKERS = {
+    "system": "system", "developer": "system", "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
+    "model": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+}
+_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+_PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"))
+_FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
+
+
+class BadRow(Exception):
+    """A row that cannot be used; the text is the reason."""
+
+
+def to_text(row: Row) -> str:
+    """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line between them."""
+    if "text" in row:
+        text = _string(row["text"], "text")
+        if not text:
+            raise BadRow("the text is empty")
+        return text
+    return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
+
+
+def to_chat(row: Row) -> Chat:
+    """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question."""
+    for key in ("messages", "conversations", "conversation"):
+        if isinstance(row.get(key), list):
+            return {"messages": _messages(row[key], key)}
+    for asked, answered in _PAIRS:
+        if asked in row and answered in row:
+            return {"messages": _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)}
+    if "instruction" in row and "output" in row:
+        return {"messages": _alpaca(row)}
+    if "text" in row:
+        raise BadRow("this row has a text and no chat")
+    raise BadRow(f"none of the known forms: {_FORMS}")
+
+
+def texts(rows: Rows) -> Iterator[str]:
+    """Texts of all rows; the bad ones are set aside in `rows`."""
+    for row, where in rows:
+        try:
+            text = to_text(row)
+        except BadRow as error:
+            rows.reject(where, str(error), row)
+            continue
+        yield text
+
+
+def chats(rows: Rows) -> Iterator[Chat]:
+    """Chats of all rows, each with the `where` it came from; the bad ones are set aside in `rows`."""
+    for row, where in rows:
+        try:
+            chat = to_chat(row)
+        except BadRow as error:
+            rows.reject(where, str(error), row)
+            continue
+        yield {**chat, "where": where}
+
+
+def _messages(value: list[Any], key: str) -> list[Chat]:
+    if not value:
+        raise BadRow(f"{key} is empty")
+    messages = []
+    for number, entry in enumerate(value, 1):
+        if not isinstance(entry, Mapping):
+            raise BadRow(f"{key}: message {number} is no object")
+        speaker = entry.get("role", entry.get("from"))
+        role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+        if role is None:
+            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
+        content = entry.get("content", entry.get("value"))
+        kept = {name: _checked(entry[name], name) for name in _KEPT if entry.get(name) is not None}
+        if content is None and "tool_calls" in kept:
+            content = ""
+        messages.append({"role": role, "content": _content(content, f"{key}: message {number}"), **kept})
+    return messages
+
+
+def _said(value: Any, role: str, key: str) -> list[Chat]:
+    """A prompt or completion: a string, or a list of messages."""
+    if isinstance(value, list):
+        return _messages(value, key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)   # answers of sums are often written as numbers
+    return [{"role": role, "content": _string(value, key)}]
+
+
+def _alpaca(row: Row) -> list[Chat]:
+    asked, more = _string(row["instruction"], "instruction"), row.get("input") or ""
+    asked = f"{asked}\n\n{_string(more, 'input')}" if more else asked
+    system = [{"role": "system", "content": _string(row["system"], "system")}] if row.get("system") else []
+    return [*system, {"role": "user", "content": asked},
+            {"role": "assistant", "content": _string(row["output"], "output")}]
+
+
+def _content(value: Any, what: str) -> str:
+    """A content is a string, or a list of parts of which only texts can be used."""
+    if isinstance(value, list):
+        parts = []
+        for part in value:
+            text = part.get("text") if isinstance(part, Mapping) else part
+            if not isinstance(text, str):
+                raise BadRow(f"{what} has a part that is no text")
+            parts.append(text)
+        value = "".join(parts)
+    return _string(value, what)
+
+
+def _string(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        kind = "missing" if value is None else f"of the wrong kind ({type(value).__name__}, not text)"
+        raise BadRow(f"{what} is {kind}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:   # JSON can spell half a character, which no encoder takes
+            raise BadRow(f"{what} holds a lone surrogate at character {error.start}") from error
+    return value
+
+
+def _checked(value: Any, what: str) -> Any:
+    """`value` with every string in it tested."""
+    if isinstance(value, str):
+        return _string(value, what)
+    if isinstance(value, Mapping):
+        return {_string(key, what): _checked(entry, what) for key, entry in value.items()}
+    return [_checked(entry, what) for entry in value] if isinstance(value, list) else value

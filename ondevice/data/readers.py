@@ -1,0 +1,326 @@
+"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, a folder of these, or a data set of the Hub.
+
+A row that cannot be read is named (`file:line: reason`), counted and set aside; more than 1 % of them stops the run.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ondevice.errors import UserError
+
+Row = dict[str, Any]
+Found = tuple[Row, str]
+
+LIMIT = 0.01
+_ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
+_TEXTS = {".txt", ".md", ".text"}
+_CHUNK = 1 << 20
+_EXTRA = "pip install 'ondevice[data]'"
+
+
+class Part(str):
+    """A piece of a document; `more`: the document goes on in the next piece."""
+
+    more = False
+
+    @classmethod
+    def of(cls, text: str, more: bool) -> Part:
+        part = cls(text)
+        part.more = more
+        return part
+
+
+class Rejected(NamedTuple):
+    """A row that was set aside."""
+
+    where: str
+    reason: str
+    row: Any
+
+
+class _Bad(NamedTuple):
+    reason: str
+    row: Any
+
+
+class Rows:
+    """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a folder that are neither
+    rows nor text in `ignored`.
+
+    The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
+    rows later calls `check` again.
+    """
+
+    def __init__(self, spec: str, files: list[Path], ignored: list[Path]) -> None:
+        self.spec, self.files, self.ignored = spec, files, ignored
+        self.rejected: list[Rejected] = []
+        self.seen = 0
+
+    def __iter__(self) -> Iterator[Found]:
+        self.seen, self.rejected = 0, []
+        for item, where in self._found():
+            self.seen += 1
+            if isinstance(item, _Bad):
+                self.reject(where, item.reason, item.row)
+            else:
+                yield item, where
+        if not self.seen:
+            raise UserError("no rows in it", where=self.spec)
+        self.check()
+
+    def reject(self, where: str, reason: str, row: Any = None) -> None:
+        """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
+        self.rejected.append(Rejected(where, reason, row))
+        if len(self.rejected) > 100 and len(self.rejected) > 0.5 * self.seen:
+            self._stop()
+
+    def check(self) -> None:
+        """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
+        if len(self.rejected) > LIMIT * self.seen:
+            self._stop()
+
+    def write_rejected(self, path: Path) -> None:
+        """Writes the bad rows as JSON lines {"where", "reason", "row"}; nothing where there are none."""
+        if self.rejected:
+            lines = (json.dumps(bad._asdict(), ensure_ascii=True, default=str) for bad in self.rejected)
+            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def _stop(self) -> None:
+        first = self.rejected[0]
+        raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
+                        hint="at most 1 % may be")
+
+    def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
+        if self.spec.startswith("hub:"):
+            yield from _hub(self.spec)
+        for file in self.files:
+            yield from _READERS[file.suffix.lower()](file)
+
+
+def read(spec: str | Path) -> Rows:
+    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[:SPLIT]`.
+
+    A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
+    Raises UserError for what does not exist or is of no known kind.
+    """
+    name = str(spec)
+    if name.startswith("hub:"):
+        return Rows(name, [], [])
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        inside = sorted(f for f in path.rglob("*") if f.is_file()
+                        and not any(part.startswith(".") for part in f.relative_to(path).parts))
+        kinds = {f.suffix.lower() for f in inside}
+        wanted = _ROWS if kinds & _ROWS else _TEXTS
+        files = [f for f in inside if f.suffix.lower() in wanted]
+        if not files:
+            raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
+        return Rows(name, files, [f for f in inside if f not in set(files)])
+    if not path.is_file():
+        raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
+    if path.suffix.lower() not in _READERS:
+        raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
+                        hint=f"known: {_known()}")
+    return Rows(name, [path], [])
+
+
+def _known() -> str:
+    return " ".join(sorted(_ROWS | _TEXTS))
+
+
+def _jsonl(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
+    with _open(file) as lines:
+        for number, raw in enumerate(lines, 1):
+            if number == 1:
+                _refuse_utf16(raw, file)
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            if raw.strip():
+                yield _json_row(raw), f"{file}:{number}"
+
+
+def _json_row(raw: bytes) -> Row | _Bad:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return _Bad(f"not UTF-8 at byte {error.start + 1} of the line", raw[:1000].decode(errors="replace"))
+    try:
+        row = json.loads(text)
+    except ValueError as error:   # a number of too many digits is a ValueError too
+        reason = f"not JSON: {error}"
+        if "\0" in text:
+            reason = f"not JSON: a NUL byte at character {text.index(chr(0)) + 1}"
+        elif not text.endswith("\n"):
+            reason = f"not JSON, and the file ends here without a line break: cut off? ({error})"
+        return _Bad(reason, text[:1000])
+    except RecursionError:
+        return _Bad("not JSON that can be read: nested too deep", text[:1000])
+    return _object(row)
+
+
+def _object(row: Any) -> Row | _Bad:
+    if isinstance(row, dict):
+        return row
+    return _Bad(f"a row must be an object with names, not {type(row).__name__}", str(row)[:1000])
+
+
+def _json(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
+    """A list of rows, or an object that holds one under `data`, `rows` or `train`."""
+    with _open(file) as source:
+        data = source.read()
+    _refuse_utf16(data, file)
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start + 1}", where=str(file)) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON: {error}", where=str(file),
+                        hint="one row a line is JSONL: call the file .jsonl") from error
+    if isinstance(value, dict):
+        lists = [value[key] for key in ("data", "rows", "train") if isinstance(value.get(key), list)]
+        value = lists[0] if lists else [value]
+    if not isinstance(value, list):
+        raise UserError("holds no list of rows", where=str(file))
+    for number, row in enumerate(value, 1):
+        yield _object(row), f"{file}:row {number}"
+
+
+def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with _open(file) as raw:
+        _refuse_utf16(raw.read(2), file)
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        reader = csv.DictReader(lines)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield _Bad(f"not CSV: {error}", ""), f"{file}:{reader.line_num}"
+                continue
+            where = f"{file}:{reader.line_num}"
+            if None in row:
+                yield _Bad("more fields than the first line names", str(row)[:1000]), where
+            elif None in row.values():
+                yield _Bad("fewer fields than the first line names", str(row)[:1000]), where
+            elif any("\udc80" <= letter <= "\udcff" for value in row.values() if not value.isascii()
+                     for letter in value):
+                yield _Bad("not UTF-8", ascii(row)[:1000]), where
+            else:
+                yield row, where
+
+
+def _text(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
+    """One document. The file is read through once before: one that turns out to be no text after half of it must not
+    have been half used."""
+    where, bad, size = str(file), None, 0
+    try:
+        for text in _decoded(file):
+            size += len(text.strip())
+            if "\0" in text:
+                bad = _Bad("holds NUL bytes: not a text file", None)
+                break
+    except UnicodeDecodeError as error:
+        bad = _Bad(f"not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})", None)
+    if bad is not None or not size:
+        yield (bad or _Bad("empty", None)), where
+        return
+    piece = ""
+    for following in _pieces(file):
+        if piece:
+            yield {"text": Part.of(piece, True)}, where
+        piece = following
+    yield {"text": Part.of(piece, False)}, where
+
+
+def _pieces(file: Path) -> Iterator[str]:
+    """The text in pieces, none of them empty, cut before a line that begins with a letter or sign where there is one:
+    no run of white space is cut then, and the tokens are those of the whole."""
+    held = ""
+    for text in _decoded(file):
+        held += text
+        if len(held) <= _CHUNK:
+            continue
+        end = held.rfind("\n") + 1
+        while end > 0 and (end == len(held) or held[end].isspace()):
+            end = held.rfind("\n", 0, end - 1) + 1
+        if not end and len(held) > 16 * _CHUNK:
+            end = len(held)   # a line of 16 MB: memory counts more than the one word that may be cut
+        if end:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def _decoded(file: Path) -> Iterator[str]:
+    """The text of a file, a chunk at a time, with one kind of line break."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    with _open(file) as source:
+        head = source.read(_CHUNK)
+        _refuse_utf16(head, file)
+        after_return = False
+        chunk = head
+        while True:
+            text = decoder.decode(chunk, final=not chunk)
+            if after_return:
+                text = "\r" + text
+            after_return = text.endswith("\r") and bool(chunk)
+            yield (text[:-1] if after_return else text).replace("\r\n", "\n").replace("\r", "\n")
+            if not chunk:
+                return
+            chunk = source.read(_CHUNK)
+
+
+def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise UserError("Parquet files need pyarrow", where=str(file), hint=_EXTRA) from error
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as source:
+            for batch in source.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield row, f"{file}:row {number}"
+    except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
+        raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
+
+
+def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("a data set of the Hub needs the library datasets", where=spec, hint=_EXTRA) from error
+    name, _, split = spec.removeprefix("hub:").partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+    except Exception as error:  # the library raises its own, requests' and the Hub's errors
+        raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+                        where=spec, hint="hub:OWNER/NAME:SPLIT") from error
+    for number, row in enumerate(rows, 1):
+        yield dict(row), f"{spec}:row {number}"
+
+
+def _open(file: Path) -> Any:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
+
+
+def _refuse_utf16(head: bytes, file: Path) -> None:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError("this is UTF-16", where=str(file), hint="save it as UTF-8")
+
+
+_READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
+            **{suffix: _text for suffix in _TEXTS}}

@@ -1,0 +1,360 @@
+"""The tokenizer: text to ids and back, read from and written to an ordinary Hugging Face folder.
+
+Nothing here adds a begin or end token by itself. Text is untrusted by default: `encode(text)` never yields a special
+token, however the text spells one; only text that a chat template wrote is encoded with `special=True`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from ondevice.errors import UserError
+
+END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+ROLES = ("system", "user", "assistant")
+SPECIAL = (END_OF_TEXT, PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES))
+
+# One special token opens a turn and one closes it. With nothing but special tokens around a content no merge can cross
+# its border, so the prompt's ids are always a prefix of the chat's, and a turn costs a small context two tokens.
+OWN_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{- '<|assistant|>' -}}"
+    "{%- generation -%}{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}"
+    "{%- elif message['role'] in ['system', 'user'] -%}"
+    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{%- else -%}"
+    "{{- raise_exception('unknown role: ' + message['role']) -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+# Contractions, words with their leading space, single digits, runs of signs, white space.
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Wraps `tokenizers.Tokenizer` and what tokenizer_config.json says beside it.
+
+    `config` holds tokenizer_config.json without the chat template; `stops` are ids that end a text according to
+    generation_config.json or config.json.
+    """
+
+    def __init__(self, inner: Any, config: dict[str, Any], chat_template: str | None = None,
+                 stops: Sequence[int] = ()) -> None:
+        self.inner = inner
+        self.config = config
+        self.chat_template = chat_template
+        self._stops = tuple(stops)
+        # The largest id counts, not the number of words: some vocabularies have gaps.
+        self.vocab_size: int = 1 + max(inner.get_vocab(with_added_tokens=True).values())
+        self.named: dict[str, str] = {key: word for key in _NAMED if (word := _content(config.get(key))) is not None}
+        eos, pad = self._named_id("eos_token"), self._named_id("pad_token")
+        if eos is None and not stops:
+            raise UserError("the tokenizer has no end-of-text token", where="tokenizer_config.json",
+                            hint="give eos_token")
+        self.eos_id: int = self._stops[0] if eos is None else eos
+        self.bos_id: int | None = self._named_id("bos_token")
+        # Padding is never a target and never seen by a target, so any id will do where none is named.
+        self.pad_id: int = self.eos_id if pad is None else pad
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Reads tokenizer.json, tokenizer_config.json and the chat template of a Hugging Face folder.
+
+        Raises UserError where tokenizer.json is absent or a file cannot be read.
+        """
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError("no tokenizer.json in this folder", where=str(folder),
+                            hint="give a folder in Hugging Face's form")
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for a file that it cannot read
+            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file)) from error
+        inner.no_truncation()
+        inner.no_padding()
+        # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
+        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        template = _template(folder, config.pop("chat_template", None))
+        stops: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            ids = _json(folder / name).get("eos_token_id")
+            stops += [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
+        return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None])
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json (with the chat template) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tokenizer.json").write_text(self.inner.to_str(pretty=True), encoding="utf-8")
+        config = dict(self.config)
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        # A template file from an earlier save would win over the one in tokenizer_config.json.
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+
+    def with_template(self, template: str, special: Sequence[str] = ()) -> Tokenizer:
+        """A copy with another chat template and with the special tokens that it needs, added where missing."""
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        missing = [word for word in special if inner.token_to_id(word) is None]
+        inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
+        return Tokenizer(inner, self.config, template, self._stops)
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of `text`. special=False: a special token's name in the text stays text."""
+        return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, in parallel; special tokens are never recognised."""
+        # The fast call leaves out offsets, which nobody asked for.
+        return [e.ids for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_spans(self, texts: Sequence[str]) -> list[Any]:
+        """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as such."""
+        encodings: list[Any] = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of `ids`. Raises UserError for an id outside the vocabulary."""
+        ids = [int(i) for i in ids]
+        for i in ids:
+            self._check(i)
+        text: str = self.inner.decode(ids, skip_special_tokens=skip_special)
+        return text
+
+    def stream(self) -> StreamDecoder:
+        """A decoder that takes one id at a time."""
+        return StreamDecoder(self)
+
+    def sha256(self) -> str:
+        """Digest of everything that decides ids: the vocabulary, the rules, the template, the named tokens."""
+        parts = [self.inner.to_str(), self.chat_template or "", json.dumps(self.named, sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def token_bytes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """Number of UTF-8 bytes of text that each id stands for, same shape as `ids`; special tokens stand for none."""
+        lengths: NDArray[np.int32] = self._byte_lengths[ids]
+        return lengths
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids after which nothing is generated: end of text, the folder's own list, the template's end of a turn."""
+        from ondevice.data.chat import turn_end
+
+        end = turn_end(self)
+        return tuple(dict.fromkeys([self.eos_id, *self._stops, *([] if end is None else [end])]))
+
+    @cached_property
+    def special(self) -> dict[str, Any]:
+        """Special tokens by content: `tokenizers.AddedToken` objects."""
+        return {token.content: token for token in self.inner.get_added_tokens_decoder().values() if token.special}
+
+    @cached_property
+    def special_ids(self) -> NDArray[np.int32]:
+        """Ids of the special tokens, sorted."""
+        added = self.inner.get_added_tokens_decoder()
+        return np.array(sorted(i for i, token in added.items() if token.special), np.int32)
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether every token is spelt in the 256 characters that stand for bytes."""
+        return '"ByteLevel"' in json.dumps(json.loads(self.inner.to_str()).get("decoder"))
+
+    @cached_property
+    def _text_only(self) -> Any:
+        # A second copy, because the switch is a state of the object and threads may encode at once.
+        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        inner.encode_special_tokens = True
+        return inner
+
+    @cached_property
+    def _byte_lengths(self) -> NDArray[np.int32]:
+        lengths = np.zeros(self.vocab_size, np.int32)
+        added = self.inner.get_added_tokens_decoder()
+        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
+            if i < self.vocab_size:
+                lengths[i] = _spelt_bytes(word, self.is_byte_level) if i not in added else len(word.encode())
+        for i, token in added.items():
+            if token.special and i < self.vocab_size:
+                lengths[i] = 0
+        return lengths
+
+    def _check(self, i: int) -> None:
+        if not 0 <= i < self.vocab_size:
+            raise UserError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
+
+    def _named_id(self, key: str) -> int | None:
+        found: int | None = self.inner.token_to_id(self.named[key]) if key in self.named else None
+        return found
+
+
+class StreamDecoder:
+    """Text of ids that come one at a time; a character whose bytes are not all there yet is held back.
+
+    The pieces from `push` and `flush`, joined, are what `Tokenizer.decode` makes of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace") if tokenizer.is_byte_level else None
+        self._held: list[int] = []   # ids not yet shown, after one shown id that keeps the spacing right
+        self._shown = ""             # what the kept id alone decodes to
+
+    def push(self, token: int) -> str:
+        """What `token` adds to the text; empty while a character is incomplete."""
+        tokenizer = self._tokenizer
+        tokenizer._check(int(token))
+        if self._bytes is not None:
+            word = tokenizer.inner.id_to_token(int(token))
+            if word is None or word in tokenizer.special:
+                return ""
+            return self._bytes.decode(_spelt(word))
+        self._held.append(int(token))
+        text: str = tokenizer.inner.decode(self._held, skip_special_tokens=True)
+        # A character has at most four bytes: what still looks cut after that is broken and shown as it is.
+        if text.endswith("\ufffd") and len(self._held) <= 5:
+            return ""
+        new = text[len(self._shown):]
+        self._held = self._held[-1:]
+        self._shown = tokenizer.inner.decode(self._held, skip_special_tokens=True)
+        return new
+
+    def flush(self) -> str:
+        """What was held back, at the end of a text."""
+        if self._bytes is not None:
+            return self._bytes.decode(b"", final=True)
+        text: str = self._tokenizer.inner.decode(self._held, skip_special_tokens=True)
+        new, self._held, self._shown = text[len(self._shown):], [], ""
+        return new
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE with single digits, our special tokens and our chat template.
+
+    The names of the text get one token with and one without a leading space where the vocabulary has room: copying a
+    name from the context is then copying one token, wherever it stands. The vocabulary is smaller than asked where the
+    text has no more pairs to merge. Raises UserError for a vocabulary that does not hold the bytes, or without text.
+    """
+    least = 256 + len(SPECIAL)
+    if vocab_size < least:
+        raise UserError(f"{vocab_size} is too small", where="vocab_size",
+                        hint=f"the bytes and special tokens alone need {least}")
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+        tokenizers.pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="isolated"),
+        tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, show_progress=False,
+        special_tokens=[tokenizers.AddedToken(word, special=True, normalized=False) for word in SPECIAL],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    balanced = _Balanced(texts)
+    inner.train_from_iterator(balanced, trainer=trainer)
+    if not balanced.characters:
+        raise UserError("no text to learn a tokenizer from", where="data")
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TEXT, "pad_token": PADDING, "model_max_length": 10**30}
+    return Tokenizer(inner, config, OWN_TEMPLATE)
+
+
+class _Balanced:
+    """The texts, then capitalised words once more, so that each is as frequent without its leading space as with it.
+
+    BPE merges what is frequent. A name is frequent after a space and rare at the start of a line or after a quotation
+    mark, and would be spelt out there.
+    """
+
+    _CAPITALISED = re.compile(r" ?\b[A-Z][a-z]+")
+
+    def __init__(self, texts: Iterable[str], most: int = 400) -> None:
+        self.texts, self.most, self.characters = texts, most, 0
+
+    def __iter__(self) -> Iterator[str]:
+        counts: Counter[str] = Counter()
+        for text in self.texts:
+            self.characters += len(text)
+            counts.update(self._CAPITALISED.findall(text))
+            yield text
+        bare = Counter({word: counts[word] + counts[" " + word] for word in counts if word[0] != " "})
+        for word, _ in sorted(bare.items(), key=lambda item: (-item[1], item[0]))[:self.most]:
+            lack = counts[" " + word] - counts[word]
+            # Parts of a bounded size: a frequent word of a large corpus would make one huge string.
+            unit, left = (word + "\n", lack) if lack > 0 else (" " + word, -lack)
+            while left > 0:
+                yield unit * min(left, 10_000)
+                left -= 10_000
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable characters that byte-level vocabularies use for the 256 bytes (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _spelt(word: str) -> bytes:
+    """Bytes of a byte-level token; an added token is spelt as it is."""
+    if all(letter in _BYTES for letter in word):
+        return bytes(_BYTES[letter] for letter in word)
+    return word.encode()
+
+
+def _spelt_bytes(word: str, byte_level: bool) -> int:
+    if byte_level:
+        return len(_spelt(word))
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", word):
+        return 1
+    return len(word.replace("\u2581", " ").removeprefix("##").encode())
+
+
+def _content(value: Any) -> str | None:
+    """A named token is written as a string or as an object with `content`."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(file)) from error
+    if not isinstance(value, dict):
+        raise UserError("holds no JSON object", where=str(file))
+    return value
+
+
+def _template(folder: Path, value: Any) -> str | None:
+    """The chat template: its own file first, then tokenizer_config.json (a string, or a list of named ones)."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    value = _json(folder / "chat_template.json").get("chat_template", value)
+    if isinstance(value, list):
+        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
