@@ -32,12 +32,12 @@ class _Shares:
         total = sum(weights.values())
         return {kind: weight / total for kind, weight in weights.items() if weight > 0}
 
-    def check(self, where: str = "shares") -> None:
+    def check(self, where: str = "") -> None:
         """Raises UserError naming a negative weight, or saying that all are 0."""
         weights: dict[str, float] = {item.name: getattr(self, item.name) for item in fields(self)}
         for kind, weight in weights.items():
             if not 0 <= weight < float("inf"):
-                raise UserError(f"{weight} is no weight", where=f"{where}.{kind}", hint="give 0 or more")
+                raise UserError(f"{weight} is no weight", where=f"{where}.{kind}".lstrip("."), hint="give 0 or more")
         if not any(weights.values()):
             hint = f"give one of {', '.join(weights)} more than 0"
             raise UserError("every kind has weight 0", where=where, hint=hint)
@@ -110,11 +110,13 @@ class CorpusConfig:
     chat_count: int = 34_000
     """Instruction chats of the train split."""
     problem_count: int = 2_400
-    """Sums to solve in the train split of the reasoning stage."""
+    """Problems of the reasoning stage's train split."""
+    held_problem_count: int = 400
+    """Problems of its validation split, and of its held-out split."""
     validation_share: float = 0.03
-    """Size of the validation split beside the train split."""
+    """Documents and chats of the validation split, as a part of the train split's."""
     heldout_share: float = 0.04
-    """Size of the held-out split beside the train split."""
+    """Documents and chats of the held-out split, as a part of the train split's."""
     max_operand: int = 99
     """Largest operand of a sum."""
     quick_share: float = 0.3
@@ -135,7 +137,7 @@ class CorpusConfig:
         for name, most in POOLS.items():
             _between(self, name, 4, most)
         _between(self, "seed", 0, None)
-        for name in ("document_bytes", "chat_count", "problem_count"):
+        for name in ("document_bytes", "chat_count", "problem_count", "held_problem_count"):
             _between(self, name, 1000 if name == "document_bytes" else 1, None)
         for name in ("validation_share", "heldout_share"):
             _between(self, name, 0.001, 0.5)

@@ -88,7 +88,8 @@ class Corpus:
             kind = "quick" if random.random() < self.cfg.problem_quick_share else "sum"
             return self._sum(random, pairs, kind)
 
-        for kind, prompt, _, right in _fresh(self._scaled(self.cfg.problem_count, split), draw):
+        wanted = self.cfg.problem_count if split == "train" else self.cfg.held_problem_count
+        for kind, prompt, _, right in _fresh(wanted, draw):
             yield {"prompt": prompt, "answer": right, "kind": kind}
 
     def _scaled(self, count: int, split: Split) -> int:

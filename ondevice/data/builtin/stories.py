@@ -1,8 +1,8 @@
 """Short stories: plots of a few steps, each step in several wordings.
 
 Slots: {a} and {b} are people, {he} {him} {his} follow {a}, {He} and {His} begin a sentence; {home} {job} {pet} {food}
-{colour} are true of {a} in the world, {bhome} and {bfood} of {b}; {item} {room} {spot} are drawn for the story;
-{some} is a time.
+{colour} are true of {a} in the world, {bhome} and {bfood} of {b}; {item} {room} {other_room} {spot} are drawn for the
+story; {some} is a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from random import Random
 from ondevice.data.builtin import lexicon
 from ondevice.data.builtin.lexicon import article, sentence
 from ondevice.data.builtin.reading import PAIRS
-from ondevice.data.builtin.world import Person, World
+from ondevice.data.builtin.world import Person, Thing, World
 
 TIMES = (
     "One morning", "One day", "In the evening", "On a cold day", "On a warm day", "After lunch", "In the spring",
@@ -93,7 +93,7 @@ PLOTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ),
         (
             "They ate {bfood} together.",
-            "There was {bfood} for dinner, as always at {b}'s.",
+            "They had {bfood} for dinner, as always at {b}'s.",
             "They sat in the {room} and talked until night.",
         ),
         (
@@ -110,7 +110,7 @@ PLOTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         ),
         (
             "{a} called and called.",
-            "{He} looked for it in the {room}.",
+            "{He} looked for it in the {other_room}.",
             "{He} asked everybody in {home}.",
         ),
         (
@@ -151,7 +151,7 @@ PLOTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
             "{a} said that it was the best gift of all.",
         ),
         (
-            "Then there was {food} for all.",
+            "Then everybody got some {food}.",
             "They ate {food} and sang.",
             "{His} {pet} got the paper to play with.",
         ),
@@ -192,7 +192,7 @@ PLOTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
         (
             "{a} ran out to save the {pet}.",
             "{a} stayed at home with {his} {pet}.",
-            "{a} was alone with the {pet} and a little {food}.",
+            "{a} was alone with the {pet} and some {food}.",
         ),
         (
             "{b} called from the other side of the road.",
@@ -200,9 +200,9 @@ PLOTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
             "Only {b} was not afraid.",
         ),
         (
-            "Together they carried everything to the {room}.",
-            "They sat in the {room} until the sun came back.",
-            "They shut the door of the {room} and waited.",
+            "Together they carried everything to the {other_room}.",
+            "They sat in the {other_room} until the sun came back.",
+            "They shut the door of the {other_room} and waited.",
         ),
         (
             "The next morning all was dry and quiet.",
@@ -252,8 +252,11 @@ QUESTIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
 def story(random: Random, world: World) -> str:
     """One story about two people."""
     a, b = random.sample(world.people, 2)
-    name = random.choice(tuple(PLOTS))
-    slots = _slots(random, world, a, b)
+    while a.home == b.home:  # nobody travels from a town to the same town
+        a, b = random.sample(world.people, 2)
+    far = [thing for thing in world.things if thing.place != a.home and thing.colour != a.colour]
+    name = random.choice([plot for plot in PLOTS if far or plot != "thing"])
+    slots = _slots(random, world, a, b, random.choice(far or world.things))
     told = " ".join(sentence(random.choice(step).format(**slots)) for step in PLOTS[name])
     if name not in QUESTIONS or random.random() < 0.5:
         return told
@@ -262,14 +265,14 @@ def story(random: Random, world: World) -> str:
     return told + "".join(pair.format(q=q.format(**slots), a=a.format(**slots)) for q, a in asked)
 
 
-def _slots(random: Random, world: World, a: Person, b: Person) -> dict[str, str]:
-    item, thing = random.choice(lexicon.ITEMS), random.choice(world.things)
+def _slots(random: Random, world: World, a: Person, b: Person, thing: Thing) -> dict[str, str]:
+    item, (room, other_room) = random.choice(lexicon.ITEMS), random.sample(lexicon.ROOMS, 2)
     pet = next(kind for kind in world.animals if kind.one == a.pet)
     return {
         "a": a.name, "b": b.name, "he": a.he, "him": a.him, "his": a.his, "He": sentence(a.he), "His": sentence(a.his),
         "home": a.home, "job": a.job, "job_a": article(a.job), "pet": a.pet, "pet_food": pet.eats, "food": a.food,
         "colour": a.colour, "colour_item": f"{article(a.colour)} {item}", "bhome": b.home, "bfood": b.food,
-        "item": item, "item_a": article(item), "Item_a": sentence(article(item)), "room": random.choice(lexicon.ROOMS),
-        "spot": random.choice(lexicon.SPOTS), "some": random.choice(TIMES), "thing": thing.name,
+        "item": item, "item_a": article(item), "Item_a": sentence(article(item)), "room": room,
+        "other_room": other_room, "spot": random.choice(lexicon.SPOTS), "some": random.choice(TIMES), "thing": thing.name,
         "thing_place": thing.place, "thing_colour": thing.colour,
     }  # fmt: skip

@@ -49,11 +49,7 @@ def people_document(random: Random, world: World) -> str:
     if style < 0.95:
         relation = random.choice(RELATIONS)
         people = random.sample(world.people, random.randint(3, 5))
-        return " ".join(
-            tell(Fact(relation, person.name, getattr(person, relation)), random.choice(STATEMENTS[relation]),
-                 he=person.he, his=person.his)
-            for person in people
-        )  # fmt: skip
+        return " ".join(_told(random, relation, person) for person in people)
     return _neighbours(random, world)
 
 
@@ -63,9 +59,13 @@ def _profile(random: Random, person: Person, count: int) -> str:
     for index, relation in enumerate(relations):
         # The name stands in most sentences: what a sentence teaches should not hang on a pronoun.
         pronoun = sentence(person.he) if index and random.random() < 0.4 else ""
-        fact = Fact(relation, person.name, getattr(person, relation))
-        told.append(tell(fact, random.choice(STATEMENTS[relation]), pronoun=pronoun, he=person.he, his=person.his))
+        told.append(_told(random, relation, person, pronoun))
     return " ".join(told)
+
+
+def _told(random: Random, relation: str, person: Person, pronoun: str = "") -> str:
+    fact = Fact(relation, person.name, getattr(person, relation))
+    return tell(fact, random.choice(STATEMENTS[relation]), pronoun=pronoun, he=person.he, his=person.his)
 
 
 def _slots(person: Person) -> dict[str, str]:
@@ -101,9 +101,12 @@ def world_document(random: Random, world: World) -> str:
     told = []
     for pronoun, facts in subjects:
         random.shuffle(facts)
-        for index, fact in enumerate(facts):
-            short = pronoun if index and random.random() < 0.5 else ""
-            told.append(tell(fact, random.choice(STATEMENTS[fact.relation]), pronoun=short))
+        frame = ""
+        for fact in facts:
+            # A pronoun is clear only after a sentence that had the same subject.
+            short = pronoun if frame.startswith("{S}") and random.random() < 0.6 else ""
+            frame = random.choice(STATEMENTS[fact.relation])
+            told.append(tell(fact, frame, pronoun=short))
     return " ".join(told)
 
 
