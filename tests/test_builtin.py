@@ -61,7 +61,8 @@ def test_no_document_or_prompt_is_in_two_splits_or_twice_in_one(corpus: Corpus) 
 
 
 def test_no_sum_is_in_two_splits_and_problems_stand_nowhere_else(corpus: Corpus) -> None:
-    parts: dict[str, set[tuple[int, int]]] = {split: set().union(*map(sums_in, everything(corpus, split))) for split in SPLITS}
+    parts: dict[str, set[tuple[int, int]]] = {}
+    parts |= {split: set().union(*map(sums_in, everything(corpus, split))) for split in SPLITS}
     parts |= {f"problems {split}": set().union(*(sums_in(row["prompt"]) for row in corpus.problems(split)))
               for split in SPLITS}
     for one, other in combinations(parts, 2):

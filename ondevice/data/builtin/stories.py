@@ -273,6 +273,6 @@ def _slots(random: Random, world: World, a: Person, b: Person, thing: Thing) -> 
         "home": a.home, "job": a.job, "job_a": article(a.job), "pet": a.pet, "pet_food": pet.eats, "food": a.food,
         "colour": a.colour, "colour_item": f"{article(a.colour)} {item}", "bhome": b.home, "bfood": b.food,
         "item": item, "item_a": article(item), "Item_a": sentence(article(item)), "room": room,
-        "other_room": other_room, "spot": random.choice(lexicon.SPOTS), "some": random.choice(TIMES), "thing": thing.name,
-        "thing_place": thing.place, "thing_colour": thing.colour,
+        "other_room": other_room, "spot": random.choice(lexicon.SPOTS), "some": random.choice(TIMES),
+        "thing": thing.name, "thing_place": thing.place, "thing_colour": thing.colour,
     }  # fmt: skip
