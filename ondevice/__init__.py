@@ -1,0 +1,97 @@
+"""ondevice: every stage of a language model's life, on the machine in front of you.
+
+    import ondevice as od
+
+    base = od.init(data="book.txt", out="runs/mine")
+    base = od.pretrain(base, "book.txt", out="runs/mine", steps=500)
+    model = od.sft(base, "chats.jsonl", out="runs/mine", steps=300)
+    print(od.generate(model=model, prompt="Once upon a time", max_new_tokens=40)[0])
+
+Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of the model that they
+made, an ordinary Hugging Face folder. What the input is at fault for raises `ondevice.errors.UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+    from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
+
+__all__ = ["chat", "doctor", "evaluate", "generate", "init", "pretrain", "run", "sft"]
+
+
+def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
+        seed: int | None = None, resume: bool = False, redo: Sequence[str] = ()) -> Path:
+    """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
+    from ondevice.pipeline import run as function
+
+    return function(recipe, out=out, sets=sets, backend=backend, seed=seed, resume=resume, redo=redo)
+
+
+def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
+    """Stage 0: a tokenizer and a model of random weights. Returns the model's folder."""
+    from ondevice.config.stages import InitConfig
+
+    return _stage("init", cfg, InitConfig, {"data": data, **fields})
+
+
+def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None, **fields: Any) -> Path:
+    """Stage 1: next-token prediction over text. Returns the model's folder."""
+    from ondevice.config.stages import PretrainConfig
+
+    return _stage("pretrain", cfg, PretrainConfig, {"model": str(model), "data": data, **fields})
+
+
+def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None = None, **fields: Any) -> Path:
+    """Stage 2: instruction tuning on chats. Returns the model's folder."""
+    from ondevice.config.stages import SFTConfig
+
+    return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
+
+
+def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None, **fields: Any) -> list[str]:
+    """Continuations of a prompt (fields of `GenerateConfig`). Model text is untrusted: `ondevice.inert` before a terminal."""
+    from ondevice import talk
+    from ondevice.config.use import GenerateConfig
+
+    return talk.generate(cfg or _made(GenerateConfig, fields), write)
+
+
+def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
+    """A conversation in the terminal (fields of `ChatConfig`)."""
+    from ondevice import talk
+    from ondevice.config.use import ChatConfig
+
+    talk.chat(cfg or _made(ChatConfig, fields))
+
+
+def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Bits per byte and exact match on held-out data (fields of `EvalConfig`)."""
+    from ondevice.config.use import EvalConfig
+    from ondevice.exam import evaluate as function
+
+    return function(cfg or _made(EvalConfig, fields))
+
+
+def doctor() -> dict[str, Any]:
+    """Backends, device, memory, and what would be chosen."""
+    from ondevice.machine import doctor as function
+
+    return function()
+
+
+def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]) -> Path:
+    from ondevice.pipeline import run_one
+
+    return run_one(name, cfg or _made(cls, fields))
+
+
+def _made(cls: type, fields: dict[str, Any]) -> Any:
+    from ondevice.config.load import from_mapping
+
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+    return from_mapping(cls, plain)

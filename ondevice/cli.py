@@ -55,7 +55,7 @@ VERBS = {verb.name: verb for verb in (
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
-         render="ondevice.doctor:render"),
+         render="ondevice.machine:render"),
 )}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.run import clock, ticks
+from ondevice.runfolder import clock, ticks
 
 FLUSH_S = 1.0
 _BLOCK = 1 << 16

@@ -10,7 +10,7 @@ from typing import Any
 from ondevice import events
 from ondevice.errors import UserError, nearest
 from ondevice.progress import numbers_line
-from ondevice.run import RunFolder, StageFolder
+from ondevice.runfolder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
 _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
 
-from ondevice.run import ticks
+from ondevice.runfolder import ticks
 
 if TYPE_CHECKING:
     import rich.progress

@@ -15,7 +15,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.config.use import GenerateConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
-from ondevice.run import RunFolder
+from ondevice.runfolder import RunFolder
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ondevice.errors import UserError
-from ondevice.run import RunFolder, StopRequest
+from ondevice.runfolder import RunFolder, StopRequest
 
 
 def started(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -26,7 +26,7 @@ def started(code: str, *arguments: object) -> subprocess.Popen[str]:
 HOLDER = """
     import subprocess, sys, time
     from pathlib import Path
-    from ondevice.run import StageFolder
+    from ondevice.runfolder import StageFolder
     with StageFolder(Path(sys.argv[1])).locked():
         child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         Path(sys.argv[2]).write_text(str(child.pid))
@@ -98,7 +98,7 @@ def test_handlers_are_put_back() -> None:
 
 STEPS = """
     import time
-    from ondevice.run import StopRequest
+    from ondevice.runfolder import StopRequest
     with StopRequest() as stop:
         print("ready", flush=True)
         while not stop.requested:

@@ -402,7 +402,8 @@ def _result(ids: Sequence[int], offsets: Sequence[Span] | NDArray[np.int64],
     # First token that ends after the span's start, last one that starts before its end.
     firsts = np.searchsorted(bounds[:, 1], [start for start, _ in spans], side="right")
     lasts = np.searchsorted(bounds[:, 0], [end for _, end in spans], side="left")
-    ranges = [(int(a), int(b)) for a, b, (start, end) in zip(firsts, lasts, spans, strict=True) if end > start]
+    # An empty answer is an empty range, which its stop token will follow.
+    ranges = [(int(a), max(int(a), int(b))) for a, b in zip(firsts, lasts, strict=True)]
     return np.array(ids, np.int32), ranges
 
 

@@ -72,7 +72,9 @@ class Decoder:
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
-        cos, sin = self._rope(ops, cache.lengths.reshape(-1, 1))
+        # rows that are done go on being decoded until the next look, past the end of the table where need be
+        at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
+        cos, sin = self._rope(ops, at.reshape(-1, 1))
         x = ops.embed(params, "model.embed_tokens", ids)
         keys, values = [], []
         lengths = cache.lengths + 1

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from conftest import BACKENDS
-from ondevice import doctor as doctor_module
-from ondevice.doctor import doctor, render
+from ondevice import machine as doctor_module
+from ondevice.machine import doctor, render
 from ondevice.errors import UserError
 
 

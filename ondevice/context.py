@@ -1,0 +1,73 @@
+"""What a stage gets beside its settings: a folder, a backend, a place for events, and somebody's wish to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ondevice import checkpoint
+from ondevice.backend import Backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.events import EventWriter, LineFile
+from ondevice.progress import Progress
+from ondevice.runfolder import StageFolder, StopRequest
+
+
+@dataclass
+class Context:
+    """One stage's surroundings while it runs. `corpus` is what `builtin` means, `prompts` are asked at its end."""
+
+    name: str
+    folder: StageFolder
+    backend: Backend
+    events: EventWriter
+    stop: StopRequest
+    corpus: CorpusConfig
+    prompts: tuple[str, ...]
+    resume: bool
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+
+    def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """Where to go on from; None at a beginning. A checkpoint that other library versions wrote is told of."""
+        if not self.resume:
+            return None
+        found = checkpoint.newest(self.folder.checkpoints, self.warn)
+        if found is not None and found.record.get("versions") != self.versions():
+            self.warn(f"{found.path.name} was written by {found.record.get('versions')}, this is {self.versions()}: "
+                      "the curve goes on, but not to the last digit")
+        return found
+
+    def versions(self) -> dict[str, str]:
+        """What an exact resume needs to be the same."""
+        return {"backend": self.backend.name, "device": self.backend.device, "dtype": self.backend.dtype,
+                **self.backend.versions(), "machine": platform.machine()}
+
+    def progress(self, total: int, first: int) -> Progress:
+        return Progress(self.name, total, first)
+
+    def warn(self, message: str, step: int | None = None) -> None:
+        self.events.emit("warning", step, message=message)
+        self.say(f"{self.name}: {message}")
+
+    def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:
+        """Long texts go to samples.jsonl; the event says where."""
+        with LineFile(self.folder.samples) as file:
+            offset = file.append({"step": step, "answers": answers})
+        self.events.emit("sample", step, offset=offset)
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest_path(path: Path) -> str:
+    """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    return digest([(p.name, checkpoint.sha256(p)) for p in files])

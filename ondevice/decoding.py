@@ -1,0 +1,207 @@
+"""Batched decoding: one compiled step, a KV cache that grows in blocks, rows that leave when they are done.
+
+The host looks every few tokens; between looks the device is never asked. A draw is the inverse of the cumulative
+distribution at a uniform that depends on (seed, stage, step, row, token) alone: a row's text does not depend on its
+neighbours, nor on the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.backend import Array, Backend, Ops, Params
+from ondevice.errors import UserError
+from ondevice.models.decoder import Cache
+from ondevice.models.folder import Model
+from ondevice.randomness import uniforms
+
+BLOCK = 64  # the cache grows by this many tokens
+LOOK = 8  # tokens between two looks of the host
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`ids` without the stop token; `stopped` is False where the limit came first."""
+
+    ids: list[int]
+    stopped: bool
+
+
+@dataclass
+class _Row:
+    """A row still being decoded."""
+
+    at: int  # its place among the prompts
+    limit: int
+    ids: list[int]
+    uniforms: NDArray[np.float32]
+
+
+class Generator:
+    """Decodes with one model's shapes; parameters are given at each call, so that a training run can sample.
+
+    `prompts` are token ids. Raises UserError for an empty prompt, one longer than the context, or an id outside the
+    vocabulary.
+    """
+
+    def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
+        self.cfg, self.decoder, self.backend, self.sampling = model.cfg, model.decoder, backend, sampling
+        self.stop_ids = set(model.tokenizer.stop_ids)
+        self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
+        self._step = backend.evaluate(self._step_fn, compile=compile)
+
+    def run(self, params: Params, prompts: Sequence[Sequence[int]], *, stage: str = "generate", step: int = 0,
+            batch_size: int = 64, on_token: Callable[[int, int], None] | None = None) -> list[Completion]:
+        """One completion a prompt, in order. `on_token(row, id)` is told of each token as it comes."""
+        for prompt in prompts:
+            self._check(prompt)
+        out: list[Completion | None] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
+        for start in range(0, len(order), batch_size):
+            rows = []
+            for i in order[start:start + batch_size]:
+                limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - len(prompts[i]))
+                rows.append(_Row(i, limit, [], self._uniforms(stage, step, i, limit)))
+            self._batch(params, rows, [prompts[r.at] for r in rows], out, on_token)
+        return [c for c in out if c is not None]
+
+    def _check(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise UserError("is empty", where="prompt", hint="write something")
+        if len(prompt) >= self.cfg.max_position_embeddings:
+            raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
+                            where="prompt", hint="shorten it")
+        if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
+            raise UserError(f"token id {max(prompt)} is outside the vocabulary of {self.cfg.vocab_size}", where="prompt")
+
+    def _uniforms(self, stage: str, step: int, row: int, limit: int) -> NDArray[np.float32]:
+        if not self.sampling.temperature:
+            return np.zeros(limit, np.float32)
+        return uniforms(self.sampling.seed, stage, step, row, limit)
+
+    def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
+               out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        width = _round_up(int(lengths.max()), 16)
+        ids = np.zeros((len(rows), width), np.int32)
+        for i, prompt in enumerate(prompts):
+            ids[i, :len(prompt)] = prompt
+        positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
+        room = _round_up(width + LOOK, BLOCK)
+        first, keys, values = self._prefill(params, ids, np.broadcast_to(positions, ids.shape), lengths,
+                                            _column(rows, 0), np.zeros(room - width, np.float32))
+        cache, token, done = Cache(keys, values, self.backend.array(lengths)), first, 0
+        look = 1 if on_token else LOOK
+        fresh = [first]
+        while rows:
+            for _ in range(look - len(fresh)):
+                done += 1
+                token, keys, values, at = self._step(params, token, cache.keys, cache.values, cache.lengths,
+                                                     _column(rows, done))
+                cache = Cache(keys, values, at)
+                fresh.append(token)
+            seen = np.stack([self.backend.numpy(t) for t in fresh], 1)
+            fresh = []
+            alive = [i for i, row in enumerate(rows) if not self._take(row, seen[i], out, on_token)]
+            if len(alive) * 2 <= len(rows):  # halving: a compiled step then sees few batch sizes
+                keep = (alive + [alive[0]] * len(rows))[:max(len(rows) // 2, 1)] if alive else []
+                if not alive:
+                    return
+                rows = [rows[i] if n < len(alive) else _Row(-1, 0, [], np.zeros(0, np.float32))
+                        for n, i in enumerate(keep)]
+                cache, token = self._leave(cache, token, np.array(keep, np.int32))
+            cache = self._grow(cache, int(lengths.max()) + done + look + 1)
+
+    def _take(self, row: _Row, seen: NDArray[Any], out: list[Completion | None],
+              on_token: Callable[[int, int], None] | None) -> bool:
+        """Adds what a row has written since the last look; True when it is done."""
+        if row.at < 0 or out[row.at] is not None:
+            return True
+        for token in seen.tolist():
+            stopped = token in self.stop_ids
+            if not stopped and len(row.ids) < row.limit:
+                row.ids.append(token)
+                if on_token:
+                    on_token(row.at, token)
+            if stopped or len(row.ids) >= row.limit:
+                out[row.at] = Completion(row.ids, stopped)
+                return True
+        return False
+
+    def _leave(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
+        index = self.backend.array(keep)
+        keys, values = ([x[index] for x in xs] for xs in (cache.keys, cache.values))
+        return Cache(keys, values, cache.lengths[index]), token[index]
+
+    def _grow(self, cache: Cache, needed: int) -> Cache:
+        b, h, room, c = cache.keys[0].shape
+        if needed <= room:
+            return cache
+        ops = self.backend.ops
+        more = ops.zeros((b, h, _round_up(needed - room, BLOCK), c), self.backend.dtype)
+        keys, values = ([ops.concat([x, more], 2) for x in xs] for xs in (cache.keys, cache.values))
+        return Cache(keys, values, cache.lengths)
+
+    # what runs on the device
+
+    def _prefill_fn(self, params: Params, ids: Array, positions: Array, lengths: Array, u: Array,
+                    room: Array) -> tuple[Array, list[Array], list[Array]]:
+        ops = self.backend.ops
+        hidden, keys, values = self.decoder.prefill(ops, params, ids, positions)
+        b, t, d = hidden.shape
+        last = ops.take_along(hidden, (lengths - 1).reshape(b, 1, 1) + ops.zeros((b, 1, d), "int32"), 1)
+        _, h, _, c = keys[0].shape
+        empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
+        return (self._draw(ops, params, last, u), [ops.concat([k, empty], 2) for k in keys],
+                [ops.concat([v, empty], 2) for v in values])
+
+    def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
+                 u: Array) -> tuple[Array, list[Array], list[Array], Array]:
+        ops = self.backend.ops
+        hidden, cache = self.decoder.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths))
+        return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
+
+    def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
+        """(B,) next tokens from hidden (B, 1, D) and uniforms (B,)."""
+        s = self.sampling
+        z = hidden.reshape(hidden.shape[0], -1) @ ops.weight(params, self.decoder.head.name).swapaxes(0, 1)
+        z = ops.cast(z, "float32")
+        if not s.temperature:
+            return ops.cast(ops.argmax(z, -1), "int32")
+        p = ops.softmax(z / s.temperature, -1)
+        v = p.shape[-1]
+        if 0 < s.top_k < v:
+            least = ops.sort(p, -1)[:, v - s.top_k:v - s.top_k + 1]
+            p = ops.where(p < least, 0.0, p)
+        if s.top_p < 1:
+            total = ops.sum(p, -1, True)
+            rising = ops.sort(p / total, -1)
+            least = -ops.max(ops.where(ops.cumsum(rising, -1) > 1 - s.top_p, -rising, -2.0), -1, True)
+            p = ops.where(p < least * total, 0.0, p)
+        heap = ops.cumsum(p, -1)
+        below = ops.cast(heap <= u.reshape(-1, 1) * heap[:, v - 1:v], "int32")
+        return ops.cast(ops.minimum(ops.sum(below, -1), v - 1), "int32")
+
+
+def _column(rows: list[_Row], token: int) -> NDArray[np.float32]:
+    return np.array([r.uniforms[token] if token < len(r.uniforms) else 0.0 for r in rows], np.float32)
+
+
+def _round_up(n: int, block: int) -> int:
+    return -(-n // block) * block

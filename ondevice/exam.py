@@ -1,0 +1,118 @@
+"""What is measured after every stage, on sets that no stage trains on: bits per byte, and exact match of answers."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ondevice.backend import Backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.use import EvalConfig
+from ondevice.data.chat import prompt_ids
+from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.decoding import Generator, Sampling
+from ondevice.errors import UserError
+from ondevice.losses import causal_lm_loss
+from ondevice.models.folder import Model
+
+ROWS = 32
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Held-out documents, and questions {"messages": …, "kind", "answer"} whose answers `score` judges."""
+
+    documents: Sequence[str]
+    questions: Sequence[dict[str, Any]]
+    score: Callable[[str, str, str], bool]
+    sequence_length: int = 128
+    longest_answer: int = 64
+
+
+@dataclass(frozen=True)
+class Marks:
+    """`bits_per_byte` None: no documents; `exact_match` None: no questions or no chat template."""
+
+    bits_per_byte: float | None
+    exact_match: float | None
+    by_kind: dict[str, tuple[int, int]]  # kind → (right, asked)
+
+    def mapping(self) -> dict[str, Any]:
+        return {"bits_per_byte": self.bits_per_byte, "exact_match": self.exact_match,
+                "by_kind": {k: list(v) for k, v in self.by_kind.items()}}
+
+
+def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
+    """`cache` is a folder for the tokenised documents."""
+    bits = bits_per_byte(model, backend, exam, cache) if exam.documents else None
+    by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
+    right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
+    return Marks(bits, right / asked if asked else None, by_kind)
+
+
+def bits_per_byte(model: Model, backend: Backend, exam: Exam, cache: Path) -> float:
+    """-log2 p of every token, end tokens included, over the UTF-8 bytes of the text: comparable between tokenizers.
+
+    Documents are read as one stream cut into rows of `exam.sequence_length`; a row's first token is seen, not judged.
+    """
+    tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
+    width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
+    source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
+    loss = partial(causal_lm_loss, model=model.decoder)
+    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
+    nats = bytes_ = 0.0
+    for batch in source.eval_batches(None):
+        nats += float(backend.numpy(run(model.params, batch)))
+        bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
+    return nats / math.log(2) / max(bytes_, 1.0)
+
+
+def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[int, int]]:
+    """Kind of question → (right, asked), greedy answers to the last user message."""
+    prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
+    room = model.cfg.max_position_embeddings
+    fits = [i for i, p in enumerate(prompts) if len(p) < room]
+    generator = Generator(model, backend, Sampling(max_new_tokens=exam.longest_answer, temperature=0))
+    found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 2)
+    said = dict(zip(fits, found, strict=True))
+    counts: dict[str, list[int]] = {}
+    for i, question in enumerate(exam.questions):
+        kind = question["kind"]
+        text = model.tokenizer.decode(said[i].ids) if i in said else ""
+        counts.setdefault(kind, []).append(int(exam.score(kind, text, question["answer"])))
+    return {kind: (int(np.sum(marks)), len(marks)) for kind, marks in sorted(counts.items())}
+
+
+def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128) -> Exam:
+    """The held-out split of the built-in corpus."""
+    from ondevice.data.builtin import build, score
+
+    made = build(corpus)
+    return Exam(list(made.documents("heldout")), list(made.chats("heldout")), score, sequence_length)
+
+
+def evaluate(cfg: EvalConfig) -> dict[str, Any]:
+    """{"bits_per_byte", "exact_match", "by_kind"} of a model on the built-in held-out sets, or bits per byte on a
+    person's text. Raises UserError for data or tasks that do not fit."""
+    from ondevice.stages.material import corpus_of, plain_texts
+    from ondevice.talk import open_model
+
+    cfg.check()
+    corpus = corpus_of(cfg.data, CorpusConfig())
+    exam = builtin_exam(corpus) if corpus else Exam(plain_texts(cfg.data), [], lambda *_: False)
+    wanted = cfg.tasks or (("text", "instructions") if corpus else ("text",))
+    if "instructions" in wanted and not exam.questions:
+        raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
+    limit = cfg.limit or None
+    exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
+                   questions=exam.questions[:limit] if "instructions" in wanted else [])
+    model, backend = open_model(cfg)
+    with tempfile.TemporaryDirectory() as cache:
+        return measure(model, backend, exam, Path(cache)).mapping()

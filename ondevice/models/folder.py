@@ -1,0 +1,125 @@
+"""A model folder as Hugging Face lays it out: read with checks, written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ondevice.backend import Backend, Params
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder import Decoder
+from ondevice.models.names import take
+
+SHARD_BYTES = 5 * 10**9
+_WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with its weights on a device. `params` are keyed by the file's tensor names."""
+
+    cfg: DecoderConfig
+    params: Params
+    tokenizer: Tokenizer
+    folder: Path
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.cfg)
+
+    def with_params(self, params: Params) -> Model:
+        return replace(self, params=params)
+
+
+def load_model(folder: str | Path, backend: Backend) -> Model:
+    """Weights in float32. Raises UserError for a folder that is no checkpoint, or one that does not fit its config."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
+    cfg = DecoderConfig.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > cfg.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
+                        where=str(folder), hint="they do not belong together")
+    found: Params = {}
+    for file in weight_files(folder):
+        try:
+            found |= backend.load(file)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+        except Exception as error:  # safetensors raises a class of its own, derived from Exception only
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+    return Model(cfg, take(found, cfg, str(folder)), tokenizer, folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, by its index where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        for name in names:
+            if Path(name).name != name:
+                raise UserError(f"names {name!r}, which is outside the folder", where=str(index))
+    else:
+        names = ["model.safetensors"]
+    for name in names:
+        if not (folder / name).is_file():
+            pickled = next(folder.glob("*.bin"), None)
+            hint = "pickled weights are not read: convert them to safetensors" if pickled else "is the download whole?"
+            raise UserError(f"{name} is missing", where=str(folder), hint=hint)
+    return [folder / name for name in names]
+
+
+def write_model(folder: Path, backend: Backend, cfg: DecoderConfig, params: Params, tokenizer: Tokenizer, *,
+                dtype: str = "float32", card: str = "") -> None:
+    """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
+    special = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
+               "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+    cfg = replace(cfg, **special)
+    _write_json(folder / "config.json", cfg.to_json(dtype))
+    _write_json(folder / "generation_config.json",
+                {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
+    tokenizer.save(folder)
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    shards = _shards(params, dtype)
+    if len(shards) == 1:
+        backend.save(folder / "model.safetensors", params, {}, dtype)
+        return
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        backend.save(folder / file, {n: params[n] for n in names}, {}, dtype)
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(_bytes(p.shape, dtype) for p in params.values())
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(params: Mapping[str, Any], dtype: str) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, p in params.items():
+        size += _bytes(p.shape, dtype)
+        if size > SHARD_BYTES and shards[-1]:
+            shards.append([])
+            size = _bytes(p.shape, dtype)
+        shards[-1].append(name)
+    return shards
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    count = _WIDTH[dtype]
+    for n in shape:
+        count *= n
+    return count
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

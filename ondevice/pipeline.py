@@ -1,0 +1,97 @@
+"""A recipe: stage after stage in one run folder, each resumable, and the ladder at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ondevice.checkpoint import write_file
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.recipe import Recipe, load_recipe
+from ondevice.config.stages import StageConfig
+from ondevice.errors import UserError, nearest
+from ondevice.exam import Exam, builtin_exam
+from ondevice.report import write_report
+from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.stages.material import corpus_of
+from ondevice.stages.stage import Surroundings, run_stage, say
+from ondevice.talk import find_model
+
+
+def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
+        seed: int | None = None, resume: bool = False, redo: Sequence[str] = ()) -> Path:
+    """All stages of a recipe, one after the other. Returns the run folder.
+
+    `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5". With `resume`, complete stages are kept
+    and the unfinished one goes on from its newest checkpoint. A stage named in `redo` is run again, and so is what
+    follows from it. Raises UserError, or Interrupted once a stop has been saved.
+    """
+    found = load_recipe(recipe, sets, seed=seed, backend=backend)
+    for name in redo:
+        if name not in found.stages:
+            raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))
+    folder = RunFolder(out) if out else RunFolder.new(found.name)
+    if found_stages := [s.name for s in folder.stages()]:
+        if not (resume or redo):
+            raise UserError(f"holds a run already ({', '.join(found_stages)})", where=str(folder.path),
+                            hint="--resume goes on with it; or give another --out")
+    folder.create()
+    write_file(folder.recipe, recipe_text(found))
+    around = Surroundings(found.corpus, found.prompts, builtin_exam(found.corpus, _exam_length(found)))
+    names, model, again = list(found.stages), "", False
+    say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
+    with StopRequest() as stop:
+        for name in names:
+            again = again or name in redo
+            cfg = _placed(found.stages[name], model, bool(resume or redo))
+            then = f"Go on: ondevice run {recipe} --out {folder.path} --resume"
+            model = str(run_stage(name, cfg, folder, around, stop, redo=again, then=then))
+    write_report(folder)
+    return folder.path
+
+
+def run_one(name: str, cfg: StageConfig) -> Path:
+    """One stage by its own command; returns its model folder. The run folder is `cfg.out`, or a new one.
+
+    On the built-in corpus the stage takes the same exam as in a recipe. Raises UserError and Interrupted as `run` does.
+    """
+    cfg.check()
+    model = getattr(cfg, "model", None)
+    if model == "":
+        raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
+    if model:
+        cfg = dataclasses.replace(cfg, model=str(find_model(model)))
+    if cfg.resume and not cfg.out:
+        raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
+    folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
+    corpus = corpus_of(getattr(cfg, "data", ""), CorpusConfig())
+    exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128)) if corpus else None
+    around = Surroundings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
+    then = f"Go on: the same command with --out {folder.path} --resume"
+    with StopRequest() as stop:
+        return run_stage(name, cfg, folder, around, stop, then=then)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe with everything resolved, as YAML, and what it ran on."""
+    import yaml
+
+    machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
+    text: str = yaml.safe_dump({**recipe.mapping(), "versions": {"ondevice": version("ondevice")}, "machine": machine},
+                               sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _placed(cfg: StageConfig, model: str, resume: bool) -> StageConfig:
+    changes: dict[str, Any] = {"resume": resume}
+    if model and hasattr(cfg, "model") and not cfg.model:
+        changes["model"] = model
+    return dataclasses.replace(cfg, **changes)
+
+
+def _exam_length(recipe: Recipe) -> int:
+    return int(getattr(recipe.stages.get("pretrain"), "sequence_length", 128))

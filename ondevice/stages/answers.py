@@ -1,0 +1,41 @@
+"""The fixed prompts and what a model answers. A prompt that ends in … is continued as plain text; any other is asked
+as a user's message where the tokenizer has a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ondevice.backend import Backend, Params
+from ondevice.context import Context
+from ondevice.data.chat import prompt_ids
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.decoding import Generator, Sampling
+from ondevice.models.folder import Model
+
+CONTINUED = "…"
+LONGEST = 48
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    if prompt.endswith(CONTINUED):
+        return [tokenizer.eos_id, *tokenizer.encode(prompt.removesuffix(CONTINUED))]
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(prompt)
+    return prompt_ids([{"role": "user", "content": prompt}], tokenizer)
+
+
+def answer(model: Model, params: Params, backend: Backend, prompts: Sequence[str]) -> list[dict[str, str]]:
+    """Greedy answers, [{"prompt", "answer"}]; raw model text: make it inert before showing it."""
+    if not prompts:
+        return []
+    # few prompts, asked rarely: tracing a compiled step would cost more than it saves
+    generator = Generator(model, backend, Sampling(max_new_tokens=LONGEST, temperature=0), compile="never")
+    found = generator.run(params, [encode_prompt(p, model.tokenizer) for p in prompts])
+    return [{"prompt": p, "answer": model.tokenizer.decode(c.ids)} for p, c in zip(prompts, found, strict=True)]
+
+
+def sampler(model: Model, ctx: Context) -> Callable[[int, Params], None]:
+    """For the loop: answers the run's prompts and keeps them."""
+    def sample(step: int, params: Params) -> None:
+        ctx.keep_samples(step, answer(model, params, ctx.backend, ctx.prompts))
+    return sample

@@ -1,0 +1,85 @@
+"""Stage 0: a tokenizer and a model of random weights.
+
+The weights are drawn on the host, tensor by tensor, keyed by (seed, name): seed 0 is one model on both backends.
+`fan_in`: linear layers N(0, 1/inputs) (LeCun 1998), what blocks add to the stream divided by sqrt(2 · layers)
+(Radford 2019, GPT-2), embeddings N(0, embedding_std), head N(0, initializer_range). `normal`: every matrix
+N(0, initializer_range) as Hugging Face's Llama, blocks' outputs divided as above. Norms begin at 1, biases at 0.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ondevice.backend import Params
+from ondevice.config.stages import InitConfig
+from ondevice.context import Context
+from ondevice.data.builtin import build
+from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.errors import UserError
+from ondevice.models.config import DecoderConfig
+from ondevice.models.folder import Model
+from ondevice.models.names import shapes
+from ondevice.randomness import normal
+from ondevice.stages import material
+
+
+def run(cfg: InitConfig, ctx: Context) -> Model:
+    tokenizer = _tokenizer(cfg, ctx)
+    shape = decoder_config(cfg, tokenizer)
+    params = {name: ctx.backend.array(w) for name, w in initial_weights(cfg, shape).items()}
+    return Model(shape, params, tokenizer, ctx.folder.model)
+
+
+def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
+    if cfg.tokenizer:
+        return Tokenizer.load(Path(cfg.tokenizer))
+    corpus = material.corpus_of(cfg.data, ctx.corpus)
+    words = material.texts(cfg.data, ctx)
+    if corpus is not None:  # the words of instructions are to be whole tokens too
+        words = chain(words, (m["content"] for chat in build(corpus).chats("train") for m in chat["messages"]))
+    return train_tokenizer(words, cfg.vocab_size)
+
+
+def decoder_config(cfg: InitConfig, tokenizer: Tokenizer) -> DecoderConfig:
+    raw: dict[str, Any] = {
+        "model_type": cfg.family, "vocab_size": tokenizer.vocab_size, "hidden_size": cfg.hidden_size,
+        "intermediate_size": cfg.intermediate_size, "num_hidden_layers": cfg.num_hidden_layers,
+        "num_attention_heads": cfg.num_attention_heads, "num_key_value_heads": cfg.num_key_value_heads,
+        "max_position_embeddings": cfg.max_position_embeddings, "rope_theta": cfg.rope_theta,
+        "rms_norm_eps": cfg.rms_norm_eps, "tie_word_embeddings": cfg.tie_word_embeddings,
+        "initializer_range": cfg.initializer_range}
+    if cfg.head_dim:
+        raw["head_dim"] = cfg.head_dim
+    if cfg.sliding_window:
+        if cfg.family != "mistral":
+            raise UserError(f"{cfg.family} has no window", where="sliding_window", hint="take --family mistral")
+        raw["sliding_window"] = cfg.sliding_window
+    elif cfg.family == "mistral":
+        raw["sliding_window"] = None  # transformers would fill in 4096
+    return DecoderConfig.parse(raw)
+
+
+def initial_weights(cfg: InitConfig, shape: DecoderConfig) -> dict[str, np.ndarray]:
+    """Tensor name → float32 array; see the head of this file for the scheme."""
+    return {name: _draw(cfg, shape, name, size) for name, size in shapes(shape).items()}
+
+
+def _draw(cfg: InitConfig, shape: DecoderConfig, name: str, size: tuple[int, ...]) -> np.ndarray:
+    if len(size) == 1:
+        return np.full(size, 0.0 if name.endswith("bias") else 1.0, np.float32)
+    std = cfg.initializer_range
+    if cfg.init == "fan_in" and name.startswith("model.layers."):
+        std = size[1] ** -0.5
+    elif cfg.init == "fan_in" and name == "model.embed_tokens.weight" and not shape.tie_word_embeddings:
+        std = cfg.embedding_std
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        std /= (2 * shape.num_hidden_layers) ** 0.5
+    return normal(cfg.seed, name, size, std)
+
+
+def parameter_count(params: Params) -> int:
+    return sum(int(np.prod(p.shape)) for p in params.values())

@@ -1,0 +1,164 @@
+"""What a stage learns from and is measured on: `builtin`, or a person's files, as token streams and chat rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.context import Context, digest, digest_path
+from ondevice.data.chat import ChatRow, encode_chats
+from ondevice.data.sources import hold_out, tokenize_corpus
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+
+if TYPE_CHECKING:
+    from ondevice.data.readers import Rows
+
+T = TypeVar("T")
+Tokens = NDArray[np.integer[Any]]
+
+HELD_PART = 0.1  # of a person's own data, where no validation file is given
+HELD_MOST = 500  # chats
+
+
+def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
+    """What `builtin` (the run's corpus) or `builtin:RECIPE` means; None: `data` is a path."""
+    if data == "builtin":
+        return default
+    if data.startswith("builtin:"):
+        from ondevice.config.recipe import load_recipe
+
+        return load_recipe(data.partition(":")[2]).corpus
+    return None
+
+
+def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
+    """A hash of what will be read; part of a stage's fingerprint. Raises UserError for a file that is not there."""
+    from ondevice.config.load import to_mapping
+
+    corpus = corpus_of(data, default)
+    if corpus is not None:
+        return digest(to_mapping(corpus))
+    return digest([digest_path(_existing(p)) for p in (data, validation) if p])
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).exists():
+        raise UserError("there is no such file or folder", where=path, hint="give a path, or builtin")
+    return Path(path)
+
+
+def texts(data: str, ctx: Context) -> Iterator[str]:
+    """Training documents. Raises UserError for missing, empty or unreadable data."""
+    corpus = corpus_of(data, ctx.corpus)
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        yield from build(corpus).documents("train")
+        return
+    rows = _open(data)
+    yield from _texts(rows)
+    _settle(rows, ctx)
+
+
+def plain_texts(path: str) -> list[str]:
+    """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
+    rows = _open(path)
+    found = list(_texts(rows))
+    rows.check()
+    return found
+
+
+def token_streams(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth is held out."""
+    cache = ctx.folder.path / "data"
+    corpus = corpus_of(data, ctx.corpus)
+    train = tokenize_corpus(texts(data, ctx), tokenizer, cache, key=f"{data} {data_digest(data, '', ctx.corpus)}")
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        return train, tokenize_corpus(build(corpus).documents("validation"), tokenizer, cache)
+    if validation:
+        key = f"{validation} {data_digest(validation, '', ctx.corpus)}"
+        return train, tokenize_corpus(texts(validation, ctx), tokenizer, cache, key=key)
+    return hold_out(train, HELD_PART, tokenizer.eos_id)
+
+
+@dataclass(frozen=True)
+class Chats:
+    """Conversations as rows of ids and masks."""
+
+    train: list[ChatRow]
+    held: list[ChatRow]
+
+
+def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Chats:
+    """Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    corpus = corpus_of(data, ctx.corpus)
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        made = build(corpus)
+        train, held = ([c["messages"] for c in made.chats(split)] for split in ("train", "validation"))  # type: ignore[arg-type]
+        return Chats(list(encode_chats(train, tokenizer)), list(encode_chats(held, tokenizer)))
+    rows = _chat_rows(data, tokenizer, ctx)
+    if validation:
+        return Chats(rows, _chat_rows(validation, tokenizer, ctx))
+    if len(rows) < 2:
+        raise UserError("holds one chat only", where=data, hint="give more, or --validation FILE")
+    held_rows = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
+    return Chats(rows[:-held_rows], rows[-held_rows:])
+
+
+def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:
+    from ondevice.data.formats import to_chat
+
+    rows = _open(path)
+    places: list[str] = []
+    found = []
+    for place, chat in _convert(rows, to_chat):
+        places.append(place)
+        found.append(chat["messages"])
+    encoded = list(encode_chats(found, tokenizer, reject=lambda n, reason: rows.reject(places[n], reason)))
+    _settle(rows, ctx)
+    return encoded
+
+
+def _open(path: str) -> Rows:
+    from ondevice.data.readers import read
+
+    return read(path)
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    from ondevice.data.formats import to_text
+
+    for _, text in _convert(rows, to_text):
+        yield text
+
+
+def _convert(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
+    """(place, converted row); a row that cannot be converted is set aside."""
+    from ondevice.data.formats import BadRow
+
+    for row, place in rows:
+        try:
+            made = convert(row)
+        except BadRow as error:
+            rows.reject(place, str(error), row)
+        else:
+            yield place, made
+
+
+def _settle(rows: Rows, ctx: Context) -> None:
+    rows.check()
+    if rows.rejected:
+        file = ctx.folder.path / "rejected.jsonl"
+        rows.write_rejected(file)
+        ctx.warn(f"{len(rows.rejected)} of {rows.seen} rows could not be used; {file} lists them")

@@ -1,0 +1,67 @@
+"""Stage 2: instruction tuning on chats. The loss is on the assistant's tokens, the stop token included; packed
+examples do not see each other; a chat that is too long is cut and counted, one without a target is left out and counted."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ondevice.config.stages import SFTConfig
+from ondevice.context import Context
+from ondevice.data.chat import add_template
+from ondevice.data.sources import ChatSource
+from ondevice.errors import UserError
+from ondevice.loop import fit
+from ondevice.losses import causal_lm_loss
+from ondevice.models.folder import Model, load_model
+from ondevice.stages import material
+from ondevice.stages.answers import sampler
+
+
+def run(cfg: SFTConfig, ctx: Context) -> Model:
+    model = with_template(load_model(cfg.model, ctx.backend), cfg, ctx)
+    if cfg.sequence_length > model.cfg.max_position_embeddings:
+        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens", where="sequence_length")
+    found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
+    rows = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed,
+            "packing": cfg.packing, "loss_on": cfg.loss_on}
+    source, held = ChatSource(found.train, accumulate=cfg.accumulate, **rows), ChatSource(found.held, **rows)
+    for name, part in (("training", source), ("held-out", held)):
+        if part.truncated or part.skipped:
+            ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
+                     f"{part.skipped} left out because nothing of the answer remained")
+    loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
+    params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
+    return model.with_params(params)
+
+
+def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
+    """The model with the chat template that `cfg` names, its special tokens and their embeddings with it.
+
+    Raises UserError where there is no template at all.
+    """
+    from dataclasses import replace
+
+    if not cfg.chat_template:
+        if model.tokenizer.chat_template is None:
+            raise UserError("the model has no chat template", where=str(model.folder), hint="give --chat-template chatml")
+        return model
+    tokenizer = add_template(model.tokenizer, cfg.chat_template)
+    if tokenizer.vocab_size <= model.cfg.vocab_size:
+        return replace(model, tokenizer=tokenizer)
+    return grow_vocabulary(replace(model, tokenizer=tokenizer), ctx)
+
+
+def grow_vocabulary(model: Model, ctx: Context) -> Model:
+    """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the average one."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    size = model.tokenizer.vocab_size
+    params = dict(model.params)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in params:
+            old = ctx.backend.numpy(params[name])
+            rows = np.repeat(old.mean(0, keepdims=True), size - len(old), 0)
+            params[name] = ctx.backend.array(np.concatenate([old, rows]).astype(np.float32))
+    return replace(model, params=params, cfg=replace(model.cfg, vocab_size=size))

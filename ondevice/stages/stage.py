@@ -1,0 +1,161 @@
+"""What every stage does around its own work: lock, look at what stands there, train, write the model, take the exam."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ondevice import checkpoint
+from ondevice.backend import load_backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import to_mapping
+from ondevice.config.stages import StageConfig
+from ondevice.context import Context, digest, digest_path
+from ondevice.errors import Interrupted, UserError
+from ondevice.exam import Exam, measure
+from ondevice.events import EventWriter
+from ondevice.models.folder import Model, weight_files, write_model
+from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
+from ondevice.stages.answers import answer
+from ondevice.stages.material import data_digest
+
+MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft"}
+_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches"}
+"""Fields that do not decide what the result is: a run may go on with other ones."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a stage shares with the other stages of its run. `corpus` is what `builtin` means."""
+
+    corpus: CorpusConfig
+    prompts: tuple[str, ...] = ()
+    exam: Exam | None = None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
+              redo: bool = False, then: str = "") -> Path:
+    """Runs the stage, or finds it complete, and returns its model folder. `then` says how a person goes on after a stop.
+
+    Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
+    Raises Interrupted once a stop has been saved.
+    """
+    cfg.check()
+    folder = run.stage(name)
+    fingerprint = fingerprint_of(name, cfg, around)
+    with folder.locked():
+        if redo:
+            _clear(folder)
+        if _complete(folder, fingerprint, cfg.resume):
+            say(f"{name}: complete, {folder.model}")
+            return folder.model
+        if not cfg.resume:
+            _refuse_unfinished(folder)
+            _clear(folder)
+        stop.begin(folder)
+        with EventWriter(folder.events) as events:
+            ctx = Context(name, folder, load_backend(cfg.backend, cfg.device, cfg.dtype), events, stop, around.corpus,
+                          around.prompts, cfg.resume, fingerprint, say)
+            return _guarded(ctx, cfg, around, then)
+
+
+def fingerprint_of(name: str, cfg: StageConfig, around: Surroundings) -> dict[str, Any]:
+    """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
+    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
+    if "data" in out:
+        out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
+    if out.get("model"):
+        out["model"] = model_digest(Path(out["model"]))
+    if out.get("tokenizer"):
+        out["tokenizer"] = digest_path(Path(out["tokenizer"]))
+    return out
+
+
+def model_digest(folder: Path) -> str:
+    """A hash of weights, config and tokenizer. Raises UserError for a folder that is no checkpoint."""
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
+    if not (folder / "config.json").is_file():
+        raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
+                        hint="give a Hugging Face model folder")
+    parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
+    return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
+
+
+def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool) -> bool:
+    """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
+    done = folder.done_record()
+    if done is None:
+        return False
+    where, old = str(folder.path), done.get("fingerprint", {})
+    _compare(old, fingerprint, where, f"is complete with another {{}}; --redo {folder.name} runs it again")
+    if not resume:
+        raise UserError("is complete already", where=where, hint=f"--redo {folder.name}, or another --out")
+    return True
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], where: str, message: str) -> None:
+    plain = json.loads(json.dumps(new))
+    for field in plain:
+        if old.get(field) != plain[field]:
+            raise UserError(message.format(f"{field} ({old.get(field)}, not {plain[field]})"), where=where)
+
+
+def _refuse_unfinished(folder: StageFolder) -> None:
+    if checkpoint.steps(folder.checkpoints):
+        raise UserError("an unfinished run stands here", where=str(folder.path),
+                        hint=f"--resume goes on with it, --redo {folder.name} begins anew")
+
+
+def _clear(folder: StageFolder) -> None:
+    """Removes what an earlier attempt left; the lock stays, it is held."""
+    import shutil
+
+    for path in (folder.checkpoints, folder.model):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (folder.done, folder.events, folder.samples):
+        path.unlink(missing_ok=True)
+
+
+def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str) -> Path:
+    events, found = ctx.events, ctx.newest_checkpoint()
+    if found is not None:
+        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, str(ctx.folder.path),
+                 "the checkpoint was written with another {}; set it back, or --redo")
+    events.emit("start", found.step if found else 0, stage=ctx.name,
+                steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
+    try:
+        return _work(ctx, cfg, around)
+    except Interrupted as error:
+        events.emit("failed", reason="stopped", message=str(error))
+        raise Interrupted(f"{ctx.name}: {error}. {then}".strip()) from None
+    except BaseException as error:
+        events.emit("failed", reason=type(error).__name__, message=str(error))
+        raise
+
+
+def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
+    began, cpu = ticks(), time.process_time()
+    body: Callable[[Any, Context], Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
+    model = body(cfg, ctx)
+    with checkpoint.whole_folder(ctx.folder.model) as folder:
+        write_model(folder, ctx.backend, model.cfg, model.params, model.tokenizer)
+    marks = measure(model, ctx.backend, around.exam, ctx.folder.path / "data") if around.exam else None
+    record = {
+        "fingerprint": ctx.fingerprint, "marks": marks.mapping() if marks else None,
+        "answers": answer(model, model.params, ctx.backend, around.prompts),
+        "seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
+        "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
+    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"])
+    return ctx.folder.model

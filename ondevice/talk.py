@@ -1,0 +1,108 @@
+"""Using a model: continue a text, answer a message, hold a conversation; pieces are handed over as they come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ondevice.backend import Backend, load_backend
+from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
+from ondevice.data.chat import prompt_ids
+from ondevice.decoding import Generator, Sampling
+from ondevice.errors import UserError
+from ondevice.inert import InertStream
+from ondevice.models.folder import Model, load_model
+from ondevice.runfolder import RunFolder
+
+
+def find_model(path: str) -> Path:
+    """A model folder, or the newest model of a run folder or of a stage's folder."""
+    folder = Path(path)
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return folder
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    done = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file()]
+    return done[-1] if done else folder
+
+
+def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    return load_model(find_model(cfg.model), backend), backend
+
+
+def sampling(cfg: SamplingConfig) -> Sampling:
+    return Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed)
+
+
+def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) -> list[str]:
+    """The continuations of the prompt, or the answers to it, without the prompt. `write` is told each piece of text as
+    it comes, an empty line between samples; what a model writes is untrusted: make it inert before showing it."""
+    cfg.check()
+    prompt = cfg.prompt or sys.stdin.read()
+    if not prompt.strip():
+        raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
+    model, backend = open_model(cfg)
+    ids = _message(model, prompt) if cfg.chat else model.tokenizer.encode(prompt)
+    generator = Generator(model, backend, sampling(cfg))
+    if write is None:
+        found = generator.run(model.params, [ids] * cfg.samples)
+        return [model.tokenizer.decode(c.ids) for c in found]
+    texts = []
+    for number in range(cfg.samples):
+        if number:
+            write("\n\n")
+        texts.append(_stream(generator, model, ids, write, number))
+    return texts
+
+
+def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
+    """A conversation in the terminal; the first turns are forgotten where the context is full."""
+    cfg.check()
+    model, backend = open_model(cfg)
+    if model.tokenizer.chat_template is None:
+        raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
+    generator = Generator(model, backend, sampling(cfg))
+    first = [{"role": "system", "content": cfg.system}] if cfg.system else []
+    turns: list[dict[str, str]] = []
+    print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
+    while True:
+        try:
+            said = read("> ").strip()
+        except EOFError:
+            said = ""
+        if not said:
+            return
+        turns.append({"role": "user", "content": said})
+        ids = prompt_ids([*first, *turns], model.tokenizer)
+        while len(ids) + 16 > model.cfg.max_position_embeddings and len(turns) > 1:
+            turns = turns[2:]
+            ids = prompt_ids([*first, *turns], model.tokenizer)
+        shown = InertStream()
+
+        def write(piece: str, shown: InertStream = shown) -> None:
+            sys.stdout.write(shown.push(piece))
+            sys.stdout.flush()
+        text = _stream(generator, model, ids, write, len(turns))
+        print(shown.flush())
+        turns.append({"role": "assistant", "content": text})
+
+
+def _message(model: Model, prompt: str) -> list[int]:
+    if model.tokenizer.chat_template is None:
+        raise UserError("the model has no chat template", where=str(model.folder), hint="leave --chat out")
+    return prompt_ids([{"role": "user", "content": prompt}], model.tokenizer)
+
+
+def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Callable[[str], None], number: int) -> str:
+    decoder = model.tokenizer.stream()
+    pieces: list[str] = []
+
+    def piece(text: str) -> None:
+        pieces.append(text)
+        if text:
+            write(text)
+    generator.run(model.params, [ids], step=number, on_token=lambda _, token: piece(decoder.push(token)))
+    piece(decoder.flush())
+    return "".join(pieces)
