@@ -39,7 +39,8 @@ def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any)
     return _stage("init", cfg, InitConfig, {"data": data, **fields})
 
 
-def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None, **fields: Any) -> Path:
+def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None,
+             **fields: Any) -> Path:
     """Stage 1: next-token prediction over text. Returns the model's folder."""
     from ondevice.config.stages import PretrainConfig
 
@@ -53,8 +54,9 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
 
 
-def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None, **fields: Any) -> list[str]:
-    """Continuations of a prompt (fields of `GenerateConfig`). Model text is untrusted: `ondevice.inert` before a terminal."""
+def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,
+             **fields: Any) -> list[str]:
+    """Continuations of a prompt (fields of `GenerateConfig`). Model text is untrusted: make it inert before showing it."""
     from ondevice import talk
     from ondevice.config.use import GenerateConfig
 

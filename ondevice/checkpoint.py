@@ -85,7 +85,7 @@ def write_file(path: Path, text: str) -> None:
 
 def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: dict[str, Any], *,
          keep: int, best: int | None) -> Checkpoint:
-    """`write(folder)` puts `model/` and `optimizer.safetensors` there. Afterwards the newest `keep` and `best` remain."""
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then the newest `keep` and `best` remain."""
     target = checkpoints / f"step-{step:08d}"
     with whole_folder(target, {"step": step}) as folder:
         write(folder)

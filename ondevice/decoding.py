@@ -88,7 +88,8 @@ class Generator:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
-            raise UserError(f"token id {max(prompt)} is outside the vocabulary of {self.cfg.vocab_size}", where="prompt")
+            raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of "
+                            f"{self.cfg.vocab_size}", where="prompt")
 
     def _uniforms(self, stage: str, step: int, row: int, limit: int) -> NDArray[np.float32]:
         if not self.sampling.temperature:

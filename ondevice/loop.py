@@ -174,7 +174,7 @@ class _Fit:
         if self.cfg.take_best:
             best = checkpoint.best(self.ctx.folder.checkpoints)
             if best is not None and best.step != self.state.step:
-                self.ctx.events.emit("warning", self.state.step, message=f"the result is the best checkpoint, {best.step}")
+                self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", self.state.step)
                 return self.backend.load(best.model / "model.safetensors")
         return self.trainer.params()
 

@@ -1,4 +1,4 @@
-"""Muon for matrices, written once (Jordan 2024, "Muon: an optimizer for hidden layers"; kellerjordan.github.io/posts/muon).
+"""Muon for matrices, written once (Jordan 2024, "Muon: An optimizer for hidden layers").
 
 The update is the momentum (Nesterov) made orthogonal by five Newton–Schulz steps of the quintic iteration,
 times sqrt(max(1, rows / columns)).

@@ -14,7 +14,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import Recipe, load_recipe
 from ondevice.config.stages import StageConfig
 from ondevice.errors import UserError, nearest
-from ondevice.exam import Exam, builtin_exam
+from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
 from ondevice.stages.material import corpus_of
@@ -35,10 +35,10 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
         if name not in found.stages:
             raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))
     folder = RunFolder(out) if out else RunFolder.new(found.name)
-    if found_stages := [s.name for s in folder.stages()]:
-        if not (resume or redo):
-            raise UserError(f"holds a run already ({', '.join(found_stages)})", where=str(folder.path),
-                            hint="--resume goes on with it; or give another --out")
+    begun = [stage.name for stage in folder.stages()]
+    if begun and not (resume or redo):
+        raise UserError(f"holds a run already ({', '.join(begun)})", where=str(folder.path),
+                        hint="--resume goes on with it; or give another --out")
     folder.create()
     write_file(folder.recipe, recipe_text(found))
     around = Surroundings(found.corpus, found.prompts, builtin_exam(found.corpus, _exam_length(found)))
@@ -47,7 +47,8 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     with StopRequest() as stop:
         for name in names:
             again = again or name in redo
-            cfg = _placed(found.stages[name], model, bool(resume or redo))
+            cfg = found.stages[name]
+            cfg = _placed(cfg, getattr(cfg, "model", "") or model, bool(resume or redo))
             then = f"Go on: ondevice run {recipe} --out {folder.path} --resume"
             model = str(run_stage(name, cfg, folder, around, stop, redo=again, then=then))
     write_report(folder)
@@ -64,7 +65,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     if model == "":
         raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
     if model:
-        cfg = dataclasses.replace(cfg, model=str(find_model(model)))
+        cfg = _placed(cfg, str(find_model(model)), cfg.resume)
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
@@ -88,7 +89,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _placed(cfg: StageConfig, model: str, resume: bool) -> StageConfig:
     changes: dict[str, Any] = {"resume": resume}
-    if model and hasattr(cfg, "model") and not cfg.model:
+    if model and hasattr(cfg, "model"):
         changes["model"] = model
     return dataclasses.replace(cfg, **changes)
 

@@ -65,7 +65,8 @@ def _kinds(done: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     table = [["kind", "questions", *by_stage]]
     for kind in kinds:
         asked = max(counts[kind][1] for counts in by_stage.values() if kind in counts)
-        shares = [f"{counts[kind][0] / counts[kind][1]:.0%}" if kind in counts else NOTHING for counts in by_stage.values()]
+        shares = [f"{counts[kind][0] / counts[kind][1]:.0%}" if kind in counts else NOTHING
+                  for counts in by_stage.values()]
         table.append([kind, str(asked), *shares])
     return table
 

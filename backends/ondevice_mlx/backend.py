@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
 

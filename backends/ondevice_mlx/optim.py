@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+
 from ondevice.backend import OptimSettings
 from ondevice.muon import MOMENTUM, muon_updates
 

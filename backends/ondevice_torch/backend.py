@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor
+
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
-from torch import Tensor
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer

@@ -146,10 +146,8 @@ def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, windo
     """
     keys = torch.arange(t_k, device=device)
     queries = torch.arange(t_q, device=device)
-    if lengths is None:
-        at = (queries + (t_k - t_q))[None, :, None]
-    else:
-        at = (lengths[:, None] - t_q + queries)[:, :, None]
+    last = lengths[:, None] if lengths is not None else t_k
+    at = (queries + (last - t_q))[..., :, None].reshape(-1, t_q, 1)
     mask = keys <= at if causal else keys < (lengths[:, None, None] if lengths is not None else t_k)
     if window:
         mask = mask & (keys > at - window)

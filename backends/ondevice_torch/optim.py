@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from ondevice.backend import OptimSettings
 from ondevice.muon import MOMENTUM, muon_updates
-from torch import Tensor
 
 from .ops import TorchOps
 

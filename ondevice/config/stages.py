@@ -111,7 +111,8 @@ class TrainingConfig(StageConfig):
         super().check()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
-        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "patience", "clip_norm", "weight_decay")
+        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "patience", "clip_norm",
+                       "weight_decay")
         self._above(0, "learning_rate", "muon_learning_rate", "eps")
         self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
 

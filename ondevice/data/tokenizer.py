@@ -44,6 +44,7 @@ OWN_TEMPLATE = (
 
 # Contractions, words with their leading space, single digits, runs of signs, white space.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_SINGLE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -209,41 +210,39 @@ class Tokenizer:
 class StreamDecoder:
     """Text of ids that come one at a time; a character whose bytes are not all there yet is held back.
 
-    The pieces from `push` and `flush`, joined, are what `Tokenizer.decode` makes of all the ids.
+    The pieces from `push` and `flush`, joined, are what `Tokenizer.decode` makes of all the ids. (Where single bytes
+    are tokens beside words, as in SentencePiece's vocabularies, a broken run of them may get fewer marks.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace") if tokenizer.is_byte_level else None
-        self._held: list[int] = []   # ids not yet shown, after one shown id that keeps the spacing right
-        self._shown = ""             # what the kept id alone decodes to
+        self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._last: list[int] = []   # the id before, without which a decoder takes a word for the text's first
+        self._shown = ""             # what that id alone decodes to
 
     def push(self, token: int) -> str:
         """What `token` adds to the text; empty while a character is incomplete."""
-        tokenizer = self._tokenizer
-        tokenizer._check(int(token))
-        if self._bytes is not None:
-            word = tokenizer.inner.id_to_token(int(token))
-            if word is None or word in tokenizer.special:
-                return ""
-            return self._bytes.decode(_spelt(word))
-        self._held.append(int(token))
-        text: str = tokenizer.inner.decode(self._held, skip_special_tokens=True)
-        # A character has at most four bytes: what still looks cut after that is broken and shown as it is.
-        if text.endswith("\ufffd") and len(self._held) <= 5:
+        tokenizer, token = self._tokenizer, int(token)
+        tokenizer._check(token)
+        word = tokenizer.inner.id_to_token(token)
+        if word is None or word in tokenizer.special:
             return ""
-        new = text[len(self._shown):]
-        self._held = self._held[-1:]
-        self._shown = tokenizer.inner.decode(self._held, skip_special_tokens=True)
+        if tokenizer.is_byte_level:
+            return self._bytes.decode(_spelt(word))
+        if _SINGLE_BYTE.fullmatch(word):
+            new = self._bytes.decode(bytes([int(word[3:5], 16)]))
+        else:
+            text = tokenizer.inner.decode([*self._last, token], skip_special_tokens=True)
+            new = self.flush() + text[len(self._shown):]
+        self._last = [token]
+        self._shown = tokenizer.inner.decode(self._last, skip_special_tokens=True)
         return new
 
     def flush(self) -> str:
         """What was held back, at the end of a text."""
-        if self._bytes is not None:
-            return self._bytes.decode(b"", final=True)
-        text: str = self._tokenizer.inner.decode(self._held, skip_special_tokens=True)
-        new, self._held, self._shown = text[len(self._shown):], [], ""
-        return new
+        left = self._bytes.decode(b"", final=True)
+        self._bytes.reset()
+        return left
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -295,7 +294,7 @@ class _Balanced:
             self.characters += len(text)
             counts.update(self._CAPITALISED.findall(text))
             yield text
-        bare = Counter({word: counts[word] + counts[" " + word] for word in counts if word[0] != " "})
+        bare = {word: counts[word] + counts[" " + word] for word in {word.lstrip() for word in counts}}
         for word, _ in sorted(bare.items(), key=lambda item: (-item[1], item[0]))[:self.most]:
             lack = counts[" " + word] - counts[word]
             # Parts of a bounded size: a frequent word of a large corpus would make one huge string.
@@ -325,7 +324,7 @@ def _spelt(word: str) -> bytes:
 def _spelt_bytes(word: str, byte_level: bool) -> int:
     if byte_level:
         return len(_spelt(word))
-    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", word):
+    if _SINGLE_BYTE.fullmatch(word):
         return 1
     return len(word.replace("\u2581", " ").removeprefix("##").encode())
 

@@ -1,4 +1,7 @@
-"""The decoder-only forward (Llama, Mistral, Qwen2, Qwen3), written once. B batch, T tokens, D hidden, H heads, C head."""
+"""The decoder-only forward (Llama, Mistral, Qwen2, Qwen3), written once.
+
+B batch, T tokens, D hidden, H heads, C width of a head.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,8 @@ class Decoder:
 
     def _rope(self, ops: Ops, positions: Array) -> tuple[Array, Array]:
         """cos and sin (B, 1, T, C / 2) of the positions."""
-        cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, self.cfg.max_position_embeddings))
+        tables = rope.tables(self.cfg, self.cfg.max_position_embeddings)
+        cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
         b, t, c = cos.shape
         return cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
 

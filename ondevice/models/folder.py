@@ -80,8 +80,9 @@ def weight_files(folder: Path) -> list[Path]:
 def write_model(folder: Path, backend: Backend, cfg: DecoderConfig, params: Params, tokenizer: Tokenizer, *,
                 dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
-    special = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
-               "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+    special: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
     cfg = replace(cfg, **special)
     _write_json(folder / "config.json", cfg.to_json(dtype))
     _write_json(folder / "generation_config.json",
@@ -93,7 +94,7 @@ def write_model(folder: Path, backend: Backend, cfg: DecoderConfig, params: Para
     if len(shards) == 1:
         backend.save(folder / "model.safetensors", params, {}, dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         backend.save(folder / file, {n: params[n] for n in names}, {}, dtype)

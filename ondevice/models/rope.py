@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import lru_cache
 from typing import Any
@@ -40,14 +41,10 @@ def _llama3(base: NDArray[np.float64], s: dict[str, Any]) -> NDArray[np.float64]
 
 @lru_cache(maxsize=8)
 def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[Table, Table]:
-    import json
-
     angles = np.outer(np.arange(positions), frequencies(head_dim, theta, json.loads(scaling)).astype(np.float32))
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def tables(cfg: DecoderConfig, positions: int) -> tuple[Table, Table]:
     """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays each time."""
-    import json
-
     return _tables(positions, cfg.head_dim, cfg.rope_theta, json.dumps(cfg.rope_scaling, sort_keys=True))

@@ -105,8 +105,9 @@ def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Cha
         from ondevice.data.builtin import build
 
         made = build(corpus)
-        train, held = ([c["messages"] for c in made.chats(split)] for split in ("train", "validation"))  # type: ignore[arg-type]
-        return Chats(list(encode_chats(train, tokenizer)), list(encode_chats(held, tokenizer)))
+        train, held = (encode_chats([c["messages"] for c in found], tokenizer)
+                       for found in (made.chats("train"), made.chats("validation")))
+        return Chats(list(train), list(held))
     rows = _chat_rows(data, tokenizer, ctx)
     if validation:
         return Chats(rows, _chat_rows(validation, tokenizer, ctx))

@@ -18,11 +18,11 @@ from ondevice.stages.answers import sampler
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens", where="sequence_length")
+        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+                        where="sequence_length")
     train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
-    rows = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed,
-            "isolate_documents": cfg.isolate_documents, "eos": model.tokenizer.eos_id}
+    rows = partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
+                   isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
     loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, TextSource(train, accumulate=cfg.accumulate, **rows), TextSource(held, **rows), ctx, cfg,
-                 sample=sampler(model, ctx))
+    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), rows(held), ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)

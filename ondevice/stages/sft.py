@@ -1,9 +1,15 @@
-"""Stage 2: instruction tuning on chats. The loss is on the assistant's tokens, the stop token included; packed
-examples do not see each other; a chat that is too long is cut and counted, one without a target is left out and counted."""
+"""Stage 2: instruction tuning on chats.
+
+The loss is on the assistant's tokens, the stop token included; packed examples do not see each other. A chat that is
+too long is cut and counted, one without a target is left out and counted.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+
+import numpy as np
 
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
@@ -20,11 +26,12 @@ from ondevice.stages.answers import sampler
 def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_template(load_model(cfg.model, ctx.backend), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens", where="sequence_length")
+        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+                        where="sequence_length")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
-    rows = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed,
-            "packing": cfg.packing, "loss_on": cfg.loss_on}
-    source, held = ChatSource(found.train, accumulate=cfg.accumulate, **rows), ChatSource(found.held, **rows)
+    rows = partial(ChatSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
+                   packing=cfg.packing, loss_on=cfg.loss_on)
+    source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
             ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
@@ -39,11 +46,10 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
 
     Raises UserError where there is no template at all.
     """
-    from dataclasses import replace
-
     if not cfg.chat_template:
         if model.tokenizer.chat_template is None:
-            raise UserError("the model has no chat template", where=str(model.folder), hint="give --chat-template chatml")
+            raise UserError("the model has no chat template", where=str(model.folder),
+                            hint="give --chat-template chatml")
         return model
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
@@ -53,10 +59,6 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
 
 def grow_vocabulary(model: Model, ctx: Context) -> Model:
     """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the average one."""
-    from dataclasses import replace
-
-    import numpy as np
-
     size = model.tokenizer.vocab_size
     params = dict(model.params)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -18,8 +18,8 @@ from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.context import Context, digest, digest_path
 from ondevice.errors import Interrupted, UserError
-from ondevice.exam import Exam, measure
 from ondevice.events import EventWriter
+from ondevice.exam import Exam, measure
 from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
@@ -45,7 +45,7 @@ def say(text: str) -> None:
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
               redo: bool = False, then: str = "") -> Path:
-    """Runs the stage, or finds it complete, and returns its model folder. `then` says how a person goes on after a stop.
+    """Runs the stage, or finds it complete; returns its model folder. `then` says how a person goes on after a stop.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
     Raises Interrupted once a stop has been saved.
