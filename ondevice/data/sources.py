@@ -103,8 +103,9 @@ class TextSource(_Rows):
         if self.isolate:
             opens = (ids == self.eos) & there[:, :-1]
             begun = np.maximum.accumulate(np.where(opens, np.arange(width), 0), axis=1)
-            batch["positions"] = (np.arange(width) - begun).astype(np.int32)
-            batch["segments"] = np.where(there[:, :-1], np.cumsum(opens, axis=1) + 1, 0).astype(np.int32)
+            real = there[:, :-1]
+            batch["positions"] = np.where(real, np.arange(width) - begun, 0).astype(np.int32)
+            batch["segments"] = np.where(real, np.cumsum(opens, axis=1) + 1, 0).astype(np.int32)
         batch["targets"] = np.where(weights, window[:, 1:], 0).reshape(-1)
         batch["index"] = np.arange(rows * width, dtype=np.int32)
         batch["weights"] = weights.reshape(-1).astype(np.float32)

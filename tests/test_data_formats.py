@@ -1,0 +1,87 @@
+"""Row forms: what each becomes, and what is said of the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ondevice.data.formats import BadRow, to_chat, to_text
+
+ASKED_AND_ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize("row", [
+    {"messages": ASKED_AND_ANSWERED},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]},
+    {"prompt": "a", "completion": "b"},
+    {"prompt": ASKED_AND_ANSWERED[:1], "completion": ASKED_AND_ANSWERED[1:]},
+    {"prompt": "a", "answer": "b"},
+    {"question": "a", "answer": "b", "id": 7},
+    {"instruction": "a", "input": "", "output": "b"},
+    {"instruction": "a", "output": "b", "text": "left out"},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+])
+def test_known_forms(row: dict[str, Any]) -> None:
+    assert to_chat(row) == {"messages": ASKED_AND_ANSWERED}
+    assert to_text(row) == ("left out" if "text" in row else "a\n\nb")
+
+
+def test_details_of_forms() -> None:
+    assert to_text({"text": "x"}) == "x"
+    assert to_chat({"prompt": "2+2", "answer": 4})["messages"][1]["content"] == "4"
+    assert to_chat({"instruction": "a", "input": "i", "output": "b"})["messages"][0]["content"] == "a\n\ni"
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    assert to_chat({"messages": [called]})["messages"] == [{**called, "content": ""}]
+    system = {"system": "s", "instruction": "a", "output": "b"}
+    assert to_chat(system)["messages"][0] == {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({}, "none of the known forms"),
+    ({"text": "x"}, "a text and no chat"),
+    ({"messages": []}, "messages is empty"),
+    ({"messages": ["x"]}, "message 1 is no object"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "no known role"),
+    ({"messages": [{"content": "x"}]}, "no known role"),
+    ({"messages": [{"role": "user"}]}, "message 1 is missing"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
+    ({"prompt": "a", "completion": None}, "completion is missing"),
+    ({"prompt": "a", "answer": True}, "wrong kind"),
+    ({"prompt": "a", "completion": "\ud800"}, "lone surrogate"),
+    ({"messages": [{"role": "user", "content": "x", "name": "\udfff"}]}, "lone surrogate"),
+])
+def test_bad_rows_say_why(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        to_chat(row)
+
+
+def test_empty_texts_are_bad() -> None:
+    for row in ({"text": ""}, {"text": None}, {"text": 5}):
+        with pytest.raises(BadRow):
+            to_text(row)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+                        st.sampled_from(["role", "content", "from", "value", "type", "text"]), inner, max_size=3),
+                    max_leaves=8)
+NAMES = ["text", "messages", "conversations", "prompt", "completion", "question", "answer", "instruction", "input",
+         "output", "system"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON, max_size=4))
+def test_any_row_becomes_a_chat_or_is_bad(row: dict[str, Any]) -> None:
+    try:
+        messages = to_chat(row)["messages"]
+    except BadRow as error:
+        assert str(error)
+    else:
+        assert messages and all(isinstance(m["content"], str) and m["role"] for m in messages)
+    try:
+        assert isinstance(to_text(row), str)
+    except BadRow as error:
+        assert str(error)
