@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.data.packing import best_fit, bucket, one_per_row, pad_targets, ranges, reshuffle, set_denominator
+from ondevice.data.packing import (
+    best_fit,
+    bucket,
+    eighths,
+    one_per_row,
+    pad_targets,
+    ranges,
+    reshuffle,
+    set_denominator,
+)
 
 LENGTHS = st.lists(st.integers(1, 20), min_size=0, max_size=60)
 
@@ -68,8 +77,10 @@ def test_buckets_are_few_and_near(n: int, finer: int) -> None:
 
 
 def test_few_shapes() -> None:
-    assert len({bucket(n) for n in range(512, 1025)}) == 5
-    assert [bucket(n) for n in (0, 16, 17, 20, 21, 33, 513, 641)] == [16, 16, 20, 20, 24, 40, 640, 768]
+    assert len({bucket(n) for n in range(512, 1025)}) == 3
+    assert [bucket(n) for n in (0, 16, 17, 24, 25, 33, 513, 769)] == [16, 16, 24, 24, 32, 48, 768, 1024]
+    assert [eighths(n, 1536) for n in (0, 1, 192, 193, 1536)] == [192, 192, 192, 384, 1536]
+    assert [eighths(n, 3) for n in (0, 1, 3)] == [1, 1, 3]
 
 
 def test_ranges() -> None:

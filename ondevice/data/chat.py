@@ -341,15 +341,15 @@ def _sentinels(chat: Sequence[Message], turns: Sequence[int], text: str,
 # ---- ids and masks --------------------------------------------------------------------------------------------------
 
 def _encode(rendered: Sequence[_Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
-    stops = np.array(tokenizer.stop_ids, np.int32)
+    stops, special = tokenizer.is_stop, tokenizer.is_special
     rows = []
     for item, (ids, ranges) in zip(rendered, _tokens(rendered, tokenizer), strict=True):
         mask = np.zeros(len(ids), np.bool_)
         for number, (start, end) in enumerate(ranges):
             last = number == len(ranges) - 1
-            end = _with_stop(ids, start, end, stops, tokenizer.special_ids, item.exact)
+            end = _with_stop(ids, start, end, stops, special, item.exact)
             mask[start:end] = True
-            if last and not np.isin(ids[start:end], stops).any() and not _goes_on(ids, end, tokenizer):
+            if last and not stops[ids[start:end]].any() and not _goes_on(ids, end, tokenizer):
                 # The template ends a chat with nothing at all: the model learns to stop by end of text.
                 ids = np.append(ids[:end], np.int32(tokenizer.eos_id))
                 mask = np.append(mask[:end], True)
@@ -357,15 +357,15 @@ def _encode(rendered: Sequence[_Rendered], tokenizer: Tokenizer) -> list[ChatRow
     return rows
 
 
-def _with_stop(ids: NDArray[np.int32], start: int, end: int, stops: NDArray[np.int32], special: NDArray[np.int32],
+def _with_stop(ids: NDArray[np.int32], start: int, end: int, stops: NDArray[np.bool_], special: NDArray[np.bool_],
                exact: bool) -> int:
     """End of the assistant's tokens [start, end) with the stop token as the last one, where there is one."""
-    inside = np.flatnonzero(np.isin(ids[start:end], stops))
+    inside = np.flatnonzero(stops[ids[start:end]])
     if len(inside):
         # After the stop token a template may write a line break or end of text, which the model never does.
         return end if exact else start + int(inside[0]) + 1
-    following = np.flatnonzero(np.isin(ids[end:end + 4], special))
-    if len(following) and ids[end + following[0]] in stops:
+    following = np.flatnonzero(special[ids[end:end + 4]])
+    if len(following) and stops[ids[end + following[0]]]:
         return end + int(following[0]) + 1
     return end
 
@@ -391,7 +391,7 @@ def _tokens(rendered: Sequence[_Rendered], tokenizer: Tokenizer) -> list[tuple[N
 def _honest(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
     """Whether there are as many special ids as the text spells: a normaliser may make them out of look-alikes."""
     spelt = sum(1 for _ in _special_pattern(tokenizer).finditer(text))
-    return int(np.isin(ids, tokenizer.special_ids).sum()) == spelt
+    return int(tokenizer.is_special[np.array(ids, np.int64)].sum()) == spelt
 
 
 def _result(ids: Sequence[int], offsets: Sequence[Span] | NDArray[np.int64],

@@ -27,12 +27,18 @@ class Plan(NamedTuple):
         return len(self.starts) - 1
 
 
-def bucket(n: int, least: int = 16, finer: int = 2) -> int:
+def bucket(n: int, least: int = 16, finer: int = 1) -> int:
     """The smallest size not below `n` of the form m·2^k with 2^finer steps an octave: few shapes, little padding."""
     if n <= least:
         return least
     unit = 1 << max((n - 1).bit_length() - 1 - finer, 0)
     return -(-n // unit) * unit
+
+
+def eighths(n: int, whole: int) -> int:
+    """`n`, at least 1, rounded up to a multiple of an eighth of `whole`: at most eight sizes, in practice three."""
+    unit = max(1, whole // 8)
+    return max(1, -(-n // unit)) * unit
 
 
 def ranges(lengths: Ints) -> NDArray[np.int64]:

@@ -171,7 +171,7 @@ class ChatSource(_Rows):
             numbers.append(np.arange(1, len(members[-1]) + 1))
         chosen, row_of, column = np.concatenate(members), np.concatenate(rows), np.concatenate(columns)
         lengths = self._lengths[chosen]
-        width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max()), finer=1))
+        width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max())))
         source, destination, position = packing.lay_out(self._starts[chosen], lengths, row_of, column, width)
         shape = (self.batch_size, width)
         batch: Batch = {"ids": np.zeros(shape, np.int32), "positions": np.zeros(shape, np.int32)}
@@ -182,7 +182,7 @@ class ChatSource(_Rows):
             batch["segments"].reshape(-1)[destination] = np.repeat(np.concatenate(numbers), lengths)
         learned = self._mask[source + 1]
         index = destination[learned]
-        size = packing.bucket(len(index))
+        size = packing.eighths(len(index), self.batch_size * width)
         return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, size)}
 
 

@@ -169,10 +169,18 @@ class Tokenizer:
         return {token.content: token for token in self.inner.get_added_tokens_decoder().values() if token.special}
 
     @cached_property
-    def special_ids(self) -> NDArray[np.int32]:
-        """Ids of the special tokens, sorted."""
-        added = self.inner.get_added_tokens_decoder()
-        return np.array(sorted(i for i, token in added.items() if token.special), np.int32)
+    def is_special(self) -> NDArray[np.bool_]:
+        """Whether each id of the vocabulary is a special token, (vocab_size,)."""
+        table = np.zeros(self.vocab_size, np.bool_)
+        table[[i for i, token in self.inner.get_added_tokens_decoder().items() if token.special]] = True
+        return table
+
+    @cached_property
+    def is_stop(self) -> NDArray[np.bool_]:
+        """Whether each id of the vocabulary is one of `stop_ids`, (vocab_size,)."""
+        table = np.zeros(self.vocab_size, np.bool_)
+        table[list(self.stop_ids)] = True
+        return table
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -191,11 +199,8 @@ class Tokenizer:
         lengths = np.zeros(self.vocab_size, np.int32)
         added = self.inner.get_added_tokens_decoder()
         for word, i in self.inner.get_vocab(with_added_tokens=True).items():
-            if i < self.vocab_size:
-                lengths[i] = _spelt_bytes(word, self.is_byte_level) if i not in added else len(word.encode())
-        for i, token in added.items():
-            if token.special and i < self.vocab_size:
-                lengths[i] = 0
+            lengths[i] = _spelt_bytes(word, self.is_byte_level) if i not in added else len(word.encode())
+        lengths[self.is_special] = 0
         return lengths
 
     def _check(self, i: int) -> None:
