@@ -56,7 +56,7 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
 
 def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,
              **fields: Any) -> list[str]:
-    """Continuations of a prompt (fields of `GenerateConfig`). Model text is untrusted: make it inert before showing it."""
+    """Continuations of a prompt (fields of `GenerateConfig`). Make it inert before showing it."""
     from ondevice import talk
     from ondevice.config.use import GenerateConfig
 

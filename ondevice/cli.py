@@ -306,10 +306,11 @@ def _print_run(folder: Path, line: Line) -> None:
     if line.json:
         _print({"run": str(folder), "report": str(report) if report.is_file() else None}, line)
         return
-    if report.is_file():
-        _print(report.read_text(encoding="utf-8").rstrip("\n"), line)
-        print()
-    _print(str(folder), line)
+    from ondevice.report import ladder
+    from ondevice.runfolder import RunFolder
+
+    print(ladder(RunFolder(folder)), end="\n\n")
+    print(f"report: {report}")
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:
