@@ -49,7 +49,7 @@ class TorchBackend:
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
     def array(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x)).to(self._device, non_blocking=True)
+        return torch.from_numpy(np.asarray(x, order="C")).to(self._device, non_blocking=True)
 
     def numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach()

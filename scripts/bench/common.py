@@ -1,0 +1,185 @@
+"""What all sides of the benchmark share: sizes, one material for all, and the meter."""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MARK = "BENCH "  # a result's line begins so; whatever else a library prints is passed over
+SKIP = 2  # steps left out at the beginning: caches fill, compilers run
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the batches it is given. `rows` × `length` tokens a step in pre-training."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    tie_word_embeddings: bool
+    rows: int
+    length: int
+    chats: int  # a step, where a chat has a row of its own
+    chat_words: tuple[int, int]
+
+
+SIZES = {
+    "5M": Size(4096, 256, 688, 6, 8, 4, True, 8, 256, 16, (10, 90)),
+    "1M": Size(1024, 128, 384, 4, 4, 4, False, 16, 128, 16, (4, 30)),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one fresh process is to do. `work` holds the material."""
+
+    what: str
+    size: str
+    work: str
+    backend: str = "torch"
+    dtype: str = "float32"
+    steps: int = 8
+    learning_rate: float = 1e-3
+    clip_norm: float = 1.0
+
+    @property
+    def shape(self) -> Size:
+        return SIZES[self.size]
+
+    @property
+    def model(self) -> Path:
+        return Path(self.work) / self.size / "model"
+
+    def file(self, name: str) -> Path:
+        return Path(self.work) / self.size / name
+
+    def chats(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.file("chats.jsonl").read_text().splitlines()]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argv(cls) -> Job:
+        return cls(**json.loads(sys.argv[1]))
+
+
+# material
+
+def words() -> list[str]:
+    """Words of an invented language, the commonest first."""
+    draw = random.Random(0)
+    return list(dict.fromkeys("".join(draw.choice("bdfgklmnprstvz") + draw.choice("aeiou")
+                                      for _ in range(draw.randint(1, 4))) for _ in range(4000)))
+
+
+def sentences(seed: str, low: int, high: int) -> Iterator[str]:
+    draw, known = random.Random(seed), words()
+    while True:
+        places = (min(int(draw.expovariate(1 / 300)), len(known) - 1) for _ in range(draw.randint(low, high)))
+        yield " ".join(known[p] for p in places) + "."
+
+
+def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
+    """One Hugging Face folder of random weights, a stream of tokens, chats and prompts for a size."""
+    from ondevice.backend import load_backend
+    from ondevice.config.stages import InitConfig
+    from ondevice.data.sources import TextSource
+    from ondevice.data.tokenizer import train_tokenizer
+    from ondevice.models.folder import write_model
+    from ondevice.stages.initialize import decoder_config, initial_weights
+
+    shape, folder = SIZES[size], work / size
+    (folder / "model").mkdir(parents=True)
+    backend = load_backend(backend_name, "cpu")
+    text = sentences("text", 20, 60)
+    documents = [next(text) for _ in range(6000)]
+    tokenizer = train_tokenizer(documents, shape.vocab_size)
+    cfg = InitConfig(**{name: getattr(shape, name) for name in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "tie_word_embeddings")}, vocab_size=shape.vocab_size, max_position_embeddings=1024)
+    decoder = decoder_config(cfg, tokenizer)
+    params = {n: backend.array(w) for n, w in initial_weights(cfg, decoder).items()}
+    write_model(folder / "model", backend, decoder, params, tokenizer)
+
+    ids = [t for document in tokenizer.encode_batch(documents) for t in [*document, tokenizer.eos_id]]
+    needed = steps * shape.rows * shape.length + 1
+    stream = np.resize(np.array(ids, np.int32), needed)
+    np.save(folder / "tokens.npy", stream)
+    # the peers read rows in the order in which our source deals them
+    source = TextSource(stream, sequence_length=shape.length, batch_size=shape.rows)
+    rows = []
+    for step in range(steps):
+        batch = source.batch(step)[0]
+        last = batch["targets"].reshape(batch["ids"].shape)[:, -1:]
+        rows.append(np.concatenate([batch["ids"], last], 1))
+    np.save(folder / "rows.npy", np.concatenate(rows))
+    _write_chats(folder, shape, steps)
+    prompts = [tokenizer.encode(document)[:8 + i % 17] for i, document in enumerate(documents[:64])]
+    (folder / "prompts.json").write_text(json.dumps(prompts))
+
+
+def _write_chats(folder: Path, shape: Size, steps: int) -> None:
+    low, high = shape.chat_words
+    asked, answered = sentences("asked", low, high), sentences("answered", low, high)
+    with (folder / "chats.jsonl").open("w") as out:
+        for _ in range(2 * steps * shape.chats):
+            out.write(json.dumps({"messages": [{"role": "user", "content": next(asked)},
+                                               {"role": "assistant", "content": next(answered)}]}) + "\n")
+
+
+# measuring
+
+def peak_rss() -> float:
+    """The process's largest resident set so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3 / 1.024)
+
+
+@dataclass
+class Meter:
+    """One process's measurements: CPU seconds of all threads, wall seconds, useful tokens, losses."""
+
+    before: float = field(default_factory=peak_rss)
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    peak: float = 0.0
+
+    def start(self) -> None:
+        """Just before training: what was read and imported by now is not the training's."""
+        self.before = peak_rss()
+
+    def mark(self) -> None:
+        """At the end of each step."""
+        self.cpu.append(time.process_time())
+        self.wall.append(time.perf_counter())
+        self.peak = peak_rss()
+
+    def report(self, **more: Any) -> None:
+        """Prints the result. `tokens` has one entry a step, in the order of the steps; later ones are ignored."""
+        useful = sum(self.tokens[SKIP:len(self.cpu)])
+        cpu, wall = self.cpu[-1] - self.cpu[SKIP - 1], self.wall[-1] - self.wall[SKIP - 1]
+        result = {"tokens": useful, "cpu": cpu, "wall": wall, "rate": useful / cpu, "peak": self.peak,
+                  "grown": self.peak - self.before, "losses": self.losses, **more}
+        print(MARK + json.dumps(result), flush=True)
+
+    def report_rounds(self, rounds: list[tuple[float, float]], ids: list[list[int]], **more: Any) -> None:
+        """Decoding: the median round. `ids` are compared between the sides."""
+        cpu, wall = sorted(rounds)[len(rounds) // 2]
+        tokens = sum(len(row) for row in ids)
+        result = {"tokens": tokens, "cpu": cpu, "wall": wall, "rate": tokens / cpu, "peak": self.peak,
+                  "grown": self.peak - self.before, "ids": ids, **more}
+        print(MARK + json.dumps(result), flush=True)
