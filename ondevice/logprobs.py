@@ -10,7 +10,8 @@ from ondevice.backend import Array, Ops, Params
 from ondevice.models.decoder import Head
 
 # Logits of one chunk: large enough that the matrix product runs at full speed, small beside a model's activations.
-CHUNK_ELEMENTS = 2**22
+# MLX allocates some ten operations ahead of the one that runs, so that about ten chunks are alive there.
+CHUNK_ELEMENTS = 2**21
 
 
 def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets: Array, index: Array,
@@ -23,7 +24,7 @@ def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets:
     n, rows = x.shape[0], max(64, CHUNK_ELEMENTS // params[head.name].shape[0])
     weight = {head.name: params[head.name]}
 
-    def chunk(weight: Params, x: Array, *, targets: Array) -> tuple[Array, ...]:
+    def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
         z = ops.cast(x @ ops.weight(weight, head.name).swapaxes(0, 1), "float32")
         if temperature != 1.0:
             z = z / temperature
@@ -33,17 +34,5 @@ def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets:
             return (logp,)
         return logp, norm - ops.sum(ops.exp(z - norm.reshape(-1, 1)) * z, -1)
 
-    if n <= rows:
-        out = chunk(weight, x, targets=targets)
-        return out[0], out[1] if entropy else None
-    parts: list[tuple[Array, ...]] = []
-    for start in range(0, n, rows):
-        piece, wanted = x[start:start + rows], targets[start:start + rows]
-        if parts:  # a compiler that sees independent chunks may hold all their logits at once
-            piece = ops.after(piece, parts[-1][0])
-
-        def run(weight: Params, x: Array, targets: Array = wanted) -> tuple[Array, ...]:
-            return chunk(weight, x, targets=targets)
-        parts.append(ops.checkpoint(run)(weight, piece))
-    joined = [ops.concat([p[i] for p in parts], 0) for i in range(len(parts[0]))]
-    return joined[0], joined[1] if entropy else None
+    out = (chunk if n <= rows else ops.in_chunks(chunk, rows))(weight, x, targets)
+    return out[0], out[1] if entropy else None

@@ -129,8 +129,35 @@ class MLXOps:
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return mx.checkpoint(fn)
 
-    def after(self, x: mx.array, *first: mx.array) -> mx.array:
-        return mx.depends(x, list(first)) if first else x
+    def in_chunks(self, fn: Callable[..., tuple[mx.array, ...]], rows: int) -> Callable[..., tuple[mx.array, ...]]:
+        # an own gradient, not mx.checkpoint of each chunk: a graph has no order but its edges, and a compiler that
+        # sees independent chunks computes many of them again at once. `depends` draws the missing edges, both ways
+        def run(params: Params, x: mx.array, *others: mx.array) -> tuple[mx.array, ...]:
+            parts = [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
+
+            @mx.custom_function
+            def forward(params: Params, x: mx.array) -> tuple[mx.array, ...]:
+                out: list[tuple[mx.array, ...]] = []
+                for part in parts:
+                    piece = mx.depends(x[part], list(out[-1])) if out else x[part]
+                    out.append(fn(params, piece, *(o[part] for o in others)))
+                return tuple(mx.concatenate(column) for column in zip(*out, strict=True))
+
+            @forward.vjp
+            def backward(primals: Any, cotangents: Any, _: Any) -> tuple[Params, mx.array]:
+                params, x = primals
+                names, total, grads = list(params), list[mx.array](), list[mx.array]()
+                for part in parts:
+                    def chunk(*arrays: mx.array, part: slice = part) -> list[mx.array]:
+                        held = dict(zip(names, arrays[:-1], strict=True))
+                        return list(fn(held, arrays[-1], *(o[part] for o in others)))
+                    piece = mx.depends(x[part], [*total, grads[-1]]) if grads else x[part]
+                    _, new = mx.vjp(chunk, [*params.values(), piece], [c[part] for c in cotangents])
+                    total = [a + b for a, b in zip(total, new[:-1], strict=True)] if total else new[:-1]
+                    grads.append(new[-1])
+                return dict(zip(names, total, strict=True)), mx.concatenate(grads)
+            return forward(params, x)
+        return run
 
 
 def attention_mask(t_q: int, t_k: int, causal: bool, window: int,

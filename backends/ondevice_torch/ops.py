@@ -134,8 +134,12 @@ class TorchOps:
             return torch_checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
         return run
 
-    def after(self, x: Tensor, *first: Tensor) -> Tensor:
-        return x  # torch runs in the order of the program
+    def in_chunks(self, fn: Callable[..., tuple[Tensor, ...]], rows: int) -> Callable[..., tuple[Tensor, ...]]:
+        def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            body = self.checkpoint(fn) if torch.is_grad_enabled() else fn
+            out = [body(params, *(a[start:start + rows] for a in (x, *others))) for start in range(0, x.shape[0], rows)]
+            return tuple(torch.cat(column) for column in zip(*out, strict=True))
+        return run
 
 
 def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, window: int,
