@@ -169,8 +169,9 @@ def attention_mask(t_q: int, t_k: int, causal: bool, window: int,
     keys = mx.arange(t_k)
     queries = mx.arange(t_q)
     last = lengths[:, None] if lengths is not None else t_k
-    at = (queries + (last - t_q))[..., :, None].reshape(-1, t_q, 1)
-    mask = keys <= at if causal else keys < (lengths[:, None, None] if lengths is not None else t_k)
+    # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
+    at = mx.maximum(queries + (last - t_q), 0)[..., :, None].reshape(-1, t_q, 1)
+    mask = keys <= at if causal else keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
     if window:
         mask = mask & (keys > at - window)
         if not causal:

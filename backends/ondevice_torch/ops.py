@@ -151,8 +151,9 @@ def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, windo
     keys = torch.arange(t_k, device=device)
     queries = torch.arange(t_q, device=device)
     last = lengths[:, None] if lengths is not None else t_k
-    at = (queries + (last - t_q))[..., :, None].reshape(-1, t_q, 1)
-    mask = keys <= at if causal else keys < (lengths[:, None, None] if lengths is not None else t_k)
+    # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
+    at = (queries + (last - t_q)).clamp(min=0)[..., :, None].reshape(-1, t_q, 1)
+    mask = keys <= at if causal else keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
     if window:
         mask = mask & (keys > at - window)
         if not causal:
