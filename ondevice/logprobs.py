@@ -12,6 +12,8 @@ from ondevice.models.decoder import Head
 # Logits of one chunk: large enough that the matrix product runs at full speed, small beside a model's activations.
 # MLX allocates some ten operations ahead of the one that runs, so that about ten chunks are alive there.
 CHUNK_ELEMENTS = 2**21
+# Up to so many logits in all, 64 MB of them, are kept for the backward pass where that is the quicker way.
+KEEP_ELEMENTS = 2**24
 
 
 def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets: Array, index: Array,
@@ -21,18 +23,19 @@ def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets:
     `hidden` (B, T, D), `targets` (N,) token ids, `index` (N,) flat positions b·T + t whose state predicts them.
     """
     x = ops.take(hidden.reshape(-1, hidden.shape[-1]), index)
-    n, rows = x.shape[0], max(64, CHUNK_ELEMENTS // params[head.name].shape[0])
+    n, v = x.shape[0], params[head.name].shape[0]
+    rows = max(64, CHUNK_ELEMENTS // v)
     weight = {head.name: params[head.name]}
 
     def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
         z = ops.cast(x @ ops.weight(weight, head.name).swapaxes(0, 1), "float32")
         if temperature != 1.0:
             z = z / temperature
-        norm = ops.logsumexp(z, -1)
-        logp = ops.take_along(z, targets.reshape(-1, 1), 1).reshape(-1) - norm
+        logp = ops.log_likelihood(z, targets)
         if not entropy:
             return (logp,)
+        norm = ops.logsumexp(z, -1)
         return logp, norm - ops.sum(ops.exp(z - norm.reshape(-1, 1)) * z, -1)
 
-    out = (chunk if n <= rows else ops.in_chunks(chunk, rows))(weight, x, targets)
+    out = (chunk if n <= rows else ops.in_chunks(chunk, rows, keep=n * v <= KEEP_ELEMENTS))(weight, x, targets)
     return out[0], out[1] if entropy else None

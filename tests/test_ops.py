@@ -67,6 +67,8 @@ CASES: dict[str, Case] = {
     "silu": (lambda o, x: o.silu(x), (X,), lambda x: x / (1 + np.exp(-x))),
     "softmax": (lambda o, x: o.softmax(x, -1), (50 * X,), lambda x: np.exp(x - _lse(x)[..., None])),
     "logsumexp": (lambda o, x: o.logsumexp(x, -1), (50 * X,), _lse),
+    "log_likelihood": (lambda o, x, t: o.log_likelihood(x, t), (9 * TABLE, np.arange(11, dtype=np.int32) % 8),
+                       lambda x, t: x[np.arange(11), t] - _lse(x)),
     "exp": (lambda o, x: o.exp(x), (X,), np.exp),
     "tanh": (lambda o, x: o.tanh(x), (X,), np.tanh),
     "sqrt": (lambda o, x: o.sqrt(x), (np.abs(X),), np.sqrt),
@@ -242,15 +244,16 @@ def test_checkpoint_gives_every_argument_its_gradient(backend: Backend) -> None:
         np.testing.assert_allclose(again[name], plain[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("rows", [1, 4, 5, 11, 50])
-def test_in_chunks_is_the_whole_with_its_gradients(backend: Backend, rows: int) -> None:
+def test_in_chunks_is_the_whole_with_its_gradients(backend: Backend, rows: int, keep: bool) -> None:
     ops, shift = backend.ops, backend.array(np.arange(11, dtype=np.int32))
 
     def loss(p: dict[str, Any], wrap: Callable[[Any], Any]) -> Any:
         a, b = wrap(_scores)({"w": p["w"]}, p["x"], shift)
         return ops.sum(a * b * shift)
     plain, chunked = (gradient(backend, lambda p, w=w: loss(p, w), {"x": TABLE, "w": W})
-                      for w in (lambda f: f, lambda f: ops.in_chunks(f, rows)))
+                      for w in (lambda f: f, lambda f: ops.in_chunks(f, rows, keep=keep)))
     for name in plain:
         np.testing.assert_allclose(chunked[name], plain[name], rtol=1e-5, atol=1e-4)
 

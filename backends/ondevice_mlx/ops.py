@@ -64,6 +64,9 @@ class MLXOps:
     def logsumexp(self, x: mx.array, axis: int) -> mx.array:
         return mx.logsumexp(x, axis)
 
+    def log_likelihood(self, x: mx.array, targets: mx.array) -> mx.array:
+        return -nn.losses.cross_entropy(x, targets)
+
     def exp(self, x: mx.array) -> mx.array:
         return mx.exp(x)
 
@@ -129,7 +132,8 @@ class MLXOps:
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         return mx.checkpoint(fn)
 
-    def in_chunks(self, fn: Callable[..., tuple[mx.array, ...]], rows: int) -> Callable[..., tuple[mx.array, ...]]:
+    def in_chunks(self, fn: Callable[..., tuple[mx.array, ...]], rows: int, *,
+                  keep: bool = False) -> Callable[..., tuple[mx.array, ...]]:
         # an own gradient, not mx.checkpoint of each chunk: a graph has no order but its edges, and a compiler that
         # sees independent chunks computes many of them again at once. `depends` draws the missing edges, both ways
         def run(params: Params, x: mx.array, *others: mx.array) -> tuple[mx.array, ...]:

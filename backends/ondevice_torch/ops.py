@@ -64,6 +64,9 @@ class TorchOps:
     def logsumexp(self, x: Tensor, axis: int) -> Tensor:
         return torch.logsumexp(x, axis)
 
+    def log_likelihood(self, x: Tensor, targets: Tensor) -> Tensor:
+        return -F.cross_entropy(x, targets.long(), reduction="none")
+
     def exp(self, x: Tensor) -> Tensor:
         return torch.exp(x)
 
@@ -134,9 +137,10 @@ class TorchOps:
             return torch_checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
         return run
 
-    def in_chunks(self, fn: Callable[..., tuple[Tensor, ...]], rows: int) -> Callable[..., tuple[Tensor, ...]]:
+    def in_chunks(self, fn: Callable[..., tuple[Tensor, ...]], rows: int, *,
+                  keep: bool = False) -> Callable[..., tuple[Tensor, ...]]:
         def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-            body = self.checkpoint(fn) if torch.is_grad_enabled() else fn
+            body = self.checkpoint(fn) if torch.is_grad_enabled() and not keep else fn
             out = [body(params, *(a[start:start + rows] for a in (x, *others))) for start in range(0, x.shape[0], rows)]
             return tuple(torch.cat(column) for column in zip(*out, strict=True))
         return run
