@@ -83,7 +83,8 @@ class MLXBackend:
 class MLXTrainer:
     def __init__(self, backend: MLXBackend, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array],
                  optim: OptimSettings, compiled: bool) -> None:
-        self.backend, self.trainable, self.frozen = backend, dict(trainable), frozen
+        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a resume
+        self.backend, self.trainable, self.frozen = backend, dict(sorted(trainable.items())), frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._traces = 0
 

@@ -103,7 +103,8 @@ class TorchTrainer:
     def __init__(self, backend: TorchBackend, loss: Loss, trainable: dict[str, Tensor], frozen: dict[str, Tensor],
                  optim: OptimSettings, compiled: bool) -> None:
         self.backend = backend
-        self.trainable = {n: p.detach().clone().requires_grad_() for n, p in trainable.items()}
+        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a resume
+        self.trainable = {n: p.detach().clone().requires_grad_() for n, p in sorted(trainable.items())}
         self.frozen = frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._traces = 0
