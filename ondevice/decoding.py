@@ -105,7 +105,7 @@ class Generator:
             ids[i, :len(prompt)] = prompt
         positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
         room = _round_up(width + LOOK, BLOCK)
-        first, keys, values = self._prefill(params, ids, np.broadcast_to(positions, ids.shape), lengths,
+        first, keys, values = self._prefill(params, ids, np.tile(positions, (len(rows), 1)), lengths,
                                             _column(rows, 0), np.zeros(room - width, np.float32))
         cache, token, done = Cache(keys, values, self.backend.array(lengths)), first, 0
         look = 1 if on_token else LOOK
@@ -191,10 +191,10 @@ class Generator:
             least = ops.sort(p, -1)[:, v - s.top_k:v - s.top_k + 1]
             p = ops.where(p < least, 0.0, p)
         if s.top_p < 1:
-            total = ops.sum(p, -1, True)
-            rising = ops.sort(p / total, -1)
+            p = p / ops.sum(p, -1, True)
+            rising = ops.sort(p, -1)
             least = -ops.max(ops.where(ops.cumsum(rising, -1) > 1 - s.top_p, -rising, -2.0), -1, True)
-            p = ops.where(p < least * total, 0.0, p)
+            p = ops.where(p < least, 0.0, p)
         heap = ops.cumsum(p, -1)
         below = ops.cast(heap <= u.reshape(-1, 1) * heap[:, v - 1:v], "int32")
         return ops.cast(ops.minimum(ops.sum(below, -1), v - 1), "int32")
