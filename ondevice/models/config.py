@@ -114,6 +114,12 @@ class DecoderConfig:
             out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
         elif self.model_type == "qwen3":
             out["attention_bias"] = self.attention_bias
+        if self.model_type == "mistral":
+            # written even where there is none: left out, it would mean transformers' default
+            out["sliding_window"] = max(self.windows, default=0) or None
+        elif self.windows:
+            out |= {"use_sliding_window": True, "sliding_window": max(self.windows),
+                    "layer_types": ["sliding_attention" if w else "full_attention" for w in self.windows]}
         if isinstance(self.eos_token_id, tuple):
             out["eos_token_id"] = list(self.eos_token_id)
         scaling = self.rope_scaling
@@ -127,7 +133,7 @@ class DecoderConfig:
 
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from `max_window_layers` on."""
-    window = raw.get("sliding_window") or 0
+    window = raw.get("sliding_window", 4096 if kind == "mistral" else 0) or 0
     if not window or kind == "llama" or (kind.startswith("qwen") and not raw.get("use_sliding_window")):
         return ()
     types = raw.get("layer_types")
