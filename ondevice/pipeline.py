@@ -41,7 +41,9 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
                         hint="--resume goes on with it; or give another --out")
     folder.create()
     write_file(folder.recipe, recipe_text(found))
-    around = Surroundings(found.corpus, found.prompts, builtin_exam(found.corpus, _exam_length(found)))
+    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values())
+    exam = None if own else builtin_exam(found.corpus, _exam_length(found))
+    around = Surroundings(found.corpus, found.prompts, exam)
     names, model, again = list(found.stages), "", False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
     with StopRequest() as stop:

@@ -1,0 +1,234 @@
+"""Whatever interrupts a run, going on gives the run that was never interrupted: the same curve, the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import ondevice as od
+from ondevice import checkpoint
+from ondevice.errors import UserError
+from ondevice.events import read
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+                         "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64}
+LOOP: dict[str, Any] = {"steps": STEPS, "batch_size": 2, "accumulate": 2, "sequence_length": 32, "optimizer": "muon",
+                        "learning_rate": 3e-3, "warmup_steps": 5, "eval_every": 8, "eval_batches": 2, "save_every": 4}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text, chats and a model of random weights."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = random.Random(0)
+    words = "the cat sat on a red mat and saw two dogs run home to eat warm bread by an old door".split()
+    lines = [" ".join(rng.choices(words, k=12)) + "." for _ in range(400)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    chats = [{"messages": [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(2, 6)))},
+                           {"role": "assistant", "content": " ".join(rng.choices(words, k=rng.randint(1, 5)))}]}
+             for _ in range(120)]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    od.init(str(folder / "text.txt"), out=str(folder / "run"), backend="torch", **SMALL)
+    return folder
+
+
+def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -> dict[str, Any]:
+    data = {"pretrain": "text.txt", "sft": "chats.jsonl"}[stage]
+    return {"model": str(files / "run" / "init" / "model"), "data": str(files / data), "out": str(out),
+            "backend": backend, "device": "cpu", **LOOP, **changes}
+
+
+def command(stage: str, fields: dict[str, Any], *more: str) -> list[str]:
+    rest = {k: v for k, v in fields.items() if k not in ("model", "data")}
+    flags = [part for name, value in rest.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "ondevice", stage, fields["model"], fields["data"], *flags, *more]
+
+
+def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(stage, fields, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(out: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
+    """Until the checkpoint folder shows that `step` steps are done, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        done = checkpoint.steps(out / stage / "checkpoints")
+        if done and int(done[-1].name[5:]) >= step:
+            return
+        time.sleep(0.01)
+
+
+def curve(out: Path, stage: str) -> list[tuple[int, float, float]]:
+    return [(e["step"], e["loss"], e["grad_norm"]) for e in read(out / stage / "events.jsonl") if e["event"] == "step"]
+
+
+def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
+    return load_file(out / stage / "model" / "model.safetensors")
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_killed_again_and_again_the_curve_is_that_of_one_run(files: Path, tmp_path: Path, backend_name: str,
+                                                             stage: str) -> None:
+    whole = settings(files, stage, tmp_path / "whole", backend_name)
+    getattr(od, stage)(**whole)
+    broken = settings(files, stage, tmp_path / "broken", backend_name)
+    for attempt, step in enumerate((6, 21)):
+        process = begin(stage, broken, *(["--resume"] if attempt else []))
+        wait_for_step(tmp_path / "broken", stage, step, process)
+        time.sleep(random.Random(step).random() * 0.05)  # somewhere between two checkpoints, or inside one
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = subprocess.run(command(stage, broken, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert curve(tmp_path / "broken", stage) == curve(tmp_path / "whole", stage)
+    assert len(curve(tmp_path / "whole", stage)) == STEPS
+    assert same(weights(tmp_path / "broken", stage), weights(tmp_path / "whole", stage))
+    assert any(e["event"] == "resume" for e in read(tmp_path / "broken" / stage / "events.jsonl"))
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(files: Path, tmp_path: Path, backend_name: str) -> None:
+    whole = settings(files, "pretrain", tmp_path / "whole", backend_name, save_every=0)
+    od.pretrain(**whole)
+    broken = settings(files, "pretrain", tmp_path / "broken", backend_name, save_every=0, steps=STEPS)
+    process = begin("pretrain", broken)
+    events = tmp_path / "broken" / "pretrain" / "events.jsonl"
+    while process.poll() is None and not (events.exists() and '"start"' in events.read_text()):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    if process.returncode == 0:
+        pytest.skip("the run was over before the signal came")
+    assert process.returncode == 130
+    assert "saved" in stderr and "--resume" in stderr and "Traceback" not in stderr
+    od.pretrain(**{**broken, "resume": True})
+    assert curve(tmp_path / "broken", "pretrain") == curve(tmp_path / "whole", "pretrain")
+    assert same(weights(tmp_path / "broken", "pretrain"), weights(tmp_path / "whole", "pretrain"))
+
+
+def test_a_stop_file_stops_as_ctrl_c_does(files: Path, tmp_path: Path) -> None:
+    fields = settings(files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0)
+    process = begin("pretrain", fields)
+    folder = tmp_path / "r" / "pretrain"
+    while process.poll() is None and not (folder / "events.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    (folder / "stop").touch()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert len(checkpoint.steps(folder / "checkpoints")) == 1
+
+
+def test_two_ctrl_c_leave_at_once(files: Path, tmp_path: Path) -> None:
+    fields = settings(files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0)
+    process = begin("pretrain", fields)
+    events = tmp_path / "r" / "pretrain" / "events.jsonl"
+    while process.poll() is None and not (events.exists() and '"step"' in events.read_text()):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_a_checkpoint_of_one_backend_goes_on_in_the_other(files: Path, tmp_path: Path, backend_name: str) -> None:
+    pytest.importorskip("mlx.core")
+    pytest.importorskip("torch")
+    other = {"torch": "mlx", "mlx": "torch"}[backend_name]
+    whole = settings(files, "pretrain", tmp_path / "whole", other)
+    od.pretrain(**whole)
+    broken = settings(files, "pretrain", tmp_path / "broken", backend_name, steps=STEPS, save_every=8)
+    process = begin("pretrain", broken)
+    wait_for_step(tmp_path / "broken", "pretrain", 8, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    od.pretrain(**{**broken, "backend": other, "resume": True})
+    for (step, loss, _), (at, expected, _) in zip(curve(tmp_path / "broken", "pretrain"),
+                                                  curve(tmp_path / "whole", "pretrain"), strict=True):
+        assert step == at and loss == pytest.approx(expected, abs=1e-4)
+    ours, theirs = weights(tmp_path / "broken", "pretrain"), weights(tmp_path / "whole", "pretrain")
+    assert max(float(np.abs(ours[n] - theirs[n]).max()) for n in ours) < 1e-3
+    assert any("not to the last digit" in e.get("message", "")
+               for e in read(tmp_path / "broken" / "pretrain" / "events.jsonl"))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(files: Path, tmp_path: Path) -> None:
+    fields = settings(files, "pretrain", tmp_path / "r", "torch")
+    od.pretrain(**fields)
+    expected = curve(tmp_path / "r", "pretrain")
+    folder = tmp_path / "r" / "pretrain"
+    (folder / "done.json").unlink()
+    newest = checkpoint.steps(folder / "checkpoints")[-1]
+    weight = newest / "model" / "model.safetensors"
+    weight.write_bytes(weight.read_bytes()[:-7])
+    od.pretrain(**{**fields, "resume": True})
+    assert curve(tmp_path / "r", "pretrain") == expected
+    assert any(newest.name in e.get("message", "") for e in read(folder / "events.jsonl"))
+
+
+def test_what_stands_there_is_never_overwritten_silently(files: Path, tmp_path: Path) -> None:
+    fields = settings(files, "pretrain", tmp_path / "r", "torch")
+    od.pretrain(**fields)
+    with pytest.raises(UserError, match="complete already"):
+        od.pretrain(**fields)
+    assert od.pretrain(**{**fields, "resume": True}) == tmp_path / "r" / "pretrain" / "model"
+    with pytest.raises(UserError, match="learning_rate"):
+        od.pretrain(**{**fields, "resume": True, "learning_rate": 1e-3})
+    (tmp_path / "r" / "pretrain" / "done.json").unlink()
+    with pytest.raises(UserError, match="unfinished run"):
+        od.pretrain(**fields)
+    with pytest.raises(UserError, match="steps"):
+        od.pretrain(**{**fields, "resume": True, "steps": STEPS + 1})
+
+
+def test_a_stage_folder_in_which_another_process_trains(files: Path, tmp_path: Path) -> None:
+    fields = settings(files, "pretrain", tmp_path / "r", "torch", steps=3000, eval_every=0)
+    process = begin("pretrain", fields)
+    try:
+        while process.poll() is None and not (tmp_path / "r" / "pretrain" / "events.jsonl").exists():
+            time.sleep(0.01)
+        second = subprocess.run(command("pretrain", fields), capture_output=True, text=True)
+        assert second.returncode == 2
+        assert f"process {process.pid} trains here" in second.stderr
+        assert second.stderr.count("\n") == 1
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    small = {**LOOP, "steps": 4, "save_every": 2, "eval_every": 0}
+    recipe.write_text(json.dumps({"stages": {"init": {"data": str(files / "text.txt"), **SMALL},
+                                             "pretrain": {"data": str(files / "text.txt"), **small},
+                                             "sft": {"data": str(files / "chats.jsonl"), **small}}}))
+    out = tmp_path / "r"
+    od.run(str(recipe), out=out, backend="torch")
+    before = {s: (out / s / "done.json").stat().st_mtime_ns for s in ("init", "pretrain", "sft")}
+    with pytest.raises(UserError, match="holds a run already"):
+        od.run(str(recipe), out=out, backend="torch")
+    with pytest.raises(UserError, match="learning_rate"):
+        od.run(str(recipe), out=out, backend="torch", resume=True, sets=["pretrain.learning_rate=1e-3"])
+    od.run(str(recipe), out=out, backend="torch", redo=["pretrain"], sets=["pretrain.learning_rate=1e-3"])
+    after = {s: (out / s / "done.json").stat().st_mtime_ns for s in before}
+    assert after["init"] == before["init"]
+    assert after["pretrain"] > before["pretrain"] and after["sft"] > before["sft"]
