@@ -40,7 +40,8 @@ def weights(cfg: DecoderConfig, seed: int = 0, std: float = 0.15) -> dict[str, n
     return out
 
 
-def batch(cfg: DecoderConfig, rows: int = 3, tokens: int = 20, seed: int = 1, segments: bool = False) -> dict[str, np.ndarray]:
+def batch(cfg: DecoderConfig, rows: int = 3, tokens: int = 20, seed: int = 1,
+          segments: bool = False) -> dict[str, np.ndarray]:
     """Next-token targets at every position but a row's last; with `segments`, two examples a row and padding."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, cfg.vocab_size, (rows, tokens)).astype(np.int32)

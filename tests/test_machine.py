@@ -10,8 +10,8 @@ import pytest
 
 from conftest import BACKENDS
 from ondevice import machine as doctor_module
-from ondevice.machine import doctor, render
 from ondevice.errors import UserError
+from ondevice.machine import doctor, render
 
 
 def test_the_report_is_json_and_knows_this_machine() -> None:

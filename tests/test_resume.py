@@ -35,7 +35,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with text, chats and a model of random weights."""
     folder = tmp_path_factory.mktemp("files")
     rng = random.Random(0)
-    words = "the cat sat on a red mat and saw two dogs run home to eat warm bread by an old door".split()
+    words = ["the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "two", "dogs", "run", "home", "to", "eat"]
     lines = [" ".join(rng.choices(words, k=12)) + "." for _ in range(400)]
     (folder / "text.txt").write_text("\n".join(lines))
     chats = [{"messages": [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(2, 6)))},

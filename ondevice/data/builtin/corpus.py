@@ -198,6 +198,7 @@ def sentence_frames() -> set[str]:
             frames.update(step)
     for asked in stories.QUESTIONS.values():
         frames.update(question for question, _ in asked)
-    frames.update(telling.RECORDS, telling.INTRODUCTIONS, telling.HOMES, GREETINGS)
+    frames.update(telling.RECORDS, telling.INTRODUCTIONS, telling.HOMES, GREETINGS, reading.RETOLD)
+    frames.update(part for echo in tasks.ECHO for part in echo)
     frames.update(arithmetic.LEADS, arithmetic.STORIES, arithmetic.SLOW, arithmetic.QUICK)
     return frames

@@ -65,31 +65,28 @@ THINGS = (
     "anchor", "statue", "piano", "boat", "wagon", "flag", "spade", "kettle", "vase", "globe", "harp", "sledge",
 )  # fmt: skip
 JOBS = (
-    "baker", "farmer", "teacher", "doctor", "painter", "sailor", "cook", "driver", "singer", "gardener",
-    "nurse", "tailor", "miller", "writer", "builder", "judge", "potter", "dancer", "pilot", "actor",
+    "baker", "farmer", "teacher", "doctor", "painter", "sailor", "cook", "driver",
+    "singer", "gardener", "nurse", "miller", "writer", "judge", "potter", "actor",
 )  # fmt: skip
 FOODS = (
-    "soup", "bread", "rice", "cheese", "apples", "pears", "plums", "honey", "cake", "fish",
-    "pasta", "beans", "nuts", "grapes", "eggs", "pie", "porridge", "cherries", "salad", "butter",
+    "soup", "bread", "rice", "cheese", "apples", "pears", "plums", "honey",
+    "cake", "fish", "beans", "nuts", "grapes", "eggs", "pie", "butter",
 )  # fmt: skip
-COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "purple", "orange", "pink", "grey", "silver")
-ITEMS = (
-    "ball", "book", "cup", "key", "hat", "coin", "ring", "bag", "shoe", "pen",
-    "scarf", "spoon", "letter", "stone", "glove", "brush", "plate", "doll", "torch", "umbrella",
-)  # fmt: skip
-ROOMS = (
-    "kitchen", "garden", "attic", "cellar", "barn", "hall", "library", "shop",
-    "tower", "yard", "school", "mill", "stable", "office", "park", "bakery",
-)  # fmt: skip
-COUNTED = ("apples", "eggs", "nuts", "books", "cups", "coins", "stones", "hens", "sheep", "plums")
-SPOTS = ("table", "shelf", "floor", "bench", "wall", "bed", "desk", "roof", "step", "stove", "chair", "cart")
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "pink", "grey")
+ITEMS = ("ball", "book", "cup", "key", "hat", "coin", "ring", "bag", "shoe", "pen", "letter", "stone", "umbrella")
+COUNTED = ("apples", "eggs", "nuts", "books", "cups", "coins", "stones", "hens", "pears", "plums")
+ROOMS = ("kitchen", "garden", "barn", "hall", "shop", "tower", "yard", "school", "mill", "office", "park", "house")
+SPOTS = ("table", "shelf", "floor", "bench", "wall", "bed", "roof", "step", "chair", "cart")
 
-CATEGORIES = {"animal": tuple(animal.one for animal in ANIMALS), "food": FOODS, "colour": COLOURS, "job": JOBS}
-"""What a word can be picked for; no word stands in two of them."""
-TASK_WORDS = tuple(
-    dict.fromkeys(word for pool in (CATEGORIES["animal"], FOODS, COLOURS, ITEMS) for word in pool if len(word) < 8)
-)
-"""Words of the text tasks."""
+CATEGORIES = {
+    "animal": ("cat", "dog", "hen", "goat", "duck", "owl", "frog", "pony", "mouse"),
+    "food": ("soup", "bread", "rice", "cheese", "cake", "pie", "nuts", "eggs", "honey"),
+    "colour": ("red", "blue", "green", "white", "black", "brown", "pink", "grey", "yellow"),
+    "thing": ("ball", "book", "cup", "key", "hat", "coin", "ring", "bag", "pen"),
+}
+"""The words of the text tasks, by what they can be picked for. No word stands in two of them."""
+TASK_WORDS = tuple(word for words in CATEGORIES.values() for word in words)
+"""Few, so that a small model soon sees each of them come back: with 66 words it learned to copy three times later."""
 
 
 def article(noun: str) -> str:

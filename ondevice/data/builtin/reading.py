@@ -128,13 +128,25 @@ PAIRS = (
     "\n- {q}\n- {a}.",
 )
 """How a document puts questions and answers."""
+RETOLD = (
+    "{context} Once more: {again}",
+    "{context}\nIn another order: {again}",
+    "{context} That is all: {again}",
+    "First: {context}\nThen: {again}",
+)
+"""How a document says a context again."""
 
 
 @dataclass(frozen=True)
 class Context:
     theme: Theme
     pairs: tuple[tuple[str, str], ...]
-    text: str
+    told: tuple[str, ...]
+    """One sentence a pair."""
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.told)
 
     def question(self, random: Random, index: int, backwards: bool) -> tuple[str, str]:
         """A question about pair `index` and its answer without the full stop; backwards asks for the entity."""
@@ -156,8 +168,8 @@ def context(random: Random, seed: int, split: Split, people: Sequence[str], coun
             break
     # Half of the contexts repeat one wording: there the pairs alone tell the sentences apart.
     frames = [random.choice(theme.tell)] * count if random.random() < 0.5 else random.choices(theme.tell, k=count)
-    told = [frame.format(e=e, v=v, av=lexicon.article(v)) for frame, (e, v) in zip(frames, pairs, strict=True)]
-    return Context(theme, pairs, " ".join(told))
+    told = (frame.format(e=e, v=v, av=lexicon.article(v)) for frame, (e, v) in zip(frames, pairs, strict=True))
+    return Context(theme, pairs, tuple(told))
 
 
 def request(random: Random, seed: int, split: Split, people: Sequence[str]) -> tuple[str, str]:
@@ -168,10 +180,18 @@ def request(random: Random, seed: int, split: Split, people: Sequence[str]) -> t
 
 
 def document(random: Random, seed: int, split: Split, people: Sequence[str]) -> str:
-    """A context and questions about all of it, in an order of their own."""
+    """A context, then what it said once more: as answers to questions about all of it, or told in another order.
+
+    Whole sentences as answers are the step between copying a text and looking up one thing in it.
+    """
     found = context(random, seed, split, people, random.choice((2, 3, 3, 4, 4, 5)))
     order = list(range(len(found.pairs)))
     random.shuffle(order)
-    backwards, pair = random.random() < 0.25, random.choice(PAIRS)
-    asked = [found.question(random, index, backwards) for index in order]
-    return found.text + "".join(pair.format(q=q, a=a) for q, a in asked)
+    style, pair = random.random(), random.choice(PAIRS)
+    if style < 0.15:
+        return random.choice(RETOLD).format(context=found.text, again=" ".join(found.told[index] for index in order))
+    backwards = random.random() < 0.3
+    asked = [(found.question(random, index, backwards), found.told[index]) for index in order]
+    return found.text + "".join(
+        pair.format(q=q, a=told.removesuffix(".") if style < 0.4 else a) for (q, a), told in asked
+    )
