@@ -20,7 +20,7 @@ from ondevice.models.decoder import Cache
 from ondevice.models.folder import Model
 from ondevice.randomness import uniforms
 
-BLOCK = 64  # the cache grows by this many tokens
+BLOCK = 32  # the cache grows by this many tokens
 LOOK = 8  # tokens between two looks of the host
 
 

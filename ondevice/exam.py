@@ -21,6 +21,7 @@ from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model
+from ondevice.runfolder import StageFolder
 
 ROWS = 32
 
@@ -99,14 +100,15 @@ def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128) -> Exam:
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """{"bits_per_byte", "exact_match", "by_kind"} of a model on the built-in held-out sets, or bits per byte on a
-    person's text. Raises UserError for data or tasks that do not fit."""
+    """{"bits_per_byte", "exact_match", "by_kind"} of a model on the built-in held-out sets, or {"bits_per_byte",
+    "sequence_length"} on a person's text, read in rows as long as those of the model's training where its run folder
+    tells. Raises UserError for data or tasks that do not fit."""
     from ondevice.stages.material import corpus_of, plain_texts
-    from ondevice.talk import open_model
+    from ondevice.talk import find_model, open_model
 
     cfg.check()
     corpus = corpus_of(cfg.data, CorpusConfig())
-    exam = builtin_exam(corpus) if corpus else Exam(plain_texts(cfg.data), [], lambda *_: False)
+    exam = builtin_exam(corpus) if corpus else _text_exam(plain_texts(cfg.data), find_model(cfg.model))
     wanted = cfg.tasks or (("text", "instructions") if corpus else ("text",))
     if "instructions" in wanted and not exam.questions:
         raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
@@ -115,4 +117,16 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
                    questions=exam.questions[:limit] if "instructions" in wanted else [])
     model, backend = open_model(cfg)
     with tempfile.TemporaryDirectory() as cache:
-        return measure(model, backend, exam, Path(cache)).mapping()
+        marks = measure(model, backend, exam, Path(cache))
+    if corpus:
+        return marks.mapping()
+    width = min(exam.sequence_length, model.cfg.max_position_embeddings)
+    return {"bits_per_byte": marks.bits_per_byte, "sequence_length": width}
+
+
+def _text_exam(documents: list[str], model: Path) -> Exam:
+    """`model` is the model's folder. A longer row than those of the training would ask for what was never learned, a
+    shorter one hides text that the model could have used."""
+    record = StageFolder(model.resolve().parent).done_record() or {}
+    length = record.get("fingerprint", {}).get("sequence_length")
+    return Exam(documents, [], lambda *_: False, length or Exam.sequence_length)

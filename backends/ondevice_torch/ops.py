@@ -45,6 +45,10 @@ class TorchOps:
                   segments: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         plain = segments is None and lengths is None and not window and (not causal or q.shape[2] == k.shape[2])
         mask = None if plain else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+        if q.shape[2] == 1 and q.shape[1] != k.shape[1]:  # the heads of a group ask as so many queries of one head
+            b, h, _, c = q.shape
+            asked = q.reshape(b, k.shape[1], h // k.shape[1], c)
+            return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(b, h, 1, c)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and plain, scale=scale,
                                               enable_gqa=q.shape[1] != k.shape[1])
 

@@ -13,6 +13,7 @@ from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_model
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
+from ondevice.stages.summary import bytes_per_token
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
@@ -23,6 +24,10 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
     rows = partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
                    isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
+    measured = rows(held)
+    size = bytes_per_token(measured.eval_batches(cfg.eval_batches), model.tokenizer)
+    ctx.events.emit("data", tokens=len(train), held_tokens=len(held), held_bytes_per_token=size)
+    ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
     loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), rows(held), ctx, cfg, sample=sampler(model, ctx))
+    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), measured, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)

@@ -36,6 +36,9 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         if part.truncated or part.skipped:
             ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
                      f"{part.skipped} left out because nothing of the answer remained")
+    ctx.events.emit("data", chats=source.examples, held_chats=held.examples, cut=source.truncated + held.truncated,
+                    left_out=source.skipped + held.skipped)
+    ctx.say(f"{ctx.name}: {source.examples:,} chats to learn from, {held.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)

@@ -24,6 +24,7 @@ from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
 from ondevice.stages.material import data_digest
+from ondevice.stages.summary import outcome, summary
 
 MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft"}
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches"}
@@ -150,12 +151,14 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     model = body(cfg, ctx)
     with checkpoint.whole_folder(ctx.folder.model) as folder:
         write_model(folder, ctx.backend, model.cfg, model.params, model.tokenizer)
+    ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
     marks = measure(model, ctx.backend, around.exam, ctx.folder.path / "data") if around.exam else None
-    record = {
-        "fingerprint": ctx.fingerprint, "marks": marks.mapping() if marks else None,
+    record: dict[str, Any] = {
+        "fingerprint": ctx.fingerprint, "marks": marks.mapping() if marks else None, "outcome": ended.mapping(),
         "answers": answer(model, model.params, ctx.backend, around.prompts),
         "seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
     checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
-    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"])
+    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record["outcome"])
+    ctx.say(summary(ctx, model, record, ended))
     return ctx.folder.model

@@ -1,0 +1,91 @@
+"""What a stage says at its end, on stderr: how it went on held-out data, over how many tokens, in what time, and where
+the model is. Steps, tokens and losses come from the stage's events, so that a resumed stage tells of all its steps;
+the time is that of its last process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ondevice import events
+from ondevice.context import Context
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.inert import inert
+from ondevice.models.folder import Model
+from ondevice.progress import duration
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage's training in figures; None where it has none. `loss` is the one of the weights that the stage keeps,
+    nats a token on held-out data, measured at `measured`; `epochs` says how often the data was gone through."""
+
+    steps: int = 0
+    tokens: int = 0
+    epochs: float | None = None
+    loss: float | None = None
+    measured: int | None = None
+    held_tokens: int | None = None
+    bits_per_byte: float | None = None
+
+    def mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def outcome(ctx: Context, take_best: bool) -> Outcome:
+    """What the events of this stage come to."""
+    ctx.events.flush()
+    found = list(events.read(ctx.folder.events))
+    data: Mapping[str, Any] = next((e for e in reversed(found) if e["event"] == "data"), {})
+    step: Mapping[str, Any] = next((e for e in reversed(found) if e["event"] == "step"), {})
+    measured = [e for e in found if e["event"] == "eval" and e.get("loss") is not None]
+    kept: Mapping[str, Any] = {}
+    if measured:
+        kept = min(measured, key=lambda e: float(e["loss"])) if take_best else measured[-1]
+    loss, size = kept.get("loss"), data.get("held_bytes_per_token")
+    bits = loss / math.log(2) / size if loss is not None and size else None
+    tokens = int(step.get("tokens", 0))
+    epochs = tokens / data["tokens"] if data.get("tokens") else None
+    return Outcome(int(step.get("step", 0)), tokens, epochs, loss, kept.get("step"), kept.get("tokens"), bits)
+
+
+def bytes_per_token(batches: Iterable[Mapping[str, np.ndarray]], tokenizer: Tokenizer) -> float:
+    """UTF-8 bytes of text that a target of these batches stands for, on average: it turns a loss into bits per byte."""
+    size = count = 0.0
+    for batch in batches:
+        size += float((tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
+        count += float(batch["weights"].sum())
+    return size / max(count, 1.0)
+
+
+def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcome) -> str:
+    """Some lines for a person. `record` is what done.json holds."""
+    spent = f"{duration(record['seconds'])} ({record['cpu_seconds']:.0f} CPU seconds)"
+    weights = sum(math.prod(p.shape) for p in model.params.values())
+    lines = [f"{ctx.name}: done in {spent}"]
+    if ended.steps:
+        often = f", {ended.epochs:.1f} times through the data" if ended.epochs else ""
+        lines.append(f"  trained    {ended.steps:,} steps, {ended.tokens:,} tokens{often}")
+    if ended.loss is not None:
+        bits = f", {ended.bits_per_byte:.3f} bits per byte" if ended.bits_per_byte is not None else ""
+        lines.append(f"  held out   loss {ended.loss:.4f}{bits} at step {ended.measured}, on "
+                     f"{ended.held_tokens:,} tokens")
+    if exam := _exam(record.get("marks") or {}):
+        lines.append(f"  exam       {exam}")
+    lines.append(f"  model      {inert(str(ctx.folder.model), newlines=False)} ({model.cfg.model_type}, "
+                 f"{weights:,} parameters, {model.tokenizer.vocab_size:,} tokens in its vocabulary)")
+    return "\n".join(lines)
+
+
+def _exam(marks: Mapping[str, Any]) -> str:
+    parts = []
+    if marks.get("bits_per_byte") is not None:
+        parts.append(f"{marks['bits_per_byte']:.3f} bits per byte")
+    if marks.get("exact_match") is not None:
+        asked = sum(count for _, count in marks["by_kind"].values())
+        parts.append(f"{marks['exact_match']:.1%} of {asked:,} questions answered rightly")
+    return ", ".join(parts)
