@@ -144,14 +144,20 @@ def _write_chats(folder: Path, shape: Size, steps: int) -> None:
 
 def peak_rss() -> float:
     """The process's largest resident set so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3 / 1.024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
+
+
+def resident() -> float:
+    """What the process holds now, in MB; its peak where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e6 if statm.exists() else peak_rss()
 
 
 @dataclass
 class Meter:
     """One process's measurements: CPU seconds of all threads, wall seconds, useful tokens, losses."""
 
-    before: float = field(default_factory=peak_rss)
+    before: float = field(default_factory=resident)
     cpu: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -160,7 +166,7 @@ class Meter:
 
     def start(self) -> None:
         """Just before training: what was read and imported by now is not the training's."""
-        self.before = peak_rss()
+        self.before = resident()
 
     def mark(self) -> None:
         """At the end of each step."""
