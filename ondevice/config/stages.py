@@ -210,9 +210,15 @@ class SFTConfig(TrainingConfig):
     """Several chats a row, attention kept inside each."""
     loss_on: Literal["assistant", "all"] = "assistant"
     """Which tokens are learned."""
+    replay: str = ""
+    """Plain text learned beside the chats, so that the model keeps what it knew: a file, a folder, or builtin[:RECIPE].
+    Empty: none."""
+    replay_share: float = 0.1
+    """Part of the tokens that are of this text."""
     chat_template: str = ""
     """Name of a template for a base model that has none: chatml or plain."""
 
     def check(self) -> None:
         super().check()
         self._at_least(2, "sequence_length")
+        self._between(0, 0.9, "replay_share")

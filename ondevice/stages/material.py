@@ -16,6 +16,7 @@ from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.sources import hold_out, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
+from ondevice.randomness import permutation
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
@@ -115,6 +116,19 @@ def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Cha
         raise UserError("holds one chat only", where=data, hint="give more, or --validation FILE")
     held_rows = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
     return Chats(rows[:-held_rows], rows[-held_rows:])
+
+
+def replayed(data: str, share: float, width: int, beside: list[ChatRow], seed: int, tokenizer: Tokenizer,
+             ctx: Context) -> list[ChatRow]:
+    """Pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so many that they are `share` of
+    all tokens, theirs and those of `beside` together. Raises UserError as `texts` does."""
+    key = f"{data} {data_digest(data, '', ctx.corpus)}"
+    stream = tokenize_corpus(texts(data, ctx), tokenizer, ctx.folder.path / "data", key=key)
+    pieces = max(1, (len(stream) - 1) // width)
+    wanted = round(share / (1 - share) * sum(len(row.ids) for row in beside) / width)
+    drawn = [start for epoch in range(-(-wanted // pieces)) for start in permutation(seed, "replay", epoch, pieces)]
+    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in drawn[:wanted])
+    return [ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids]
 
 
 def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:

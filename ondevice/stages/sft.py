@@ -31,14 +31,18 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
     rows = partial(ChatSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
                    packing=cfg.packing, loss_on=cfg.loss_on)
-    source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
+    replay = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
+                               model.tokenizer, ctx) if cfg.replay else []
+    source, held = rows([*found.train, *replay], accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
             ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
                      f"{part.skipped} left out because nothing of the answer remained")
-    ctx.events.emit("data", chats=source.examples, held_chats=held.examples, cut=source.truncated + held.truncated,
-                    left_out=source.skipped + held.skipped)
-    ctx.say(f"{ctx.name}: {source.examples:,} chats to learn from, {held.examples:,} held out")
+    chats = source.examples - len(replay)
+    ctx.events.emit("data", chats=chats, replayed=len(replay), held_chats=held.examples,
+                    cut=source.truncated + held.truncated, left_out=source.skipped + held.skipped)
+    beside = f" beside {len(replay):,} rows of plain text" if replay else ""
+    ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)

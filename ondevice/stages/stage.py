@@ -75,6 +75,8 @@ def fingerprint_of(name: str, cfg: StageConfig, around: Surroundings) -> dict[st
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
     if "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
+    if out.get("replay"):
+        out["replay"] = data_digest(out["replay"], "", around.corpus)
     if out.get("model"):
         out["model"] = model_digest(Path(out["model"]))
     if out.get("tokenizer"):
