@@ -1,0 +1,107 @@
+"""The recipe `minute`, whole, on both backends, as a newcomer runs it: the ladder climbs, all can load the folders."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ondevice as od
+from conftest import BACKENDS
+from ondevice.config.recipe import load_recipe
+from ondevice.data.builtin import build
+from ondevice.stages.stage import MODULES
+
+pytestmark = pytest.mark.slow
+STAGES = tuple(load_recipe("minute").stages)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("minute")
+
+
+@cache
+def finished(folder: Path, backend: str) -> tuple[Path, str]:
+    """(run folder, what it printed), run once for all tests."""
+    out = folder / backend
+    done = subprocess.run([sys.executable, "-m", "ondevice", "run", "minute", "--out", str(out), "--backend", backend,
+                           "--device", "cpu"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def marks(run: Path) -> dict[str, Any]:
+    return {stage: json.loads((run / stage / "done.json").read_text())["marks"] for stage in STAGES}
+
+
+def test_the_recipe_has_every_stage_there_is() -> None:
+    assert set(STAGES) == set(MODULES)
+
+
+def test_the_ladder_climbs_at_every_stage(folder: Path, backend_name: str) -> None:
+    found = marks(finished(folder, backend_name)[0])
+    bits = {stage: found[stage]["bits_per_byte"] for stage in STAGES}
+    match = {stage: found[stage]["exact_match"] for stage in STAGES}
+    assert max(bits["pretrain"], bits["sft"]) < bits["init"] / 4
+    assert max(match["init"], match["pretrain"]) < 0.05
+    assert match["sft"] > 0.6
+
+
+def test_the_model_needs_less_than_xz(folder: Path, backend_name: str) -> None:
+    text = "\n".join(build(load_recipe("minute").corpus).documents("heldout")).encode()
+    packed = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) * 8 / len(text)
+    assert marks(finished(folder, backend_name)[0])["pretrain"]["bits_per_byte"] < packed
+
+
+def test_the_end_shows_the_ladder_and_every_answer(folder: Path, backend_name: str) -> None:
+    run, printed = finished(folder, backend_name)
+    report = (run / "report.md").read_text()
+    for prompt in load_recipe("minute").prompts:
+        assert prompt in printed and prompt in report
+    found = marks(run)
+    for stage in STAGES:
+        share = f"{found[stage]['exact_match']:.1%}"
+        assert any(line.startswith(stage) and share in line for line in printed.splitlines())
+        assert any(stage in line and share in line for line in report.splitlines())
+
+
+@pytest.mark.skipif(len(BACKENDS) < 2, reason="needs both backends")
+def test_both_backends_climb_the_same_ladder(folder: Path) -> None:
+    one, other = (marks(finished(folder, name)[0]) for name in BACKENDS)
+    for stage, off in (("init", 1e-5), ("pretrain", 0.03), ("sft", 0.15)):
+        # The same weights, batches and order; rounding alone parts them, and 700 steps let it grow.
+        assert one[stage]["bits_per_byte"] == pytest.approx(other[stage]["bits_per_byte"], rel=off)
+    assert one["sft"]["exact_match"] == pytest.approx(other["sft"]["exact_match"], abs=0.15)
+
+
+def test_other_libraries_load_the_folder_and_say_the_same(folder: Path, backend_name: str) -> None:
+    """transformers and mlx-lm load it and say what we say, chat template and stop token included."""
+    import torch
+    from mlx_lm import generate, load
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = finished(folder, backend_name)[0] / "sft" / "model"
+    prompt = "Take your time: what is 27+23?"
+    ours = od.generate(model=str(model), prompt=prompt, temperature=0, max_new_tokens=40, backend=backend_name)[0]
+    assert "so 50" in ours or "+" in ours
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
+                                        return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        out = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).generate(
+            **ids, do_sample=False, max_new_tokens=40)
+    theirs = tokenizer.decode(out[0][ids["input_ids"].shape[1]:], skip_special_tokens=True)
+    assert theirs == ours
+
+    peer, peer_tokenizer = load(str(model))
+    chat = peer_tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    assert generate(peer, peer_tokenizer, chat, max_tokens=40) == ours
