@@ -25,11 +25,13 @@ __all__ = ["chat", "doctor", "evaluate", "generate", "init", "pretrain", "run", 
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
-        seed: int | None = None, resume: bool = False, redo: Sequence[str] = ()) -> Path:
+        device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
+        redo: Sequence[str] = ()) -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
     from ondevice.pipeline import run as function
 
-    return function(recipe, out=out, sets=sets, backend=backend, seed=seed, resume=resume, redo=redo)
+    return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
+                    redo=redo)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:

@@ -23,14 +23,15 @@ from ondevice.talk import find_model
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
-        seed: int | None = None, resume: bool = False, redo: Sequence[str] = ()) -> Path:
+        device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
+        redo: Sequence[str] = ()) -> Path:
     """All stages of a recipe, one after the other. Returns the run folder.
 
     `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5". With `resume`, complete stages are kept
     and the unfinished one goes on from its newest checkpoint. A stage named in `redo` is run again, and so is what
     follows from it. Raises UserError, or Interrupted once a stop has been saved.
     """
-    found = load_recipe(recipe, sets, seed=seed, backend=backend)
+    found = load_recipe(recipe, sets, seed=seed, backend=backend, device=device, dtype=dtype)
     for name in redo:
         if name not in found.stages:
             raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))

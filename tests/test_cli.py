@@ -131,8 +131,8 @@ def test_run_passes_the_sets_on_and_prints_the_report(
     (tmp_path / "report.md").write_text("# ladder\nnoise \x1b[31m\n")
     assert cli.main(["run", "tiny", "--out", "o", "--resume", "--redo", "sft,pretrain", "--redo", "init", "--seed", "3",
                      "--set", "sft.steps=2"]) == 0
-    assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "seed": 3, "resume": True,
-                      "redo": ("sft", "pretrain", "init")}]
+    assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "device": "auto",
+                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init")}]
     assert capsys.readouterr().out == f"# ladder\nnoise ␛[31m\n\n{tmp_path}\n"
     assert cli.main(["run", "--json"]) == 0
     assert calls[1][0] == "minute"

@@ -149,7 +149,8 @@ def test_what_is_wrong_in_a_recipe_is_named(name: str, sets: list[str], said: st
 def test_a_stage_s_own_command_can_begin_with_a_recipe() -> None:
     found = stage_defaults("sft", "tiny")
     assert isinstance(found, SFTConfig) and found.data == "builtin:tiny"
-    assert found == dataclasses.replace(load_recipe("tiny").stages["sft"], data="builtin:tiny")  # type: ignore[call-arg]
+    assert found == dataclasses.replace(load_recipe("tiny").stages["sft"],
+                                        data="builtin:tiny", replay="builtin:tiny")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(("cls", "values", "said"), [

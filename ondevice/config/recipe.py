@@ -67,8 +67,9 @@ def stage_defaults(stage: str, recipe: str) -> StageConfig:
     if stage not in found.stages:
         raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
     settings = to_mapping(found.stages[stage])
-    if settings.get("data") == "builtin":
-        settings["data"] = f"builtin:{recipe}"
+    for name in ("data", "replay"):
+        if settings.get(name) == "builtin":
+            settings[name] = f"builtin:{recipe}"
     return from_mapping(STAGES[stage], settings, recipe)
 
 

@@ -21,6 +21,10 @@ class RunConfig:
     """Run folder. Empty: runs/<recipe>-<date and time>."""
     backend: Literal["auto", "mlx", "torch"] = "auto"
     """auto takes MLX on Apple Silicon, else torch."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; master weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int | None = None
     """Decides initial weights, the order of the data and every draw. Unset: the recipe's."""
     resume: bool = False
