@@ -11,8 +11,8 @@ interrupted with the work saved.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
-import json
 import os
 import sys
 import typing
@@ -89,11 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # who reads our stdout has left (as in `ondevice runs | head -1`); Python would complain once more at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            return _ours()
+        _complain(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
+        return 2
     except Exception:
-        import traceback
+        return _ours()
 
-        traceback.print_exc()
-        return 1
+
+# What a system or its disk refuses, with the path that it refused: nobody's mistake in the program.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def _command(argv: list[str]) -> int:
@@ -306,11 +312,11 @@ def _print_run(folder: Path, line: Line) -> None:
     if line.json:
         _print({"run": str(folder), "report": str(report) if report.is_file() else None}, line)
         return
+    from ondevice.inert import inert
     from ondevice.report import ladder
     from ondevice.runfolder import RunFolder
 
-    print(ladder(RunFolder(folder)), end="\n\n")
-    print(f"report: {report}")
+    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:
@@ -332,7 +338,9 @@ def _generate(function: Any, config: Any, line: Line) -> None:
 def _print(result: Any, line: Line) -> None:
     """A result on stdout, as JSON where that was asked for; text is made harmless first, since it may be a model's."""
     if line.json:
-        print(json.dumps(result, indent=2, default=str))
+        from ondevice.events import to_json
+
+        print(to_json(result, indent=2))
         return
     if result is None:
         return
@@ -350,6 +358,16 @@ def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
         else:
             lines.append(f"{before}{key}: {value:.4g}" if isinstance(value, float) else f"{before}{key}: {value}")
     return lines
+
+
+def _ours() -> int:
+    """Tells of the exception at hand, whose text may be a model's or a file's."""
+    import traceback
+
+    from ondevice.inert import inert
+
+    sys.stderr.write(inert(traceback.format_exc(), limit=None))
+    return 1
 
 
 def _complain(text: str) -> None:

@@ -67,8 +67,10 @@ class Generator:
         self._step = backend.evaluate(self._step_fn, compile=compile)
 
     def run(self, params: Params, prompts: Sequence[Sequence[int]], *, stage: str = "generate", step: int = 0,
-            batch_size: int = 64, on_token: Callable[[int, int], None] | None = None) -> list[Completion]:
-        """One completion a prompt, in order. `on_token(row, id)` is told of each token as it comes."""
+            first: int = 0, batch_size: int = 64,
+            on_token: Callable[[int, int], None] | None = None) -> list[Completion]:
+        """One completion a prompt, in order. `on_token(row, id)` is told of each token as it comes. Prompts count from
+        `first` on: what a row draws follows from its number, whether it is asked alone or among others."""
         for prompt in prompts:
             self._check(prompt)
         out: list[Completion | None] = [None] * len(prompts)
@@ -77,7 +79,7 @@ class Generator:
             rows = []
             for i in order[start:start + batch_size]:
                 limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - len(prompts[i]))
-                rows.append(_Row(i, limit, [], self._uniforms(stage, step, i, limit)))
+                rows.append(_Row(i, limit, [], self._uniforms(stage, step, first + i, limit)))
             self._batch(params, rows, [prompts[r.at] for r in rows], out, on_token)
         return [c for c in out if c is not None]
 

@@ -118,12 +118,12 @@ def read_at(path: Path, offset: int) -> dict[str, Any]:
     return value
 
 
-def to_json(record: Mapping[str, Any]) -> str:
-    """One line of strict JSON: NaN and the infinities become null (JSON has no word for them)."""
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """Strict JSON, one line of it without `indent`: NaN and the infinities become null (JSON has no word for them)."""
     try:
-        return json.dumps(record, allow_nan=False, default=_plain)
+        return json.dumps(record, allow_nan=False, default=_plain, indent=indent)
     except ValueError:  # rare, so only then is every value looked at
-        return json.dumps(_finite(record), allow_nan=False)
+        return json.dumps(_finite(record), allow_nan=False, indent=indent)
 
 
 def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:

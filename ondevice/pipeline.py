@@ -35,6 +35,10 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     for name in redo:
         if name not in found.stages:
             raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))
+    head = next(iter(found.stages))
+    if getattr(found.stages[head], "model", None) == "":
+        raise UserError("no model was named", where=f"{recipe}: stages.{head}.model",
+                        hint="begin with the stage init, or name a model's folder")
     folder = RunFolder(out) if out else RunFolder.new(found.name)
     begun = [stage.name for stage in folder.stages()]
     if begun and not (resume or redo):

@@ -30,7 +30,7 @@ def ladder(run: RunFolder) -> str:
 def write_report(run: RunFolder) -> Path:
     """The same as Markdown, in `report.md`."""
     done = _done(run)
-    lines = [f"# {run.path.name}", "", *_markdown(_figures(done)), ""]
+    lines = [f"# {_cell(run.path.name)}", "", *_markdown(_figures(done)), ""]
     if kinds := _kinds(done):
         lines += ["## Exact match by kind of instruction", "", *_markdown(kinds), ""]
     answered = _answers(done)
@@ -100,7 +100,8 @@ def _markdown(table: Table) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Text that Markdown takes literally, in a table too."""
+    """Harmless text that Markdown takes literally, in a table too."""
+    text = inert(text, newlines=False)
     for sign in "\\`*_[]<>|#$~":
         text = text.replace(sign, "\\" + sign)
     return text

@@ -9,6 +9,7 @@ from pathlib import Path
 from ondevice.backend import Backend, load_backend
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
+from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
@@ -40,11 +41,11 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     """The continuations of the prompt, or the answers to it, without the prompt. `write` is told each piece of text as
     it comes, an empty line between samples; what a model writes is untrusted: make it inert before showing it."""
     cfg.check()
-    prompt = cfg.prompt or sys.stdin.read()
+    prompt = _given(lambda: cfg.prompt or sys.stdin.read())
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
-    ids = _message(model, prompt) if cfg.chat else model.tokenizer.encode(prompt)
+    ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
     if write is None:
         found = generator.run(model.params, [ids] * cfg.samples)
@@ -64,21 +65,23 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
     generator = Generator(model, backend, sampling(cfg))
-    first = [{"role": "system", "content": cfg.system}] if cfg.system else []
+    first = [{"role": "system", "content": _given(lambda: cfg.system)}] if cfg.system else []
+    # results alone go to a pipe
+    asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     turns: list[dict[str, str]] = []
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
-            said = read("> ").strip()
+            said = _given(lambda: read(asking)).strip()
         except EOFError:
             said = ""
         if not said:
             return
         turns.append({"role": "user", "content": said})
-        ids = prompt_ids([*first, *turns], model.tokenizer)
+        ids = _ids([*first, *turns], model)
         while len(ids) + 16 > model.cfg.max_position_embeddings and len(turns) > 1:
             turns = turns[2:]
-            ids = prompt_ids([*first, *turns], model.tokenizer)
+            ids = _ids([*first, *turns], model)
         shown = InertStream()
 
         def write(piece: str, shown: InertStream = shown) -> None:
@@ -89,10 +92,24 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         turns.append({"role": "assistant", "content": text})
 
 
-def _message(model: Model, prompt: str) -> list[int]:
+def _given(read: Callable[[], str]) -> str:
+    """What a person or a pipe says. Raises UserError where its bytes are no UTF-8: on the command line they come as
+    lone surrogates."""
+    try:
+        text = read()
+        text.encode()
+    except UnicodeError:
+        raise UserError("is not UTF-8 text", where="prompt", hint="convert it, for example with iconv") from None
+    return text
+
+
+def _ids(messages: Sequence[dict[str, str]], model: Model) -> list[int]:
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=str(model.folder), hint="leave --chat out")
-    return prompt_ids([{"role": "user", "content": prompt}], model.tokenizer)
+    try:
+        return prompt_ids(messages, model.tokenizer)
+    except BadRow as error:
+        raise UserError(str(error), where=str(model.folder)) from error
 
 
 def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Callable[[str], None], number: int) -> str:
@@ -103,6 +120,6 @@ def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Calla
         pieces.append(text)
         if text:
             write(text)
-    generator.run(model.params, [ids], step=number, on_token=lambda _, token: piece(decoder.push(token)))
+    generator.run(model.params, [ids], first=number, on_token=lambda _, token: piece(decoder.push(token)))
     piece(decoder.flush())
     return "".join(pieces)

@@ -113,7 +113,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
+        raise UserError("no such file", where=str(path), hint="give the path of a .yaml file") from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", where=str(path)) from None
     except OSError as error:

@@ -101,7 +101,8 @@ def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
     """sft.steps=5 → stages.sft.steps=5."""
     first = assignment.partition("=")[0].partition(".")[0].strip()
     stages = mapping.get("stages")
-    return f"stages.{assignment}" if isinstance(stages, Mapping) and first in stages else assignment
+    known = isinstance(stages, Mapping) and first in stages
+    return f"stages.{assignment}" if known and "=" in assignment else assignment  # else it is told as it was typed
 
 
 def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) -> Recipe:

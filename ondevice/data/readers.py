@@ -72,7 +72,7 @@ class Rows:
             else:
                 yield item, where
         if not self.seen:
-            raise UserError("no rows in it", where=self.spec)
+            raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
 
     def reject(self, where: str, reason: str, row: Any = None) -> None:
@@ -95,7 +95,7 @@ class Rows:
     def _stop(self) -> None:
         first = self.rejected[0]
         raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
-                        hint="at most 1 % may be")
+                        hint="mend them or take them out: at most 1 % may be")
 
     def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
         if self.spec.startswith("hub:"):

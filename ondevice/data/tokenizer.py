@@ -87,7 +87,8 @@ class Tokenizer:
         try:
             inner = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception for a file that it cannot read
-            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file)) from error
+            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
+                            hint="is the download whole?") from error
         inner.no_truncation()
         inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.

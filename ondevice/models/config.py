@@ -65,7 +65,9 @@ class DecoderConfig:
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"is not JSON: {error}", where=str(file)) from error
+            raise UserError(f"is not JSON: {error}", where=str(file), hint="is the download whole?") from error
+        if not isinstance(raw, dict):
+            raise UserError("holds no JSON object", where=str(file), hint="give a Hugging Face model folder")
         try:
             return cls.parse(raw)
         except UserError as error:
@@ -75,11 +77,17 @@ class DecoderConfig:
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
         kind = raw.get("model_type")
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(FAMILIES)}")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if not isinstance(raw.get(name), int):
-                raise UserError(f"{raw.get(name)!r} is no whole number", where=name)
+            if not isinstance(raw.get(name), int) or raw[name] < 1:
+                raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+        for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
+            if not isinstance(raw.get(name), int | None):
+                raise UserError(f"{raw[name]!r} is no whole number", where=name)
+        for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
+            if not isinstance(raw.get(name), int | float | None):
+                raise UserError(f"{raw[name]!r} is no number", where=name)
         if raw.get("hidden_act", "silu") != "silu":
             raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act", hint="known: silu")
         if raw.get("quantization") or raw.get("quantization_config"):

@@ -63,7 +63,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder, by its index where there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError("holds no index of weights", where=str(index), hint="is the download whole?") from error
         for name in names:
             if Path(name).name != name:
                 raise UserError(f"names {name!r}, which is outside the folder", where=str(index))

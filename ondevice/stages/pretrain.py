@@ -20,7 +20,7 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length")
+                        where="sequence_length", hint="give as many or fewer")
     train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
     rows = partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
                    isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)

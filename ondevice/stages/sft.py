@@ -27,7 +27,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_template(load_model(cfg.model, ctx.backend), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length")
+                        where="sequence_length", hint="give as many or fewer")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
     rows = partial(ChatSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
                    packing=cfg.packing, loss_on=cfg.loss_on)

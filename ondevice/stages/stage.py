@@ -20,6 +20,7 @@ from ondevice.context import Context, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
+from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
@@ -41,7 +42,7 @@ class Surroundings:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(inert(text), file=sys.stderr, flush=True)
 
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,

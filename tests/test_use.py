@@ -1,0 +1,344 @@
+"""Using what was trained: the documented examples as they are written, every command at its pipe, hostile text."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ondevice as od
+from ondevice import cli
+from ondevice.backend import load_backend
+from ondevice.config.recipe import recipe_names
+from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.errors import UserError
+from ondevice.inert import inert
+from ondevice.models.config import DecoderConfig
+from ondevice.models.folder import load_model, write_model
+from ondevice.models.names import shapes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = textwrap.dedent("\n".join(re.findall(r"^(?: {4}.*)?$", (od.__doc__ or "").split("\n\n", 1)[1], re.M))).strip()
+STEPS = 2
+
+
+def command(*arguments: str, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ondevice", *arguments], input=typed, capture_output=True, text=True,
+                          timeout=120, cwd=cwd)
+
+
+def strict_json(text: str) -> Any:
+    """The value of `text`, which has nothing in it that JSON does not know."""
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+    return json.loads(text, parse_constant=refuse)
+
+
+# ---- the documented examples ----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """(folder, names, printed) of the Python example, which was run there as it is written but for the steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "book.txt").write_text("Once upon a time Anna lived in Rome. " * 300)
+    chats = [{"messages": [{"role": "user", "content": f"{n}+1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]}
+             for n in range(40)]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    names: dict[str, Any] = {}
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(re.sub(r"steps=\d+", f"steps={STEPS}", EXAMPLE), names)
+    return folder, names, printed.getvalue()
+
+
+@pytest.mark.slow
+def test_the_example_of_the_api_runs_as_it_is_written(trained: tuple[Path, dict[str, Any], str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, names, printed = trained
+    assert (names["base"], names["model"]) == (Path("runs/mine/pretrain/model"), Path("runs/mine/sft/model"))
+    assert EXAMPLE.count("steps=") == 2
+    monkeypatch.chdir(folder)
+    said = od.generate(model=names["model"], prompt="Once upon a time", max_new_tokens=40)
+    assert printed == said[0] + "\n" and len(said[0]) > 20
+
+
+def test_the_readme_shows_the_same_example() -> None:
+    assert re.findall(r"```python\n(.*?)\n```", README, re.DOTALL) == [EXAMPLE]
+
+
+def documented_commands() -> list[str]:
+    """Every command line of this program that the README and the documents show."""
+    texts = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
+    blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+    found = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found += [quoted for text in texts for quoted in re.findall(r"`(ondevice [a-z][^`\n]*)`", text)]
+    return list(dict.fromkeys(line for line in found if line.startswith("ondevice ")))
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    verb, given = cli.VERBS[words[0]], []
+
+    def stand_in(*arguments: Any, **keywords: Any) -> Any:
+        given.append((*arguments, *keywords.values()))
+        return {"doctor": {}, "chat": None, "evaluate": {}, "generate": []}.get(verb.function, tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(od, verb.function, stand_in)
+    monkeypatch.setattr("ondevice.machine.render", str)
+    assert cli.main(words) == 0
+    if "--help" in words:
+        return
+    assert len(given) == 1
+    for word in words[1:2]:  # what stands first without a flag is the model, the data or the recipe
+        assert word in str(given)
+        assert verb.name != "run" or word in recipe_names() or word.endswith(".yaml")
+
+
+def test_the_documents_show_most_commands() -> None:
+    shown = {line.split()[1] for line in documented_commands()}
+    assert len(documented_commands()) >= 9 and {"run", "init", "pretrain", "sft", "chat", "generate", "doctor"} <= shown
+
+
+# ---- the commands, from a shell -------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_generate_from_a_shell(trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = trained[0]
+    monkeypatch.chdir(folder)
+    want = od.generate(model="runs/mine", prompt="Once upon", max_new_tokens=20, samples=2, top_k=50, seed=3)
+    assert len(set(want)) == 2
+    line = ["generate", "runs/mine", "--max-new-tokens", "20", "--samples", "2", "--top-k", "50", "--seed", "3"]
+    done = command(*line, "Once upon", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, inert("\n\n".join(want)) + "\n", "")
+    done = command(*line, "--json", cwd=folder, typed="Once upon")
+    assert (done.returncode, strict_json(done.stdout), done.stderr) == (0, {"completions": want}, "")
+
+
+@pytest.mark.slow
+def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
+    folder = trained[0]
+    done = command("eval", "runs/mine/pretrain", "book.txt", "--json", cwd=folder)
+    found = strict_json(done.stdout)
+    assert (done.returncode, done.stderr, found["sequence_length"]) == (0, "", 128)
+    assert 0.1 < found["bits_per_byte"] < 10
+    done = command("eval", "runs/mine/pretrain", "book.txt", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"bits_per_byte: {found['bits_per_byte']:.4g}\nsequence_length: 128\n"
+
+
+@pytest.mark.slow
+def test_doctor_from_a_shell(tmp_path: Path) -> None:
+    done = command("doctor", "--json", cwd=tmp_path)
+    found = strict_json(done.stdout)
+    assert (done.returncode, done.stderr, found["disk"]["folder"]) == (0, "", str(tmp_path))
+    done = command("doctor", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"auto        {found['auto']['backend']}: " in done.stdout and "{" not in done.stdout
+
+
+@pytest.mark.slow
+def test_runs_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
+    folder = trained[0]
+    done = command("runs", "--json", cwd=folder)
+    (run,) = strict_json(done.stdout)
+    assert (done.returncode, done.stderr, run["path"]) == (0, "", "runs/mine")
+    assert [(s["stage"], s["state"], s["step"]) for s in run["stages"]] == [
+        ("init", "done", 0), ("pretrain", "done", STEPS), ("sft", "done", STEPS)]
+    done = command("runs", cwd=folder)
+    lines = [line.split()[:4] for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr, lines[0]) == (0, "", ["runs/mine"])
+    assert lines[2:] == [["pretrain", "done", "step", f"{STEPS}/{STEPS}"], ["sft", "done", "step", f"{STEPS}/{STEPS}"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_streamed_pieces_are_the_answers_that_are_not_streamed(
+    trained: tuple[Path, dict[str, Any], str], backend_name: str, temperature: float
+) -> None:
+    settings: dict[str, Any] = {"model": trained[0] / "runs" / "mine", "prompt": "Anna lived", "samples": 3,
+                                "temperature": temperature, "max_new_tokens": 24, "backend": backend_name}
+    pieces: list[str] = []
+    whole = od.generate(**settings)
+    assert od.generate(**settings, write=pieces.append) == whole
+    assert "".join(pieces) == "\n\n".join(whole) and len(pieces) > 10
+    assert len(set(whole)) == (3 if temperature else 1)
+
+
+# ---- hostile text ---------------------------------------------------------------------------------------------------
+
+# A terminal's sequence, a C1 control, an override of the direction, a mark that shows nothing, Markdown. No byte twice:
+# the model that says it knows the last byte alone.
+HOSTILE = "\x1b[2J\r\0\x07\u202e\x9b\ufeff`|<b>"
+BAD_NAME = "x\x1b[31m\u202e"
+
+
+def parrot(folder: Path) -> Path:
+    """A model that answers whatever it is asked, or continues a text that ends in `o`, with HOSTILE and then stops."""
+    tokenizer = train_tokenizer(["no pair of letters"], 262)
+    said = tokenizer.encode(HOSTILE)
+    assert len(set(said)) == len(said) == len(HOSTILE.encode())
+    ids = [*said, tokenizer.inner.token_to_id("<|end|>")]
+    after = dict(zip(ids, ids[1:], strict=False))
+    after |= {tokenizer.inner.token_to_id("<|assistant|>"): ids[0], tokenizer.encode("o")[0]: ids[0]}
+    return chain(folder, tokenizer, after)
+
+
+def chain(folder: Path, tokenizer: Tokenizer, after: dict[int, int]) -> Path:
+    """A model that writes `after[id]` after each id: the blocks add nothing, the embedding is the identity."""
+    size = tokenizer.vocab_size + tokenizer.vocab_size % 2
+    cfg = DecoderConfig.parse({"model_type": "llama", "vocab_size": size, "hidden_size": size, "intermediate_size": 8,
+                               "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 128})
+    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes(cfg).items()}
+    weights |= {name: w + 1 for name, w in weights.items() if name.endswith("norm.weight")}
+    weights["model.embed_tokens.weight"] = np.eye(size, dtype=np.float32)
+    for token, following in after.items():
+        weights["lm_head.weight"][following, token] = 1
+    backend = load_backend("torch", "cpu", "float32")
+    folder.mkdir()
+    write_model(folder, backend, cfg, {name: backend.array(w) for name, w in weights.items()}, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    parrot(folder / "parrot")
+    return folder
+
+
+@pytest.fixture
+def typed(place: Path, monkeypatch: pytest.MonkeyPatch,
+          capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command in this process; returns its exit code, stdout and stderr."""
+    monkeypatch.chdir(place)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return (code, *capfd.readouterr())
+    return run
+
+
+Typed = Callable[..., tuple[int, str, str]]
+LIKELIEST = ("--temperature", "0")
+
+
+def harmless(text: str) -> bool:
+    return inert(text, limit=None) == text
+
+
+@pytest.mark.parametrize("arguments", [("hello",), ("Hi!", "--chat")])
+def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, arguments: tuple[str, ...]) -> None:
+    assert not harmless(HOSTILE)
+    code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST)
+    assert (code, out, err) == (0, inert(HOSTILE) + "\n", "")
+    assert out == "␛[2J␍␀␇\\u202e\\u009b\\ufeff`|<b>\n"
+    code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST, "--json")
+    assert code == 0 and out.isascii() and harmless(out)
+    assert strict_json(out) == {"completions": [HOSTILE]}
+
+
+@pytest.mark.slow
+def test_a_conversation_from_a_pipe(place: Path) -> None:
+    line = ["chat", "parrot", *LIKELIEST, "--system", "Be \x1b brief."]
+    done = command(*line, cwd=place, typed="Hi!\nAnd \x1b[1m you?\n")
+    assert (done.returncode, done.stdout) == (0, f"{inert(HOSTILE)}\n" * 2)
+    assert done.stderr == "An empty line or Ctrl-D ends the conversation.\n"
+
+
+def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi!\n\nnobody hears this\n"))
+    assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{inert(HOSTILE)}\n")
+
+
+@pytest.mark.slow
+def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
+    """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and in report.md."""
+    data, out = place / f"{BAD_NAME}.jsonl", f"{BAD_NAME}|<i>"
+    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": HOSTILE}]}
+    data.write_text(f"{json.dumps(chat)}\n" * 150 + "{\n")
+    recipe = place / f"{BAD_NAME}.yaml"
+    recipe.write_text(json.dumps({"prompts": [f"say {HOSTILE}", "o…"], "stages": {"sft": {
+        "model": "parrot", "data": data.name, "steps": 1, "sequence_length": 64, "learning_rate": 1e-9}}}))
+    code, printed, err = typed("run", recipe.name, "--out", out)
+    assert code == 0, err
+    assert harmless(printed) and printed.count(inert(HOSTILE)) == 3  # a prompt and two answers
+    assert harmless(err) and inert(BAD_NAME) in err and "1 of 151 rows could not be used" in err
+    report = (place / out / "report.md").read_text()
+    assert harmless(report) and report.startswith("# x␛\\[31m\\\\u202e\\|\\<i\\>\n") and report.count("␛\\[2J␍") == 3
+    kept = json.loads((place / out / "sft" / "done.json").read_text())
+    assert kept["answers"][0]["answer"] == HOSTILE  # as it is
+
+    code, printed, err = typed("runs", "report", out)
+    assert (code, printed, err) == (0, report.rstrip("\n") + "\n", "")
+    code, printed, err = typed("runs", "--folder", ".")
+    assert code == 0 and harmless(printed) and inert(f"{out}\n  sft") in printed
+    code, printed, err = typed("run", recipe.name, "--out", out)
+    assert code == 2 and harmless(err) and "holds a run already" in err
+    code, printed, err = typed("run", recipe.name, "--out", out, "--resume")
+    assert code == 0 and harmless(printed + err) and "sft: complete" in err
+
+
+def test_errors_quote_files_and_words_harmlessly(typed: Typed, place: Path) -> None:
+    (place / f"{BAD_NAME}.txt").write_bytes(b"\xff")
+    (place / BAD_NAME).mkdir()
+    (place / BAD_NAME / "config.json").write_text(json.dumps({"model_type": HOSTILE}))
+    for arguments in (["eval", "parrot", f"{BAD_NAME}.txt"], ["eval", "parrot", f"{BAD_NAME}.gone"],
+                      ["generate", BAD_NAME, "hi"], [BAD_NAME], ["run", BAD_NAME], ["sft", f"--{BAD_NAME}"],
+                      ["run", "tiny", "--set", f"{BAD_NAME}=1"], ["runs", "report", BAD_NAME[:3]]):
+        code, out, err = typed(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert harmless(err) and re.search(r"x(␛|\\x1b)", err), err
+
+
+def test_a_vocabulary_cannot_smuggle_in_a_sequence(typed: Typed, place: Path) -> None:
+    """A folder from anywhere whose added token, one and whole, is a terminal's sequence."""
+    tokenizer = train_tokenizer(["no pair of letters"], 262)
+    tokenizer.inner.add_tokens([HOSTILE])
+    tokenizer = Tokenizer(tokenizer.inner, tokenizer.config, tokenizer.chat_template)
+    token = tokenizer.inner.token_to_id(HOSTILE)
+    chain(place / "vocabulary", tokenizer, {tokenizer.encode("o")[0]: token, token: tokenizer.eos_id})
+    assert od.generate(model=place / "vocabulary", prompt="hello", temperature=0) == [HOSTILE]
+    assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, inert(HOSTILE) + "\n", "")
+
+
+def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**keywords: Any) -> None:
+        raise RuntimeError(HOSTILE)
+
+    monkeypatch.setattr(od, "evaluate", broken)
+    code, out, err = typed("eval", "parrot")
+    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {inert(HOSTILE)}\n")
+
+
+def test_a_model_that_went_wrong_still_gives_json(typed: Typed, place: Path) -> None:
+    """A loss that is no number has no word in JSON."""
+    folder = place / "wrong"
+    backend = load_backend("torch", "cpu", "float32")
+    model = load_model(place / "parrot", backend)
+    folder.mkdir()
+    broken = {**model.params, "model.norm.weight": model.params["model.norm.weight"] * float("nan")}
+    write_model(folder, backend, model.cfg, broken, model.tokenizer)
+    (place / "text.txt").write_text("hello " * 20)
+    code, out, err = typed("eval", "wrong", "text.txt", "--json")
+    assert (code, err, strict_json(out)["bits_per_byte"]) == (0, "", None)
+
+
+def test_what_a_template_refuses_is_the_person_s_to_know(place: Path) -> None:
+    """The Python API says it as the commands do."""
+    folder = chain(place / "refusing", train_tokenizer(["no pair of letters"], 262).with_template(
+        "{{ raise_exception('no system, please') }}"), {})
+    with pytest.raises(UserError, match="no system, please"):
+        od.generate(model=folder, prompt="hello", chat=True)
