@@ -97,8 +97,10 @@ def test_handlers_are_put_back() -> None:
 
 
 STEPS = """
+    import signal
     import time
     from ondevice.runfolder import StopRequest
+    signal.signal(signal.SIGHUP, HANGUP)
     with StopRequest() as stop:
         print("ready", flush=True)
         while not stop.requested:
@@ -112,7 +114,7 @@ STEPS = """
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"),
                                                 (signal.SIGHUP, "SIGHUP")])
 def test_one_signal_lets_the_work_be_saved(number: int, reason: str) -> None:
-    process = started(STEPS.replace("SAVING", "0"))
+    process = started(STEPS.replace("SAVING", "0").replace("HANGUP", "signal.SIG_DFL"))
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert out.split() == [reason, "saved"]
@@ -120,8 +122,18 @@ def test_one_signal_lets_the_work_be_saved(number: int, reason: str) -> None:
     assert ("Ctrl-C again leaves at once" in err) == (number == signal.SIGINT)
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    process = started(STEPS.replace("SAVING", "0").replace("HANGUP", "signal.SIG_IGN"))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert out.split() == ["SIGTERM", "saved"]
+
+
 def test_a_second_ctrl_c_leaves_at_once_and_a_second_sigterm_does_not() -> None:
-    process = started(STEPS.replace("SAVING", "60"))
+    process = started(STEPS.replace("SAVING", "60").replace("HANGUP", "signal.SIG_DFL"))
     process.send_signal(signal.SIGTERM)
     assert process.stdout is not None and process.stdout.readline() == "SIGTERM\n"
     process.send_signal(signal.SIGTERM)
