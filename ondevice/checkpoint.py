@@ -47,11 +47,12 @@ class Checkpoint:
 def whole_folder(target: Path, manifest: dict[str, Any] | None = None) -> Iterator[Path]:
     """Yields an empty folder to fill; at the end it stands at `target`, or, after an error, nothing does.
 
-    A folder that already stands there is replaced only once the new one is complete. Raises UserError on a full disk.
+    A folder that already stands there is replaced only once the new one is complete. One process at a time writes to a
+    target: the caller holds a lock. Raises UserError on a full disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target.parent, f"{target.name}-")
     aside = target.parent / f".tmp-{target.name}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
@@ -87,6 +88,7 @@ def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: di
          keep: int, best: int | None) -> Checkpoint:
     """`write(folder)` puts `model/` and `optimizer.safetensors` there; then the newest `keep` and `best` remain."""
     target = checkpoints / f"step-{step:08d}"
+    _tidy(checkpoints, "")
     with whole_folder(target, {"step": step}) as folder:
         write(folder)
         (folder / "trainer.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -131,7 +133,7 @@ def damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = manifest["files"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "no manifest"
     if manifest.get("format") != FORMAT:
         return f"format {manifest.get('format')}"
@@ -151,10 +153,13 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def clear(checkpoints: Path) -> None:
-    """Removes what a run that is begun anew must not find."""
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
+def _tidy(folder: Path, name: str) -> None:
+    """Removes what a process that was killed while it wrote here has left aside."""
+    for aside in (*folder.glob(f".tmp-{name}*"), *folder.glob(f".old-{name}*")):
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def _move(aside: Path, target: Path) -> None:

@@ -1,0 +1,207 @@
+"""Checkpoints are whole or not there: a process killed at any file operation, damaged files, full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ondevice import checkpoint
+from ondevice.errors import UserError
+
+
+def write(step: int) -> Any:
+    def files(folder: Path) -> None:
+        (folder / "model").mkdir()
+        (folder / "model" / "model.safetensors").write_text(f"weights of {step}" * 100)
+        (folder / "optimizer.safetensors").write_text(f"moments of {step}" * 100)
+    return files
+
+
+def save(folder: Path, *numbers: int, keep: int = 2, best: int | None = None) -> None:
+    for step in numbers:
+        checkpoint.save(folder, step, write(step), {"step": step, "tokens": 7 * step}, keep=keep, best=best)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def newest(folder: Path) -> tuple[int | None, list[str]]:
+    said: list[str] = []
+    found = checkpoint.newest(folder, said.append)
+    return (found.step if found else None), said
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20, best=None)
+    save(tmp_path, 30, 40, 50, best=30)
+    assert names(tmp_path) == ["best", "step-00000030", "step-00000040", "step-00000050"]
+    assert os.readlink(tmp_path / "best") == "step-00000030"   # relative: the run folder may be moved
+    found = checkpoint.best(tmp_path)
+    assert found is not None and (found.step, found.record["tokens"]) == (30, 210)
+    save(tmp_path, 60, best=60)
+    assert names(tmp_path) == ["best", "step-00000050", "step-00000060"]
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    found = checkpoint.newest(tmp_path, print)
+    assert found is not None and found.record == {"step": 3, "tokens": 21}
+    assert (found.model / "model.safetensors").read_text() == "weights of 3" * 100
+    assert found.optimizer.read_text() == "moments of 3" * 100
+
+
+DAMAGE = {
+    "cut": lambda f: f.write_bytes(f.read_bytes()[:-8]),
+    "one bit": lambda f: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]),
+    "gone": lambda f: f.unlink(),
+    "empty": lambda f: f.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"])
+def test_damage_is_seen_and_the_one_before_is_taken(tmp_path: Path, file: str, how: str) -> None:
+    save(tmp_path, 1, 2)
+    DAMAGE[how](tmp_path / "step-00000002" / file)
+    step, said = newest(tmp_path)
+    assert step == 1
+    assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+    assert ("manifest" in said[0]) == (file == "MANIFEST.json") or how == "one bit"
+    save(tmp_path, 3)
+    assert newest(tmp_path) == (3, [])
+
+
+def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
+    assert newest(tmp_path / "never") == (None, [])
+    save(tmp_path, 1, best=1)
+    (tmp_path / "step-00000001" / "trainer.json").unlink()
+    assert newest(tmp_path)[0] is None
+    assert checkpoint.best(tmp_path) is None
+
+
+def test_another_format_is_not_guessed_at(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    manifest = tmp_path / "step-00000001" / "MANIFEST.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    assert newest(tmp_path) == (None, ["step-00000001 is damaged (format 99); going back one"])
+
+
+def test_an_error_while_writing_leaves_what_stood_there(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+
+    def broken(folder: Path) -> None:
+        write(2)(folder)
+        raise ValueError("no such tensor")
+    with pytest.raises(ValueError, match="no such tensor"):
+        checkpoint.save(tmp_path, 2, broken, {"step": 2}, keep=2, best=None)
+    assert names(tmp_path) == ["step-00000001"]
+    assert newest(tmp_path) == (1, [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path: Path, number: int) -> None:
+    save(tmp_path, 1)
+
+    def full(folder: Path) -> None:
+        write(2)(folder)
+        raise OSError(number, os.strerror(number))
+    with pytest.raises(UserError, match="disk is full.*--resume"):
+        checkpoint.save(tmp_path, 2, full, {"step": 2}, keep=2, best=None)
+    assert names(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
+def test_a_file_size_limit_stands_for_a_real_full_disk(tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import resource, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from pathlib import Path
+        from test_checkpoint import save
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        folder = Path({str(tmp_path)!r})
+        save(folder, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        try:
+            save(folder, 2)
+        except OSError as error:
+            print(error.errno)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [str(errno.EFBIG)], done.stderr
+    assert newest(tmp_path) == (1, [])
+
+
+KILLED = """
+    import os, sys
+    sys.path.insert(0, TESTS)
+    from pathlib import Path
+    from test_checkpoint import save
+
+    folder, deadly = Path(sys.argv[1]), 0
+    while True:   # a child for each file operation, killed just before it
+        deadly += 1
+        place = folder / str(deadly)
+        child = os.fork()
+        if child == 0:
+            seen = 0
+            def hook(event, arguments):
+                global seen
+                if event.startswith(("os.", "open", "shutil.")):
+                    seen += 1
+                    if seen == deadly:
+                        os._exit(9)
+            save(place, 1, 2, 3, best=1)
+            (place / "told").write_text("3")
+            sys.addaudithook(hook)
+            for step in (4, 5):
+                save(place, step, best=step)
+                descriptor = os.open(place / "told", os.O_WRONLY)
+                os.write(descriptor, str(step).encode())
+            os._exit(0)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+    print(deadly)
+"""
+
+
+def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) -> None:
+    """What `save` has returned for is never lost; the best is whole or the one before; the next save tidies up."""
+    code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = int(done.stdout)
+    assert last > 40, "the hook saw too few operations to mean anything"
+    left_behind = 0
+    for deadly in range(1, last + 1):
+        place = tmp_path / str(deadly)
+        told = int((place / "told").read_text())
+        step, said = newest(place)
+        assert step is not None and told <= step <= told + 1, (deadly, names(place))
+        assert said == []   # a step-… folder is whole from the moment it has its name
+        best = checkpoint.best(place)
+        assert best is not None and best.step in (1, 4, 5), (deadly, names(place))
+        left_behind += any(name.startswith(".") for name in names(place))
+        save(place, 6, 7, best=6)
+        assert names(place) == ["best", "step-00000006", "step-00000007", "told"]
+    assert left_behind > 10
+
+
+def test_a_small_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write_file(tmp_path / "done.json", "old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "input/output error")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError):
+        checkpoint.write_file(tmp_path / "done.json", "new")
+    assert (tmp_path / "done.json").read_text() == "old"
