@@ -6,6 +6,7 @@ going on from a checkpoint gives the curve of the run that was never interrupted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ class _Fit:
         if last or _due(state.step, cfg.eval_every) or (saving and not stopping):
             loss = self.evaluate()
             note(f"step {state.step}: held-out loss {loss:.4f}")
-            improved = state.best_loss is None or loss < state.best_loss
+            improved = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
             state.since_best = 0 if improved else state.since_best + 1
             if improved:  # only what is on disk can be the best checkpoint
                 saving, state.best_step, state.best_loss = saving or cfg.take_best, state.step, loss

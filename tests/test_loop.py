@@ -1,0 +1,228 @@
+"""The loop every stage uses: schedules by hand, early stopping, the best checkpoint, gradients that are not finite.
+
+The losses are scripted: what is trained is one number a parameter, what is measured is what the test says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from data_samples import small_tokenizer
+from ondevice import checkpoint
+from ondevice.backend import Backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.stages import PretrainConfig
+from ondevice.context import Context
+from ondevice.errors import Interrupted, UserError
+from ondevice.events import EventWriter, read
+from ondevice.loop import fit
+from ondevice.models.folder import Model
+from ondevice.runfolder import RunFolder, StageFolder, StopRequest
+from ondevice.schedule import rate
+
+# ---- the learning rate ----------------------------------------------------------------------------------------------
+
+def test_schedules_by_hand() -> None:
+    """Ten steps, two of them warm-up, peak 1: the rates written out."""
+    cfg = PretrainConfig(steps=10, warmup_steps=2, learning_rate=1.0)
+
+    def rates(**changes: Any) -> list[float]:
+        return [rate(step, replace(cfg, **changes)) for step in range(11)]
+
+    assert rates(schedule="constant") == [0.5] + [1.0] * 10
+    assert rates(schedule="linear") == pytest.approx([0.5, 1, 1, .875, .75, .625, .5, .375, .25, .125, 0])
+    assert rates(schedule="linear", final_lr_fraction=0.2)[2::4] == pytest.approx([1, 0.6, 0.2])
+    assert rates(schedule="cosine")[2::2] == pytest.approx([1, 0.5 + 0.5 * 2 ** -0.5, 0.5, 0.5 - 0.5 * 2 ** -0.5, 0])
+    assert rates(schedule="cosine", final_lr_fraction=0.1)[6] == pytest.approx(0.55)
+    assert rates(schedule="wsd", decay_fraction=0.5) == pytest.approx([.5, 1, 1, 1, 1, 1, 1, .75, .5, .25, 0])
+    assert rates(schedule="wsd", decay_fraction=0.0) == [0.5] + [1.0] * 10
+    assert rates(schedule="linear", warmup_steps=0)[:2] == pytest.approx([1, 0.9])
+    assert rates(schedule="cosine", warmup_steps=50)[9] == pytest.approx(0.2)   # the warm-up is longer than the run
+
+
+# ---- a stage whose losses are scripted ------------------------------------------------------------------------------
+
+class Scripted:
+    """Both a source and what is held out. `factors`: the gradient's factor at each step, 1 where nothing is said."""
+
+    def __init__(self, held: Iterable[float] = (), factors: dict[int, float] | None = None) -> None:
+        self.held, self.factors = list(held), factors or {}
+        self.asked: list[int] = []
+
+    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        self.asked.append(step)
+        return [numbers(self.factors.get(step, 1.0))]
+
+    def eval_batches(self, limit: int) -> list[dict[str, np.ndarray]]:
+        return [numbers(self.held.pop(0) if self.held else 1.0)]
+
+
+def numbers(factor: float) -> dict[str, np.ndarray]:
+    return {"factor": np.float32(factor), "weights": np.ones(1, np.float32)}
+
+
+def scripted_loss(ops: Any, params: Any, batch: Any) -> Any:
+    """Pulls every parameter to 0; in a measurement it tells the batch's number."""
+    total = sum(ops.sum(p * p) for p in params.values())
+    return total * batch["factor"], {"loss": (batch["factor"], ops.sum(batch["weights"]))}
+
+
+class Stage:
+    """A stage's folder, and as many goes at it as a test wants."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        cfg = models.config("llama", vocab_size=small_tokenizer().vocab_size)
+        self.backend = backend
+        params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+        self.model = Model(cfg, params, small_tokenizer(), path)
+        self.folder: StageFolder = RunFolder(path).create().stage("pretrain").create()
+        self.said: list[str] = []
+
+    def fit(self, script: Scripted, *, resume: bool = False, **settings: Any) -> dict[str, np.ndarray]:
+        cfg = PretrainConfig(**{"steps": 8, "schedule": "constant", "learning_rate": 1e-2, "eval_every": 1,
+                                "save_every": 0, **settings})
+        stop = StopRequest()
+        stop.begin(self.folder)
+        with EventWriter(self.folder.events) as events:
+            ctx = Context("pretrain", self.folder, self.backend, events, stop, CorpusConfig(), (), resume,
+                          say=self.said.append)
+            params = fit(self.model, scripted_loss, script, script, ctx, cfg)
+        return {n: self.backend.numpy(p).copy() for n, p in params.items()}
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [e for e in read(self.folder.events) if e["event"] == kind]
+
+    def kept(self) -> list[int]:
+        return [int(p.name[5:]) for p in checkpoint.steps(self.folder.checkpoints)]
+
+    def weights_of(self, step: int) -> dict[str, np.ndarray]:
+        file = self.folder.checkpoints / f"step-{step:08d}" / "model" / "model.safetensors"
+        return {n: self.backend.numpy(p) for n, p in self.backend.load(file).items()}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, backend: Backend) -> Stage:
+    return Stage(tmp_path / "run", backend)
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
+
+
+# ---- measuring, stopping early, the best ----------------------------------------------------------------------------
+
+def test_patience_ends_the_stage_and_the_last_weights_are_its_result(stage: Stage) -> None:
+    got = stage.fit(Scripted([5, 4, 3, 3.5, 3.2, 3.1, 1, 1]), patience=3)
+    assert [e["loss"] for e in stage.events("eval")] == pytest.approx([5, 4, 3, 3.5, 3.2, 3.1])
+    assert [e["step"] for e in stage.events("step")] == [1, 2, 3, 4, 5, 6]
+    assert any("no better held-out loss in 3 measurements" in text for text in stage.said)
+    assert stage.kept() == [6] and same(got, stage.weights_of(6))
+
+
+def test_patience_is_reset_by_an_improvement_and_0_is_off(stage: Stage) -> None:
+    stage.fit(Scripted([5, 6, 4, 6, 3, 6, 2, 6]), patience=2)
+    assert len(stage.events("step")) == 8
+
+
+def test_patience_0_never_stops(stage: Stage) -> None:
+    stage.fit(Scripted([1, 2, 3, 4, 5, 6, 7, 8]))
+    assert len(stage.events("step")) == 8
+
+
+def test_take_best_gives_the_best_weights_not_the_last(stage: Stage) -> None:
+    got = stage.fit(Scripted([5, 4, 3, 3.5, 3.2, 3.1, 3.3, 3.4]), take_best=True)
+    assert same(got, stage.weights_of(3)) and not same(got, stage.weights_of(8))
+    assert stage.kept() == [3, 8]      # 1 and 2 were the best of their time and made room
+    assert (stage.folder.checkpoints / "best").resolve().name == "step-00000003"
+    assert any("best checkpoint on held-out data, step 3" in text for text in stage.said)
+
+
+def test_take_best_and_patience_after_a_resume(stage: Stage) -> None:
+    """What was the best before the interruption is still known after it, and so is how long ago that was."""
+    stage.fit(Scripted([5, 3, 3.5, 3.4]), steps=4, take_best=True, patience=4)
+    got = stage.fit(Scripted([3.3, 3.2, 1, 1]), resume=True, take_best=True, patience=4)
+    assert [e["step"] for e in stage.events("step")] == [1, 2, 3, 4, 5, 6]
+    assert same(got, stage.weights_of(2))
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(stage: Stage) -> None:
+    got = stage.fit(Scripted([float("nan"), 4, float("nan"), 5, 6, 7, 8, 9]), take_best=True)
+    assert same(got, stage.weights_of(2))
+
+
+def test_measured_saved_and_kept_when_it_was_asked_for(stage: Stage) -> None:
+    stage.fit(Scripted([9, 8, 7, 6, 5, 4]), steps=10, eval_every=4, save_every=3, keep=3)
+    # every saved step is measured, so that the best one can be known
+    assert [e["step"] for e in stage.events("eval")] == [3, 4, 6, 8, 9, 10]
+    assert [e["step"] for e in stage.events("checkpoint")] == [3, 6, 9, 10]
+    assert stage.kept() == [6, 9, 10]
+
+
+def test_a_source_is_asked_for_each_step_once_and_never_past_the_end(stage: Stage) -> None:
+    script = Scripted()
+    stage.fit(script)
+    assert script.asked == list(range(8))
+
+
+# ---- stops ----------------------------------------------------------------------------------------------------------
+
+def test_a_stop_saves_the_step_and_going_on_ends_the_same(stage: Stage, tmp_path: Path, backend: Backend) -> None:
+    class Stopping(Scripted):
+        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+            if step == 4:   # asked for ahead, while step 3 is running
+                stage.folder.stop.touch()
+            return super().batch(step)
+
+    with pytest.raises(Interrupted, match="saved"):
+        stage.fit(Stopping())
+    [stopped] = stage.kept()
+    assert stopped in (3, 4, 5)
+    got = stage.fit(Scripted(), resume=True)
+    assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
+    assert same(got, Stage(tmp_path / "whole", backend).fit(Scripted()))
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_without_a_finite_gradient_is_skipped_told_and_counted(stage: Stage, tmp_path: Path, backend: Backend,
+                                                                     bad: float) -> None:
+    got = stage.fit(Scripted(factors={2: bad, 5: bad}))
+    warned = stage.events("warning")
+    assert [e["step"] for e in warned] == [3, 6] and "not finite" in warned[0]["message"]
+    assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
+    assert all(np.isfinite(value).all() for value in got.values())
+    six = Stage(tmp_path / "six", backend).fit(Scripted(), steps=6)
+    assert same(got, six)   # as if the two steps had not been
+    lines = stage.folder.events.read_text().splitlines()
+    assert all(json.loads(line) for line in lines) and "NaN" not in "".join(lines)
+
+
+def test_ten_in_a_row_end_the_stage_with_one_line(stage: Stage) -> None:
+    with pytest.raises(UserError, match="10 steps in a row.*learning_rate"):
+        stage.fit(Scripted(factors={n: float("nan") for n in range(3, 40)}), steps=40, save_every=2)
+    assert len(stage.events("step")) == 13
+    assert stage.kept()[-1] >= 12
+    assert all(np.isfinite(value).all() for value in stage.weights_of(stage.kept()[-1]).values())
+
+
+def test_nine_in_a_row_and_a_good_one_go_on_across_a_resume(stage: Stage) -> None:
+    bad = {n: float("nan") for n in [*range(2, 11), *range(12, 15)]}
+    stage.fit(Scripted(factors=bad), steps=6)
+    stage.fit(Scripted(factors=bad), steps=16, resume=True)
+    assert len(stage.events("step")) == 16 and len(stage.events("warning")) == 12
+
+
+def test_clipping_bounds_what_one_step_may_do(stage: Stage) -> None:
+    """The norm that is told is the one before clipping."""
+    norm = 2 * np.sqrt(sum(float((stage.backend.numpy(p) ** 2).sum()) for p in stage.model.params.values()))
+    stage.fit(Scripted(), steps=1, clip_norm=0.5)
+    assert stage.events("step")[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
