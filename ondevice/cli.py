@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import io
 import os
 import sys
 import typing
@@ -72,6 +73,8 @@ class Line:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of one command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -63,6 +63,7 @@ class Generator:
     def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
         self.cfg, self.decoder, self.backend, self.sampling = model.cfg, model.decoder, backend, sampling
         self.stop_ids = set(model.tokenizer.stop_ids)
+        self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
 
@@ -184,7 +185,7 @@ class Generator:
         """(B,) next tokens from hidden (B, 1, D) and uniforms (B,)."""
         s = self.sampling
         z = hidden.reshape(hidden.shape[0], -1) @ ops.weight(params, self.decoder.head.name).swapaxes(0, 1)
-        z = ops.cast(z, "float32")
+        z = ops.cast(z, "float32")[:, :self.known]
         if not s.temperature:
             return ops.cast(ops.argmax(z, -1), "int32")
         p = ops.softmax(z / s.temperature, -1)

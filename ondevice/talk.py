@@ -82,6 +82,11 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         while len(ids) + 16 > model.cfg.max_position_embeddings and len(turns) > 1:
             turns = turns[2:]
             ids = _ids([*first, *turns], model)
+        if asking and len(ids) >= model.cfg.max_position_embeddings:
+            print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
+                  "in fewer words.", file=sys.stderr)
+            turns.pop()
+            continue
         shown = InertStream()
 
         def write(piece: str, shown: InertStream = shown) -> None:

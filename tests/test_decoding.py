@@ -23,9 +23,10 @@ RNG = np.random.default_rng(11)
 RAGGED = [RNG.integers(3, 97, n).tolist() for n in (5, 1, 17, 30, 2, 16, 9)]
 
 
-def make(backend: Backend, cfg: DecoderConfig, stops: Sequence[int] = ()) -> Model:
+def make(backend: Backend, cfg: DecoderConfig, stops: Sequence[int] = (), tokens: int = 0) -> Model:
     params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
-    return Model(cfg, params, cast(Any, SimpleNamespace(stop_ids=tuple(stops))), Path("."))
+    return Model(cfg, params, cast(Any, SimpleNamespace(stop_ids=tuple(stops), vocab_size=tokens or cfg.vocab_size)),
+                 Path("."))
 
 
 def write(model: Model, backend: Backend, prompts: Sequence[Sequence[int]], *, batch_size: int = 64,
@@ -238,6 +239,16 @@ def test_prompts_that_cannot_be(backend: Backend, prompt: list[int], said: str) 
     model = make(backend, models.config("llama"))
     with pytest.raises(UserError, match=said):
         write(model, backend, [RAGGED[0], prompt])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+def test_rows_of_the_head_that_are_no_tokens_are_never_written(backend: Backend, temperature: float) -> None:
+    """A vocabulary that was rounded up has ids that no tokenizer can say."""
+    cfg = models.config("llama")
+    got = write(make(backend, cfg, tokens=40), backend, RAGGED, max_new_tokens=30, temperature=temperature, seed=1)
+    assert max(max(c.ids) for c in got) < 40
+    free = write(make(backend, cfg), backend, RAGGED, max_new_tokens=30, temperature=temperature, seed=1)
+    assert max(max(c.ids) for c in free) >= 40
 
 
 def test_no_prompts_no_completions(backend: Backend) -> None:

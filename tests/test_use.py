@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,9 +19,10 @@ import numpy as np
 import pytest
 
 import ondevice as od
-from ondevice import cli
+from ondevice import cli, talk
 from ondevice.backend import load_backend
 from ondevice.config.recipe import recipe_names
+from ondevice.config.use import ChatConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.errors import UserError
 from ondevice.inert import inert
@@ -261,6 +263,28 @@ def test_a_conversation_from_a_pipe(place: Path) -> None:
 def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi!\n\nnobody hears this\n"))
     assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{inert(HOSTILE)}\n")
+
+
+def test_a_pipe_that_knows_no_unicode_gets_escapes(place: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST], cwd=place,
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("ascii") == inert(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, told = Screen(), Screen()
+    for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
+        monkeypatch.setattr(sys, name, stream)
+    said = iter(["Hi! " * 5000, "Hi!", ""])
+    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    assert shown.getvalue() == inert(HOSTILE) + "\n"
+    assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
 
 
 @pytest.mark.slow
