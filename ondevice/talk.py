@@ -48,7 +48,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
     if write is None:
-        found = generator.run(model.params, [ids] * cfg.samples)
+        found = generator.run(model.params, [ids], samples=cfg.samples)
         return [model.tokenizer.decode(c.ids) for c in found]
     texts = []
     for number in range(cfg.samples):
