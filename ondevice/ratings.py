@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -492,6 +493,7 @@ def _vote(row: sqlite3.Row) -> Vote:
     return Vote(**{**dict(row), **lists, "seen_end": seen})
 
 
+@lru_cache(maxsize=1)
 def _app() -> str:
     try:
         return f"ondevice {version('ondevice')}"
