@@ -41,6 +41,7 @@ class Verb:
     render: str = ""
 
 
+_PREFERENCE = "ondevice.config.preference"
 _STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
 VERBS = {verb.name: verb for verb in (
     Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
@@ -49,6 +50,16 @@ VERBS = {verb.name: verb for verb in (
     Verb("pretrain", "Train", "next-token prediction over text", f"{_STAGES}:PretrainConfig", ("model", "data"),
          "pretrain", recipe=True),
     Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
+    Verb("sample", "Train", "several responses to each prompt, to be rated", f"{_PREFERENCE}:SampleConfig",
+         ("model", "data"), "sample", recipe=True),
+    Verb("reward", "Train", "a reward model from rated pairs", f"{_PREFERENCE}:RewardConfig", ("model", "data"),
+         "reward", recipe=True),
+    Verb("ppo", "Train", "preference tuning by a reward model", f"{_PREFERENCE}:PPOConfig", ("model", "reward_model"),
+         "ppo", recipe=True),
+    Verb("dpo", "Train", "preference tuning on rated pairs directly", f"{_PREFERENCE}:DPOConfig", ("model", "data"),
+         "dpo", recipe=True),
+    Verb("grpo", "Train", "reasoning from verifiable rewards", f"{_PREFERENCE}:GRPOConfig", ("model", "data"), "grpo",
+         recipe=True),
     Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),

@@ -146,6 +146,14 @@ def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:
     return encoded
 
 
+def converted(path: str, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+    """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
+    rows = _open(path)
+    found = [made for _, made in _convert(rows, convert)]
+    _settle(rows, ctx)
+    return found
+
+
 def _open(path: str) -> Rows:
     from ondevice.data.readers import read
 

@@ -15,8 +15,10 @@ from ondevice import checkpoint
 from ondevice.backend import load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
+from ondevice.card import model_card
+from ondevice.config.preference import PairsConfig
 from ondevice.config.stages import StageConfig
-from ondevice.context import Context, digest, digest_path
+from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
@@ -24,11 +26,16 @@ from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
+from ondevice.ratings import FILE as RATINGS
 from ondevice.stages.material import data_digest
+from ondevice.stages.pairs import COPY as PAIRS
+from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.summary import outcome, summary
 
-MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft"}
-_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches"}
+MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
+           "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
+              "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
 
 
@@ -47,20 +54,21 @@ def say(text: str) -> None:
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
               redo: bool = False, then: str = "") -> Path:
-    """Runs the stage, or finds it complete; returns its model folder. `then` says how a person goes on after a stop.
+    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `then` says how a
+    person goes on after a stop.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
     Raises Interrupted once a stop has been saved.
     """
     cfg.check()
     folder = run.stage(name)
-    fingerprint = fingerprint_of(name, cfg, around)
+    fingerprint = fingerprint_of(cfg, around, folder, cfg.resume and not redo)
     with folder.locked():
         if redo:
             _clear(folder)
         if _complete(folder, fingerprint, cfg.resume):
-            say(f"{name}: complete, {folder.model}")
-            return folder.model
+            say(f"{name}: complete, {result_of(cfg, folder)}")
+            return result_of(cfg, folder)
         if not cfg.resume:
             _refuse_unfinished(folder)
             _clear(folder)
@@ -71,15 +79,26 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
             return _guarded(ctx, cfg, around, then)
 
 
-def fingerprint_of(name: str, cfg: StageConfig, around: Surroundings) -> dict[str, Any]:
+def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
+    """Where what the stage makes is."""
+    if cfg.gives != "ratings":
+        return folder.model
+    return Path(getattr(cfg, "ratings", "") or folder.path.parent / RATINGS)
+
+
+def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, resume: bool) -> dict[str, Any]:
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
-    if "data" in out:
+    if isinstance(cfg, PairsConfig):
+        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume)
+    elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
-    if out.get("replay"):
-        out["replay"] = data_digest(out["replay"], "", around.corpus)
-    if out.get("model"):
-        out["model"] = model_digest(Path(out["model"]))
+    for name in ("replay", "sft_data"):
+        if out.get(name) and out.get("sft_coef", 1):
+            out[name] = data_digest(out[name], "", around.corpus)
+    for name in ("model", "other", "reward_model"):
+        if out.get(name):
+            out[name] = model_digest(Path(out[name]))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -125,9 +144,9 @@ def _clear(folder: StageFolder) -> None:
     """Removes what an earlier attempt left; the lock stays, it is held."""
     import shutil
 
-    for path in (folder.checkpoints, folder.model):
+    for path in (folder.checkpoints, folder.model, folder.path / "value_model"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.done, folder.events, folder.samples):
+    for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS):
         path.unlink(missing_ok=True)
 
 
@@ -150,18 +169,27 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str) ->
 
 def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     began, cpu = ticks(), time.process_time()
-    body: Callable[[Any, Context], Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
-    model = body(cfg, ctx)
-    with checkpoint.whole_folder(ctx.folder.model) as folder:
-        write_model(folder, ctx.backend, model.cfg, model.params, model.tokenizer)
-    ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
-    marks = measure(model, ctx.backend, around.exam, ctx.folder.path / "data") if around.exam else None
-    record: dict[str, Any] = {
-        "fingerprint": ctx.fingerprint, "marks": marks.mapping() if marks else None, "outcome": ended.mapping(),
-        "answers": answer(model, model.params, ctx.backend, around.prompts),
-        "seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
-        "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    body: Callable[[Any, Context], Made | Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
+    made = body(cfg, ctx)
+    if isinstance(made, Model):
+        made = Made(made)
+    record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    model = made.model
+    if model is not None:
+        ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
+        record["outcome"] = ended.mapping()
+        for name, one in {"model": model, **made.beside}.items():
+            with checkpoint.whole_folder(ctx.folder.path / name) as folder:
+                write_model(folder, ctx.backend, one.cfg, one.params, one.tokenizer,
+                            card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
+        if not model.cfg.num_labels:
+            if around.exam is not None:
+                record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
+            record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
+    record |= {"seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
+               "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
     checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
-    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record["outcome"])
-    ctx.say(summary(ctx, model, record, ended))
-    return ctx.folder.model
+    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
+    if model is not None:
+        ctx.say(summary(ctx, model, record, ended))
+    return result_of(cfg, ctx.folder)
