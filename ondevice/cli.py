@@ -209,7 +209,7 @@ def print_help(verb: Verb, cls: type | None) -> None:
     except SystemExit:
         options = []  # tyro leaves the program when it has printed help
     if verb.sets:
-        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else "a field (steps=100)"
+        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else f"a field ({_example(cls)})"
         options.append(f"--set KEY=VALUE   change {what}; may be repeated")
     if verb.recipe:
         options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
@@ -217,6 +217,12 @@ def print_help(verb: Verb, cls: type | None) -> None:
         options.append("--json            print the result as JSON")
     if options:
         print("\nalso:\n  " + "\n  ".join(options))
+
+
+def _example(cls: type) -> str:
+    """KEY=VALUE for a number that this verb has."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return next(f"{name}={value}" for name, value in (("steps", 100), ("limit", 100), ("seed", 1)) if name in names)
 
 
 def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]) -> None:
