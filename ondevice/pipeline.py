@@ -11,7 +11,7 @@ from typing import Any
 
 from ondevice.checkpoint import write_file
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.preference import RateConfig
+from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe
 from ondevice.config.stages import StageConfig
 from ondevice.errors import UserError, nearest
@@ -39,7 +39,8 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
         if name not in found.stages:
             raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))
     head = next(iter(found.stages))
-    if getattr(found.stages[head], "model", None) == "":
+    start = getattr(found.stages[head], "model", None)
+    if start == "":
         raise UserError("no model was named", where=f"{recipe}: stages.{head}.model",
                         hint="begin with the stage init, or name a model's folder")
     folder = RunFolder(out) if out else RunFolder.new(found.name)
@@ -52,7 +53,7 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values())
     exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
     around = Surroundings(found.corpus, found.prompts, exam)
-    names, made, again = list(found.stages), dict[str, str](), False
+    names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
     with StopRequest() as stop:
         for name in names:
@@ -104,7 +105,7 @@ def recipe_text(recipe: Recipe) -> str:
 def rule_of(recipe: Recipe) -> Rule | None:
     """The rule of the recipe's simulated rater."""
     cfg = recipe.stages.get("rate")
-    return Rule(cfg.right, cfg.courtesy) if isinstance(cfg, RateConfig) and cfg.rater == "simulated" else None
+    return Rule(cfg.right, cfg.courtesy) if isinstance(cfg, RaterConfig) and cfg.rater == "simulated" else None
 
 
 def _placed(cfg: StageConfig, made: Mapping[str, str], resume: bool) -> StageConfig:

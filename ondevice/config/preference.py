@@ -55,7 +55,7 @@ class SampleConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateConfig(StageConfig):
+class RaterConfig(StageConfig):
     """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended, a rule's.
 
     The rule gives an answer `right` points where it is the right one and `courtesy` points where it ends with a line of

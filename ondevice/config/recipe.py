@@ -22,12 +22,12 @@ from typing import Any, Literal
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
-from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RateConfig, RewardConfig, SampleConfig
+from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
 from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
 from ondevice.errors import UserError, nearest
 
 STAGES: Mapping[str, type[StageConfig]] = {
-    "init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "sample": SampleConfig, "rate": RateConfig,
+    "init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "sample": SampleConfig, "rate": RaterConfig,
     "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
 """Every stage that a recipe can name, and its settings."""
 WAYS: Mapping[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice.config.preference import RateConfig
+from ondevice.config.preference import RaterConfig
 from ondevice.context import Context, Made
 from ondevice.data.builtin.scoring import courteous, score
 from ondevice.errors import Interrupted, UserError
@@ -34,7 +34,7 @@ class Rule:
         return self.right * score(kind, text, answer) + self.courtesy * courteous(text)
 
 
-def run(cfg: RateConfig, ctx: Context) -> Made:
+def run(cfg: RaterConfig, ctx: Context) -> Made:
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE) as ratings:
         if cfg.rater == "person":
             wait_for_people(ratings, cfg, ctx)
@@ -86,7 +86,7 @@ def judge(ratings: Ratings, item: Item, rule: Rule, ctx: Context) -> str:
     return "ranked"
 
 
-def wait_for_people(ratings: Ratings, cfg: RateConfig, ctx: Context) -> None:
+def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
     """Raises Interrupted, saying what to do, until enough usable pairs are rated."""
     found = [pair for pair in ratings.pairs(simulated=False) if not any(map(is_simulated, pair.raters))]
     if len(found) < cfg.needed:
