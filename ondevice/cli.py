@@ -54,7 +54,7 @@ VERBS = {verb.name: verb for verb in (
          "generate"),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
     Verb("rate", "Prefer", "say which of two answers is better", f"{_USE}:RateConfig", ("ratings",), "rate",
-         render="ondevice.rating:render"),
+         json=False, render="ondevice.rating:render"),
     Verb("ratings", "Prefer", "what the votes are worth; ratings export|import DB FILE", f"{_USE}:RatingsConfig",
          ("action", "ratings", "file"), "manage_ratings", render="ondevice.rating_files:render"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),

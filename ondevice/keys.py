@@ -91,9 +91,15 @@ class Keys:
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
 
     def _drain(self) -> None:
-        while select.select([self._descriptor], [], [], _AFTER_ESCAPE_S)[0]:
-            if not os.read(self._descriptor, 64):
-                return
+        """Reads the rest of an escape sequence: ESC [ … up to its final byte, ESC O and one more, or ESC and one."""
+        kind = self._soon()
+        byte = self._soon() if kind in (b"[", b"O") else b""
+        while kind == b"[" and byte and not 0x40 <= byte[0] <= 0x7E:
+            byte = self._soon()
+
+    def _soon(self) -> bytes:
+        ready = select.select([self._descriptor], [], [], _AFTER_ESCAPE_S)[0]
+        return os.read(self._descriptor, 1) if ready else b""
 
     def _go_on(self, number: int, frame: FrameType | None) -> None:
         self._single()

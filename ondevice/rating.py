@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from ondevice.config.use import RateConfig
@@ -20,7 +20,7 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.inert import LIMIT, inert
 from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
-from ondevice.ratings import Item, Ratings, clean, is_simulated
+from ondevice.ratings import Item, Progress, Ratings, clean, is_simulated
 from ondevice.runfolder import clock, ticks
 
 LETTERS = "abcd"
@@ -206,8 +206,9 @@ class Session:
 def render(summary: Mapping[str, Any]) -> str:
     """A line for people."""
     kind = " (simulated)" if summary["simulated"] else ""
-    return (f"{summary['rater']}{kind}: {summary['votes_now']} votes now, {summary['rated']} of {summary['total']} "
-            f"rated, {summary['usable']} usable pairs")
+    now = f"{summary['votes_now']} vote{'' if summary['votes_now'] == 1 else 's'} now"
+    progress = Progress(**{field.name: summary[field.name] for field in fields(Progress)})
+    return f"{summary['rater']}{kind}: {now}, {progress}"
 
 
 def _means(answer: str, width: int) -> bool:

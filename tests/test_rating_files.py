@@ -211,6 +211,7 @@ def test_one_bad_row_in_many_is_counted(tmp_path: Path) -> None:
     assert (done["items"], done["bad_rows"]) == (150, 1) and "rows.jsonl:151: none of" in done["first_bad_row"]
 
 
+@pytest.mark.slow
 def test_the_command(full: Ratings, tmp_path: Path) -> None:
     shown = command("ratings", "stats", str(full.path))
     assert shown.returncode == 0 and "4, 1 of them simulated" in shown.stdout and "\x1b" not in shown.stdout

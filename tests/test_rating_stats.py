@@ -94,6 +94,7 @@ def test_win_rates_by_hand() -> None:
         "a": (1.5, 3), "b": (0.5, 2), "c": (1, 1)}
 
 
+@pytest.mark.slow
 def test_strengths_and_side_are_recovered() -> None:
     """Votes drawn from known strengths and a known advantage of the left: the mean of ten estimates is near, and the
     95 % intervals hold the truth about as often as they should."""
