@@ -43,6 +43,16 @@ class Pair:
         """Whether a program is among those who said so."""
         return any(map(is_simulated, self.raters))
 
+    def trl(self) -> dict[str, Any]:
+        """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages."""
+        return {"prompt": self.prompt, "chosen": _answer(self.chosen), "rejected": _answer(self.rejected)}
+
+    def extras(self) -> dict[str, Any]:
+        """What TRL has no place for: where it comes from, and who said so how strongly."""
+        return {"item": self.item, "batch": self.batch, "raters": list(self.raters), "against": self.against,
+                "strength": self.strength, "source_chosen": self.source_chosen,
+                "source_rejected": self.source_rejected}
+
 
 @dataclass(frozen=True)
 class Unpaired:
@@ -61,7 +71,17 @@ class Unpaired:
 
     @property
     def simulated(self) -> bool:
+        """Whether a program is among those who said so."""
         return any(map(is_simulated, self.raters))
+
+    def trl(self) -> dict[str, Any]:
+        """The row as TRL reads it: {"prompt", "completion", "label"}."""
+        return {"prompt": self.prompt, "completion": _answer(self.completion), "label": self.label}
+
+    def extras(self) -> dict[str, Any]:
+        """What TRL has no place for: where it comes from, and who said so."""
+        return {"item": self.item, "batch": self.batch, "raters": list(self.raters), "against": self.against,
+                "source": self.source}
 
 
 @dataclass(frozen=True)
@@ -161,6 +181,10 @@ def better(vote: Vote, one: int, other: int) -> int | None:
         if slot in (one, other):
             return slot
     return None
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def _opinions(ratings: Ratings, batch: str | None, votes: Sequence[Vote],

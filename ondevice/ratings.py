@@ -195,10 +195,10 @@ class Ratings:
         assert 2 <= len(responses) <= 4 and (gold is None or 0 <= gold < len(responses))
         assert (kind == "gold") == (gold is not None) and (kind == "repeat") == (repeat_of is not None)
         text, form = _prompt(prompt)
-        batch = _clean(batch)
+        batch = clean(batch)
         with self.transaction():
             shown = (self.item(repeat_of).shown[::-1] if repeat_of is not None
-                     else self._draw_shown(batch, [_clean(response.source) for response in responses], seed))
+                     else self._draw_shown(batch, [clean(response.source) for response in responses], seed))
             return self.insert_item({
                 "batch": batch, "prompt": text, "prompt_sha": sha256(text.encode()).hexdigest(), "shown": shown,
                 "kind": kind, "gold": gold, "repeat_of": repeat_of, "meta": {"form": form, **(meta or {})},
@@ -257,6 +257,16 @@ class Ratings:
         usable = sum(sum(row["width"] - 1 - place for place in range(row["named"])) for row in rows if row["named"])
         rated = counts["ranked"] + counts["tie"] + counts["all_bad"]
         return Progress(rated, len(rows), counts["skip"], usable, counts["tie"], counts["all_bad"])
+
+    def repeatable(self, rater: str, batch: str | None = None) -> tuple[list[int], list[int]]:
+        """(normal items that this rater has voted on, in the order of the votes; those queued for them once more)."""
+        voted = self._rows("SELECT item.id FROM live JOIN item ON item.id = live.item WHERE rater = :rater "
+                           "AND action = 'vote' AND kind = 'normal' AND (:batch IS NULL OR batch = :batch) "
+                           "ORDER BY live.id", {"rater": rater, "batch": batch})
+        again = self._rows("SELECT repeat_of FROM item WHERE kind = 'repeat' "
+                           "AND json_extract(meta, '$.rater') = :rater AND (:batch IS NULL OR batch = :batch)",
+                           {"rater": rater, "batch": batch})
+        return [row["id"] for row in voted], [row["repeat_of"] for row in again]
 
     # Votes
 
@@ -384,7 +394,7 @@ class Ratings:
     def _votes(self, table: str, batch: str | None, raters: Iterable[str], simulated: bool) -> list[Vote]:
         rows = self._rows(f"SELECT v.* FROM {table} v JOIN item ON item.id = v.item "
                           "WHERE ? IS NULL OR batch = ? ORDER BY v.id", (batch, batch))
-        wanted = {_clean(rater) for rater in raters}
+        wanted = {clean(rater) for rater in raters}
         return [_vote(row) for row in rows if (not wanted or row["rater"] in wanted)
                 and (simulated or not is_simulated(row["rater"]))]
 
@@ -462,9 +472,9 @@ def _prompt(prompt: str | Sequence[Message]) -> tuple[str, str]:
     if not isinstance(prompt, str):
         messages = [dict(message) for message in prompt]
         if len(messages) != 1 or set(messages[0]) != {"role", "content"} or messages[0]["role"] != "user":
-            return _clean(json.dumps(messages, ensure_ascii=False)), "messages"
-        return _clean(messages[0]["content"]), "text"
-    return _clean(prompt), "text"
+            return clean(json.dumps(messages, ensure_ascii=False)), "messages"
+        return clean(messages[0]["content"]), "text"
+    return clean(prompt), "text"
 
 
 def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
@@ -474,16 +484,16 @@ def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
     return tuple(ranking) + (tuple(rest) if len(rest) == 1 else ())
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Half a character, which JSON can spell and SQLite refuses, becomes U+FFFD."""
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _stored(value: Any) -> Any:
     if isinstance(value, str):
-        return _clean(value)
+        return clean(value)
     if isinstance(value, Mapping | list | tuple):
-        return _clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        return clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
     return int(value) if isinstance(value, bool) else value
 
 

@@ -94,6 +94,7 @@ def test_win_rates_by_hand() -> None:
         "a": (1.5, 3), "b": (0.5, 2), "c": (1, 1)}
 
 
+@pytest.mark.slow
 def test_strengths_and_side_are_recovered() -> None:
     """Votes drawn from known strengths and a known advantage of the left: the mean of ten estimates is near, and the
     95 % intervals hold the truth about as often as they should."""
@@ -105,14 +106,14 @@ def test_strengths_and_side_are_recovered() -> None:
             left, right = (list(true)[k] for k in draw.permutation(3)[:2])
             p = 1 / (1 + np.exp(-(true[left] - true[right] + side)))
             said.append(compare(left, right, float(draw.random() < p), str(n % 300)))
-        found = bradley_terry(said, bootstraps=100)
+        found = bradley_terry(said, bootstraps=50)
         assert found is not None and found.sources == ["a", "b", "c"]
         estimates.append([*found.strength, found.left])
         held += sum(low < value < high for low, high, value in zip(
             [*found.low, found.left_low], [*found.high, found.left_high], [*true.values(), side], strict=True))
     assert np.mean(estimates, axis=0) == pytest.approx([*true.values(), side], abs=0.08)
     assert held >= 33  # of 40
-    assert bradley_terry(said, bootstraps=100) == found  # the same seed, the same numbers
+    assert bradley_terry(said, bootstraps=50) == found  # the same seed, the same numbers
 
 
 @pytest.fixture
@@ -165,7 +166,8 @@ def test_statistics_by_hand(rated: Ratings) -> None:
 def test_statistics_in_words(rated: Ratings, tmp_path: Path) -> None:
     said = text(statistics(rated, bootstraps=10))
     for part in ("votes       12, 1 of them simulated",
-                 "rater       bob: 5 votes, 1 skipped, 0.5 s each in the middle, 4 under 1 s", "gold right: 1.00", "ann and bob: kappa 0.38, 60% the same (n 5, too few to say much)",
+                 "rater       bob: 5 votes, 1 skipped, 0.5 s each in the middle, 4 under 1 s",
+                 "gold right: 1.00", "ann and bob: kappa 0.38, 60% the same (n 5, too few to say much)",
                  "first shown", "longer      0.50", "not resolved"):
         assert part in said
     with Ratings.open(tmp_path / "empty.db", create=True) as empty:
