@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 SUMS = frozenset(("sum", "quick"))
-_NUMBER = re.compile(r"(?:.*\bso )?(\d+)\.?", re.DOTALL)
+_NUMBER = re.compile(r"(?:.*\bso )?([0-9]+)\.?", re.DOTALL)
 
 
 def score(kind: str, completion: str, answer: str) -> bool:
@@ -15,11 +15,21 @@ def score(kind: str, completion: str, answer: str) -> bool:
     written without leading zeros.
     """
     if kind in SUMS:
-        found = _NUMBER.fullmatch(completion.strip())
-        return found is not None and found[1] == answer.strip()
-    return _plain(completion) == _plain(answer)
+        span = stated_number(completion)
+        return span is not None and completion[slice(*span)] == answer.strip()
+    return plain(completion) == plain(answer)
 
 
-def _plain(text: str) -> str:
+def stated_number(completion: str) -> tuple[int, int] | None:
+    """Start and end of the number that answers a sum; None where the completion does not state one in this way."""
+    found = _NUMBER.fullmatch(completion.strip())
+    if found is None:
+        return None
+    before = len(completion) - len(completion.lstrip())
+    return before + found.start(1), before + found.end(1)
+
+
+def plain(text: str) -> str:
+    """`text` without what does not count: spaces around lines, runs of spaces, one full stop at the end."""
     lines = [" ".join(line.split()) for line in text.strip().splitlines()]
     return "\n".join(lines).removesuffix(".")
