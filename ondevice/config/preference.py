@@ -242,9 +242,11 @@ class GRPOConfig(RolloutConfig):
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ("correct", "format", "truncated")
-    """Rewards by name, or a file of your own (reward.py, reward.py:function)."""
-    reward_weights: tuple[float, ...] = (1.0, 0.1, 0.2)
-    """A weight for each."""
+    """Rewards by name: correct, format, truncated, exact, choice, regex, think, length, overlong."""
+    reward_weights: tuple[float, ...] = ()
+    """A weight for each; none named: each one's own."""
+    reward_file: str = ""
+    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those named."""
     answer: str = "number"
     """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
     reward_timeout: float = 10.0
@@ -256,8 +258,8 @@ class GRPOConfig(RolloutConfig):
         self._at_least(1, "updates")
         self._above(0, "clip", "clip_high", "reward_timeout")
         self._at_least(0, "beta")
-        if not self.rewards:
+        if not self.rewards and not self.reward_file:
             raise UserError("names no reward", where="rewards", hint="correct is the usual one")
-        if len(self.rewards) != len(self.reward_weights):
+        if self.reward_weights and len(self.rewards) != len(self.reward_weights):
             raise UserError(f"{len(self.reward_weights)} weights for {len(self.rewards)} rewards",
                             where="reward_weights", hint="give one for each")

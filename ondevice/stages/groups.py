@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.events import LineFile
+from ondevice.rewards.answers import find_answer
 from ondevice.rollout import Sampled
 from ondevice.stages.asked import Asked
 
@@ -30,15 +31,15 @@ class GroupLog:
 
 
 def told(asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
-         answers: Sequence[Any] = ()) -> list[dict[str, Any]]:
+         form: str = "") -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
-    `answers`: what was parsed out of each completion (an object with text, start and end, or None)."""
+    `form` says how answers are written, where there are any to be parsed."""
     size = len(sampled) // len(asked)
     groups = []
     for g, one in enumerate(asked):
         completions = []
         for i in range(g * size, (g + 1) * size):
-            answer = answers[i] if answers else None
+            answer = find_answer(sampled[i].text, form) if form else None
             completions.append({
                 "text": sampled[i].text, "tokens": len(sampled[i].ids), "truncated": not sampled[i].stopped,
                 "rewards": {name: _number(values[i]) for name, values in rewards.items()},

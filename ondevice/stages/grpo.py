@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ondevice.models.folder import Model, load_model
 from ondevice.rewards import Rewards, Scores
 from ondevice.rewards.tasks import problems
 from ondevice.rollout import Sampled, Sampler, Scorer
+from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, fitting, need_template
 from ondevice.stages.groups import GroupLog, told
@@ -34,15 +35,16 @@ HELD = 64  # held-out problems of a measurement
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
     policy = load_model(cfg.model, ctx.backend)
     need_template(policy)
-    with Rewards(cfg.rewards, cfg.reward_weights, form=cfg.answer, timeout=cfg.reward_timeout,
-                 log=ctx.folder.path / "rewards.log") as rewards:
+    with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
+                 ctx.folder.path / "rewards.log") as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         loss = partial(grpo_loss, model=policy.decoder, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
         params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx),
                      better=Better("accuracy", higher=True))
         marks = feed.measure(params)
-    return Made(policy.with_params(params), {"held_out": marks}, notes=[f"rewards: {', '.join(cfg.rewards)}"])
+        told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
+    return Made(policy.with_params(params), {"held_out": marks}, notes=[f"rewards: {told}"])
 
 
 class GRPOFeed:
@@ -51,7 +53,8 @@ class GRPOFeed:
     def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
         self.cfg, self.ctx, self.rewards = cfg, ctx, rewards
         self.reference = policy.params
-        self.asked, self.held = (self._asked(split, policy) for split in ("train", "validation"))
+        self.asked, self.held = self._asked("train", 0, policy), self._asked("validation", HELD, policy)
+        rewards.check({name for one in self.asked for name in one.known})
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
                                seed=cfg.seed, batch_size=cfg.rollout_batch)
         self.greedy = Sampler(policy, ctx.backend, temperature=0.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
@@ -71,7 +74,7 @@ class GRPOFeed:
         advantages = group_advantages(totals, scale).reshape(-1)
         numbers = {**figures(scores, totals), **lengths_told(sampled),
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
-                                                            scores.parsed))}
+                                                            cfg.answer))}
         return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "accuracy", "completion_length"))
 
@@ -80,9 +83,9 @@ class GRPOFeed:
         of = [one for one in asked for _ in range(each)]
         names = {name for one in asked for name in one.known}
         columns: dict[str, list[Any]] = {name: [one.known.get(name) for one in of] for name in names}
-        columns |= {"completion_ids": [s.ids for s in sampled], "truncated": [not s.stopped for s in sampled],
-                    "max_new_tokens": [self.cfg.max_new_tokens] * len(sampled)}
-        scores = self.rewards.score([one.text for one in of], [s.text for s in sampled], columns)
+        columns |= {"completion_ids": [s.ids for s in sampled], "truncated": [not s.stopped for s in sampled]}
+        scores = self.rewards.score([one.text for one in of], [s.text for s in sampled],
+                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens})
         for warning in scores.warnings:
             self.ctx.warn(warning)
         return scores
@@ -113,12 +116,13 @@ class GRPOFeed:
     def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
         return ""
 
-    def _asked(self, split: str, policy: Model) -> list[Asked]:
+    def _asked(self, split: Literal["train", "validation"], count: int, policy: Model) -> list[Asked]:
         cfg = self.cfg
-        spec = cfg.validation if split == "validation" and cfg.validation else cfg.data
-        count = HELD if split == "validation" else 0
-        rows = [([{"role": "user", "content": p.prompt}], p.columns)
-                for p in problems(spec, split, count, cfg.seed, self.ctx.corpus)]
+        spec, part = (cfg.validation, "all") if split == "validation" and cfg.validation else (cfg.data, split)
+        found = problems(spec, part, count, cfg.seed, self.ctx.corpus,  # type: ignore[arg-type]
+                         settle=partial(material.settle, ctx=self.ctx))
+        rows = [([{"role": "user", "content": p.prompt}], {**p.columns, "answer": p.answer, "kind": p.kind})
+                for p in found]
         return fitting(rows, policy, cfg.max_new_tokens, spec, self.ctx)
 
 

@@ -66,7 +66,7 @@ def texts(data: str, ctx: Context) -> Iterator[str]:
         return
     rows = _open(data)
     yield from _texts(rows)
-    _settle(rows, ctx)
+    settle(rows, ctx)
 
 
 def plain_texts(path: str) -> list[str]:
@@ -142,7 +142,7 @@ def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:
         places.append(place)
         found.append(chat["messages"])
     encoded = list(encode_chats(found, tokenizer, reject=lambda n, reason: rows.reject(places[n], reason)))
-    _settle(rows, ctx)
+    settle(rows, ctx)
     return encoded
 
 
@@ -150,7 +150,7 @@ def converted(path: str, convert: Callable[[Any], T], ctx: Context) -> list[T]:
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
     rows = _open(path)
     found = [made for _, made in _convert(rows, convert)]
-    _settle(rows, ctx)
+    settle(rows, ctx)
     return found
 
 
@@ -180,7 +180,8 @@ def _convert(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]
             yield place, made
 
 
-def _settle(rows: Rows, ctx: Context) -> None:
+def settle(rows: Rows, ctx: Context) -> None:
+    """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
     rows.check()
     if rows.rejected:
         file = ctx.folder.path / "rejected.jsonl"
