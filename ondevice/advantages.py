@@ -71,6 +71,6 @@ def whiten(rows: Sequence[Floats]) -> list[Floats]:
 
 
 def explained_variance(returns: Floats, values: Floats) -> float:
-    """1 − Var(returns − values) / Var(returns): 1 where the value model foresees everything, 0 where it says a constant."""
+    """1 − Var(returns − values) / Var(returns): 1 where the value model foresees all, 0 where it says a constant."""
     total = float(np.var(returns))
     return float("nan") if total == 0 else 1.0 - float(np.var(returns - values)) / total

@@ -19,11 +19,13 @@ _LEFT_OUT = {"out", "resume", "backend", "device", "dtype", "model", "keep", "sa
 def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did."""
     judges = made.model is not None and made.model.cfg.num_labels
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {'text-classification' if judges else 'text-generation'}",
-             "tags: [ondevice]", "---", "", f"# {run}: {stage}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
+    task = "text-classification" if judges else "text-generation"
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags: [ondevice]",
+             "---", "", f"# {run}: {stage}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
     if start := getattr(cfg, "model", ""):
         lines += [f"Start: `{start}`", ""]
     lines += [f"* {note}" for note in made.notes] + ([""] if made.notes else [])
     lines += ["| setting | value |", "| --- | --- |"]
-    lines += [f"| {name} | `{value}` |" for name, value in to_mapping(cfg).items() if name not in _LEFT_OUT and value != ""]
+    lines += [f"| {name} | `{value}` |" for name, value in to_mapping(cfg).items()
+              if name not in _LEFT_OUT and value != ""]
     return "\n".join(lines) + "\n"

@@ -103,7 +103,7 @@ def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
 
 
 def duel(model: Model, backend: Backend, exam: Exam) -> tuple[float, ...]:
-    """The rule's points for one answer at temperature 1 to each prompt: two models' points, side by side, are a duel."""
+    """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
     assert exam.points is not None
     found = answers(model, backend, exam.duels, exam.longest_answer, 1.0, 1)
     return tuple(exam.points(one["kind"], texts[0], one["answer"])

@@ -232,7 +232,7 @@ def k3(ops: Ops, logp: Array, ref: Array) -> Array:
 
 
 def row_sums(ops: Ops, batch: Batch, x: Array) -> Array:
-    """(R,) sums of x (K,) over the targets of each row. Not a matrix product: that would be rounded to TF32 on a GPU."""
+    """(R,) sums of x (K,) over the targets of each row. Not a matrix product, which a GPU would round to TF32."""
     return ops.sum(batch["member"] * (x * batch["weights"]).reshape(1, -1), 1)
 
 

@@ -63,7 +63,7 @@ class RaterConfig(StageConfig):
     """
 
     rater: Literal["simulated", "person"] = "simulated"
-    """simulated: the rule rates at once. person: the run stops here until enough pairs are rated (ondevice rate RUN)."""
+    """simulated: the rule rates at once. person: the run stops here until enough pairs are rated with ondevice rate."""
     ratings: str = ""
     """The ratings.db. Empty: the run folder's."""
     right: float = 1.0

@@ -48,7 +48,7 @@ class ExamConfig:
     passes: int = 8
     """Answers to each at temperature 1: pass@k says how often one of them is right."""
     duels: int = 300
-    """Prompts answered at temperature 1 and compared, by the rater's rule, with the answers of the stage sft; 0: none."""
+    """Prompts answered at temperature 1 and compared with the answers of the stage sft by the rater's rule; 0: none."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
@@ -82,7 +82,8 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
 
     A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage (sft.steps=5). `shared`
     (seed, backend, device, dtype; None and "auto" are no change) goes over what the recipe says at the top and in its
-    stages; `preference` over its way through stage 3. Raises UserError: unknown recipe, key or stage (naming the nearest), wrong types, values out of range.
+    stages; `preference` over its way through stage 3. Raises UserError: unknown recipe, key or stage (naming the
+    nearest), wrong types, values out of range.
     """
     where, mapping = _read(name)
     for assignment in sets:

@@ -28,7 +28,8 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
-def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None) -> Batch:
+def completion_batch(rows: Sequence[Row], size: int,
+                     tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index, weights (K,),
     member (R, K). `tokens` are further values, one array a row with one value a token of its completion; they come out
     as (K,) under their names, 0 where padded."""

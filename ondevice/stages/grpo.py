@@ -148,7 +148,8 @@ def figures(scores: Scores, totals: Floats) -> dict[str, Any]:
     """What a step's event says of the rewards: all of them, each by itself, and how many groups teach nothing."""
     spreads = np.nanstd(totals, axis=1, ddof=1) if np.isfinite(totals).any() else np.zeros(1)
     right = scores.by_name.get("correct")
-    return {"reward": _mean(scores.total), "reward_std": _mean(spreads), "zero_spread": float(without_spread(totals).mean()),
+    return {"reward": _mean(scores.total), "reward_std": _mean(spreads),
+            "zero_spread": float(without_spread(totals).mean()),
             **({"accuracy": _mean(right == 1.0)} if right is not None else {}),
             **{f"reward/{name}": _mean(values) for name, values in scores.by_name.items()}}
 

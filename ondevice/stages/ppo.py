@@ -166,7 +166,8 @@ class Rollout:
         self.scores, self.numbers = scores, numbers
 
     def tokens(self) -> dict[str, Sequence[Any]]:
-        return {"old_logps": self.old, "old_values": self.values, "advantages": self.advantages, "returns": self.returns}
+        return {"old_logps": self.old, "old_values": self.values, "advantages": self.advantages,
+                "returns": self.returns}
 
 
 def assemble(old: Sequence[Any], ref: Sequence[Any], values: Sequence[Any], scores: NDArray[np.float32],

@@ -44,7 +44,8 @@ def run(cfg: RaterConfig, ctx: Context) -> Made:
     people = sorted({rater for pair in found for rater in pair.raters})
     ctx.events.emit("data", votes=found.votes, simulated_votes=found.simulated_votes, pairs=len(found),
                     left_out=found.left_out, raters=people)
-    ctx.say(f"{ctx.name}: {found.votes:,} votes, {found.simulated_votes:,} of them simulated; {len(found):,} usable pairs")
+    ctx.say(f"{ctx.name}: {found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
+            f"{len(found):,} usable pairs")
     if not found.rows:
         raise UserError("no vote prefers one response to another", where=str(ratings.path),
                         hint="sample more varied responses, or rate more pairs")

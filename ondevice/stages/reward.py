@@ -43,7 +43,8 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
 class PairSource:
     """Pairs in an order of their own each epoch; `make` turns some pairs into a batch of a given number of pairs."""
 
-    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any, accumulate: int = 1) -> None:
+    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
+                 accumulate: int = 1) -> None:
         self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
 
     def batch(self, step: int) -> list[Batch]:

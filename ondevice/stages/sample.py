@@ -1,7 +1,7 @@
 """Stage 3, first step: several different responses to each prompt, into ratings.db.
 
-A response follows from the weights, the seed and the prompt's number alone. Pairs are queued some prompts at a time, each
-time all or nothing: a resumed stage goes on after the last ones.
+A response follows from the weights, the seed and the prompt's number alone. Pairs are queued some prompts at a time,
+all of these or none: a resumed stage goes on after the last ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def run(cfg: SampleConfig, ctx: Context) -> Made:
         with ctx.progress(len(asked), first) as bar:
             for start in range(first, len(asked), TOGETHER):
                 group, began = asked[start:start + TOGETHER], ticks()
-                drawn = [s.draw(m.params, [a.ids for a in group], per_prompt(cfg), stage=f"sample {n}", first=start * per_prompt(cfg))
+                drawn = [s.draw(m.params, [a.ids for a in group], per_prompt(cfg), stage=f"sample {n}",
+                                first=start * per_prompt(cfg))
                          for n, (s, m) in enumerate(zip(samplers, models, strict=True))]
                 with ratings.transaction():
                     for n, one in enumerate(group):

@@ -13,9 +13,9 @@ from typing import Any
 
 from ondevice import checkpoint
 from ondevice.backend import load_backend
+from ondevice.card import model_card
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
-from ondevice.card import model_card
 from ondevice.config.preference import PairsConfig
 from ondevice.config.stages import StageConfig
 from ondevice.context import Context, Made, digest, digest_path
@@ -24,9 +24,9 @@ from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
+from ondevice.ratings import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
-from ondevice.ratings import FILE as RATINGS
 from ondevice.stages.material import data_digest
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.pairs import pairs_digest

@@ -83,7 +83,7 @@ class Corpus:
         yield from rows
 
     def prompts(self, split: Split) -> Iterator[dict[str, str]]:
-        """Prompts for the preference stage {"prompt", "answer", "kind"}: of the chats' kinds, none of them in a chat."""
+        """Prompts for the preference stage {"prompt", "answer", "kind"}: of the chats' kinds, none of them a chat's."""
         asked = {chat["messages"][0]["content"] for chat in self.chats(split)}
         rows = []
         for kind, share in self.cfg.chats.shares().items():
