@@ -97,6 +97,8 @@ class State:
     tokens: int = 0
     best_step: int | None = None
     best_score: float | None = None
+    best_saved_step: int | None = None
+    best_saved_score: float | None = None
     since_best: int = 0
     skipped_in_a_row: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
@@ -218,8 +220,11 @@ class _Fit:
             note(f"step {state.step}: {word} {score:.4f}")
             improved = self.better.than(score, state.best_score)
             state.since_best = 0 if improved else state.since_best + 1
-            if improved:  # only what is on disk can be the best checkpoint
+            if improved:
                 saving, state.best_step, state.best_score = saving or cfg.take_best, state.step, score
+            # only what is on disk can be the best checkpoint
+            if saving and self.better.than(score, state.best_saved_score):
+                state.best_saved_step, state.best_saved_score = state.step, score
         early = 0 < cfg.patience <= state.since_best and not last
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
@@ -252,9 +257,8 @@ class _Fit:
             self.trainer.save_state(folder / "optimizer.safetensors")
 
         record = {**state.__dict__, "versions": self.ctx.versions()}
-        on_disk = {int(p.name[5:]) for p in checkpoint.steps(self.ctx.folder.checkpoints)} | {state.step}
-        best = state.best_step if state.best_step in on_disk else None
-        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep, best=best)
+        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep,
+                                best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:

@@ -9,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ondevice.backend import available
 from ondevice.checkpoint import write_file
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe
 from ondevice.config.stages import StageConfig
-from ondevice.errors import UserError, nearest
+from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
@@ -49,21 +50,24 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
         raise UserError(f"holds a run already ({', '.join(begun)})", where=str(folder.path),
                         hint="--resume goes on with it; or give another --out")
     folder.create()
-    write_file(folder.recipe, recipe_text(found))
     own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values())
     exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
     around = Surroundings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
+    then = f"Go on: ondevice runs resume {folder.path}"
+
+    def keep_recipe() -> None:  # not earlier: one that does not fit what stands there must not take its recipe's place
+        write_file(folder.recipe, recipe_text(found))
+
     with StopRequest() as stop:
         for name in names:
             again = again or name in redo
-            cfg = found.stages[name]
-            cfg = _placed(cfg, made, bool(resume or redo))
-            then = f"Go on: ondevice run {recipe} --out {folder.path} --resume"
-            if preference:
-                then += f" --preference {preference}"
-            made[cfg.gives] = str(run_stage(name, cfg, folder, around, stop, redo=again, then=then))
+            if stop.requested:
+                raise Interrupted(f"stopped before {name}. {then}")
+            cfg = _placed(found.stages[name], made, bool(resume or redo))
+            made[cfg.gives] = str(run_stage(name, cfg, folder, around, stop, redo=again, then=then, begun=keep_recipe,
+                                            anew=f"--redo {name} runs it again"))
     write_report(folder)
     return folder.path
 
@@ -97,8 +101,10 @@ def recipe_text(recipe: Recipe) -> str:
     import yaml
 
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    text: str = yaml.safe_dump({**recipe.mapping(), "versions": {"ondevice": version("ondevice")}, "machine": machine},
-                               sort_keys=False, allow_unicode=True)
+    versions = {"ondevice": version("ondevice"), "tokenizers": version("tokenizers"),
+                **{name: found for name, found in available().items() if found}}
+    text: str = yaml.safe_dump({**recipe.mapping(), "versions": versions, "machine": machine}, sort_keys=False,
+                               allow_unicode=True)
     return text
 
 

@@ -53,9 +53,10 @@ def say(text: str) -> None:
 
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
-              redo: bool = False, then: str = "") -> Path:
+              redo: bool = False, then: str = "", anew: str = "give another --out",
+              begun: Callable[[], None] = lambda: None) -> Path:
     """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `then` says how a
-    person goes on after a stop.
+    person goes on after a stop, `anew` how one begins anew; `begun` is called once nothing stands in the way.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
     Raises Interrupted once a stop has been saved.
@@ -66,17 +67,17 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     with folder.locked():
         if redo:
             _clear(folder)
-        if _complete(folder, fingerprint, cfg.resume):
+        if _complete(folder, fingerprint, cfg.resume, anew):
             say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
         if not cfg.resume:
-            _refuse_unfinished(folder)
+            _refuse_unfinished(folder, anew)
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
             ctx = Context(name, folder, load_backend(cfg.backend, cfg.device, cfg.dtype), events, stop, around.corpus,
                           around.prompts, cfg.resume, fingerprint, say)
-            return _guarded(ctx, cfg, around, then)
+            return _guarded(ctx, cfg, around, then, anew, begun)
 
 
 def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
@@ -115,29 +116,29 @@ def model_digest(folder: Path) -> str:
     return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
 
 
-def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool) -> bool:
+def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:
     """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
     done = folder.done_record()
     if done is None:
         return False
-    where, old = str(folder.path), done.get("fingerprint", {})
-    _compare(old, fingerprint, where, f"is complete with another {{}}; --redo {folder.name} runs it again")
+    _compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
     if not resume:
-        raise UserError("is complete already", where=where, hint=f"--redo {folder.name}, or another --out")
+        raise UserError("is complete already", where=str(folder.path), hint=anew)
     return True
 
 
-def _compare(old: dict[str, Any], new: dict[str, Any], where: str, message: str) -> None:
+def _compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
     plain = json.loads(json.dumps(new))
     for field in plain:
         if old.get(field) != plain[field]:
-            raise UserError(message.format(f"{field} ({old.get(field)}, not {plain[field]})"), where=where)
+            raise UserError(f"{what}, with {field} {old.get(field)}, not {plain[field]}", where=str(folder.path),
+                            hint=f"set it back, or {anew}")
 
 
-def _refuse_unfinished(folder: StageFolder) -> None:
+def _refuse_unfinished(folder: StageFolder, anew: str) -> None:
     if checkpoint.steps(folder.checkpoints):
         raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it, --redo {folder.name} begins anew")
+                        hint=f"--resume goes on with it; {anew}")
 
 
 def _clear(folder: StageFolder) -> None:
@@ -150,11 +151,12 @@ def _clear(folder: StageFolder) -> None:
         path.unlink(missing_ok=True)
 
 
-def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str) -> Path:
+def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, anew: str,
+             begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
-        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, str(ctx.folder.path),
-                 "the checkpoint was written with another {}; set it back, or --redo")
+        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+    begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,
                 steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
     try:
@@ -182,6 +184,8 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:
                 write_model(folder, ctx.backend, one.cfg, one.params, one.tokenizer,
                             card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
+        if ctx.stop.requested:
+            raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:
             if around.exam is not None:
                 record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
