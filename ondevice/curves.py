@@ -14,7 +14,7 @@ from ondevice.progress import number
 
 Points = list[tuple[float, float]]  # (step, value)
 MOST = 400  # points of a drawn curve
-WIDTH, HEIGHT = 420, 190
+WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 
 # (the events' name, its title, the name in held-out measurements), of a stage that minimises a loss and of one that
@@ -76,16 +76,19 @@ def smooth(points: Sequence[tuple[float, float]]) -> Points:
 
 
 def svg(curve: Curve, stage: str) -> str:
-    """The curve: training dim, its mean over a window, held-out measurements as dots. `stage` is made harmless here."""
+    """The curve: training steps, dim under their mean where they are many; held-out measurements as dots.
+    `stage` is made harmless here."""
     across = _Scale([x for x, _ in (*curve.steps, *curve.held)], _LEFT, WIDTH - _RIGHT)
     up = _Scale([y for _, y in (*curve.steps, *curve.held)], HEIGHT - _BOTTOM, _TOP)
     grid = [f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{WIDTH - _RIGHT}"/>'
             f'<text class="tick" x="{_LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">{_tick(y)}</text>'
             for y in up.ticks(4)]
     below = f'y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle"'
-    grid += [f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>' for x in across.ticks(6) if x == int(x)]
-    lines = f'<path class="raw" d="{_path(decimate(curve.steps), across, up)}"/>'
-    if len(curve.steps) >= 40:
+    grid += [f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>'
+             for x in across.ticks(5) if x == int(x)]
+    many = len(curve.steps) >= 40  # else the mean over a window would be the curve itself
+    lines = f'<path class="{"raw" if many else "mean"}" d="{_path(decimate(curve.steps), across, up)}"/>'
+    if many:
         lines += f'<path class="mean" d="{_path(decimate(smooth(curve.steps), MOST // 2), across, up)}"/>'
     dots = "".join(f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
                    for x, y in decimate(curve.held, 100))

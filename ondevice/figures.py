@@ -149,8 +149,9 @@ def _ladder_notes(heads: Sequence[str], reasoning: Sequence[Mapping[str, Any]],
     if won:
         counts = "; ".join(f"{name}: {w} won, {t} tied, {n} lost" for name, (w, t, n) in won.items())
         asked = sum(next(iter(won.values())))
-        notes.append(f"wins, simulated: the share of {asked} held-out prompts where the answer has more points than that "
-                     f"of the stage {RIVAL}; ties count as lost. The points are a rule's, not a person's. {counts}.")
+        notes.append(f"wins, simulated: the share of {asked} held-out prompts where the answer has more points than "
+                     f"that of the stage {RIVAL}; ties count as lost. The points are a rule's, not a person's. "
+                     f"{counts}.")
     if "KL" in heads:
         notes.append("KL: how far the model has moved from the stage's start, in nats a completion.")
     return notes
@@ -189,8 +190,8 @@ def _reasoning(done: Done) -> Section:
 
 
 def reward_shares(marks: Mapping[str, Any]) -> list[tuple[str, Share]]:
-    """(pairs of what kind, share of them that the reward model ranked rightly with Wilson's 95 % interval): all held-out
-    pairs, then style and correctness apart where it is known what tells a pair apart."""
+    """(pairs of what kind, share of them that the reward model ranked rightly with Wilson's 95 % interval): all
+    held-out pairs, then style and correctness apart where it is known what tells a pair apart."""
     low, high = marks["interval"]
     everything = Share(marks["accuracy"] * marks["pairs"], marks["pairs"], marks["accuracy"], low, high)
     parts = sorted((marks.get("by_part") or {}).items())

@@ -30,10 +30,12 @@ tr.sum td, tr.sum th { border-bottom: 0; border-top: 2px solid var(--line); }
 .time .bar { max-width: 420px; height: 8px; }
 .notes { margin: 12px 0 0; padding-left: 18px; }
 .notes li { margin: 3px 0; overflow-wrap: anywhere; }
-.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 16px; }
+.grid2, .grid3 { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); }
+.grid3 { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
 figure, article { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 14px 16px; min-width: 0; }
 figcaption { font-weight: 600; font-size: 14px; margin-bottom: 6px; }
+figcaption span { font-weight: 400; color: var(--dim); margin-left: 4px; }
 svg { display: block; width: 100%; height: auto; }
 svg.wide { max-width: 720px; margin-bottom: 14px; }
 svg text { fill: var(--dim); font: 11px system-ui, sans-serif; }

@@ -105,15 +105,12 @@ def _intervals(stage: str, marks: Mapping[str, Any]) -> str:
 
 
 def _curves(stages: Sequence[tuple[str, StageFolder]]) -> Iterator[str]:
-    drawn = [(name, [f'<figure><figcaption>{inert_html(curve.title)}</figcaption>{svg(curve, name)}</figure>'
-                     for curve in curves(stage.events)]) for name, stage in stages]
-    drawn = [(name, figures) for name, figures in drawn if figures]
-    if drawn:
-        groups = "".join(f'<h3>{inert_html(name)}</h3><div class="grid2">{"".join(figures)}</div>'
-                         for name, figures in drawn)
+    figures = "".join(f"<figure><figcaption>{inert_html(name)} <span>{inert_html(curve.title)}</span></figcaption>"
+                      f"{svg(curve, name)}</figure>" for name, stage in stages for curve in curves(stage.events))
+    if figures:
         yield ('<section><h2>Curves</h2><p class="legend"><span class="key raw">each training step</span> '
-               '<span class="key mean">its mean over a twentieth of the steps</span> '
-               f'<span class="key dot">held-out data</span></p>{groups}</section>')
+               '<span class="key mean">their mean over a window</span> '
+               f'<span class="key dot">held-out data</span></p><div class="grid3">{figures}</div></section>')
 
 
 def _asked(done: Done) -> Iterator[str]:
@@ -135,8 +132,9 @@ def _groups(stages: Sequence[tuple[str, StageFolder]]) -> Iterator[str]:
                  for step, groups in found]
         if parts:
             yield (f"<section><h2>Groups of completions: {inert_html(name)}</h2>"
-                   f'<p class="dim">The first {GROUPS} prompts of the first and of the last step. ✓ right, ✗ wrong; what '
-                   f'was read as the answer is underlined; the number is the reward.</p>{"".join(parts)}</section>')
+                   f'<p class="dim">The first {GROUPS} prompts of the first and of the last step. ✓ right, ✗ wrong; '
+                   f'what was read as the answer is underlined; the number is the reward.</p>'
+                   f'{"".join(parts)}</section>')
 
 
 def _ends(stage: StageFolder) -> list[tuple[int, list[dict[str, Any]]]]:
