@@ -106,7 +106,7 @@ class _Scale:
     def __init__(self, values: Iterable[float], start: float, end: float) -> None:
         found = list(values)
         self.low, self.high, self.start, self.end = min(found), max(found), start, end
-        if self.low == self.high:
+        if self.high / 2 - self.low / 2 <= max(1e-12 * abs(self.high), 1e-200):  # a level line has no ticks of its own
             room = abs(self.low) * 0.1 or 1.0
             self.low, self.high = self.low - room, self.high + room
 
@@ -130,7 +130,8 @@ def _points(found: Sequence[Mapping[str, Any]], name: str) -> Points:
 
 
 def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    """A number that can be drawn: sums and differences of it are finite too."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e200 else None
 
 
 def _path(points: Sequence[tuple[float, float]], across: _Scale, up: _Scale) -> str:

@@ -11,7 +11,7 @@ from ondevice.inert import inert
 from ondevice.report_html import page
 from ondevice.runfolder import RunFolder
 
-WIDTH = 100  # columns of a terminal, for sentences
+WIDTH = 96  # columns of a terminal, for sentences; the tables of the whole road need 100
 
 
 def ladder(run: RunFolder) -> str:

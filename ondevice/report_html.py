@@ -178,9 +178,9 @@ def _completion(one: Mapping[str, Any]) -> str:
 def _marked(one: Mapping[str, Any]) -> str:
     """A completion, what was read as its answer marked."""
     text, span = str(one["text"]), one.get("span")
-    if not (isinstance(span, list) and len(span) == 2 and 0 <= span[0] <= span[1] <= min(len(text), ANSWER)):
+    begin, end = span if isinstance(span, list) else (0, 0)
+    if not 0 <= begin < end <= min(len(text), ANSWER):
         return inert_html(text, limit=ANSWER)
-    begin, end = span
     return (f"{inert_html(text[:begin])}<mark>{inert_html(text[begin:end])}</mark>"
             f"{inert_html(text[end:], limit=ANSWER)}")
 
