@@ -23,6 +23,7 @@ th, td { padding: 7px 10px; text-align: right; border-bottom: 1px solid var(--li
 th:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--dim); font-weight: 600; font-size: 13px; vertical-align: bottom; }
 tbody th { font-weight: 600; }
+td { white-space: nowrap; }
 tr.sum td, tr.sum th { border-bottom: 0; border-top: 2px solid var(--line); }
 .bar { display: block; height: 4px; margin: 4px 0 0 auto; max-width: 110px; background: var(--soft);
   border-radius: 2px; }

@@ -70,7 +70,8 @@ def _table(table: Table) -> str:
         cells = "".join(f"<td>{inert_html(cell)}{_bar(cell)}</td>" for cell in row[1:])
         kind = ' class="sum"' if row[0] == "together" else ""
         rows.append(f'<tr{kind}><th scope="row">{inert_html(row[0])}</th>{cells}</tr>')
-    return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+    return ('<div class="scroll" tabindex="0">'  # so that the keyboard reaches what lies beside the screen
+            f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
 
 def _bar(cell: str) -> str:
