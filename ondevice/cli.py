@@ -332,15 +332,16 @@ def _runs(config: Any, line: Line) -> None:
 
 def _print_run(folder: Path, line: Line) -> None:
     """The ladder, then where everything is."""
-    report = folder / "report.md"
+    report, page = folder / "report.md", folder / "report.html"
     if line.json:
-        _print({"run": str(folder), "report": str(report) if report.is_file() else None}, line)
+        found = {name: str(file) if file.is_file() else None for name, file in (("report", report), ("page", page))}
+        _print({"run": str(folder), **found}, line)
         return
     from ondevice.inert import inert
     from ondevice.report import ladder
     from ondevice.runfolder import RunFolder
 
-    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}", limit=None))
+    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:

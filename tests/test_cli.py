@@ -137,12 +137,15 @@ def test_run_passes_the_sets_on_and_prints_the_ladder(
     assert cli.main(["run", "tiny", "--out", "o", "--resume", "--redo", "sft,pretrain", "--redo", "init", "--seed", "3",
                      "--set", "sft.steps=2"]) == 0
     assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "device": "auto",
-                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init")}]
+                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init"),
+                      "preference": ""}]
     printed = capsys.readouterr().out
-    assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n")
+    assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n"
+                                                              f"page: {tmp_path / 'report.html'}\n")
     assert cli.main(["run", "--json"]) == 0
     assert calls[1][0] == "minute"
-    assert json.loads(capsys.readouterr().out) == {"run": str(tmp_path), "report": str(tmp_path / "report.md")}
+    assert json.loads(capsys.readouterr().out) == {
+        "run": str(tmp_path), "report": str(tmp_path / "report.md"), "page": None}
 
 
 def test_generate_streams_and_what_it_streams_is_harmless(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
