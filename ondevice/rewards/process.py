@@ -139,7 +139,7 @@ class Host:
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
     """A group of its own (so that all of it can be ended, and Ctrl-C does not reach it); -P: the working folder's files
     must not stand in for the library's."""
-    root = Path(ondevice.__file__).parent.parent  # a checkout is not found by itself; packages must not precede Python's
+    root = Path(ondevice.__file__).parent.parent  # not found by itself where it is a checkout
     checkout = "" if root.name in ("site-packages", "dist-packages") else str(root)
     path = os.pathsep.join(filter(None, (checkout, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "ondevice.rewards.host", str(file), str(os.getpid()),
