@@ -17,8 +17,9 @@ ROW_S = 2.0
 LONGEST = 300
 """Characters of LaTeX that are looked at; a longer answer is not the right one."""
 
-# Powers of powers and exponents of four digits: they would be multiplied out, for hours and without an interruption.
-_TOWER = re.compile(r"(?:\^|\*\*)[^+\-=,]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4}|\d{4,}\s*!|!\s*!")
+# Powers of powers, exponents of four digits, factorials of more than two: they would be multiplied out, for hours and
+# without an interruption.
+_TOWER = re.compile(r"(?:\^|\*\*)[^+\-=,]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4}|(?:\d{3}|[^\d\s])\s*!")
 
 
 class _TooLong(Exception):

@@ -4,6 +4,7 @@ with a scorer of its own."""
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import pickle
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from ondevice.randomness import generator
 
 PARTS = {"train": 0.7, "validation": 0.15, "heldout": 0.15}
 """Which part of all questions each split may use; a question's text decides."""
-SIZE = 1 << 20
-"""Questions that a task is asked for at most: they are made one by one."""
+PAGE = 1000
+"""Questions that a task is asked for at once: most are made when they are looked at, but some tasks make all first."""
 
 
 def entries(task: str, split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -26,20 +27,20 @@ def entries(task: str, split: Split, count: int, seed: int) -> Iterator[dict[str
     Each split has a seed of its own, and a question belongs to one split only. Raises UserError for an unknown task or
     setting.
     """
-    draws = open_task(task, seed=int(generator(seed, "gym", task, split).integers(1 << 30)), size=SIZE)
     seen: set[str] = set()
     misses = 0
-    for number in range(SIZE):
-        if len(seen) >= count or misses > 500:
-            return
-        entry = _draw(draws, number, task)
+    for entry in _draws(task, split, seed):
         question = entry["question"]
         if question in seen or place(seed, "gym", question, PARTS) != split:
             misses += 1
+            if misses > 500:
+                return
             continue
         misses = 0
         seen.add(question)
         yield entry
+        if len(seen) == count:
+            return
 
 
 def column(task: str, entry: dict[str, Any]) -> dict[str, str]:
@@ -77,13 +78,18 @@ def open_task(task: str, seed: int, size: int) -> Any:
         raise UserError(f"cannot be made: {reason}", where=f"gym:{task}", hint="mend its settings") from error
 
 
-def _draw(draws: Any, number: int, task: str) -> dict[str, Any]:
-    try:
-        entry: dict[str, Any] = draws[number]
-    except Exception as error:  # settings that are valid one by one may leave nothing to ask
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot make a question: {reason}", where=f"gym:{task}", hint="mend its settings") from error
-    return entry
+def _draws(task: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
+    """Entries without end, some of them more than once."""
+    for page in itertools.count():
+        found = open_task(task, seed=int(generator(seed, "gym", task, split, page).integers(1 << 30)), size=PAGE)
+        for number in range(PAGE):
+            try:
+                entry = found[number]
+            except Exception as error:  # settings that are valid one by one may leave nothing to ask
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(f"cannot make a question: {reason}", where=f"gym:{task}",
+                                hint="mend its settings") from error
+            yield entry
 
 
 def _value(text: str) -> Any:

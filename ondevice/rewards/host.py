@@ -11,7 +11,6 @@ It ends, and everything it started in its process group with it, when its stdin 
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import inspect
 import json
@@ -96,6 +95,8 @@ def _reply(function: Callable[..., Any], arguments: Mapping[str, Any], file: Pat
     try:
         values = function(**arguments)
         if inspect.iscoroutine(values):
+            import asyncio
+
             values = asyncio.run(values)
         if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
             raise TypeError(f"returned {type(values).__name__}, not a list of numbers")

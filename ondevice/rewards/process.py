@@ -139,8 +139,9 @@ class Host:
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
     """A group of its own (so that all of it can be ended, and Ctrl-C does not reach it); -P: the working folder's files
     must not stand in for the library's."""
-    package = str(Path(ondevice.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    root = Path(ondevice.__file__).parent.parent  # not found by itself where it is a checkout
+    checkout = "" if root.name in ("site-packages", "dist-packages") else str(root)
+    path = os.pathsep.join(filter(None, (checkout, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-P", "-m", "ondevice.rewards.host", str(file), str(os.getpid()),
                *([",".join(names)] if names else [])]
     printed = open(log, "ab") if log else open(os.devnull, "wb")  # noqa: SIM115 closed below, the child has its own
