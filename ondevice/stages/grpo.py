@@ -20,7 +20,7 @@ from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import grpo_loss
 from ondevice.models.folder import Model, load_model
-from ondevice.rewards import Rewards, Scores
+from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import problems
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material

@@ -35,13 +35,13 @@ def stated_number(completion: str) -> tuple[int, int] | None:
 
 def courteous(completion: str) -> bool:
     """Whether something is said and followed by one line of courtesy."""
-    return without_courtesy(completion).strip() not in ("", completion.strip())
+    return without_courtesy(completion) != completion
 
 
 def without_courtesy(completion: str) -> str:
     """The completion without the line of courtesy at its end, where it has one."""
     said, _, last = completion.rstrip().rpartition("\n")
-    return said if last in COURTESIES else completion
+    return said if last in COURTESIES and said.strip() else completion
 
 
 def plain(text: str) -> str:
