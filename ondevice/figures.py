@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice import events
 from ondevice.inert import inert
 from ondevice.progress import duration
 from ondevice.rating_stats import Share, wilson
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runfolder import RunFolder
 
 Table = list[list[str]]
 Done = Sequence[tuple[str, Mapping[str, Any]]]  # (stage, what its done.json holds)
@@ -30,12 +29,10 @@ class Section:
 
 
 def done_records(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-    """(stage, done.json) of every complete stage in the order of their beginning. Of a stage that learned from rated
-    pairs the record also says `simulated`, how many of these a rule rated."""
+    """(stage, done.json) of every complete stage in the order of their beginning."""
     found = []
     for stage in run.stages():
         if record := stage.done_record():
-            record.setdefault("simulated", _simulated(stage, record))
             found.append((inert(stage.name, newlines=False), record))
     return found
 
@@ -84,14 +81,6 @@ def number(value: float | None, form: str | Callable[[float], str]) -> str:
 
 def _marks(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return record.get("marks") or {}
-
-
-def _simulated(stage: StageFolder, record: Mapping[str, Any]) -> int:
-    """Of the pairs that a stage learned from, those that a rule rated; 0 for a stage that learned from none."""
-    if "pairs" not in _marks(record):
-        return 0
-    told = [event for event in events.read(stage.events) if event.get("event") == "data"]
-    return int(told[-1].get("simulated") or 0) if told else 0
 
 
 def _ladder(done: Done) -> Section:
@@ -208,10 +197,10 @@ def _reward(done: Done) -> Section:
         for kind, share in reward_shares(marks):
             table.append([name, kind, str(share.of), number(share.share, "{:.1%}"),
                           f"{number(share.low, '{:.1%}')} to {number(share.high, '{:.1%}')}"])
-        whose = " The ratings are simulated: a rule's, not a person's." if record.get("simulated") else ""
+        whose = " The ratings are simulated: a rule's, not a person's." if _marks(record).get("simulated") else ""
         notes.append(f"{name}: mean margin {number(marks.get('margin'), '{:.2f}')}, calibration error "
                      f"{number(marks.get('calibration_error'), '{:.3f}')}.{whose}")
-    simulated = ", simulated" if any(record.get("simulated") for _, record, _ in found) else ""
+    simulated = ", simulated" if any(_marks(record).get("simulated") for _, record, _ in found) else ""
     return Section("The reward model on held-out pairs" + simulated, table, notes)
 
 
@@ -228,7 +217,7 @@ def _about(done: Done) -> Section:
             whose = f"{rule:,} of them simulated: by a rule, not by a person" if rule else "all by people"
             told.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
         if isinstance(marks.get("pairs"), Mapping):  # DPO and its family
-            whose = " (rated by a simulated rater)" if record.get("simulated") else ""
+            whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""
             told.append(f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
                         f"margin {marks['pairs']['margin']:.3f}")
         if held := marks.get("held_out"):

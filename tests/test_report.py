@@ -96,7 +96,7 @@ def test_nothing_is_said_of_a_run_without_stages(made: Made) -> None:
 def test_own_data_shows_the_held_out_loss(made: Made) -> None:
     made.stage("init", {}, outcome={"loss": None, "bits_per_byte": None})
     made.stage("pretrain", {}, outcome={"loss": 1.5, "bits_per_byte": 0.75})
-    made.stage("dpo", {"pairs": {"accuracy": 0.625, "margin": 0.5}}, {"event": "data", "simulated": 0},
+    made.stage("dpo", {"pairs": {"accuracy": 0.625, "margin": 0.5}, "simulated": 0},
                outcome={"loss": 0.25, "bits_per_byte": None})
     assert made.column("held-out loss") == {"init": "–", "pretrain": "1.5000", "dpo": "0.2500", "together": "–"}
     assert made.column("bits/byte")["pretrain"] == "0.750"
@@ -120,7 +120,7 @@ def test_stages_without_a_model_have_no_column_of_answers(made: Made) -> None:
 
 
 def test_people_s_votes_are_not_called_simulated(made: Made) -> None:
-    made.stage("rate", {**VOTES, "simulated_votes": 0}).stage("reward", REWARD, {"event": "data", "simulated": 0})
+    made.stage("rate", {**VOTES, "simulated_votes": 0}).stage("reward", {**REWARD, "simulated": 0})
     assert "rate: 20 votes, all by people" in ladder(made.run)
     write_report(made.run)
     assert "simulated" not in ladder(made.run) + made.run.report.read_text() + html_of(made.run).read_text()
@@ -134,7 +134,7 @@ def test_steps_and_digits_are_told_apart(made: Made) -> None:
 
 
 def test_the_reward_model_is_told_by_parts_and_as_simulated(made: Made) -> None:
-    made.stage("reward", REWARD, {"event": "data", "simulated": 8})
+    made.stage("reward", {**REWARD, "simulated": 8})
     found = next(s for s in sections(done_records(made.run)) if s.title.startswith("The reward model"))
     assert found.title.endswith("simulated")
     # Wilson's intervals: 4 of 4 reaches 1 and begins at 1 / (1 + z²/4); 2 of 4 lies about a half
@@ -242,7 +242,7 @@ def test_the_page_shows_curves_groups_and_intervals(made: Made) -> None:
     lines = [json.dumps({"step": n, "groups": [{**GROUP, "prompt": f"at {n}?"}] * 3}) + "\n" for n in (1, 2, 50)]
     steps[0]["groups"], steps[-1]["groups"] = 0, len(lines[0] + lines[1])
     steps = [{k: v for k, v in step.items() if v is not None} for step in steps]
-    made.stage("reward", REWARD, {"event": "data", "simulated": 8})
+    made.stage("reward", {**REWARD, "simulated": 8})
     made.stage("grpo", {}, *steps, {"event": "eval", "step": 50, "reward": 0.75, "accuracy": 0.25})
     made.run.stage("grpo").groups.write_text("".join(lines))
     write_report(made.run)

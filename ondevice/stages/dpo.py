@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.backend import Params
 from ondevice.config.preference import DPOConfig
 from ondevice.context import Context, Made, digest
 from ondevice.data.completions import Row, completion_batch
@@ -19,10 +20,12 @@ from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.models.folder import Model, load_model
-from ondevice.rollout import Scorer
+from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.pairs import TokenPair, pairs
 from ondevice.stages.reward import PairSource
+
+HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> Made:
@@ -39,8 +42,20 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
     measure = held_out_figures(loss, sources[1](), ctx, cfg)
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
-    marks = {name: held[name] for name in ("accuracy", "margin")}
-    return Made(model.with_params(params), {"pairs": marks}, notes=found.notes)
+    marks = {"pairs": {name: held[name] for name in ("accuracy", "margin")}, "simulated": found.simulated,
+             "kl": distance(params, model, found.held, cfg, ctx)}
+    return Made(model.with_params(params), marks, notes=found.notes)
+
+
+def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:
+    """Nats a completion between policy and start, over one completion at temperature 1 of each held-out prompt."""
+    longest = max(len(side.completion) for pair in held for side in (pair.chosen, pair.rejected))
+    writer = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
+    asked = [pair.chosen.prompt for pair in held[:HELD]]
+    rows = [s.row for s in writer.draw(params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held")]
+    scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
+    now, start = scorer.logprobs(params, rows), scorer.logprobs(model.params, rows)
+    return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
 
 
 def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[list[Row]]:

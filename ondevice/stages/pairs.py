@@ -53,6 +53,7 @@ class Found:
     train: list[TokenPair]
     held: list[TokenPair]
     notes: list[str]
+    simulated: int = 0
 
 
 def pairs(data: str, validation: str, held_share: float, longest: int, model: Model, ctx: Context) -> Found:
@@ -81,7 +82,7 @@ def pairs(data: str, validation: str, held_share: float, longest: int, model: Mo
     ctx.events.emit("data", pairs=len(train), held_pairs=len(held), simulated=simulated)
     ctx.say(f"{ctx.name}: {len(train):,} pairs to learn from, {len(held):,} held out"
             + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
-    return Found(train, held, notes)
+    return Found(train, held, notes, simulated)
 
 
 def pairs_digest(data: str, validation: str, stage: Path, resume: bool) -> str:

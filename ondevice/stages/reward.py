@@ -37,7 +37,7 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
     measure = held_out_figures(loss, source(found.held), ctx, cfg)
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg, better=Better())
     marks = quality(model.with_params(params).params, found.held, Scorer(model, ctx.backend, batch_size=32))
-    return Made(model.with_params(params), marks, notes=found.notes)
+    return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
 
 
 class PairSource:
