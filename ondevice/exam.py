@@ -16,8 +16,8 @@ from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.use import EvalConfig
-from ondevice.data.chat import prompt_ids
-from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.data.chat import encode_chats, prompt_ids
+from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
@@ -166,34 +166,56 @@ def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConf
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """{"bits_per_byte", "exact_match", "by_kind"} of a model on the built-in held-out sets, or {"bits_per_byte",
-    "sequence_length"} on a person's text, read in rows as long as those of the model's training where its run folder
-    tells. Raises UserError for data or tasks that do not fit."""
-    from ondevice.stages.material import corpus_of, plain_texts
+    """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
+    text: {"bits_per_byte", "sequence_length"}, read in rows as long as those of the model's training where its run
+    folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens", "chats", "cut"} of the
+    assistant's tokens. Raises UserError for data or tasks that do not fit."""
+    from ondevice.stages.material import corpus_of, plain_chats, plain_texts
     from ondevice.talk import find_model, open_model
 
     cfg.check()
     corpus = corpus_of(cfg.data, CorpusConfig())
-    exam = builtin_exam(corpus) if corpus else _text_exam(plain_texts(cfg.data), find_model(cfg.model))
-    wanted = cfg.tasks or (("text", "instructions", "reasoning") if corpus else ("text",))
-    if set(wanted) - {"text"} and not exam.questions:
-        raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
     limit = cfg.limit or None
+    if corpus is None:
+        if set(cfg.tasks) - {"text"}:
+            raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
+        chats = plain_chats(cfg.data)
+        documents = [] if chats else plain_texts(cfg.data)[:limit]
+        model, backend = open_model(cfg)
+        if chats and model.tokenizer.chat_template is not None:
+            return chat_loss(model, backend, chats[:limit])
+        return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], find_model(cfg.model))
+    wanted = cfg.tasks or ("text", "instructions", "reasoning")
+    exam = builtin_exam(corpus)
     exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
                    questions=exam.questions[:limit] if "instructions" in wanted else [],
                    problems=exam.problems[:limit] if "reasoning" in wanted else [])
     model, backend = open_model(cfg)
     with tempfile.TemporaryDirectory() as cache:
-        marks = measure(model, backend, exam, Path(cache))
-    if corpus:
-        return marks.mapping()
-    width = min(exam.sequence_length, model.cfg.max_position_embeddings)
-    return {"bits_per_byte": marks.bits_per_byte, "sequence_length": width}
+        return measure(model, backend, exam, Path(cache)).mapping()
 
 
-def _text_exam(documents: list[str], model: Path) -> Exam:
-    """`model` is the model's folder. A longer row than those of the training would ask for what was never learned, a
-    shorter one hides text that the model could have used."""
-    record = StageFolder(model.resolve().parent).done_record() or {}
-    length = record.get("fingerprint", {}).get("sequence_length")
-    return Exam(documents, [], lambda *_: False, length or Exam.sequence_length)
+def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
+    where the context ends."""
+    rows = list(encode_chats(chats, model.tokenizer))
+    longest = max(len(row.ids) for row in rows)
+    source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
+                        packing=False)
+    loss = partial(causal_lm_loss, model=model.decoder)
+    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+    total = count = 0.0
+    for batch in source.eval_batches(None):
+        part, tokens = run(model.params, batch)
+        total, count = total + float(backend.numpy(part)), count + float(backend.numpy(tokens))
+    return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
+
+
+def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path) -> dict[str, Any]:
+    """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
+    model could have used."""
+    record = StageFolder(folder.resolve().parent).done_record() or {}
+    length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
+    with tempfile.TemporaryDirectory() as cache:
+        bits = bits_per_byte(model, backend, Exam(documents, [], lambda *_: False, length), Path(cache))
+    return {"bits_per_byte": bits, "sequence_length": min(length, model.cfg.max_position_embeddings)}

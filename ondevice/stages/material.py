@@ -77,6 +77,21 @@ def plain_texts(path: str) -> list[str]:
     return found
 
 
+def plain_chats(path: str) -> list[list[dict[str, Any]]]:
+    """A person's chats, where no run keeps account of bad rows; empty where the first row is none. Raises UserError as
+    `chats` does."""
+    from ondevice.data.formats import BadRow, to_chat
+
+    rows = _open(path)
+    try:
+        to_chat(next(iter(rows))[0])
+    except (BadRow, StopIteration):
+        return []
+    found = [chat["messages"] for _, chat in _convert(rows, to_chat)]
+    rows.check()
+    return found
+
+
 def token_streams(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth is held out."""
     cache = ctx.folder.path / "data"
