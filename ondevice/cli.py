@@ -106,6 +106,8 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 
 def _command(argv: list[str]) -> int:
+    if not argv and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return int(_load("ondevice_tui.app:main")())
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -138,7 +140,8 @@ def help_text() -> str:
             group = verb.group
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.name:<10}{verb.help}")
-    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute"])
+    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute",
+                      "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place."])
 
 
 def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:

@@ -32,7 +32,11 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def stage_state(stage: StageFolder) -> dict[str, Any]:
-    """A stage's state (done, training, failed, stopped), its newest step and headline numbers."""
+    """A stage's state, its newest step and headline numbers.
+
+    The state is done, training, stopped (a person asked for it), failed (its `message` says why) or died (its process
+    is gone and left no word). `holder` names the process that trains, `last` is the time of the newest event.
+    """
     first = _first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
     step = None
@@ -41,12 +45,16 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         last = str(event.get("event", ""))
         newest[last] = event
         step = event.get("step", step)
-    if stage.done_record() is not None:
+    holder, done = stage.holder(), stage.done_record()
+    ended = newest.get("failed", {}) if last == "failed" else {}
+    if done is not None:
         state = "done"
-    elif stage.holder() is not None:
+    elif holder is not None:
         state = "training"
+    elif last == "failed":
+        state = "stopped" if ended.get("reason") == "stopped" else "failed"
     else:
-        state = "failed" if last == "failed" else "stopped"
+        state = "died"
     numbers = {}
     for kind in ("step", "eval", "done"):
         event = newest.get(kind, {})
@@ -55,8 +63,11 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
     began = first.get("t")
+    last_t = max((event["t"] for event in newest.values() if isinstance(event.get("t"), (int, float))), default=None)
     return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
-            "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers}
+            "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers,
+            "last": last_t, "holder": holder, "message": str(ended.get("message", "")),
+            "seconds": (done or {}).get("seconds")}
 
 
 def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
