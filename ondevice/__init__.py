@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
-    from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
+    from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig, WorkerConfig
 
-__all__ = ["chat", "doctor", "evaluate", "generate", "init", "pretrain", "run", "sft"]
+__all__ = ["chat", "doctor", "evaluate", "generate", "init", "pretrain", "run", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -71,6 +71,14 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     from ondevice.config.use import ChatConfig
 
     talk.chat(cfg or _made(ChatConfig, fields))
+
+
+def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
+    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.worker`."""
+    from ondevice.config.use import WorkerConfig
+    from ondevice.worker import serve as function
+
+    function(cfg or _made(WorkerConfig, fields))
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:

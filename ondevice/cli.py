@@ -52,6 +52,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),
+    Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
+         ("model",), "serve", sets=False, json=False),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),

@@ -227,7 +227,7 @@ def test_the_keys_of_train(tmp_path: Path) -> None:
             assert curve.scale == scale
             await until_shown(pilot, f"y: {scale}")
         await pilot.press("e")
-        await until_shown(pilot, "smooth 0.97")
+        await until_shown(pilot, "smooth 0.9")
         await pilot.press("x")
         await until_shown(pilot, "x: time")
         await pilot.press("x")

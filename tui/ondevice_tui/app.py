@@ -25,6 +25,7 @@ from ondevice.runfolder import RunFolder
 from ondevice_tui import runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.road import RunsReader
+from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.ladder import LadderScreen
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.road import RoadScreen
@@ -48,7 +49,8 @@ class OndeviceApp(App[str]):
 
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
-    MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen}
+    MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen,
+                                       "chat": ChatScreen}
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
@@ -56,6 +58,7 @@ class OndeviceApp(App[str]):
         Binding("1", "go('road')", "home", show=False, tooltip="The road of stages and the list of runs"),
         Binding("2", "go('train')", "train", show=False, tooltip="Curves and samples of one stage"),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
+        Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
         Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),

@@ -22,6 +22,7 @@ class Page(Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
 
     ABOUT: ClassVar[str] = ""
+    TYPES: ClassVar[bool] = False  # letters are typed here, so that ? and q are not keys: the palette has them
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
 
@@ -32,7 +33,7 @@ class Page(Screen[Any]):
     def compose(self) -> ComposeResult:
         yield SafeText(id="top")
         yield from self.body()
-        yield Footer(compact=True, show_command_palette=False)
+        yield Footer(compact=True, show_command_palette=self.TYPES)
 
     def body(self) -> Iterable[Widget]:
         raise NotImplementedError

@@ -39,6 +39,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
         Binding("tab", "app.focus_next", "stages or runs", show=False),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
+        Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
         Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),
     ]
@@ -124,8 +125,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             if first:
                 if not said:
                     said = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
-                said += [content(stage.name, "bold $primary"), content(str(first.get("answer", "")), limit=1200),
-                         content("")]
+                said += [content(stage.name, "bold $primary"),
+                         content(str(first.get("answer", "")).strip(), limit=1200), content("")]
         self.query_one("#answers-text", SafeText).show(
             lines(said) if said else content("Each finished stage answers the same prompts; the answers appear here.",
                                              "$muted"))

@@ -97,6 +97,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         Binding("up", "step(-1)", "field above", show=False),
     ]
 
+    TYPES = True
+
     def __init__(self, verb: str, values: Mapping[str, Any]) -> None:
         super().__init__()
         self.verb = verb

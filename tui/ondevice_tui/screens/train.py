@@ -171,7 +171,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("left_square_bracket", "sample(-1)", "older sample", show=False, key_display="["),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
         Binding("s", "prompt", "sample", tooltip="Next prompt among the samples; [ and ] go through training"),
-        Binding("o", "overlay", "overlay", tooltip="Lay the same stage of another run over the curve"),
+        Binding("o", "overlay", "overlay", show=False, tooltip="Lay the same stage of another run over the curve"),
         Binding("L", "details", "log", show=False, tooltip="The end of the log"),
         Binding("d", "details", "details", show=False, tooltip="The end of the log, messages, settings"),
         Binding("comma", "other_stage(-1)", "stage before", show=False, key_display=","),

@@ -76,7 +76,7 @@ class Curve(Widget):
     }
     """
     scale = reactive("fit")
-    smoothing = reactive(0.9)
+    smoothing = reactive(0.6)
 
     def __init__(self, empty: str = "nothing yet", *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
@@ -109,7 +109,7 @@ class Curve(Widget):
         if y >= len(self._rows):
             return Strip.blank(self.size.width, self.rich_style)
         base = self.rich_style
-        styles = {name: base + self.get_component_rich_style(f"curve--{name}", partial=True)
+        styles = {name: self.get_component_rich_style(f"curve--{name}")
                   for name in ("axis", "band", "line", "second", "third", "gap")}
         segments = [Segment(text, styles.get(style, base)) for text, style in self._rows[y]]
         return Strip(segments).adjust_cell_length(self.size.width, base)
@@ -143,7 +143,8 @@ class Curve(Widget):
         if self.scale == "log":
             low, high = math.log10(low), math.log10(high)
         room = (high - low) * 0.04 or abs(high) * 0.05 or 0.5
-        return low - room, high + room
+        positive = self.scale != "log" and ordered[0] >= 0  # an axis below 0 would tell of what cannot be
+        return max(low - room, 0.0) if positive else low - room, high + room
 
     def _row(self, value: float, low: float, high: float, rows: int) -> int | None:
         """The row of a value, counted from the top; beyond the axis it is the edge's. None: not on this scale."""
