@@ -106,3 +106,32 @@ async def until_shown(pilot: Pilot[Any], *texts: str) -> str:
     for text in texts:
         await until(pilot, lambda text=text: text in shown(pilot.app), text)  # type: ignore[misc, arg-type]
     return shown(pilot.app)  # type: ignore[arg-type]
+
+
+def completion(text: str, right: bool, advantage: float, *, truncated: bool = False) -> dict[str, Any]:
+    """A completion as GRPO writes it; the answer is its last word."""
+    parsed = text.rsplit(" ", 1)[-1]
+    return {"text": text, "tokens": len(text.split()), "truncated": truncated, "advantage": advantage,
+            "rewards": {"correct": float(right), "format": 0.2}, "reward": right + 0.2, "parsed": parsed,
+            "span": [len(text) - len(parsed), len(text)]}
+
+
+def group(step: int, kind: str) -> dict[str, Any]:
+    """A group of four: all right, all wrong, mixed or truncated."""
+    rights = {"all right": [1, 1, 1, 1], "all wrong": [0, 0, 0, 0]}.get(kind, [1, 0, 0, 1])
+    made = [completion(f"{step} and {i} make {43 if right else 33}", bool(right), 0.87 if right else -0.87,
+                       truncated=kind == "truncated" and i == 2) for i, right in enumerate(rights)]
+    return {"prompt": f"What is {step}+{kind}?", "answer": "43", "completions": made}
+
+
+def write_grpo(stage: StageFolder, steps: int = 20) -> None:
+    """A finished GRPO stage; a step has a mixed group, one all right or all wrong, and one mixed or (every fourth) cut."""
+    offsets = []
+    with LineFile(stage.create().path / "groups.jsonl") as file:
+        for step in range(1, steps + 1):
+            kinds = ["mixed", "all right" if step % 2 else "all wrong", "truncated" if step % 4 == 0 else "mixed"]
+            offsets.append(file.append({"step": step, "groups": [group(step, kind) for kind in kinds]}))
+    write_stage(stage, steps, fields=lambda step: {
+        "reward": step / steps, "reward_std": 0.2, "accuracy": step / steps, "kl": 0.01, "entropy": 1.2,
+        "completion_length": 40 + step, "clip_fraction": 0.02, "zero_spread": 0.66, "reward/correct": step / steps,
+        "reward/format": 0.2, "groups": offsets[step - 1]})

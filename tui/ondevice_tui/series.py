@@ -124,4 +124,6 @@ def spark(values: Sequence[float], width: int) -> str:
     means = [sum(part) / len(part) for part in (
         values[i * len(values) // columns:(i + 1) * len(values) // columns] for i in range(columns))]
     low, high = min(means), max(means)
+    if high - low < 1e-9 * max(abs(low), abs(high)):
+        high = low  # rounding is no course
     return "".join("▁▂▃▄▅▆▇█"[round((m - low) / (high - low) * 7) if high > low else 0] for m in means)

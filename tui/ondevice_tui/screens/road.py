@@ -39,6 +39,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
         Binding("tab", "app.focus_next", "stages or runs", show=False),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
+        Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
         Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),

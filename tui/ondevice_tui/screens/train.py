@@ -231,7 +231,8 @@ is no number. Below: the newest numbers with their course, and what the model an
 
     def _names(self) -> list[str]:
         known = [name for name in self.history.steps if name not in HIDDEN]
-        return sorted(known, key=lambda n: (PREFERRED.index(n) if n in PREFERRED else len(PREFERRED)))
+        # The loss says little of a stage that learns from rewards.
+        return sorted(known, key=lambda name: (name != "reward", _rank(name)))
 
     def _show_curve(self, curve: Curve, metric: str) -> None:
         series = self.history.steps.get(metric)
@@ -406,6 +407,10 @@ is no number. Below: the newest numbers with their course, and what the model an
     def left(self) -> None:
         super().left()
         self._drop_overlay()
+
+
+def _rank(name: str) -> int:
+    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
 
 
 def _average(columns: Columns, weight: float) -> float | None:
