@@ -19,9 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
-    from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig, WorkerConfig
+    from ondevice.config.use import (
+        ChatConfig,
+        EvalConfig,
+        GenerateConfig,
+        RateConfig,
+        RatingsConfig,
+        WorkerConfig,
+    )
 
-__all__ = ["chat", "doctor", "evaluate", "generate", "init", "pretrain", "run", "serve", "sft"]
+__all__ = ["chat", "doctor", "evaluate", "generate", "init", "manage_ratings", "pretrain", "rate", "run", "serve",
+           "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -87,6 +95,24 @@ def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.exam import evaluate as function
 
     return function(cfg or _made(EvalConfig, fields))
+
+
+def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database itself is
+    `ondevice.ratings.Ratings`."""
+    from ondevice.config.use import RateConfig
+    from ondevice.rating import rate as function
+
+    return function(cfg or _made(RateConfig, fields))
+
+
+def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Statistics of votes, their export and import (fields of `RatingsConfig`): the command `ratings`, which cannot
+    give its name to a function beside the module `ondevice.ratings`."""
+    from ondevice.config.use import RatingsConfig
+    from ondevice.rating_files import manage as function
+
+    return function(cfg or _made(RatingsConfig, fields))
 
 
 def doctor() -> dict[str, Any]:

@@ -125,7 +125,7 @@ def group(step: int, kind: str) -> dict[str, Any]:
 
 
 def write_grpo(stage: StageFolder, steps: int = 20) -> None:
-    """A finished GRPO stage; a step has a mixed group, one all right or all wrong, and one mixed or (every fourth) cut."""
+    """A finished GRPO stage; a step has a mixed group, one all right or wrong, and one mixed or (every fourth) cut."""
     offsets = []
     with LineFile(stage.create().path / "groups.jsonl") as file:
         for step in range(1, steps + 1):

@@ -150,3 +150,62 @@ class RunsConfig:
         """Raises UserError where the run is missing."""
         if self.action != "list" and not self.run:
             raise UserError("no run was named", where="run", hint=f"ondevice runs {self.action} RUN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateConfig:
+    """Say which of two to four answers is better, one prompt after the other. Every vote is saved at once."""
+
+    ratings: str
+    """File of ratings, or a run folder that holds a ratings.db."""
+    rater: str = ""
+    """Your name, so that several people can rate in one file. Empty: the login name."""
+    batch: str = ""
+    """Only what was queued under this name. Empty: everything."""
+    repeat_share: float = 0.1
+    """How often an earlier pair comes again, its sides swapped, as a share of your votes: it shows whether you agree
+    with yourself. 0: never."""
+    seed: int = 0
+    """Decides when a pair comes again, and which."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        if not self.ratings:
+            raise UserError("no ratings were named", where="ratings", hint="give a ratings.db or a run folder")
+        if not 0 <= self.repeat_share <= 0.5:
+            raise UserError(f"{self.repeat_share} is out of range", where="repeat_share", hint="give 0 to 0.5")
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatingsConfig:
+    """Ratings in and out of files, and what they are worth."""
+
+    action: Literal["stats", "export", "import"]
+    """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from one."""
+    ratings: str
+    """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is missing."""
+    file: str = ""
+    """JSON lines to write (export; empty: stdout), or data to read (import)."""
+    form: Literal["preference", "kto", "votes"] = "preference"
+    """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes: everything."""
+    batch: str = ""
+    """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
+    raters: tuple[str, ...] = ()
+    """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
+    simulated: bool = True
+    """Count raters that are programs (their names begin with simulated:) too."""
+    with_raters: bool = False
+    """Exported pairs say their item, raters, strength and sources too."""
+    seed: int = 0
+    """Decides the sides of imported pairs, and the intervals of stats."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is missing or out of range."""
+        if not self.ratings:
+            raise UserError("no ratings were named", where="ratings", hint="give a ratings.db or a run folder")
+        if self.action == "import" and not self.file:
+            raise UserError("nothing to import was named", where="file", hint="ondevice ratings import DB FILE")
+        if self.seed < 0:
+            raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")

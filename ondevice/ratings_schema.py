@@ -1,0 +1,83 @@
+"""The tables of ratings.db. A statement each, so that all of them can be made in one transaction."""
+
+from __future__ import annotations
+
+VERSION = 1  # PRAGMA user_version: a program refuses a file of a higher one
+APPLICATION = 0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
+
+SCHEMA = ("""
+CREATE TABLE item(
+  id INTEGER PRIMARY KEY,
+  batch TEXT NOT NULL,
+  prompt TEXT NOT NULL,                        -- a user's message, or JSON of a list of messages: meta.form says which
+  prompt_sha TEXT NOT NULL,                    -- sha256 of prompt
+  shown TEXT NOT NULL CHECK(json_valid(shown)),  -- slots left to right, drawn when queued
+  kind TEXT NOT NULL DEFAULT 'normal' CHECK(kind IN ('normal', 'gold', 'repeat')),
+  gold INTEGER CHECK(gold BETWEEN 0 AND 3),    -- the slot that is known to be best
+  repeat_of INTEGER REFERENCES item(id),
+  meta TEXT NOT NULL DEFAULT '{}' CHECK(json_valid(meta)),
+  created REAL NOT NULL,
+  CHECK((kind = 'gold') = (gold IS NOT NULL)),
+  CHECK((kind = 'repeat') = (repeat_of IS NOT NULL))
+) STRICT""", """
+CREATE TABLE response(
+  item INTEGER NOT NULL REFERENCES item(id),
+  slot INTEGER NOT NULL CHECK(slot BETWEEN 0 AND 3),
+  text TEXT NOT NULL,
+  source TEXT NOT NULL DEFAULT '',             -- the checkpoint that wrote it, never shown before the vote
+  meta TEXT NOT NULL DEFAULT '{}' CHECK(json_valid(meta)),
+  PRIMARY KEY(item, slot)
+) STRICT""", """
+CREATE TABLE vote(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  item INTEGER NOT NULL REFERENCES item(id),
+  rater TEXT NOT NULL,
+  session TEXT NOT NULL,
+  action TEXT NOT NULL CHECK(action IN ('vote', 'skip', 'undo', 'note', 'flag')),
+  outcome TEXT CHECK(outcome IN ('ranked', 'tie', 'all_bad')),
+  ranking TEXT CHECK(ranking IS NULL OR json_valid(ranking)),  -- slots, best first; others come after, in no order
+  strength INTEGER CHECK(strength IN (1, 2)),  -- 2: much better
+  shown TEXT CHECK(shown IS NULL OR json_valid(shown)),        -- slots as this rater saw them
+  undoes INTEGER UNIQUE REFERENCES vote(id),
+  reason TEXT,
+  note TEXT,
+  seen_end INTEGER CHECK(seen_end IN (0, 1)),  -- whether every response was shown to its end
+  dwell_ms INTEGER,
+  at REAL NOT NULL,
+  app TEXT NOT NULL,
+  CHECK((action = 'vote') = (outcome IS NOT NULL)),
+  CHECK((outcome IS 'ranked') = (ranking IS NOT NULL)),
+  CHECK((action = 'undo') = (undoes IS NOT NULL))
+) STRICT""",
+    "CREATE INDEX item_batch ON item(batch)",
+    "CREATE INDEX item_prompt ON item(prompt_sha)",
+    "CREATE INDEX item_repeat_of ON item(repeat_of)",
+    "CREATE INDEX vote_item ON vote(item, rater)",
+    "CREATE INDEX vote_rater ON vote(rater)", """
+CREATE TRIGGER vote_no_update BEFORE UPDATE ON vote
+BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""", """
+CREATE TRIGGER vote_no_delete BEFORE DELETE ON vote
+BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""",
+    # INSERT OR REPLACE deletes without asking the trigger above.
+    """
+CREATE TRIGGER vote_no_replace BEFORE INSERT ON vote
+WHEN EXISTS (SELECT 1 FROM vote WHERE id = NEW.id OR undoes = NEW.undoes)
+BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""", """
+CREATE TRIGGER vote_undo BEFORE INSERT ON vote
+WHEN NEW.action = 'undo' AND NOT EXISTS (
+  SELECT 1 FROM vote
+  WHERE id = NEW.undoes AND item = NEW.item AND rater = NEW.rater AND action IN ('vote', 'skip'))
+BEGIN SELECT RAISE(ABORT, 'an undo takes back a vote or skip of the same rater and item'); END""",
+    # The newest vote or skip of each (item, rater) that was not undone.
+    """
+CREATE VIEW live AS
+SELECT v.* FROM vote v
+WHERE v.action IN ('vote', 'skip')
+  AND NOT EXISTS (SELECT 1 FROM vote u WHERE u.undoes = v.id)
+  AND NOT EXISTS (
+    SELECT 1 FROM vote n
+    WHERE n.item = v.item AND n.rater = v.rater AND n.id > v.id AND n.action IN ('vote', 'skip')
+      AND NOT EXISTS (SELECT 1 FROM vote u WHERE u.undoes = n.id))""",
+    f"PRAGMA application_id = {APPLICATION}",
+    f"PRAGMA user_version = {VERSION}",
+)
