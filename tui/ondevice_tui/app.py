@@ -28,6 +28,7 @@ from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.ladder import LadderScreen
 from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.reason import ReasonScreen
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.screens.train import TrainScreen
@@ -51,7 +52,7 @@ class OndeviceApp(App[str]):
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
     MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen,
-                                       "chat": ChatScreen, "reason": ReasonScreen}
+                                       "chat": ChatScreen, "reason": ReasonScreen, "rate": RateScreen}
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
@@ -59,6 +60,7 @@ class OndeviceApp(App[str]):
         Binding("1", "go('road')", "home", show=False, tooltip="The road of stages and the list of runs"),
         Binding("2", "go('train')", "train", show=False, tooltip="Curves and samples of one stage"),
         Binding("3", "go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
         Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
         Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),

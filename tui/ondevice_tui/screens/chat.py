@@ -115,8 +115,6 @@ With a second model beside it, both get the same messages and the same draws."""
         self.query_one("#say").focus()
 
     def left(self) -> None:
-        if isinstance(self.app.screen, (ChooseModel, Settings)):
-            return
         self.run_worker(self._let_go(), group="closing")
 
     async def _let_go(self) -> None:

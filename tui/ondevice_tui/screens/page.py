@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Footer
 
@@ -25,6 +25,8 @@ class Page(Screen[Any]):
     TYPES: ClassVar[bool] = False  # letters are typed here, so that ? and q are not keys: the palette has them
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
+
+    _away = True
 
     @property
     def ui(self) -> OndeviceApp:
@@ -51,10 +53,14 @@ class Page(Screen[Any]):
         """Another screen has come to the front."""
 
     def on_screen_resume(self) -> None:
-        self.entered()
+        if self._away:
+            self._away = False
+            self.entered()
 
     def on_screen_suspend(self) -> None:
-        self.left()
+        if not isinstance(self.app.screen, ModalScreen):  # a card over this screen leaves it where it is
+            self._away = True
+            self.left()
 
 
 def titled(widget: Widget, title: str, subtitle: str = "") -> None:

@@ -38,6 +38,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("R", "resume", "resume", tooltip="Go on with an unfinished stage from its newest checkpoint"),
         Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
         Binding("tab", "app.focus_next", "stages or runs", show=False),
+        Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
         Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
