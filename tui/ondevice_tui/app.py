@@ -127,7 +127,7 @@ class OndeviceApp(App[str]):
             screen = self.screen
         except ScreenStackError:
             return
-        if isinstance(screen, Page):
+        if isinstance(screen, Page) and screen.composed:
             screen.runs_changed()
 
     @property

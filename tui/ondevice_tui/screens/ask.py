@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 
 from ondevice import events
 from ondevice.listing import TAIL
-from ondevice.runfolder import RunFolder
+from ondevice.runfolder import RunFolder, StageFolder
 from ondevice_tui import runner
 from ondevice_tui.screens.page import titled
 from ondevice_tui.tail import log_tail, stage_log
@@ -67,7 +67,7 @@ def ask_to_stop(ui: OndeviceApp) -> None:
     if not busy or run is None:
         ui.say("nothing trains in this run")
         return
-    stage = run.stage(busy[0]["stage"])
+    stage = StageFolder(run.path / busy[0]["stage"])
 
     def stop() -> None:
         ui.say("asked to stop: it finishes its step and saves" if runner.stop(stage) else "it had ended already")
@@ -78,7 +78,7 @@ def ask_to_stop(ui: OndeviceApp) -> None:
 
 def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
     """The stage's last messages, its process, the end of its log."""
-    stage = run.stage(name)
+    stage = StageFolder(run.path / name)
     rows: list[Content] = []
     holder = stage.holder()
     if holder is not None:

@@ -22,7 +22,7 @@ from ondevice_tui.fields import field_help, fields_of, settings
 from ondevice_tui.model import ModelProcess, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 SHOWN_TURNS = 60  # older ones stay in the conversation, but off the screen
@@ -100,7 +100,7 @@ With a second model beside it, both get the same messages and the same draws."""
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="panes"):
             yield from self.all_panes
-        yield Input(placeholder="say something", id="say", compact=True)
+        yield SafeInput(placeholder="say something", id="say", compact=True)
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
@@ -305,7 +305,7 @@ class Settings(ModalScreen[dict[str, Any] | None]):
             for spec in self._specs:
                 with Horizontal(classes="field-row"):
                     yield SafeText(spec.name, classes="field-name")
-                    yield Input(spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}")
+                    yield SafeInput(spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}")
                 yield SafeText(helps[spec.name], "$muted", classes="field-help")
             yield SafeText(id="settings-verdict")
 

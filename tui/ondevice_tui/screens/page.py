@@ -52,10 +52,18 @@ class Page(Screen[Any]):
     def left(self) -> None:
         """Another screen has come to the front."""
 
+    @property
+    def composed(self) -> bool:
+        """Whether the widgets are there: news may come to a screen that is just being made."""
+        return bool(self.query("#top"))
+
     def on_screen_resume(self) -> None:
         if self._away:
             self._away = False
-            self.entered()
+            if self.composed:
+                self.entered()
+            else:
+                self.call_after_refresh(self.entered)
 
     def on_screen_suspend(self) -> None:
         if not isinstance(self.app.screen, ModalScreen):  # a card over this screen leaves it where it is

@@ -22,7 +22,7 @@ from ondevice.ratings import FILE, Item, Progress, Ratings
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped
@@ -195,7 +195,7 @@ nothing, but are honest."""
         left = progress.total - progress.rated
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
         parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable} usable",
-                 f" · {progress.ties} ties", f" · {progress.all_bad} all bad"]
+                 f" · {progress.ties} ties", f" · {progress.all_bad} bad"]
         about = f" · about {duration(left * pace)} left" if left else ""
         self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"   {self.rater}", "$muted"))
 
@@ -422,7 +422,7 @@ class Ask(ModalScreen[str | None]):
         with VerticalScroll(id="card", classes="-small") as card:
             card.can_focus = False
             titled(card, self._title, "Enter keeps it   esc leaves")
-            yield Input(self._text, compact=True)
+            yield SafeInput(self._text, compact=True)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)

@@ -13,8 +13,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList
 
+from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
+from ondevice.runfolder import StageFolder
 from ondevice_tui import road, runner
 from ondevice_tui.road import MARKS, STYLES, Row
 from ondevice_tui.screens.page import Page, titled
@@ -170,7 +172,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         from ondevice_tui.screens.start import StartScreen, proposal
 
         row = self.highlighted
-        if row is not None:
+        if row is not None and row.stage in STAGES:
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
 
     def action_watch(self) -> None:
@@ -189,7 +191,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
             return
         try:
-            self.ui.start(runner.resume_words(run, run.stage(row.stage)), run.path)
+            self.ui.start(runner.resume_words(run, StageFolder(run.path / row.stage)), run.path)
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 

@@ -19,7 +19,7 @@ from ondevice.runfolder import RunFolder
 from ondevice_tui import guide, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeText, content, line
+from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
 
 DEFAULTS = "(defaults)"
 
@@ -54,7 +54,7 @@ class Field(Vertical):
             self.control = Select([(content(choice), choice) for choice in spec.choices], value=str(value),
                                   allow_blank=False, compact=True)
         else:
-            self.control = Input(spec.text(value), compact=True)
+            self.control = SafeInput(spec.text(value), compact=True)
         self.label = SafeText(spec.name, classes="field-name")
 
     def compose(self) -> Iterable[Widget]:
@@ -125,7 +125,7 @@ The stage is started as a process of its own: it goes on when this app is closed
                 yield SafeText(id="about-narrow", classes="about")
                 if self.verb != "run":
                     yield from self._recipe_choice()
-                yield Input(placeholder="a part of a field's name", id="find", compact=True)
+                yield SafeInput(placeholder="a part of a field's name", id="find", compact=True)
                 for spec in self.specs:
                     yield Field(spec, self.values[spec.name], self.base[spec.name])
             with VerticalScroll(id="about", classes="box"):
@@ -201,6 +201,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             where, told = self._obstacle(values)
         except UserError as problem:
             where, told = problem.where.partition("[")[0], str(problem)
+        except (OSError, ValueError) as problem:  # a path that no disk takes: too long, with a NUL in it
+            told = f"a path cannot be used: {problem}"
         for field in self.query(Field):
             field.mark(field.spec.name == where.partition(".")[0])
         self.query_one("#command", SafeText).show(
@@ -244,7 +246,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.ui.action_go("train")
 
     def action_copy(self) -> None:
-        self.app.copy_to_clipboard(runner.shown(self._words))
+        # a path that is no UTF-8 holds lone surrogates, which no terminal takes
+        self.app.copy_to_clipboard(runner.shown(self._words).encode("utf-8", "replace").decode())
         self.ui.say(f"copied: {runner.shown(self._words)}")
 
     def action_find(self) -> None:

@@ -65,7 +65,7 @@ class StagePage(Page):
     def runs_changed(self) -> None:
         run, name, state = self.ui.run_folder, self.wanted(), self.ui.run_state
         self.state = next((s for s in state["stages"] if s["stage"] == name), None) if state else None
-        wanted = run.stage(name) if run is not None and self.state is not None else None
+        wanted = StageFolder(run.path / name) if run is not None and self.state is not None else None
         if wanted != self.folder:
             self.workers.cancel_group(self, "tail")
             self.folder, self.history, self.lag = wanted, History(), 0

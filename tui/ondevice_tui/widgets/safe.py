@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
+from rich.text import Text
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from ondevice.inert import LIMIT, inert
 
@@ -66,6 +67,19 @@ class SafeText(Static):
     @property
     def plain(self) -> str:
         return self._shown.plain
+
+
+class SafeInput(Input):
+    """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value itself stays as it is;
+    each character is drawn as one, so that the cursor stays where it is."""
+
+    @property
+    def _value(self) -> Text:
+        shown = inert(self.value, newlines=False, limit=None)
+        if shown != self.value:
+            drawn = (inert(character, newlines=False) for character in self.value)
+            shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
+        return Text(shown, no_wrap=True, overflow="ignore", end="")
 
 
 def _as_content(text: str | Content, style: str) -> Content:
