@@ -32,16 +32,19 @@ PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 def line(step: int) -> bytes:
     """A step event of ordinary length; its loss has noise and now and then a spike."""
     loss = 6 * 2.718 ** (-step / 50_000) + 1 + random.random() * 0.2 + 5 * (step % 9973 == 0)
-    return json.dumps({"t": 1.7e9 + step / 1000, "event": "step", "step": step, "loss": loss, "grad_norm": 0.5, "lr": 1e-3,
-                       "tokens": step * 2048, "tokens_per_second": 4000.5, "seconds": 0.5,
-                       "memory_bytes": 464044032}).encode() + b"\n"
+    return as_line({"t": 1.7e9 + step / 1000, "event": "step", "step": step, "loss": loss, "grad_norm": 0.5, "lr": 1e-3,
+                    "tokens": step * 2048, "tokens_per_second": 4000.5, "seconds": 0.5, "memory_bytes": 464044032})
+
+
+def as_line(event: dict[str, object]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
 
 def write_run(folder: Path, lines: int) -> Path:
     stage = folder / "big" / "pretrain"
     stage.mkdir(parents=True)
     with open(stage / "events.jsonl", "wb") as file:
-        file.write(json.dumps({"t": 1.7e9, "event": "start", "step": 0, "steps": lines * 2, "config": {}}).encode() + b"\n")
+        file.write(as_line({"t": 1.7e9, "event": "start", "step": 0, "steps": lines * 2, "config": {}}))
         for step in range(1, lines + 1):
             file.write(line(step))
     return stage
@@ -52,8 +55,9 @@ class Writer(threading.Thread):
 
     def __init__(self, stage: Path, first: int, rate: int) -> None:
         super().__init__(daemon=True)
-        self.file, self.next, self.rate, self.stopped = open(stage / "events.jsonl", "ab", 0), first, rate, False
-        self.lock = open(stage / "lock", "w")
+        self.next, self.rate, self.stopped = first, rate, False
+        self.file = os.open(stage / "events.jsonl", os.O_WRONLY | os.O_APPEND)
+        self.lock = os.open(stage / "lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def run(self) -> None:
@@ -61,7 +65,7 @@ class Writer(threading.Thread):
         while not self.stopped:
             due = int((time.perf_counter() - began) * self.rate) - written
             if due:
-                self.file.write(b"".join(line(self.next + i) for i in range(due)))
+                os.write(self.file, b"".join(line(self.next + i) for i in range(due)))
                 self.next, written = self.next + due, written + due
             time.sleep(0.02)
 
@@ -73,7 +77,8 @@ class Terminal:
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(folder.parent)
-            code = f"from ondevice_tui.app import OndeviceApp; OndeviceApp({str(folder)!r}, look_at_machine=False).run()"
+            app = f"OndeviceApp({str(folder)!r}, look_at_machine=False)"
+            code = f"from ondevice_tui.app import OndeviceApp; {app}.run()"
             os.execve(sys.executable, [sys.executable, "-c", code],
                       {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
                        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})

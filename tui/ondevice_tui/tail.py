@@ -28,6 +28,7 @@ from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
 
 EVERY_S = 0.25  # between two looks at the file
+NEWS_S = 0.5  # between two messages to the screen: drawing costs more than reading
 CHUNK = 1 << 18  # bytes parsed under one hold of the lock: some milliseconds
 FIELDS = 64  # series kept of one kind of event; a file with more is no stage's
 NOTES = 500  # warnings, samples and groups remembered; older ones stay in the file
@@ -200,13 +201,13 @@ def _resumes(path: Path) -> list[tuple[int, int]]:
 
 
 def follow(owner: Widget, follower: Follower) -> None:
-    """The body of a thread worker: reads until it is cancelled, and tells `owner` at most once in EVERY_S."""
+    """The body of a thread worker: reads until it is cancelled, and tells `owner` at most once in NEWS_S."""
     worker = get_current_worker()
-    told = 0.0
+    told, untold = 0.0, False
     while not worker.is_cancelled:
-        came = follower.read()
-        if came and (time.monotonic() - told >= EVERY_S or not follower.lag):
-            told = time.monotonic()
+        untold = follower.read() or untold
+        if untold and time.monotonic() - told >= NEWS_S:
+            told, untold = time.monotonic(), False
             owner.post_message(StageNews(follower.history, follower.lag))
         # While much is unread the keyboard's thread gets its turn all the same.
         time.sleep(0.005 if follower.lag else EVERY_S)
