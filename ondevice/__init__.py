@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
     from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
         ChatConfig,
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
         WorkerConfig,
     )
 
-__all__ = ["chat", "doctor", "evaluate", "generate", "init", "manage_ratings", "pretrain", "rate", "run", "serve",
-           "sft"]
+__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "rate",
+           "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = ()) -> Path:
+        redo: Sequence[str] = (), preference: str = "") -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
     from ondevice.pipeline import run as function
 
     return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
-                    redo=redo)
+                    redo=redo, preference=preference)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -62,6 +63,41 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
     from ondevice.config.stages import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
+
+
+def sample(model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any) -> Path:
+    """Stage 3, first step: responses to be rated. Returns the ratings database."""
+    from ondevice.config.preference import SampleConfig
+
+    return _stage("sample", cfg, SampleConfig, {"model": str(model), "data": data, **fields})
+
+
+def reward(model: str | Path = "", data: str = "", *, cfg: RewardConfig | None = None, **fields: Any) -> Path:
+    """Stage 3: a reward model from rated pairs. Returns the reward model's folder."""
+    from ondevice.config.preference import RewardConfig
+
+    return _stage("reward", cfg, RewardConfig, {"model": str(model), "data": data, **fields})
+
+
+def ppo(model: str | Path = "", reward_model: str | Path = "", *, cfg: PPOConfig | None = None, **fields: Any) -> Path:
+    """Stage 3: preference tuning by a reward model. Returns the policy's folder."""
+    from ondevice.config.preference import PPOConfig
+
+    return _stage("ppo", cfg, PPOConfig, {"model": str(model), "reward_model": str(reward_model), **fields})
+
+
+def dpo(model: str | Path = "", data: str = "", *, cfg: DPOConfig | None = None, **fields: Any) -> Path:
+    """Stage 3: preference tuning on rated pairs directly. Returns the policy's folder."""
+    from ondevice.config.preference import DPOConfig
+
+    return _stage("dpo", cfg, DPOConfig, {"model": str(model), "data": data, **fields})
+
+
+def grpo(model: str | Path = "", data: str = "builtin", *, cfg: GRPOConfig | None = None, **fields: Any) -> Path:
+    """Stage 4: reasoning from verifiable rewards. Returns the policy's folder."""
+    from ondevice.config.preference import GRPOConfig
+
+    return _stage("grpo", cfg, GRPOConfig, {"model": str(model), "data": data, **fields})
 
 
 def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,

@@ -86,7 +86,10 @@ def write_file(path: Path, text: str) -> None:
 
 def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: dict[str, Any], *,
          keep: int, best: int | None) -> Checkpoint:
-    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then the newest `keep` and `best` remain."""
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then the newest `keep` and `best` remain.
+
+    `best` None: no better one is on disk than the one that was called the best so far, which then stays.
+    """
     target = checkpoints / f"step-{step:08d}"
     _tidy(checkpoints, "")
     with whole_folder(target, {"step": step}) as folder:
@@ -96,9 +99,9 @@ def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: di
         _point(checkpoints / "best", checkpoints / f"step-{best:08d}")
     reason = damage(target)
     if reason is None:  # older ones go only after the new one is known to be readable
-        kept = {target, *steps(checkpoints)[-keep:]}
+        kept = {target.name, (checkpoints / "best").resolve().name, *(p.name for p in steps(checkpoints)[-keep:])}
         for old in steps(checkpoints):
-            if old not in kept and old.name != f"step-{best or 0:08d}":
+            if old.name not in kept:
                 shutil.rmtree(old)
     return Checkpoint(target, step, record)
 

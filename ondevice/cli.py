@@ -41,6 +41,7 @@ class Verb:
     render: str = ""
 
 
+_PREFERENCE = "ondevice.config.preference"
 _STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
 VERBS = {verb.name: verb for verb in (
     Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
@@ -49,6 +50,16 @@ VERBS = {verb.name: verb for verb in (
     Verb("pretrain", "Train", "next-token prediction over text", f"{_STAGES}:PretrainConfig", ("model", "data"),
          "pretrain", recipe=True),
     Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
+    Verb("sample", "Train", "several responses to each prompt, to be rated", f"{_PREFERENCE}:SampleConfig",
+         ("model", "data"), "sample", recipe=True),
+    Verb("reward", "Train", "a reward model from rated pairs", f"{_PREFERENCE}:RewardConfig", ("model", "data"),
+         "reward", recipe=True),
+    Verb("ppo", "Train", "preference tuning by a reward model", f"{_PREFERENCE}:PPOConfig", ("model", "reward_model"),
+         "ppo", recipe=True),
+    Verb("dpo", "Train", "preference tuning on rated pairs directly", f"{_PREFERENCE}:DPOConfig", ("model", "data"),
+         "dpo", recipe=True),
+    Verb("grpo", "Train", "reasoning from verifiable rewards", f"{_PREFERENCE}:GRPOConfig", ("model", "data"), "grpo",
+         recipe=True),
     Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),
@@ -207,7 +218,7 @@ def print_help(verb: Verb, cls: type | None) -> None:
     except SystemExit:
         options = []  # tyro leaves the program when it has printed help
     if verb.sets:
-        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else "a field (steps=100)"
+        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else f"a field ({_example(cls)})"
         options.append(f"--set KEY=VALUE   change {what}; may be repeated")
     if verb.recipe:
         options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
@@ -215,6 +226,12 @@ def print_help(verb: Verb, cls: type | None) -> None:
         options.append("--json            print the result as JSON")
     if options:
         print("\nalso:\n  " + "\n  ".join(options))
+
+
+def _example(cls: type) -> str:
+    """KEY=VALUE for a number that this verb has."""
+    names = {f.name for f in dataclasses.fields(cls)}
+    return next(f"{name}={value}" for name, value in (("steps", 100), ("limit", 100), ("seed", 1)) if name in names)
 
 
 def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]) -> None:
@@ -320,15 +337,16 @@ def _runs(config: Any, line: Line) -> None:
 
 def _print_run(folder: Path, line: Line) -> None:
     """The ladder, then where everything is."""
-    report = folder / "report.md"
+    report, page = folder / "report.md", folder / "report.html"
     if line.json:
-        _print({"run": str(folder), "report": str(report) if report.is_file() else None}, line)
+        found = {name: str(file) if file.is_file() else None for name, file in (("report", report), ("page", page))}
+        _print({"run": str(folder), **found}, line)
         return
     from ondevice.inert import inert
     from ondevice.report import ladder
     from ondevice.runfolder import RunFolder
 
-    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}", limit=None))
+    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:

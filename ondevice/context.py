@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ondevice import checkpoint
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.events import EventWriter, LineFile
+from ondevice.models.folder import Model
 from ondevice.progress import Progress
 from ondevice.runfolder import StageFolder, StopRequest
 
@@ -60,6 +61,17 @@ class Context:
         with LineFile(self.folder.samples) as file:
             offset = file.append({"step": step, "answers": answers})
         self.events.emit("sample", step, offset=offset)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage gives: a model, or None where its result lies elsewhere; figures of its own for the ladder; models
+    that belong beside it, each a folder of that name; what was rated by whom, for the model's card."""
+
+    model: Model | None
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Model] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def digest(value: Any) -> str:

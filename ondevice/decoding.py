@@ -37,10 +37,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """`ids` without the stop token; `stopped` is False where the limit came first."""
+    """`ids` without the stop token `stop`, which is None where the limit came first."""
 
     ids: list[int]
-    stopped: bool
+    stop: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
 
 @dataclass
@@ -65,23 +69,28 @@ class Generator:
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
+        self._first = backend.evaluate(self._first_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
 
     def run(self, params: Params, prompts: Sequence[Sequence[int]], *, stage: str = "generate", step: int = 0,
-            first: int = 0, batch_size: int = 64,
+            first: int = 0, samples: int = 1, batch_size: int = 64,
             on_token: Callable[[int, int], None] | None = None) -> list[Completion]:
-        """One completion a prompt, in order. `on_token(row, id)` is told of each token as it comes. Prompts count from
-        `first` on: what a row draws follows from its number, whether it is asked alone or among others."""
+        """`samples` completions a prompt, one prompt's after another's; a prompt is read once for all of them.
+        `on_token(row, id)` is told of each token as it comes. Rows count from `first` on: what a row draws follows from
+        its number, whether it is asked alone or among others."""
         for prompt in prompts:
             self._check(prompt)
-        out: list[Completion | None] = [None] * len(prompts)
+        out: list[Completion | None] = [None] * (len(prompts) * samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
-        for start in range(0, len(order), batch_size):
+        together = max(1, batch_size // samples)
+        for start in range(0, len(order), together):
+            asked = order[start:start + together]
             rows = []
-            for i in order[start:start + batch_size]:
+            for i in asked:
                 limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - len(prompts[i]))
-                rows.append(_Row(i, limit, [], self._uniforms(stage, step, first + i, limit)))
-            self._batch(params, rows, [prompts[r.at] for r in rows], out, on_token)
+                rows += [_Row(at, limit, [], self._uniforms(stage, step, first + at, limit))
+                         for at in range(i * samples, (i + 1) * samples)]
+            self._batch(params, rows, [prompts[i] for i in asked], out, on_token)
         return [c for c in out if c is not None]
 
     def _check(self, prompt: Sequence[int]) -> None:
@@ -101,18 +110,10 @@ class Generator:
 
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
-        lengths = np.array([len(p) for p in prompts], np.int32)
-        width = _round_up(int(lengths.max()), 16)
-        ids = np.zeros((len(rows), width), np.int32)
-        for i, prompt in enumerate(prompts):
-            ids[i, :len(prompt)] = prompt
-        positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
-        room = _round_up(width + LOOK, BLOCK)
-        first, keys, values = self._prefill(params, ids, np.tile(positions, (len(rows), 1)), lengths,
-                                            _column(rows, 0), np.zeros(room - width, np.float32))
-        cache, token, done = Cache(keys, values, self.backend.array(lengths)), first, 0
+        cache, last, longest = self._read(params, prompts, len(rows) // len(prompts))
+        token, done = self._first(params, last, _column(rows, 0)), 0
         look = 1 if on_token else LOOK
-        fresh = [first]
+        fresh = [token]
         while rows:
             for _ in range(look - len(fresh)):
                 done += 1
@@ -129,8 +130,24 @@ class Generator:
                     return
                 rows = [rows[i] if n < len(alive) else _Row(-1, 0, [], np.zeros(0, np.float32))
                         for n, i in enumerate(keep)]
-                cache, token = self._leave(cache, token, np.array(keep, np.int32))
-            cache = self._grow(cache, int(lengths.max()) + done + look + 1)
+                cache, token = self._select(cache, token, np.array(keep, np.int32))
+            cache = self._grow(cache, longest + done + look + 1)
+
+    def _read(self, params: Params, prompts: list[Sequence[int]], samples: int) -> tuple[Cache, Array, int]:
+        """(cache, last hidden states, longest prompt) of rows for `samples` completions of each prompt."""
+        lengths = np.array([len(p) for p in prompts], np.int32)
+        width = _round_up(int(lengths.max()), 16)
+        ids = np.zeros((len(prompts), width), np.int32)
+        for i, prompt in enumerate(prompts):
+            ids[i, :len(prompt)] = prompt
+        positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
+        room = _round_up(width + LOOK, BLOCK)
+        last, keys, values = self._prefill(params, ids, np.tile(positions, (len(prompts), 1)), lengths,
+                                           np.zeros(room - width, np.float32))
+        cache = Cache(keys, values, self.backend.array(lengths))
+        if samples > 1:
+            cache, last = self._select(cache, last, np.repeat(np.arange(len(prompts), dtype=np.int32), samples))
+        return cache, last, int(lengths.max())
 
     def _take(self, row: _Row, seen: NDArray[Any], out: list[Completion | None],
               on_token: Callable[[int, int], None] | None) -> bool:
@@ -144,11 +161,12 @@ class Generator:
                 if on_token:
                     on_token(row.at, token)
             if stopped or len(row.ids) >= row.limit:
-                out[row.at] = Completion(row.ids, stopped)
+                out[row.at] = Completion(row.ids, token if stopped else None)
                 return True
         return False
 
-    def _leave(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
+    def _select(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
+        """The rows `keep` of a cache and of what stands beside it, as often as they are named."""
         index = self.backend.array(keep)
         keys, values = ([x[index] for x in xs] for xs in (cache.keys, cache.values))
         return Cache(keys, values, cache.lengths[index]), token[index]
@@ -164,7 +182,7 @@ class Generator:
 
     # what runs on the device
 
-    def _prefill_fn(self, params: Params, ids: Array, positions: Array, lengths: Array, u: Array,
+    def _prefill_fn(self, params: Params, ids: Array, positions: Array, lengths: Array,
                     room: Array) -> tuple[Array, list[Array], list[Array]]:
         ops = self.backend.ops
         hidden, keys, values = self.decoder.prefill(ops, params, ids, positions)
@@ -172,8 +190,10 @@ class Generator:
         last = ops.take_along(hidden, (lengths - 1).reshape(b, 1, 1) + ops.zeros((b, 1, d), "int32"), 1)
         _, h, _, c = keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
-        return (self._draw(ops, params, last, u), [ops.concat([k, empty], 2) for k in keys],
-                [ops.concat([v, empty], 2) for v in values])
+        return last, [ops.concat([k, empty], 2) for k in keys], [ops.concat([v, empty], 2) for v in values]
+
+    def _first_fn(self, params: Params, last: Array, u: Array) -> Array:
+        return self._draw(self.backend.ops, params, last, u)
 
     def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                  u: Array) -> tuple[Array, list[Array], list[Array], Array]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.recipe import ExamConfig
 from ondevice.config.use import EvalConfig
-from ondevice.data.chat import prompt_ids
-from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.data.chat import encode_chats, prompt_ids
+from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model
 from ondevice.runfolder import StageFolder
+
+if TYPE_CHECKING:
+    from ondevice.stages.rate import Rule
 
 ROWS = 32
 
@@ -35,6 +39,10 @@ class Exam:
     score: Callable[[str, str, str], bool]
     sequence_length: int = 128
     longest_answer: int = 64
+    problems: Sequence[dict[str, Any]] = ()  # {"prompt", "answer", "kind"}
+    passes: int = 8
+    duels: Sequence[dict[str, Any]] = ()  # prompts likewise
+    points: Callable[[str, str, str], float] | None = None  # the rater's rule: kind, text, answer → points
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,27 @@ class Marks:
     bits_per_byte: float | None
     exact_match: float | None
     by_kind: dict[str, tuple[int, int]]  # kind → (right, asked)
+    reasoning: Reasoning | None = None
+    points: tuple[float, ...] = ()  # what the rater's rule gives the answer to each prompt of the duel
 
     def mapping(self) -> dict[str, Any]:
-        return {"bits_per_byte": self.bits_per_byte, "exact_match": self.exact_match,
-                "by_kind": {k: list(v) for k, v in self.by_kind.items()}}
+        out: dict[str, Any] = {"bits_per_byte": self.bits_per_byte, "exact_match": self.exact_match,
+                               "by_kind": {k: list(v) for k, v in self.by_kind.items()}}
+        if self.reasoning:
+            out["reasoning"] = asdict(self.reasoning)
+        return {**out, "points": list(self.points)} if self.points else out
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Problems solved: greedily, and by at least one of `passes` answers at temperature 1. `by_kind`: kind → (right,
+    with the steps written out, asked), greedily."""
+
+    accuracy: float
+    pass_at: float
+    passes: int
+    asked: int
+    by_kind: dict[str, tuple[int, int, int]]
 
 
 def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
@@ -55,7 +80,44 @@ def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
     bits = bits_per_byte(model, backend, exam, cache) if exam.documents else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
-    return Marks(bits, right / asked if asked else None, by_kind)
+    chats = model.tokenizer.chat_template is not None
+    return Marks(bits, right / asked if asked else None, by_kind,
+                 reasoning(model, backend, exam) if exam.problems and chats else None,
+                 duel(model, backend, exam) if exam.duels and exam.points and chats else ())
+
+
+def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
+    """Greedy answers, and `exam.passes` at temperature 1 (pass@k, Chen 2021, with as many samples as tries)."""
+    greedy = [texts[0] for texts in answers(model, backend, exam.problems, exam.longest_answer, 0.0, 1)]
+    tries = answers(model, backend, exam.problems, exam.longest_answer, 1.0, exam.passes)
+    counts: dict[str, list[tuple[int, int, int]]] = {}
+    solved = 0
+    for problem, text, more in zip(exam.problems, greedy, tries, strict=True):
+        right = exam.score(problem["kind"], text, problem["answer"])
+        counts.setdefault(problem["kind"], []).append((int(right), int("so " in text), 1))
+        solved += any(exam.score(problem["kind"], t, problem["answer"]) for t in more)
+    by_kind = {kind: tuple(int(n) for n in np.sum(rows, 0)) for kind, rows in sorted(counts.items())}
+    asked = len(exam.problems)
+    return Reasoning(sum(n[0] for n in by_kind.values()) / asked, solved / asked, exam.passes, asked,
+                     by_kind)  # type: ignore[arg-type]
+
+
+def duel(model: Model, backend: Backend, exam: Exam) -> tuple[float, ...]:
+    """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
+    assert exam.points is not None
+    found = answers(model, backend, exam.duels, exam.longest_answer, 1.0, 1)
+    return tuple(exam.points(one["kind"], texts[0], one["answer"])
+                 for one, texts in zip(exam.duels, found, strict=True))
+
+
+def answers(model: Model, backend: Backend, asked: Sequence[dict[str, Any]], longest: int, temperature: float,
+            samples: int) -> list[list[str]]:
+    """`samples` answers to each prompt; the draws depend on the prompt's place alone, not on the model."""
+    prompts = [prompt_ids([{"role": "user", "content": one["prompt"]}], model.tokenizer) for one in asked]
+    generator = Generator(model, backend, Sampling(max_new_tokens=longest, temperature=temperature))
+    found = generator.run(model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8)
+    texts = [model.tokenizer.decode(c.ids) for c in found]
+    return [texts[i * samples:(i + 1) * samples] for i in range(len(asked))]
 
 
 def bits_per_byte(model: Model, backend: Backend, exam: Exam, cache: Path) -> float:
@@ -91,42 +153,69 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
     return {kind: (int(np.sum(marks)), len(marks)) for kind, marks in sorted(counts.items())}
 
 
-def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128) -> Exam:
-    """The held-out split of the built-in corpus."""
+def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConfig | None = None,
+                 rule: Rule | None = None) -> Exam:
+    """The held-out split of the built-in corpus (or the one that `cfg` names); duels where there is a rule to judge."""
     from ondevice.data.builtin import build, score
 
+    cfg = cfg or ExamConfig()
     made = build(corpus)
-    return Exam(list(made.documents("heldout")), list(made.chats("heldout")), score, sequence_length)
+    return Exam(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,
+                problems=list(made.problems(cfg.split))[:cfg.problems], passes=cfg.passes,
+                duels=list(made.prompts(cfg.split))[:cfg.duels] if rule else (), points=rule.points if rule else None)
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """{"bits_per_byte", "exact_match", "by_kind"} of a model on the built-in held-out sets, or {"bits_per_byte",
-    "sequence_length"} on a person's text, read in rows as long as those of the model's training where its run folder
-    tells. Raises UserError for data or tasks that do not fit."""
-    from ondevice.stages.material import corpus_of, plain_texts
+    """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
+    text: {"bits_per_byte", "sequence_length"}, read in rows as long as those of the model's training where its run
+    folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens", "chats", "cut"} of the
+    assistant's tokens. Raises UserError for data or tasks that do not fit."""
+    from ondevice.stages.material import corpus_of, plain_chats, plain_texts
     from ondevice.talk import find_model, open_model
 
     cfg.check()
     corpus = corpus_of(cfg.data, CorpusConfig())
-    exam = builtin_exam(corpus) if corpus else _text_exam(plain_texts(cfg.data), find_model(cfg.model))
-    wanted = cfg.tasks or (("text", "instructions") if corpus else ("text",))
-    if "instructions" in wanted and not exam.questions:
-        raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
     limit = cfg.limit or None
+    if corpus is None:
+        if set(cfg.tasks) - {"text"}:
+            raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
+        chats = plain_chats(cfg.data)
+        documents = [] if chats else plain_texts(cfg.data)[:limit]
+        model, backend = open_model(cfg)
+        if chats and model.tokenizer.chat_template is not None:
+            return chat_loss(model, backend, chats[:limit])
+        return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], find_model(cfg.model))
+    wanted = cfg.tasks or ("text", "instructions", "reasoning")
+    exam = builtin_exam(corpus)
     exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
-                   questions=exam.questions[:limit] if "instructions" in wanted else [])
+                   questions=exam.questions[:limit] if "instructions" in wanted else [],
+                   problems=exam.problems[:limit] if "reasoning" in wanted else [])
     model, backend = open_model(cfg)
     with tempfile.TemporaryDirectory() as cache:
-        marks = measure(model, backend, exam, Path(cache))
-    if corpus:
-        return marks.mapping()
-    width = min(exam.sequence_length, model.cfg.max_position_embeddings)
-    return {"bits_per_byte": marks.bits_per_byte, "sequence_length": width}
+        return measure(model, backend, exam, Path(cache)).mapping()
 
 
-def _text_exam(documents: list[str], model: Path) -> Exam:
-    """`model` is the model's folder. A longer row than those of the training would ask for what was never learned, a
-    shorter one hides text that the model could have used."""
-    record = StageFolder(model.resolve().parent).done_record() or {}
-    length = record.get("fingerprint", {}).get("sequence_length")
-    return Exam(documents, [], lambda *_: False, length or Exam.sequence_length)
+def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
+    where the context ends."""
+    rows = list(encode_chats(chats, model.tokenizer))
+    longest = max(len(row.ids) for row in rows)
+    source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
+                        packing=False)
+    loss = partial(causal_lm_loss, model=model.decoder)
+    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+    total = count = 0.0
+    for batch in source.eval_batches(None):
+        part, tokens = run(model.params, batch)
+        total, count = total + float(backend.numpy(part)), count + float(backend.numpy(tokens))
+    return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
+
+
+def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path) -> dict[str, Any]:
+    """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
+    model could have used."""
+    record = StageFolder(folder.resolve().parent).done_record() or {}
+    length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
+    with tempfile.TemporaryDirectory() as cache:
+        bits = bits_per_byte(model, backend, Exam(documents, [], lambda *_: False, length), Path(cache))
+    return {"bits_per_byte": bits, "sequence_length": min(length, model.cfg.max_position_embeddings)}

@@ -10,6 +10,7 @@ from typing import Any
 from ondevice import events
 from ondevice.errors import UserError, nearest
 from ondevice.progress import numbers_line
+from ondevice.report import ladder
 from ondevice.runfolder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
@@ -40,18 +41,18 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     first = _first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
     step = None
-    last = ""
+    last: Mapping[str, Any] = {}
     for event in events.read(stage.events, tail=TAIL):
-        last = str(event.get("event", ""))
-        newest[last] = event
+        last = newest[str(event.get("event", ""))] = event
         step = event.get("step", step)
     holder, done = stage.holder(), stage.done_record()
-    ended = newest.get("failed", {}) if last == "failed" else {}
+    ended = last if last.get("event") == "failed" else {}
     if done is not None:
         state = "done"
     elif holder is not None:
         state = "training"
-    elif last == "failed":
+    elif ended:
+        # what a person stopped has its last event from the same place as what went wrong
         state = "stopped" if ended.get("reason") == "stopped" else "failed"
     else:
         state = "died"
@@ -94,11 +95,13 @@ def find_run(name: str, folder: str | Path) -> RunFolder:
 
 
 def report_text(run: RunFolder) -> str:
-    """report.md of a run. Raises UserError where it has none."""
-    try:
+    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its complete stages.
+    Raises UserError where none is complete."""
+    if run.report.is_file():
         return run.report.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError("has no report yet", where=str(run.path), hint="the end of a run writes it") from None
+    if not any(stage.done_record() for stage in run.stages()):
+        raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+    return ladder(run)
 
 
 def _first_event(path: Path) -> dict[str, Any]:

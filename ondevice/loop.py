@@ -1,16 +1,17 @@
 """THE training loop: accumulate, clip, schedule, evaluate, log, save, stop. Every stage that trains uses it.
 
 A step is a pure function of the parameters, the optimizer's state and the step's number: whatever interrupts the loop,
-going on from a checkpoint gives the curve of the run that was never interrupted.
+going on from a checkpoint gives the curve of the run that was never interrupted. Where a stage learns from text of its
+own, one step is one rollout with all its updates: checkpoints and stops fall between rollouts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,17 +22,18 @@ from ondevice.config.stages import TrainingConfig
 from ondevice.context import Context
 from ondevice.errors import Interrupted, UserError
 from ondevice.models.folder import Model, write_model
-from ondevice.models.names import is_block_matrix
+from ondevice.models.names import is_block_matrix, sub
 from ondevice.runfolder import ticks
 from ondevice.schedule import rate
 
 SKIPPED_IN_A_ROW = 10  # after so many steps without a finite gradient the run is beyond mending itself
+Batches = list[dict[str, np.ndarray]]
 
 
 class Source(Protocol):
     """Where a stage's batches come from."""
 
-    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+    def batch(self, step: int) -> Batches:
         """The micro-batches of one optimizer step: a pure function of (seed, step)."""
         ...
 
@@ -42,6 +44,51 @@ class Held(Protocol):
     def eval_batches(self, limit: int) -> Iterable[dict[str, np.ndarray]]: ...
 
 
+@dataclass(frozen=True)
+class Work:
+    """One step's updates, each of some micro-batches, and figures that the step's event is to tell."""
+
+    updates: Sequence[Batches]
+    numbers: Mapping[str, float | int | None] = field(default_factory=dict)
+    tokens: int | None = None  # None: the targets of all updates
+    shown: tuple[str, ...] = ("loss",)  # the numbers beside the progress bar
+
+
+class Feed(Protocol):
+    """What the loop asks for each step's work."""
+
+    def work(self, step: int, params: Callable[[], Params]) -> Work:
+        """A pure function of (seed, step) and, where a stage learns from its own text, of the parameters."""
+        ...
+
+    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+        """Looks at what the updates of a step gave; a text says why the stage is to end here."""
+        ...
+
+
+class Ahead(AbstractContextManager["Ahead"]):
+    """The feed of a source that does not look at the parameters: one update a step, the next batch made meanwhile by a
+    thread. The thread hands over numpy only: one thread owns the backend."""
+
+    def __init__(self, source: Source, steps: int) -> None:
+        self.source, self.steps = source, steps
+        self._pool = ThreadPoolExecutor(1)
+        self._coming: dict[int, Any] = {}
+
+    def work(self, step: int, params: Callable[[], Params]) -> Work:
+        found = self._coming.pop(step, None) or self._pool.submit(self.source.batch, step)
+        batches = found.result()
+        if step + 1 < self.steps:
+            self._coming[step + 1] = self._pool.submit(self.source.batch, step + 1)
+        return Work([batches])
+
+    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+        return ""
+
+    def __exit__(self, *raised: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
 @dataclass
 class State:
     """What a checkpoint keeps beside weights and optimizer."""
@@ -49,10 +96,25 @@ class State:
     step: int = 0
     tokens: int = 0
     best_step: int | None = None
-    best_loss: float | None = None
+    best_score: float | None = None
+    best_saved_step: int | None = None
+    best_saved_score: float | None = None
     since_best: int = 0
     skipped_in_a_row: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Better:
+    """Which measured figure says how good the parameters are."""
+
+    name: str = "loss"
+    higher: bool = False
+
+    def than(self, score: float, best: float | None) -> bool:
+        if not math.isfinite(score):
+            return False
+        return best is None or (score > best if self.higher else score < best)
 
 
 def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
@@ -62,79 +124,107 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def fit(model: Model, loss: Loss, source: Source, held: Held, ctx: Context, cfg: TrainingConfig, *,
-        sample: Callable[[int, Params], None] | None = None) -> Params:
+def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) -> Callable[[Params], dict[str, float]]:
+    """Means of the loss's metrics over held-out batches, and `tokens`, how many targets they were taken over."""
+    run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
+
+    def measure(params: Params) -> dict[str, float]:
+        sums: dict[str, np.ndarray] = {}
+        for batch in held.eval_batches(cfg.eval_batches):
+            for name, pair in run(params, batch).items():
+                sums[name] = sums.get(name, 0.0) + np.array([float(ctx.backend.numpy(x)) for x in pair])
+        means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
+        return {"loss": 0.0, **means, "tokens": int(sums["loss"][1]) if sums else 0}
+    return measure
+
+
+def fit(model: Model, loss: Loss, source: Source | Feed, held: Held | Callable[[Params], Mapping[str, float]],
+        ctx: Context, cfg: TrainingConfig, *, sample: Callable[[int, Params], None] | None = None,
+        beside: Mapping[str, Model] | None = None, better: Better = Better()) -> Params:  # noqa: B008
     """Trains for `cfg.steps` steps and returns the parameters. `sample` answers the fixed prompts with them.
 
-    Raises Interrupted once a requested stop has been saved, UserError where the run cannot go on.
+    `held` measures: held-out batches, or a function of the parameters that returns figures; the one that `better` names
+    decides which checkpoint is best. `beside` are models that are trained together with `model`, their tensors under
+    `<name>.`. Raises Interrupted once a requested stop has been saved, UserError where the run cannot go on.
     """
-    return _Fit(model, loss, source, held, ctx, cfg, sample).run()
+    measure = held if callable(held) else held_out_figures(loss, held, ctx, cfg)
+    feed: Any = source if hasattr(source, "work") else Ahead(source, cfg.steps)
+    with feed if isinstance(feed, AbstractContextManager) else nullcontext():
+        return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
 
 
 class _Fit:
-    def __init__(self, model: Model, loss: Loss, source: Source, held: Held, ctx: Context, cfg: TrainingConfig,
-                 sample: Callable[[int, Params], None] | None) -> None:
-        self.model, self.source, self.held, self.ctx, self.cfg, self.sample = model, source, held, ctx, cfg, sample
+    def __init__(self, model: Model, loss: Loss, feed: Feed, measure: Callable[[Params], Mapping[str, float]],
+                 ctx: Context, cfg: TrainingConfig, sample: Callable[[int, Params], None] | None,
+                 beside: Mapping[str, Model], better: Better) -> None:
+        self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
+        self.beside, self.better = beside, better
         self.backend: Backend = ctx.backend
         self.state = State(fingerprint=ctx.fingerprint)
         self.found = ctx.newest_checkpoint()
-        params = model.params
+        params = {**model.params, **{f"{part}.{n}": p for part, other in beside.items()
+                                     for n, p in other.params.items()}}
         if self.found is not None:
             known = {k: v for k, v in self.found.record.items() if k in State.__dataclass_fields__}
             self.state = State(**known)
-            params = self.backend.load(self.found.model / "model.safetensors")
+            params = self._read(self.found)
         self.trainer: Trainer = self.backend.trainer(loss, params, {}, optim_settings(cfg, params), compile=cfg.compile)
         if self.found is not None:
             self.trainer.load_state(self.found.optimizer)
-        self._measure = self.backend.evaluate(lambda p, b: loss(self.backend.ops, p, b)[1], compile=cfg.compile)
 
     def run(self) -> Params:
         cfg, state, ctx = self.cfg, self.state, self.ctx
         if self.found is not None:
             ctx.events.emit("resume", state.step, checkpoint=self.found.path.name)
-        with ctx.progress(cfg.steps, state.step) as bar, ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self.source.batch, state.step)
+        with ctx.progress(cfg.steps, state.step) as bar:
             while state.step < cfg.steps:
-                began = ticks()
-                batches = coming.result()
-                if state.step + 1 < cfg.steps:  # the thread hands over numpy only: one thread owns the backend
-                    coming = ahead.submit(self.source.batch, state.step + 1)
-                bar.update(state.step, self._step(batches, began))
-                if not self._after_step(bar.note):
+                shown, end = self._step()
+                bar.update(state.step, shown)
+                if not self._after_step(bar.note, end):
                     break
         return self._result()
 
-    def _step(self, batches: list[dict[str, np.ndarray]], began: float) -> Mapping[str, float]:
-        state, lr = self.state, rate(self.state.step, self.cfg)
-        out = self.trainer.step(batches, lr)
-        skipped = bool(out.pop("skipped"))
-        tokens = int(sum(float(b["weights"].sum()) for b in batches))
+    def _step(self) -> tuple[Mapping[str, float | None], str]:
+        """One step; the numbers to show, and why the stage is to end here, where it is."""
+        began, state, lr = ticks(), self.state, rate(self.state.step, self.cfg)
+        work = self.feed.work(state.step, self.trainer.params)
+        outs = [self.trainer.step(batches, lr) for batches in work.updates]
+        skipped = sum(bool(out.pop("skipped")) for out in outs)
+        tokens = work.tokens
+        if tokens is None:
+            tokens = int(sum(float(b["weights"].sum()) for batches in work.updates for b in batches))
         seconds = ticks() - began
         state.step += 1
         state.tokens += tokens
-        state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
-        numbers = {**out, "lr": lr, "tokens": state.tokens, "tokens_per_second": tokens / max(seconds, 1e-9),
-                   "seconds": seconds, "memory_bytes": self.backend.memory().peak}
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if outs and skipped == len(outs) else 0
+        numbers: dict[str, Any] = {**_mean(outs), **work.numbers, "lr": lr, "tokens": state.tokens,
+                                   "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": seconds,
+                                   "memory_bytes": self.backend.memory().peak}
         self.ctx.events.emit("step", state.step, **numbers)
         if skipped:
             self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
         if state.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise UserError(f"the gradient was not finite for {SKIPPED_IN_A_ROW} steps in a row",
                             where=str(self.ctx.folder.path), hint="lower learning_rate, or look at the data")
-        return {"loss": numbers.get("loss", float("nan")), "lr": lr, "tokens_per_second": numbers["tokens_per_second"]}
+        shown = {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}
+        return shown, self.feed.finished(state.step, outs)
 
-    def _after_step(self, note: Callable[[str], None]) -> bool:
+    def _after_step(self, note: Callable[[str], None], end: str) -> bool:
         """Measures, samples, saves and stops where it is time; False ends the training early."""
         cfg, state = self.cfg, self.state
-        last, stopping = state.step == cfg.steps, self.ctx.stop.requested
+        last, stopping = state.step == cfg.steps or bool(end), self.ctx.stop.requested
         saving = last or stopping or _due(state.step, cfg.save_every)
         if last or _due(state.step, cfg.eval_every) or (saving and not stopping):
-            loss = self.evaluate()
-            note(f"step {state.step}: held-out loss {loss:.4f}")
-            improved = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+            score = self.evaluate()
+            word = "held-out " + self.better.name.replace("_", " ")
+            note(f"step {state.step}: {word} {score:.4f}")
+            improved = self.better.than(score, state.best_score)
             state.since_best = 0 if improved else state.since_best + 1
-            if improved:  # only what is on disk can be the best checkpoint
-                saving, state.best_step, state.best_loss = saving or cfg.take_best, state.step, loss
+            if improved:
+                saving, state.best_step, state.best_score = saving or cfg.take_best, state.step, score
+            # only what is on disk can be the best checkpoint
+            if saving and self.better.than(score, state.best_saved_score):
+                state.best_saved_step, state.best_saved_score = state.step, score
         early = 0 < cfg.patience <= state.since_best and not last
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
@@ -143,44 +233,55 @@ class _Fit:
         if stopping and not last:
             raise Interrupted(f"stopped after step {state.step}, saved")
         if early:
-            self.ctx.warn(f"no better held-out loss in {cfg.patience} measurements: stopping early", state.step)
-        return not early
+            self.ctx.warn(f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early",
+                          state.step)
+        if end:
+            self.ctx.warn(end, state.step)
+        return not early and not end
 
     def evaluate(self) -> float:
-        """Mean loss a token over the held-out batches; an event tells it."""
-        params = self.trainer.params()
-        total = count = 0.0
-        for batch in self.held.eval_batches(self.cfg.eval_batches):
-            got, n = self._measure(params, batch)["loss"]
-            total, count = total + float(self.backend.numpy(got)), count + float(self.backend.numpy(n))
-        loss = total / max(count, 1.0)
-        self.ctx.events.emit("eval", self.state.step, loss=loss, tokens=int(count))
-        return loss
+        """The figure that decides, on held-out data; an event tells all of them."""
+        figures = dict(self.measure(self.trainer.params()))
+        self.ctx.events.emit("eval", self.state.step, **figures)
+        return float(figures[self.better.name])
 
     def _save(self) -> None:
         state = self.state
 
-        def write(folder: Path) -> None:
-            (folder / "model").mkdir()
-            write_model(folder / "model", self.backend, self.model.cfg, self.trainer.params(), self.model.tokenizer)
+        def write(folder: Any) -> None:
+            params = self.trainer.params()
+            for part, model in {"model": self.model, **self.beside}.items():
+                (folder / part).mkdir()
+                own = {n: params[n] for n in model.params} if part == "model" else sub(params, f"{part}.")
+                write_model(folder / part, self.backend, model.cfg, own, model.tokenizer)
             self.trainer.save_state(folder / "optimizer.safetensors")
 
         record = {**state.__dict__, "versions": self.ctx.versions()}
-        on_disk = {int(p.name[5:]) for p in checkpoint.steps(self.ctx.folder.checkpoints)} | {state.step}
-        best = state.best_step if state.best_step in on_disk else None
-        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep, best=best)
+        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep,
+                                best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
+
+    def _read(self, found: checkpoint.Checkpoint) -> Params:
+        params = self.backend.load(found.model / "model.safetensors")
+        for part in self.beside:
+            file = found.path / part / "model.safetensors"
+            params |= {f"{part}.{n}": p for n, p in self.backend.load(file).items()}
+        return params
 
     def _result(self) -> Params:
         if self.cfg.take_best:
             best = checkpoint.best(self.ctx.folder.checkpoints)
             if best is not None and best.step != self.state.step:
                 self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", self.state.step)
-                return self.backend.load(best.model / "model.safetensors")
+                return self._read(best)
         return self.trainer.params()
+
+
+def _mean(outs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each figure's mean over a step's updates."""
+    names = dict.fromkeys(name for out in outs for name in out)
+    return {name: sum(out[name] for out in outs if name in out) / sum(name in out for out in outs) for name in names}
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-

@@ -1,90 +1,62 @@
-"""The ladder: what each stage of a run achieved and what it answered, for a terminal and as report.md."""
+"""The ladder: what each stage of a run achieved and what it answered, for a terminal, as report.md and report.html."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
 from pathlib import Path
-from typing import Any
 
 from ondevice.checkpoint import write_file
+from ondevice.figures import Section, Table, answers, done_records, sections
 from ondevice.inert import inert
-from ondevice.progress import duration
+from ondevice.report_html import page
 from ondevice.runfolder import RunFolder
 
-Table = list[list[str]]
-NOTHING = "–"
+WIDTH = 96  # columns of a terminal, for sentences; the tables of the whole road need 100
 
 
 def ladder(run: RunFolder) -> str:
-    """Plain text: the stages' figures, exact match by kind, and every prompt with each stage's answer."""
-    done = _done(run)
-    parts = [_plain(_figures(done))]
-    if kinds := _kinds(done):
-        parts.append(_plain(kinds))
-    for prompt, answers in _answers(done):
-        width = max(len(stage) for stage, _ in answers)
-        parts.append("\n".join([f"> {prompt}", *(f"  {stage:<{width}}  {said}" for stage, said in answers)]))
+    """Plain text: the stages' figures, what there is to tell of them, and every prompt with each stage's answer."""
+    done = done_records(run)
+    first, *others = sections(done)
+    parts = [_plain(first.table), *_sentences(first)]
+    for section in others:
+        table = [_plain(section.table)] if section.table else []
+        parts += ["\n".join([section.title, *table]), *_sentences(section)]
+    for prompt, said in answers(done):
+        width = max(len(stage) for stage, _ in said)
+        parts.append("\n".join([f"> {inert(prompt, newlines=False)}",
+                                *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said)]))
     return "\n\n".join(parts)
 
 
 def write_report(run: RunFolder) -> Path:
-    """The same as Markdown, in `report.md`."""
-    done = _done(run)
-    lines = [f"# {_cell(run.path.name)}", "", *_markdown(_figures(done)), ""]
-    if kinds := _kinds(done):
-        lines += ["## Exact match by kind of instruction", "", *_markdown(kinds), ""]
-    answered = _answers(done)
-    if answered:
+    """The same as Markdown in `report.md`, which is returned; as a page with curves in `report.html` beside it."""
+    done = done_records(run)
+    lines = [f"# {_cell(run.path.name)}", ""]
+    for number, section in enumerate(sections(done)):
+        if number:
+            lines += [f"## {_cell(section.title)}", ""]
+        if section.table:
+            lines += [*_markdown(section.table), ""]
+        lines += [*(f"- {_cell(note)}" for note in section.notes), ""] if section.notes else []
+    asked = answers(done)
+    if asked:
         lines += ["## The same prompts, asked after every stage", ""]
-    for prompt, answers in answered:
-        lines += [f"**{_cell(prompt)}**", "", *_markdown([["stage", "answer"], *([s, a] for s, a in answers)]), ""]
+    for prompt, said in asked:
+        table = [["stage", "answer"], *([stage, _answer(text)] for stage, text in said)]
+        lines += [f"**{_cell(prompt)}**", "", *_markdown(table), ""]
     write_file(run.report, "\n".join(lines))
+    write_file(html_of(run), page(run, done))
     return run.report
 
 
-def _done(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
-    found = ((stage.name, stage.done_record()) for stage in run.stages())
-    return [(name, record) for name, record in found if record]
+def html_of(run: RunFolder) -> Path:
+    """Where the page is."""
+    return run.report.with_suffix(".html")
 
 
-def _figures(done: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    table = [["stage", "bits per byte", "exact match", "time", "CPU seconds", "peak memory"]]
-    for name, record in done:
-        marks = record.get("marks") or {}
-        table.append([name, _number(marks.get("bits_per_byte"), "{:.3f}"), _number(marks.get("exact_match"), "{:.1%}"),
-                      _number(record.get("seconds"), duration), _number(record.get("cpu_seconds"), "{:.0f}"),
-                      _number(record.get("peak_bytes"), lambda n: f"{n / 1e9:.2f} GB")])
-    return table
-
-
-def _kinds(done: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    by_stage = {name: (record.get("marks") or {}).get("by_kind") or {} for name, record in done}
-    kinds = sorted({kind for counts in by_stage.values() for kind in counts})
-    if not kinds:
-        return []
-    table = [["kind", "questions", *by_stage]]
-    for kind in kinds:
-        asked = max(counts[kind][1] for counts in by_stage.values() if kind in counts)
-        shares = [f"{counts[kind][0] / counts[kind][1]:.0%}" if kind in counts else NOTHING
-                  for counts in by_stage.values()]
-        table.append([kind, str(asked), *shares])
-    return table
-
-
-def _answers(done: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """[(prompt, [(stage, answer)])], all made harmless to show."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name, record in done:
-        for pair in record.get("answers") or []:
-            said = inert(pair["answer"], newlines=False).strip() or "(nothing)"
-            found.setdefault(inert(pair["prompt"], newlines=False), []).append((name, said))
-    return list(found.items())
-
-
-def _number(value: float | None, form: str | Callable[[float], str]) -> str:
-    if value is None:
-        return NOTHING
-    return form.format(value) if isinstance(form, str) else form(value)
+def _answer(text: str) -> str:
+    return inert(text, newlines=False).strip() or "(nothing)"
 
 
 def _plain(table: Table) -> str:
@@ -92,6 +64,12 @@ def _plain(table: Table) -> str:
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in table]
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+
+
+def _sentences(section: Section) -> list[str]:
+    """One paragraph, or none."""
+    lines = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in section.notes]
+    return ["\n".join(lines)] if lines else []
 
 
 def _markdown(table: Table) -> list[str]:
@@ -102,6 +80,6 @@ def _markdown(table: Table) -> list[str]:
 def _cell(text: str) -> str:
     """Harmless text that Markdown takes literally, in a table too."""
     text = inert(text, newlines=False)
-    for sign in "\\`*_[]<>|#$~":
+    for sign in "\\`*_[]<>|#$~&":
         text = text.replace(sign, "\\" + sign)
     return text

@@ -108,6 +108,10 @@ class StageFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def groups(self) -> Path:
+        return self.path / "groups.jsonl"
+
+    @property
     def stop(self) -> Path:
         return self.path / "stop"
 

@@ -13,6 +13,7 @@ from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
+from ondevice.models.config import DecoderConfig
 from ondevice.models.folder import Model, load_model
 from ondevice.runfolder import RunFolder
 
@@ -25,12 +26,35 @@ def find_model(path: str) -> Path:
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
     done = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file()]
-    return done[-1] if done else folder
+    writers = [model for model in done if not judges(model)]
+    return writers[-1] if writers else folder
+
+
+def find_reward_model(path: str) -> Path:
+    """A reward model's folder, or the newest one of a run folder."""
+    folder = Path(path)
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return folder
+    found = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file() and judges(s.model)]
+    return found[-1] if found else find_model(path)
+
+
+def judges(folder: Path) -> bool:
+    """Whether this folder's model gives scores and writes no text."""
+    return DecoderConfig.load(folder).num_labels > 0
+
+
+def writer(model: Model) -> Model:
+    """The model. Raises UserError for one that writes no text."""
+    if model.cfg.num_labels:
+        raise UserError("is a reward model: it writes no text", where=str(model.folder),
+                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo")
+    return model
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return load_model(find_model(cfg.model), backend), backend
+    return writer(load_model(find_model(cfg.model), backend)), backend
 
 
 def sampling(cfg: SamplingConfig) -> Sampling:
@@ -48,7 +72,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
     if write is None:
-        found = generator.run(model.params, [ids] * cfg.samples)
+        found = generator.run(model.params, [ids], samples=cfg.samples)
         return [model.tokenizer.decode(c.ids) for c in found]
     texts = []
     for number in range(cfg.samples):

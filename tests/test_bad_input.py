@@ -135,6 +135,7 @@ CASES = {
     "text for chats": Case(f"sft m book.txt {SFT}", "book.txt", "a text and no chat", "mend"),
     "no folder": Case("generate gone hi", "gone", "no such folder", "give a Hugging Face model folder"),
     "no folder to train": Case(f"sft gone chats.jsonl {SFT}", "gone", "no such folder", "give a Hugging Face"),
+    "a file for a model": Case("generate book.txt hi", "book.txt", "is a file, no folder", "give a Hugging Face"),
     "no checkpoint": Case("generate nothing hi", "nothing", "is no checkpoint", "give a Hugging Face model folder"),
     "no config": Case("generate bare hi", "bare", "holds no config.json", "give a Hugging Face model folder"),
     "no config to train": Case(f"sft bare chats.jsonl {SFT}", "bare", "holds no config.json", "give a Hugging Face"),

@@ -21,6 +21,7 @@ from ondevice.data.builtin import Corpus, arithmetic, build, lexicon, score
 from ondevice.data.builtin.corpus import sentence_frames
 from ondevice.data.builtin.frames import QUESTIONS, STATEMENTS, answer, ask, tell
 from ondevice.data.builtin.lexicon import TASK_WORDS
+from ondevice.data.builtin.scoring import COURTESIES, courteous, without_courtesy
 from ondevice.data.builtin.splits import SPLITS, Split
 from ondevice.data.builtin.world import Fact, World
 from ondevice.errors import UserError
@@ -131,6 +132,7 @@ def test_answers_are_right(corpus: Corpus) -> None:
         prompt, reply = (message["content"] for message in chat["messages"])
         kinds[chat["kind"]] += 1
         assert score(chat["kind"], reply, chat["answer"]), chat
+        reply = without_courtesy(reply)
         match chat["kind"]:
             case "facts":
                 assert [right[question] for question in right if question in prompt].count(chat["answer"]) >= 1, chat
@@ -150,6 +152,24 @@ def test_answers_are_right(corpus: Corpus) -> None:
                 assert chat["answer"] == str(len(re.findall(rf"\b(?:{'|'.join(TASK_WORDS)})\b", prompt))), chat
     assert set(kinds) == {*ChatShares().shares(), "quick"}
     assert all(count > 20 for count in kinds.values())
+
+
+def test_prompts_to_rate_stand_in_no_chat_and_in_one_split(corpus: Corpus) -> None:
+    asked = {split: [row["prompt"] for row in corpus.prompts(split)] for split in SPLITS}
+    everything = [prompt for split in SPLITS for prompt in asked[split]]
+    assert len(everything) == len(set(everything)) and all(asked.values())
+    chats = {chat["messages"][0]["content"] for split in SPLITS for chat in corpus.chats(split)}
+    assert not chats & set(everything)
+
+
+def test_a_courtesy_is_manners_and_no_part_of_the_answer(corpus: Corpus) -> None:
+    replies = [chat["messages"][1]["content"] for chat in corpus.chats("train")]
+    polite = sum(map(courteous, replies)) / len(replies)
+    assert polite == pytest.approx(corpus.cfg.courtesy_share, abs=0.05)
+    assert score("sum", f"8+9: 8+9+0=17; so 17.\n{COURTESIES[0]}", "17")
+    assert without_courtesy(COURTESIES[0]) == COURTESIES[0] and not courteous(COURTESIES[0])
+    for twice in (f"Red.\n{COURTESIES[0]}\n{COURTESIES[1]}", f"Red. {COURTESIES[0]}", f"{COURTESIES[0]}\nRed."):
+        assert not score("facts", twice, "Red")
 
 
 def test_context_questions_have_one_answer(corpus: Corpus) -> None:

@@ -52,6 +52,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["best", "step-00000050", "step-00000060"]
 
 
+def test_the_best_stays_while_a_better_one_was_measured_but_never_saved(tmp_path: Path) -> None:
+    save(tmp_path, 10, best=10)
+    save(tmp_path, 20, 30, 40, best=None)
+    found = checkpoint.best(tmp_path)
+    assert found is not None and found.step == 10
+    assert names(tmp_path) == ["best", "step-00000010", "step-00000030", "step-00000040"]
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     save(tmp_path, 3)
     found = checkpoint.newest(tmp_path, print)

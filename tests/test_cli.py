@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.config.use import GenerateConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
+from ondevice.listing import stage_state
 from ondevice.runfolder import RunFolder
 
 
@@ -64,6 +66,9 @@ def test_a_verb_s_help_names_its_fields(verb: str, capsys: pytest.CaptureFixture
     assert cli.main([verb, "--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: ondevice {verb}")
+    if example := re.search(r"change a field \((\w+)=\d+\)", out):  # of this verb
+        assert f"--{example[1]}" in out
+    assert bool(example) == (cli.VERBS[verb].sets and verb != "run")
     if verb == "sft":
         assert "--learning-rate FLOAT" in out and "Peak rate of AdamW." in out and "--set KEY=VALUE" in out
 
@@ -132,12 +137,15 @@ def test_run_passes_the_sets_on_and_prints_the_ladder(
     assert cli.main(["run", "tiny", "--out", "o", "--resume", "--redo", "sft,pretrain", "--redo", "init", "--seed", "3",
                      "--set", "sft.steps=2"]) == 0
     assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "device": "auto",
-                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init")}]
+                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init"),
+                      "preference": ""}]
     printed = capsys.readouterr().out
-    assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n")
+    assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n"
+                                                              f"page: {tmp_path / 'report.html'}\n")
     assert cli.main(["run", "--json"]) == 0
     assert calls[1][0] == "minute"
-    assert json.loads(capsys.readouterr().out) == {"run": str(tmp_path), "report": str(tmp_path / "report.md")}
+    assert json.loads(capsys.readouterr().out) == {
+        "run": str(tmp_path), "report": str(tmp_path / "report.md"), "page": None}
 
 
 def test_generate_streams_and_what_it_streams_is_harmless(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +197,15 @@ def make_run(folder: Path) -> None:
     run.recipe.write_text("name: tiny\n")
 
 
+@pytest.mark.parametrize(("reason", "state"), [("stopped", "stopped"), ("UserError", "failed")])
+def test_what_a_person_stopped_has_not_failed(tmp_path: Path, reason: str, state: str) -> None:
+    make_run(tmp_path)
+    stage = RunFolder(tmp_path / "r1").stage("pretrain")
+    with EventWriter(stage.events) as writer:
+        writer.emit("failed", reason=reason, message="…")
+    assert stage_state(stage)["state"] == state
+
+
 def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
@@ -207,6 +224,9 @@ def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest
     assert "did you mean 'r1'?" in capsys.readouterr().err
     assert cli.main(["runs", "report", "r1", "--folder", str(tmp_path)]) == 2
     assert "has no report yet" in capsys.readouterr().err
+    (tmp_path / "r1" / "init" / "done.json").write_text('{"marks": {"bits_per_byte": 4.5}}')
+    assert cli.main(["runs", "report", "r1", "--folder", str(tmp_path)]) == 0
+    assert re.search(r"^init +4\.500 ", capsys.readouterr().out, re.M)  # stage by stage, or not at its end yet
     (tmp_path / "r1" / "report.md").write_text("# ladder\n")
     assert cli.main(["runs", "report", str(tmp_path / "r1")]) == 0
     assert capsys.readouterr().out == "# ladder\n"

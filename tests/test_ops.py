@@ -70,6 +70,7 @@ CASES: dict[str, Case] = {
     "log_likelihood": (lambda o, x, t: o.log_likelihood(x, t), (9 * TABLE, np.arange(11, dtype=np.int32) % 8),
                        lambda x, t: x[np.arange(11), t] - _lse(x)),
     "exp": (lambda o, x: o.exp(x), (X,), np.exp),
+    "log": (lambda o, x: o.log(x * x + 1.0), (X,), lambda x: np.log(x * x + 1.0)),
     "tanh": (lambda o, x: o.tanh(x), (X,), np.tanh),
     "sqrt": (lambda o, x: o.sqrt(x), (np.abs(X),), np.sqrt),
     "sum": (lambda o, x: o.sum(x), (X,), lambda x: x.sum()),

@@ -77,7 +77,10 @@ def ours(cfg: DecoderConfig, weights: Weights, batch: Weights) -> tuple[float, W
 
 
 def assert_gradients(got: Weights, want: Any) -> None:
-    named = {n: p.grad.numpy() for n, p in want.named_parameters()}
+    assert_named_gradients(got, {n: p.grad.numpy() for n, p in want.named_parameters()})
+
+
+def assert_named_gradients(got: Weights, named: Weights) -> None:
     assert got.keys() == named.keys()
     top = max(np.abs(g).max() for g in named.values())
     for name, w in named.items():
@@ -201,6 +204,41 @@ def test_mlx_lm_reads_our_folders(name: str, tmp_path: Path) -> None:
         steps = generate_step(mx.array(tokenizer().encode(prompt)), loaded, max_tokens=TOKENS)
         texts.append(until_stop([int(token) for token, _ in steps]))
     assert greedy(tmp_path / "m", TORCH) == greedy(tmp_path / "m", backend) == texts
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_loss_and_gradients_are_mlx_lms(name: str, tmp_path: Path) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_flatten
+
+    cfg, weights = written(name, tmp_path / "m")
+    reference, _ = mlx_lm.load(str(tmp_path / "m"))
+    # mlx-lm reads a Mistral as a Llama without a window: the same only as far as the window reaches
+    batch = models.batch(cfg, tokens=min(cfg.windows) if cfg.windows else 20, seed=7)
+    ids, backend = mx.array(batch["ids"]), backends()[1]
+    want, theirs = nn.value_and_grad(reference, lambda m: nn.losses.cross_entropy(
+        m(ids)[:, :-1], ids[:, 1:], reduction="mean"))(reference)
+    loss, grads = mx.value_and_grad(lambda p: causal_lm_loss(
+        backend.ops, p, {n: backend.array(np.asarray(a)) for n, a in batch.items()}, model=Decoder(cfg))[0])(
+        {n: backend.array(w) for n, w in weights.items()})
+    assert loss.item() == pytest.approx(want.item(), abs=1e-5)
+    named = {n: np.array(g) for n, g in tree_flatten(theirs)}
+    assert_named_gradients({n: np.array(g) for n, g in grads.items()}, named)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "llama3-rope", "qwen2", "qwen3"])
+def test_we_read_mlx_lms_folders(name: str, tmp_path: Path) -> None:
+    """As `mlx_lm.convert` and `mlx_lm.fuse` write them: the same greedy text from both our backends."""
+    pytest.importorskip("mlx_lm")
+    from mlx_lm.utils import load, save
+
+    written(name, tmp_path / "ours")
+    model, words, config = load(str(tmp_path / "ours"), return_config=True)
+    save(tmp_path / "theirs", tmp_path / "ours", model, words, config, donate_model=False)
+    for backend in backends():
+        assert greedy(tmp_path / "theirs", backend) == greedy(tmp_path / "ours", backend)
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)

@@ -139,6 +139,13 @@ def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
     done = command("eval", "runs/mine/pretrain", "book.txt", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"bits_per_byte: {found['bits_per_byte']:.4g}\nsequence_length: 128\n"
+    said = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you."}]}
+    (folder / "said.jsonl").write_text(f"{json.dumps(said)}\n" * 2)
+    found = strict_json(command("eval", "runs/mine/pretrain", "said.jsonl", "--json", cwd=folder).stdout)
+    tokenizer = Tokenizer.load(folder / "runs" / "mine" / "pretrain" / "model")
+    answered = len(tokenizer.encode("Hello to you.")) + 1  # and the stop token
+    assert (found["chats"], found["cut"], found["tokens"]) == (2, 0, 2 * answered)
+    assert 1 < found["loss"] < 20
 
 
 @pytest.mark.slow

@@ -70,6 +70,9 @@ class MLXOps:
     def exp(self, x: mx.array) -> mx.array:
         return mx.exp(x)
 
+    def log(self, x: mx.array) -> mx.array:
+        return mx.log(x)
+
     def tanh(self, x: mx.array) -> mx.array:
         return mx.tanh(x)
 

@@ -74,6 +74,9 @@ class TorchOps:
     def exp(self, x: Tensor) -> Tensor:
         return torch.exp(x)
 
+    def log(self, x: Tensor) -> Tensor:
+        return torch.log(x)
+
     def tanh(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 

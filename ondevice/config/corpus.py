@@ -110,6 +110,12 @@ class CorpusConfig:
     """Bytes of the train documents (about 3.1 a token with a vocabulary of 1,024)."""
     chat_count: int = 34_000
     """Instruction chats of the train split."""
+    courtesy_share: float = 0.25
+    """Part of the chats whose answer ends with a line of courtesy: manners that preference learning can change."""
+    prompt_count: int = 6_000
+    """Prompts of the preference stage's train split: of the chats' kinds, but none of the chats' own."""
+    held_prompt_count: int = 400
+    """Prompts of its validation split, and of its held-out split."""
     problem_count: int = 2_400
     """Problems of the reasoning stage's train split."""
     held_problem_count: int = 400
@@ -138,13 +144,15 @@ class CorpusConfig:
         for name, most in POOLS.items():
             _between(self, name, 4, most)
         _between(self, "seed", 0, None)
-        for name in ("document_bytes", "chat_count", "problem_count", "held_problem_count"):
+        for name in ("document_bytes", "chat_count", "prompt_count", "held_prompt_count", "problem_count",
+                     "held_problem_count"):
             _between(self, name, 1000 if name == "document_bytes" else 1, None)
         for name in ("validation_share", "heldout_share"):
             _between(self, name, 0.001, 0.5)
         _between(self, "max_operand", 19, 999)
         _between(self, "quick_operand", 19, self.max_operand)
         _between(self, "quick_share", 0, 1)
+        _between(self, "courtesy_share", 0, 1)
         _between(self, "problem_quick_share", 0, 1)
         _between(self, "max_words", 4, 8)
         self.documents.check("documents")

@@ -3,6 +3,8 @@
     describe: what it is for
     seed: 0
     corpus: {…}              the built-in corpus (CorpusConfig)
+    exam: {…}                what is measured after every stage (ExamConfig)
+    preference: ppo          which way through stage 3: ppo (reward and ppo) or dpo; the other's stages are left out
     prompts: […]             asked after every stage
     stages:                  run in this order
       init: {…}              InitConfig
@@ -16,18 +18,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
+from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
 from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
 from ondevice.errors import UserError, nearest
 
-STAGES: Mapping[str, type[StageConfig]] = {"init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig}
+STAGES: Mapping[str, type[StageConfig]] = {
+    "init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "sample": SampleConfig, "rate": RaterConfig,
+    "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
 """Every stage that a recipe can name, and its settings."""
+WAYS: Mapping[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
+"""The ways through preference fine-tuning, and the stages that belong to each alone."""
 SHARED = ("seed", "backend", "device", "dtype")
 RECORDED = ("versions", "machine")
 """Keys that a run adds to the recipe in its folder: read over, so that such a recipe runs again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamConfig:
+    """What is measured after every stage that leaves a model which writes, on sets that no stage trains on."""
+
+    split: Literal["heldout", "validation"] = "heldout"
+    """Take validation while settings are being looked for, so that the held-out sets stay unseen."""
+    problems: int = 200
+    """Problems of the reasoning stage, asked greedily and at temperature 1; 0: none."""
+    passes: int = 8
+    """Answers to each at temperature 1: pass@k says how often one of them is right."""
+    duels: int = 300
+    """Prompts answered at temperature 1 and compared with the answers of the stage sft by the rater's rule; 0: none."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        for name, least in (("problems", 0), ("passes", 1), ("duels", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{getattr(self, name)} is too small", where=name, hint=f"give {least} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +65,32 @@ class Recipe:
     describe: str = ""
     seed: int = 0
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    exam: ExamConfig = field(default_factory=ExamConfig)
+    preference: str = ""
     prompts: tuple[str, ...] = ()
     stages: Mapping[str, StageConfig]
 
     def mapping(self) -> dict[str, Any]:
         """What `recipe.yaml` in a run folder holds; `load_recipe` reads it back to an equal recipe."""
         return {"name": self.name, "describe": self.describe, "seed": self.seed, "corpus": to_mapping(self.corpus),
+                "exam": to_mapping(self.exam), **({"preference": self.preference} if self.preference else {}),
                 "prompts": list(self.prompts), "stages": {name: to_mapping(cfg) for name, cfg in self.stages.items()}}
 
 
-def load_recipe(name: str, sets: Sequence[str] = (), **shared: Any) -> Recipe:
+def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **shared: Any) -> Recipe:
     """A recipe by its name or by the path of a YAML file, with `--set` changes applied in turn.
 
     A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage (sft.steps=5). `shared`
     (seed, backend, device, dtype; None and "auto" are no change) goes over what the recipe says at the top and in its
-    stages. Raises UserError: unknown recipe, key or stage (naming the nearest), wrong types, values out of range.
+    stages; `preference` over its way through stage 3. Raises UserError: unknown recipe, key or stage (naming the
+    nearest), wrong types, values out of range.
     """
     where, mapping = _read(name)
     for assignment in sets:
         apply_set(mapping, _from_top(assignment, mapping))
     wanted = {key: value for key, value in shared.items() if value not in (None, "auto")}
+    if preference:
+        mapping["preference"] = preference
     return _resolve(mapping, where, wanted)
 
 
@@ -67,7 +100,7 @@ def stage_defaults(stage: str, recipe: str) -> StageConfig:
     if stage not in found.stages:
         raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
     settings = to_mapping(found.stages[stage])
-    for name in ("data", "replay"):
+    for name in ("data", "replay", "sft_data"):
         if settings.get(name) == "builtin":
             settings[name] = f"builtin:{recipe}"
     return from_mapping(STAGES[stage], settings, recipe)
@@ -106,19 +139,33 @@ def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
 
 
 def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) -> Recipe:
-    known = ("name", "describe", "corpus", "prompts", "stages", *SHARED, *RECORDED)
+    known = ("name", "describe", "corpus", "exam", "preference", "prompts", "stages", *SHARED, *RECORDED)
     for key in mapping:
         if key not in known:
             stages = mapping.get("stages")
             known += tuple(stages) if isinstance(stages, Mapping) else ()  # --set stf.steps=5 meant a stage
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
     common = {key: mapping[key] for key in SHARED if key in mapping}
-    named: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts") if key in mapping}
+    named: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts", "preference")
+                             if key in mapping}
     head = from_mapping(_Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where)
     corpus = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
+    exam = from_mapping(ExamConfig, mapping.get("exam") or {}, join(where, "exam"))
     stages = _stages(mapping.get("stages"), join(where, "stages"), common, wanted)
-    return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, prompts=head.prompts,
-                  stages=stages)
+    return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, exam=exam,
+                  preference=head.preference, prompts=head.prompts, stages=_one_way(stages, head.preference, where))
+
+
+def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, StageConfig]:
+    """Without the stages of the way through preference fine-tuning that is not taken."""
+    if not way:
+        return stages
+    missing = [name for name in WAYS[way] if name not in stages]
+    if missing:
+        raise UserError(f"has no stage {missing[0]!r} for the way {way!r}", where=join(where, "preference"),
+                        hint="add it to the recipe, or take the other way")
+    left_out = {name for other, names in WAYS.items() if other != way for name in names}
+    return {name: cfg for name, cfg in stages.items() if name not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +176,7 @@ class _Head:
     describe: str = ""
     seed: int = 0
     prompts: tuple[str, ...] = ()
+    preference: Literal["", "ppo", "dpo"] = ""
 
     def check(self) -> None:
         if self.seed < 0:

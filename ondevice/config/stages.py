@@ -31,6 +31,8 @@ class StageConfig:
     resume: bool = False
     """Go on from the newest complete checkpoint of this run."""
 
+    gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
+
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         self._at_least(0, "seed")
@@ -103,7 +105,7 @@ class TrainingConfig(StageConfig):
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
     patience: int = 0
-    """Early stopping: measurements without a better held-out loss before the stage ends; 0: off."""
+    """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
     take_best: bool = False
     """The stage's result is the best checkpoint on held-out data, not the last."""
 

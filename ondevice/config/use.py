@@ -31,6 +31,8 @@ class RunConfig:
     """Go on with the run in --out: complete stages are kept, the unfinished one goes on from its newest checkpoint."""
     redo: tuple[str, ...] = ()
     """Stages to run again although they are complete."""
+    preference: Literal["", "ppo", "dpo"] = ""
+    """The way through preference fine-tuning: a reward model and ppo, or dpo instead of both. Unset: the recipe's."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
@@ -125,8 +127,9 @@ class EvalConfig(UseConfig):
 
     data: str = "builtin"
     """Held-out text or chats: a file, a folder, or builtin[:RECIPE]."""
-    tasks: tuple[Literal["text", "instructions"], ...] = ()
-    """text: bits per byte; instructions: exact match by kind. None named: those that the data allows."""
+    tasks: tuple[Literal["text", "instructions", "reasoning"], ...] = ()
+    """text: bits per byte; instructions: exact match by kind; reasoning: problems solved, greedily and in 8 tries. None
+    named: those that the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
 

@@ -11,6 +11,7 @@ from ondevice.errors import UserError
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM"}
+_WRITES, _JUDGES = "ForCausalLM", "ForSequenceClassification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class DecoderConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
+    num_labels: int = 0  # 0: a language model; else a head of so many scores in place of the one that writes
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -106,6 +108,7 @@ class DecoderConfig:
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=raw.get("max_position_embeddings") or 2048,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            num_labels=_num_labels(raw),
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
             **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
                                    "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id")
@@ -116,7 +119,8 @@ class DecoderConfig:
         old one only and silently takes 10,000 without it)."""
         out = dict(self.raw)
         for f in fields(self):
-            if f.name not in ("raw", "windows", "rope_scaling", "attention_bias", "mlp_bias", "dtype"):
+            if f.name not in ("raw", "windows", "rope_scaling", "attention_bias", "mlp_bias", "dtype",
+                              "num_labels"):
                 out[f.name] = getattr(self, f.name)
         if self.model_type == "llama":
             out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
@@ -133,10 +137,27 @@ class DecoderConfig:
         scaling = self.rope_scaling
         out["rope_scaling"] = scaling
         out["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": self.rope_theta}
-        out |= {"architectures": [FAMILIES[self.model_type]], "hidden_act": "silu"}
+        architecture = FAMILIES[self.model_type]
+        if self.num_labels:
+            architecture = architecture.removesuffix(_WRITES) + _JUDGES
+            names = [f"LABEL_{i}" for i in range(self.num_labels)]
+            out |= {"num_labels": self.num_labels, "id2label": {str(i): name for i, name in enumerate(names)},
+                    "label2id": {name: i for i, name in enumerate(names)}}
+        out |= {"architectures": [architecture], "hidden_act": "silu"}
         out.pop("torch_dtype", None)
         out["dtype"] = dtype or self.dtype
         return out
+
+
+def _num_labels(raw: dict[str, Any]) -> int:
+    """How many scores the head gives; transformers writes `id2label` unless there are two, and then nothing."""
+    if not any(str(name).endswith(_JUDGES) for name in raw.get("architectures") or ()):
+        return 0
+    labels = raw.get("id2label")
+    found = raw.get("num_labels") or (len(labels) if isinstance(labels, dict) else 2)
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"{found!r} is no whole number above 0", where="num_labels")
+    return found
 
 
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:

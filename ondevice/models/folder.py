@@ -40,7 +40,8 @@ def load_model(folder: str | Path, backend: Backend) -> Model:
     """Weights in float32. Raises UserError for a folder that is no checkpoint, or one that does not fit its config."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
+        raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=str(folder),
+                        hint="give a Hugging Face model folder")
     cfg = DecoderConfig.load(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > cfg.vocab_size:

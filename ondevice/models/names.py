@@ -8,6 +8,9 @@ from ondevice.backend import Array, Params
 from ondevice.errors import UserError
 from ondevice.models.config import DecoderConfig
 
+SCORE = "score.weight"
+"""The head of a reward or value model: one row a score."""
+
 
 def shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model by its Hugging Face name; a tied head is left out, as files leave it out."""
@@ -32,14 +35,21 @@ def shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
             if cfg.mlp_bias:
                 out[f"{p}mlp.{name}.bias"] = (rows,)
     out["model.norm.weight"] = (d,)
-    if not cfg.tie_word_embeddings:
+    if cfg.num_labels:
+        out[SCORE] = (cfg.num_labels, d)
+    elif not cfg.tie_word_embeddings:
         out["lm_head.weight"] = (cfg.vocab_size, d)
     return out
 
 
+def sub(named: Mapping[str, Array], prefix: str) -> Params:
+    """What stands under `prefix`, by relative names."""
+    return {name[len(prefix):]: x for name, x in named.items() if name.startswith(prefix)}
+
+
 def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon may have it: matrices inside blocks, neither the embeddings nor the head."""
-    return len(shape) == 2 and name.startswith("model.layers.")
+    return len(shape) == 2 and name.removeprefix("value.").startswith("model.layers.")
 
 
 def take(params: Mapping[str, Array], cfg: DecoderConfig, where: str) -> Params:

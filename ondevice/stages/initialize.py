@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Params
 from ondevice.config.stages import InitConfig
 from ondevice.context import Context
 from ondevice.data.builtin import build
@@ -79,7 +78,3 @@ def _draw(cfg: InitConfig, shape: DecoderConfig, name: str, size: tuple[int, ...
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         std /= (2 * shape.num_hidden_layers) ** 0.5
     return normal(cfg.seed, name, size, std)
-
-
-def parameter_count(params: Params) -> int:
-    return sum(int(np.prod(p.shape)) for p in params.values())

@@ -66,13 +66,28 @@ def texts(data: str, ctx: Context) -> Iterator[str]:
         return
     rows = _open(data)
     yield from _texts(rows)
-    _settle(rows, ctx)
+    settle(rows, ctx)
 
 
 def plain_texts(path: str) -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
     rows = _open(path)
     found = list(_texts(rows))
+    rows.check()
+    return found
+
+
+def plain_chats(path: str) -> list[list[dict[str, Any]]]:
+    """A person's chats, where no run keeps account of bad rows; empty where the first row is none. Raises UserError as
+    `chats` does."""
+    from ondevice.data.formats import BadRow, to_chat
+
+    rows = _open(path)
+    try:
+        to_chat(next(iter(rows))[0])
+    except (BadRow, StopIteration):
+        return []
+    found = [chat["messages"] for _, chat in _convert(rows, to_chat)]
     rows.check()
     return found
 
@@ -142,8 +157,16 @@ def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:
         places.append(place)
         found.append(chat["messages"])
     encoded = list(encode_chats(found, tokenizer, reject=lambda n, reason: rows.reject(places[n], reason)))
-    _settle(rows, ctx)
+    settle(rows, ctx)
     return encoded
+
+
+def converted(path: str, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+    """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
+    rows = _open(path)
+    found = [made for _, made in _convert(rows, convert)]
+    settle(rows, ctx)
+    return found
 
 
 def _open(path: str) -> Rows:
@@ -172,7 +195,8 @@ def _convert(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]
             yield place, made
 
 
-def _settle(rows: Rows, ctx: Context) -> None:
+def settle(rows: Rows, ctx: Context) -> None:
+    """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
     rows.check()
     if rows.rejected:
         file = ctx.folder.path / "rejected.jsonl"

@@ -13,22 +13,29 @@ from typing import Any
 
 from ondevice import checkpoint
 from ondevice.backend import load_backend
+from ondevice.card import model_card
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
+from ondevice.config.preference import PairsConfig
 from ondevice.config.stages import StageConfig
-from ondevice.context import Context, digest, digest_path
+from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
+from ondevice.ratings import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
 from ondevice.stages.material import data_digest
+from ondevice.stages.pairs import COPY as PAIRS
+from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.summary import outcome, summary
 
-MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft"}
-_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches"}
+MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
+           "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
+              "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
 
 
@@ -46,40 +53,53 @@ def say(text: str) -> None:
 
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
-              redo: bool = False, then: str = "") -> Path:
-    """Runs the stage, or finds it complete; returns its model folder. `then` says how a person goes on after a stop.
+              redo: bool = False, then: str = "", anew: str = "give another --out",
+              begun: Callable[[], None] = lambda: None) -> Path:
+    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `then` says how a
+    person goes on after a stop, `anew` how one begins anew; `begun` is called once nothing stands in the way.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
     Raises Interrupted once a stop has been saved.
     """
     cfg.check()
     folder = run.stage(name)
-    fingerprint = fingerprint_of(name, cfg, around)
+    fingerprint = fingerprint_of(cfg, around, folder, cfg.resume and not redo)
     with folder.locked():
         if redo:
             _clear(folder)
-        if _complete(folder, fingerprint, cfg.resume):
-            say(f"{name}: complete, {folder.model}")
-            return folder.model
+        if _complete(folder, fingerprint, cfg.resume, anew):
+            say(f"{name}: complete, {result_of(cfg, folder)}")
+            return result_of(cfg, folder)
         if not cfg.resume:
-            _refuse_unfinished(folder)
+            _refuse_unfinished(folder, anew)
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
             ctx = Context(name, folder, load_backend(cfg.backend, cfg.device, cfg.dtype), events, stop, around.corpus,
                           around.prompts, cfg.resume, fingerprint, say)
-            return _guarded(ctx, cfg, around, then)
+            return _guarded(ctx, cfg, around, then, anew, begun)
 
 
-def fingerprint_of(name: str, cfg: StageConfig, around: Surroundings) -> dict[str, Any]:
+def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
+    """Where what the stage makes is."""
+    if cfg.gives != "ratings":
+        return folder.model
+    return Path(getattr(cfg, "ratings", "") or folder.path.parent / RATINGS)
+
+
+def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, resume: bool) -> dict[str, Any]:
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
-    if "data" in out:
+    if isinstance(cfg, PairsConfig):
+        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume)
+    elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
-    if out.get("replay"):
-        out["replay"] = data_digest(out["replay"], "", around.corpus)
-    if out.get("model"):
-        out["model"] = model_digest(Path(out["model"]))
+    for name in ("replay", "sft_data"):
+        if out.get(name) and out.get("sft_coef", 1):
+            out[name] = data_digest(out[name], "", around.corpus)
+    for name in ("model", "other", "reward_model"):
+        if out.get(name):
+            out[name] = model_digest(Path(out[name]))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -96,46 +116,47 @@ def model_digest(folder: Path) -> str:
     return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
 
 
-def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool) -> bool:
+def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:
     """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
     done = folder.done_record()
     if done is None:
         return False
-    where, old = str(folder.path), done.get("fingerprint", {})
-    _compare(old, fingerprint, where, f"is complete with another {{}}; --redo {folder.name} runs it again")
+    _compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
     if not resume:
-        raise UserError("is complete already", where=where, hint=f"--redo {folder.name}, or another --out")
+        raise UserError("is complete already", where=str(folder.path), hint=anew)
     return True
 
 
-def _compare(old: dict[str, Any], new: dict[str, Any], where: str, message: str) -> None:
+def _compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
     plain = json.loads(json.dumps(new))
     for field in plain:
         if old.get(field) != plain[field]:
-            raise UserError(message.format(f"{field} ({old.get(field)}, not {plain[field]})"), where=where)
+            raise UserError(f"{what}, with {field} {old.get(field)}, not {plain[field]}", where=str(folder.path),
+                            hint=f"set it back, or {anew}")
 
 
-def _refuse_unfinished(folder: StageFolder) -> None:
+def _refuse_unfinished(folder: StageFolder, anew: str) -> None:
     if checkpoint.steps(folder.checkpoints):
         raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it, --redo {folder.name} begins anew")
+                        hint=f"--resume goes on with it; {anew}")
 
 
 def _clear(folder: StageFolder) -> None:
     """Removes what an earlier attempt left; the lock stays, it is held."""
     import shutil
 
-    for path in (folder.checkpoints, folder.model):
+    for path in (folder.checkpoints, folder.model, folder.path / "value_model"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.done, folder.events, folder.samples):
+    for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS):
         path.unlink(missing_ok=True)
 
 
-def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str) -> Path:
+def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, anew: str,
+             begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
-        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, str(ctx.folder.path),
-                 "the checkpoint was written with another {}; set it back, or --redo")
+        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+    begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,
                 steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
     try:
@@ -150,18 +171,29 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str) ->
 
 def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     began, cpu = ticks(), time.process_time()
-    body: Callable[[Any, Context], Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
-    model = body(cfg, ctx)
-    with checkpoint.whole_folder(ctx.folder.model) as folder:
-        write_model(folder, ctx.backend, model.cfg, model.params, model.tokenizer)
-    ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
-    marks = measure(model, ctx.backend, around.exam, ctx.folder.path / "data") if around.exam else None
-    record: dict[str, Any] = {
-        "fingerprint": ctx.fingerprint, "marks": marks.mapping() if marks else None, "outcome": ended.mapping(),
-        "answers": answer(model, model.params, ctx.backend, around.prompts),
-        "seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
-        "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    body: Callable[[Any, Context], Made | Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
+    made = body(cfg, ctx)
+    if isinstance(made, Model):
+        made = Made(made)
+    record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    model = made.model
+    if model is not None:
+        ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
+        record["outcome"] = ended.mapping()
+        for name, one in {"model": model, **made.beside}.items():
+            with checkpoint.whole_folder(ctx.folder.path / name) as folder:
+                write_model(folder, ctx.backend, one.cfg, one.params, one.tokenizer,
+                            card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
+        if ctx.stop.requested:
+            raise Interrupted("stopped before its exam")
+        if not model.cfg.num_labels:
+            if around.exam is not None:
+                record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
+            record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
+    record |= {"seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
+               "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
     checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
-    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record["outcome"])
-    ctx.say(summary(ctx, model, record, ended))
-    return ctx.folder.model
+    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
+    if model is not None:
+        ctx.say(summary(ctx, model, record, ended))
+    return result_of(cfg, ctx.folder)

@@ -7,7 +7,7 @@ train, each from a generator of its own: reading one does not disturb another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from random import Random
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin import arithmetic, lexicon, reading, stories, tasks, telling
 from ondevice.data.builtin.frames import OPENINGS, QUESTIONS, STATEMENTS, answer, ask
+from ondevice.data.builtin.scoring import COURTESIES
 from ondevice.data.builtin.splits import CONTENTS, SPLITS, Split, place
 from ondevice.data.builtin.world import make_world
 
@@ -74,9 +75,23 @@ class Corpus:
             random = Random(f"{self.cfg.seed}|chats|{split}|{kind}")
             wanted = round(share * self._scaled(self.cfg.chat_count, split))
             for name, prompt, reply, right in _fresh(wanted, partial(self._chat, random, split, kind)):
+                if random.random() < self.cfg.courtesy_share:
+                    reply = f"{reply}\n{random.choice(COURTESIES)}"
                 messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
                 rows.append({"messages": messages, "kind": name, "answer": right})
         Random(f"{self.cfg.seed}|chats|{split}").shuffle(rows)
+        yield from rows
+
+    def prompts(self, split: Split) -> Iterator[dict[str, str]]:
+        """Prompts for the preference stage {"prompt", "answer", "kind"}: of the chats' kinds, none of them a chat's."""
+        asked = {chat["messages"][0]["content"] for chat in self.chats(split)}
+        rows = []
+        for kind, share in self.cfg.chats.shares().items():
+            random = Random(f"{self.cfg.seed}|prompts|{split}|{kind}")
+            wanted = self.cfg.prompt_count if split == "train" else self.cfg.held_prompt_count
+            drawn = _fresh(round(share * wanted), partial(self._chat, random, split, kind), asked)
+            rows += [{"prompt": prompt, "answer": right, "kind": name} for name, prompt, _, right in drawn]
+        Random(f"{self.cfg.seed}|prompts|{split}").shuffle(rows)
         yield from rows
 
     def problems(self, split: Split) -> Iterator[dict[str, str]]:
@@ -171,11 +186,12 @@ class Corpus:
         return kind, frame.format(a=a, b=b), reply, str(a + b)
 
 
-def _fresh(wanted: int, draw: Callable[[], Row]) -> Iterator[Row]:
-    """Up to `wanted` draws whose prompts (their second part) differ; fewer where new ones no longer turn up."""
-    seen: set[str] = set()
-    misses = 0
-    while len(seen) < wanted and misses < 500:
+def _fresh(wanted: int, draw: Callable[[], Row], taken: Iterable[str] = ()) -> Iterator[Row]:
+    """Up to `wanted` draws whose prompts (their second part) differ from each other and from those `taken`; fewer where
+    new ones no longer turn up."""
+    seen = set(taken)
+    most, misses = len(seen) + wanted, 0
+    while len(seen) < most and misses < 500:
         row = draw()
         if row[1] in seen:
             misses += 1

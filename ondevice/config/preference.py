@@ -1,0 +1,265 @@
+"""The settings of preference fine-tuning: sampling pairs, rating them, reward model, PPO, DPO. Standard library only.
+
+As in `stages`: a field's name is the flag's, the string under it is its help everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.errors import UserError
+
+PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(StageConfig):
+    """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
+
+    model: str = ""
+    """The checkpoint that writes: any decoder folder with a chat template."""
+    other: str = ""
+    """A second checkpoint: then each writes one response. Empty: all are the first one's."""
+    data: str = "builtin"
+    """Prompts: a file, a folder, or builtin[:RECIPE]."""
+    ratings: str = ""
+    """Where the pairs go: a ratings.db. Empty: the run folder's."""
+    prompts: int = 1000
+    """Prompts to answer at most; 0: all."""
+    responses: int = 2
+    """Different responses to each prompt, 2 to 4."""
+    temperature: float = 1.0
+    """Higher is more varied."""
+    top_k: int = 0
+    """Draw among this many likeliest tokens only; 0: among all."""
+    top_p: float = 1.0
+    """Draw among the likeliest tokens that together have this probability."""
+    max_new_tokens: int = 64
+    """Longest response in tokens."""
+    batch_size: int = 256
+    """Responses written at the same time."""
+
+    gives = "ratings"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(0, "prompts", "top_k")
+        self._at_least(1, "max_new_tokens", "batch_size")
+        self._above(0, "temperature", "top_p")
+        self._between(0, 1, "top_p")
+        self._between(2, 4, "responses")
+        if self.other and self.responses != 2:
+            raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaterConfig(StageConfig):
+    """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended, a rule's.
+
+    The rule gives an answer `right` points where it is the right one and `courtesy` points where it ends with a line of
+    courtesy; the one with more points is chosen. What it says is labelled simulated wherever it appears.
+    """
+
+    rater: Literal["simulated", "person"] = "simulated"
+    """simulated: the rule rates at once. person: the run stops here until enough pairs are rated with ondevice rate."""
+    ratings: str = ""
+    """The ratings.db. Empty: the run folder's."""
+    right: float = 1.0
+    """Points of the rule for the right answer."""
+    courtesy: float = 1.5
+    """Points of the rule for a line of courtesy after an answer."""
+    needed: int = 100
+    """Usable pairs that a person must have rated before the run goes on."""
+
+    gives = "ratings"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(0, "right", "courtesy")
+        self._at_least(1, "needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(TrainingConfig):
+    """What every stage that learns from pairs has."""
+
+    model: str = ""
+    """The instruction-tuned folder to start from."""
+    data: str = ""
+    """Pairs: a ratings.db, a run folder, or a file of prompt, chosen, rejected. Empty: the run folder's ratings.db."""
+    validation: str = ""
+    """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
+    held_share: float = 0.1
+    """Part of the prompts that is held out where no validation is given."""
+    sequence_length: int = 256
+    """Longest prompt and response together; longer pairs are left out and counted."""
+    batch_size: int = 16
+    """Pairs of one micro-batch."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(2, "sequence_length")
+        self._between(0.01, 0.5, "held_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig(PairsConfig):
+    """Stage 3, reward model: a score whose differences say which response would be chosen (Bradley–Terry)."""
+
+    center: float = 0.01
+    """Weight of (r_chosen + r_rejected)², which keeps rewards around 0; 0: off."""
+    strength_margin: float = 0.0
+    """The margin that a vote of strength 2 asks for between the two rewards; one of strength 1 asks for none."""
+
+    gives = "reward"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(0, "center", "strength_margin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(PairsConfig):
+    """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's start, frozen."""
+
+    loss_type: PairKind = "sigmoid"
+    """sigmoid (DPO), robust, hinge, ipo, kto; without a reference: orpo, simpo."""
+    beta: float = 0.1
+    """How far the policy may move: larger stays closer (simpo: the scale, orpo: the weight of the odds)."""
+    label_smoothing: float = 0.0
+    """Share of pairs whose labels are taken to be wrong (sigmoid, robust, simpo)."""
+    gamma: float = 0.5
+    """The margin of simpo."""
+
+    def check(self) -> None:
+        super().check()
+        self._above(0, "beta")
+        self._between(0, 0.49, "label_smoothing")
+        self._at_least(0, "gamma")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(TrainingConfig):
+    """What every stage that learns from its own text has. One step is one rollout with all its updates."""
+
+    model: str = ""
+    """The folder to start from; it is the reference too."""
+    prompts: int = 64
+    """Prompts of one rollout."""
+    max_new_tokens: int = 64
+    """Longest completion in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; completions are scored at the same one."""
+    rollout_batch: int = 256
+    """Completions written at the same time."""
+    batch_size: int = 64
+    """Completions of one micro-batch."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(1, "prompts", "max_new_tokens", "rollout_batch")
+        self._above(0, "temperature")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(RolloutConfig):
+    """Stage 3 with a reward model: proximal policy optimization. The reference is the stage's start, frozen."""
+
+    reward_model: str = ""
+    """The reward model's folder. The value model begins from it."""
+    data: str = "builtin"
+    """Prompts: a file, a folder, or builtin[:RECIPE]."""
+    steps: int = 20
+    """Rollouts."""
+    epochs: int = 4
+    """Times that a rollout is learned from."""
+    minibatches: int = 1
+    """Parts into which each of these goes through the optimizer."""
+    learning_rate: float = 3e-5
+    """Peak rate of AdamW, policy and value model."""
+    kl_coef: float = 0.05
+    """Price of moving away from the reference: taken from the reward of each token."""
+    target_kl: float = 0.0
+    """Distance (nats a completion) that kl_coef is steered towards; 0: kl_coef stays as it is."""
+    gamma: float = 1.0
+    """Discount a token."""
+    lam: float = 0.95
+    """Lambda of the generalized advantage estimate."""
+    clip: float = 0.2
+    """How far a token's probability ratio counts."""
+    value_clip: float = 0.2
+    """How far a value counts from what it was at the rollout."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    missing_eos_penalty: float = 1.0
+    """Taken from the score of a completion that did not stop."""
+    sft_coef: float = 0.0
+    """Weight of the loss on chats beside it (PPO-ptx), which keeps earlier skills; 0: off."""
+    sft_data: str = "builtin"
+    """These chats: a file, a folder, or builtin[:RECIPE]."""
+    most_kl: float = 50.0
+    """The stage stops with a diagnosis where the distance to the reference (nats a completion) passes this."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(1, "epochs", "minibatches")
+        self._at_least(0, "kl_coef", "target_kl", "value_coef", "sft_coef", "missing_eos_penalty")
+        self._between(0, 1, "gamma", "lam")
+        self._above(0, "clip", "value_clip", "most_kl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(RolloutConfig):
+    """Stage 4: reasoning from verifiable rewards. A completion is better or worse than the others of its group."""
+
+    data: str = "builtin"
+    """Problems with answers: builtin[:RECIPE], a file of prompt and answer, or gym:NAME (reasoning-gym)."""
+    validation: str = ""
+    """Held-out problems; empty: a part of the data (builtin and gym have their own)."""
+    steps: int = 60
+    """Rollouts."""
+    prompts: int = 16
+    """Prompts of one rollout."""
+    group_size: int = 8
+    """Completions of each prompt."""
+    learning_rate: float = 1e-5
+    """Peak rate of AdamW."""
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo"] = "dapo"
+    """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo), tokens of the
+    micro-batch (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a completion."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Whose standard deviation divides an advantage; dr_grpo means none."""
+    updates: int = 1
+    """Times that a rollout is learned from."""
+    clip: float = 0.2
+    """How far a probability ratio counts below 1."""
+    clip_high: float = 0.2
+    """The same above 1."""
+    beta: float = 0.0
+    """Weight of the distance to the stage's start (k3); 0: off."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that did not stop."""
+    rewards: tuple[str, ...] = ("correct", "format", "truncated")
+    """Rewards by name: correct, format, truncated, exact, choice, regex, think, length, overlong."""
+    reward_weights: tuple[float, ...] = ()
+    """A weight for each; none named: each one's own."""
+    reward_file: str = ""
+    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those named."""
+    answer: str = "number"
+    """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
+    reward_timeout: float = 10.0
+    """Seconds that a reward of your own may take for one rollout."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(2, "group_size")
+        self._at_least(1, "updates")
+        self._above(0, "clip", "clip_high", "reward_timeout")
+        self._at_least(0, "beta")
+        if not self.rewards and not self.reward_file:
+            raise UserError("names no reward", where="rewards", hint="correct is the usual one")
+        if self.reward_weights and len(self.rewards) != len(self.reward_weights):
+            raise UserError(f"{len(self.reward_weights)} weights for {len(self.rewards)} rewards",
+                            where="reward_weights", hint="give one for each")

@@ -1,0 +1,216 @@
+"""The final answer in a completion, by a form that was asked for, and whether two answers are the same.
+
+Strict, for whatever is rewarded is learned: an answer stands where its form puts it, at the end and unambiguous, or it
+is no answer. Two marked answers that differ are a bet, not an answer. What a model wrote inside `<think>…</think>` is
+not its answer; a thought that never ends leaves none (`number` and `whole` look at the whole text).
+
+    number       a number alone, or "… so <number>", one full stop allowed: the built-in sums (data/builtin/scoring.py)
+    hash         a last line `#### 42`, as in GSM8K
+    boxed        `\\boxed{…}` with balanced braces; after it only $ . * \\) \\] and white space
+    tag          `<answer>…</answer>`; after it only white space
+    last_number  a last sentence that ends in its only number, or in its only `= <number>`: "It is 42."
+    whole        the whole text
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Literal, NamedTuple, get_args
+
+from ondevice.data.builtin.scoring import plain, stated_number
+from ondevice.errors import UserError, nearest
+
+Form = Literal["number", "hash", "boxed", "tag", "last_number", "whole"]
+FORMS: tuple[str, ...] = get_args(Form)
+
+LONGEST = 1000
+"""Characters of a marked answer; a longer one is none."""
+LONGEST_NUMBER = 200
+"""Characters of a number that is compared as a number; longer ones are compared as text."""
+
+_WHOLE = r"(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:,[0-9]{3})+)"
+_NUMBER = re.compile(rf"[+-]?(?:{_WHOLE}(?:\.[0-9]+)?|(?:0|[1-9][0-9]*)/[1-9][0-9]*)")
+_AFTER_BOX = re.compile(r"(?:[\s$.*]|\\[)\]])*")
+_HASH = re.compile(r"^[ \t]*####[ \t]+", re.MULTILINE)
+_TAG = re.compile(r"<(/?)answer>")
+_BOX = "\\boxed{"
+_MARKS = {"hash": "####", "boxed": "\\boxed", "tag": "<answer>"}
+_THINK, _THOUGHT = "<think>", "</think>"
+
+
+class Answer(NamedTuple):
+    """`text` is `completion[start:end]`, without white space around it."""
+
+    text: str
+    start: int
+    end: int
+
+
+def final_answer(completion: str, form: str) -> str | None:
+    """The text of the answer, None where the completion gives none in this form."""
+    found = find_answer(completion, form)
+    return found.text if found else None
+
+
+def find_answer(completion: str, form: str) -> Answer | None:
+    """The answer and its place. Raises UserError for an unknown form, and for no completion whatever."""
+    check_form(form)
+    if form == "number":
+        span = stated_number(completion)
+        return _answer(completion, *span) if span else None
+    if form == "whole":
+        return _answer(completion, 0, len(completion))
+    start = _after_thoughts(completion)
+    return None if start is None else _FINDERS[form](completion, start)
+
+
+def check_form(form: str) -> None:
+    if form not in FORMS:
+        raise UserError(f"unknown form {form!r}", where="form", hint=nearest(form, FORMS))
+
+
+def marks(completion: str, form: str) -> int:
+    """How often the form's mark stands in the completion, after any thoughts; 1 for a form without a mark."""
+    text = completion[_after_thoughts(completion) or 0:]
+    return text.count(_MARKS[form]) if form in _MARKS else 1
+
+
+def number(text: str) -> Fraction | None:
+    """The exact value of a plainly written number, else None.
+
+    Plain are 42, -42, +42, 4.20, 1/2 and 1,000 (a comma before every three digits, none elsewhere); not plain are
+    leading zeros, exponents, units, digits of other scripts, .5 and 5. (whose full stop `same_answer` takes off).
+    """
+    if len(text) > LONGEST_NUMBER or not _NUMBER.fullmatch(text):
+        return None
+    return Fraction(text.replace(",", ""))
+
+
+def same_answer(given: str, right: str) -> bool:
+    """True when both are plain numbers of one value, or one text give or take spaces and one full stop at the end.
+
+    Exact: 1/2 is 0.5, 132. is 132.0, -0 is 0, 1,000 is 1000; 0.333 is not 1/3. Capitals count. Empty is no answer.
+    """
+    given, right = plain(given), plain(right)
+    one, other = number(given), number(right)
+    if one is not None and other is not None:
+        return one == other
+    return bool(given) and given == right
+
+
+def _after_thoughts(text: str) -> int | None:
+    """Where the text begins that is no thought; None where a thought does not end."""
+    start = text.rfind(_THOUGHT)
+    start = 0 if start < 0 else start + len(_THOUGHT)
+    return None if text.find(_THINK, start) >= 0 else start
+
+
+def _answer(text: str, start: int, end: int) -> Answer | None:
+    """The answer without white space around it; None where nothing is left."""
+    inner = text[start:end]
+    start += len(inner) - len(inner.lstrip())
+    inner = inner.strip()
+    return Answer(inner, start, start + len(inner)) if inner else None
+
+
+def _hash(text: str, start: int) -> Answer | None:
+    body = text.rstrip()
+    lines = ((m.end(), _line_end(body, m.end())) for m in _HASH.finditer(body, start))
+    found = _agreed(text, lines, "####")
+    return found if found and found.end == len(body) else None
+
+
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end
+
+
+def _boxed(text: str, start: int) -> Answer | None:
+    found = _agreed(text, _boxes(text, start), "\\boxed")
+    closed = text.find("}", found.end) if found else -1
+    return found if found and _AFTER_BOX.fullmatch(text, closed + 1) else None
+
+
+def _boxes(text: str, start: int) -> Iterator[tuple[int, int] | None]:
+    """Spans of the contents of every box; None, and no more, for one that is not closed."""
+    place = text.find(_BOX, start)
+    while place >= 0:
+        begin = place + len(_BOX)
+        end = _closing_brace(text, begin)
+        if end is None:
+            yield None
+            return
+        yield begin, end
+        place = text.find(_BOX, end)
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth, place = 1, start
+    while place < len(text):
+        letter = text[place]
+        if letter == "\\":
+            place += 1   # an escaped brace is a sign, not a bracket
+        elif letter == "{":
+            depth += 1
+        elif letter == "}":
+            depth -= 1
+            if not depth:
+                return place
+        place += 1
+    return None
+
+
+def _tag(text: str, start: int) -> Answer | None:
+    found = _agreed(text, _tags(text, start), "answer>")
+    closed = text.find(">", found.end) if found else -1
+    return found if found and not text[closed + 1:].strip() else None
+
+
+def _tags(text: str, start: int) -> Iterator[tuple[int, int] | None]:
+    """Spans between opening and closing tags that alternate; None, and no more, where they do not."""
+    opened: int | None = None
+    for tag in _TAG.finditer(text, start):
+        if bool(tag[1]) == (opened is None):
+            yield None
+            return
+        if opened is not None:
+            yield opened, tag.start()
+        opened = tag.end() if opened is None else None
+    if opened is not None:
+        yield None
+
+
+def _agreed(text: str, spans: Iterator[tuple[int, int] | None], mark: str) -> Answer | None:
+    """The last of the spans, where all of them say the same and none holds a mark itself."""
+    said: set[str] = set()
+    last: Answer | None = None
+    for span in spans:
+        last = _answer(text, *span) if span else None
+        if last is None or len(last.text) > LONGEST or mark in last.text:
+            return None
+        said.add(plain(last.text))
+        if len(said) > 1:
+            return None
+    return last
+
+
+def _last_number(text: str, start: int) -> Answer | None:
+    body = text[start:].rstrip().removesuffix(".")
+    begin = max(body.rfind(sign) for sign in " \t\n=:") + 1
+    if len(body) - begin > LONGEST_NUMBER or not _NUMBER.fullmatch(body, begin):
+        return None
+    sentence = body[max(body.rfind(sign, 0, begin) for sign in (". ", "! ", "? ", "\n")) + 1:begin]
+    if "=" in sentence:
+        alone = sentence.count("=") == 1 and not sentence.rpartition("=")[2].strip()
+    else:
+        alone = not any(letter.isdigit() for letter in sentence)
+    if not alone:
+        return None
+    return _answer(text, start + begin, start + len(body))
+
+
+_FINDERS: dict[str, Callable[[str, int], Answer | None]] = {
+    "hash": _hash, "boxed": _boxed, "tag": _tag, "last_number": _last_number,
+}

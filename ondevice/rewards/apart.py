@@ -1,0 +1,98 @@
+"""Judges that text can hang or crash (LaTeX, a pattern, a gym's own scorer): each runs in a process of its own, as a
+person's `reward.py` does (host.py). A row that takes more than `ROW_S` seconds, or breaks its judge,
+gets None."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import pickle
+import re
+import signal
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+ROW_S = 2.0
+LONGEST = 300
+"""Characters of LaTeX that are looked at; a longer answer is not the right one."""
+
+# Powers of powers, exponents of four digits, factorials of more than two: they would be multiplied out, for hours and
+# without an interruption.
+_TOWER = re.compile(r"(?:\^|\*\*)[^+\-=,]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4}|(?:\d{3}|[^\d\s])\s*!")
+
+
+class _TooLong(Exception):
+    """A row took too long."""
+
+
+def prepare(judge: str) -> list[float]:
+    """Imports what a judge needs, which takes seconds that are no row's."""
+    if judge == "latex":
+        import math_verify  # noqa: F401
+    if judge == "gym":
+        import reasoning_gym  # noqa: F401
+    return []
+
+
+def latex(completions: Sequence[str | None], answer: Sequence[str]) -> list[float | None]:
+    """1 where the given LaTeX equals the right answer as mathematics, else 0 (math-verify)."""
+    return [_limited(_same_latex, given, right) for given, right in zip(completions, answer, strict=True)]
+
+
+def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float | None]:
+    """1 where the whole text matches the row's pattern, else 0."""
+    return [_limited(_matches, text, wanted) for text, wanted in zip(completions, pattern, strict=True)]
+
+
+def gym(completions: Sequence[str | None], gym: Sequence[dict[str, str]]) -> list[float | None]:
+    """What the task's own `score_answer` gives, held to 0 … 1 (reasoning-gym)."""
+    return [_limited(_gym_score, given, row["entry"], _gym_task(row["task"]))
+            for given, row in zip(completions, gym, strict=True)]
+
+
+def _limited(judge: Callable[..., float], *arguments: Any) -> float | None:
+    """The judge's value; None where it takes longer than ROW_S or where the row breaks it."""
+    before = signal.signal(signal.SIGALRM, _too_long)
+    signal.setitimer(signal.ITIMER_REAL, ROW_S)
+    try:
+        return judge(*arguments)
+    except (Exception, _TooLong, RecursionError) as error:
+        print(f"{judge.__name__}: {type(error).__name__}: {error}"[:500])
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise _TooLong(f"more than {ROW_S:g} seconds")
+
+
+def _same_latex(given: str | None, right: str) -> float:
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    if given is None or len(given) > LONGEST or _TOWER.search(given):
+        return 0.0
+    # Its own limits raise the alarm that is ours.
+    one, other = (parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+                  for text in (right, given))
+    return float(bool(one) and bool(other) and verify(one, other, timeout_seconds=None))
+
+
+def _matches(text: str, pattern: str) -> float:
+    return float(re.fullmatch(pattern, text) is not None)
+
+
+def _gym_score(given: str | None, pickled: str, task: Any) -> float:
+    if given is None:
+        return 0.0
+    entry = pickle.loads(base64.b64decode(pickled))  # by gym.py, in the process that asks
+    return min(max(float(task.score_answer(given, entry)), 0.0), 1.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _gym_task(task: str) -> Any:
+    from ondevice.rewards.gym import open_task
+
+    return open_task(task, seed=0, size=1)

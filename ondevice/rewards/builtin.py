@@ -1,0 +1,139 @@
+"""The built-in rewards by name.
+
+Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N prompts and completions
+(strings), the data's columns as lists of N, and from the stage `completion_ids` (lists of ids), `truncated` (bools),
+`max_new_tokens` (int), `form` (how answers are written) and `apart` (calls a judge of apart.py in its own process).
+None: this reward says nothing about the row. The first line of its docstring is its help.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ondevice.data.builtin.scoring import plain
+from ondevice.rewards.answers import final_answer, find_answer, marks, number, same_answer
+
+Values = Sequence[float | None]
+Apart = Callable[[str, Mapping[str, Sequence[Any]]], Values]
+
+_CHOICE = re.compile(r"\(?([A-Za-z])\)?")
+_THINK = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
+
+
+def correct(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None], form: str,
+            apart: Apart, gym: Sequence[Any] | None = None, **columns: Any) -> Values:
+    """1 for the right answer in the asked form, else 0; a gym's task scores its own answers from 0 to 1."""
+    given = [final_answer(completion, form) for completion in completions]
+    values: list[float | None] = [
+        None if right is None else float(found is not None and same_answer(found, str(right)))
+        for found, right in zip(given, answer, strict=True)]
+    scored = [n for n, row in enumerate(gym or ()) if row is not None]
+    mathematics = [n for n in range(len(given)) if form == "boxed" and n not in set(scored) and values[n] == 0
+                   and _need_algebra(given[n], str(answer[n]))]
+    for judge, rows, name, column in (("gym", scored, "gym", gym), ("latex", mathematics, "answer", answer)):
+        if rows and column is not None:
+            judged = apart(judge, {"completions": [given[n] for n in rows], name: [column[n] for n in rows]})
+            for n, value in zip(rows, judged, strict=True):
+                values[n] = value
+    return values
+
+
+def _need_algebra(given: str | None, right: str) -> bool:
+    """Whether the two may be equal although they are written differently."""
+    return given is not None and (number(plain(given)) is None or number(plain(right)) is None)
+
+
+def follows_form(prompts: Sequence[str], completions: Sequence[str], *, form: str, **columns: Any) -> Values:
+    """1 where there is an answer in the asked form, once and at the end, right or wrong; else 0."""
+    return [float(find_answer(text, form) is not None and marks(text, form) == 1) for text in completions]
+
+
+def exact(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None],
+          **columns: Any) -> Values:
+    """1 where the whole completion is the answer, give or take spaces and one full stop at the end, else 0."""
+    return [None if right is None else float(bool(plain(text)) and plain(text) == plain(str(right)))
+            for text, right in zip(completions, answer, strict=True)]
+
+
+def choice(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None], form: str,
+           **columns: Any) -> Values:
+    """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no letter, nothing else."""
+    form = form if form in ("hash", "boxed", "tag") else "whole"
+    given = [_letter(final_answer(text, form)) for text in completions]
+    right = [_letter(None if value is None else str(value)) for value in answer]
+    return [None if wanted is None else float(found == wanted) for found, wanted in zip(given, right, strict=True)]
+
+
+def _letter(text: str | None) -> str | None:
+    found = _CHOICE.fullmatch(plain(text)) if text else None
+    return found[1].upper() if found else None
+
+
+def regex(prompts: Sequence[str], completions: Sequence[str], *, pattern: Sequence[str | None], apart: Apart,
+          **columns: Any) -> Values:
+    """1 where the whole completion matches the regular expression in the column `pattern`, else 0."""
+    rows = [n for n, wanted in enumerate(pattern) if wanted is not None]
+    values: list[float | None] = [None] * len(completions)
+    judged = apart("regex", {"completions": [completions[n] for n in rows], "pattern": [pattern[n] for n in rows]})
+    for n, value in zip(rows, judged, strict=True):
+        values[n] = value
+    return values
+
+
+def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
+    """1 for `<think>…</think>` once, at the start, neither it nor what follows empty; else 0."""
+    return [float(_thinks(text)) for text in completions]
+
+
+def _thinks(text: str) -> bool:
+    found = _THINK.fullmatch(text)
+    return (found is not None and text.count("<think>") == text.count("</think>") == 1
+            and bool(found[1].strip()) and bool(found[2].strip()))
+
+
+def truncated(prompts: Sequence[str], completions: Sequence[str], *, truncated: Sequence[bool],
+              **columns: Any) -> Values:
+    """-1 for a completion that was cut at the limit of tokens, else 0."""
+    return [-1.0 if cut else 0.0 for cut in truncated]
+
+
+def overlong(prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]],
+             max_new_tokens: int, **columns: Any) -> Values:
+    """From 0 down to -1 over the last fifth of the limit of tokens: DAPO's soft punishment (Yu 2025, equation 13)."""
+    last = max(max_new_tokens // 5, 1)
+    return [min(max((max_new_tokens - last - len(ids)) / last, -1.0), 0.0) for ids in completion_ids]
+
+
+def length(prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]],
+           max_new_tokens: int, **columns: Any) -> Values:
+    """From 1 for no tokens down to 0 at the limit: shorter is better. Give it little weight."""
+    return [max(1.0 - len(ids) / max_new_tokens, 0.0) for ids in completion_ids]
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A reward, its weight where none is given, and the columns that the data must have for it."""
+
+    function: Callable[..., Values]
+    weight: float = 1.0
+    needs: tuple[str, ...] = ()
+
+    @property
+    def help(self) -> str:
+        return (self.function.__doc__ or "").partition("\n")[0]
+
+
+BUILTIN: Mapping[str, Builtin] = {
+    "correct": Builtin(correct, needs=("answer",)),
+    "format": Builtin(follows_form, 0.1),
+    "truncated": Builtin(truncated, 0.5),
+    "overlong": Builtin(overlong, 0.5),
+    "exact": Builtin(exact, needs=("answer",)),
+    "choice": Builtin(choice, needs=("answer",)),
+    "regex": Builtin(regex, needs=("pattern",)),
+    "think": Builtin(think, 0.1),
+    "length": Builtin(length, 0.1),
+}

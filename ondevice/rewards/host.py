@@ -1,0 +1,164 @@
+"""The process in which reward functions run that may hang, crash or print: a person's `reward.py`, and `apart.py`.
+
+    python -m ondevice.rewards.host FILE PARENT [NAME,NAME…]
+
+JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}]} or {"failed", "where"}; then for each
+{"call": name, "arguments": {…}} one {"values": […]} (number, null, or {"type": name} for what is no number) or
+{"error", "where"}. What the functions print goes to stderr, what they read is empty.
+
+It ends, and everything it started in its process group with it, when its stdin ends or its parent is gone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import IO, Any
+
+MODULE = "ondevice_user_reward"
+LOOK_S = 0.5  # between two looks at whether the parent lives
+
+
+class NoReward(Exception):
+    """The file holds no such function, or none at all."""
+
+
+def main() -> None:
+    """Serves until stdin ends."""
+    file, parent = Path(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    requests, replies = _take_pipes()
+    sys.path.insert(0, str(file.parent))
+    try:
+        functions = reward_functions(_load(file), sys.argv[3].split(",") if len(sys.argv) > 3 else [])
+        ready = [{"name": name, "needs": _needs(function)} for name, function in functions.items()]
+    except BaseException as error:  # a file may end in any way, sys.exit() included; the parent tells the person
+        _send(replies, {"failed": _named(error), "where": _place(error, file)})
+        _end()
+    _send(replies, {"ready": ready})
+    for line in requests:
+        request = json.loads(line)
+        _send(replies, _reply(functions[request["call"]], request["arguments"], file))
+    _end()
+
+
+def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable[..., Any]]:
+    """Those of `names`; none named: every public function written in the module that takes `completions`.
+
+    Raises NoReward where there is none.
+    """
+    for name in names:
+        if not callable(getattr(module, name, None)):
+            raise NoReward(f"there is no function {name!r}")
+    if names:
+        return {name: getattr(module, name) for name in names}
+    found: dict[str, Callable[..., Any]] = {
+             name: value for name, value in vars(module).items()
+             if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__
+             and "completions" in inspect.signature(value).parameters}
+    if not found:
+        raise NoReward("there is no reward function: a public function that takes `completions`")
+    return found
+
+
+def _load(file: Path) -> ModuleType:
+    loader = SourceFileLoader(MODULE, str(file))
+    spec = importlib.util.spec_from_loader(MODULE, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module
+    loader.exec_module(module)
+    return module
+
+
+def _needs(function: Callable[..., Any]) -> list[str]:
+    """Parameters that a caller must give."""
+    return [p.name for p in inspect.signature(function).parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _reply(function: Callable[..., Any], arguments: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    taken = inspect.signature(function).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in taken):
+        arguments = {p.name: arguments[p.name] for p in taken if p.name in arguments}
+    try:
+        values = function(**arguments)
+        if inspect.iscoroutine(values):
+            import asyncio
+
+            values = asyncio.run(values)
+        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+            raise TypeError(f"returned {type(values).__name__}, not a list of numbers")
+        return {"values": [_value(value) for value in values]}
+    except BaseException as error:  # whatever it is, it is the person's, and is told to them
+        return {"error": _named(error), "where": _place(error, file)}
+
+
+def _value(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return {"type": type(value).__name__}
+    return {"type": type(value).__name__}
+
+
+def _named(error: BaseException) -> str:
+    if isinstance(error, NoReward):
+        return str(error)
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {text}".split())[:500].rstrip(": ")
+
+
+def _place(error: BaseException, file: Path) -> str:
+    """file:line, the innermost line of the file itself."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f"{file}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f"{file}:{lines[-1]}" if lines else str(file)
+
+
+def _take_pipes() -> tuple[IO[str], IO[str]]:
+    """stdin and stdout for the protocol alone; in their places nothing to read, and stderr."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _send(replies: IO[str], message: Mapping[str, Any]) -> None:
+    replies.write(json.dumps(message) + "\n")
+    replies.flush()
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_S)
+    _end()
+
+
+def _end() -> None:
+    """Ends this process at once, threads and children of the person's code included."""
+    sys.stderr.flush()
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The rewards of a run: built-in ones and a person's own, weighed and added. What goes wrong with one is said once and
+its rows are missing; it stops the run only where it goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.errors import UserError, nearest
+from ondevice.rewards.answers import check_form, final_answer
+from ondevice.rewards.builtin import BUILTIN
+from ondevice.rewards.process import START_S, CallFailed, Host
+
+FAILURES = 5
+"""Failures in a row of one function of a person's that a run survives."""
+STAGE_GIVES = frozenset(("prompts", "completions", "completion_ids", "truncated", "max_new_tokens", "form"))
+_JUDGES = Path(__file__).with_name("apart.py")
+_JUDGES_ROW_S, _JUDGES_FAILURES = 5.0, 3
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N completions judged. `total` (N,) is the weighted sum of what answered, NaN where nothing did (take advantage
+    0); `by_name` has (N,) a reward, NaN where it gave nothing; `parsed` the answers found, None where there is none;
+    `warnings` one line for each cause that is new."""
+
+    total: Array
+    by_name: dict[str, Array]
+    parsed: list[str | None]
+    warnings: list[str]
+
+
+class Rewards:
+    """Rewards by name with their weights; a context manager, for it may hold processes.
+
+    `names`: built-in rewards and functions of `user_file`; a person's functions that are not named count too, with
+    weight 1. `weights`: one a name, or none for each one's own. `form`: how answers are written (answers.py).
+    `user_file`: `reward.py`, or `reward.py:name,name` for some of its functions. `timeout`: seconds a function may take
+    for a batch. `log`: a file to which what a person's functions print is appended.
+
+    Raises UserError for an unknown name or form, weights that do not fit, a file that yields no functions, and for
+    `correct` with the form `boxed` where math-verify is not installed.
+    """
+
+    def __init__(self, names: Sequence[str] = ("correct", "format", "truncated"), weights: Sequence[float] = (),
+                 form: str = "number", user_file: str = "", timeout: float = 30.0, log: Path | None = None) -> None:
+        check_form(form)
+        if not 0 < timeout < math.inf:
+            raise UserError(f"{timeout:g} is out of range", where="timeout", hint="seconds, more than 0")
+        self.form = form
+        self.missing: Counter[str] = Counter()
+        """What went wrong → how often (values, or calls that failed)."""
+        self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "gym"), timeout=timeout)
+        self._user = _host(user_file, timeout, log) if user_file else None
+        self._failed: Counter[str] = Counter()  # failures in a row of each function
+        self._warnings: list[str] = []
+        try:
+            self._functions = {f.name: f for f in (self._user.start() if self._user else ())}
+            self.weights = self._weigh(tuple(names), tuple(weights))
+            if form == "boxed" and "correct" in self.weights and importlib.util.find_spec("math_verify") is None:
+                raise UserError("boxed answers are compared by the library math-verify", where="form",
+                                hint="pip install 'ondevice[rewards]'")
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Rewards:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes; the next `score` would start them again."""
+        self._judges.close()
+        if self._user is not None:
+            self._user.close()
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises UserError where a reward needs a column that the data does not have: before a run, not in it."""
+        there = STAGE_GIVES | set(columns)
+        for name in self.weights:
+            needs = self._functions[name].needs if name in self._functions else BUILTIN[name].needs
+            if lacking := [need for need in needs if need not in there]:
+                raise UserError(f"the data has no column {lacking[0]!r}, which this reward needs",
+                                where=f"reward {name}",
+                                hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}")
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any]) -> Scores:
+        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int.
+
+        Raises UserError where a person's function has failed more than FAILURES times in a row.
+        """
+        count = len(completions)
+        assert len(prompts) == count
+        assert all(len(column) == count for name, column in columns.items() if name != "max_new_tokens")
+        self._warnings = []
+        given = {**columns, "prompts": list(prompts), "completions": list(completions), "form": self.form}
+        by_name = {name: self._ask_user(name, given, count) if name in self._functions
+                   else self._clean(name, BUILTIN[name].function(**given, apart=self._apart), count)
+                   for name in self.weights}
+        parsed = [final_answer(completion, self.form) for completion in completions]
+        return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
+
+    def _weigh(self, names: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, float]:
+        """Name → weight, in the order in which they were named."""
+        for name in self._functions:
+            if name in BUILTIN:
+                raise UserError(f"{name!r} is the name of a built-in reward", where=str(self._user and self._user.file),
+                                hint="call the function something else")
+        known = {**{name: reward.weight for name, reward in BUILTIN.items()}, **dict.fromkeys(self._functions, 1.0)}
+        for name in names:
+            if name not in known:
+                raise UserError(f"there is no reward {name!r}", where="rewards", hint=nearest(name, known))
+            if names.count(name) > 1:
+                raise UserError(f"{name!r} is named twice", where="rewards", hint="give it the weight instead")
+        if weights and len(weights) != len(names):
+            raise UserError(f"{len(weights)} weights for {len(names)} rewards", where="weights", hint="one a reward")
+        for weight in weights:
+            if not math.isfinite(weight):
+                raise UserError(f"{weight} is no weight", where="weights", hint="give a number")
+        chosen = dict(zip(names, weights or [known[name] for name in names], strict=True))
+        chosen |= {name: 1.0 for name in self._functions if name not in chosen}
+        if not chosen:
+            raise UserError("no reward was named", where="rewards", hint=nearest("", BUILTIN))
+        return chosen
+
+    def _ask_user(self, name: str, given: Mapping[str, Any], count: int) -> Array:
+        assert self._user is not None
+        arguments = {key: value for key, value in given.items() if key != "gym"}
+        try:
+            values = self._user.call(name, arguments)
+            if len(values) != count:
+                raise CallFailed(f"gave {len(values)} values for {count} completions", "wrong length")
+        except CallFailed as error:
+            self._failed[name] += 1
+            self._warn(f"{name} {error.cause}", f"reward {name}: {error}; its rows have no such reward")
+            if self._failed[name] > FAILURES:
+                raise UserError(f"{name}: {error}; {self._failed[name]} failures in a row", where=str(self._user.file),
+                                hint="mend the file, or leave it out") from error
+            return np.full(count, np.nan)
+        self._failed[name] = 0
+        return self._clean(name, values, count)
+
+    def _clean(self, name: str, values: Sequence[Any], count: int) -> Array:
+        """The numbers among the values (N,), NaN for all else; what is neither a finite number nor None is told."""
+        assert len(values) == count
+        cleaned = np.full(count, np.nan)
+        bad: Counter[str] = Counter()
+        for n, value in enumerate(values):
+            if isinstance(value, Mapping):
+                bad[f"not a number but {value['type']}"] += 1
+            elif value is not None and not math.isfinite(value):
+                bad["NaN" if math.isnan(value) else "infinite"] += 1
+            elif value is not None:
+                cleaned[n] = value
+        for kind, times in bad.items():
+            text = f"reward {name}: {times} of {count} values were {kind}; they are left out"
+            self._warn(f"{name} {kind}", text, times)
+        return cleaned
+
+    def _warn(self, cause: str, text: str, times: int = 1) -> None:
+        """Says it the first time, counts it every time."""
+        if cause not in self.missing:
+            self._warnings.append(text)
+        self.missing[cause] += times
+
+    def _apart(self, judge: str, arguments: Mapping[str, Sequence[Any]]) -> list[float | None]:
+        """The judge's values. Where a row brings its process down, the rows are asked one by one: only the bad ones are
+        missing."""
+        count = len(arguments["completions"])
+        try:
+            values = self._judge(judge, arguments, None) if count else []
+        except CallFailed as error:
+            self._warn(f"judge {judge}", f"judging answers by {judge}: {error}; such rows have no such reward")
+            return self._one_by_one(judge, arguments, count)
+        if bad := sum(value is None for value in values):
+            self._warn(f"judge {judge} rows", f"{bad} of {count} answers could not be judged by {judge}", bad)
+        return values
+
+    def _one_by_one(self, judge: str, arguments: Mapping[str, Sequence[Any]], count: int) -> list[float | None]:
+        values: list[float | None] = []
+        failures = 0
+        for n in range(count):
+            try:
+                if failures < _JUDGES_FAILURES:
+                    values += self._judge(judge, {k: [v[n]] for k, v in arguments.items()}, _JUDGES_ROW_S)
+                else:
+                    values.append(None)
+            except CallFailed:
+                failures += 1
+                values.append(None)
+        return values
+
+    def _judge(self, judge: str, arguments: Mapping[str, Sequence[Any]], timeout: float | None) -> list[float | None]:
+        self._judges.call("prepare", {"judge": judge}, START_S)
+        return self._judges.call(judge, arguments, timeout)
+
+
+def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: int) -> Array:
+    total, answered = np.zeros(count), np.zeros(count, np.bool_)
+    for name, values in by_name.items():
+        there = ~np.isnan(values)
+        total[there] += weights[name] * values[there]
+        answered |= there
+    return np.where(answered & np.isfinite(total), total, np.nan)
+
+
+def _host(user_file: str, timeout: float, log: Path | None) -> Host:
+    """`reward.py`, or `reward.py:name,name`."""
+    file, _, names = user_file.rpartition(":")
+    if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
+        return Host(Path(file).expanduser(), names.split(","), timeout=timeout, log=log)
+    return Host(Path(user_file).expanduser(), timeout=timeout, log=log)
+
+

@@ -1,0 +1,153 @@
+"""Problems for the reasoning stage: a prompt, its right answer, and whatever columns a reward may want."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.data.builtin.splits import Split
+from ondevice.data.formats import BadRow
+from ondevice.data.readers import Rows, read
+from ondevice.errors import UserError
+from ondevice.randomness import permutation
+from ondevice.rewards.answers import find_answer
+from ondevice.rewards.rewards import STAGE_GIVES
+from ondevice.stages.material import HELD_MOST, HELD_PART, corpus_of
+
+GYM_COUNT = 1000
+"""Problems of a gym's task where no count is given: it has no end."""
+RESERVED = STAGE_GIVES | {"apart", "gym"}
+"""What a column may not be called: rewards get these from the stage."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`columns` go to the rewards beside `answer` and `kind`. `answer` is empty where a gym's task states none."""
+
+    prompt: str
+    answer: str
+    kind: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, corpus: CorpusConfig, *,
+             settle: Callable[[Rows], None] = Rows.check) -> list[Problem]:
+    """At most `count` problems (0: all; of a gym's task 1,000) of a split of
+
+    * `builtin` (made by `corpus`) or `builtin:RECIPE`: sums;
+    * `gym:NAME` or `gym:NAME?key=value&…`: a task of reasoning-gym;
+    * a file, a folder or `hub:…` of rows {"prompt" or "question", "answer", …}: what is not asked twice; the last tenth
+      is `validation` and `heldout` both, `all` is all of it. `settle` gets the rows, with the bad ones set aside.
+
+    No question is in train and in another split. Raises UserError for what is not there, is empty or cannot be read.
+    """
+    made = corpus_of(spec, corpus)
+    if made is not None:
+        found = _builtin(made, split)
+    elif spec.startswith("gym:"):
+        found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
+    else:
+        found = _part(_file(spec, settle), split, spec)
+        if 0 < count < len(found):
+            found = [found[n] for n in sorted(permutation(seed, "problems", 0, len(found))[:count])]
+    if not found:
+        raise UserError("no problems in it", where=spec)
+    return found[:count] if count else found
+
+
+def columns_of(found: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The columns of these problems as rewards take them, None where one has none."""
+    names = dict.fromkeys(name for problem in found for name in problem.columns)
+    columns: dict[str, list[Any]] = {name: [problem.columns.get(name) for problem in found] for name in names}
+    return columns | {"answer": [problem.answer for problem in found], "kind": [problem.kind for problem in found]}
+
+
+def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:
+    from ondevice.data.builtin import build
+
+    made = build(corpus)
+    return [Problem(row["prompt"], row["answer"], row["kind"])
+            for part in _splits(split) for row in made.problems(part)]
+
+
+def _gym(task: str, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
+    from ondevice.rewards.gym import column, entries
+
+    kind = task.partition("?")[0]
+    # A task with many right answers (graph_color, rubiks_cube) states none; its scorer knows them.
+    return [Problem(entry["question"], "" if entry["answer"] is None else str(entry["answer"]), kind,
+                    {"gym": column(task, entry)})
+            for part in _splits(split) for entry in entries(task, part, count, seed)]
+
+
+def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
+    return ("train", "validation", "heldout") if split == "all" else (split,)
+
+
+def _file(spec: str, settle: Callable[[Rows], None]) -> list[Problem]:
+    rows = read(spec)
+    kind = Path(spec).stem
+    found: dict[str, Problem] = {}
+    for row, where in rows:
+        try:
+            problem = to_problem(row, kind)
+        except BadRow as error:
+            rows.reject(where, str(error), row)
+            continue
+        found.setdefault(problem.prompt, problem)
+    settle(rows)
+    return list(found.values())
+
+
+def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
+    if split == "all":
+        return found
+    if len(found) < 2:
+        raise UserError("holds one problem only", where=spec, hint="give more: some are held out")
+    held = min(max(1, int(len(found) * HELD_PART)), HELD_MOST)
+    return found[:-held] if split == "train" else found[-held:]
+
+
+def to_problem(row: Mapping[str, Any], kind: str) -> Problem:
+    """The problem of a row {"prompt" or "question", "answer"}; other columns are kept. Raises BadRow.
+
+    An answer that ends in `#### 42`, as GSM8K's do, is 42; the whole of it becomes the column `solution`.
+    """
+    asked = next((name for name in ("prompt", "question") if name in row), None)
+    if asked is None or "answer" not in row:
+        raise BadRow("a problem needs prompt (or question) and answer")
+    if clash := sorted(RESERVED & set(row)):
+        raise BadRow(f"a column may not be called {clash[0]}")
+    prompt, answer = _prompt(row[asked], asked), _text(row["answer"], "answer")
+    columns = {name: value for name, value in row.items() if name not in (asked, "answer", "kind")}
+    if marked := find_answer(answer, "hash"):
+        columns.setdefault("solution", answer)
+        answer = marked.text
+    named = row.get("kind")
+    return Problem(prompt, answer, named if isinstance(named, str) and named else kind, columns)
+
+
+def _prompt(value: Any, name: str) -> str:
+    """A text, or a list that holds one message of a user."""
+    if isinstance(value, list):
+        if len(value) != 1 or not isinstance(value[0], Mapping) or value[0].get("role") != "user":
+            raise BadRow(f"{name} must be a text or one message of a user")
+        value = value[0].get("content")
+    return _text(value, name)
+
+
+def _text(value: Any, name: str) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {'missing' if value is None else f'no text but {type(value).__name__}'}")
+    if not value.strip():
+        raise BadRow(f"{name} is empty")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise BadRow(f"{name} holds a lone surrogate")
+    return value
+
+

@@ -1,0 +1,88 @@
+"""Prompts that a model is to answer: the built-in corpus's, or a person's, as token ids with what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondevice.context import Context
+from ondevice.data.chat import prompt_ids
+from ondevice.data.formats import BadRow, Row, to_chat
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+from ondevice.models.folder import Model
+from ondevice.stages import material
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation that ends with the user. `known`: what the data says of it (`answer`, `kind`, …)."""
+
+    messages: list[dict[str, Any]]
+    ids: list[int]
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return str(self.messages[-1]["content"])
+
+
+def prompts(data: str, split: str, model: Model, room: int, ctx: Context) -> list[Asked]:
+    """The prompts of `data`; those that leave no `room` tokens for an answer are left out and counted. Raises UserError
+    for data without any, as for a model without a chat template."""
+    need_template(model)
+    corpus = material.corpus_of(data, ctx.corpus)
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        rows = [([{"role": "user", "content": row["prompt"]}], {k: v for k, v in row.items() if k != "prompt"})
+                for row in build(corpus).prompts(split)]  # type: ignore[arg-type]
+    else:
+        rows = material.converted(data, _to_prompt, ctx)
+    return fitting(rows, model, room, data, ctx)
+
+
+def fitting(rows: Sequence[tuple[list[dict[str, Any]], Mapping[str, Any]]], model: Model, room: int, where: str,
+            ctx: Context) -> list[Asked]:
+    """Rows as ids, without those that leave no room for an answer. Raises UserError where none is left."""
+    found = [Asked(messages, _ids(messages, model.tokenizer), known) for messages, known in rows]
+    fit = [asked for asked in found if len(asked.ids) + room <= model.cfg.max_position_embeddings]
+    if not fit:
+        raise UserError(f"none of {len(found)} prompts leaves room for {room} tokens of an answer", where=where,
+                        hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")
+    if len(fit) < len(found):
+        ctx.warn(f"{len(found) - len(fit)} of {len(found)} prompts leave no room for an answer and are left out")
+    return fit
+
+
+def need_template(model: Model) -> None:
+    """Raises UserError for a model that was never taught to answer."""
+    if model.tokenizer.chat_template is None:
+        raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")
+
+
+def _ids(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
+    try:
+        return prompt_ids(messages, tokenizer)
+    except BadRow as error:
+        raise UserError(str(error), where="data") from error
+
+
+def _to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The conversation up to the last thing that the user says, and the row's other columns."""
+    if isinstance(row.get("prompt"), str):
+        messages = [{"role": "user", "content": row["prompt"]}]
+    elif isinstance(row.get("prompt"), list):
+        messages = to_chat({"messages": row["prompt"]})["messages"]
+    elif isinstance(row.get("question"), str):
+        messages = [{"role": "user", "content": row["question"]}]
+    else:
+        messages = to_chat(row)["messages"]
+    while messages and messages[-1]["role"] != "user":
+        messages = messages[:-1]
+    if not messages or not str(messages[-1]["content"]).strip():
+        raise BadRow("holds nothing that a user says")
+    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion")}
+    return messages, known

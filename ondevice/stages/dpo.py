@@ -1,0 +1,104 @@
+"""Stage 3 without a reward model: DPO and its family. The reference is the stage's start, frozen.
+
+The reference's log-probabilities are computed once and kept beside the stage: a step then costs one model, not two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.backend import Params
+from ondevice.config.preference import DPOConfig
+from ondevice.context import Context, Made, digest
+from ondevice.data.completions import Row, completion_batch
+from ondevice.data.packing import Batch
+from ondevice.loop import fit, held_out_figures
+from ondevice.losses import WITHOUT_REFERENCE, preference_loss
+from ondevice.models.folder import Model, load_model
+from ondevice.rollout import Sampler, Scorer
+from ondevice.stages.answers import sampler
+from ondevice.stages.pairs import TokenPair, pairs
+from ondevice.stages.reward import PairSource
+
+HELD = 128  # held-out prompts at which the distance to the start is measured
+
+
+def run(cfg: DPOConfig, ctx: Context) -> Made:
+    model = load_model(cfg.model, ctx.backend)
+    found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, model, ctx)
+    sources = []
+    for name, part in (("train", found.train), ("held", found.held)):
+        sides = sides_of(part, cfg.loss_type)
+        reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
+        sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
+                               make=partial(compared, sides=sides, reference=reference)))
+    loss = partial(preference_loss, model=model.decoder, kind=cfg.loss_type, beta=cfg.beta,
+                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
+    measure = held_out_figures(loss, sources[1](), ctx, cfg)
+    params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
+    held = measure(params)
+    marks = {"pairs": {name: held[name] for name in ("accuracy", "margin")}, "simulated": found.simulated,
+             "kl": distance(params, model, found.held, cfg, ctx)}
+    return Made(model.with_params(params), marks, notes=found.notes)
+
+
+def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:
+    """Nats a completion between policy and start, over one completion at temperature 1 of each held-out prompt."""
+    longest = max(len(side.completion) for pair in held for side in (pair.chosen, pair.rejected))
+    writer = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
+    asked = [pair.chosen.prompt for pair in held[:HELD]]
+    rows = [s.row for s in writer.draw(params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held")]
+    scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
+    now, start = scorer.logprobs(params, rows), scorer.logprobs(model.params, rows)
+    return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
+
+
+def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[list[Row]]:
+    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the pair after it."""
+    sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
+    if kind == "kto":
+        after = [*pairs[1:], *pairs[:1]]
+        sides.append([Row(p.chosen.prompt, q.chosen.completion) for p, q in zip(pairs, after, strict=True)])
+    return sides
+
+
+def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model,
+                    ctx: Context) -> NDArray[np.float32]:
+    """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read from a file beside
+    the stage where an earlier process has left it."""
+    flat = [row for side in sides for row in side]
+    key = digest([ctx.fingerprint.get("model", str(model.folder)), ctx.backend.name, ctx.backend.dtype,
+                  [[*map(int, row.prompt), -1, *map(int, row.completion)] for row in flat]])
+    file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
+    if file.is_file():
+        sums: NDArray[np.float32] = np.load(file)
+        return sums
+    ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
+    scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
+    each = [part.sum(dtype=np.float64) for part in scorer.logprobs(model.params, flat)]
+    sums = np.array(each, np.float32).reshape(len(sides), -1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    with aside.open("wb") as out:
+        np.save(out, sums)
+    aside.replace(file)
+    return sums
+
+
+def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
+             reference: NDArray[np.float32] | None) -> Batch:
+    """`size` rows of each side, those beyond the group filled with its first pair, which then counts nothing."""
+    filled = [*group, *[group[0]] * (size - len(group))]
+    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides))
+    if reference is not None:
+        batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
+    batch["pairs"] = np.zeros(size, np.float32)
+    batch["pairs"][:len(group)] = 1.0
+    if len(sides) == 3:
+        batch["losses"] = np.asarray(2.0)  # KTO has a loss for each completion
+    return batch

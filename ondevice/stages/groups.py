@@ -1,0 +1,53 @@
+"""groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or looks back.
+
+A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated", "rewards": {name:
+number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ondevice.events import LineFile
+from ondevice.rewards.answers import find_answer
+from ondevice.rollout import Sampled
+from ondevice.stages.asked import Asked
+
+
+class GroupLog:
+    """Appends lines; each is on its way to the disk when `append` returns, before the event that tells its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, step: int, groups: Sequence[Mapping[str, Any]]) -> int:
+        """The byte offset of the new line."""
+        with LineFile(self.path) as file:
+            return file.append({"step": step, "groups": list(groups)})
+
+
+def told(asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
+         form: str = "") -> list[dict[str, Any]]:
+    """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
+    `form` says how answers are written, where there are any to be parsed."""
+    size = len(sampled) // len(asked)
+    groups = []
+    for g, one in enumerate(asked):
+        completions = []
+        for i in range(g * size, (g + 1) * size):
+            answer = find_answer(sampled[i].text, form) if form else None
+            completions.append({
+                "text": sampled[i].text, "tokens": len(sampled[i].ids), "truncated": not sampled[i].stopped,
+                "rewards": {name: _number(values[i]) for name, values in rewards.items()},
+                "reward": _number(totals[i]), "advantage": _number(advantages[i]),
+                "parsed": answer.text if answer else None, "span": [answer.start, answer.end] if answer else None})
+        groups.append({"prompt": one.text, "answer": one.known.get("answer"), "completions": completions})
+    return groups
+
+
+def _number(value: Any) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

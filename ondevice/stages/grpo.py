@@ -1,0 +1,158 @@
+"""Stage 4: reasoning from verifiable rewards (GRPO, Shao 2024).
+
+One step is one rollout: a group of completions for each prompt, read once; rewards that can be checked; an advantage
+over the group; `updates` updates. Nothing but right answers is shown: how to reach them is the policy's to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from ondevice.advantages import group_advantages, without_spread
+from ondevice.backend import Params
+from ondevice.config.preference import GRPOConfig
+from ondevice.context import Context, Made
+from ondevice.data.packing import Batch
+from ondevice.loop import Better, Work, fit
+from ondevice.losses import grpo_loss
+from ondevice.models.folder import Model, load_model
+from ondevice.rewards.rewards import Rewards, Scores
+from ondevice.rewards.tasks import problems
+from ondevice.rollout import Sampled, Sampler, Scorer
+from ondevice.stages import material
+from ondevice.stages.answers import sampler
+from ondevice.stages.asked import Asked, fitting, need_template
+from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
+
+HELD = 64  # held-out problems of a measurement
+
+
+def run(cfg: GRPOConfig, ctx: Context) -> Made:
+    policy = load_model(cfg.model, ctx.backend)
+    need_template(policy)
+    with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
+                 ctx.folder.path / "rewards.log") as rewards:
+        feed = GRPOFeed(cfg, ctx, policy, rewards)
+        loss = partial(grpo_loss, model=policy.decoder, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
+                       sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
+        params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx),
+                     better=Better("accuracy", higher=True))
+        marks = feed.measure(params)
+        told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
+    return Made(policy.with_params(params), {"held_out": marks}, notes=[f"rewards: {told}"])
+
+
+class GRPOFeed:
+    """Each step's rollout and updates: a function of the seed, the step and the parameters."""
+
+    def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
+        self.cfg, self.ctx, self.rewards = cfg, ctx, rewards
+        self.reference = policy.params
+        self.asked, self.held = self._asked("train", 0, policy), self._asked("validation", HELD, policy)
+        rewards.check({name for one in self.asked for name in one.known})
+        self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
+                               seed=cfg.seed, batch_size=cfg.rollout_batch)
+        self.greedy = Sampler(policy, ctx.backend, temperature=0.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
+                              batch_size=cfg.rollout_batch)
+        self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
+        self.log = GroupLog(ctx.folder.groups)
+        ctx.events.emit("data", problems=len(self.asked), held_problems=len(self.held))
+        ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
+
+    def work(self, step: int, params: Callable[[], Params]) -> Work:
+        cfg, now = self.cfg, params()
+        asked = [self.asked[i] for i in dealt(cfg.prompts, step, len(self.asked), cfg.seed, "problems")]
+        sampled = self.sampler.draw(now, [a.ids for a in asked], cfg.group_size, stage="grpo", step=step)
+        scores = self.score(asked, sampled, cfg.group_size)
+        totals = scores.total.reshape(len(asked), cfg.group_size)
+        scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
+        advantages = group_advantages(totals, scale).reshape(-1)
+        numbers = {**figures(scores, totals), **lengths_told(sampled),
+                   "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
+                                                            cfg.answer))}
+        return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
+                    ("reward", "accuracy", "completion_length"))
+
+    def score(self, asked: Sequence[Asked], sampled: Sequence[Sampled], each: int) -> Scores:
+        """The rewards of `each` completions a prompt; what goes wrong with one is told as a warning."""
+        of = [one for one in asked for _ in range(each)]
+        names = {name for one in asked for name in one.known}
+        columns: dict[str, list[Any]] = {name: [one.known.get(name) for one in of] for name in names}
+        columns |= {"completion_ids": [s.ids for s in sampled], "truncated": [not s.stopped for s in sampled]}
+        scores = self.rewards.score([one.text for one in of], [s.text for s in sampled],
+                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens})
+        for warning in scores.warnings:
+            self.ctx.warn(warning)
+        return scores
+
+    def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> list[list[Batch]]:
+        cfg = self.cfg
+        rows = [s.row for s in sampled]
+        learned = np.array([float(s.stopped or not cfg.mask_truncated) for s in sampled])
+        tokens = {"advantages": spread(advantages, sampled), "learned": spread(learned, sampled)}
+        if cfg.updates > 1:  # else they are the training forward's own, and cost nothing
+            tokens["old_logps"] = self.scorer.logprobs(params, rows)
+        if cfg.beta:
+            tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
+        made = list(micro_batches(sampled, range(len(sampled)), sizes(cfg, len(sampled)), tokens))
+        for batch, _ in made:
+            batch["weights"] *= batch.pop("learned")
+        divide(cfg, [batch for batch, _ in made], len(sampled))
+        return [[batch for batch, _ in made] for _ in range(cfg.updates)]
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """Greedy answers to held-out problems."""
+        sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
+        scores = self.score(self.held, sampled, 1)
+        right = scores.by_name.get("correct", scores.total)
+        return {"accuracy": float(np.nanmean(right == 1.0)), "reward": float(np.nanmean(scores.total)),
+                **lengths_told(sampled)}
+
+    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+        return ""
+
+    def _asked(self, split: Literal["train", "validation"], count: int, policy: Model) -> list[Asked]:
+        cfg = self.cfg
+        spec, part = (cfg.validation, "all") if split == "validation" and cfg.validation else (cfg.data, split)
+        found = problems(spec, part, count, cfg.seed, self.ctx.corpus,  # type: ignore[arg-type]
+                         settle=partial(material.settle, ctx=self.ctx))
+        rows = [([{"role": "user", "content": p.prompt}], {**p.columns, "answer": p.answer, "kind": p.kind})
+                for p in found]
+        return fitting(rows, policy, cfg.max_new_tokens, spec, self.ctx)
+
+
+def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
+    """Fills `scale` (K,) and `denominator`: what each loss type divides by (TRL's `loss_type`; Yu 2025, DAPO; Liu 2025,
+    Dr. GRPO). Completions of which nothing is learned count as rows, not as tokens."""
+    total = sum(float(b["weights"].sum()) for b in batches)
+    for batch in batches:
+        weights, member = batch["weights"], batch["member"]
+        scale, denominator = weights, max(total, 1.0)
+        if cfg.loss_type in ("grpo", "gspo"):
+            lengths = np.maximum((member * weights).sum(1), 1.0)
+            scale, denominator = weights * (member / lengths[:, None]).sum(0), float(completions)
+        elif cfg.loss_type == "bnpo":
+            denominator = max(float(weights.sum()), 1.0) * len(batches)
+        elif cfg.loss_type == "dr_grpo":
+            denominator = float(completions * cfg.max_new_tokens)
+        batch["scale"] = scale.astype(np.float32)
+        batch["denominator"] = np.asarray(denominator, np.float32)
+
+
+def figures(scores: Scores, totals: Floats) -> dict[str, Any]:
+    """What a step's event says of the rewards: all of them, each by itself, and how many groups teach nothing."""
+    spreads = np.nanstd(totals, axis=1, ddof=1) if np.isfinite(totals).any() else np.zeros(1)
+    right = scores.by_name.get("correct")
+    return {"reward": _mean(scores.total), "reward_std": _mean(spreads),
+            "zero_spread": float(without_spread(totals).mean()),
+            **({"accuracy": _mean(right == 1.0)} if right is not None else {}),
+            **{f"reward/{name}": _mean(values) for name, values in scores.by_name.items()}}
+
+
+def _mean(values: Floats) -> float:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

@@ -1,0 +1,194 @@
+"""The pairs that a preference stage learns from: out of a ratings.db or a person's file, kept beside the stage.
+
+What a stage has begun with, it goes on with: its pairs are copied to `<stage>/pairs.jsonl` at its start, and votes that
+come later are for the next one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ondevice.checkpoint import write_file
+from ondevice.context import Context, digest
+from ondevice.data.chat import encode_chat
+from ondevice.data.completions import Row
+from ondevice.data.formats import BadRow
+from ondevice.data.formats import Row as DataRow
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+from ondevice.models.folder import Model
+from ondevice.pairs import held_out
+from ondevice.ratings import FILE, Ratings
+from ondevice.stages import material
+from ondevice.stages.asked import need_template
+
+COPY = "pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A chosen and a rejected completion of one prompt, stop tokens included. `by` names what tells them apart, where
+    that is known."""
+
+    chosen: Row
+    rejected: Row
+    strength: float = 1.0
+    by: str = ""
+
+    @property
+    def length(self) -> int:
+        return max(self.chosen.length, self.rejected.length)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated."""
+
+    train: list[TokenPair]
+    held: list[TokenPair]
+    notes: list[str]
+    simulated: int = 0
+
+
+def pairs(data: str, validation: str, held_share: float, longest: int, model: Model, ctx: Context) -> Found:
+    """Raises UserError for missing, empty or unreadable data, or where no pair is left on either side."""
+    need_template(model)
+    copy = ctx.folder.path / COPY
+    if not (ctx.resume and copy.is_file()):
+        rows = [{**row, "held": held_out(sha_of(row), held_share, 0)} for row in _read(data, ctx)]
+        if validation:
+            rows = [{**row, "held": False} for row in rows] + [{**row, "held": True} for row in _read(validation, ctx)]
+        write_file(copy, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
+    limit = min(longest, model.cfg.max_position_embeddings)
+    made = [(row["held"], to_tokens(row, model.tokenizer)) for row in rows]
+    fit = [(held, pair) for held, pair in made if pair.length <= limit]
+    if len(fit) < len(made):
+        ctx.warn(f"{len(made) - len(fit)} of {len(made)} pairs are longer than {limit} tokens and are left out")
+    train, held = [p for h, p in fit if not h], [p for h, p in fit if h]
+    if not train or not held:
+        raise UserError(f"{len(train)} pairs to learn from and {len(held)} held out are too few",
+                        where=data or str(copy), hint="rate more pairs, or give --validation FILE")
+    voted = sum(bool(row.get("raters")) for row in rows)
+    simulated = sum(bool(row.get("simulated")) for row in rows)
+    notes = [f"{len(rows):,} pairs" + (f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
+                                       if simulated else ", rated by people" if voted else "")]
+    ctx.events.emit("data", pairs=len(train), held_pairs=len(held), simulated=simulated)
+    ctx.say(f"{ctx.name}: {len(train):,} pairs to learn from, {len(held):,} held out"
+            + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
+    return Found(train, held, notes, simulated)
+
+
+def pairs_digest(data: str, validation: str, stage: Path, resume: bool) -> str:
+    """A hash of the pairs: of those that the stage has begun with, else of the source. Raises UserError as `pairs`."""
+    copy = stage / COPY
+    if resume and copy.is_file():
+        rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
+        return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
+    rows = [row for source in (data or str(stage.parent / FILE), validation if validation else None) if source
+            for row in _rows(source)[0]]
+    return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
+
+
+def sha_of(row: Mapping[str, Any]) -> str:
+    return digest(row["prompt"])
+
+
+def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
+    """Both responses as the model's template writes them, each ending with its stop token."""
+    made = [completion_row(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")]
+    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""))
+
+
+def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:
+    """Prompt and response as ids; the response is what the assistant wrote last. Raises UserError where the template
+    refuses the chat."""
+    try:
+        ids, mask = encode_chat([*prompt, {"role": "assistant", "content": text}], tokenizer)[-1]
+    except BadRow as error:
+        raise UserError(str(error), where="data") from error
+    end = int(np.flatnonzero(mask)[-1]) + 1
+    start = int(np.flatnonzero(~mask[:end])[-1]) + 1
+    return Row(ids[:start], ids[start:end])
+
+
+def _read(data: str, ctx: Context) -> list[dict[str, Any]]:
+    rows, told = _rows(data or str(ctx.folder.path.parent / FILE), ctx)
+    if told:
+        ctx.say(f"{ctx.name}: {told}")
+    return rows
+
+
+def _rows(data: str, ctx: Context | None = None) -> tuple[list[dict[str, Any]], str]:
+    """({"prompt": messages, "chosen", "rejected", …} of every pair, what to say of the rest)."""
+    path = Path(data)
+    if path.is_dir() and (path / FILE).is_file():
+        path = path / FILE
+    if path.suffix == ".db":
+        with Ratings.open(path) as ratings:
+            found = ratings.pairs()
+            reasons = {v.item: v.reason for v in ratings.live_votes() if v.reason}
+        rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "strength": p.strength,
+                 "raters": list(p.raters), "simulated": p.simulated, "by": reasons.get(p.item, ""), "item": p.item}
+                for p in found]
+        left = ", ".join(f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items())
+        return rows, f"{len(rows):,} pairs of {found.votes:,} votes" + (f" (left out: {left})" if left else "")
+    if ctx is not None:
+        return material.converted(data, to_pair, ctx), ""
+    from ondevice.data.readers import read
+
+    return [to_pair(row) for row, _ in read(data) if _is_pair(row)], ""
+
+
+def _is_pair(row: DataRow) -> bool:
+    try:
+        to_pair(row)
+    except BadRow:
+        return False
+    return True
+
+
+def to_pair(row: DataRow) -> dict[str, Any]:
+    """A row of prompt, chosen and rejected, strings or messages; without a prompt the two share their beginning."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if chosen is None or rejected is None:
+        raise BadRow("a pair has chosen and rejected")
+    prompt = row.get("prompt", row.get("question"))
+    if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise BadRow("a pair has a prompt")
+    said = [_response(x) for x in (chosen, rejected)]
+    if said[0] == said[1]:
+        raise BadRow("chosen and rejected are the same")
+    if not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in prompt):
+        raise BadRow("the prompt is neither text nor messages")
+    return {"prompt": [dict(m) for m in prompt], "chosen": said[0], "rejected": said[1]}
+
+
+def _response(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow("a response is one text, or one message")
+    return value
+
+
+def by_parts(pairs: Sequence[TokenPair]) -> dict[str, list[int]]:
+    """What tells pairs apart → the numbers of those pairs; empty where nothing is known."""
+    out: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        if pair.by:
+            out.setdefault(pair.by, []).append(i)
+    return out

@@ -1,0 +1,218 @@
+"""Stage 3 with a reward model: PPO (Schulman 2017; Ouyang 2022; details after Huang 2024).
+
+One step is one rollout: completions sampled from the policy, scored by the reward model, a price for every token that
+moves away from the reference (the stage's start, frozen), advantages by GAE under a value model of its own, and then
+`epochs` × `minibatches` updates of policy and value model together. The value model begins from the reward model and is
+kept with the checkpoints and beside the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.advantages import explained_variance, gae, whiten
+from ondevice.backend import Params
+from ondevice.config.preference import PPOConfig
+from ondevice.context import Context, Made
+from ondevice.data.packing import Batch
+from ondevice.data.sources import ChatSource
+from ondevice.errors import UserError
+from ondevice.loop import Better, Work, fit
+from ondevice.losses import ppo_loss
+from ondevice.models.folder import Model, load_model
+from ondevice.models.names import sub
+from ondevice.randomness import permutation
+from ondevice.rollout import Sampled, Sampler, Scorer
+from ondevice.stages import material
+from ondevice.stages.answers import sampler
+from ondevice.stages.asked import prompts
+from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.reward import whole
+from ondevice.stages.rollouts import dealt, lengths_told, micro_batches, sizes
+
+HELD = 64  # held-out prompts of a measurement
+
+
+def run(cfg: PPOConfig, ctx: Context) -> Made:
+    policy = load_model(cfg.model, ctx.backend)
+    judge = load_judge(cfg, policy, ctx)
+    value = judge.with_params(dict(judge.params))
+    feed = PPOFeed(cfg, ctx, policy, judge)
+    loss = partial(ppo_loss, model=policy.decoder, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
+                   sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
+    params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
+                 better=Better("score", higher=True))
+    own = {name: params[name] for name in policy.params}
+    marks = {"held_out": feed.measure(params)}
+    ctx.events.emit("eval", cfg.steps, **marks["held_out"])
+    return Made(policy.with_params(own), marks, {"value_model": value.with_params(sub(params, "value."))},
+                [f"rewarded by {cfg.reward_model}"])
+
+
+def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
+    """The reward model. Raises UserError: none named, no reward model, another tokenizer or another shape."""
+    if not cfg.reward_model:
+        raise UserError("no reward model was named", where="reward_model", hint="ondevice reward makes one")
+    judge = load_model(cfg.reward_model, ctx.backend)
+    if judge.cfg.num_labels != 1:
+        raise UserError("is no reward model: it has no head of one score", where=cfg.reward_model,
+                        hint="ondevice reward makes one")
+    if judge.tokenizer.sha256() != policy.tokenizer.sha256():
+        raise UserError("has another tokenizer than the policy", where=cfg.reward_model,
+                        hint="train the reward model from the policy's own family")
+    same = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+    if any(getattr(judge.cfg, name) != getattr(policy.cfg, name) for name in same):
+        raise UserError("has another shape than the policy", where=cfg.reward_model,
+                        hint="train the reward model from the same model as the policy")
+    return judge
+
+
+class PPOFeed:
+    """Each step's rollout and updates: a function of the seed, the step, the parameters and kl_coef."""
+
+    def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model) -> None:
+        self.cfg, self.ctx, self.judge = cfg, ctx, judge
+        self.reference = policy.params
+        room = cfg.max_new_tokens
+        self.asked = prompts(cfg.data, "train", policy, room, ctx)
+        self.held = prompts(cfg.data, "validation", policy, room, ctx)[-HELD:]
+        self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
+                               batch_size=cfg.rollout_batch)
+        self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
+        self.critic = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
+        self.chats = self._chats(policy)
+        self.log = GroupLog(ctx.folder.groups)
+        self.kl_coef = Leash(cfg, ctx)
+
+    def work(self, step: int, params: Callable[[], Params]) -> Work:
+        now = params()
+        chosen = dealt(self.cfg.prompts, step, len(self.asked), self.cfg.seed, "prompts")
+        asked = [self.asked[i] for i in chosen]
+        sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=step)
+        found = self.rollout(now, sampled, self.kl_coef.before(step))
+        numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.kl_coef.before(step),
+                   "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
+                                                            [float(a.mean()) for a in found.advantages]))}
+        self.kl_coef.after(step, found.numbers["kl"])
+        return Work(self.updates(step, sampled, found), numbers, sum(len(s.ids) for s in sampled),
+                    ("reward", "kl", "completion_length"))
+
+    def rollout(self, params: Params, sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
+        rows = [s.row for s in sampled]
+        old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
+        values = self.critic.values(sub(params, "value."), rows)
+        scores = self.scores(sampled)
+        return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
+
+    def scores(self, sampled: Sequence[Sampled]) -> NDArray[np.float32]:
+        """(N,) the reward model's scores, less where a completion did not stop."""
+        found = self.critic.scores(self.judge.params, [whole(s.row) for s in sampled])
+        return (found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])).astype(np.float32)
+
+    def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:
+        cfg, tokens = self.cfg, found.tokens()
+        out: list[list[Batch]] = []
+        for epoch in range(cfg.epochs):
+            order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
+            for part in np.array_split(order, cfg.minibatches):
+                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), sizes(cfg, len(part)), tokens)]
+                total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
+                for batch in made:
+                    batch["denominator"] = total
+                if self.chats is not None:
+                    self._add_chats(made, step * cfg.epochs * cfg.minibatches + len(out))
+                out.append(made)
+        return out
+
+    def measure(self, params: Params) -> dict[str, float]:
+        """The mean score of completions of held-out prompts, and their distance to the reference."""
+        sampled = self.sampler.draw(params, [a.ids for a in self.held], 1, stage="ppo held")
+        rows = [s.row for s in sampled]
+        now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
+        kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
+        return {"score": float(self.scores(sampled).mean()), "kl": kl, **lengths_told(sampled)}
+
+    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+        return self.kl_coef.diagnosis
+
+    def _chats(self, policy: Model) -> ChatSource | None:
+        if not self.cfg.sft_coef:
+            return None
+        found = material.chats(self.cfg.sft_data, "", policy.tokenizer, self.ctx)
+        width = min(128, policy.cfg.max_position_embeddings)
+        return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
+                          seed=self.cfg.seed)
+
+    def _add_chats(self, batches: list[Batch], number: int) -> None:
+        """A batch of chats beside the first micro-batch; beside the others one that counts nothing."""
+        assert self.chats is not None
+        chats = self.chats.batch(number)[0]
+        for n, batch in enumerate(batches):
+            own = chats if n == 0 else {**chats, "weights": np.zeros_like(chats["weights"])}
+            batch |= {f"sft.{name}": values for name, values in own.items()}
+
+
+class Rollout:
+    """What the updates of a step learn from: one array a completion, one value a token."""
+
+    def __init__(self, old: Sequence[Any], values: Sequence[Any], advantages: Sequence[Any], returns: Sequence[Any],
+                 scores: NDArray[np.float32], numbers: dict[str, float]) -> None:
+        self.old, self.values, self.advantages, self.returns = old, values, advantages, returns
+        self.scores, self.numbers = scores, numbers
+
+    def tokens(self) -> dict[str, Sequence[Any]]:
+        return {"old_logps": self.old, "old_values": self.values, "advantages": self.advantages,
+                "returns": self.returns}
+
+
+def assemble(old: Sequence[Any], ref: Sequence[Any], values: Sequence[Any], scores: NDArray[np.float32],
+             kl_coef: float, gamma: float, lam: float) -> Rollout:
+    """Rewards (−kl_coef·(log π − log π_ref) a token, the score at the last), GAE, whitened advantages."""
+    apart = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(old, ref, strict=True)]
+    rewards = [-kl_coef * row for row in apart]
+    for row, score in zip(rewards, scores, strict=True):
+        row[-1] += float(score)
+    advantages, returns = gae(rewards, values, gamma, lam)
+    known, seen = np.concatenate(returns), np.concatenate([np.asarray(v, np.float64) for v in values])
+    numbers = {"reward": float(scores.mean()), "reward_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+               "kl": float(np.mean([row.sum() for row in apart])),
+               "return": float(np.mean([row.sum() for row in rewards])),
+               "explained_variance": explained_variance(known, seen)}
+    return Rollout(old, values, [row.astype(np.float32) for row in whiten(advantages)],
+                   [row.astype(np.float32) for row in returns], scores, numbers)
+
+
+class Leash:
+    """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a step, by how far the
+    distance is off, at most a fifth of the target. What it was at a step follows from the distances before, which the
+    events keep: a resumed stage reads them there."""
+
+    def __init__(self, cfg: PPOConfig, ctx: Context) -> None:
+        self.cfg = cfg
+        self.diagnosis = ""
+        self.coefs = {0: cfg.kl_coef}
+        if ctx.resume and cfg.target_kl:
+            from ondevice import events
+
+            for event in events.read(ctx.folder.events):
+                if event.get("event") == "step" and isinstance(event.get("kl"), float):
+                    self.after(int(event["step"]) - 1, event["kl"])
+
+    def before(self, step: int) -> float:
+        return self.coefs.get(step, self.cfg.kl_coef)
+
+    def after(self, step: int, kl: float) -> None:
+        coef = self.before(step)
+        if self.cfg.target_kl:
+            off = min(max(kl / self.cfg.target_kl - 1, -0.2), 0.2)
+            coef *= 1 + 0.1 * off
+        self.coefs[step + 1] = coef
+        if kl > self.cfg.most_kl:
+            self.diagnosis = (f"the policy has collapsed: its completions are {kl:.1f} nats away from the reference, "
+                              f"more than most_kl {self.cfg.most_kl:g}; raise kl_coef or lower learning_rate")
+

@@ -1,0 +1,117 @@
+"""Stage 3, reward model: Bradley–Terry on pairs, saved as …ForSequenceClassification with one score.
+
+The score is read at a response's last token, its stop token. What a person needs to trust it is measured on held-out
+prompts: accuracy with its interval, how far apart the two scores are, and whether σ(difference) means what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.backend import Params
+from ondevice.config.preference import RewardConfig
+from ondevice.context import Context, Made
+from ondevice.data.completions import Row, last_token_batch
+from ondevice.data.packing import Batch
+from ondevice.loop import Better, fit, held_out_figures
+from ondevice.losses import reward_loss
+from ondevice.models.folder import load_model
+from ondevice.models.heads import with_scalar_head
+from ondevice.randomness import permutation
+from ondevice.rating_stats import wilson
+from ondevice.rollout import Scorer
+from ondevice.stages.pairs import TokenPair, by_parts, pairs
+
+
+def run(cfg: RewardConfig, ctx: Context) -> Made:
+    writer = load_model(cfg.model, ctx.backend)
+    found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, writer, ctx)
+    model = with_scalar_head(writer, ctx.backend, cfg.seed)
+    source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed, make=partial(scored, cfg=cfg))
+    loss = partial(reward_loss, model=model.decoder, center=cfg.center, checkpoint=cfg.checkpointing)
+    measure = held_out_figures(loss, source(found.held), ctx, cfg)
+    params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg, better=Better())
+    marks = quality(model.with_params(params).params, found.held, Scorer(model, ctx.backend, batch_size=32))
+    return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
+
+
+class PairSource:
+    """Pairs in an order of their own each epoch; `make` turns some pairs into a batch of a given number of pairs."""
+
+    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
+                 accumulate: int = 1) -> None:
+        self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
+
+    def batch(self, step: int) -> list[Batch]:
+        count = self.batch_size * self.accumulate
+        places = np.arange(step * count, (step + 1) * count)
+        epochs = {int(e): permutation(self.seed, "pairs", int(e), len(self.rows)) for e in places // len(self.rows)}
+        chosen = [int(epochs[int(p) // len(self.rows)][int(p) % len(self.rows)]) for p in places]
+        groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
+        return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
+
+    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """All pairs, or `limit` batches of them, in a fixed order."""
+        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].length)
+        count = len(order) if limit is None else min(len(order), limit * self.batch_size)
+        picked = [order[int(i)] for i in np.linspace(0, len(order), count, endpoint=False)]
+        for start in range(0, count, self.batch_size):
+            yield self._divided([self.make(picked[start:start + self.batch_size], self.rows, self.batch_size)])[0]
+
+    def _divided(self, batches: list[Batch]) -> list[Batch]:
+        """Every micro-batch of a step is divided by the pairs of all of them."""
+        total = np.float32(max(1.0, sum(float(b["pairs"].sum() * b.pop("losses", 1)) for b in batches)))
+        for batch in batches:
+            batch["denominator"] = np.asarray(total, np.float32)
+        return batches
+
+
+def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig) -> Batch:
+    """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
+    found = [rows[i] for i in group]
+    empty = np.zeros(1, np.int32)
+    filling = [empty] * (size - len(found))
+    chosen, rejected = [whole(p.chosen) for p in found], [whole(p.rejected) for p in found]
+    batch = last_token_batch([*chosen, *filling, *rejected, *filling], 2 * size)
+    margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    margin[:len(found)] = [cfg.strength_margin * (p.strength - 1) for p in found]
+    real[:len(found)] = 1.0
+    tokens = np.array([float(p.chosen.length + p.rejected.length) for p in found], np.float32)
+    return {**batch, "margin": margin, "pairs": real, "weights": tokens}
+
+
+def whole(row: Row) -> NDArray[np.int32]:
+    return np.concatenate([row.prompt, row.completion]).astype(np.int32)
+
+
+def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
+    """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where that is known; mean
+    margin; calibration: mean |share right − what σ(margin) says| over ten bins (expected calibration error)."""
+    scores = scorer.scores(params, [whole(side) for pair in held for side in (pair.chosen, pair.rejected)])
+    apart = (scores[0::2] - scores[1::2]).astype(np.float64)
+    right = apart > 0
+    share = wilson(int(right.sum()), len(right))
+    parts = {name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()}
+    return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(held), "by_part": parts,
+            "margin": float(apart.mean()), "calibration_error": calibration_error(apart)}
+
+
+def calibration_error(apart: NDArray[np.float64]) -> float:
+    """A margin m claims that its sign is right with probability σ(|m|); pairs are put into ten bins by that claim."""
+    claimed = 1 / (1 + np.exp(-np.abs(apart)))
+    bins = np.minimum(((claimed - 0.5) * 20).astype(int), 9)
+    off = [abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean())) * int((bins == b).sum())
+           for b in set(bins.tolist())]
+    return sum(off) / max(len(apart), 1)
+
+
+def figures(marks: Mapping[str, Any]) -> str:
+    """One line for people."""
+    low, high = marks["interval"]
+    parts = "".join(f", {name} {n}/{of}" for name, (n, of) in sorted(marks["by_part"].items()))
+    return f"{marks['accuracy']:.1%} of {marks['pairs']} held-out pairs ranked rightly [{low:.1%}, {high:.1%}]{parts}"

@@ -1,0 +1,97 @@
+"""Stage 3, first step: several different responses to each prompt, into ratings.db.
+
+A response follows from the weights, the seed and the prompt's number alone. Pairs are queued some prompts at a time,
+all of these or none: a resumed stage goes on after the last ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ondevice.config.preference import SampleConfig
+from ondevice.context import Context, Made
+from ondevice.errors import Interrupted, UserError
+from ondevice.models.folder import load_model
+from ondevice.ratings import FILE, Ratings, Response
+from ondevice.rollout import Sampled, Sampler
+from ondevice.runfolder import ticks
+from ondevice.stages.asked import Asked, prompts
+
+TRIES = 3  # candidates for each response: what is said twice is no choice
+TOGETHER = 64  # prompts between two commits
+
+
+def run(cfg: SampleConfig, ctx: Context) -> Made:
+    model = load_model(cfg.model, ctx.backend)
+    models = [model] if not cfg.other else [model, load_model(cfg.other, ctx.backend)]
+    if len({m.tokenizer.sha256() for m in models}) > 1:
+        raise UserError("has another tokenizer than the model", where=cfg.other, hint="compare models of one family")
+    samplers = [Sampler(m, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
+                        top_k=cfg.top_k, top_p=cfg.top_p, batch_size=cfg.batch_size) for m in models]
+    names = [source_name(Path(m.folder)) for m in models]
+    asked = prompts(cfg.data, "train", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
+    batch = f"{'-'.join(names)}-{ctx.fingerprint.get('model', '')[:6]}-{cfg.seed}"
+    queued = alike = 0
+    with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
+        before = {item.meta.get("number") for item in ratings.items(batch)}
+        first = max((n for n in before if isinstance(n, int)), default=-1) + 1
+        with ctx.progress(len(asked), first) as bar:
+            for start in range(first, len(asked), TOGETHER):
+                group, began = asked[start:start + TOGETHER], ticks()
+                drawn = [s.draw(m.params, [a.ids for a in group], per_prompt(cfg), stage=f"sample {n}",
+                                first=start * per_prompt(cfg))
+                         for n, (s, m) in enumerate(zip(samplers, models, strict=True))]
+                with ratings.transaction():
+                    for n, one in enumerate(group):
+                        chosen = distinct(drawn, names, n, cfg)
+                        if len(chosen) < cfg.responses:
+                            alike += 1
+                            continue
+                        ratings.add(batch, one.messages, chosen, meta=about(one, start + n), seed=cfg.seed)
+                        queued += 1
+                tokens = sum(len(s.ids) for some in drawn for s in some)
+                done = min(start + TOGETHER, len(asked))
+                rate = tokens / max(ticks() - began, 1e-9)
+                ctx.events.emit("step", done, queued=len(before) + queued, alike=alike, tokens_per_second=rate)
+                bar.update(done, {"queued": len(before) + queued, "tokens_per_second": rate})
+                if ctx.stop.requested and done < len(asked):
+                    raise Interrupted(f"stopped after {done} prompts, saved")
+    ctx.say(f"{ctx.name}: {len(before) + queued:,} prompts with {cfg.responses} different responses each"
+            + (f"; {alike:,} whose answers were all the same are left out" if alike else ""))
+    if not before and not queued:
+        raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
+    return Made(None, {"queued": len(before) + queued, "alike": alike})
+
+
+def per_prompt(cfg: SampleConfig) -> int:
+    return TRIES if cfg.other else cfg.responses * TRIES - 2
+
+
+def distinct(drawn: Sequence[Sequence[Sampled]], names: Sequence[str], n: int, cfg: SampleConfig) -> list[Response]:
+    """Prompt n's responses, each with another text: the first ones drawn, one of each model where there are two."""
+    each = per_prompt(cfg)
+    chosen: dict[str, Response] = {}
+    for some, name in zip(drawn, names, strict=True):
+        for s in some[n * each:(n + 1) * each]:
+            if s.text in chosen or not s.text.strip():
+                continue
+            meta = {"tokens": len(s.ids), "stopped": s.stopped, "temperature": cfg.temperature}
+            chosen[s.text] = Response(s.text, name, meta)
+            if cfg.other or len(chosen) == cfg.responses:
+                break
+    return list(chosen.values())
+
+
+def about(asked: Asked, number: int) -> dict[str, object]:
+    """What is kept of a prompt beside its text: whatever the data knows of it."""
+    plain = {k: v for k, v in asked.known.items() if isinstance(v, str | int | float | bool)}
+    return {"number": number, **plain}
+
+
+def source_name(folder: Path) -> str:
+    """runs/tiny/sft/model is called tiny-sft; any other folder by its own name."""
+    folder = folder.resolve()
+    if folder.name == "model" and (folder.parent / "lock").exists():
+        return f"{folder.parent.parent.name}-{folder.parent.name}"
+    return folder.name
