@@ -10,7 +10,6 @@ from typing import Any
 from ondevice import events
 from ondevice.errors import UserError, nearest
 from ondevice.progress import numbers_line
-from ondevice.report import ladder
 from ondevice.runfolder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
@@ -101,6 +100,8 @@ def report_text(run: RunFolder) -> str:
         return run.report.read_text(encoding="utf-8")
     if not any(stage.done_record() for stage in run.stages()):
         raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+    from ondevice.report import ladder  # here: its tables load numpy, and a list of runs does without
+
     return ladder(run)
 
 

@@ -17,6 +17,8 @@ from ondevice_tui.screens.chat import ChatScreen, Pane
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, shown, until, until_shown
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from ondevice_tui.screens.rate import Answer, RateScreen, differences
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, shown, until, until_shown
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +179,6 @@ def test_differences_are_marked() -> None:
     assert [made.plain[span.start:span.end] for span in made.spans if "underline" in str(span.style)] == ["big"]
 
 
-@pytest.mark.slow
 def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
     """The app votes in a process of its own and is killed in the middle of the screen after several of the votes."""
     run = a_run(tmp_path)

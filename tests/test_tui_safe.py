@@ -144,6 +144,7 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
     play(tmp_path, script, (120, 36))
 
 
+@pytest.mark.slow
 def test_folders_of_any_name(tmp_path: Path) -> None:
     """Runs and stages are folders: their names are whatever a disk takes, bytes that are no UTF-8 included."""
     for name in ("[@click=app.quit]x", "\x1b[2J", "a\nb", "txt.\u202egnp", os.fsdecode(b"\xff\xfe"), "[b]"):
@@ -234,6 +235,7 @@ def test_the_look_at_the_source_sees_it(line: str) -> None:
 # the process
 
 
+@pytest.mark.slow
 def test_the_app_loads_no_array_library(tmp_path: Path) -> None:
     """Every screen opened, a form filled, and nothing that trains is in the process."""
     a_run(tmp_path)

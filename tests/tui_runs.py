@@ -93,7 +93,7 @@ def shown(app: OndeviceApp) -> str:
 
 async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str = "") -> None:
     """Waits until something holds; gives up after a time that no machine needs."""
-    for _ in range(200):
+    for _ in range(1200):
         await pilot.pause()
         if holds():
             return

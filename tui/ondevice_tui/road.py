@@ -100,25 +100,50 @@ def next_row(found: Sequence[Row]) -> int:
 def _row(name: str, states: Mapping[str, Mapping[str, Any]], busy: str, recipe: Sequence[str]) -> Row:
     stage = states.get(name)
     if stage is not None:
-        return Row(name, stage["state"], _share(stage), _told(stage), _seconds(stage), stage["last"], "watch",
-                   stage["message"])
+        by_person = not startable(name) and stage["state"] in ("stopped", "failed", "died")
+        return Row(name, stage["state"], _share(stage), _told(stage), _seconds(stage), stage["last"],
+                   "rate" if by_person else "watch", stage["message"])
     before = _before(name, states)
+    enter = "start" if startable(name) else "rate"
     if busy:
         queued = name in recipe
         return Row(name, "waits", None, "comes by itself" if queued else f"waits for {busy}", None, None,
-                   "" if queued else "start", "the run's recipe begins it" if queued else f"{busy} trains now")
+                   "" if queued else enter, "the run's recipe begins it" if queued else f"{busy} trains now")
+    if _passed(name, states):
+        return Row(name, "waits", None, "left out by this run", None, None, enter, "")
     if name == "init" or before:
         told = f"can start from {before}" if before else "a tokenizer and random weights"
-        return Row(name, "next", None, told, None, None, "start", "")
+        if enter == "rate":
+            told = "a person's choice among the sampled answers"
+        return Row(name, "next", None, told, None, None, enter, "")
     needs = "needs a model: begin with init, or start it from any folder"
     return Row(name, "waits", None, "needs a model", None, None, "start", needs)
 
 
+def startable(name: str) -> bool:
+    """Whether a command of this name runs the stage (`ondevice rate` is for people, the stage `rate` is a recipe's)."""
+    from ondevice.cli import VERBS
+
+    return name in VERBS and name in STAGES and VERBS[name].config.endswith(f":{STAGES[name].__name__}")
+
+
+def gives(name: str) -> str:
+    """What a stage leaves for the next ones: policy (a model that writes), reward or ratings."""
+    return str(getattr(STAGES.get(name), "gives", "policy"))
+
+
 def _before(name: str, states: Mapping[str, Mapping[str, Any]]) -> str:
-    """The last finished stage before this one on the road."""
+    """The last finished stage before this one on the road that left a model which writes."""
     order = list(STAGES)
     earlier = order[:order.index(name)] if name in order else order
-    return next((stage for stage in reversed(earlier) if states.get(stage, {}).get("state") == "done"), "")
+    done = (s for s in reversed(earlier) if states.get(s, {}).get("state") == "done" and gives(s) == "policy")
+    return next(done, "")
+
+
+def _passed(name: str, states: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the run has gone by this stage: a later one has been begun."""
+    order = list(STAGES)
+    return name in order and any(later in states for later in order[order.index(name) + 1:])
 
 
 def _share(stage: Mapping[str, Any]) -> float | None:
@@ -134,7 +159,7 @@ def _seconds(stage: Mapping[str, Any]) -> float | None:
 
 def _told(stage: Mapping[str, Any]) -> str:
     """The headline: numbers where it has some, else what went wrong."""
-    if stage["state"] == "failed" and stage["message"]:
+    if stage["message"] and (stage["state"] == "failed" or (stage["state"] == "stopped" and not stage["numbers"])):
         return str(stage["message"])
     if stage["state"] == "died":
         return "process gone" + (f" after step {stage['step']}" if stage["step"] is not None else "")

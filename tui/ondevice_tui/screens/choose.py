@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList
 
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names
+from ondevice_tui.road import startable
 from ondevice_tui.screens.page import titled
 from ondevice_tui.screens.start import StartScreen, proposal
 from ondevice_tui.widgets.rows import Rows
@@ -30,7 +31,7 @@ class ChooseScreen(ModalScreen[None]):
         for name in sorted(recipe_names(), key=lambda name: name != "minute"):
             made.append((f"run:{name}", line((cell(name, 12), "bold $primary"), "recipe  ",
                                              (load_recipe(name).describe, "$muted"))))
-        for name, cls in STAGES.items():
+        for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
             told = (cls.__doc__ or "").split("\n")[0]
             made.append((name, line((cell(name, 12), "bold"), "stage   ", (told, "$muted"))))
         rows.show(made)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.progress import duration
-from ondevice.report import NOTHING, write_report
+from ondevice.runfolder import RunFolder
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+
+if TYPE_CHECKING:
+    from ondevice.figures import Section
 
 EMPTY = "No stage of this run is complete yet. The ladder grows with each one; esc goes home."
 
@@ -25,17 +28,21 @@ the share of held-out instructions answered to the letter. Below, the same promp
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("right_square_bracket,right", "prompt(1)", "prompt", key_display="[ ]", tooltip="The next prompt"),
         Binding("left_square_bracket,left", "prompt(-1)", "prompt before", show=False, key_display="["),
-        Binding("k", "kinds", "kinds", tooltip="Exact match by kind of instruction, or the figures"),
-        Binding("w", "write", "report", tooltip="Write report.md into the run folder"),
+        Binding("k", "table", "tables", tooltip="The next table: figures, exact match by kind, preference, reasoning"),
+        Binding("w", "write", "report", tooltip="Write report.md and report.html into the run folder"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._prompt, self._by_kind = 0, False
-        self._done: list[tuple[str, dict[str, Any]]] = []
+        self._prompt, self._table = 0, 0
+        self._stamp: list[tuple[Path, int]] = []
+        self._sections: list[Section] = []
+        self._answers: list[tuple[str, list[tuple[str, str]]]] = []
+        self._trouble = ""
 
     def body(self) -> Iterable[Widget]:
-        yield SafeText(id="figures", classes="box")
+        with VerticalScroll(id="figures", classes="box"):
+            yield SafeText(id="figures-text")
         with VerticalScroll(id="said", classes="box"):
             yield SafeText(id="said-text")
 
@@ -43,10 +50,27 @@ the share of held-out instructions answered to the letter. Below, the same promp
         self.runs_changed()
 
     def runs_changed(self) -> None:
+        """Reads the stages' records where one is new."""
         run = self.ui.run_folder
-        self._done = [(stage.name, record) for stage in (run.stages() if run else ())
-                      if (record := stage.done_record())]
+        stamp = [(stage.path, stage.done.stat().st_mtime_ns) for stage in run.stages()
+                 if stage.done.is_file()] if run is not None else []
+        if stamp != self._stamp:
+            self._stamp, self._trouble = stamp, ""
+            self._sections, self._answers = [], []
+            if run is not None and stamp:
+                self._read(run)
         self._show()
+
+    def _read(self, run: RunFolder) -> None:
+        from ondevice.figures import answers, done_records, sections  # here: they load numpy
+
+        try:
+            done = done_records(run)
+            self._sections = sections(done)
+            self._answers = [(str(prompt), [(stage, str(text)) for stage, text in said])
+                             for prompt, said in answers(done)]
+        except (AttributeError, KeyError, TypeError, ValueError) as problem:  # somebody else wrote a done.json
+            self._trouble = f"a done.json of this run cannot be read: {problem!r}"
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._show)
@@ -54,16 +78,21 @@ the share of held-out instructions answered to the letter. Below, the same promp
     def _show(self) -> None:
         run = self.ui.run_folder
         self.top((run.path.name if run else "no run", "bold"), "  ladder")
-        figures, said = self.query_one("#figures", SafeText), self.query_one("#said-text", SafeText)
-        titled(figures, "exact match by kind" if self._by_kind else "the ladder", "k figures or kinds")
-        if not self._done:
-            figures.show(content(EMPTY, "$muted"))
+        box, figures = self.query_one("#figures"), self.query_one("#figures-text", SafeText)
+        said = self.query_one("#said-text", SafeText)
+        if not self._sections:
+            titled(box, "the ladder")
+            figures.show(content(self._trouble or EMPTY, "$muted"))
             said.show("")
             titled(self.query_one("#said"), "answers")
             return
-        table = kinds(self._done) if self._by_kind else measures(self._done)
-        figures.show(table_content(table, max(figures.size.width - 4, 40)))
-        prompts = answers(self._done)
+        found = self._sections
+        section = found[self._table % len(found)]
+        titled(box, section.title or "the ladder", f"k {self._table % len(found) + 1} of {len(found)} tables")
+        notes = [content(note, "$muted") for note in section.notes]
+        table = [table_content(section.table, max(box.size.width - 2, 40))] if section.table else []
+        figures.show(lines([*table, *notes]))
+        prompts = self._answers
         if not prompts:
             said.show(content("These stages answered no prompts.", "$muted"))
             return
@@ -78,58 +107,21 @@ the share of held-out instructions answered to the letter. Below, the same promp
         self._prompt += by
         self._show()
 
-    def action_kinds(self) -> None:
-        self._by_kind = not self._by_kind
+    def action_table(self) -> None:
+        self._table += 1
         self._show()
 
     def action_write(self) -> None:
         run = self.ui.run_folder
-        if run is None or not self._done:
+        if run is None or not self._sections:
             self.ui.say("nothing to report yet")
             return
+        from ondevice.report import write_report
+
         try:
             self.ui.say(f"written: {write_report(run)}")
         except OSError as problem:
             self.ui.say(f"could not write the report: {problem}", bad=True)
-
-
-def measures(done: Sequence[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    """A row a stage: what its done.json says in numbers; columns that no stage has are left out."""
-    columns = [("bits/byte", lambda r: _text(_marks(r).get("bits_per_byte"), "{:.3f}")),
-               ("exact match", lambda r: _text(_marks(r).get("exact_match"), "{:.1%}")),
-               ("held-out loss", lambda r: _text(_outcome(r).get("loss"), "{:.3f}")),
-               ("steps", lambda r: _text(_outcome(r).get("steps") or None, "{:,}")),
-               ("tokens", lambda r: _text(_outcome(r).get("tokens") or None, "{:,}")),
-               ("time", lambda r: duration(r["seconds"]) if _is_number(r.get("seconds")) else NOTHING),
-               ("peak memory", lambda r: f"{r['peak_bytes'] / 1e9:.2f} GB" if _is_number(r.get("peak_bytes"))
-                else NOTHING)]
-    table = [["stage", *(name for name, _ in columns)]]
-    table += [[stage, *(tell(record) for _, tell in columns)] for stage, record in done]
-    kept = [i for i in range(len(table[0])) if i == 0 or any(row[i] != NOTHING for row in table[1:])]
-    return [[row[i] for i in kept] for row in table]
-
-
-def kinds(done: Sequence[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    by_stage = {stage: _marks(record).get("by_kind") or {} for stage, record in done}
-    table = [["kind", *by_stage]]
-    for kind in sorted({kind for counts in by_stage.values() for kind in counts}):
-        row = [str(kind)]
-        for counts in by_stage.values():
-            found = counts.get(kind)
-            row.append(f"{found[0] / found[1]:.0%} of {found[1]}" if found and found[1] else NOTHING)
-        table.append(row)
-    return table
-
-
-def answers(done: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """[(prompt, [(stage, answer)])]."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for stage, record in done:
-        given = record.get("answers")
-        for pair in given if isinstance(given, list) else ():
-            if isinstance(pair, dict):
-                found.setdefault(str(pair.get("prompt", "")), []).append((stage, str(pair.get("answer", ""))))
-    return list(found.items())
 
 
 def table_content(table: Sequence[Sequence[str]], width: int) -> Content:
@@ -144,21 +136,3 @@ def table_content(table: Sequence[Sequence[str]], width: int) -> Content:
         parts += [(f"  {cell(text, w, right=True)}", style) for text, w in zip(row[1:], widths[1:], strict=False)]
         rows.append(line(*parts))
     return lines(rows)
-
-
-def _marks(record: dict[str, Any]) -> dict[str, Any]:
-    found = record.get("marks")
-    return found if isinstance(found, dict) else {}
-
-
-def _outcome(record: dict[str, Any]) -> dict[str, Any]:
-    found = record.get("outcome")
-    return found if isinstance(found, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _text(value: Any, form: str) -> str:
-    return form.format(value) if _is_number(value) else NOTHING

@@ -286,7 +286,7 @@ def marked(answer: Answer) -> Content:
 
 def _fit(names: list[str], width: int) -> list[str]:
     """As many rewards as leave room for some of the answer."""
-    return names[:max((width - 42) // 9, 0)]
+    return names[:max((width - 46) // 9, 0)]
 
 
 def _with_spread(means: Columns, spread: Columns) -> Columns:

@@ -155,6 +155,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             self.action_new()
         elif self.highlighted is not None and self.highlighted.enter == "start":
             self.action_start()
+        elif self.highlighted is not None and self.highlighted.enter == "rate":
+            self.ui.action_go("rate")
         elif self.highlighted is not None and self.highlighted.enter == "watch":
             self.action_watch()
         elif self.highlighted is not None:
@@ -172,7 +174,9 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         from ondevice_tui.screens.start import StartScreen, proposal
 
         row = self.highlighted
-        if row is not None and row.stage in STAGES:
+        if row is not None and row.enter == "rate":
+            self.ui.action_go("rate")
+        elif row is not None and row.stage in STAGES:
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
 
     def action_watch(self) -> None:
@@ -206,6 +210,8 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
     """What Enter does with this stage, and what else is worth doing."""
     if row.state == "training":
         return [("watch ", "bold"), row.stage, "   X stops it (saved)"]
+    if row.enter == "rate":
+        return [("rate ", "bold"), "answers two by two", (f"   {row.why}" if row.why else "", "$muted")]
     if row.state in ("died", "failed", "stopped"):
         why = f" {row.why.splitlines()[0]}" if row.why else ""
         return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -18,6 +19,7 @@ from ondevice.errors import UserError
 from ondevice.runfolder import RunFolder
 from ondevice_tui import guide, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
+from ondevice_tui.road import gives
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
 
@@ -28,14 +30,16 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
     """Settings worth proposing: the run's folder, the newest model before this stage, the run's own recipe."""
     if run is None:
         return {"out": str(RunFolder.new(stage).path)}
-    done = [s for s in run.stages() if s.name != stage and (s.model / "config.json").is_file()]
     order = list(STAGES)
-    before = [s for s in done if s.name in order and stage in order and order.index(s.name) < order.index(stage)]
+    whole = [s for s in run.stages() if s.name in order and s.name != stage and (s.model / "config.json").is_file()]
+    before = [s for s in whole if order.index(s.name) < order.index(stage)] or whole
     fits = run.stage(stage)
     taken = fits.done.is_file() or fits.holder() is not None
     found: dict[str, Any] = {"out": str(RunFolder.new(stage).path if taken else run.path)}
-    if before or done:
-        found["model"] = str((before or done)[-1].model)
+    for field, kind in (("model", "policy"), ("reward_model", "reward")):
+        models = [s.model for s in before if gives(s.name) == kind]
+        if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
+            found[field] = str(models[-1])
     if run.recipe.is_file() and _has(str(run.path), stage):
         found["recipe"] = str(run.path)
     return found
@@ -184,7 +188,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         self.recipe, self.base = name, self._base(name)
         for field in self.query(Field):
             field.default = self.base[field.spec.name]
-            if field.spec.name not in ("out", "model"):
+            if field.spec.name not in ("out", "model", "reward_model"):
                 field.put(field.default)
 
     def check(self) -> bool:
@@ -214,11 +218,12 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
         """(field, what stands in the way): what the command would refuse, said before it is started."""
-        if values.get("model", "-") == "":
-            return "model", "model: name the folder of a model to start from"
-        model = values.get("model")
-        if model and not Path(str(model)).exists():
-            return "model", f"model: there is no {model}"
+        for name in ("model", "reward_model"):
+            folder = values.get(name, "-")
+            if folder == "":
+                return name, f"{name}: name the folder of a model to start from"
+            if folder != "-" and not Path(str(folder)).exists():
+                return name, f"{name}: there is no {folder}"
         if not values["out"]:
             return "out", "out: name the run folder"
         run = RunFolder(str(values["out"]))
