@@ -132,11 +132,9 @@ def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int
     reading = time.perf_counter()
     app.drain(1.0)
     while_reading = [app.press(b"y", shows) for shows in (b"full", b"log", b"fit") if not app.drain(0.3)]
-    while True:  # until all of it is read: the CPU goes down to what following takes
-        before = app.cpu()
-        app.drain(1.0)
-        if app.cpu() - before < 0.5 or time.perf_counter() - reading > 120:
-            break
+    wanted, seen = f"step {lines:,}/".encode(), b""  # what the screen says when all of it is read
+    while wanted not in seen and time.perf_counter() - reading < 300:
+        seen = seen[-100:] + app.read(1.0)
     read_s = time.perf_counter() - reading
     writer.start()
     app.drain(2.0)

@@ -32,32 +32,36 @@ class Series:
         self.last: float | None = None
         self._x, self._low, self._high, self._sum = array("d"), array("d"), array("d"), array("d")
         self._count, self._gaps = array("l"), array("l")
-        self._in_last = 0  # points of the newest bucket, gaps included
+        self._in_last = 1  # points of the newest bucket, gaps included; all that it holds, so that the first one opens
+        self._open = (math.inf, -math.inf, 0.0, 0, 0)  # the newest bucket's low, high, sum, count, gaps
 
     def __len__(self) -> int:
         return len(self._x)
 
     def add(self, x: float, value: float | None) -> None:
-        finite = value is not None and math.isfinite(value)
-        if not self._x or self._in_last == self.width:
+        low, high, total, count, gaps = self._open
+        if self._in_last == self.width:
+            self._settle()
             if len(self._x) == self.limit:
                 self._merge()
-            if not self._x or self._in_last == self.width:
-                self._open(x)
+            self._begin(x)
+            low, high, total, count, gaps = math.inf, -math.inf, 0.0, 0, 0
         self._in_last += 1
         self.points += 1
-        self.last = value if finite else None
-        if not finite or value is None:
-            self._gaps[-1] += 1
+        if value is None or not math.isfinite(value):
+            self.last, self._open = None, (low, high, total, count, gaps + 1)
             return
-        self._low[-1] = min(self._low[-1], value)
-        self._high[-1] = max(self._high[-1], value)
-        self._sum[-1] += value
-        self._count[-1] += 1
+        self.last = value
+        self._open = (value if value < low else low, value if value > high else high, total + value, count + 1, gaps)
 
-    def _open(self, x: float) -> None:
-        for values, start in ((self._x, x), (self._low, math.inf), (self._high, -math.inf), (self._sum, 0.0)):
-            values.append(start)
+    def _settle(self) -> None:
+        """The newest bucket as it stands goes where the others are."""
+        if self._x:
+            self._low[-1], self._high[-1], self._sum[-1], self._count[-1], self._gaps[-1] = self._open
+
+    def _begin(self, x: float) -> None:
+        for values in (self._x, self._low, self._high, self._sum):
+            values.append(x)
         self._count.append(0)
         self._gaps.append(0)
         self._in_last = 0
@@ -71,7 +75,6 @@ class Series:
         self._count = array("l", map(int.__add__, self._count[::2], self._count[1::2]))
         self._gaps = array("l", map(int.__add__, self._gaps[::2], self._gaps[1::2]))
         self.width *= 2
-        self._in_last = self.width
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -82,11 +85,13 @@ class Series:
         """The mean of the bucket that holds x (the one before it, at the ends)."""
         if not self._x:
             return None
+        self._settle()
         i = max(bisect.bisect_right(self._x, x) - 1, 0)
         return self._sum[i] / self._count[i] if self._count[i] else None
 
     def columns(self, number: int, start: float = -math.inf, end: float = math.inf) -> Columns:
         """At most `number` columns over the points with start <= x <= end; neighbours are merged, none is left out."""
+        self._settle()
         first, last = bisect.bisect_left(self._x, start), bisect.bisect_right(self._x, end)
         out = Columns([], [], [], [], [])
         step = max(-(-(last - first) // max(number, 1)), 1)
