@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 import time
 from collections import deque
@@ -34,7 +33,7 @@ FIELDS = 64  # series kept of one kind of event; a file with more is no stage's
 NOTES = 500  # warnings, samples and groups remembered; older ones stay in the file
 _NUMBERS = frozenset((int, float, type(None)))
 _NO_CURVES = frozenset(("event", "step", "groups", "offset"))
-_RESUME = re.compile(rb'"event":\s*"resume"')
+_RESUME = b'"resume"'
 
 
 class History:
@@ -103,10 +102,20 @@ class History:
                 "checkpoint": f"saved {event.get('path', '')}", "resume": f"resumed from step {step}",
                 "done": "✓ done"}.get(kind)
         if kind == "eval":
-            loss = event.get("loss")
-            text = f"held-out {loss:.4f}" if isinstance(loss, (int, float)) else "held-out loss is no number"
+            text = _held_out(event)
         if text is not None:
             self.notes.append((float(at) if isinstance(at, (int, float)) else 0.0, step, text))
+
+
+def _held_out(event: dict[str, Any]) -> str:
+    """A measurement in a few words: its loss, or what a stage that learns from rewards measures."""
+    for name in ("loss", "reward", "accuracy"):
+        value = event.get(name)
+        if isinstance(value, (int, float)):
+            return f"held-out {value:.4f}" if name == "loss" else f"held-out {name} {value:.3f}"
+        if name in event:
+            return f"held-out {name} is no number"
+    return "measured on held-out data"
 
 
 class Follower:
@@ -181,24 +190,31 @@ class Follower:
 
 
 def _resumes(path: Path) -> list[tuple[int, int]]:
-    """Where resumes stand in a file, and their steps."""
-    found, at = [], 0
+    """Where resumes stand in a file, and their steps: a search through its bytes, of which few lines are parsed."""
+    found, base, rest = [], 0, b""
     with open(path, "rb") as file:
-        while data := file.readlines(1 << 22):
-            if any(map(_RESUME.search, data)):
-                place = at
-                for raw in data:
-                    if _RESUME.search(raw):
-                        try:
-                            event = json.loads(raw)
-                        except (ValueError, RecursionError):
-                            event = None
-                        if (isinstance(event, dict) and event.get("event") == "resume"
-                                and isinstance(event.get("step"), int)):
-                            found.append((place, event["step"]))
-                    place += len(raw)
-            at += sum(map(len, data))
+        while piece := file.read(1 << 20):
+            data = rest + piece
+            end = data.rfind(b"\n") + 1
+            at = data.find(_RESUME, 0, end)
+            while at >= 0:
+                start, stop = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at) + 1
+                step = _resumed(data[start:stop])
+                if step is not None:
+                    found.append((base + start, step))
+                at = data.find(_RESUME, stop, end)
+            base, rest = base + end, data[end:]
     return found
+
+
+def _resumed(line: bytes) -> int | None:
+    """The step of a resume; None for any other line."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    resume = isinstance(event, dict) and event.get("event") == "resume"
+    return event["step"] if resume and isinstance(event.get("step"), int) else None
 
 
 def follow(owner: Widget, follower: Follower) -> None:
