@@ -44,6 +44,11 @@ def reward_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, cente
     margin, pairs (P,), `pairs` 0 where a pair was added to fill the batch; denominator, the number of pairs.
     """
     scores = scalar_head(ops, params, model.hidden(ops, params, batch, checkpoint=checkpoint), batch["last"])
+    return reward_objective(ops, scores, batch, center=center)
+
+
+def reward_objective(ops: Ops, scores: Array, batch: Batch, *, center: float = 0.0) -> tuple[Array, Metrics]:
+    """`reward_loss` from the scores (2P,), chosen first."""
     real = batch["pairs"]
     p = real.shape[0]
     chosen, rejected = scores[:p], scores[p:2 * p]
@@ -126,6 +131,12 @@ def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, k
     """
     hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
     logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"])
+    return preference_objective(ops, logp, batch, kind=kind, beta=beta, smoothing=smoothing, gamma=gamma)
+
+
+def preference_objective(ops: Ops, logp: Array, batch: Batch, *, kind: str, beta: float, smoothing: float = 0.0,
+                         gamma: float = 0.0) -> tuple[Array, Metrics]:
+    """`preference_loss` from the log-probabilities (K,) of the targets."""
     sums = row_sums(ops, batch, logp)
     ratios = sums if kind in WITHOUT_REFERENCE else sums - batch["ref_logps"]
     lengths = ops.maximum(row_sums(ops, batch, batch["weights"]), 1.0)
@@ -170,12 +181,20 @@ def grpo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip_lo
     hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
     logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"], temperature, True)
     assert entropy is not None
+    loss, metrics = grpo_objective(ops, logp, batch, clip_low=clip_low, clip_high=clip_high, beta=beta,
+                                   sequence=sequence)
+    return loss, metrics | _of_tokens(ops, batch["weights"], entropy=entropy)
+
+
+def grpo_objective(ops: Ops, logp: Array, batch: Batch, *, clip_low: float, clip_high: float, beta: float = 0.0,
+                   sequence: bool = False) -> tuple[Array, Metrics]:
+    """`grpo_loss` from the log-probabilities (K,) of the targets."""
     each, metrics = clipped_objective(ops, logp, batch, clip_low, clip_high, sequence)
     if beta:
-        distance = k3(ops, logp, batch["ref_logps"])
+        distance = k3(ops, logp * batch["weights"], batch["ref_logps"] * batch["weights"])  # padding may lie far apart
         each = each + beta * distance
         metrics["kl"] = (ops.sum(distance * batch["weights"]), ops.sum(batch["weights"]))
-    metrics |= _of_tokens(ops, batch["weights"], loss=each, entropy=entropy)
+    metrics |= _of_tokens(ops, batch["weights"], loss=each)
     return ops.sum(each * batch["scale"]) / batch["denominator"], metrics
 
 
@@ -191,21 +210,28 @@ def ppo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip: fl
     hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
     logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"], temperature, True)
     assert entropy is not None
-    each, metrics = clipped_objective(ops, logp, batch, clip, clip, False)
     value = sub(params, "value.")
     values = scalar_head(ops, value, model.hidden(ops, value, batch, checkpoint=checkpoint), batch["index"])
-    near = batch["old_values"] + ops.minimum(ops.maximum(values - batch["old_values"], -value_clip), value_clip)
-    off, off_near = values - batch["returns"], near - batch["returns"]
-    squares = 0.5 * ops.maximum(off * off, off_near * off_near)
-    weights = batch["weights"]
-    loss = ops.sum((each + value_coef * squares) * weights) / batch["denominator"]
-    metrics |= _of_tokens(ops, weights, loss=each + value_coef * squares, policy_loss=each, value_loss=squares,
-                          entropy=entropy)
+    loss, metrics = ppo_objective(ops, logp, values, batch, clip=clip, value_clip=value_clip, value_coef=value_coef)
+    metrics |= _of_tokens(ops, batch["weights"], entropy=entropy)
     if sft_coef:
         chats, told = causal_lm_loss(ops, params, sub(batch, "sft."), model=model, checkpoint=checkpoint)
         loss = loss + sft_coef * chats
         metrics["sft_loss"] = told["loss"]
     return loss, metrics
+
+
+def ppo_objective(ops: Ops, logp: Array, values: Array, batch: Batch, *, clip: float, value_clip: float,
+                  value_coef: float) -> tuple[Array, Metrics]:
+    """`ppo_loss` without the chats, from the log-probabilities (K,) of the targets and the values (K,) before them."""
+    each, metrics = clipped_objective(ops, logp, batch, clip, clip, False)
+    near = batch["old_values"] + ops.minimum(ops.maximum(values - batch["old_values"], -value_clip), value_clip)
+    off, off_near = values - batch["returns"], near - batch["returns"]
+    squares = 0.5 * ops.maximum(off * off, off_near * off_near)
+    weights = batch["weights"]
+    both = each + value_coef * squares
+    metrics |= _of_tokens(ops, weights, loss=both, policy_loss=each, value_loss=squares)
+    return ops.sum(both * weights) / batch["denominator"], metrics
 
 
 def clipped_objective(ops: Ops, logp: Array, batch: Batch, low: float, high: float,
@@ -232,12 +258,12 @@ def k3(ops: Ops, logp: Array, ref: Array) -> Array:
 
 
 def row_sums(ops: Ops, batch: Batch, x: Array) -> Array:
-    """(R,) sums of x (K,) over the targets of each row. Not a matrix product, which a GPU would round to TF32."""
+    """(R,) sums of x (K,) over the targets of each row. No matrix product: that would be rounded to TF32 on a GPU."""
     return ops.sum(batch["member"] * (x * batch["weights"]).reshape(1, -1), 1)
 
 
 def log_sigmoid(ops: Ops, x: Array) -> Array:
-    """log σ(x), exact far out on both sides."""
+    """log σ(x), finite with a finite slope far out on both sides."""
     return -ops.logsumexp(ops.stack([x * 0, -x]), 0)
 
 

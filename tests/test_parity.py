@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import models
+from gradients import by_name
 from ondevice.backend import Backend, OptimSettings, Trainer, load_backend
 from ondevice.losses import causal_lm_loss
 from ondevice.models.config import DecoderConfig
@@ -29,18 +30,7 @@ def loss_and_gradients(backend: Backend, cfg: DecoderConfig, weights: Weights, b
                        checkpoint: bool = False, compiled: bool = False) -> tuple[float, Weights]:
     """In the backend's own style of differentiation."""
     loss = partial(causal_lm_loss, model=Decoder(cfg), checkpoint=checkpoint)
-    arrays = {n: backend.array(np.asarray(a)) for n, a in batch.items()}
-    if backend.name == "torch":
-        import torch
-        leaves = {n: backend.array(p).clone().requires_grad_() for n, p in weights.items()}  # type: ignore[attr-defined]
-        call: Callable[..., Any] = lambda p, b: loss(backend.ops, p, b)[0]  # noqa: E731
-        value = (torch.compile(call, backend="aot_eager") if compiled else call)(leaves, arrays)
-        value.backward()
-        return value.item(), {n: p.grad.numpy() for n, p in leaves.items()}
-    import mlx.core as mx
-    graded = mx.value_and_grad(lambda p, b: loss(backend.ops, p, b)[0])
-    value, grads = (mx.compile(graded) if compiled else graded)({n: mx.array(p) for n, p in weights.items()}, arrays)
-    return value.item(), {n: np.array(g) for n, g in grads.items()}
+    return by_name(backend, lambda p, b: loss(backend.ops, p, b)[0], weights, batch, compiled=compiled)
 
 
 def assert_close(got: Weights, want: Weights, relative: float) -> None:

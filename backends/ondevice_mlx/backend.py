@@ -80,6 +80,13 @@ class MLXBackend:
         return {"mlx": mx.__version__}
 
 
+def _together(metrics: Mapping[str, tuple[mx.array, mx.array]]) -> dict[str, mx.array]:
+    """Every name with one and the same array (M, 2) of all (sum, count), in the names' order. One array: where two
+    outputs of a compiled function are the same computation, as two metrics' counts are, MLX 0.32 raises IndexError."""
+    pairs = [mx.stack([x.astype(mx.float32) for x in metrics[name]]) for name in sorted(metrics)]
+    return dict.fromkeys(metrics, mx.stack(pairs))
+
+
 class MLXTrainer:
     def __init__(self, backend: MLXBackend, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array],
                  optim: OptimSettings, compiled: bool) -> None:
@@ -90,7 +97,8 @@ class MLXTrainer:
 
         def whole(trainable: dict[str, mx.array], frozen: dict[str, mx.array], arrays: Mapping[str, mx.array]) -> Any:
             self._traces += 1
-            return loss(backend.ops, {**trainable, **frozen}, arrays)  # type: ignore[arg-type]
+            value, metrics = loss(backend.ops, {**trainable, **frozen}, arrays)  # type: ignore[arg-type]
+            return value, _together(metrics)  # type: ignore[arg-type]
 
         def update(params: Any, grads: Any, state: Any, step: mx.array, lr: mx.array) -> Any:
             self._traces += 1
@@ -109,8 +117,8 @@ class MLXTrainer:
             arrays = {k: mx.array(np.asarray(v)) for k, v in batch.items()}
             (_, metrics), new = self._gradient(self.trainable, self.frozen, arrays)
             grads = {n: grads[n] + g for n, g in new.items()} if grads else new
-            for name, (total, count) in metrics.items():
-                totals.setdefault(name, []).append(mx.stack([total.astype(mx.float32), count.astype(mx.float32)]))
+            for n, name in enumerate(sorted(metrics)):
+                totals.setdefault(name, []).append(metrics[name][n])
             if len(batches) > 1:  # else the graphs of all micro-batches would be alive together
                 mx.eval(grads, totals)
         step = mx.array(self.optimizer.steps + 1, mx.int32)

@@ -4,9 +4,10 @@ Everything that the corpus holds follows from these fields: the same fields give
 
 What the instruction data covers of arithmetic (so that a later reasoning stage has something to gain): sums asked
 for *slowly* ("Add 47 and 85 step by step.") are answered with the written-out steps, for operands up to
-`max_operand`. Sums asked for *quickly* ("What is 47+85?") make up `quick_share` of the arithmetic chats, have no
-operand above `quick_operand`, and their answers show the number alone, never the steps. Quick requests with larger
-operands are asked by `problems()` only, about sums that stand nowhere else in the corpus.
+`max_operand`. Sums asked for *quickly* ("What is 47+85?") make up `quick_share` of the arithmetic chats and have no
+operand above `quick_operand`; their answers show the number alone, but for `quick_steps_share` of them, which show the
+steps all the same: without any, a policy would never try what it is to find out. Quick requests with larger operands
+are asked by `problems()` only, about sums that stand nowhere else in the corpus.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class CorpusConfig:
     max_operand: int = 99
     """Largest operand of a sum."""
     quick_share: float = 0.3
-    """Part of the arithmetic chats that ask quickly: their answers show the number alone, never the steps."""
+    """Part of the arithmetic chats that ask quickly: their answers show the number alone."""
+    quick_steps_share: float = 0.1
+    """Part of these that show the steps all the same."""
     quick_operand: int = 29
     """Largest operand of the sums that arithmetic chats ask quickly; larger ones are left to the reasoning stage."""
     problem_quick_share: float = 0.5
@@ -152,6 +155,7 @@ class CorpusConfig:
         _between(self, "max_operand", 19, 999)
         _between(self, "quick_operand", 19, self.max_operand)
         _between(self, "quick_share", 0, 1)
+        _between(self, "quick_steps_share", 0, 1)
         _between(self, "courtesy_share", 0, 1)
         _between(self, "problem_quick_share", 0, 1)
         _between(self, "max_words", 4, 8)

@@ -205,6 +205,9 @@ class PPOConfig(RolloutConfig):
     def check(self) -> None:
         super().check()
         self._at_least(1, "epochs", "minibatches")
+        if self.minibatches > self.prompts:
+            raise UserError(f"{self.prompts} completions do not fill {self.minibatches} parts", where="minibatches",
+                            hint="lower it, or raise prompts")
         self._at_least(0, "kl_coef", "target_kl", "value_coef", "sft_coef", "missing_eos_penalty")
         self._between(0, 1, "gamma", "lam")
         self._above(0, "clip", "value_clip", "most_kl")

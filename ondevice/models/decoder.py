@@ -92,7 +92,8 @@ class Decoder:
 
     def _rope(self, ops: Ops, positions: Array) -> tuple[Array, Array]:
         """cos and sin (B, 1, T, C / 2) of the positions."""
-        tables = rope.tables(self.cfg, self.cfg.max_position_embeddings)
+        # padding may stand beyond the context
+        tables = rope.tables(self.cfg, max(self.cfg.max_position_embeddings, positions.shape[-1]))
         cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
         b, t, c = cos.shape
         return cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)

@@ -59,11 +59,13 @@ def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOCo
 
 
 def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[list[Row]]:
-    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the pair after it."""
+    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the pair after it, no longer
+    than the longest pair."""
     sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
     if kind == "kto":
-        after = [*pairs[1:], *pairs[:1]]
-        sides.append([Row(p.chosen.prompt, q.chosen.completion) for p, q in zip(pairs, after, strict=True)])
+        after, longest = [*pairs[1:], *pairs[:1]], max(p.length for p in pairs)
+        sides.append([Row(p.chosen.prompt, q.chosen.completion[:longest - len(p.chosen.prompt)])
+                      for p, q in zip(pairs, after, strict=True)])
     return sides
 
 

@@ -1,11 +1,14 @@
 """groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or looks back.
 
 A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated", "rewards": {name:
-number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins.
+number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins. A resumed
+stage repeats the steps after its checkpoint: what the process before it wrote of them is cut off.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,30 @@ class GroupLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = False
 
     def append(self, step: int, groups: Sequence[Mapping[str, Any]]) -> int:
         """The byte offset of the new line."""
+        if not self._begun and self.path.exists():
+            cut_from(self.path, step)
+        self._begun = True
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
+
+
+def cut_from(path: Path, step: int) -> None:
+    """Cuts off the lines of this step and of all later ones, and whatever is no whole line."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                kept = line.endswith(b"\n") and json.loads(line)["step"] < step
+            except (ValueError, TypeError, KeyError):
+                kept = False
+            if not kept:
+                break
+            end += len(line)
+    os.truncate(path, end)
 
 
 def told(asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,

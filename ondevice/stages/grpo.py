@@ -110,7 +110,7 @@ class GRPOFeed:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
         right = scores.by_name.get("correct", scores.total)
-        return {"accuracy": float(np.nanmean(right == 1.0)), "reward": float(np.nanmean(scores.total)),
+        return {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total),
                 **lengths_told(sampled)}
 
     def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
@@ -146,7 +146,7 @@ def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
 
 def figures(scores: Scores, totals: Floats) -> dict[str, Any]:
     """What a step's event says of the rewards: all of them, each by itself, and how many groups teach nothing."""
-    spreads = np.nanstd(totals, axis=1, ddof=1) if np.isfinite(totals).any() else np.zeros(1)
+    spreads = np.array([np.nanstd(group, ddof=1) for group in totals if np.isfinite(group).sum() > 1])
     right = scores.by_name.get("correct")
     return {"reward": _mean(scores.total), "reward_std": _mean(spreads),
             "zero_spread": float(without_spread(totals).mean()),

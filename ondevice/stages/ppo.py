@@ -110,8 +110,12 @@ class PPOFeed:
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
 
     def scores(self, sampled: Sequence[Sampled]) -> NDArray[np.float32]:
-        """(N,) the reward model's scores, less where a completion did not stop."""
+        """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
+        number: the advantages of a whole rollout would be none."""
         found = self.critic.scores(self.judge.params, [whole(s.row) for s in sampled])
+        if not np.isfinite(found).all():
+            raise UserError(f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
+                            where=self.cfg.reward_model, hint="train the reward model anew, with a lower learning_rate")
         return (found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])).astype(np.float32)
 
     def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:

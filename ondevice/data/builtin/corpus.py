@@ -182,7 +182,8 @@ class Corpus:
     def _sum(self, random: Random, pairs: list[tuple[int, int]], kind: str) -> Row:
         a, b = arithmetic.turned(random, random.choice(pairs))
         frame = random.choice(arithmetic.QUICK if kind == "quick" else arithmetic.SLOW)
-        reply = f"{a + b}." if kind == "quick" else arithmetic.steps(a, b)
+        bare = kind == "quick" and random.random() >= self.cfg.quick_steps_share
+        reply = f"{a + b}." if bare else arithmetic.steps(a, b)
         return kind, frame.format(a=a, b=b), reply, str(a + b)
 
 
