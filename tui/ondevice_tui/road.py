@@ -14,9 +14,10 @@ from ondevice.listing import stage_state
 from ondevice.progress import duration, number, numbers_line
 from ondevice.runfolder import RunFolder, StageFolder, clock
 
-MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "next": "▸"}
+MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "skipped": "·",
+         "next": "▸"}
 STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
-          "waits": "$muted", "next": "$text"}
+          "waits": "$muted", "skipped": "$muted", "next": "$text"}
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
 
@@ -110,7 +111,8 @@ def _row(name: str, states: Mapping[str, Mapping[str, Any]], busy: str, recipe: 
         return Row(name, "waits", None, "comes by itself" if queued else f"waits for {busy}", None, None,
                    "" if queued else enter, "the run's recipe begins it" if queued else f"{busy} trains now")
     if _passed(name, states):
-        return Row(name, "waits", None, "left out by this run", None, None, enter, "")
+        told = f"left out; can start from {before}" if before and enter == "start" else "left out by this run"
+        return Row(name, "skipped", None, told, None, None, enter, "")
     if name == "init" or before:
         told = f"can start from {before}" if before else "a tokenizer and random weights"
         if enter == "rate":

@@ -249,6 +249,8 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
     began = f"{road.ago(run['began']):>9}"
     told = line(head, *(marks or [("nothing begun", "$muted")]))
+    if told.cell_length + len(began) > width:  # only the newest stage's name has room
+        told = line(head, *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]), " ", marks[-1])
     room = max(width - told.cell_length - len(began), 1)
     return line(told, " " * room, (began, "$muted"))
 
