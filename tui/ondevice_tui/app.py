@@ -7,8 +7,8 @@ terminal at any moment, and opened again.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -92,7 +92,7 @@ class OndeviceApp(App[str]):
         self.look()
         self.set_interval(LOOK_S, self.look)
         if self._look_at_machine:
-            self.run_worker(self._ask_doctor, thread=True, group="machine")
+            self.run_worker(self._ask_doctor(), group="machine")
 
     # what stands in the folder of runs
 
@@ -149,14 +149,20 @@ class OndeviceApp(App[str]):
 
     # what this machine is
 
-    def _ask_doctor(self) -> None:
-        """In a process of its own: it loads the array libraries to see whether they work."""
+    async def _ask_doctor(self) -> None:
+        """In a process of its own: it loads the array libraries to see whether they work. An app that is closed before
+        the answer comes does not wait for it."""
+        quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+        doctor = await asyncio.create_subprocess_exec(sys.executable, "-m", "ondevice", "doctor", "--json", stdin=quiet,
+                                                      stdout=pipe, stderr=quiet)
         try:
-            done = subprocess.run([sys.executable, "-m", "ondevice", "doctor", "--json"], capture_output=True,
-                                  stdin=subprocess.DEVNULL, timeout=120, check=True)
-            self.post_message(MachineRead(machine_line(json.loads(done.stdout))))
-        except (OSError, subprocess.SubprocessError, ValueError, KeyError) as problem:
+            said, _ = await doctor.communicate()
+            self.post_message(MachineRead(machine_line(json.loads(said))))
+        except (ValueError, KeyError) as problem:
             self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
+        finally:
+            if doctor.returncode is None:
+                doctor.kill()
 
     def on_machine_read(self, message: MachineRead) -> None:
         self.machine = message.line
