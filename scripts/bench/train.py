@@ -81,7 +81,8 @@ def bench(args: argparse.Namespace, comparisons: Sequence[Comparison], make: Cal
           "| grown while it trains | MLX's peak |\n|---|---|---|---|---|---|---|")
     print("\n".join(lines) + "\n\n" + "\n".join(notes))
     if parts:
-        print(f"\n| size | what | side | {' | '.join(PARTS)} | the rest | CPU seconds a step | wall |\n" + "|---" * 10 + "|")
+        print(f"\n| size | what | side | {' | '.join(PARTS)} | the rest | CPU seconds a step | wall |")
+        print("|---" * 10 + "|")
         print("\n".join(parts))
 
 
