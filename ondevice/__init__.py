@@ -20,10 +20,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
     from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
-    from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig, RateConfig, RatingsConfig
+    from ondevice.config.use import (
+        ChatConfig,
+        EvalConfig,
+        GenerateConfig,
+        RateConfig,
+        RatingsConfig,
+        WorkerConfig,
+    )
 
 __all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "rate",
-           "reward", "run", "sample", "sft"]
+           "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -108,6 +115,14 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     from ondevice.config.use import ChatConfig
 
     talk.chat(cfg or _made(ChatConfig, fields))
+
+
+def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
+    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.worker`."""
+    from ondevice.config.use import WorkerConfig
+    from ondevice.worker import serve as function
+
+    function(cfg or _made(WorkerConfig, fields))
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:

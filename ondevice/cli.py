@@ -63,6 +63,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),
+    Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
+         ("model",), "serve", sets=False, json=False),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
     Verb("rate", "Prefer", "say which of two answers is better", f"{_USE}:RateConfig", ("ratings",), "rate",
          json=False, render="ondevice.rating:render"),
@@ -121,6 +123,8 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, 
 
 
 def _command(argv: list[str]) -> int:
+    if not argv and all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        return int(_load("ondevice_tui.app:main")())
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -153,7 +157,8 @@ def help_text() -> str:
             group = verb.group
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.name:<10}{verb.help}")
-    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute"])
+    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute",
+                      "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place."])
 
 
 def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:

@@ -10,7 +10,6 @@ from typing import Any
 from ondevice import events
 from ondevice.errors import UserError, nearest
 from ondevice.progress import numbers_line
-from ondevice.report import ladder
 from ondevice.runfolder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
@@ -33,7 +32,11 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def stage_state(stage: StageFolder) -> dict[str, Any]:
-    """A stage's state (done, training, failed, stopped), its newest step and headline numbers."""
+    """A stage's state, its newest step and headline numbers.
+
+    The state is done, training, stopped (a person asked for it), failed (its `message` says why) or died (its process
+    is gone and left no word). `holder` names the process that trains, `last` is the time of the newest event.
+    """
     first = _first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
     step = None
@@ -41,14 +44,17 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     for event in events.read(stage.events, tail=TAIL):
         last = newest[str(event.get("event", ""))] = event
         step = event.get("step", step)
-    if stage.done_record() is not None:
+    holder, done = stage.holder(), stage.done_record()
+    ended = last if last.get("event") == "failed" else {}
+    if done is not None:
         state = "done"
-    elif stage.holder() is not None:
+    elif holder is not None:
         state = "training"
-    else:
+    elif ended:
         # what a person stopped has its last event from the same place as what went wrong
-        failed = last.get("event") == "failed" and last.get("reason") != "stopped"
-        state = "failed" if failed else "stopped"
+        state = "stopped" if ended.get("reason") == "stopped" else "failed"
+    else:
+        state = "died"
     numbers = {}
     for kind in ("step", "eval", "done"):
         event = newest.get(kind, {})
@@ -57,8 +63,11 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
     began = first.get("t")
+    last_t = max((event["t"] for event in newest.values() if isinstance(event.get("t"), (int, float))), default=None)
     return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
-            "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers}
+            "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers,
+            "last": last_t, "holder": holder, "message": str(ended.get("message", "")),
+            "seconds": (done or {}).get("seconds")}
 
 
 def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -91,6 +100,8 @@ def report_text(run: RunFolder) -> str:
         return run.report.read_text(encoding="utf-8")
     if not any(stage.done_record() for stage in run.stages()):
         raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+    from ondevice.report import ladder  # here: its tables load numpy, and a list of runs does without
+
     return ladder(run)
 
 

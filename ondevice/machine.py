@@ -37,7 +37,7 @@ def doctor() -> Report:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _cores(),
-        "memory": {"total": _memory_total(), "available": _memory_available()},
+        "memory": {"total": _memory_total(), "available": memory_available()},
         "disk": {"folder": str(Path.cwd()), "free": shutil.disk_usage(Path.cwd()).free},
         "backends": backends,
         "auto": _auto(backends),
@@ -153,7 +153,7 @@ def _memory_total() -> int | None:
     return total
 
 
-def _memory_available() -> int | None:
+def memory_available() -> int | None:
     """What can be had without swapping: Linux's own estimate; on macOS free, inactive and speculative pages."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

@@ -53,7 +53,7 @@ class Session:
 
     def __init__(self, ratings: Ratings, keys: Keys, cfg: RateConfig) -> None:
         self.ratings, self.keys, self.cfg = ratings, keys, cfg
-        self.rater = clean(cfg.rater.strip() or _login())
+        self.rater = clean(cfg.rater.strip() or login())
         self.batch = cfg.batch or None
         self.name = f"{int(clock() * 1000):x}-{os.getpid()}"
         self.voted = 0
@@ -128,7 +128,7 @@ class Session:
             self.ratings.vote(item.id, self.rater, self.name, ranking=ranking, strength=2 if answer.isupper() else 1,
                               seen_end=seen, dwell_ms=dwell)
         self.voted += 1
-        self._queue_repeat()
+        queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
 
     def _note(self, item: Item) -> None:
         _say("note: ", end="")
@@ -136,17 +136,6 @@ class Session:
         if note:
             self.ratings.note(item.id, self.rater, self.name, note)
         _say("noted" if note else "no note")
-
-    def _queue_repeat(self) -> None:
-        """Queues an earlier item once more where that is due. When and which is drawn for all votes of this rater at
-        once, so that an undo or a kill changes nothing; a rater cannot foresee it."""
-        voted, again = self.ratings.repeatable(self.rater, self.batch)
-        due = int((generator(self.cfg.seed, "repeat", self.rater).random(len(voted)) < self.cfg.repeat_share).sum())
-        choice = [item for item in voted[:-GAP] if item not in again]
-        progress = self.ratings.progress(self.rater, self.batch)
-        if len(again) < due and choice and progress.rated + progress.skipped < progress.total:
-            draw = generator(self.cfg.seed, "repeat", self.rater, len(again)).integers(len(choice))
-            self.ratings.repeat(choice[int(draw)], self.rater, seed=self.cfg.seed)
 
     # What is shown
 
@@ -203,6 +192,18 @@ class Session:
         return typed
 
 
+def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int) -> None:
+    """Queues an earlier item once more for this rater where that is due. When and which is drawn for all votes of this
+    rater at once, so that an undo or a kill changes nothing; a rater cannot foresee it."""
+    voted, again = ratings.repeatable(rater, batch)
+    due = int((generator(seed, "repeat", rater).random(len(voted)) < share).sum())
+    choice = [item for item in voted[:-GAP] if item not in again]
+    progress = ratings.progress(rater, batch)
+    if len(again) < due and choice and progress.rated + progress.skipped < progress.total:
+        draw = generator(seed, "repeat", rater, len(again)).integers(len(choice))
+        ratings.repeat(choice[int(draw)], rater, seed=seed)
+
+
 def render(summary: Mapping[str, Any]) -> str:
     """A line for people."""
     kind = " (simulated)" if summary["simulated"] else ""
@@ -242,7 +243,7 @@ def _say(text: str, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
-def _login() -> str:
+def login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError) as error:

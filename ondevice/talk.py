@@ -102,10 +102,7 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         if not said:
             return
         turns.append({"role": "user", "content": said})
-        ids = _ids([*first, *turns], model)
-        while len(ids) + 16 > model.cfg.max_position_embeddings and len(turns) > 1:
-            turns = turns[2:]
-            ids = _ids([*first, *turns], model)
+        ids, turns = fitting_ids(first, turns, model)
         if asking and len(ids) >= model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
@@ -119,6 +116,17 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         text = _stream(generator, model, ids, write, len(turns))
         print(shown.flush())
         turns.append({"role": "assistant", "content": text})
+
+
+def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]],
+                model: Model) -> tuple[list[int], list[dict[str, str]]]:
+    """(ids of `first` and the turns, the turns kept): where the context is full, the first turns are forgotten."""
+    kept = list(turns)
+    ids = _ids([*first, *kept], model)
+    while len(ids) + 16 > model.cfg.max_position_embeddings and len(kept) > 1:
+        kept = kept[2:]
+        ids = _ids([*first, *kept], model)
+    return ids, kept
 
 
 def _given(read: Callable[[], str]) -> str:

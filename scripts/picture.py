@@ -1,4 +1,4 @@
-"""Draw a finished run as the README shows it: its loss curves and its ladder, as an SVG of a terminal.
+"""Draw a finished run as the README shows it: its curves and its ladder, as an SVG of a terminal.
 
     python scripts/picture.py runs/minute docs/minute.svg
 """
@@ -17,19 +17,24 @@ from ondevice.events import read
 from ondevice.report import ladder
 from ondevice.runfolder import RunFolder, StageFolder
 
-WIDTH = 96
+WIDTH = 100
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def curve(stage: StageFolder) -> str:
-    """The training loss of a stage as one line of blocks, each the mean over its share of the steps."""
-    losses = [event["loss"] for event in read(stage.events) if event["event"] == "step" and event["loss"] is not None]
-    columns = min(WIDTH - 32, len(losses))
+    """The training loss of a stage, or its reward, as one line of blocks, each the mean over its share of the steps;
+    empty for a stage that has neither."""
+    steps = [event for event in read(stage.events) if event["event"] == "step"]
+    figure = next((name for name in ("reward", "loss") if steps and steps[0].get(name) is not None), "")
+    values = [event[figure] for event in steps if event.get(figure) is not None] if figure else []
+    if not values:
+        return ""
+    columns = min(WIDTH - 34, len(values))
     means = [sum(part) / len(part) for part in (
-        losses[i * len(losses) // columns:(i + 1) * len(losses) // columns] for i in range(columns))]
+        values[i * len(values) // columns:(i + 1) * len(values) // columns] for i in range(columns))]
     low, high = min(means), max(means)
     drawn = "".join(BARS[round((m - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for m in means)
-    return f"{stage.name:<9}loss {losses[0]:.2f} {drawn} {losses[-1]:.2f}"
+    return f"{stage.name:<9}{figure:<7}{means[0]:.2f} {drawn} {means[-1]:.2f}"
 
 
 def main(run: str, target: str) -> None:
@@ -37,8 +42,8 @@ def main(run: str, target: str) -> None:
     console = Console(record=True, width=WIDTH, file=StringIO(), force_terminal=True)
     console.print(Text(f"$ ondevice run {folder.path.name}\n", style="bold"))
     for stage in folder.stages():
-        if any(event["event"] == "step" for event in read(stage.events)):
-            console.print(Text(curve(stage), style="cyan"))
+        if line := curve(stage):
+            console.print(Text(line, style="cyan"))
     console.print()
     for line in ladder(folder).splitlines():
         style = "bold" if line.startswith((">", "stage ", "kind ")) else ""

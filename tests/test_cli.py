@@ -214,7 +214,7 @@ def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == [str(tmp_path / "r1")]
-    pretrain = ["pretrain", "stopped", "step", "4/9", "loss", "2.500", "bpb", "1.250", "heldout", "loss", "3.000"]
+    pretrain = ["pretrain", "died", "step", "4/9", "loss", "2.500", "bpb", "1.250", "heldout", "loss", "3.000"]
     assert sorted(lines[1:]) == [["init", "done"], pretrain]
     with RunFolder(tmp_path / "r1").stage("pretrain").locked():
         assert cli.main(["runs", "--folder", str(tmp_path), "--json"]) == 0

@@ -152,6 +152,17 @@ def test_a_stage_s_own_command_can_begin_with_a_recipe() -> None:
     assert isinstance(found, SFTConfig) and found.data == "builtin:tiny"
     assert found == dataclasses.replace(load_recipe("tiny").stages["sft"],
                                         data="builtin:tiny", replay="builtin:tiny")  # type: ignore[call-arg]
+    assert stage_defaults("dpo", "tiny") == load_recipe("tiny", preference="dpo").stages["dpo"]
+    with pytest.raises(UserError, match="has no stage 'initt' .did you mean 'init'"):
+        stage_defaults("initt", "tiny")
+
+
+def test_one_way_through_preference_fine_tuning_is_taken() -> None:
+    ppo, dpo = load_recipe("tiny"), load_recipe("tiny", preference="dpo")
+    assert {"reward", "ppo"} <= set(ppo.stages) and "dpo" not in ppo.stages
+    assert "dpo" in dpo.stages and not {"reward", "ppo"} & set(dpo.stages)
+    with pytest.raises(UserError, match="preference: 'both' is none of its values"):
+        load_recipe("tiny", ["preference=both"])
 
 
 @pytest.mark.parametrize(("cls", "values", "said"), [

@@ -21,7 +21,7 @@ from ondevice.data.completions import Row
 from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.models.folder import write_model
-from ondevice.rewards import Scores
+from ondevice.rewards.rewards import Scores
 from ondevice.stages.dpo import sides_of
 from ondevice.stages.grpo import figures
 from ondevice.stages.pairs import TokenPair

@@ -97,6 +97,9 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
 def stage_defaults(stage: str, recipe: str) -> StageConfig:
     """A stage's settings as a recipe has them, for the stage's own command: `builtin` is that recipe's corpus."""
     found = load_recipe(recipe)
+    ways = [way for way, names in WAYS.items() if stage in names and way != found.preference]
+    if stage not in found.stages and found.preference and ways:  # of the way that the recipe does not take
+        found = load_recipe(recipe, preference=ways[0])
     if stage not in found.stages:
         raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
     settings = to_mapping(found.stages[stage])

@@ -117,6 +117,11 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerConfig(UseConfig):
+    """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig(UseConfig):
     """Measure a model on held-out data."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ondevice.context import Context
 from ondevice.data.chat import prompt_ids
@@ -29,18 +29,26 @@ class Asked:
         return str(self.messages[-1]["content"])
 
 
-def prompts(data: str, split: str, model: Model, room: int, ctx: Context) -> list[Asked]:
-    """The prompts of `data`; those that leave no `room` tokens for an answer are left out and counted. Raises UserError
-    for data without any, as for a model without a chat template."""
+Part = Literal["train", "validation", "all"]
+
+
+def prompts(data: str, part: Part, model: Model, room: int, ctx: Context) -> list[Asked]:
+    """The prompts of `data`; those that leave no `room` tokens for an answer are left out and counted. Of a person's
+    own prompts the last tenth is `validation`; `all` of the built-in ones is their train split. Raises UserError for
+    data without any, as for a model without a chat template."""
     need_template(model)
     corpus = material.corpus_of(data, ctx.corpus)
     if corpus is not None:
         from ondevice.data.builtin import build
 
         rows = [([{"role": "user", "content": row["prompt"]}], {k: v for k, v in row.items() if k != "prompt"})
-                for row in build(corpus).prompts(split)]  # type: ignore[arg-type]
+                for row in build(corpus).prompts("validation" if part == "validation" else "train")]
     else:
         rows = material.converted(data, _to_prompt, ctx)
+        held = min(max(1, int(len(rows) * material.HELD_PART)), material.HELD_MOST)
+        if part != "all" and len(rows) <= held:
+            raise UserError("holds one prompt only", where=data, hint="give more: some are held out")
+        rows = {"train": rows[:-held], "validation": rows[-held:], "all": rows}[part]
     return fitting(rows, model, room, data, ctx)
 
 

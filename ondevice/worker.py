@@ -1,0 +1,192 @@
+"""A model behind JSON lines: one request a line on stdin, one event a line on stdout. One model, one thread.
+
+    {"op": "generate", "id": "1", "messages": [{"role": "user", "content": "Hello"}],   or "text": "Once upon"
+     "sampling": {"temperature": 0.8, "max_new_tokens": 64, "seed": 7}, "number": 0}    both may be left out
+    {"op": "cancel", "id": "1"}
+
+    {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true}
+    {"event": "token", "id": "1", "text": "Hel"}
+    {"event": "done", "id": "1", "text": "Hello.", "tokens": 3, "prompt_tokens": 9, "stopped": true,
+     "cancelled": false, "forgotten": 0, "seconds": 0.1}
+    {"event": "error", "id": "1", "message": "…", "where": "…", "hint": "…"}
+
+Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
+false where the limit came before the stop token, `forgotten` counts turns that the context had no room for. The text is
+a model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when
+its parent dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+from ondevice.backend import Backend
+from ondevice.config.load import from_mapping
+from ondevice.config.use import SamplingConfig, WorkerConfig
+from ondevice.decoding import Generator, Sampling
+from ondevice.errors import UserError
+from ondevice.events import to_json
+from ondevice.models.folder import Model
+from ondevice.runfolder import ticks
+from ondevice.talk import fitting_ids, open_model, sampling
+
+PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
+
+
+class _Cancelled(Exception):
+    """Thrown out of decoding: nobody waits for the rest."""
+
+
+class Requests:
+    """What was asked on stdin, read by a thread of its own so that a cancel is heard while the model writes."""
+
+    def __init__(self, source: BinaryIO, *, mind_parent: bool) -> None:
+        self.cancelled: set[str] = set()
+        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._parent = os.getppid() if mind_parent else None
+        threading.Thread(target=self._read, args=(source,), daemon=True).start()
+
+    def next(self) -> dict[str, Any] | None:
+        """The next request; None when there will be no more."""
+        return self._waiting.get()
+
+    def _read(self, source: BinaryIO) -> None:
+        for raw in source:
+            try:
+                request = json.loads(raw)
+            except (ValueError, RecursionError):
+                request = None
+            if not isinstance(request, dict):
+                request = {"op": "no request"}
+            if request.get("op") == "cancel":
+                self.cancelled.add(str(request.get("id")))
+            else:
+                self._waiting.put(request)
+        self._waiting.put(None)
+        if self._parent is None:
+            return
+        while os.getppid() == self._parent:  # what was asked is still answered, for as long as somebody listens
+            time.sleep(PARENT_EVERY_S)
+        os._exit(0)
+
+
+def serve(cfg: WorkerConfig, source: BinaryIO | None = None, sink: BinaryIO | None = None) -> None:
+    """Answers until stdin ends. Raises UserError where the model cannot be opened."""
+    cfg.check()
+    requests = Requests(source or sys.stdin.buffer, mind_parent=source is None)
+    worker = _Worker(cfg, requests, sink or _own_stdout())
+    while (request := requests.next()) is not None:
+        worker.answer(request)
+
+
+class _Worker:
+    def __init__(self, cfg: WorkerConfig, requests: Requests, sink: BinaryIO) -> None:
+        self.cfg, self.requests, self.sink = cfg, requests, sink
+        self.model: Model
+        self.backend: Backend
+        self.model, self.backend = open_model(cfg)
+        self._made: tuple[Sampling, Generator] | None = None
+        self.tell("ready", model=cfg.model, parameters=sum(_size(p.shape) for p in self.model.params.values()),
+                  context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self.sink.write(to_json({"event": event, **fields}).encode() + b"\n")
+        self.sink.flush()
+
+    def answer(self, request: Mapping[str, Any]) -> None:
+        """One request, whatever it holds: what is wrong with it is told, and the next one is taken."""
+        name = str(request.get("id", ""))
+        try:
+            if request.get("op") != "generate":
+                raise UserError(f"unknown request {str(request.get('op'))[:40]!r}", hint="known: generate, cancel")
+            self._generate(name, request)
+        except UserError as error:
+            self.tell("error", id=name, message=error.message, where=error.where, hint=error.hint)
+        self.requests.cancelled.discard(name)
+
+    def _generate(self, name: str, request: Mapping[str, Any]) -> None:
+        wanted = request.get("sampling") or {}
+        if not isinstance(wanted, Mapping):
+            raise UserError("expected keys and values", where="sampling")
+        settings = from_mapping(SamplingConfig, {**wanted, "model": self.cfg.model}, "sampling")
+        number = request.get("number", 0)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise UserError("expected a whole number", where="number")
+        ids, forgotten = self._prompt(request)
+        generator, decoder = self._generator(sampling(settings)), self.model.tokenizer.stream()
+        pieces: list[str] = []
+        count = 0
+
+        def on_token(_: int, token: int) -> None:
+            nonlocal count
+            if name in self.requests.cancelled:
+                raise _Cancelled
+            count += 1
+            self._piece(name, pieces, decoder.push(token))
+
+        began, stopped, cancelled = ticks(), False, name in self.requests.cancelled
+        if not cancelled:
+            try:
+                (made,) = generator.run(self.model.params, [ids], first=number, on_token=on_token)
+                stopped = made.stopped
+            except _Cancelled:
+                cancelled = True
+        self._piece(name, pieces, decoder.flush())
+        self.tell("done", id=name, text="".join(pieces), tokens=count, prompt_tokens=len(ids), stopped=stopped,
+                  cancelled=cancelled, forgotten=forgotten, seconds=round(ticks() - began, 4))
+
+    def _piece(self, name: str, pieces: list[str], text: str) -> None:
+        if text:
+            pieces.append(text)
+            self.tell("token", id=name, text=text)
+
+    def _prompt(self, request: Mapping[str, Any]) -> tuple[list[int], int]:
+        """(ids, turns forgotten) of a request's messages or text."""
+        text, messages = request.get("text"), request.get("messages")
+        if isinstance(text, str):
+            return self.model.tokenizer.encode(_whole(text)), 0
+        if not isinstance(messages, list) or not messages:
+            raise UserError("asks nothing", where="generate", hint="give messages or text")
+        turns = [_turn(message) for message in messages]
+        first = turns[:1] if turns[0]["role"] == "system" else []
+        ids, kept = fitting_ids(first, turns[len(first):], self.model)
+        return ids, len(turns) - len(first) - len(kept)
+
+    def _generator(self, settings: Sampling) -> Generator:
+        """The one before where the settings are the same: it has compiled its step."""
+        if self._made is None or self._made[0] != settings:
+            self._made = settings, Generator(self.model, self.backend, settings)
+        return self._made[1]
+
+
+def _turn(message: Any) -> dict[str, str]:
+    if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+        raise UserError("expected a role and a content, both text", where="messages")
+    return {"role": message["role"], "content": _whole(message["content"])}
+
+
+def _whole(text: str) -> str:
+    """JSON can carry halves of characters (\\ud800), which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _own_stdout() -> BinaryIO:
+    """Our stdout alone: whatever a library prints goes to stderr from now on."""
+    sys.stdout.flush()
+    mine = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return mine

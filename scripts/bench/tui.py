@@ -1,0 +1,173 @@
+"""How quick the terminal UI stays: a million lines of events to read, and a thousand more every second.
+
+    python scripts/bench/tui.py [--lines 1000000] [--rate 1000] [--seconds 30] [--size 120x36]
+
+The app runs in a process of its own on a real pseudo-terminal; a writer appends to the stage's events; keys are pressed
+at random moments and the time to the first bytes of the answer is taken. CPU and memory are the app's process's alone.
+Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import pty
+import random
+import select
+import signal
+import struct
+import sys
+import tempfile
+import termios
+import threading
+import time
+from pathlib import Path
+from statistics import median
+
+PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+
+
+def line(step: int) -> bytes:
+    """A step event of ordinary length; its loss has noise and now and then a spike."""
+    loss = 6 * 2.718 ** (-step / 50_000) + 1 + random.random() * 0.2 + 5 * (step % 9973 == 0)
+    return as_line({"t": 1.7e9 + step / 1000, "event": "step", "step": step, "loss": loss, "grad_norm": 0.5, "lr": 1e-3,
+                    "tokens": step * 2048, "tokens_per_second": 4000.5, "seconds": 0.5, "memory_bytes": 464044032})
+
+
+def as_line(event: dict[str, object]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def write_run(folder: Path, lines: int) -> Path:
+    stage = folder / "big" / "pretrain"
+    stage.mkdir(parents=True)
+    with open(stage / "events.jsonl", "wb") as file:
+        file.write(as_line({"t": 1.7e9, "event": "start", "step": 0, "steps": lines * 2, "config": {}}))
+        for step in range(1, lines + 1):
+            file.write(line(step))
+    return stage
+
+
+class Writer(threading.Thread):
+    """Appends `rate` lines a second, in pieces, and holds the stage's lock as a trainer does."""
+
+    def __init__(self, stage: Path, first: int, rate: int) -> None:
+        super().__init__(daemon=True)
+        self.next, self.rate, self.stopped = first, rate, False
+        self.file = os.open(stage / "events.jsonl", os.O_WRONLY | os.O_APPEND)
+        self.lock = os.open(stage / "lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+
+    def run(self) -> None:
+        began, written = time.perf_counter(), 0
+        while not self.stopped:
+            due = int((time.perf_counter() - began) * self.rate) - written
+            if due:
+                os.write(self.file, b"".join(line(self.next + i) for i in range(due)))
+                self.next, written = self.next + due, written + due
+            time.sleep(0.02)
+
+
+class Terminal:
+    """The app on a pseudo-terminal."""
+
+    def __init__(self, folder: Path, columns: int, rows: int) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder.parent)
+            app = f"OndeviceApp({str(folder)!r}, look_at_machine=False)"
+            code = f"from ondevice_tui.app import OndeviceApp; {app}.run()"
+            os.execve(sys.executable, [sys.executable, "-c", code],
+                      {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
+                       "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.bytes = 0
+
+    def read(self, seconds: float) -> bytes:
+        """What comes within this time, returned at the first bytes."""
+        ready, _, _ = select.select([self.master], [], [], seconds)
+        data = os.read(self.master, 1 << 16) if ready else b""
+        self.bytes += len(data)
+        return data
+
+    def drain(self, seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            self.read(left)
+
+    def press(self, key: bytes, shows: bytes) -> float:
+        """Milliseconds until `shows` is drawn after this key."""
+        began = time.perf_counter()
+        os.write(self.master, key)
+        seen = b""
+        while shows not in seen and time.perf_counter() - began < 10:
+            seen += self.read(0.5)
+        return (time.perf_counter() - began) * 1000
+
+    def cpu(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def memory(self) -> float:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE / 2**20
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int, int]) -> dict[str, object]:
+    stage = write_run(folder, lines)
+    writer = Writer(stage, lines + 1, rate)
+    began = time.perf_counter()
+    app = Terminal(folder, *size)
+    first = None
+    while first is None:
+        if b"the road" in app.read(5):
+            first = time.perf_counter() - began
+    app.drain(1.5)
+    os.write(app.master, b"2")
+    reading = time.perf_counter()
+    app.drain(1.0)
+    while_reading = [app.press(b"y", shows) for shows in (b"full", b"log", b"fit") if not app.drain(0.3)]
+    wanted, seen = f"step {lines:,}/".encode(), b""  # what the screen says when all of it is read
+    while wanted not in seen and time.perf_counter() - reading < 300:
+        seen = seen[-100:] + app.read(1.0)
+    read_s = time.perf_counter() - reading
+    writer.start()
+    app.drain(2.0)
+    cpu, wall, sent = app.cpu(), time.perf_counter(), app.bytes
+    app.drain(seconds)
+    share = (app.cpu() - cpu) / (time.perf_counter() - wall)
+    sent_kb = (app.bytes - sent) / (time.perf_counter() - wall) / 1000
+    keys = []
+    for _ in range(8):
+        for shows in (b"full", b"log", b"fit"):
+            app.drain(random.random() * 0.4)
+            keys.append(app.press(b"y", shows))
+    found = {"lines": lines, "rate": rate, "size": f"{size[0]}x{size[1]}", "first_screen_s": round(first, 2),
+             "read_all_s": round(read_s, 1), "key_ms_while_reading": [round(k) for k in while_reading],
+             "key_ms_median": round(median(keys)), "key_ms_worst": round(max(keys)), "cpu_share": round(share, 3),
+             "to_terminal_kB_s": round(sent_kb, 1), "memory_MB": round(app.memory(), 1)}
+    writer.stopped = True
+    app.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--rate", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--size", default="120x36")
+    options = parser.parse_args()
+    columns, rows = map(int, options.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder) / "runs", options.lines, options.rate, options.seconds, (columns, rows)),
+                         indent=2))
+
+
+if __name__ == "__main__":
+    main()

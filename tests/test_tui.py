@@ -1,0 +1,488 @@
+"""The terminal UI by its keys, at the smallest size and a large one: what stands on the screen, and what a key does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from ondevice.config.recipe import STAGES, load_recipe
+from ondevice.events import EventWriter
+from ondevice.runfolder import RunFolder
+from ondevice_tui import runner
+from ondevice_tui.app import OndeviceApp, own_bindings
+from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.widgets.curve import Curve
+from ondevice_tui.widgets.rows import Rows
+from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_stage
+
+Script = Callable[[OndeviceApp, Pilot[Any]], Awaitable[None]]
+
+
+def play(folder: Path, script: Script, size: tuple[int, int] = (80, 24)) -> None:
+    """Opens the app on a folder of runs and lets `script` press its keys."""
+
+    async def run() -> None:
+        app = app_on(folder)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await until(pilot, lambda: app.runs is not None, "the runs are read")
+            await script(app, pilot)
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that would have been started."""
+    calls: list[list[str]] = []
+
+    class Quiet:
+        def poll(self) -> None:
+            return None
+
+    def start(words: list[str], run: Path) -> runner.Child:
+        calls.append(list(words))
+        return runner.Child(runner.shown(words), Quiet(), run / "x.log")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "start", start)
+    return calls
+
+
+def fits(text: str, size: tuple[int, int]) -> bool:
+    lines = text.split("\n")
+    return len(lines) == size[1] and all(len(line) <= size[0] for line in lines)
+
+
+# home
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int]) -> None:
+    a_run(tmp_path)
+    write_stage(RunFolder(tmp_path / "other").stage("pretrain"), 10, end="failed")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(tmp_path / "first")
+        text = await until_shown(pilot, "process gone after step 40")
+        assert fits(text, size)
+        rows = [row for row in text.splitlines() if "│" in row]
+        assert any("0 init" in row and "✓ done" in row for row in rows)
+        assert any("1 pretrain" in row and "✓ done" in row and "held-out" in row and "0:50" in row for row in rows)
+        assert any("2 sft" in row and "✗ died" in row for row in rows)
+        for i, stage in enumerate(STAGES):
+            assert f"{i} {stage}" in text
+        assert "▸ first" in text and "other" in text and "✗ pretrain" in text
+        assert "R resumes" in text and "? help" in text.replace("?help", "? help")
+        assert ("the same prompt, after each stage" in text) == (size[0] >= 110)
+        if size[0] >= 110:
+            assert "in a small house" in text and "xq zz" in text
+
+    play(tmp_path, script, size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_an_empty_folder_says_what_to_do(tmp_path: Path, size: tuple[int, int]) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        text = await until_shown(pilot, "No run yet. n begins one")
+        assert fits(text, size)
+        for key, says in (("2", "Nothing to watch yet"), ("5", "No stage of this run is complete yet")):
+            await pilot.press(key)
+            await until_shown(pilot, says)
+            await pilot.press("escape")
+        await until_shown(pilot, "No run yet")
+        await pilot.press("enter")
+        await until_shown(pilot, "begin a run")
+
+    play(tmp_path, script, size)
+
+
+@pytest.mark.slow
+def test_tab_enter_chooses_another_run(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    write_stage(RunFolder(tmp_path / "other").stage("pretrain"), 10)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        before = app.chosen
+        await pilot.press("tab")
+        rows = app.screen.query_one("#runs", Rows)
+        assert rows.has_focus
+        wanted = next(i for i, option in enumerate(rows.options) if option.id != str(before))
+        rows.highlighted = wanted
+        await pilot.press("enter")
+        assert str(app.chosen) == rows.options[wanted].id != str(before)
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_a_click_chooses_and_opens(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "pretrain")
+        await pilot.click("#stages", offset=(10, 2))
+        await until(pilot, lambda: app.current_mode == "train")
+        assert app.stage == "pretrain"
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_r_resumes_by_the_recipe_or_by_the_stages_own_command(tmp_path: Path, started: list[list[str]]) -> None:
+    first = a_run(tmp_path)
+    alone = a_run(tmp_path, "alone", recipe="")
+    config = {"out": "", "model": "m", "data": "d.jsonl", "steps": 70, "packing": False, "resume": False}
+    stage = alone.stage("sft")
+    stage.events.unlink()
+    with EventWriter(stage.events) as events:
+        events.emit("start", 0, steps=70, config=config)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        for run in (first, alone):
+            app.choose(run.path)
+            app.tell_page()
+            rows = app.screen.query_one("#stages", Rows)
+            rows.highlighted = 2
+            await pilot.press("R")
+        rows.highlighted = 1
+        await pilot.press("R")  # done: there is nothing to resume
+
+    play(tmp_path, script)
+    assert started[0] == ["runs", "resume", str(first.path)]
+    assert started[1][:3] == ["sft", "m", "d.jsonl"]
+    assert set(started[1][3:]) == {f"--out={alone.path}", "--steps=70", "--no-packing", "--resume"}
+    assert len(started) == 2
+
+
+@pytest.mark.slow
+def test_x_asks_and_then_writes_the_stop_file(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    stage = run.stage("sft")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("X")
+        await until_shown(pilot, "nothing trains in this run")
+        with stage.locked():
+            app.look()
+            await until_shown(pilot, "40%")
+            await pilot.press("X")
+            await until_shown(pilot, "stop sft?")
+            await pilot.press("n")
+            assert not stage.stop.exists()
+            await pilot.press("X", "y")
+            assert stage.stop.exists()
+        app.look()
+        await until_shown(pilot, "✗ died")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_d_shows_the_last_lines_of_a_run_that_died(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    (run.path / "sft.log").write_text("step 39\rstep 40\nKilled: out of memory [/]\n")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.screen.query_one("#stages", Rows).highlighted = 2
+        await pilot.press("d")
+        text = await until_shown(pilot, "Killed: out of memory [/]")
+        assert "step 40" in text and "step 39" not in text
+        await pilot.press("escape")
+
+    play(tmp_path, script)
+
+
+# train
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_train_shows_curves_numbers_and_samples(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+    write_stage(run.stage("pretrain"), warning="half of the rows were cut")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(run.path, "pretrain")
+        await pilot.press("2")
+        text = await until_shown(pilot, "o held-out", "step 100/100 100%")
+        assert fits(text, size)
+        assert "✓ done" in text and "grad 0.500" in text and "lr 1.0e-03" in text
+        assert any("\u2800" < c < "\u28ff" for c in text) and " o" in text
+        await until_shown(pilot, "step 100 · Leo lives in…", "in a small house")
+        assert ("half of the rows" in text) == (size[0] >= 110)
+
+    play(tmp_path, script, size)
+
+
+@pytest.mark.slow
+def test_the_keys_of_train(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    a_run(tmp_path, "second")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(run.path, "pretrain")
+        await pilot.press("2")
+        await until_shown(pilot, "step 100/100")
+        curve = app.screen.query_one("#curve", Curve)
+        for scale in ("full", "log", "fit"):
+            await pilot.press("y")
+            assert curve.scale == scale
+            await until_shown(pilot, f"y: {scale}")
+        await pilot.press("e")
+        await until_shown(pilot, "smooth 0.9")
+        await pilot.press("x")
+        await until_shown(pilot, "x: time")
+        await pilot.press("x")
+        text = await until_shown(pilot, "x: tokens")
+        assert "51200" in text
+        await pilot.press("x", "plus")
+        text = await until_shown(pilot, "zoom 2×")
+        await pilot.press("minus")
+        await pilot.press("tab")
+        await until_shown(pilot, " grad_norm 0.500")
+        await pilot.press("shift+tab")
+        await until_shown(pilot, " loss 1.")
+        await pilot.press("s")
+        await until_shown(pilot, "2 + 2 =")
+        await pilot.press("left_square_bracket")
+        await until_shown(pilot, "step 50 · 2 + 2", "[ ] 1 of 2")
+        await pilot.press("right_square_bracket")
+        await until_shown(pilot, "step 100 · 2 + 2")
+        await pilot.press("o")
+        await until_shown(pilot, "· second")
+        await pilot.press("o")
+        await until(pilot, lambda: "· second" not in shown(app))
+        await pilot.press("space")
+        await until_shown(pilot, "frozen")
+        await pilot.press("space", "full_stop")
+        await until_shown(pilot, "first · sft", "the process is gone and left no word", "R resumes")
+        await pilot.press("comma")
+        await until_shown(pilot, "first · pretrain")
+        await pilot.press("L")
+        await until_shown(pilot, "No warning and no log")
+        await pilot.press("escape", "escape")
+        await until(pilot, lambda: app.current_mode == "road")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_train_follows_a_stage_that_writes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "live")
+    stage = run.stage("pretrain")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        with stage.locked(), EventWriter(stage.events) as events:
+            events.emit("start", 0, steps=10)
+            app.look()
+            await pilot.press("2")
+            await until_shown(pilot, "no step yet")
+            for step in (1, 2, 3):
+                events.emit("step", step, loss=float("nan") if step == 2 else 3.5, lr=0.1)
+                events.flush()
+                await until_shown(pilot, f"step {step}/10")
+            assert "✗" in shown(app)
+            await pilot.press("space")
+            await until_shown(pilot, "frozen")
+            events.emit("step", 4, loss=3.5)
+            events.emit("step", 9, loss=3.5)
+            events.flush()
+            history = app.screen.history  # type: ignore[attr-defined]
+            await until(pilot, lambda: history.step == 9)
+            assert "step 3/10" in shown(app)
+            await pilot.press("space")
+            await until_shown(pilot, "step 9/10 90%", "running")
+
+    play(tmp_path, script)
+
+
+# ladder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_the_ladder(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("l")
+        text = await until_shown(pilot, "73.1%", "prompt 1 of 2")
+        assert fits(text, size)
+        assert "in a small house" in text and "xq zz" in text
+        await pilot.press("right_square_bracket")
+        await until_shown(pilot, "prompt 2 of 2", "> 2 + 2 =")
+        await pilot.press("left")
+        await until_shown(pilot, "prompt 1 of 2")
+        await pilot.press("k")
+        await until_shown(pilot, "75%", "2 of ")
+        await pilot.press("w")
+        await until_shown(pilot, "written:")
+
+    play(tmp_path, script, size)
+    assert "in a small house" in run.report.read_text()
+
+
+# the form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_a_form_with_its_help(tmp_path: Path, stage: str) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen(stage, {"out": str(tmp_path / "x")}))
+        await pilot.pause()
+        fields = list(app.screen.query(Field))
+        assert {field.spec.name for field in fields} >= {"seed", "backend", "out"}
+        assert all(field.spec.help for field in fields), [f.spec.name for f in fields if not f.spec.help]
+        text = await until_shown(pilot, f"start {stage}", f"$ ondevice {stage}")
+        assert fits(text, (80, 24))
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: list[list[str]],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs")
+    run = a_run(runs)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.screen.query_one("#stages", Rows).highlighted = 1
+        await pilot.press("s")
+        await until_shown(pilot, "start pretrain", "✓ ready")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        assert fields["model"].entry == str(run.stage("init").model)
+        assert fields["steps"].entry == str(load_recipe("minute").stages["pretrain"].steps)  # the run's own recipe's
+        fields["learning_rate"].put("0")
+        await until_shown(pilot, "✗ learning_rate: 0.0 is too small")
+        await pilot.press("ctrl+g")
+        assert not started
+        fields["learning_rate"].put("many")
+        await until_shown(pilot, "expected a number")
+        fields["learning_rate"].put("2e-3")
+        fields["steps"].put("7")
+        fields["isolate_documents"].put(True)
+        fields["out"].put(str(run.path))
+        await until_shown(pilot, "stands there already")
+        fields["out"].put("fresh one")
+        text = await until_shown(pilot, "✓ ready", "--isolate_documents")
+        assert "--steps=7" in text
+        await pilot.press("ctrl+y")
+        assert "--learning_rate=0.002" in app.clipboard and "fresh one'" in app.clipboard
+        await pilot.press("ctrl+f", *"weight")
+        await until(pilot, lambda: [f.spec.name for f in app.screen.query(Field) if f.display] == ["weight_decay"])
+        await pilot.press("escape", "ctrl+g")
+        await until(pilot, lambda: app.current_mode == "train")
+
+    play(runs, script)
+    (words,) = started
+    assert words[:2] == ["pretrain", str(run.stage("init").model)]
+    assert set(words[2:]) == {f"--recipe={run.path}", "--steps=7", "--learning_rate=0.002", "--isolate_documents",
+                              "--out=fresh one"}
+
+
+@pytest.mark.slow
+def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]]) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("n")
+        text = await until_shown(pilot, "begin a run", "minute", "tiny")
+        for stage in STAGES:
+            assert stage in text
+        await pilot.press("enter")
+        await until_shown(pilot, "start run", "✓ ready", "$ ondevice run minute")
+        await pilot.press("escape")
+        await until(pilot, lambda: app.current_mode == "road" and "the road" in shown(app))
+        await pilot.press("n", "enter")
+        await until_shown(pilot, "✓ ready")
+        await pilot.press("ctrl+g")
+        await until(pilot, lambda: started)
+
+    play(tmp_path, script)
+    assert started[0][:1] == ["run"] and any(word.startswith("--out=") for word in started[0])
+
+
+# everywhere
+
+
+@pytest.mark.slow
+def test_help_lists_every_key_of_each_screen(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        for mode in app.MODES:
+            app.action_go(mode)
+            await pilot.pause()
+            if getattr(app.screen, "TYPES", False):
+                app.action_explain()  # letters are typed here: the palette has it
+            else:
+                await pilot.press("question_mark")
+            await until_shown(pilot, "esc closes")
+            told = app.screen.query_one("#card SafeText").plain  # type: ignore[attr-defined]
+            for binding, _ in own_bindings(app.screen_stack[-2]):
+                assert (binding.tooltip or binding.description) in told
+            await pilot.press("escape")
+
+    play(tmp_path, script, (120, 50))
+
+
+@pytest.mark.slow
+def test_palette_theme_and_numbers(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        titles = [command.title for command in app.get_system_commands(app.screen)]
+        assert any(title.startswith("new run (n)") for title in titles) and "Theme" in titles
+        await pilot.press("ctrl+p")
+        await until_shown(pilot, "Search")
+        await pilot.press(*"ladder", "down", "enter")
+        await until(pilot, lambda: app.current_mode == "ladder")
+        await pilot.press("1")
+        dark = app.current_theme.dark
+        await pilot.press("T")
+        assert app.current_theme.dark != dark
+        await pilot.press("q")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (120, 36), (200, 60), (40, 12), (20, 6)])
+def test_no_size_breaks_a_screen(tmp_path: Path, size: tuple[int, int]) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        for mode in app.MODES:
+            app.action_go(mode)
+            await pilot.pause()
+            assert fits(shown(app), size)
+            await pilot.resize_terminal(80, 24)
+            await pilot.pause()
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            assert fits(shown(app), size)
+
+    play(tmp_path, script, size)
+
+
+@pytest.mark.slow
+def test_a_child_that_refuses_is_told_with_its_last_words(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.start(["sft", "nowhere", "--out", str(tmp_path / "r")], tmp_path / "r")
+        await until_shown(pilot, "ended with code 2", "nowhere")
+
+    play(tmp_path, script, (120, 36))
+    assert "nowhere" in (tmp_path / "r" / "sft.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_started_process_is_detached(tmp_path: Path) -> None:
+    child = runner.start(["doctor"], tmp_path / "r")
+    assert os.getsid(child.process.pid) == child.process.pid != os.getsid(0)
+    assert child.process.wait() == 0 and child.ended() is not None and child.ended() is None
+    assert "ondevice" in child.log.read_text()

@@ -1,0 +1,163 @@
+"""Chat: a model in a process of its own, streamed, stopped, asked beside another, and gone when it is not needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice_tui import model
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.chat import ChatScreen, Pane
+from test_tui import fits, play
+from tui_runs import SIZES, a_run, shown, until, until_shown
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+
+
+def pids(app: OndeviceApp) -> list[int]:
+    return [pane.process._process.pid for pane in app.screen.query(Pane) if pane.process and pane.process._process]
+
+
+async def say(pilot: Pilot[Any], text: str) -> None:
+    pilot.app.screen.query_one("#say", Input).value = text
+    await pilot.press("enter")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_conversation(tmp_path: Path, size: tuple[int, int]) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        text = await until_shown(pilot, "first · pretrain", "Enter sends")
+        assert fits(text, size) and "temperature 0.8" in text
+        await pilot.press(*"hi", "space", *"q1?", "enter")  # keys of other screens are letters here
+        await until_shown(pilot, "1 hi q1? 0", "4 tokens  8.000 tok/s")
+        await say(pilot, "more")
+        await until_shown(pilot, "3 more 0")
+        assert fits(shown(app), size)
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "more" not in shown(app))
+        await say(pilot, "long")
+        await until_shown(pilot, "1 long 0", "cut at the length limit")
+        await say(pilot, "forget")
+        await until_shown(pilot, "the first 2 turns no longer fit")
+        await say(pilot, "refuse")
+        await until_shown(pilot, "the model's context holds 64 shorten it")
+
+    play(tmp_path, script, size)
+
+
+def test_stop_and_a_second_message_meanwhile(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("6")
+        await say(pilot, "slow please")
+        await until(pilot, lambda: app.screen.query_one("#pane-a", Pane).writing == "slow ")
+        await say(pilot, "and this?")
+        await until_shown(pilot, "still being written")
+        await pilot.press("ctrl+x")
+        await until_shown(pilot, "(stopped)")
+
+    play(tmp_path, script)
+
+
+def test_two_models_side_by_side_and_the_settings(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · pretrain")
+        await pilot.press("ctrl+o")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until_shown(pilot, "first · init")
+        await pilot.press("ctrl+e")
+        await until_shown(pilot, "how answers are drawn", "0 always takes the likeliest")
+        app.screen.query_one("#set-top_p", Input).value = "7"
+        await pilot.press("enter")
+        await until_shown(pilot, "out of range")
+        app.screen.query_one("#set-top_p", Input).value = "0.9"
+        app.screen.query_one("#set-seed", Input).value = "42"
+        await pilot.press("enter")
+        await until_shown(pilot, "top-p 0.9 · seed 42")
+        await say(pilot, "hello")
+        await until_shown(pilot, "1 hello 42", "0 hello 42")  # init has no chat format: it is given the text
+        await pilot.press("ctrl+o")
+        await until(pilot, lambda: "first · init" not in shown(app))
+
+    play(tmp_path, script, (120, 36))
+
+
+def test_a_model_that_fails_is_told_and_can_be_asked_again(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await say(pilot, "crash")
+        await until_shown(pilot, "ended: out of memory")
+        await say(pilot, "again")
+        await until_shown(pilot, "again 0")
+        await pilot.press("ctrl+t")
+        await until_shown(pilot, "which model")
+        await pilot.press("escape")
+        screen = app.screen
+        assert isinstance(screen, ChatScreen)
+        screen._take_model(0, ("broken · x", str(tmp_path / "broken")))
+        await say(pilot, "hello")
+        await until_shown(pilot, "is no checkpoint")
+
+    play(tmp_path, script)
+
+
+def test_leaving_lets_the_model_go(tmp_path: Path) -> None:
+    a_run(tmp_path)
+    seen: list[int] = []
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await say(pilot, "hello")
+        await until_shown(pilot, "hello 0")
+        (pid,) = pids(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.current_mode == "road")
+        await until(pilot, lambda: not os.path.exists(f"/proc/{pid}"), "the worker is gone")
+        await pilot.press("c")
+        await until_shown(pilot, "hello 0")  # the conversation is still there
+        await say(pilot, "back")
+        await until_shown(pilot, "3 back 0")
+        seen.extend(pids(app))
+
+    play(tmp_path, script)
+    assert seen and not any(os.path.exists(f"/proc/{pid}") and _runs(pid) for pid in seen)
+
+
+def test_no_model_says_what_to_do(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "No model yet")
+        await say(pilot, "hello")
+        await pilot.press("ctrl+t")
+        assert not pids(app)
+
+    play(tmp_path, script)
+
+
+def _runs(pid: int) -> bool:
+    """Whether this process still does anything: a killed one that nobody has buried does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

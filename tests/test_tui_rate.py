@@ -1,0 +1,214 @@
+"""Rating by keys: every vote on disk, undone, guarded, blind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice.ratings import Ratings, Response
+from ondevice.runfolder import RunFolder
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.rate import Answer, RateScreen, differences
+from test_tui import fits, play
+from tui_runs import SIZES, a_run, shown, until, until_shown
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys count at once: how fast a test presses them must not matter."""
+    monkeypatch.setattr(RateScreen, "GUARD_S", 0.0)
+
+
+def queue(run: RunFolder, count: int = 5, width: int = 2, long: bool = False) -> None:
+    with Ratings.open(run.path, create=True) as ratings:
+        for i in range(count):
+            responses = [Response(f"answer {'xyzw'[slot]} to {i}" + "\nand more" * (80 * long), source=f"secret-{slot}")
+                         for slot in range(width)]
+            ratings.add("first", f"Question {i}?", responses, seed=0)
+
+
+def votes(run: RunFolder) -> list[Any]:
+    with Ratings.open(run.path) as ratings:
+        return ratings.live_votes()
+
+
+def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str:
+    """The screen after these keys."""
+    seen: list[str] = []
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until(pilot, lambda: isinstance(app.screen, RateScreen))
+        await pilot.pause()
+        for key in keys:
+            await pilot.press(key)
+            await pilot.pause()
+        seen.append(shown(app))
+
+    play(folder, script, size)
+    return seen[0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_pair_without_names(tmp_path: Path, size: tuple[int, int]) -> None:
+    queue(a_run(tmp_path))
+    text = rate(tmp_path, [], size)
+    assert fits(text, size) and "secret" not in text
+    for said in ("pair 1/5", "Question 0?", "answer x to 0", "answer y to 0", "end read"):
+        assert said in text
+    assert ("1 ← left" in text) == (size[0] >= 100) and ("1 ← above" in text) == (size[0] < 100)
+
+
+def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 7)
+    text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "b"])
+    assert "pair 7/7" in text and "4 usable" in text and "1 ties" in text and "1 bad" in text
+    found = votes(run)
+    with Ratings.open(run.path) as ratings:
+        items = [ratings.item(vote.item) for vote in found]
+    picked = [item.shown.index(vote.ranking[0]) for vote, item in zip(found, items, strict=True) if vote.ranking]
+    assert picked == [0, 1, 0, 1]
+    assert [vote.strength for vote in found] == [1, 1, 2, 2, None, None]
+    assert [vote.outcome for vote in found] == ["ranked"] * 4 + ["tie", "all_bad"]
+    assert all(vote.seen_end and vote.dwell_ms is not None for vote in found)
+
+
+def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+    text = rate(tmp_path, ["r", "1", "3", "enter", "left", "u", "u", "right", "f", "n", *"why", "enter", "s", "left"])
+    assert "Everything here is rated" in text and "1 skipped" in text and "a reward model wants about 100" in text
+    with Ratings.open(run.path) as ratings:
+        rows = ratings.votes()
+    assert [row.action for row in rows] == ["vote", "undo", "vote", "flag", "note", "skip", "vote"]
+    assert rows[0].reason == "wrong, style" and rows[2].reason is None and rows[4].note == "why"
+    assert [vote.action for vote in votes(run)] == ["vote", "skip", "vote"]
+
+
+def test_four_answers_are_ranked(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3, width=4)
+    text = rate(tmp_path, ["3", "1", "u"], (120, 36))
+    assert "best first: 3" in text and "answer w to 0" in text
+    rate(tmp_path, ["3", "1", "4", "2", "enter"])
+    first, second = votes(run)
+    with Ratings.open(run.path) as ratings:
+        assert [ratings.item(first.item).shown.index(slot) for slot in first.ranking] == [2, 0, 3, 1]
+        assert [ratings.item(second.item).shown.index(slot) for slot in second.ranking] == [1]
+
+
+def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 2, long=True)
+    text = rate(tmp_path, ["left"])
+    assert "the end of an answer was not read" in text and "▼ more" in text and not votes(run)
+    rate(tmp_path, ["left", "left"])
+    (vote,) = votes(run)
+    assert vote.seen_end is False
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 1?")
+        panes = [pane for pane in app.screen.query(Answer) if pane.display]
+        for _ in range(200):
+            await pilot.press("j")
+        await until(pilot, lambda: all(pane.read_to_end for pane in panes))
+        await pilot.press("right")
+
+    play(tmp_path, script)
+    assert votes(run)[1].seen_end is True
+
+
+def test_a_key_that_comes_too_soon_is_not_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RateScreen, "GUARD_S", 1e9)
+    run = a_run(tmp_path)
+    queue(run)
+    assert "pair 1/5" in rate(tmp_path, ["left", "t", "s", "enter"])
+    assert not votes(run)
+
+
+def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 2)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("4")
+        await until_shown(pilot, "1 ← left")
+        await pilot.press("w")
+        await until_shown(pilot, "1 ← above")
+        await pilot.press("d", "left", "right")
+        await until_shown(pilot, "Everything here is rated")
+        await pilot.press("a")
+        app.screen.query_one(Input).value = "Vera [/]"
+        await pilot.press("enter")
+        await until_shown(pilot, "pair 1/2", "Vera [/]")
+        await pilot.press("S")
+        await until_shown(pilot, "sways a rater")
+        await pilot.press("n", "left", "left", "S")
+        text = await until_shown(pilot, "what the votes are worth", "Vera [/]")
+        assert "secret-0" in text
+        await pilot.press("escape", "g")
+        await until_shown(pilot, "sample")
+
+    play(tmp_path, script, (120, 36))
+    assert {vote.rater for vote in votes(run)} >= {"Vera [/]"} and len(votes(run)) == 4
+
+
+def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    assert "No pairs to rate in this run yet" in rate(tmp_path, ["left", "u", "s", "n", "f", "r", "d", "w", "S"])
+    (run.path / "ratings.db").write_text("no database")
+    assert "is no ratings database" in rate(tmp_path, ["left", "u"])
+
+
+def test_differences_are_marked() -> None:
+    made = differences("the big [/] cat", "the small [/] cat")
+    assert made.plain == "the big [/] cat"
+    assert [made.plain[span.start:span.end] for span in made.spans if "underline" in str(span.style)] == ["big"]
+
+
+def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
+    """The app votes in a process of its own and is killed in the middle of the screen after several of the votes."""
+    run = a_run(tmp_path)
+    queue(run, 20)
+    code = textwrap.dedent("""
+        import asyncio, os, signal, sys
+        from pathlib import Path
+        from ondevice_tui.app import OndeviceApp
+        from ondevice_tui.screens.rate import RateScreen
+        RateScreen.GUARD_S = 0.0
+        async def main(folder, keys):
+            app = OndeviceApp(folder, look_at_machine=False)
+            async with app.run_test(size=(80, 24)) as pilot:
+                while app.runs is None:
+                    await pilot.pause(0.05)
+                await pilot.press("r")
+                await pilot.pause()
+                for key in keys.split(","):
+                    before = app.screen.item.id
+                    await pilot.press(key)
+                    while app.screen.item is not None and app.screen.item.id == before:
+                        await pilot.pause(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+        asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
+    """)
+    wanted: list[str] = []
+    for keys in (["left"], ["right", "t", "left"], ["b"] * 5, ["right"] * 11):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), ",".join(keys)], timeout=120, text=True,
+                              capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        wanted += ["tie" if key == "t" else "all_bad" if key == "b" else "ranked" for key in keys]
+        assert [vote.outcome for vote in votes(run)] == wanted
+    assert len({vote.item for vote in votes(run)}) == 20

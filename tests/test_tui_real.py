@@ -1,0 +1,77 @@
+"""A real stage, begun in the app, going on without it, and found again."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+import ondevice as od
+from ondevice.runfolder import RunFolder
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.start import Field, StartScreen
+from test_tui import play
+from tui_runs import until, until_shown
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_stage_outlives_the_app_and_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("The cat sat on the mat. The dog sat on the log.\n" * 400)
+    model = od.init(data="text.txt", out="runs/mine", vocab_size=300, hidden_size=16, intermediate_size=32,
+                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, device="cpu", backend="torch")
+    stage = RunFolder("runs/mine").stage("pretrain")
+    values = {"model": str(model), "data": "text.txt", "out": "runs/mine", "steps": 60, "batch_size": 4,
+              "sequence_length": 32, "device": "cpu", "backend": "torch", "eval_every": 20, "save_every": 20}
+
+    async def begin(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("pretrain", {"out": "runs/mine"}))
+        await until_shown(pilot, "name the folder of a model")
+        for field in app.screen.query(Field):
+            if field.spec.name in values:
+                field.put(values[field.spec.name])
+        await until_shown(pilot, "✓ ready")
+        await pilot.press("ctrl+g")
+        await until(pilot, lambda: stage.holder() is not None or stage.done.is_file(), "the stage's process works")
+
+    async def find(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: stage.done.is_file(), "the stage goes on without the app that began it")
+        app.look()
+        await until_shown(pilot, "1 pretrain   ✓ done")
+        await pilot.press("w" if app.screen.highlighted.stage == "pretrain" else "2")  # type: ignore[attr-defined]
+        text = await until_shown(pilot, "mine · pretrain", "step 60/60 100%", "o held-out")
+        assert "✓ done" in text
+
+    play(Path("runs"), begin)
+    play(Path("runs"), find)
+    assert (stage.model / "model.safetensors").is_file()
+    assert "held-out loss" in (stage.path.parent / "pretrain.log").read_text()
+
+
+def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_help_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ondevice"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("usage: ondevice")
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, command, {**os.environ, "TERM": "xterm-256color"})
+    seen = b""
+    while b"No run yet" not in seen:
+        seen += os.read(master, 1 << 16)
+    os.write(master, b"q")
+    while True:
+        try:
+            if not os.read(master, 1 << 16):
+                break
+        except OSError:
+            break
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

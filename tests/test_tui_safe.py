@@ -1,0 +1,262 @@
+"""What models, files and programs say cannot act on the app, nor on the terminal: hostile text on every screen, and a
+look at the source for a widget that is fed by another door."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice.config.recipe import STAGES
+from ondevice.events import EventWriter, LineFile
+from ondevice.ratings import Ratings, Response
+from ondevice.runfolder import RunFolder
+from ondevice_tui import model
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.start import Field, StartScreen
+from test_inert import HOSTILE, acts
+from test_tui import play
+from tui_runs import a_run, completion, until, until_shown, write_done
+
+ROOT = Path(__file__).parent.parent
+MARKUP = ["[/]", "[/b]", "[@click=app.quit]x[/]", "[bold", "[link='http://x']y[/link]", "\\[", "[$primary]",
+          "[red]a[/red]", "[@click=app.bell]" * 50, "a" * 50_000, "é" + "\u0301" * 500,
+          "👩\u200d👩\u200d👧\u200d👦", "", "\n" * 300]
+STRINGS = [text for _, text, _ in HOSTILE] + MARKUP
+
+
+def harmless(app: App[Any], what: str) -> None:
+    """No control, no bidi, no surrogate in what is drawn, no action on it, and a picture can be made of it."""
+    for strip in app.screen._compositor.render_strips():
+        for segment in strip:
+            assert not acts(segment.text), (what, segment.text)
+            meta = segment.style.meta if segment.style is not None else {}
+            assert "@click" not in meta and not (segment.style and segment.style.link), (what, segment.text)
+
+
+def hostile_run(folder: Path) -> RunFolder:
+    """Every place that text can stand in, with every string in it."""
+    run = a_run(folder)
+    answers = [{"prompt": text, "answer": text} for text in STRINGS]
+    for name in ("init", "pretrain"):
+        write_done(run.stage(name), answers)
+    stage = run.stage("grpo")
+    stage.create().lock.touch()
+    (run.path / "grpo.log").write_text("\n".join(STRINGS), encoding="utf-8", errors="surrogatepass")
+    with EventWriter(stage.events) as events, LineFile(stage.samples) as samples, \
+            LineFile(stage.path / "groups.jsonl") as groups:
+        events.emit("start", 0, stage="grpo", steps=len(STRINGS), config={})
+        for step, text in enumerate(STRINGS, 1):
+            sampled = samples.append({"step": step, "answers": [{"prompt": text, "answer": text}]})
+            made = [{**completion("a b", True, 0.5), "text": text, "parsed": text, "span": [0, 1],
+                     "rewards": {text: 1.0}}]
+            grouped = groups.append({"step": step, "groups": [{"prompt": text, "answer": text, "completions": made}]})
+            events.emit("step", step, loss=1.0, reward=0.5, groups=grouped, **{f"reward/{text[:40]}": 0.5})
+            events.emit("sample", step, offset=sampled)
+            events.emit("warning", step, message=text)
+        events.emit("failed", reason="x", message=STRINGS[3])
+    with Ratings.open(run.path, create=True) as ratings:
+        for number, text in enumerate(STRINGS):
+            ratings.add("a", text, [Response(text, text), Response(f"{number} {text}", text)], seed=0)
+    return run
+
+
+@pytest.mark.slow
+def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RateScreen, "GUARD_S", 0.0)
+    run = hostile_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        async def each(mode: str, key: str) -> None:
+            app.choose(run.path, "grpo")
+            app.action_go(mode)
+            await pilot.pause(0.6)
+            for text in STRINGS:
+                await pilot.press(key)
+                harmless(app, f"{mode}: {text!r}")
+
+        await each("train", "left_square_bracket")
+        await each("reason", "left_square_bracket")
+        await each("ladder", "right_square_bracket")
+        await each("rate", "s")
+        for key in ("d", "w"):
+            await pilot.press(key)
+            harmless(app, "rate")
+        app.action_go("road")
+        app.screen.query_one("#stages").highlighted = list(STAGES).index("sft") + 1  # type: ignore[attr-defined]
+        await pilot.press("d")
+        await until_shown(pilot, "first · grpo")
+        harmless(app, "details")
+        app.screen.query_one("#card").scroll_end(animate=False)
+        await pilot.pause()
+        harmless(app, "the end of the log")
+        await pilot.press("escape")
+        for text in STRINGS:
+            app.say(text)
+            await pilot.pause()
+            harmless(app, f"toast: {text!r}")
+            app.clear_notifications()
+        app.export_screenshot()
+
+    play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.slow
+def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "Enter sends")
+        pane = app.screen.query_one("#pane-a")
+        for text in STRINGS:
+            pane.turns.append({"role": "assistant", "content": text})  # type: ignore[attr-defined]
+            pane.writing, pane.told = text, text  # type: ignore[attr-defined]
+            pane.show()  # type: ignore[attr-defined]
+            await pilot.pause()
+            harmless(app, f"chat: {text!r}")
+        pane.turns.clear()  # type: ignore[attr-defined]
+        for text in STRINGS[:12]:
+            app.screen.query_one("#say", Input).value = f"x{text[:300]}"
+            await pilot.press("enter")
+            await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
+            harmless(app, f"chat: {text!r}")
+        await app.push_screen(StartScreen("sft", {"out": "x"}))
+        await until_shown(pilot, "start sft")
+        fields = [field for field in app.screen.query(Field) if field.spec.name in ("out", "model", "data")]
+        for text in STRINGS:
+            for field in fields:
+                field.put(text[:2000])
+            await pilot.press("ctrl+y")
+            harmless(app, f"form: {text!r}")
+
+    play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.slow
+def test_folders_of_any_name(tmp_path: Path) -> None:
+    """Runs and stages are folders: their names are whatever a disk takes, bytes that are no UTF-8 included."""
+    for name in ("[@click=app.quit]x", "\x1b[2J", "a\nb", "txt.\u202egnp", os.fsdecode(b"\xff\xfe"), "[b]"):
+        run = a_run(tmp_path, name)
+        os.rename(run.path / "pretrain", run.path / name)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        for run in app.runs or ():
+            app.choose(Path(run["path"]), run["run"])
+            for mode in app.MODES:
+                app.action_go(mode)
+                await pilot.pause(0.1)
+                harmless(app, f"{mode}: {run['run']!r}")
+            app.action_go("road")
+            await pilot.pause()
+            rows = app.screen.query_one("#stages")
+            rows.highlighted = rows.option_count - 1  # type: ignore[attr-defined]
+            for key in ("enter", "d", "escape", "1", "R", "X", "s", "w", "1"):
+                await pilot.press(key)
+                harmless(app, f"{key}: {run['run']!r}")
+
+    play(tmp_path, script, (120, 36))
+
+
+# the source
+
+ALLOWED = {"Checkbox", "Footer", "Input", "OptionList", "Select"}  # what they are given is checked below
+DOORS = {"content", "line", "lines", "cell"}
+
+
+def wrong_doors(source: str, path: str) -> list[str]:
+    """Where a module of the UI feeds a widget, a title or a toast otherwise than through `widgets.safe`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            if node.module == "textual.widgets" and names - ALLOWED:
+                found.append(f"{where} imports {names - ALLOWED}")
+            if node.module in ("rich.text", "rich.markdown", "textual.markup", "rich.markup"):
+                found.append(f"{where} imports {node.module}")
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("Static", "Label", "Input", "Text", "from_markup", "render_markup") or (
+                    name == "notify" and path != "app.py"):
+                found.append(f"{where} calls {name}")
+            if name == "Content" and not (node.args and isinstance(node.args[0], ast.Constant)):
+                found.append(f"{where} makes Content of what is no constant")
+            if name in ("Option", "Select", "update", "add_row") and path.startswith("screens") and any(
+                    isinstance(arg, ast.JoinedStr | ast.Name) for arg in node.args):
+                found.append(f"{where} gives {name} bare text")
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Attribute) and target.attr in (
+                        "border_title", "border_subtitle", "tooltip", "title", "sub_title") and not (
+                        isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") in DOORS):
+                    found.append(f"{where} sets {target.attr}")
+    return found
+
+
+def modules() -> list[tuple[str, str]]:
+    root = ROOT / "tui" / "ondevice_tui"
+    return [(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in sorted(root.rglob("*.py"))
+            if file.relative_to(root).as_posix() != "widgets/safe.py"]
+
+
+def test_no_widget_is_fed_by_another_door() -> None:
+    assert [wrong for path, source in modules() for wrong in wrong_doors(source, path)] == []
+
+
+@pytest.mark.parametrize("line", [
+    "from textual.widgets import Static",
+    "from textual.widgets import Input, Markdown",
+    "from rich.text import Text",
+    "widget.border_title = name",
+    "widget.tooltip = f'{name}'",
+    "self.app.notify(text)",
+    "Content(text)",
+    "Input(text)",
+    "Content.from_markup(text)",
+    "Option(text)",
+    "self.query_one(Static).update(text)",
+])
+def test_the_look_at_the_source_sees_it(line: str) -> None:
+    assert wrong_doors(line, "screens/x.py"), line
+
+
+# the process
+
+
+@pytest.mark.slow
+def test_the_app_loads_no_array_library(tmp_path: Path) -> None:
+    """Every screen opened, a form filled, and nothing that trains is in the process."""
+    a_run(tmp_path)
+    code = """
+import asyncio, json, sys
+from pathlib import Path
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.start import Field, StartScreen
+async def main():
+    app = OndeviceApp(Path(sys.argv[1]), look_at_machine=False)
+    async with app.run_test() as pilot:
+        for mode in app.MODES:
+            app.action_go(mode)
+            await pilot.pause(0.2)
+        await app.push_screen(StartScreen("sft", {}))
+        await pilot.pause()
+asyncio.run(main())
+print(json.dumps(sorted({m.split(".")[0] for m in sys.modules})))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "ondevice_tui" in loaded
+    assert not loaded & {"torch", "mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "ondevice_torch",
+                         "ondevice_mlx"}

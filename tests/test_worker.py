@@ -1,0 +1,153 @@
+"""`ondevice worker`: requests and events, line by line, and when it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ondevice as od
+from ondevice.backend import load_backend
+from ondevice.config.use import WorkerConfig
+from ondevice.data.chat import add_template
+from ondevice.errors import UserError
+from ondevice.models.folder import load_model, write_model
+from ondevice.worker import serve
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of random weights, with a chat template."""
+    folder = tmp_path_factory.mktemp("worker")
+    text = folder / "text.txt"
+    text.write_text("The cat sat on the mat. The dog sat on the log.\n" * 200)
+    made = od.init(data=str(text), out=folder / "run", vocab_size=300, hidden_size=16, intermediate_size=32,
+                   num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=96,
+                   device="cpu")
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(made, backend)
+    (folder / "chat").mkdir()
+    write_model(folder / "chat", backend, loaded.cfg, loaded.params, add_template(loaded.tokenizer, "plain"))
+    return folder / "chat"
+
+
+def answers(model: Path, *requests: Any) -> list[dict[str, Any]]:
+    """What a worker in this process says to these lines."""
+    lines = [request if isinstance(request, str) else json.dumps(request) for request in requests]
+    sink = io.BytesIO()
+    asked = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+    serve(WorkerConfig(model=str(model), device="cpu"), asked, sink)
+    return [json.loads(line) for line in sink.getvalue().splitlines()]
+
+
+def ask(name: str, **fields: Any) -> dict[str, Any]:
+    return {"op": "generate", "id": name, "text": "The cat", "sampling": {"max_new_tokens": 8, "seed": 3}, **fields}
+
+
+def test_it_streams_what_generate_says(model: Path) -> None:
+    events = answers(model, ask("a"), ask("b", number=1), ask("c", number=1, sampling={"temperature": 0}))
+    assert events[0] == {"event": "ready", "model": str(model), "parameters": events[0]["parameters"], "context": 96,
+                         "chat": True}
+    for name in "ab":
+        done = next(e for e in events if e["event"] == "done" and e["id"] == name)
+        pieces = [e["text"] for e in events if e["event"] == "token" and e["id"] == name]
+        assert "".join(pieces) == done["text"] and 0 < done["tokens"] <= 8 and not done["cancelled"]
+    wanted = od.generate(model=str(model), prompt="The cat", samples=2, max_new_tokens=8, seed=3, device="cpu")
+    assert [e["text"] for e in events if e["event"] == "done"][:2] == wanted
+
+
+def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) -> None:
+    turns = [{"role": role, "content": "the cat sat on the mat. " * 2} for role in ("user", "assistant") * 6]
+    messages = [{"role": "system", "content": "be kind"}, *turns, {"role": "user", "content": "hello \ud800"}]
+    (_, *_, done) = answers(model, ask("a", text=None, messages=messages))
+    assert done["event"] == "done" and done["forgotten"] >= 2 and done["forgotten"] % 2 == 0
+    assert done["prompt_tokens"] + 16 <= 96
+
+
+@pytest.mark.parametrize(("request_", "says"), [
+    ("nonsense", "unknown request"),
+    ("[1]", "unknown request"),
+    ({"op": "eat", "id": "x"}, "unknown request 'eat'"),
+    ({"op": "generate", "id": "x"}, "asks nothing"),
+    (ask("x", text=None, messages=["hi"]), "expected a role"),
+    (ask("x", sampling={"temprature": 1}), "unknown key 'temprature'"),
+    (ask("x", sampling={"top_p": 3}), "out of range"),
+    (ask("x", sampling=[1]), "expected keys and values"),
+    (ask("x", number=-1), "expected a whole number"),
+    (ask("x", text=""), "empty"),
+    (ask("x", text="the cat " * 500), "the model's context holds 96"),
+])
+def test_what_is_wrong_is_told_and_the_next_is_answered(model: Path, request_: Any, says: str) -> None:
+    _, error, *rest = answers(model, request_, ask("after"))
+    assert error["event"] == "error" and says in error["message"]
+    assert rest[-1]["event"] == "done" and rest[-1]["id"] == "after"
+
+
+def test_a_cancelled_request_is_done_without_a_token(model: Path) -> None:
+    """One that still waits: the reader has seen the cancel before the model takes it up."""
+    events = answers(model, ask("a"), ask("b"), {"op": "cancel", "id": "b"})
+    done = {e["id"]: e for e in events if e["event"] == "done"}
+    assert not done["a"]["cancelled"]
+    assert done["b"]["cancelled"] and done["b"]["text"] == "" and not done["b"]["stopped"]
+
+
+def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        answers(tmp_path / "nothing")
+
+
+def test_the_command_answers_a_pipe_and_keeps_stdout_clean(model: Path) -> None:
+    asked = json.dumps(ask("a")) + "\n"
+    done = subprocess.run([sys.executable, "-m", "ondevice", "worker", str(model), "--device", "cpu"], input=asked,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kinds = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert kinds[0] == "ready" and kinds[-1] == "done"
+
+
+def test_it_stops_in_the_middle_and_dies_with_its_parent(model: Path, tmp_path: Path) -> None:
+    """A parent that asks for a very long answer, cancels it, asks again and is killed."""
+    code = textwrap.dedent("""
+        import json, subprocess, sys, time
+        worker = subprocess.Popen([sys.executable, "-m", "ondevice", "worker", sys.argv[1], "--device", "cpu"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        def ask(**fields):
+            worker.stdin.write(json.dumps(fields).encode() + b"\\n"); worker.stdin.flush()
+        json.loads(worker.stdout.readline())
+        ask(op="generate", id="long", text="The", sampling={"max_new_tokens": 90})
+        json.loads(worker.stdout.readline())
+        ask(op="cancel", id="long")
+        while (event := json.loads(worker.stdout.readline()))["event"] != "done": pass
+        print(json.dumps({"pid": worker.pid, **event}), flush=True)
+        time.sleep(60)
+    """)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(model)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    told = json.loads(parent.stdout.readline())
+    assert told["cancelled"] or told["tokens"] == 90  # a fast machine is done before the cancel is heard
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while _alive(told["pid"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.is_file() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,0 +1,48 @@
+"""Stands in for `ondevice worker` where a test needs no model: it says the last message back, word by word.
+
+    slow …        one word, then it waits for a cancel
+    crash         it ends with a complaint
+    \\x1b…         whatever is asked comes back as it is
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def tell(**event: Any) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main() -> None:
+    if "broken" in sys.argv[1]:
+        sys.exit("ondevice: broken: is no checkpoint")
+    tell(event="ready", model=sys.argv[1], parameters=10, context=64, chat="init" not in sys.argv[1])
+    for raw in sys.stdin:
+        request = json.loads(raw)
+        if request["op"] == "cancel":
+            continue
+        name, messages = request["id"], request.get("messages")
+        said = messages[-1]["content"] if messages else request["text"]
+        if said == "crash":
+            sys.exit("out of memory")
+        if said == "refuse":
+            told = "has 99 tokens, the model's context holds 64"
+            tell(event="error", id=name, message=told, where="", hint="shorten it")
+            continue
+        cancelled = said.startswith("slow")
+        seed, turns = request["sampling"]["seed"], len(messages or [])
+        words = ["slow"] if cancelled else [str(turns), *said.split(" "), str(seed)]
+        for word in words:
+            tell(event="token", id=name, text=word + " ")
+        if cancelled:
+            while json.loads(sys.stdin.readline())["op"] != "cancel":
+                pass
+        tell(event="done", id=name, text=" ".join(words), tokens=len(words), prompt_tokens=3, stopped=said != "long",
+             cancelled=cancelled, forgotten=2 if said == "forget" else 0, seconds=0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The terminal UI: `ondevice` without arguments.
+
+It holds no model and trains nothing. Stages are processes of their own (`runner`), it reads what they write (`tail`,
+`road`), and models are talked to through `ondevice worker` (`model`). So it may be closed, killed or lost with its
+terminal at any moment, and opened again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual.app import App, ScreenStackError, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.theme import Theme
+
+from ondevice.errors import UserError
+from ondevice.inert import inert
+from ondevice.runfolder import RunFolder
+from ondevice_tui import runner
+from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
+from ondevice_tui.road import RunsReader
+from ondevice_tui.screens.chat import ChatScreen
+from ondevice_tui.screens.ladder import LadderScreen
+from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.reason import ReasonScreen
+from ondevice_tui.screens.road import RoadScreen
+from ondevice_tui.screens.train import TrainScreen
+
+LOOK_S = 1.0  # between two looks at the folder of runs
+
+# Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
+DARK = Theme(name="ondevice-dark", dark=True, primary="#56B4E9", secondary="#009E73", accent="#56B4E9",
+             warning="#E69F00", error="#F0784A", success="#2FBF91", foreground="#D8DEE4", background="#0F1418",
+             surface="#151B21", panel="#1D252D",
+             variables={"muted": "#8B98A5"})
+LIGHT = Theme(name="ondevice-light", dark=False, primary="#0072B2", secondary="#00785A", accent="#0072B2",
+              warning="#9A6700", error="#B5420A", success="#00785A", foreground="#1B2127", background="#FAFBFC",
+              surface="#F0F3F5", panel="#E2E7EB",
+              variables={"muted": "#5B6670"})
+
+
+class OndeviceApp(App[str]):
+    """`runs` is the folder of runs. Returns what is to be said on the terminal at the end."""
+
+    CSS_PATH = "app.tcss"
+    TITLE = "ondevice"
+    MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen,
+                                       "chat": ChatScreen, "reason": ReasonScreen, "rate": RateScreen}
+    DEFAULT_MODE = "road"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "go('road')", "home", show=False, tooltip="The road of stages and the list of runs"),
+        Binding("2", "go('train')", "train", show=False, tooltip="Curves and samples of one stage"),
+        Binding("3", "go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
+        Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
+        Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
+        Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),
+        Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
+        Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
+        Binding("ctrl+q", "leave", "quit", show=False, priority=True),
+    ]
+
+    def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True) -> None:
+        super().__init__()
+        self.runs_folder = Path(runs)
+        self.reader = RunsReader(self.runs_folder)
+        self.runs: list[dict[str, Any]] | None = None  # None: not read yet
+        self.chosen: Path | None = None
+        self.stage = ""  # the stage that is watched; empty: what trains, else the newest
+        self.machine = "looking at this machine …"
+        self.started: list[runner.Child] = []
+        self._look_at_machine = look_at_machine
+        self._reading = False
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return {"muted": "#8B98A5"}  # what Textual's own themes lack
+
+    def on_mount(self) -> None:
+        if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
+            self.theme = DARK.name
+        self.look()
+        self.set_interval(LOOK_S, self.look)
+        if self._look_at_machine:
+            self.run_worker(self._ask_doctor(), group="machine")
+
+    # what stands in the folder of runs
+
+    def look(self) -> None:
+        """Reads the runs in a thread, and what has become of the processes that were started here."""
+        for child in list(self.started):
+            ended = child.ended()
+            if ended is not None:
+                self.started.remove(child)
+                self.post_message(ChildEnded(child.what, *ended))
+        if not self._reading:
+            self._reading = True
+            self.run_worker(self._read_runs, thread=True, group="runs")
+
+    def _read_runs(self) -> None:
+        try:
+            self.post_message(RunsRead(self.reader.read()))
+        finally:
+            self._reading = False
+
+    def on_runs_read(self, message: RunsRead) -> None:
+        self.runs = message.runs
+        if self.chosen is None or not self.chosen.is_dir():
+            busy = [run for run in self.runs if any(stage["state"] == "training" for stage in run["stages"])]
+            first = next(iter(busy or self.runs), None)
+            self.chosen = Path(first["path"]) if first else None
+        self.tell_page()
+
+    def tell_page(self) -> None:
+        """The screen that is open looks at the runs anew; at the app's very end there is none."""
+        try:
+            screen = self.screen
+        except ScreenStackError:
+            return
+        if isinstance(screen, Page) and screen.composed:
+            screen.runs_changed()
+
+    @property
+    def run_state(self) -> dict[str, Any] | None:
+        """The chosen run, as it was last read."""
+        return next((run for run in self.runs or () if Path(run["path"]) == self.chosen), None)
+
+    @property
+    def run_folder(self) -> RunFolder | None:
+        return RunFolder(self.chosen) if self.chosen is not None else None
+
+    def choose(self, run: Path, stage: str = "") -> None:
+        self.chosen, self.stage = run, stage
+
+    def training(self) -> list[tuple[str, str]]:
+        """(run, stage) of whatever trains now."""
+        return [(run["run"], stage["stage"]) for run in self.runs or () for stage in run["stages"]
+                if stage["state"] == "training"]
+
+    # what this machine is
+
+    async def _ask_doctor(self) -> None:
+        """In a process of its own: it loads the array libraries to see whether they work. An app that is closed before
+        the answer comes does not wait for it."""
+        quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+        doctor = await asyncio.create_subprocess_exec(sys.executable, "-m", "ondevice", "doctor", "--json", stdin=quiet,
+                                                      stdout=pipe, stderr=quiet)
+        try:
+            said, _ = await doctor.communicate()
+            self.post_message(MachineRead(machine_line(json.loads(said))))
+        except (ValueError, KeyError) as problem:
+            self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
+        finally:
+            if doctor.returncode is None:
+                doctor.kill()
+
+    def on_machine_read(self, message: MachineRead) -> None:
+        self.machine = message.line
+        self.tell_page()
+
+    # starting and stopping
+
+    def start(self, words: Sequence[str], run: Path) -> bool:
+        """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one."""
+        try:
+            child = runner.start(words, run)
+        except (OSError, UserError) as problem:
+            self.say(f"could not start: {problem}", bad=True)
+            return False
+        self.started.append(child)
+        self.choose(run, words[0] if words[0] not in ("run", "runs") else "")
+        self.say(f"started: {child.what}")
+        self.look()
+        return True
+
+    def on_child_ended(self, message: ChildEnded) -> None:
+        if message.code in (0, 130):
+            self.say(f"{'done' if message.code == 0 else 'stopped, saved'}: {message.what}")
+        else:
+            why = message.tail or "(it said nothing)"
+            self.say(f"{message.what}\nended with code {message.code}:\n{why}", bad=True)
+
+    def say(self, text: str, *, bad: bool = False) -> None:
+        """A toast. The one place that makes them: text is made inert, and read as no markup."""
+        self.notify(inert(text, limit=1500), severity="error" if bad else "information", markup=False,
+                    timeout=15 if bad else 5)
+
+    # keys
+
+    def action_go(self, mode: str) -> None:
+        if self.current_mode != mode:
+            self.switch_mode(mode)
+
+    def action_light(self) -> None:
+        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+
+    def action_explain(self) -> None:
+        from ondevice_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self.screen))
+
+    def action_leave(self) -> None:
+        busy = self.training()
+        self.exit("".join(f"{run}: {stage} goes on training; `ondevice` shows it again\n" for run, stage in busy))
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Every key of the screen that is open, and the app's own."""
+        for binding, node in own_bindings(screen):
+
+            async def perform(action: str = binding.action, node: Any = node) -> None:
+                await self.run_action(action, node)
+
+            told = binding.tooltip or binding.description
+            yield SystemCommand(f"{binding.description} ({self.get_key_display(binding)})", told, perform)
+        for command in super().get_system_commands(screen):
+            if command.title in ("Theme", "Screenshot"):
+                yield command
+
+
+def own_bindings(screen: Screen[Any]) -> list[tuple[Binding, Any]]:
+    """The keys of a screen and of the app, one for each action; what widgets bind for themselves is left out."""
+    found: dict[str, tuple[Binding, Any]] = {}
+    for active in screen.active_bindings.values():
+        told = active.binding.description and active.binding.action != "command_palette"
+        if told and active.node in (screen, screen.app):
+            found.setdefault(active.binding.action, (active.binding, active.node))
+    return list(found.values())
+
+
+def machine_line(report: dict[str, Any]) -> str:
+    """`ondevice doctor` in one line."""
+    name = report["auto"]["backend"]
+    found = report["backends"].get(name) or {}
+    memory = report["memory"]
+    size = [f"{memory[key] / 2**30:.1f}" if memory[key] else "?" for key in ("available", "total")]
+    return (f"{name or 'no backend'} · {found.get('device') or 'no device'} · {report['cores']} cores · "
+            f"{size[0]} of {size[1]} GB free · disk {report['disk']['free'] / 2**30:.0f} GB")
+
+
+def main() -> int:
+    """The command `ondevice` without arguments: its exit code."""
+    app = OndeviceApp()
+    said = app.run()
+    if said:
+        print(inert(said, limit=None), end="")
+    return app.return_code or 0

@@ -1,0 +1,45 @@
+"""What threads tell the screens. A flood of news about one stage collapses into the newest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from textual.message import Message
+
+
+@dataclass
+class StageNews(Message):
+    """Somebody's `History` has grown; `lag` bytes of the file are still unread."""
+
+    history: Any
+    lag: int
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, StageNews) and message.history is self.history
+
+
+@dataclass
+class RunsRead(Message):
+    """What stands in the folder of runs now (`listing.list_runs`)."""
+
+    runs: list[dict[str, Any]]
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, RunsRead)
+
+
+@dataclass
+class MachineRead(Message):
+    """What `ondevice doctor` found, as one line."""
+
+    line: str
+
+
+@dataclass
+class ChildEnded(Message):
+    """A process that this app started has ended; `tail` is the end of its log."""
+
+    what: str
+    code: int
+    tail: str

@@ -1,0 +1,197 @@
+"""What stands in a run and what is sensible next: pure functions over `listing.stage_state`, for the home screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ondevice.config.load import read_yaml
+from ondevice.config.recipe import STAGES
+from ondevice.errors import UserError
+from ondevice.listing import stage_state
+from ondevice.progress import duration, number, numbers_line
+from ondevice.runfolder import RunFolder, StageFolder, clock
+
+MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "skipped": "·",
+         "next": "▸"}
+STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
+          "waits": "$muted", "skipped": "$muted", "next": "$text"}
+STALE_S = 10.0  # without an event for so long, a person wants to be told
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage of the road. `enter` is what Enter does with it: watch, start or "" (it cannot be begun yet)."""
+
+    stage: str
+    state: str
+    share: float | None
+    told: str
+    seconds: float | None
+    last: float | None
+    enter: str
+    why: str
+
+
+class RunsReader:
+    """`listing.list_runs` for a screen that asks every second: a stage that has not changed is not read again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def read(self) -> list[dict[str, Any]]:
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "stages": [state …]}], the newest first."""
+        found = []
+        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        for run in (RunFolder(path) for path in paths if path.is_dir()):
+            stages = [self._state(stage) for stage in run.stages()]
+            if stages or run.recipe.is_file():
+                began = min((stage["began"] for stage in stages), default=run.path.stat().st_mtime)
+                found.append({"run": run.path.name, "path": str(run.path), "began": began, "stages": stages,
+                              "recipe": recipe_stages(run)})
+        return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
+
+    def _state(self, stage: StageFolder) -> dict[str, Any]:
+        key = (_stamp(stage.events), _stamp(stage.done), stage.holder() is not None)
+        known = self._known.get(stage.path)
+        if known is None or known[0] != key:
+            known = self._known[stage.path] = key, stage_state(stage)
+        return known[1]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def recipe_stages(run: RunFolder) -> list[str]:
+    """The stages that the run's recipe names; none where it has no recipe or a damaged one."""
+    if not run.recipe.is_file():
+        return []
+    try:
+        stages = read_yaml(run.recipe).get("stages")
+    except UserError:
+        return []
+    return [str(name) for name in stages] if isinstance(stages, Mapping) else []
+
+
+def rows(run: Mapping[str, Any] | None) -> list[Row]:
+    """Every stage there is, in the order of the road; what a run has beside them comes last."""
+    states = {stage["stage"]: stage for stage in run["stages"]} if run else {}
+    busy = next((name for name, stage in states.items() if stage["state"] == "training"), "")
+    names = [*STAGES, *(name for name in states if name not in STAGES)]
+    return [_row(name, states, busy, list(run["recipe"]) if run else []) for name in names]
+
+
+def next_row(found: Sequence[Row]) -> int:
+    """The row of the next sensible action: what trains, what stopped short, else the first that can be begun."""
+    for wanted in (("training",), ("failed", "died", "stopped"), ("next",)):
+        for i, row in enumerate(found):
+            if row.state in wanted:
+                return i
+    return max((i for i, row in enumerate(found) if row.state == "done"), default=0)
+
+
+def _row(name: str, states: Mapping[str, Mapping[str, Any]], busy: str, recipe: Sequence[str]) -> Row:
+    stage = states.get(name)
+    if stage is not None:
+        by_person = not startable(name) and stage["state"] in ("stopped", "failed", "died")
+        return Row(name, stage["state"], _share(stage), _told(stage), _seconds(stage), stage["last"],
+                   "rate" if by_person else "watch", stage["message"])
+    before = _before(name, states)
+    enter = "start" if startable(name) else "rate"
+    if busy:
+        queued = name in recipe
+        return Row(name, "waits", None, "comes by itself" if queued else f"waits for {busy}", None, None,
+                   "" if queued else enter, "the run's recipe begins it" if queued else f"{busy} trains now")
+    if _passed(name, states):
+        told = f"left out; can start from {before}" if before and enter == "start" else "left out by this run"
+        return Row(name, "skipped", None, told, None, None, enter, "")
+    if name == "init" or before:
+        told = f"can start from {before}" if before else "a tokenizer and random weights"
+        if enter == "rate":
+            told = "a person's choice among the sampled answers"
+        return Row(name, "next", None, told, None, None, enter, "")
+    needs = "needs a model: begin with init, or start it from any folder"
+    return Row(name, "waits", None, "needs a model", None, None, "start", needs)
+
+
+def startable(name: str) -> bool:
+    """Whether a command of this name runs the stage (`ondevice rate` is for people, the stage `rate` is a recipe's)."""
+    from ondevice.cli import VERBS
+
+    return name in VERBS and name in STAGES and VERBS[name].config.endswith(f":{STAGES[name].__name__}")
+
+
+def gives(name: str) -> str:
+    """What a stage leaves for the next ones: policy (a model that writes), reward or ratings."""
+    return str(getattr(STAGES.get(name), "gives", "policy"))
+
+
+def _before(name: str, states: Mapping[str, Mapping[str, Any]]) -> str:
+    """The last finished stage before this one on the road that left a model which writes."""
+    order = list(STAGES)
+    earlier = order[:order.index(name)] if name in order else order
+    done = (s for s in reversed(earlier) if states.get(s, {}).get("state") == "done" and gives(s) == "policy")
+    return next(done, "")
+
+
+def _passed(name: str, states: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the run has gone by this stage: a later one has been begun."""
+    order = list(STAGES)
+    return name in order and any(later in states for later in order[order.index(name) + 1:])
+
+
+def _share(stage: Mapping[str, Any]) -> float | None:
+    step, total = stage["step"], stage["steps"]
+    return step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None
+
+
+def _seconds(stage: Mapping[str, Any]) -> float | None:
+    if stage["state"] == "done" and isinstance(stage["seconds"], (int, float)):
+        return float(stage["seconds"])
+    return stage["last"] - stage["began"] if stage["last"] is not None else None
+
+
+def _told(stage: Mapping[str, Any]) -> str:
+    """The headline: numbers where it has some, else what went wrong."""
+    if stage["message"] and (stage["state"] == "failed" or (stage["state"] == "stopped" and not stage["numbers"])):
+        return str(stage["message"])
+    if stage["state"] == "died":
+        return "process gone" + (f" after step {stage['step']}" if stage["step"] is not None else "")
+    numbers = stage["numbers"]
+    order = ("reward", "accuracy", "heldout_loss", "loss")
+    chosen = {name.replace("heldout_loss", "held-out"): numbers[name] for name in order if name in numbers}
+    return numbers_line(dict(list(chosen.items())[:2]))
+
+
+def left(stage: Mapping[str, Any]) -> str:
+    """Time left by the pace so far: "9:12 left"."""
+    share, seconds = _share(stage), _seconds(stage)
+    if not share or not seconds or share >= 1:
+        return ""
+    return f"{duration(seconds * (1 - share) / share)} left"
+
+
+def ago(t: float | None) -> str:
+    """How long ago, in two or three words."""
+    if t is None:
+        return ""
+    seconds = max(clock() - t, 0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit} ago"
+    return f"{int(seconds)}s ago"
+
+
+def steps_text(stage: Mapping[str, Any]) -> str:
+    step, total = stage.get("step"), stage.get("steps")
+    if step is None:
+        return ""
+    return f"step {number(step)}" + (f"/{number(total)}" if total else "")

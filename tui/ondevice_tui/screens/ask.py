@@ -1,0 +1,99 @@
+"""Small cards over a screen: a question before something stops, and the end of a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+
+from ondevice import events
+from ondevice.listing import TAIL
+from ondevice.runfolder import RunFolder, StageFolder
+from ondevice_tui import runner
+from ondevice_tui.screens.page import titled
+from ondevice_tui.tail import log_tail, stage_log
+from ondevice_tui.widgets.safe import SafeText, content, line, lines
+
+if TYPE_CHECKING:
+    from ondevice_tui.app import OndeviceApp
+
+
+class Question(ModalScreen[bool]):
+    """y or Enter is yes, everything else leaves things as they are."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("y,enter", "dismiss(True)", "yes"),
+                                             Binding("n,escape,q", "dismiss(False)", "no")]
+
+    def __init__(self, title: str, text: str, yes: str) -> None:
+        super().__init__()
+        self._title, self._text, self._yes = title, text, yes
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card", classes="-small") as card:
+            titled(card, self._title)
+            yield SafeText(lines([content(self._text), content(""), line(
+                ("y ", "bold $primary"), self._yes, ("    n ", "bold $primary"), "leave it")]))
+
+
+class Details(ModalScreen[None]):
+    """Text to read, in a card."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc")]
+
+    def __init__(self, title: str, text: Content) -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card") as card:
+            titled(card, self._title, "esc closes")
+            yield SafeText(self._text)
+
+
+def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], None]) -> None:
+    ui.push_screen(Question(title, text, yes), lambda said: then() if said else None)
+
+
+def ask_to_stop(ui: OndeviceApp) -> None:
+    """Asks, then asks the stage of the chosen run that trains to stop."""
+    state, run = ui.run_state, ui.run_folder
+    busy = [stage for stage in state["stages"] if stage["state"] == "training"] if state else []
+    if not busy or run is None:
+        ui.say("nothing trains in this run")
+        return
+    stage = StageFolder(run.path / busy[0]["stage"])
+
+    def stop() -> None:
+        ui.say("asked to stop: it finishes its step and saves" if runner.stop(stage) else "it had ended already")
+
+    ask(ui, "stop", f"{run.path.name}: stop {stage.name}? It finishes its step and saves; R goes on with it later.",
+        "stop it", stop)
+
+
+def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
+    """The stage's last messages, its process, the end of its log."""
+    stage = StageFolder(run.path / name)
+    rows: list[Content] = []
+    holder = stage.holder()
+    if holder is not None:
+        rows += [line(("process  ", "$muted"), f"{holder.get('pid', '?')} on {holder.get('host', '?')}")]
+    for event in list(events.read(stage.events, tail=TAIL)):
+        if event.get("event") in ("warning", "failed"):
+            rows.append(line((f"{_when(event.get('t'))} {event['event']:<8} ", "bold $warning"),
+                             str(event.get("message", ""))))
+    log = stage_log(stage)
+    if log is not None and (text := log_tail(log, 40)):
+        rows += [content(""), line(("end of ", "$muted"), (str(log), "$muted")), content(text)]
+    elif not rows:
+        rows = [content("No warning and no log: it was not started from this app, its output went to its terminal.")]
+    ui.push_screen(Details(f"{run.path.name} · {name}", lines(rows[-80:])))
+
+
+def _when(t: Any) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(t)) if isinstance(t, (int, float)) else ""

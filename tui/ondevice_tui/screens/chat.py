@@ -1,0 +1,335 @@
+"""Chat: talk with any stage's model, or with two side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widget import Widget
+from textual.widgets import Input, OptionList
+
+from ondevice.config.load import from_mapping
+from ondevice.config.use import SamplingConfig
+from ondevice.errors import UserError
+from ondevice.progress import number
+from ondevice_tui.fields import field_help, fields_of, settings
+from ondevice_tui.model import ModelProcess, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice_tui.screens.page import Page, titled
+from ondevice_tui.widgets.rows import Rows
+from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
+
+SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
+SHOWN_TURNS = 60  # older ones stay in the conversation, but off the screen
+
+NO_MODEL = "No model yet. esc goes home; n begins a run, and every finished stage can be talked to."
+
+
+class Pane(Vertical):
+    """One model's side of the conversation."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id, classes="box")
+        self.process: ModelProcess | None = None
+        self.model: tuple[str, str] | None = None  # (run · stage, folder)
+        self.turns: list[dict[str, str]] = []
+        self.writing = ""
+        self.told = ""
+        self.pace = ""
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll() as scroll:
+            scroll.can_focus = False
+            yield SafeText(classes="turns")
+
+    @property
+    def name_shown(self) -> str:
+        return self.model[0] if self.model else "no model"
+
+    def show(self) -> None:
+        who = self.name_shown.rsplit(" ", 1)[-1]
+        rows = []
+        for turn in self.turns[-SHOWN_TURNS:]:
+            mine = turn["role"] == "user"
+            rows += [content("you" if mine else who, "bold $muted" if mine else "bold $primary"),
+                     content(turn["content"].strip() or "(nothing)"), content("")]
+        if self.writing:
+            rows += [content(who, "bold $primary"), content(self.writing + "▌")]
+        if self.told:
+            rows.append(content(self.told, "$muted"))
+        self.query_one(SafeText).show(lines(rows) if rows else content(
+            "Write below, Enter sends. The first answer waits for the model to load.", "$muted"))
+        titled(self, self.name_shown, self.pace)
+        self.query_one(VerticalScroll).scroll_end(animate=False)
+
+    async def let_go(self) -> None:
+        """Closes the model's process; the conversation stays."""
+        process, self.process = self.process, None
+        if process is not None:
+            await process.close()
+
+
+class ChatScreen(Page):
+    ABOUT = """\
+A conversation with a stage's model. The model is loaded into a process of its own at the first message and let go \
+when you leave this screen. A model before sft has no chat format: it continues your text instead of answering it.
+
+With a second model beside it, both get the same messages and the same draws."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model"),
+        Binding("ctrl+o", "second", "second", tooltip="A second model beside it, or none"),
+        Binding("ctrl+e", "settings", "settings", priority=True, tooltip="Temperature, top-p, length, seed"),
+        Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
+        Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
+        Binding("pageup", "scroll(-1)", "older", show=False), Binding("pagedown", "scroll(1)", "newer", show=False),
+    ]
+
+    TYPES = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampling = sampling_defaults()
+        self.busy = False
+        self.all_panes = [Pane("pane-a"), Pane("pane-b")]
+
+    def body(self) -> Iterable[Widget]:
+        with Horizontal(id="panes"):
+            yield from self.all_panes
+        yield SafeInput(placeholder="say something", id="say", compact=True)
+
+    def on_mount(self) -> None:
+        self.all_panes[1].display = False
+        self.query_one("#say").focus()
+
+    @property
+    def panes(self) -> list[Pane]:
+        return [pane for pane in self.all_panes if pane.display]
+
+    def entered(self) -> None:
+        self.runs_changed()
+        self.query_one("#say").focus()
+
+    def left(self) -> None:
+        self.run_worker(self._let_go(), group="closing")
+
+    async def _let_go(self) -> None:
+        for pane in self.all_panes:
+            if pane.process is not None:
+                pane.process.cancel()
+            await pane.let_go()
+
+    def runs_changed(self) -> None:
+        first = self.all_panes[0]
+        if first.model is None:
+            known = models_in(self.ui.runs or ())
+            here = [m for m in known if self.ui.chosen is not None and m[0].startswith(f"{self.ui.chosen.name} ·")]
+            first.model = (here or known or [None])[0]  # type: ignore[list-item]
+            first.told = "" if first.model or self.ui.runs is None else NO_MODEL
+            first.show()
+        self._show_top()
+
+    def _show_top(self) -> None:
+        s = self.sampling
+        self.top(("chat", "bold"), (f"  temperature {s['temperature']:g} · top-p {s['top_p']:g} · seed {s['seed']} · "
+                                    f"{s['max_new_tokens']} tokens", "$muted"))
+
+    # talking
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        said = event.value.strip()
+        if not said or event.input.id != "say":
+            return
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+            return
+        if self.panes[0].model is None:
+            self.ui.say(NO_MODEL)
+            return
+        event.input.value = ""
+        self.busy = True
+        self.run_worker(self._answer(said), group="chat")
+
+    async def _answer(self, said: str) -> None:
+        try:
+            await asyncio.gather(*(self._answer_in(pane, said) for pane in self.panes))
+        finally:
+            self.busy = False
+
+    async def _answer_in(self, pane: Pane, said: str) -> None:
+        pane.turns.append({"role": "user", "content": said})
+        pane.told, pane.writing, pane.pace = "", "", ""
+        try:
+            await self._open(pane)
+            await self._listen(pane, said)
+        except WorkerGone as gone:
+            pane.told = f"The model's process ended: {gone}"
+            await pane.let_go()
+        pane.writing = ""
+        pane.show()
+
+    async def _open(self, pane: Pane) -> None:
+        if pane.process is not None or pane.model is None:
+            return
+        warning = await asyncio.to_thread(memory_warning, pane.model[1])
+        busy = self.ui.training()
+        pane.told = "loading the model …"
+        if warning:
+            pane.told += f" ({warning}{'; ' + busy[0][1] + ' trains beside it' if busy else ''})"
+        pane.show()
+        process = ModelProcess(pane.model[1])
+        pane.process = process
+        ready = await process.open()
+        pane.told = "" if ready.get("chat") else "This model has no chat format: it continues your text."
+        pane.show()
+
+    async def _listen(self, pane: Pane, said: str) -> None:
+        process = pane.process
+        if process is None:
+            return
+        chats = bool(process.ready.get("chat"))
+        asked: dict[str, Any] = {"messages": pane.turns} if chats else {"text": said}
+        shown = time.monotonic()
+        async for event in process.ask(self.sampling, number=len(pane.turns), **asked):
+            kind = event.get("event")
+            if kind == "token":
+                pane.writing += str(event.get("text", ""))
+                if time.monotonic() - shown >= SHOW_EVERY_S:
+                    shown = time.monotonic()
+                    pane.show()
+            elif kind == "error":
+                pane.turns.pop()
+                pane.told = f"✗ {event.get('message', '')} {event.get('hint', '')}".strip()
+            elif kind == "done":
+                pane.turns.append({"role": "assistant", "content": str(event.get("text", ""))})
+                pane.told, pane.pace = _ending(event), _pace(event)
+
+    # keys
+
+    def action_stop(self) -> None:
+        for pane in self.panes:
+            if pane.process is not None and self.busy:
+                pane.process.cancel()
+
+    def action_anew(self) -> None:
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+            return
+        for pane in self.all_panes:
+            pane.turns, pane.told, pane.pace = [], "", ""
+            pane.show()
+
+    def action_scroll(self, by: int) -> None:
+        for scroll in self.query(VerticalScroll):
+            scroll.scroll_page_up(animate=False) if by < 0 else scroll.scroll_page_down(animate=False)
+
+    def action_model(self, at: int) -> None:
+        known = models_in(self.ui.runs or ())
+        if not known:
+            self.ui.say(NO_MODEL)
+        elif self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        else:
+            self.app.push_screen(ChooseModel(known), lambda model: self._take_model(at, model))
+
+    def _take_model(self, at: int, model: tuple[str, str] | None) -> None:
+        if model is None:
+            return
+        pane = self.all_panes[at]
+        pane.display = True
+        pane.model, pane.turns, pane.told, pane.pace = model, [], "", ""
+        self.run_worker(pane.let_go(), group="closing")
+        if at:
+            self.action_anew()
+        pane.show()
+
+    def action_second(self) -> None:
+        second = self.all_panes[1]
+        if not second.display:
+            self.action_model(1)
+        elif not self.busy:
+            second.display = False
+            self.run_worker(second.let_go(), group="closing")
+
+    def action_settings(self) -> None:
+        self.app.push_screen(Settings(self.sampling), self._take_settings)
+
+    def _take_settings(self, made: dict[str, Any] | None) -> None:
+        if made is not None:
+            self.sampling = made
+            self._show_top()
+
+    def on_unmount(self) -> None:
+        for pane in self.all_panes:
+            if pane.process is not None:
+                pane.process.kill()
+
+
+class ChooseModel(ModalScreen[tuple[str, str] | None]):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
+
+    def __init__(self, known: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self._known = known
+
+    def compose(self) -> ComposeResult:
+        rows = Rows()
+        rows.show([(str(i), line(cell(name, 34), " ", (path, "$muted"))) for i, (name, path) in enumerate(self._known)])
+        with Vertical(id="card") as card:
+            titled(card, "which model", "Enter chooses   esc closes")
+            yield rows
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._known[int(event.option_id or 0)])
+
+
+class Settings(ModalScreen[dict[str, Any] | None]):
+    """The fields of `SamplingConfig`, with its help and its checks."""
+
+    AUTO_FOCUS = "Input"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__()
+        self._values = values
+        self._specs = [spec for spec in fields_of(SamplingConfig) if spec.name in values]
+
+    def compose(self) -> ComposeResult:
+        helps = field_help(SamplingConfig)
+        with VerticalScroll(id="card") as card:
+            titled(card, "how answers are drawn", "Enter takes them   esc leaves")
+            for spec in self._specs:
+                with Horizontal(classes="field-row"):
+                    yield SafeText(spec.name, classes="field-name")
+                    yield SafeInput(spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}")
+                yield SafeText(helps[spec.name], "$muted", classes="field-help")
+            yield SafeText(id="settings-verdict")
+
+    def on_input_submitted(self) -> None:
+        texts: dict[str, str | bool] = {s.name: self.query_one(f"#set-{s.name}", Input).value for s in self._specs}
+        try:
+            made = from_mapping(SamplingConfig, {**settings(self._specs, texts), "model": "-"})
+        except UserError as problem:
+            self.query_one("#settings-verdict", SafeText).show(f"✗ {problem}", "$error")
+            return
+        self.dismiss({spec.name: getattr(made, spec.name) for spec in self._specs})
+
+
+def _ending(event: dict[str, Any]) -> str:
+    told = []
+    if event.get("cancelled"):
+        told.append("stopped")
+    elif not event.get("stopped"):
+        told.append("cut at the length limit")
+    if event.get("forgotten"):
+        told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
+    return f"({', '.join(told)})" if told else ""
+
+
+def _pace(event: dict[str, Any]) -> str:
+    tokens, seconds = event.get("tokens") or 0, event.get("seconds") or 0
+    return f"{tokens} tokens  {number(tokens / seconds)} tok/s" if seconds else f"{tokens} tokens"

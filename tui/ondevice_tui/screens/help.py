@@ -1,0 +1,43 @@
+"""`?`: what the screen is for, and its keys, read from its bindings."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen, Screen
+
+from ondevice_tui.screens.page import titled
+from ondevice_tui.widgets.safe import SafeText, content, line, lines
+
+
+class HelpScreen(ModalScreen[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,question_mark,q", "dismiss(None)", "close", key_display="esc")]
+
+    def __init__(self, of: Screen[Any]) -> None:
+        super().__init__()
+        self._of = of
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card") as card:
+            titled(card, "help", "esc closes")
+            yield SafeText(lines([content(getattr(self._of, "ABOUT", "") or "", limit=4000), content(""),
+                                  *self._keys()]))
+
+    def _keys(self) -> list[Content]:
+        """A line for each action of the screen and of the app, with all its keys."""
+        found: dict[str, tuple[str, list[str]]] = {}
+        for active in self._of.active_bindings.values():
+            binding = active.binding
+            if not binding.description or active.node not in (self._of, self.app):
+                continue
+            told = binding.tooltip or binding.description
+            keys = found.setdefault(binding.action, (told, []))[1]
+            shown = self.app.get_key_display(binding)
+            if shown not in keys:
+                keys.append(shown)
+        return [line((f"{' '.join(keys):>10}  ", "bold $primary"), told) for told, keys in found.values()]

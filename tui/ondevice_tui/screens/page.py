@@ -1,0 +1,77 @@
+"""What every screen has: a line on top, a footer of keys, a way back, help out of its own bindings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.screen import ModalScreen, Screen
+from textual.widget import Widget
+from textual.widgets import Footer
+
+from ondevice_tui.widgets.safe import SafeText, content, line
+
+if TYPE_CHECKING:
+    from ondevice_tui.app import OndeviceApp
+
+
+class Page(Screen[Any]):
+    """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
+
+    ABOUT: ClassVar[str] = ""
+    TYPES: ClassVar[bool] = False  # letters are typed here, so that ? and q are not keys: the palette has them
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
+
+    _away = True
+
+    @property
+    def ui(self) -> OndeviceApp:
+        return cast("OndeviceApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        yield SafeText(id="top")
+        yield from self.body()
+        yield Footer(compact=True, show_command_palette=self.TYPES)
+
+    def body(self) -> Iterable[Widget]:
+        raise NotImplementedError
+
+    def top(self, *parts: str | Content | tuple[str, str]) -> None:
+        self.query_one("#top", SafeText).show(line((" ondevice ", "bold $primary"), " ", *parts), layout=False)
+
+    def runs_changed(self) -> None:
+        """The runs were read anew (every second) while this screen is open."""
+
+    def entered(self) -> None:
+        """The screen has come to the front."""
+
+    def left(self) -> None:
+        """Another screen has come to the front."""
+
+    @property
+    def composed(self) -> bool:
+        """Whether the widgets are there: news may come to a screen that is just being made."""
+        return bool(self.query("#top"))
+
+    def on_screen_resume(self) -> None:
+        if self._away:
+            self._away = False
+            if self.composed:
+                self.entered()
+            else:
+                self.call_after_refresh(self.entered)
+
+    def on_screen_suspend(self) -> None:
+        if not isinstance(self.app.screen, ModalScreen):  # a card over this screen leaves it where it is
+            self._away = True
+            self.left()
+
+
+def titled(widget: Widget, title: str, subtitle: str = "") -> None:
+    """A box's title and subtitle, as plain text."""
+    widget.border_title = content(title, newlines=False, limit=200)  # type: ignore[assignment]
+    widget.border_subtitle = content(subtitle, newlines=False, limit=200)  # type: ignore[assignment]

@@ -1,0 +1,257 @@
+"""Home: the road of stages of the chosen run, what is sensible next, and the list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.cells import cell_len
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import OptionList
+
+from ondevice.config.recipe import STAGES
+from ondevice.errors import UserError
+from ondevice.progress import duration
+from ondevice.runfolder import StageFolder
+from ondevice_tui import road, runner
+from ondevice_tui.road import MARKS, STYLES, Row
+from ondevice_tui.screens.page import Page, titled
+from ondevice_tui.widgets.rows import Rows
+from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+
+NO_RUNS = "No run yet. n begins one: the recipe minute takes about two minutes and needs no data."
+
+
+class RoadScreen(Page):
+    ABOUT = """\
+The road from random weights to a model that reasons. Each row is a stage of the chosen run: its state, its main \
+numbers, its time. Enter does what is sensible with the highlighted stage: it begins it, or shows its curves.
+
+Stages are processes of their own: they go on when this app is closed, and runs that were started from the command \
+line appear here too. A run whose process is gone is shown as died; R goes on from its newest checkpoint."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("n", "new", "new run", tooltip="Begin a run: a recipe, or one stage from any model folder"),
+        Binding("s", "start", "start", tooltip="Start the highlighted stage (a form with its settings)"),
+        Binding("w", "watch", "watch", tooltip="Curves and samples of the highlighted stage"),
+        Binding("R", "resume", "resume", tooltip="Go on with an unfinished stage from its newest checkpoint"),
+        Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
+        Binding("tab", "app.focus_next", "stages or runs", show=False),
+        Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
+        Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
+        Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
+        Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
+        Binding("escape", "none", "", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Row] = []
+        self._shown_run: Path | None = None
+
+    def body(self) -> Iterable[Widget]:
+        with Horizontal(id="home"):
+            with Vertical(id="home-left"):
+                stages = Rows(id="stages")
+                titled(stages, "the road")
+                yield stages
+                yield SafeText(id="next")
+                runs = Rows(id="runs")
+                titled(runs, "runs", "Enter chooses")
+                yield runs
+            with Vertical(id="answers", classes="box"):
+                yield SafeText(id="answers-text")
+
+    def on_mount(self) -> None:
+        titled(self.query_one("#answers"), "the same prompt, after each stage")
+        self.query_one("#stages").focus()
+
+    def entered(self) -> None:
+        self.runs_changed()
+
+    def runs_changed(self) -> None:
+        state = self.ui.run_state
+        self.found = road.rows(state)
+        self._show_top(state)
+        self._show_stages(state)
+        self._show_runs()
+        self._show_next()
+        self._show_answers()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.runs_changed)
+
+    # what is shown
+
+    def _show_top(self, state: dict[str, Any] | None) -> None:
+        name = state["path"] if state else str(self.ui.runs_folder)
+        self.top((cell(name, min(cell_len(name), 34)), "bold"), "  ", (self.ui.machine, "$muted"))
+
+    def _show_stages(self, state: dict[str, Any] | None) -> None:
+        rows = self.query_one("#stages", Rows)
+        states = {stage["stage"]: stage for stage in state["stages"]} if state else {}
+        wide = max(rows.size.width - 2, 40)
+        options = [(row.stage, stage_line(i, row, states.get(row.stage), wide)) for i, row in enumerate(self.found)]
+        fresh = self._shown_run != self.ui.chosen or not rows.option_count
+        rows.show(options)
+        if fresh and self.found:
+            rows.highlighted = road.next_row(self.found)
+        self._shown_run = self.ui.chosen
+
+    def _show_runs(self) -> None:
+        rows = self.query_one("#runs", Rows)
+        wide = max(rows.size.width - 2, 40)
+        runs = self.ui.runs
+        rows.show([(run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide)) for run in runs or ()])
+        titled(rows, f"runs in {self.ui.runs_folder}", "Enter chooses" if runs else "n begins one")
+
+    def _show_next(self) -> None:
+        told = self.query_one("#next", SafeText)
+        if self.ui.runs == [] and not self.ui.started:
+            told.show(line((" next ▸ ", "bold $primary"), NO_RUNS), layout=False)
+            return
+        row = self.highlighted
+        if row is None:
+            told.show("", layout=False)
+            return
+        told.show(line((" Enter ▸ ", "bold $primary"), *enter_parts(row)), layout=False)
+
+    def _show_answers(self) -> None:
+        run = self.ui.run_folder
+        said: list[Content] = []
+        for stage in run.stages() if run and self.query_one("#answers").display else ():
+            answers = (stage.done_record() or {}).get("answers") or []
+            first = answers[0] if isinstance(answers, list) and answers and isinstance(answers[0], dict) else None
+            if first:
+                if not said:
+                    said = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
+                said += [content(stage.name, "bold $primary"),
+                         content(str(first.get("answer", "")).strip(), limit=1200), content("")]
+        self.query_one("#answers-text", SafeText).show(
+            lines(said) if said else content("Each finished stage answers the same prompts; the answers appear here.",
+                                             "$muted"))
+
+    @property
+    def highlighted(self) -> Row | None:
+        at = self.query_one("#stages", Rows).highlighted
+        return self.found[at] if at is not None and at < len(self.found) else None
+
+    # keys
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        self._show_next()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if event.option_list.id == "runs":
+            self.ui.choose(Path(event.option_id or ""))
+            self.runs_changed()
+            self.query_one("#stages").focus()
+        elif self.ui.runs == [] and not self.ui.started:
+            self.action_new()
+        elif self.highlighted is not None and self.highlighted.enter == "start":
+            self.action_start()
+        elif self.highlighted is not None and self.highlighted.enter == "rate":
+            self.ui.action_go("rate")
+        elif self.highlighted is not None and self.highlighted.enter == "watch":
+            self.action_watch()
+        elif self.highlighted is not None:
+            self.ui.say(f"{self.highlighted.stage}: {self.highlighted.why}")
+
+    def action_none(self) -> None:
+        """Escape is at home already."""
+
+    def action_new(self) -> None:
+        from ondevice_tui.screens.choose import ChooseScreen
+
+        self.app.push_screen(ChooseScreen())
+
+    def action_start(self) -> None:
+        from ondevice_tui.screens.start import StartScreen, proposal
+
+        row = self.highlighted
+        if row is not None and row.enter == "rate":
+            self.ui.action_go("rate")
+        elif row is not None and row.stage in STAGES:
+            self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
+
+    def action_watch(self) -> None:
+        if self.highlighted is not None:
+            self.ui.stage = self.highlighted.stage
+            self.ui.action_go("train")
+
+    def action_stop(self) -> None:
+        from ondevice_tui.screens.ask import ask_to_stop
+
+        ask_to_stop(self.ui)
+
+    def action_resume(self) -> None:
+        row, run = self.highlighted, self.ui.run_folder
+        if row is None or run is None or row.state not in ("died", "failed", "stopped"):
+            self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
+            return
+        try:
+            self.ui.start(runner.resume_words(run, StageFolder(run.path / row.stage)), run.path)
+        except UserError as problem:
+            self.ui.say(str(problem), bad=True)
+
+    def action_details(self) -> None:
+        from ondevice_tui.screens.ask import show_details
+
+        if self.highlighted is not None and self.ui.run_folder is not None:
+            show_details(self.ui, self.ui.run_folder, self.highlighted.stage)
+
+
+def enter_parts(row: Row) -> list[str | tuple[str, str]]:
+    """What Enter does with this stage, and what else is worth doing."""
+    if row.state == "training":
+        return [("watch ", "bold"), row.stage, "   X stops it (saved)"]
+    if row.enter == "rate":
+        return [("rate ", "bold"), "answers two by two", (f"   {row.why}" if row.why else "", "$muted")]
+    if row.state in ("died", "failed", "stopped"):
+        why = f" {row.why.splitlines()[0]}" if row.why else ""
+        return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]
+    if row.enter == "watch":
+        return [("look at ", "bold"), row.stage]
+    if row.enter == "start":
+        return [("start ", "bold"), row.stage, (f"   {row.why}" if row.why else "", "$muted")]
+    return [(row.why, "$muted")]
+
+
+def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) -> Content:
+    """`0 init  ✓ done  loss 2.3 …  1:12  2h ago`, in `width` cells."""
+    word = row.state
+    if row.state == "training":
+        word = f"{row.share:.0%}" if row.share is not None else "running"
+    elif row.state == "next":
+        word = "ready"
+    head = line(f"{number} ", (cell(row.stage, 10), "bold"), " ", (f"{MARKS[row.state]} ", f"bold {STYLES[row.state]}"),
+                (cell(word, 8), STYLES[row.state]), " ")
+    end = []
+    if row.state == "training" and state:
+        end.append(road.left(state))
+    elif row.seconds is not None:
+        end.append(duration(row.seconds))
+    if width >= 70 and row.last is not None and row.state != "training":
+        end.append(f"{road.ago(row.last):>8}")
+    tail = " " + "  ".join(filter(None, end)) if end else ""
+    room = width - head.cell_length - len(tail)
+    return line(head, (cell(row.told, max(room, 0)), "" if state else "$muted"), (tail, "$muted"))
+
+
+def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
+    """A run and its stages' marks in one line."""
+    marks = [(f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]]) for stage in run["stages"]]
+    head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
+    began = f"{road.ago(run['began']):>9}"
+    told = line(head, *(marks or [("nothing begun", "$muted")]))
+    if told.cell_length + len(began) > width:  # only the newest stage's name has room
+        told = line(head, *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]), " ", marks[-1])
+    room = max(width - told.cell_length - len(began), 1)
+    return line(told, " " * room, (began, "$muted"))
+
+

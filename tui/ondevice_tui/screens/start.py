@@ -1,0 +1,283 @@
+"""The form that starts a stage or a recipe, made from its settings dataclass: the command line's names and checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widget import Widget
+from textual.widgets import Checkbox, Input, Select
+
+from ondevice.config.load import from_mapping, to_mapping
+from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
+from ondevice.config.use import RunConfig
+from ondevice.errors import UserError
+from ondevice.runfolder import RunFolder
+from ondevice_tui import guide, runner
+from ondevice_tui.fields import FieldSpec, fields_of, settings
+from ondevice_tui.road import gives
+from ondevice_tui.screens.page import Page, titled
+from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
+
+DEFAULTS = "(defaults)"
+
+
+def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
+    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own recipe."""
+    if run is None:
+        return {"out": str(RunFolder.new(stage).path)}
+    order = list(STAGES)
+    whole = [s for s in run.stages() if s.name in order and s.name != stage and (s.model / "config.json").is_file()]
+    before = [s for s in whole if order.index(s.name) < order.index(stage)] or whole
+    fits = run.stage(stage)
+    taken = fits.done.is_file() or fits.holder() is not None
+    found: dict[str, Any] = {"out": str(RunFolder.new(stage).path if taken else run.path)}
+    for field, kind in (("model", "policy"), ("reward_model", "reward")):
+        models = [s.model for s in before if gives(s.name) == kind]
+        if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
+            found[field] = str(models[-1])
+    if run.recipe.is_file() and _has(str(run.path), stage):
+        found["recipe"] = str(run.path)
+    return found
+
+
+class Field(Vertical):
+    """A name, its control, its help; a mark where the value is not the default."""
+
+    def __init__(self, spec: FieldSpec, value: Any, default: Any) -> None:
+        super().__init__(classes="field")
+        self.spec, self.default = spec, default
+        self.control: Input | Checkbox | Select[str]
+        if spec.flag:
+            self.control = Checkbox("", bool(value), compact=True)
+        elif spec.choices:
+            self.control = Select([(content(choice), choice) for choice in spec.choices], value=str(value),
+                                  allow_blank=False, compact=True)
+        else:
+            self.control = SafeInput(spec.text(value), compact=True)
+        self.label = SafeText(spec.name, classes="field-name")
+
+    def compose(self) -> Iterable[Widget]:
+        with Horizontal(classes="field-row"):
+            yield self.label
+            yield self.control
+        yield SafeText(self.spec.help, "$muted", classes="field-help")
+
+    @property
+    def entry(self) -> str | bool:
+        return cast("str | bool", self.control.value)
+
+    def put(self, value: Any) -> None:
+        if isinstance(self.control, Checkbox):
+            self.control.value = bool(value)
+        elif isinstance(self.control, Select):
+            self.control.value = str(value)
+        else:
+            self.control.value = self.spec.text(value)
+
+    def mark(self, wrong: bool) -> None:
+        changed = self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
+        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if changed else "  "
+        self.label.show(line(mark, (self.spec.name, "bold" if changed or wrong else "")))
+
+
+class StartScreen(Page):
+    ABOUT = """\
+The settings of a stage, with the names, help and checks of the command line. • marks what is not the default, ✗ what \
+is wrong. At the foot is the command that does the same; ctrl+y copies it.
+
+The stage is started as a process of its own: it goes on when this app is closed."""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"),
+        Binding("ctrl+g", "go", "start", tooltip="Start it"),
+        Binding("ctrl+y", "copy", "copy command", tooltip="Copy the command line"),
+        Binding("ctrl+f", "find", "find a field", tooltip="Type a part of a field's name"),
+        Binding("tab", "app.focus_next", "next", show=False),
+        Binding("down", "step(1)", "field below", show=False),
+        Binding("up", "step(-1)", "field above", show=False),
+    ]
+
+    TYPES = True
+
+    def __init__(self, verb: str, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.verb = verb
+        self.cls: type = RunConfig if verb == "run" else STAGES[verb]
+        self.specs = fields_of(self.cls)
+        given = dict(values)
+        self.recipe = DEFAULTS if verb == "run" else str(given.pop("recipe", DEFAULTS))
+        self.base = self._base(self.recipe)
+        if verb == "run" and not given.get("out"):
+            given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
+        self.values = {**self.base, **given}
+        self._words: list[str] = []
+
+    def _base(self, recipe: str) -> dict[str, Any]:
+        """What a field has where nothing is typed: the recipe's value, else the default."""
+        if recipe != DEFAULTS:
+            return to_mapping(stage_defaults(self.verb, recipe))
+        plain = to_mapping(self.cls())
+        return {**plain, "recipe": ""} if self.verb == "run" else plain  # the command names even the default one
+
+    def body(self) -> Iterable[Widget]:
+        with Horizontal(id="start"):
+            with VerticalScroll(id="form", classes="box"):
+                yield SafeText(id="about-narrow", classes="about")
+                if self.verb != "run":
+                    yield from self._recipe_choice()
+                yield SafeInput(placeholder="a part of a field's name", id="find", compact=True)
+                for spec in self.specs:
+                    yield Field(spec, self.values[spec.name], self.base[spec.name])
+            with VerticalScroll(id="about", classes="box"):
+                yield SafeText(id="about-wide", classes="about")
+        yield SafeText(id="command")
+        yield SafeText(id="verdict")
+
+    def _recipe_choice(self) -> Iterable[Widget]:
+        names = [DEFAULTS, *recipe_names(), *([self.recipe] if self.recipe not in (DEFAULTS, *recipe_names()) else [])]
+        fitting = [name for name in names if name == DEFAULTS or _has(name, self.verb)]
+        with Horizontal(classes="field-row"):
+            yield SafeText("  values from", classes="field-name")
+            yield Select([(content(name), name) for name in fitting], value=self.recipe, allow_blank=False,
+                         compact=True, id="recipe")
+
+    def on_mount(self) -> None:
+        told = guide.about(self.verb, self.cls.__doc__ or "")
+        text = content(told, "$muted")
+        for name in ("#about-narrow", "#about-wide"):
+            self.query_one(name, SafeText).show(text)
+        titled(self.query_one("#form"), "settings", "tab next   ctrl+f find   ctrl+g start")
+        titled(self.query_one("#about"), f"{self.verb}: what it does, what to watch")
+        self.query_one("#find").display = False
+        self.top(("start ", ""), (self.verb, "bold"))
+        first = next((f for f in self.query(Field) if f.spec.name in ("recipe", "model", "data")), None)
+        if first is not None:
+            first.control.focus()
+        self.check()
+
+    # what is typed
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        if event.input.id == "find":
+            for field in self.query(Field):
+                field.display = event.value.lower().replace("-", "_") in field.spec.name
+        else:
+            self.check()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if event.input.id == "find":
+            shown = next((field for field in self.query(Field) if field.display), None)
+            if shown is not None:
+                shown.control.focus()
+        else:
+            self.app.action_focus_next()
+
+    def on_checkbox_changed(self) -> None:
+        self.check()
+
+    def on_select_changed(self, event: Select.Changed) -> None:
+        if event.select.id == "recipe" and event.value != self.recipe:
+            self._take_recipe(str(event.value))
+        self.check()
+
+    def _take_recipe(self, name: str) -> None:
+        self.recipe, self.base = name, self._base(name)
+        for field in self.query(Field):
+            field.default = self.base[field.spec.name]
+            if field.spec.name not in ("out", "model", "reward_model"):
+                field.put(field.default)
+
+    def check(self) -> bool:
+        """Says whether it can start, marks the field at fault, shows the command."""
+        entries = {field.spec.name: field.entry for field in self.query(Field)}
+        if len(entries) < len(self.specs):
+            return False  # not all are mounted yet
+        where, told = "", ""
+        try:
+            config = from_mapping(self.cls, settings(self.specs, entries))
+            values = to_mapping(config)
+            recipe = "" if self.recipe == DEFAULTS else self.recipe
+            self._words = runner.words_for(self.verb, self.cls, values, self.base, recipe)
+            where, told = self._obstacle(values)
+        except UserError as problem:
+            where, told = problem.where.partition("[")[0], str(problem)
+        except (OSError, ValueError) as problem:  # a path that no disk takes: too long, with a NUL in it
+            told = f"a path cannot be used: {problem}"
+        for field in self.query(Field):
+            field.mark(field.spec.name == where.partition(".")[0])
+        self.query_one("#command", SafeText).show(
+            line((" $ ", "bold $primary"), runner.shown(self._words) if self._words else ""))
+        self.query_one("#verdict", SafeText).show(
+            line((" ✗ ", "bold $error"), (told, "$error")) if told else
+            line((" ✓ ", "bold $success"), ("ready: ctrl+g starts it as a process of its own", "$success")))
+        return not told
+
+    def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
+        """(field, what stands in the way): what the command would refuse, said before it is started."""
+        for name in ("model", "reward_model"):
+            folder = values.get(name, "-")
+            if folder == "":
+                return name, f"{name}: name the folder of a model to start from"
+            if folder != "-" and not Path(str(folder)).exists():
+                return name, f"{name}: there is no {folder}"
+        if not values["out"]:
+            return "out", "out: name the run folder"
+        run = RunFolder(str(values["out"]))
+        if values["resume"] or values.get("redo"):
+            return "", ""
+        if self.verb == "run":
+            begun = [stage.name for stage in run.stages()]
+            return ("out", "out: a run stands there already; resume goes on with it") if begun else ("", "")
+        stage = run.stage(self.verb)
+        if stage.holder() is not None:
+            return "out", f"out: {self.verb} trains there now"
+        if stage.done.is_file() or any(stage.checkpoints.glob("step-*")):
+            return "out", f"out: {self.verb} stands there already; give another folder, or resume"
+        return "", ""
+
+    # keys
+
+    def action_go(self) -> None:
+        if not self.check():
+            self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
+            return
+        out = next(field.entry for field in self.query(Field) if field.spec.name == "out")
+        if self.ui.start(self._words, Path(str(out))):
+            self.dismiss(None)
+            self.ui.action_go("train")
+
+    def action_copy(self) -> None:
+        # a path that is no UTF-8 holds lone surrogates, which no terminal takes
+        self.app.copy_to_clipboard(runner.shown(self._words).encode("utf-8", "replace").decode())
+        self.ui.say(f"copied: {runner.shown(self._words)}")
+
+    def action_find(self) -> None:
+        box = self.query_one("#find", Input)
+        box.display = True
+        box.focus()
+
+    def action_step(self, by: int) -> None:
+        if by > 0:
+            self.app.action_focus_next()
+        else:
+            self.app.action_focus_previous()
+
+    def action_back(self) -> None:
+        box = self.query_one("#find", Input)
+        if box.display:
+            box.value, box.display = "", False
+            self.query(Field).first().control.focus()
+        else:
+            self.dismiss(None)
+
+
+def _has(recipe: str, stage: str) -> bool:
+    try:
+        stage_defaults(stage, recipe)
+    except UserError:
+        return False
+    return True

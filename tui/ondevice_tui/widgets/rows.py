@@ -1,0 +1,28 @@
+"""A list of one-line rows that can be shown anew without losing the place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+
+class Rows(OptionList):
+    """`show` [(id, line)]: rows that are the same stay, the highlight stays where it was."""
+
+    def show(self, rows: Sequence[tuple[str, Content]]) -> None:
+        ids = [key for key, _ in rows]
+        if ids == [option.id for option in self.options]:
+            for i, (_, text) in enumerate(rows):
+                if not text.is_same(self.options[i].prompt):  # type: ignore[arg-type]
+                    self.replace_option_prompt_at_index(i, text)
+            return
+        before = self.options[self.highlighted].id if self.highlighted is not None else None
+        self.clear_options()
+        self.add_options([Option(text, id=key) for key, text in rows])
+        if before in ids:
+            self.highlighted = ids.index(before)
+        elif ids:
+            self.highlighted = 0

@@ -1,0 +1,86 @@
+"""The one door between text and the screen.
+
+Model output, file names, messages, help strings: whatever is shown comes through `content` (or `cell`, for one line of
+a fixed width), which make it inert and hand it over as plain text, so that a widget reads no markup in it, attaches no
+action and sends the terminal nothing but characters. Only this module makes `Content` or uses `Static`; a test looks
+at every other one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from ondevice.inert import LIMIT, inert
+
+_MARK = 400  # characters: combining marks beyond this in a row say nothing, and cost every repaint
+
+
+def content(text: str, style: str = "", *, newlines: bool = True, limit: int = LIMIT) -> Content:
+    """`text` as plain, harmless content in one style (a Textual style such as "bold $accent")."""
+    return Content.styled(inert(text, newlines=newlines, limit=limit), style)
+
+
+def line(*parts: str | Content | tuple[str, str]) -> Content:
+    """One line out of parts: text, (text, style), or content that was made here."""
+    made = [part if isinstance(part, Content) else
+            content(part, newlines=False) if isinstance(part, str) else content(part[0], part[1], newlines=False)
+            for part in parts]
+    return Content("").join(made)
+
+
+def lines(rows: Iterable[Content]) -> Content:
+    """Rows under each other."""
+    return Content("\n").join(list(rows))
+
+
+def cell(text: str, width: int, *, right: bool = False) -> str:
+    """`text` harmless, on one line, in exactly `width` terminal cells; an ellipsis says where it was cut."""
+    shown = inert(re.sub(r"\s*\n\s*", " ↵ ", text[:width * 8 + _MARK].strip()), newlines=False, limit=None)
+    if cell_len(shown) > width:
+        return set_cell_size(shown, max(width - 1, 0)) + "…" if width else ""
+    room = " " * (width - cell_len(shown))
+    return room + shown if right else shown + room
+
+
+class SafeText(Static):
+    """Text of anyone's, made harmless. `show` replaces it; equal text costs nothing."""
+
+    def __init__(self, text: str | Content = "", style: str = "", *, id: str | None = None,
+                 classes: str | None = None) -> None:
+        self._shown = _as_content(text, style)
+        super().__init__(self._shown, id=id, classes=classes, markup=False)
+
+    def show(self, text: str | Content, style: str = "", *, layout: bool = True) -> None:
+        """`layout` False where the size cannot change: a repaint without a layout of the screen."""
+        made = _as_content(text, style)
+        if made.is_same(self._shown):
+            return
+        self._shown = made
+        self.update(made, layout=layout)
+
+    @property
+    def plain(self) -> str:
+        return self._shown.plain
+
+
+class SafeInput(Input):
+    """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value itself stays as it is;
+    each character is drawn as one, so that the cursor stays where it is."""
+
+    @property
+    def _value(self) -> Text:
+        shown = inert(self.value, newlines=False, limit=None)
+        if shown != self.value:
+            drawn = (inert(character, newlines=False) for character in self.value)
+            shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
+        return Text(shown, no_wrap=True, overflow="ignore", end="")
+
+
+def _as_content(text: str | Content, style: str) -> Content:
+    return text if isinstance(text, Content) else content(text, style)
