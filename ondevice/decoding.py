@@ -142,7 +142,8 @@ class Generator:
             ids[i, :len(prompt)] = prompt
         positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
         room = _round_up(width + LOOK, BLOCK)
-        last, keys, values = self._prefill(params, ids, np.tile(positions, (len(prompts), 1)), lengths,
+        ends = (np.arange(len(prompts)) * width + lengths - 1).astype(np.int32)
+        last, keys, values = self._prefill(params, ids, np.tile(positions, (len(prompts), 1)), ends,
                                            np.zeros(room - width, np.float32))
         cache = Cache(keys, values, self.backend.array(lengths))
         if samples > 1:
@@ -182,13 +183,11 @@ class Generator:
 
     # what runs on the device
 
-    def _prefill_fn(self, params: Params, ids: Array, positions: Array, lengths: Array,
+    def _prefill_fn(self, params: Params, ids: Array, positions: Array, ends: Array,
                     room: Array) -> tuple[Array, list[Array], list[Array]]:
         ops = self.backend.ops
-        hidden, keys, values = self.decoder.prefill(ops, params, ids, positions)
-        b, t, d = hidden.shape
-        last = ops.take_along(hidden, (lengths - 1).reshape(b, 1, 1) + ops.zeros((b, 1, d), "int32"), 1)
-        _, h, _, c = keys[0].shape
+        last, keys, values = self.decoder.prefill(ops, params, ids, positions, ends)
+        b, h, _, c = keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
         return last, [ops.concat([k, empty], 2) for k in keys], [ops.concat([v, empty], 2) for v in values]
 
@@ -202,7 +201,7 @@ class Generator:
         return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
 
     def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
-        """(B,) next tokens from hidden (B, 1, D) and uniforms (B,)."""
+        """(B,) next tokens from hidden (B, D) or (B, 1, D) and uniforms (B,)."""
         s = self.sampling
         z = hidden.reshape(hidden.shape[0], -1) @ ops.weight(params, self.decoder.head.name).swapaxes(0, 1)
         z = ops.cast(z, "float32")[:, :self.known]

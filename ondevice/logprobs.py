@@ -1,7 +1,7 @@
 """The seam between model and loss: log-probabilities of targets, never a (B, T, V) array.
 
-N positions that are targets, gathered before the head; D hidden, V vocabulary. The head is applied in chunks that the
-backward pass computes again, so that memory grows with N·D, not with N·V.
+N positions that are targets, which the model has gathered (`Decoder.hidden`'s `at`); D hidden, V vocabulary. The head
+is applied in chunks that the backward pass computes again, so that memory grows with N·D, not with N·V.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ CHUNK_ELEMENTS = 2**21
 KEEP_ELEMENTS = 2**24
 
 
-def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets: Array, index: Array,
-                   temperature: float = 1.0, entropy: bool = False) -> tuple[Array, Array | None]:
-    """log p(target) and, on request, the entropy of each distribution, both (N,) float32.
+def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Array, temperature: float = 1.0,
+                   entropy: bool = False) -> tuple[Array, Array | None]:
+    """log p(target) and, on request, the entropy of each distribution (told, not learned from: it has no gradient),
+    both (N,) float32.
 
-    `hidden` (B, T, D), `targets` (N,) token ids, `index` (N,) flat positions b·T + t whose state predicts them.
+    `x` (N, D) the states that predict `targets` (N,), token ids.
     """
-    x = ops.take(hidden.reshape(-1, hidden.shape[-1]), index)
     n, v = x.shape[0], params[head.name].shape[0]
     rows = max(64, CHUNK_ELEMENTS // v)
     weight = {head.name: params[head.name]}
@@ -34,6 +34,7 @@ def token_logprobs(ops: Ops, params: Params, head: Head, hidden: Array, targets:
         logp = ops.log_likelihood(z, targets)
         if not entropy:
             return (logp,)
+        z = ops.stop_gradient(z)
         norm = ops.logsumexp(z, -1)
         return logp, norm - ops.sum(ops.exp(z - norm.reshape(-1, 1)) * z, -1)
 

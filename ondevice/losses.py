@@ -25,8 +25,8 @@ def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder,
 
     `batch`: ids, positions (B, T), segments (B, T) or absent, targets, index, weights (N,), denominator ().
     """
-    hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
-    logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"])
+    hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
+    logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"])
     weights = batch["weights"]
     total = -ops.sum(logp * weights)
     count = ops.sum(weights)
@@ -43,7 +43,7 @@ def reward_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, cente
     `batch`: ids, positions (2P, T) with the chosen rows first; last (2P,) flat places of the rows' last tokens;
     margin, pairs (P,), `pairs` 0 where a pair was added to fill the batch; denominator, the number of pairs.
     """
-    scores = scalar_head(ops, params, model.hidden(ops, params, batch, checkpoint=checkpoint), batch["last"])
+    scores = scalar_head(ops, params, model.hidden(ops, params, batch, at=batch["last"], checkpoint=checkpoint))
     return reward_objective(ops, scores, batch, center=center)
 
 
@@ -129,8 +129,8 @@ def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, k
     more rows in which prompts and completions are mismatched; ref_logps (R,) but for ORPO and SimPO; pairs (P,);
     denominator, the number of pairs (of completions for `kto`).
     """
-    hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
-    logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"])
+    hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
+    logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"])
     return preference_objective(ops, logp, batch, kind=kind, beta=beta, smoothing=smoothing, gamma=gamma)
 
 
@@ -178,8 +178,8 @@ def grpo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip_lo
     index, weights, member, advantages (K,); old_logps (K,) where more than one update learns from a rollout; ref_logps
     (K,) where `beta` is not 0.
     """
-    hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
-    logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"], temperature, True)
+    hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
+    logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], temperature, True)
     assert entropy is not None
     loss, metrics = grpo_objective(ops, logp, batch, clip_low=clip_low, clip_high=clip_high, beta=beta,
                                    sequence=sequence)
@@ -207,11 +207,11 @@ def ppo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip: fl
     The value model's tensors are `value.…`; it has the policy's shape. `batch`: ids, positions, targets, index,
     weights, member, advantages, returns, old_logps, old_values (K,), denominator; `sft.…` a batch of chats.
     """
-    hidden = model.hidden(ops, params, batch, checkpoint=checkpoint)
-    logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], batch["index"], temperature, True)
+    hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
+    logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], temperature, True)
     assert entropy is not None
     value = sub(params, "value.")
-    values = scalar_head(ops, value, model.hidden(ops, value, batch, checkpoint=checkpoint), batch["index"])
+    values = scalar_head(ops, value, model.hidden(ops, value, batch, at=batch["index"], checkpoint=checkpoint))
     loss, metrics = ppo_objective(ops, logp, values, batch, clip=clip, value_clip=value_clip, value_coef=value_coef)
     metrics |= _of_tokens(ops, batch["weights"], entropy=entropy)
     if sft_coef:

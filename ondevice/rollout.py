@@ -66,12 +66,12 @@ class Scorer:
 
         def logprobs(params: Params, batch: dict[str, Array]) -> Array:
             ops = backend.ops
-            hidden = decoder.hidden(ops, params, batch)
-            return token_logprobs(ops, params, decoder.head, hidden, batch["targets"], batch["index"], temperature)[0]
+            hidden = decoder.hidden(ops, params, batch, at=batch["index"])
+            return token_logprobs(ops, params, decoder.head, hidden, batch["targets"], temperature)[0]
 
         def at(place: str) -> Any:
-            return lambda params, batch: scalar_head(backend.ops, params, decoder.hidden(backend.ops, params, batch),
-                                                     batch[place])
+            return lambda params, batch: scalar_head(backend.ops, params,
+                                                     decoder.hidden(backend.ops, params, batch, at=batch[place]))
 
         self._logprobs = backend.evaluate(logprobs)
         self._values, self._scores = backend.evaluate(at("index")), backend.evaluate(at("last"))

@@ -110,9 +110,6 @@ class MLXOps:
     def take(self, x: mx.array, index: mx.array) -> mx.array:
         return x[index]
 
-    def take_along(self, x: mx.array, index: mx.array, axis: int) -> mx.array:
-        return mx.take_along_axis(x, index, axis)
-
     def concat(self, xs: Sequence[mx.array], axis: int) -> mx.array:
         return mx.concatenate(list(xs), axis)
 

@@ -114,9 +114,6 @@ class TorchOps:
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         return F.embedding(index, x) if x.ndim == 2 else x[index]
 
-    def take_along(self, x: Tensor, index: Tensor, axis: int) -> Tensor:
-        return torch.take_along_dim(x, index.long(), axis)
-
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(xs), axis)
 

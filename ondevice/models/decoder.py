@@ -47,30 +47,36 @@ class Decoder:
         self.cfg = cfg
         self.head = Head("model.embed_tokens.weight" if cfg.tie_word_embeddings else "lm_head.weight")
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, checkpoint: bool = False) -> Array:
-        """(B, T, D) after the last norm. `batch`: ids (B, T), positions (B, T), segments (B, T) where attention is to
-        stay inside each example."""
+    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
+               checkpoint: bool = False) -> Array:
+        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone, which saves the
+        last block most of its work. `batch`: ids (B, T), positions (B, T), segments (B, T) where attention is to stay
+        inside each example."""
         cos, sin = self._rope(ops, batch["positions"])
         segments = batch.get("segments")
         x = ops.embed(params, "model.embed_tokens", batch["ids"])
-        for i, block in enumerate(split_layers(params, "model.layers.")):
+        blocks = split_layers(params, "model.layers.")
+        for i, block in enumerate(blocks):
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
-            body = partial(self._block, ops, self.cfg.window(i), segments, cos, sin)
+            wanted = at if block is blocks[-1] else None
+            body = partial(self._block, ops, self.cfg.window(i), segments, cos, sin, wanted)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
         return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps)
 
-    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array) -> tuple[Array, list[Array], list[Array]]:
-        """(B, T, D), and the keys and values (B, H_kv, T, C) of each layer. Prompts are padded at the right: a later
-        token never sees them, and `lengths` hides them from the tokens decoded after."""
+    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array,
+                at: Array) -> tuple[Array, list[Array], list[Array]]:
+        """(N, D) of the flat positions `at` (N,), and the keys and values (B, H_kv, T, C) of each layer. Prompts are
+        padded at the right: a later token never sees them, and `lengths` hides them from the tokens decoded after."""
         cos, sin = self._rope(ops, positions)
         x = ops.embed(params, "model.embed_tokens", ids)
         keys, values = [], []
-        for i, block in enumerate(split_layers(params, "model.layers.")):
+        blocks = split_layers(params, "model.layers.")
+        for i, block in enumerate(blocks):
             q, k, v = self._qkv(ops, block, x, cos, sin)
             keys.append(k)
             values.append(v)
             a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=self.cfg.window(i))
-            x = self._rest(ops, block, x, a)
+            x = self._rest(ops, block, x, a, at if block is blocks[-1] else None)
         return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps), keys, values
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
@@ -98,11 +104,11 @@ class Decoder:
         b, t, c = cos.shape
         return cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
 
-    def _block(self, ops: Ops, window: int, segments: Array | None, cos: Array, sin: Array,
+    def _block(self, ops: Ops, window: int, segments: Array | None, cos: Array, sin: Array, at: Array | None,
                block: Params, x: Array) -> Array:
         q, k, v = self._qkv(ops, block, x, cos, sin)
         a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=window, segments=segments)
-        return self._rest(ops, block, x, a)
+        return self._rest(ops, block, x, a, at)
 
     def _qkv(self, ops: Ops, block: Params, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
         cfg = self.cfg
@@ -117,9 +123,13 @@ class Decoder:
         q, k = ops.rope(q.swapaxes(1, 2), cos, sin), ops.rope(k.swapaxes(1, 2), cos, sin)
         return q, k, v.swapaxes(1, 2)
 
-    def _rest(self, ops: Ops, block: Params, x: Array, a: Array) -> Array:
+    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+        """What follows attention, position by position: of all of them (B, T, D), or of `at` alone (N, D)."""
         b, t, _ = x.shape
-        x = x + ops.linear(block, "self_attn.o_proj", a.swapaxes(1, 2).reshape(b, t, -1))
+        a = a.swapaxes(1, 2).reshape(b, t, -1)
+        if at is not None:
+            x, a = (ops.take(every.reshape(b * t, -1), at) for every in (x, a))
+        x = x + ops.linear(block, "self_attn.o_proj", a)
         h = ops.rms_norm(block, "post_attention_layernorm", x, self.cfg.rms_norm_eps)
         gate = ops.silu(ops.linear(block, "mlp.gate_proj", h))
         return x + ops.linear(block, "mlp.down_proj", gate * ops.linear(block, "mlp.up_proj", h))

@@ -15,9 +15,8 @@ from ondevice.models.names import SCORE, shapes
 from ondevice.randomness import normal
 
 
-def scalar_head(ops: Ops, params: Params, hidden: Array, index: Array) -> Array:
-    """(N,) float32 from `hidden` (B, T, D) at the flat positions `index` (N,) = b·T + t."""
-    x = ops.take(hidden.reshape(-1, hidden.shape[-1]), index)
+def scalar_head(ops: Ops, params: Params, x: Array) -> Array:
+    """(N,) float32 from the states `x` (N, D)."""
     return ops.cast(x @ ops.weight(params, SCORE).swapaxes(0, 1), "float32").reshape(-1)
 
 

@@ -7,7 +7,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ class Size:
     length: int
     chats: int  # a step, where a chat has a row of its own
     chat_words: tuple[int, int]
+    pairs: int = 8  # a step
+    prompts: int = 4  # a rollout of GRPO, `group` completions each; a rollout of PPO has prompts × group / 2 prompts
+    group: int = 8
+    new_tokens: int = 64  # of each completion, which nothing stops earlier
+
+    @property
+    def episodes(self) -> int:
+        """Completions of a rollout of PPO."""
+        return self.prompts * self.group // 2
 
 
 SIZES = {
@@ -140,6 +149,49 @@ def _write_chats(folder: Path, shape: Size, steps: int) -> None:
                                                {"role": "assistant", "content": next(answered)}]}) + "\n")
 
 
+REWARD = '''"""The reward of the benchmark: the share of vowels."""
+
+
+def vowels(prompts, completions, **columns):
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+'''
+
+
+def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> None:
+    """Beside what `prepare` has made: a reward model, pairs, prompts to be answered, and a reward as a function.
+
+    `pairs.json` has the same pairs as ids, in the order in which our source deals them.
+    """
+    from ondevice.backend import load_backend
+    from ondevice.data.chat import prompt_ids
+    from ondevice.models.folder import load_model, write_model
+    from ondevice.models.heads import with_scalar_head
+    from ondevice.randomness import permutation
+    from ondevice.stages.pairs import to_tokens
+
+    shape, folder = SIZES[size], work / size
+    backend = load_backend(backend_name, "cpu")
+    model = load_model(folder / "model", backend)
+    judge = with_scalar_head(model, backend, 0)
+    (folder / "judge").mkdir()
+    write_model(folder / "judge", backend, judge.cfg, judge.params, judge.tokenizer)
+    asked, chosen, rejected = (sentences(name, *shape.chat_words) for name in ("asked", "chosen", "rejected"))
+    pairs = [{"prompt": [{"role": "user", "content": next(asked)}], "chosen": next(chosen), "rejected": next(rejected)}
+             for _ in range(steps * shape.pairs)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "held.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:8]))
+    tokens = [to_tokens(pairs[i], model.tokenizer) for i in permutation(0, "pairs", 0, len(pairs))]
+    assert max(pair.length for pair in tokens) <= 256
+    (folder / "pairs.json").write_text(json.dumps([
+        {"prompt_ids": list(map(int, pair.chosen.prompt)), "chosen_ids": list(map(int, pair.chosen.completion)),
+         "rejected_ids": list(map(int, pair.rejected.completion))} for pair in tokens]))
+    rows = [{"prompt": pair["prompt"][0]["content"], "answer": "0"} for pair in pairs[:64]]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "asked.json").write_text(json.dumps([prompt_ids(pair["prompt"], model.tokenizer)
+                                                   for pair in pairs[:64]]))
+    (folder / "reward.py").write_text(REWARD)
+
+
 # measuring
 
 def peak_rss() -> float:
@@ -163,6 +215,8 @@ class Meter:
     tokens: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)  # CPU seconds so far, of what is timed by itself
+    parted: list[dict[str, float]] = field(default_factory=list)  # the same at the end of each step
 
     def start(self) -> None:
         """Just before training: what was read and imported by now is not the training's."""
@@ -172,14 +226,28 @@ class Meter:
         """At the end of each step."""
         self.cpu.append(time.process_time())
         self.wall.append(time.perf_counter())
+        self.parted.append(dict(self.parts))
         self.peak = peak_rss()
+
+    def timed(self, part: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn`, its CPU seconds added to a part of the step."""
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.process_time()
+            out = fn(*args, **kwargs)
+            self.parts[part] = self.parts.get(part, 0.0) + time.process_time() - began
+            return out
+        return run
 
     def report(self, **more: Any) -> None:
         """Prints the result. `tokens` has one entry a step, in the order of the steps; later ones are ignored."""
         useful = sum(self.tokens[SKIP:len(self.cpu)])
         cpu, wall = self.cpu[-1] - self.cpu[SKIP - 1], self.wall[-1] - self.wall[SKIP - 1]
+        steps = len(self.cpu) - SKIP
+        parts = {name: (total - self.parted[SKIP - 1].get(name, 0.0)) / steps
+                 for name, total in self.parted[-1].items()}
         result = {"tokens": useful, "cpu": cpu, "wall": wall, "rate": useful / cpu, "peak": self.peak,
-                  "grown": self.peak - self.before, "losses": self.losses, **more}
+                  "grown": self.peak - self.before, "losses": self.losses, "cpu_step": cpu / steps,
+                  "wall_step": wall / steps, "parts": parts, **more}
         print(MARK + json.dumps(result), flush=True)
 
     def report_rounds(self, rounds: list[tuple[float, float]], ids: list[list[int]], **more: Any) -> None:
