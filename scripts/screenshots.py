@@ -47,6 +47,9 @@ async def shoot(app: OndeviceApp, pilot: Pilot[str | None], mode: str, file: Pat
         app.stage = next((name for name in ("sft", "pretrain") if name in stages), "")
     app.action_go(mode)
     await pilot.pause(WAIT_S)
+    while not app.screen.query("FooterKey"):  # the footer fills itself later than the rest
+        await pilot.pause(0.2)
+    await pilot.pause(0.2)
     # Pages that show pictures fetch nothing for them: the reader's own monospaced font has to do.
     file.write_text(re.sub(r"@font-face\s*\{[^}]*\}", "", app.export_screenshot(title="ondevice")), encoding="utf-8")
     print(file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import getpass
+import importlib
 import os
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -43,6 +45,7 @@ class Answer(VerticalScroll):
 
     def show(self, text: Content, name: str) -> None:
         self.name_shown, self.read_to_end = name, False
+        titled(self, name)
         self.query_one(SafeText).show(text)
         self.scroll_home(animate=False)
         self.call_after_refresh(self.look)
@@ -116,6 +119,8 @@ nothing, but are honest."""
         for widget in self.query(VerticalScroll):
             widget.can_focus = False
         titled(self.query_one("#rate-prompt-box"), "prompt")
+        # it loads numpy, and the first vote is not to wait for that
+        self.run_worker(lambda: importlib.import_module("ondevice.rating"), thread=True, group="ahead")
 
     # the database
 
@@ -152,10 +157,7 @@ nothing, but are honest."""
             return
         try:
             self.ratings = Ratings.open(run.path)
-            if not self.rater:
-                from ondevice.rating import login
-
-                self.rater = login()
+            self.rater = self.rater or _person()
         except UserError as problem:
             self.trouble = str(problem)
 
@@ -455,6 +457,14 @@ class Reasons(ModalScreen[None]):
         else:
             self._chosen.append(reason)
         self.query_one("#reasons", SafeText).show(self._told())
+
+
+def _person() -> str:
+    """The login name; a name for anybody where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "me"
 
 
 def differences(text: str, other: str) -> Content:
