@@ -122,21 +122,21 @@ def test_a_rollout_is_assembled_as_trl_does_it() -> None:
     places = lengths_of(case, "value_mask")
     found = assemble(cut(given["logprobs"], places), cut(given["ref_logprobs"], places), cut(given["values"], places),
                      expected["scores"].astype(np.float32), cfg["kl_coef"], cfg["gamma"], cfg["lam"])
-    for mine, row, n in zip(found.returns, expected["returns"], places, strict=True):
+    for mine, row, n in zip(found.tokens["returns"], expected["returns"], places, strict=True):
         close(mine, row[:n], **TOLERANCE)
     assert found.numbers["kl"] == pytest.approx(float(expected["mean_kl_of_rows"]), rel=1e-5)
     assert found.numbers["reward"] == pytest.approx(expected["scores"].mean(), rel=1e-5)
     assert found.numbers["return"] == pytest.approx(expected["rewards"].sum(1).mean(), rel=1e-5)
-    assert np.concatenate(found.advantages).mean() == pytest.approx(0, abs=1e-6)
+    assert np.concatenate(found.tokens["advantages"]).mean() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_rollout_by_hand() -> None:
     """A price of 1/2 a nat, a score of 2 at the last token: rewards −1/2 and 2 + 1/2; γ = λ = 1 and values 0."""
     found = assemble([np.array([-1.0, -3.0])], [np.array([-2.0, -2.0])], [np.zeros(2)], np.array([2.0], np.float32),
                      0.5, 1.0, 1.0)
-    close(found.returns[0], [2.0, 2.5])
+    close(found.tokens["returns"][0], [2.0, 2.5])
     assert found.numbers["kl"] == 0 and found.numbers["return"] == pytest.approx(2)
-    close(found.advantages[0], [-0.5 ** 0.5, 0.5 ** 0.5], rtol=1e-6)
+    close(found.tokens["advantages"][0], [-0.5 ** 0.5, 0.5 ** 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "update"), [(n, u) for n in CASES for u in range(len(GOLDEN["cases"][n]["updates"]))])

@@ -9,8 +9,8 @@ kept with the checkpoints and beside the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from ondevice.stages.answers import sampler
 from ondevice.stages.asked import prompts
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
-from ondevice.stages.rollouts import dealt, lengths_told, micro_batches, sizes
+from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -97,7 +97,7 @@ class PPOFeed:
         found = self.rollout(now, sampled, self.kl_coef.before(step))
         numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.kl_coef.before(step),
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
-                                                            [float(a.mean()) for a in found.advantages]))}
+                                                            [float(a.mean()) for a in found.tokens["advantages"]]))}
         self.kl_coef.after(step, found.numbers["kl"])
         return Work(self.updates(step, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
@@ -119,12 +119,13 @@ class PPOFeed:
         return (found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])).astype(np.float32)
 
     def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:
-        cfg, tokens = self.cfg, found.tokens()
+        cfg = self.cfg
         out: list[list[Batch]] = []
         for epoch in range(cfg.epochs):
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
-                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), sizes(cfg, len(part)), tokens)]
+                size = sizes(cfg, len(part))
+                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total
@@ -161,20 +162,17 @@ class PPOFeed:
             batch |= {f"sft.{name}": values for name, values in own.items()}
 
 
+@dataclass(frozen=True)
 class Rollout:
-    """What the updates of a step learn from: one array a completion, one value a token."""
+    """What the updates of a step learn from. `tokens`: name in the batch → for each completion one value a token;
+    `scores` (N,) are the completions', `numbers` what the step's event tells."""
 
-    def __init__(self, old: Sequence[Any], values: Sequence[Any], advantages: Sequence[Any], returns: Sequence[Any],
-                 scores: NDArray[np.float32], numbers: dict[str, float]) -> None:
-        self.old, self.values, self.advantages, self.returns = old, values, advantages, returns
-        self.scores, self.numbers = scores, numbers
-
-    def tokens(self) -> dict[str, Sequence[Any]]:
-        return {"old_logps": self.old, "old_values": self.values, "advantages": self.advantages,
-                "returns": self.returns}
+    tokens: Mapping[str, Sequence[Floats]]
+    scores: NDArray[np.float32]
+    numbers: dict[str, float]
 
 
-def assemble(old: Sequence[Any], ref: Sequence[Any], values: Sequence[Any], scores: NDArray[np.float32],
+def assemble(old: Sequence[Floats], ref: Sequence[Floats], values: Sequence[Floats], scores: NDArray[np.float32],
              kl_coef: float, gamma: float, lam: float) -> Rollout:
     """Rewards (−kl_coef·(log π − log π_ref) a token, the score at the last), GAE, whitened advantages."""
     apart = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(old, ref, strict=True)]
@@ -187,8 +185,10 @@ def assemble(old: Sequence[Any], ref: Sequence[Any], values: Sequence[Any], scor
                "kl": float(np.mean([row.sum() for row in apart])),
                "return": float(np.mean([row.sum() for row in rewards])),
                "explained_variance": explained_variance(known, seen)}
-    return Rollout(old, values, [row.astype(np.float32) for row in whiten(advantages)],
-                   [row.astype(np.float32) for row in returns], scores, numbers)
+    tokens = {"old_logps": old, "old_values": values,
+              "advantages": [row.astype(np.float32) for row in whiten(advantages)],
+              "returns": [row.astype(np.float32) for row in returns]}
+    return Rollout(tokens, scores, numbers)
 
 
 class Leash:
