@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import lzma
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,25 @@ WRITERS = ("init", "pretrain", "sft", "ppo", "grpo")  # the stages that leave a 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("minute")
+    """One for all processes that test, each of which may have a backend of its own to run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "minute"
+    shared.mkdir(exist_ok=True)
+    return shared
 
 
-@cache
 def finished(folder: Path, backend: str) -> tuple[Path, str]:
-    """(run folder, what it printed), run once for all tests."""
-    out = folder / backend
-    done = subprocess.run([sys.executable, "-m", "ondevice", "run", "minute", "--out", str(out), "--backend", backend,
-                           "--device", "cpu"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    """(run folder, what it printed), run once for all tests: who comes second waits for it."""
+    out, printed = folder / backend, folder / f"{backend}.txt"
+    with open(folder / f"{backend}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            done = subprocess.run(
+                [sys.executable, "-m", "ondevice", "run", "minute", "--out", str(out), "--backend", backend, "--device",
+                 "cpu"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
+            assert done.returncode == 0, done.stderr
+            printed.write_text(done.stdout)
+    return out, printed.read_text()
 
 
 def marks(run: Path) -> dict[str, Any]:
