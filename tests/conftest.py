@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import threading
 
 # Before any array library is imported. Threads that wait must not spin: the cores are shared with other workers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -17,6 +19,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What a person has set must not decide what a test sees.
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so is all that this starts in turn: what a test
+# starts is to hear it.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

@@ -60,7 +60,7 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     batch = models.batch(cfg, segments=True)
     decoder = Decoder(cfg)
     cos, sin = decoder._rope(backend.ops, backend.array(batch["positions"]))
-    body = partial(decoder._block, backend.ops, 0, backend.array(batch["segments"]), cos, sin)
+    body = partial(decoder._block, backend.ops, 0, backend.array(batch["segments"]), cos, sin, None)
     counter = CompileCounter()
     compiled = torch.compile(backend.ops.checkpoint(body) if checkpoint else body, backend=counter)
     x = torch.ones(3, 20, cfg.hidden_size, requires_grad=True)

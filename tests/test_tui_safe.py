@@ -93,7 +93,7 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
             await pilot.press(key)
             harmless(app, "rate")
         app.action_go("road")
-        app.screen.query_one("#stages").highlighted = list(STAGES).index("sft") + 1  # type: ignore[attr-defined]
+        app.screen.query_one("#stages").highlighted = list(STAGES).index("grpo")  # type: ignore[attr-defined]
         await pilot.press("d")
         await until_shown(pilot, "first · grpo")
         harmless(app, "details")
