@@ -18,7 +18,7 @@ from ondevice.config.preference import RewardConfig
 from ondevice.context import Context, Made
 from ondevice.data.completions import Row, last_token_batch
 from ondevice.data.packing import Batch
-from ondevice.loop import Better, fit, held_out_figures
+from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
 from ondevice.models.folder import load_model
 from ondevice.models.heads import with_scalar_head
@@ -35,8 +35,8 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed, make=partial(scored, cfg=cfg))
     loss = partial(reward_loss, model=model.decoder, center=cfg.center, checkpoint=cfg.checkpointing)
     measure = held_out_figures(loss, source(found.held), ctx, cfg)
-    params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg, better=Better())
-    marks = quality(model.with_params(params).params, found.held, Scorer(model, ctx.backend, batch_size=32))
+    params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
+    marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
 
 
