@@ -203,8 +203,8 @@ class Generator:
     def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
         """(B,) next tokens from hidden (B, D) or (B, 1, D) and uniforms (B,)."""
         s = self.sampling
-        z = hidden.reshape(hidden.shape[0], -1) @ ops.weight(params, self.decoder.head.name).swapaxes(0, 1)
-        z = ops.cast(z, "float32")[:, :self.known]
+        head = self.decoder.head
+        z = head.logits(ops, head.params(params), hidden.reshape(hidden.shape[0], -1))[:, :self.known]
         if not s.temperature:
             return ops.cast(ops.argmax(z, -1), "int32")
         p = ops.softmax(z / s.temperature, -1)

@@ -25,10 +25,10 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
     """
     n, v = x.shape[0], params[head.name].shape[0]
     rows = max(64, CHUNK_ELEMENTS // v)
-    weight = {head.name: params[head.name]}
+    weight = head.params(params)
 
     def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
-        z = ops.cast(x @ ops.weight(weight, head.name).swapaxes(0, 1), "float32")
+        z = head.logits(ops, weight, x)
         if temperature != 1.0:
             z = z / temperature
         logp = ops.log_likelihood(z, targets)

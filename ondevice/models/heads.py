@@ -24,7 +24,8 @@ def with_scalar_head(model: Model, backend: Backend, seed: int) -> Model:
     """The model's body under a new head of one score. The head begins at N(0, 1/(D + 1)) as in Huang 2024 (and in
     Stiennon 2020), drawn on the host: the same on both backends."""
     cfg = replace(model.cfg, num_labels=1)
-    wanted = shapes(cfg)
-    weight = normal(seed, SCORE, wanted[SCORE], (cfg.hidden_size + 1) ** -0.5)
-    params = {name: p for name, p in model.params.items() if name in wanted}
+    weight = normal(seed, SCORE, shapes(cfg)[SCORE], (cfg.hidden_size + 1) ** -0.5)
+    params = {name: p for name, p in model.params.items() if not name.startswith("lm_head.")}
+    if model.adapter is not None:  # what was learned of the head that writes goes with it
+        model = replace(model, adapter=replace(model.adapter, whole=model.adapter.whole - {"lm_head.weight"}))
     return replace(model, cfg=cfg, params={**params, SCORE: backend.array(np.asarray(weight))})

@@ -19,17 +19,18 @@ from ondevice.data.completions import Row, completion_batch
 from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model
 from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.pairs import TokenPair, pairs
 from ondevice.stages.reward import PairSource
+from ondevice.stages.start import load_start, with_adapter
 
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> Made:
-    model = load_model(cfg.model, ctx.backend)
+    model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
     found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, model, ctx)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):

@@ -24,7 +24,7 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model
 from ondevice.models.names import sub
 from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
@@ -34,14 +34,15 @@ from ondevice.stages.asked import prompts
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
+from ondevice.stages.start import load_start, with_adapter
 
 HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> Made:
-    policy = load_model(cfg.model, ctx.backend)
+    policy = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
     judge = load_judge(cfg, policy, ctx)
-    value = judge.with_params(dict(judge.params))
+    value = with_adapter(judge, cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge)
     loss = partial(ppo_loss, model=policy.decoder, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
@@ -58,7 +59,7 @@ def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
     """The reward model. Raises UserError: none named, no reward model, another tokenizer or another shape."""
     if not cfg.reward_model:
         raise UserError("no reward model was named", where="reward_model", hint="ondevice reward makes one")
-    judge = load_model(cfg.reward_model, ctx.backend)
+    judge = load_start(cfg.reward_model, cfg, ctx)
     if judge.cfg.num_labels != 1:
         raise UserError("is no reward model: it has no head of one score", where=cfg.reward_model,
                         hint="ondevice reward makes one")

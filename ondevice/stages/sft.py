@@ -18,13 +18,14 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
+from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_template(load_model(cfg.model, ctx.backend), cfg, ctx)
+    model = with_adapter(with_template(load_start(cfg.model, cfg, ctx), cfg, ctx), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
@@ -61,6 +62,9 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
+    if cfg.adapter != "none":
+        raise UserError("needs new tokens, for which an adapter's base has no room", where="chat_template",
+                        hint="take plain, which needs none, or train all weights")
     return grow_vocabulary(replace(model, tokenizer=tokenizer), ctx)
 
 

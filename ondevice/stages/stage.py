@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,21 @@ from ondevice.card import model_card
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import PairsConfig
-from ondevice.config.stages import StageConfig
+from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
 from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.inert import inert
-from ondevice.models.folder import Model, weight_files, write_model
+from ondevice.models import peft
+from ondevice.models.folder import Model, base_folder, is_adapter_folder, weight_files, write
 from ondevice.ratings import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
 from ondevice.stages.answers import answer
 from ondevice.stages.material import data_digest
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.pairs import pairs_digest
+from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
 
 MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
@@ -37,6 +39,9 @@ MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample":
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
+
+
+_OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
 def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, resume: bool) -> dict[str, Any]:
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
+    if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
+        out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
         out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume)
     elif "data" in out:
@@ -109,6 +116,9 @@ def model_digest(folder: Path) -> str:
     """A hash of weights, config and tokenizer. Raises UserError for a folder that is no checkpoint."""
     if not folder.is_dir():
         raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
+    if is_adapter_folder(folder):
+        files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
+        return digest([model_digest(base_folder(folder)), *(checkpoint.sha256(p) for p in files if p.is_file())])
     if not (folder / "config.json").is_file():
         raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
                         hint="give a Hugging Face model folder")
@@ -176,14 +186,15 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     if isinstance(made, Model):
         made = Made(made)
     record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
-    model = made.model
+    model = None if made.model is None else result(made.model, cfg, ctx)
     if model is not None:
         ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
         record["outcome"] = ended.mapping()
         for name, one in {"model": model, **made.beside}.items():
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:
-                write_model(folder, ctx.backend, one.cfg, one.params, one.tokenizer,
-                            card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
+                dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
+                write(folder, ctx.backend, one, dtype=dtype,
+                      card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
         if ctx.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:

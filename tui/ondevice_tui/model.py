@@ -113,7 +113,7 @@ def models_in(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found = []
     for run in runs:
         for stage in reversed(RunFolder(run["path"]).stages()):
-            if (stage.model / "config.json").is_file():
+            if stage.has_model:
                 found.append((f"{run['run']} · {stage.name}", str(stage.model)))
     return found
 

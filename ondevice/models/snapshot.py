@@ -1,0 +1,59 @@
+"""Models by their names on the Hub (owner/name), out of huggingface-hub's own cache; it fills the cache where it may.
+
+Configs, tokenizers and safetensors only: neither pickled weights nor a folder's own code are fetched, let alone run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ondevice.errors import UserError
+
+WANTED = ("*.json", "*.safetensors", "*.jinja")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_CACHED = re.compile(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})")
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder that `name` means: itself where it is one or cannot be a name on the Hub, else the snapshot in the
+    cache, fetched where that is possible. Raises UserError for a model that is neither here nor there."""
+    path = Path(name)
+    if path.exists() or not _NAME.fullmatch(str(name)):
+        return path
+    return fetched(str(name))
+
+
+def fetched(name: str) -> Path:
+    """The newest snapshot; offline (HF_HUB_OFFLINE, or no network) the one that the cache has. Raises UserError."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WANTED), ignore_patterns=["*/*"]))
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
+        raise UserError("its owner asks for consent first", where=name,
+                        hint=f"give it at https://huggingface.co/{name}, then hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise UserError("there is no such folder here, and no model of this name on the Hub that you may see",
+                        where=name, hint="is it spelt rightly? hf auth login shows private ones") from error
+    except LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
+        raise UserError(f"there is no such folder here, and the Hub's cache has no model of this name ({why})",
+                        where=name, hint=f"fetch it where there is a network: hf download {name}") from error
+    except (HFValidationError, OSError) as error:
+        raise UserError(f"cannot be fetched: {error}", where=name, hint="is there room on the disk?") from error
+
+
+def name_of(folder: Path) -> tuple[str, str | None]:
+    """How others find a folder: its name on the Hub and its commit where it stands in the cache, else its path."""
+    whole = os.path.abspath(folder)
+    found = _CACHED.search(Path(whole).as_posix())
+    return (f"{found[1]}/{found[2]}", found[3]) if found else (whole, None)
