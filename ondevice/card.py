@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from ondevice.config.load import to_mapping
@@ -20,8 +21,12 @@ def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did."""
     judges = made.model is not None and made.model.cfg.num_labels
     task = "text-classification" if judges else "text-generation"
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags: [ondevice]",
+    low = made.model.adapter if made.model is not None else None
+    library = ["library_name: peft", f"base_model: {json.dumps(low.base)}"] if low else ["library_name: transformers"]
+    lines = ["---", *library, f"pipeline_tag: {task}", "tags: [ondevice]",
              "---", "", f"# {run}: {stage}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
+    if low:
+        lines += [f"An adapter (LoRA, in PEFT's format) beside `{low.base}`, which it needs.", ""]
     if start := getattr(cfg, "model", ""):
         lines += [f"Start: `{start}`", ""]
     lines += [f"* {note}" for note in made.notes] + ([""] if made.notes else [])

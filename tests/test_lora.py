@@ -22,11 +22,11 @@ from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.losses import causal_lm_loss
 from ondevice.models import peft
+from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
 from ondevice.models.folder import Adapter, Model, load_model, merged, write
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
 from ondevice.models.names import matrices
-from ondevice.models.quant import quantize
 from ondevice.rollout import Scorer
 from small_stages import settings
 from test_preference_resume import steps
@@ -277,8 +277,8 @@ def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_pa
     made.save_pretrained(tmp_path / "adapter")
     with torch.no_grad():
         want = made(input_ids=torch.tensor(IDS).long()).logits.numpy()
-    for merge in (False, True):
-        got = logits(load_model(tmp_path / "adapter", backend, merge=merge), backend, IDS)
+    for whole in (False, True):
+        got = logits(load_model(tmp_path / "adapter", backend, merge=whole), backend, IDS)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -387,9 +387,14 @@ def test_merge_writes_whole_weights(files: Path, tmp_path: Path, backend: Backen
     low = sft(files, tmp_path / "low", backend.name, **LORA)
     whole = sft(files, tmp_path / "whole", backend.name, **LORA, merge=True)
     assert (whole / "config.json").is_file() and not (whole / peft.CONFIG).exists()
-    one, other = load_model(low, backend), load_model(whole, backend)
-    for name, p in one.params.items():
-        np.testing.assert_allclose(backend.numpy(p), backend.numpy(other.params[name]), rtol=1e-6, atol=1e-7)
+    later = merge(low, tmp_path / "later", backend=backend)
+    one = load_model(low, backend)
+    for folder in (whole, later):
+        other = load_model(folder, backend)
+        for name, p in one.params.items():
+            np.testing.assert_allclose(backend.numpy(p), backend.numpy(other.params[name]), rtol=1e-6, atol=1e-7)
+    with pytest.raises(UserError, match="nothing to merge"):
+        merge(later, tmp_path / "again", backend=backend)
     assert merged(other, backend).params.keys() == other.params.keys()
 
 
@@ -421,6 +426,38 @@ def test_a_reward_models_head_is_trained_whole(files: Path, tmp_path: Path, back
     assert Scorer(model, backend).scores(model.params, [text])[0] == pytest.approx(want, abs=1e-4)
     made = od.ppo(**settings(files, "ppo", tmp_path / "run", backend.name, **LORA, reward_model=judge, steps=2))
     assert (made / peft.CONFIG).is_file() and (made.parent / "value_model" / peft.CONFIG).is_file()
+
+
+@pytest.mark.parametrize("quantised_base", [False, True])
+def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base: bool, files: Path, tmp_path: Path,
+                                                                 backend_name: str) -> None:
+    """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
+    float32's within bfloat16's noise."""
+    from ondevice.backend import OptimSettings
+    from ondevice.config.stages import SFTConfig
+    from ondevice.stages.start import load_start, with_adapter
+
+    folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
+    cfg = SFTConfig(model=str(folder), **LORA)
+    losses, moved = {}, np.zeros(1)
+    for dtype in ("float32", "bfloat16"):
+        backend = load_backend(backend_name, device="cpu", dtype=dtype)
+        ctx: Any = type("Ctx", (), {"backend": backend, "name": "sft"})
+        model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+        kept = {str(p.dtype).rpartition(".")[2] for n, p in model.params.items() if not model.trains(n)
+                and ".lora_" not in n}
+        assert kept == {dtype, "uint32"} if quantised_base else {dtype}
+        own = {n: p for n, p in model.params.items() if model.trains(n)}
+        assert {str(p.dtype).rpartition(".")[2] for p in own.values()} == {"float32"}
+        trained = backend.trainer(partial(causal_lm_loss, model=model.decoder, checkpoint=True), own,
+                                  {n: p for n, p in model.params.items() if n not in own}, OptimSettings(clip_norm=0.0))
+        batch = models.batch(model.cfg, tokens=30)
+        name = f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"
+        before = backend.numpy(trained.params()[name]).copy()
+        losses[dtype] = [trained.step([batch], 1e-6)["loss"] for _ in range(4)]
+        moved = np.abs(backend.numpy(trained.params()[name]) - before)
+    assert 0 < moved.max() < 1e-5  # below half a step of bfloat16 at these values
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
 
 
 # what a person does wrong

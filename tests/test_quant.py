@@ -21,10 +21,11 @@ from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.losses import causal_lm_loss
 from ondevice.models import peft
+from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
 from ondevice.models.folder import load_model, write_model
 from ondevice.models.names import matrices, quantised
-from ondevice.models.quant import packed, quantize, unpacked
+from ondevice.models.quant import packed, unpacked
 from small_stages import settings
 from test_lora import IDS, LORA, logits
 
@@ -177,6 +178,9 @@ def test_an_adapter_beside_a_quantised_base(files: Path, tmp_path: Path, backend
         other = load_backend(name, device="cpu", dtype="float32")
         np.testing.assert_allclose(logits(load_model(made, other), other, IDS), logits(one, backend, IDS), rtol=1e-3,
                                    atol=1e-3)
+    costs: list[str] = []
+    merge(made, tmp_path / "later", backend=backend, told=costs.append)
+    assert len(costs) == 1 and not quantised(load_model(tmp_path / "later", backend).params)
     whole = od.dpo(**{**fields, "out": str(tmp_path / "merged")}, merge=True)
     said = [e["message"] for e in read(whole.parent / "events.jsonl") if e["event"] == "warning"]
     assert any("the base is quantised" in text for text in said)

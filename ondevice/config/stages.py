@@ -11,7 +11,7 @@ from typing import Literal
 
 from ondevice.errors import UserError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 
 
 @dataclass(frozen=True, kw_only=True)

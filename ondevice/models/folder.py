@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from ondevice.models import peft, snapshot
 from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder, decoder_of
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
-from ondevice.models.names import SCORE, matrices, quantised, take, to_file
+from ondevice.models.names import SCORE, matrices, quantised, shapes, take, to_file
 from ondevice.models.quant import dequantised
 from ondevice.models.tensors import read_tensors
 
@@ -51,6 +52,12 @@ class Model:
 
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)
+
+    @property
+    def size(self) -> int:
+        """How many numbers it is made of, adapters among them; what is packed counts unpacked."""
+        low = (p.shape for name, p in self.params.items() if ".lora_A." in name or ".lora_B." in name)
+        return sum(math.prod(shape) for shape in (*shapes(self.cfg).values(), *low))
 
     def trains(self, name: str) -> bool:
         """Whether training changes this tensor."""
@@ -158,14 +165,14 @@ def merged(model: Model, backend: Backend) -> Model:
     """The model with whole weights: its adapters are added to them in float32, on the host; what is quantised is
     unpacked."""
     deltas, params = all_stacked(model.params, backend), dict[str, Any]()
-    shapes = matrices(model.cfg, every=True)
+    known = matrices(model.cfg, every=True)
     packed = set(quantised(model.params))
     for name, p in model.params.items():
         module, _, part = name.rpartition(".")
         if is_adapter(name) or (module in packed and part in ("scales", "biases")):
             continue
         if part == "weight" and (module in deltas or module in packed):
-            weight = dequantised(model.params, module, shapes[module][1], backend) if module in packed \
+            weight = dequantised(model.params, module, known[module][1], backend) if module in packed \
                 else backend.numpy(p)
             p = backend.array(weight + deltas[module].delta if module in deltas else weight)
         params[name] = p

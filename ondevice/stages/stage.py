@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.inert import inert
-from ondevice.models import peft
+from ondevice.models import peft, snapshot
 from ondevice.models.folder import Model, base_folder, is_adapter_folder, weight_files, write
 from ondevice.ratings import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
@@ -113,7 +113,9 @@ def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, 
 
 
 def model_digest(folder: Path) -> str:
-    """A hash of weights, config and tokenizer. Raises UserError for a folder that is no checkpoint."""
+    """A hash of weights, config and tokenizer, of an adapter and its base. Raises UserError for a folder that is no
+    checkpoint."""
+    folder = snapshot.resolve(folder)
     if not folder.is_dir():
         raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
     if is_adapter_folder(folder):
@@ -194,7 +196,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:
                 dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
                 write(folder, ctx.backend, one, dtype=dtype,
-                      card=model_card(ctx.name, cfg, made, ctx.folder.path.parent.name))
+                      card=model_card(ctx.name, cfg, replace(made, model=model), ctx.folder.path.parent.name))
         if ctx.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:

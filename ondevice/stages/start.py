@@ -12,6 +12,7 @@ from ondevice.config.stages import TuningConfig
 from ondevice.context import Context
 from ondevice.errors import UserError, nearest
 from ondevice.models import snapshot
+from ondevice.models.convert import COST
 from ondevice.models.folder import Adapter, Model, load_model, merged
 from ondevice.models.lora import fresh, matching, scale_of
 from ondevice.models.names import SCORE, is_block_matrix, matrices, quantised
@@ -63,8 +64,7 @@ def result(model: Model, cfg: object, ctx: Context) -> Model:
         return model
     made = merged(model, ctx.backend)
     if quantised(model.params):
-        ctx.warn("the base is quantised: merged, its weights are whole again and take several times the room; "
-                 "quantising them anew would round away a part of what was learned")
+        ctx.warn(COST)
     return made
 
 
