@@ -14,7 +14,7 @@ from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
-from ondevice.models.folder import Model, load_config, load_model
+from ondevice.models.folder import Model, judges, load_model
 from ondevice.runfolder import RunFolder, holds_model
 
 
@@ -38,11 +38,6 @@ def find_reward_model(path: str) -> Path:
         return folder
     found = [s.model for s in RunFolder(folder).stages() if s.has_model and judges(s.model)]
     return found[-1] if found else find_model(path)
-
-
-def judges(folder: Path) -> bool:
-    """Whether this folder's model gives scores and writes no text."""
-    return load_config(folder).num_labels > 0
 
 
 def writer(model: Model) -> Model:

@@ -202,7 +202,8 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"peft_type": "IA3"}, "kind 'IA3'"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"lora_alpha": "x"}, "lora_alpha")])
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k)_proj": 2}}, "(q|k)_proj"),
+    ({"lora_alpha": "x"}, "lora_alpha")])
 def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     backend = load_backend("torch", device="cpu")
     folder = written(model_with(backend, tmp_path / "base"), backend, tmp_path / "adapter")

@@ -84,13 +84,10 @@ def is_adapter_folder(folder: Path) -> bool:
     return (folder / peft.CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def load_config(folder: Path) -> DecoderConfig:
-    """The config of a model's folder, or of the base of an adapter's. Raises UserError."""
+def judges(folder: Path) -> bool:
+    """Whether a folder's model gives scores and writes no text; an adapter's base need not be there."""
     _need_folder(folder)
-    if not is_adapter_folder(folder):
-        return DecoderConfig.load(folder)
-    cfg = DecoderConfig.load(base_folder(folder))
-    return replace(cfg, num_labels=1) if peft.judges(folder) else cfg
+    return peft.judges(folder) if is_adapter_folder(folder) else DecoderConfig.load(folder).num_labels > 0
 
 
 def base_folder(folder: Path) -> Path:
@@ -129,7 +126,7 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base, found = base_folder(folder), peft.read(folder, backend)
-    cfg = load_config(folder)
+    whole = cfg = DecoderConfig.load(base)
     if judging := SCORE in found.whole:
         cfg = replace(cfg, num_labels=int(found.whole[SCORE].shape[0]))
     embeddings = f"{decoder_of(cfg).table}.weight"
@@ -137,7 +134,6 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
         cfg = replace(cfg, vocab_size=int(found.whole[embeddings].shape[0]))
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     _need_same_words(tokenizer, cfg, folder)
-    whole = DecoderConfig.load(base)
     params = read_params(base, backend, whole, dtype)
     if judging:
         params = {name: p for name, p in params.items() if not name.startswith("lm_head.")}

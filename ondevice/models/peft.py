@@ -7,6 +7,7 @@ One adapter a folder, over whole or quantised base weights that it names. What a
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -123,12 +124,15 @@ def _short(found: list[str], modules: Iterable[str]) -> list[str]:
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if module == pattern or module.endswith(f".{pattern}"):
-            alpha = value
+    alphas: dict[str, Any] = config.get("alpha_pattern") or {}
+    strange = [name for name in alphas if not re.fullmatch(r"[\w.-]+", name)]
+    if strange:
+        raise UserError(f"{strange[0]!r} is no end of a name", where=f"{CONFIG}: alpha_pattern",
+                        hint="merge it with PEFT first")
+    own = [value for name, value in alphas.items() if module == name or module.endswith(f".{name}")]
+    alpha = own[0] if own else config.get("lora_alpha", 8)
     if not isinstance(alpha, int | float):
-        raise UserError(f"{alpha!r} is no number", where="lora_alpha")
+        raise UserError(f"{alpha!r} is no number", where=f"{CONFIG}: lora_alpha")
     return scale_of(float(alpha), rank, bool(config.get("use_rslora")))
 
 
