@@ -384,9 +384,11 @@ def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Pa
 
 
 @pytest.mark.slow
-def test_merge_writes_whole_weights(files: Path, tmp_path: Path, backend: Backend) -> None:
-    low = sft(files, tmp_path / "low", backend.name, **LORA)
-    whole = sft(files, tmp_path / "whole", backend.name, **LORA, merge=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_writes_whole_weights(dtype: str, files: Path, tmp_path: Path, backend: Backend) -> None:
+    """What is added is added to the base as its file has it, whatever was computed in."""
+    low = sft(files, tmp_path / "low", backend.name, **LORA, dtype=dtype)
+    whole = sft(files, tmp_path / "whole", backend.name, **LORA, merge=True, dtype=dtype)
     assert (whole / "config.json").is_file() and not (whole / peft.CONFIG).exists()
     later = merge(low, tmp_path / "later", backend=backend)
     one = load_model(low, backend)

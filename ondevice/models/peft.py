@@ -19,7 +19,7 @@ import numpy as np
 from ondevice.backend import Backend, Params
 from ondevice.errors import UserError
 from ondevice.models.lora import Pair, scale_of
-from ondevice.models.names import is_transposed
+from ondevice.models.names import is_transposed, turned
 from ondevice.models.tensors import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -85,7 +85,7 @@ def read(folder: Path, backend: Backend) -> Found:
         if b.shape[-1] != rank:
             raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
         pairs[module] = Pair(a, b, _scale(config, module, rank))
-    return Found(pairs, whole, config)
+    return Found(pairs, turned(whole), config)
 
 
 def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Params, *, base: str, revision: str | None,
@@ -112,7 +112,7 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
     for module, pair in pairs.items():
         for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
             tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(np.ascontiguousarray(value, np.float32))
-    tensors |= {_PREFIX + name: value for name, value in whole.items()}
+    tensors |= {_PREFIX + name: value for name, value in turned(whole).items()}
     backend.save(folder / WEIGHTS, tensors, {})
 
 

@@ -14,7 +14,7 @@ from ondevice.errors import UserError, nearest
 from ondevice.models import snapshot
 from ondevice.models.convert import COST
 from ondevice.models.folder import Adapter, Model, load_model, merged
-from ondevice.models.lora import fresh, matching, scale_of
+from ondevice.models.lora import fresh, is_adapter, matching, scale_of
 from ondevice.models.names import SCORE, is_block_matrix, matrices, quantised
 
 
@@ -60,9 +60,13 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
 
 def result(model: Model, cfg: object, ctx: Context) -> Model:
     """What the stage leaves: the model as it is, or, where `merge` asks for it, with its adapters in its weights."""
-    if model.adapter is None or not getattr(cfg, "merge", False):
+    if model.adapter is None or not (isinstance(cfg, TuningConfig) and cfg.merge):
         return model
-    made = merged(model, ctx.backend)
+    params = model.params
+    if ctx.backend.dtype != "float32":  # the base as its file has it, not in the type that was computed in
+        start = load_model(getattr(cfg, "model", model.folder), ctx.backend, merge=False).params
+        params = {n: p if is_adapter(n) or n in model.adapter.whole else start[n] for n, p in params.items()}
+    made = merged(model.with_params(params), ctx.backend)
     if quantised(model.params):
         ctx.warn(COST)
     return made
