@@ -258,6 +258,23 @@ def test_peft_reads_our_folders(family: str, backend: Backend, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_peft_reads_tied_embeddings_that_were_trained(backend: Backend, tmp_path: Path) -> None:
+    """They are the head too, there as here."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = model_with(backend, tmp_path / "base", "llama-gqa-tied")
+    whole = {"model.embed_tokens.weight": model.params["model.embed_tokens.weight"] * 1.5}
+    assert model.adapter is not None
+    model = replace(model, params={**model.params, **whole}, adapter=replace(model.adapter, whole=frozenset(whole)))
+    folder = written(model, backend, tmp_path / "adapter")
+    loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        want = loaded(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    for merge_ in (False, True):
+        got = logits(load_model(folder, backend, merge=merge_), backend, IDS)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
     {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12},
     {"target_modules": "all-linear", "r": 4, "use_rslora": True, "rank_pattern": {"up_proj": 2},
@@ -469,6 +486,7 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
     ({"merge": True}, "merge: there is no adapter"),
     ({"lora_targets": ("q_proj",)}, "lora_targets: there is no adapter"),
     ({**LORA, "lora_targets": ("q_prj",)}, "no matrix 'q_prj' (did you mean 'q_proj'?)"),
+    ({**LORA, "chat_template": "chatml"}, "needs new tokens, for which an adapter's base has no room"),
     ({**LORA, "lora_whole": ("embeddings",)}, "no matrix 'embeddings'"), ({**LORA, "lora_rank": 0}, "lora_rank"),
     ({**LORA, "optimizer": "muon"}, "muon is for whole"), ({**LORA, "lora_alpha": 0}, "lora_alpha")])
 def test_wrong_settings(fields: dict[str, Any], said: str, files: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
         "target_modules": _short(list(pairs), modules), "modules_to_save": saved or None, "bias": "none",
         "lora_dropout": 0.0, "use_dora": False, "inference_mode": True, "init_lora_weights": True,
         "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs)}
-    if tied and saved:
+    if tied and not {"embed_tokens", "wte"}.isdisjoint(saved):
         config["ensure_weight_tying"] = True
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
