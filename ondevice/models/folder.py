@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ondevice.backend import Backend, Params
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -126,6 +128,7 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base, found = base_folder(folder), peft.read(folder, backend)
+    found = _without_tied_head(found, DecoderConfig.load(base), folder, backend)
     whole = cfg = DecoderConfig.load(base)
     if judging := SCORE in found.whole:
         cfg = replace(cfg, num_labels=int(found.whole[SCORE].shape[0]))
@@ -147,6 +150,17 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     model = Model(cfg, take_whole(params, found.whole, str(folder)), tokenizer, folder,
                   Adapter(named, revision, frozenset(found.whole)))
     return merged(model, backend) if merge and not quantised(params) else model
+
+
+def _without_tied_head(found: peft.Found, cfg: DecoderConfig, folder: Path, backend: Backend) -> peft.Found:
+    """The adapter without the copy of a tied head that PEFT keeps. Raises UserError where it is no copy any more."""
+    head, table = found.whole.get("lm_head.weight"), found.whole.get(f"{decoder_of(cfg).table}.weight")
+    if head is None or table is None or not cfg.tie_word_embeddings:
+        return found
+    if not np.array_equal(backend.numpy(head), backend.numpy(table)):
+        raise UserError("has a head apart from its base's embeddings, to which it is tied", where=str(folder),
+                        hint="merge it with PEFT first")
+    return replace(found, whole={name: p for name, p in found.whole.items() if name != "lm_head.weight"})
 
 
 def take_whole(params: Params, whole: Params, where: str) -> Params:

@@ -96,6 +96,8 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
     alphas = {m: p.scale * p.rank for m, p in pairs.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
+    for table in (name for name in list(whole) if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))):
+        whole = {**whole, "lm_head.weight": whole[table] * 1}  # PEFT's copies of the two are not tied
     saved = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in whole})
     config: dict[str, Any] = {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if judges else "CAUSAL_LM", "base_model_name_or_path": base,
@@ -105,8 +107,6 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
         "target_modules": _short(list(pairs), modules), "modules_to_save": saved or None, "bias": "none",
         "lora_dropout": 0.0, "use_dora": False, "inference_mode": True, "init_lora_weights": True,
         "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs)}
-    if tied and not {"embed_tokens", "wte"}.isdisjoint(saved):
-        config["ensure_weight_tying"] = True
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
     for module, pair in pairs.items():
