@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ondevice.config.hub import PullConfig, PushConfig
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
     from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
         RatingsConfig,
         WorkerConfig,
     )
+    from ondevice.hub_push import Tell
 
-__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "rate",
-           "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "pull",
+           "push", "rate", "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -149,6 +151,25 @@ def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[s
     from ondevice.rating_files import manage as function
 
     return function(cfg or _made(RatingsConfig, fields))
+
+
+def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = None, tell: Tell | None = None,
+         **fields: Any) -> dict[str, Any]:
+    """Sends a model, a run or its ratings to the Hub in one commit (fields of `PushConfig`); private unless `public`.
+    `tell` hears each step. Returns {"repo", "url", "commit", …}, of a dry run what would be sent."""
+    from ondevice.config.hub import PushConfig
+    from ondevice.hub_push import push as function
+
+    return function(cfg or _made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}), tell)
+
+
+def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None = None,
+         **fields: Any) -> dict[str, Any]:
+    """Gets a model, an adapter or a data set from the Hub (fields of `PullConfig`), verified. Returns {"path", …}."""
+    from ondevice.config.hub import PullConfig
+    from ondevice.hub_pull import pull as function
+
+    return function(cfg or _made(PullConfig, {"repo_id": repo_id, **fields}), tell)
 
 
 def doctor() -> dict[str, Any]:

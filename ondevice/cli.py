@@ -42,7 +42,7 @@ class Verb:
 
 
 _PREFERENCE = "ondevice.config.preference"
-_STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
+_STAGES, _USE, _HUB = "ondevice.config.stages", "ondevice.config.use", "ondevice.config.hub"
 VERBS = {verb.name: verb for verb in (
     Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
     Verb("init", "Train", "a tokenizer and a model of random weights", f"{_STAGES}:InitConfig", ("data",), "init",
@@ -70,6 +70,10 @@ VERBS = {verb.name: verb for verb in (
          json=False, render="ondevice.rating:render"),
     Verb("ratings", "Prefer", "what the votes are worth; ratings export|import DB FILE", f"{_USE}:RatingsConfig",
          ("action", "ratings", "file"), "manage_ratings", render="ondevice.rating_files:render"),
+    Verb("push", "Share", "send a model, a run or its ratings to the Hugging Face Hub", f"{_HUB}:PushConfig",
+         ("model", "repo_id"), "push", sets=False, render="ondevice.hub_push:render"),
+    Verb("pull", "Share", "get a model or a data set from the Hub, verified", f"{_HUB}:PullConfig", ("repo_id",),
+         "pull", sets=False, render="ondevice.hub_pull:render"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
@@ -394,17 +398,19 @@ def _ours() -> int:
     """Tells of the exception at hand, whose text may be a model's or a file's."""
     import traceback
 
+    from ondevice.hub import redacted
     from ondevice.inert import inert
 
-    sys.stderr.write(inert(traceback.format_exc(), limit=None))
+    sys.stderr.write(inert(redacted(traceback.format_exc()), limit=None))
     return 1
 
 
 def _complain(text: str) -> None:
+    from ondevice.hub import redacted
     from ondevice.inert import inert
 
     try:
-        sys.stderr.write(f"ondevice: {inert(' '.join(text.split()), newlines=False)}\n")
+        sys.stderr.write(f"ondevice: {inert(redacted(' '.join(text.split())), newlines=False)}\n")
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it

@@ -22,6 +22,7 @@ from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
+from ondevice.hub_pull import origin
 from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.ratings import FILE as RATINGS
@@ -176,6 +177,8 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     if isinstance(made, Model):
         made = Made(made)
     record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    if found := origin(getattr(cfg, "model", "")):
+        record["base"] = found
     model = made.model
     if model is not None:
         ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
