@@ -21,6 +21,7 @@ from ondevice.backend import Backend, Loss, OptimSettings, Params, Trainer
 from ondevice.config.stages import TrainingConfig
 from ondevice.context import Context
 from ondevice.errors import Interrupted, UserError
+from ondevice.hub_beside import Beside
 from ondevice.models.folder import Model, write_model
 from ondevice.models.names import is_block_matrix, sub
 from ondevice.runfolder import ticks
@@ -160,6 +161,7 @@ class _Fit:
         self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
         self.beside, self.better = beside, better
         self.backend: Backend = ctx.backend
+        self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn) if cfg.push_every else None
         self.state = State(fingerprint=ctx.fingerprint)
         self.found = ctx.newest_checkpoint()
         params = {**model.params, **{f"{part}.{n}": p for part, other in beside.items()
@@ -260,6 +262,8 @@ class _Fit:
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep,
                                 best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
+        if self.pushes is not None:
+            self.pushes.offer(saved, last=state.step == self.cfg.steps)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:
         params = self.backend.load(found.model / "model.safetensors")

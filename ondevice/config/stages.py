@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.hub import check_repo_id
 from ondevice.errors import UserError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -104,6 +105,10 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints; 0: only at the end and at a stop."""
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
+    push_every: int = 0
+    """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its own; 0: none."""
+    push_to: str = ""
+    """Repository that checkpoints are pushed to: NAME or OWNER/NAME; it is private."""
     patience: int = 0
     """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
     take_best: bool = False
@@ -113,10 +118,14 @@ class TrainingConfig(StageConfig):
         super().check()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
-        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "patience", "clip_norm",
-                       "weight_decay")
+        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
+                       "clip_norm", "weight_decay")
         self._above(0, "learning_rate", "muon_learning_rate", "eps")
         self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
+        if self.push_every and not self.push_to:
+            raise UserError("needs a repository", where="push_every", hint="give push_to: NAME")
+        if self.push_to:
+            check_repo_id(self.push_to, "push_to")
 
 
 @dataclass(frozen=True, kw_only=True)

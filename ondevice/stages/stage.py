@@ -22,6 +22,7 @@ from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
+from ondevice.hub_beside import FOLDER as PUSH
 from ondevice.hub_pull import origin
 from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
@@ -36,7 +37,7 @@ from ondevice.stages.summary import outcome, summary
 MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
            "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
-              "ratings", "reward_timeout"}
+              "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
 
 
@@ -146,7 +147,7 @@ def _clear(folder: StageFolder) -> None:
     """Removes what an earlier attempt left; the lock stays, it is held."""
     import shutil
 
-    for path in (folder.checkpoints, folder.model, folder.path / "value_model"):
+    for path in (folder.checkpoints, folder.model, folder.path / "value_model", folder.path / PUSH):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS):
         path.unlink(missing_ok=True)
