@@ -41,6 +41,10 @@ class Unheard(Exception):
         super().__init__(reason)
 
 
+class Missing(UserError):
+    """There is no such repository, or this account may not see it: the Hub does not say which."""
+
+
 class Conflict(Exception):
     """The branch has moved since its head was read."""
 
@@ -117,7 +121,7 @@ class Hub:
             try:
                 self._api.create_repo(repo, repo_type=self.kind, private=private, exist_ok=True)
             except HfHubHTTPError as error:
-                if _status(error) in (401, 403, 404):
+                if _status(error) in (403, 404):
                     raise UserError(f"this account may not make a repository for {repo.partition('/')[0]!r}",
                                     where=repo, hint=_MAY_NOT) from None
                 raise
@@ -330,8 +334,8 @@ def _refused(error: Any, where: str) -> Exception:
     if status in (408, 409, 425, 429) or status >= 500:
         return Unheard(f"{status} {said}".strip(), _retry_after(error))
     if isinstance(error, errors.RepositoryNotFoundError) and logged_in():
-        return UserError("there is no such repository, or this account may not see it", where=where,
-                         hint="look at its name; a data set takes --dataset")
+        return Missing("there is no such repository, or this account may not see it", where=where,
+                       hint="look at its name; a data set takes --dataset")
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
         return UserError("the Hub does not know this login" if logged_in() else
                          "there is no such repository, or it is private and nobody is logged in", where=where,

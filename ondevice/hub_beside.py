@@ -104,8 +104,8 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
     one does not: it and what comes after it stay."""
     count = 0
     with _turn(stage):
-        if "/" not in repo:
-            repo = f"{patiently(client.account, repo).name}/{repo}"
+        account = patiently(client.account, repo)
+        repo = repo if "/" in repo else f"{account.name}/{repo}"
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
             plan = pending(folder) if (folder / PENDING).is_file() else plan_checkpoint(stage, folder, repo)

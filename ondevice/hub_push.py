@@ -21,7 +21,7 @@ from ondevice import hub
 from ondevice.config.hub import PushConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import to_json
-from ondevice.hub import Conflict, Hub, Sending, Unheard, patiently
+from ondevice.hub import Conflict, Hub, Missing, Sending, Unheard, patiently
 from ondevice.hub_plan import Plan, PlannedFile, find_target, pending, plan_push, plan_text, replaced
 from ondevice.inert import inert
 from ondevice.progress import size
@@ -69,7 +69,11 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     plan = plan.hashed()
     if not plan.parent:
         patiently(lambda: client.create(repo, not plan.public), repo, wait)
-    remote = patiently(lambda: client.look(repo), repo, wait)
+    try:
+        remote = patiently(lambda: client.look(repo), repo, wait)
+    except Missing:
+        raise UserError("the name is taken by what this account may not see", where=repo,
+                        hint="give another name") from None
     if not remote.private and not plan.public:
         raise UserError("is public already, and this push was not to be", where=repo,
                         hint="--public sends it for everyone to see, or give another name")

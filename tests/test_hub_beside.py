@@ -184,6 +184,6 @@ def wait_for_the_last(stage: StageFolder) -> None:
             continue
         finally:
             os.close(descriptor)
-        if not checkpoint.steps(stage.path / "push") or "logged in" in said:
+        if not checkpoint.steps(stage.path / "push") or said.count("logged in") == 2:
             return
     raise AssertionError(f"it never ended: {said}")

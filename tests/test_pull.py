@@ -72,6 +72,19 @@ def test_what_was_pulled_is_a_base_that_is_named(server: HubServer, tmp_path: Pa
     assert hub_pull.origin(tmp_path / "m") == {} == hub_pull.origin("")
 
 
+@pytest.mark.slow
+def test_a_stage_from_a_pulled_folder_tells_its_base(server: HubServer, tmp_path: Path, backend: Backend) -> None:
+    ondevice.push(write_run(tmp_path / "run").path, "me/base", tell=lambda event: None)
+    pull("me/base", tmp_path / "base")
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": [
+        {"role": "user", "content": f"Anna {n}"}, {"role": "assistant", "content": "12"}]}) + "\n" for n in range(20)))
+    ondevice.sft(tmp_path / "base", str(tmp_path / "chats.jsonl"), out=tmp_path / "mine", steps=1, batch_size=2,
+                 sequence_length=48, backend=backend.name, device="cpu")
+    ondevice.push(tmp_path / "mine", "me/mine", tell=lambda event: None)
+    card = server.repo("me/mine").commits[-1].files["README.md"].decode()
+    assert "base_model: me/base\n" in card and "It began from me/base at" in card and "chats.jsonl" in card
+
+
 def test_a_revision(server: HubServer, tmp_path: Path) -> None:
     repo = server.add("me/m", WEIGHTS)
     old = repo.commits[-1].id

@@ -15,8 +15,9 @@ from hub_models import ALLOWED, contents, write_model, write_ratings, write_run,
 from hub_server import READER, TOKEN, HubServer, Repo, environment
 from ondevice import cli, hub
 from ondevice.checkpoint import sha256
-from ondevice.errors import UserError
+from ondevice.errors import Interrupted, UserError
 from ondevice.hub_plan import PENDING, Plan, pending, plan_push
+from ondevice.rewards.process import Host
 from ondevice.runfolder import RunFolder
 
 Events = list[dict[str, Any]]
@@ -292,6 +293,19 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     assert {path: files[path].decode() for path in planned} == planned
 
 
+def test_ctrl_c_says_how_to_go_on(server: HubServer, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+
+    def tell(event: Any) -> None:
+        if event["event"] == "commit":
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="--resume goes on with it"):
+        ondevice.push(model, "me/m", tell=tell)
+    push(model, "", resume=True)
+    once(server)
+
+
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "files": 3}'])
 def test_a_damaged_record_is_told(tmp_path: Path, record: str) -> None:
     model = write_model(tmp_path / "m")
@@ -344,8 +358,8 @@ def test_no_right_to_write_there(server: HubServer, tmp_path: Path) -> None:
 
 def test_a_name_that_is_taken(server: HubServer, tmp_path: Path) -> None:
     server.taken.add("me/m")
-    said = refused(write_model(tmp_path / "m"))
-    assert "no such repository, or this account may not see it" in said or "taken" in said
+    assert "the name is taken by what this account may not see (give another name)" in refused(
+        write_model(tmp_path / "m"))
 
 
 @pytest.mark.parametrize(("status", "message"), [(402, "pay"), (403, "private storage limit reached"), (413, "large")])
@@ -448,6 +462,18 @@ def test_the_token_is_nowhere(server: HubServer, tmp_path: Path) -> None:
     for repo in server.repos.values():
         for commit in repo.commits:
             assert all(TOKEN.encode() not in content for content in commit.files.values())
+
+
+def test_a_person_s_reward_file_gets_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "reward.py").write_text("import os\ndef reward(prompts, completions, **columns):\n"
+                                        "    return [float('HF_TOKEN' in os.environ) for _ in completions]\n")
+    host = Host(tmp_path / "reward.py", timeout=60)
+    try:
+        (function,) = host.start()
+        assert host.call(function.name, {"prompts": ["p"], "completions": ["c"]}) == [0.0]
+    finally:
+        host.close()
 
 
 def test_what_looks_like_a_token_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:

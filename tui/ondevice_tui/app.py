@@ -28,6 +28,7 @@ from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.chat import ChatScreen
 from ondevice_tui.screens.ladder import LadderScreen
 from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.push import PushScreen
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.reason import ReasonScreen
 from ondevice_tui.screens.road import RoadScreen
@@ -52,7 +53,8 @@ class OndeviceApp(App[str]):
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
     MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen,
-                                       "chat": ChatScreen, "reason": ReasonScreen, "rate": RateScreen}
+                                       "chat": ChatScreen, "reason": ReasonScreen, "rate": RateScreen,
+                                       "push": PushScreen}
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
@@ -63,6 +65,7 @@ class OndeviceApp(App[str]):
         Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
         Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
+        Binding("7", "go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
         Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
