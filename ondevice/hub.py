@@ -45,8 +45,8 @@ class Missing(UserError):
     """There is no such repository, or this account may not see it: the Hub does not say which."""
 
 
-class Conflict(Exception):
-    """The branch has moved since its head was read."""
+class Conflict(UserError):
+    """What is there is somebody else's: a branch that has moved since its head was read, a tag at another commit."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Sending:
 
 
 class Hub:
-    """The client, for repositories of one kind. Every method raises UserError, Conflict or Unheard, nothing else that
-    the client might."""
+    """The client, for repositories of one kind. Every method raises UserError (Conflict is one) or Unheard, nothing
+    else that the client might."""
 
     def __init__(self, kind: Kind = "model") -> None:
         from huggingface_hub import HfApi
@@ -171,12 +171,11 @@ class Hub:
         return next((str(c.commit_id) for c in commits if f"{TRAILER}{mark}" in f"{c.title}\n{c.message}"), None)
 
     def tag(self, repo: str, tag: str, commit: str) -> None:
-        """Raises UserError where the tag names another commit."""
+        """Raises Conflict where the tag names another commit."""
         with _heard(repo):
             self._api.create_tag(repo, tag=tag, revision=commit, repo_type=self.kind, exist_ok=True)
         if self.look(repo, tag).head != commit:
-            raise UserError(f"the tag {tag!r} is there already, at another commit", where=repo,
-                            hint=f"what was sent is commit {commit[:12]}; give another --tag")
+            raise Conflict(f"the tag {tag!r} is there already, at another commit", where=repo)
 
     def download(self, repo: str, commit: str, path: str) -> Path:
         """The file in the client's cache, where an interrupted download goes on."""
@@ -270,7 +269,7 @@ def _heard(where: str) -> Iterator[None]:
     get_session().timeout = SILENCE_S  # of the client's shared session; it may have been made anew
     try:
         yield
-    except (UserError, Unheard, Conflict):
+    except (UserError, Unheard):
         raise
     except Exception as error:
         ours = _translated(error, where)
@@ -327,7 +326,7 @@ def _refused(error: Any, where: str) -> Exception:
     if isinstance(error, errors.GatedRepoError):
         return UserError("its owner asks for consent first", where=where, hint="give it on the repository's page")
     if status == 412:
-        return Conflict(said)
+        return Conflict(f"it has changed meanwhile: {said}", where=where)
     if status in (402, 413, 507) or "quota" in said.lower() or "storage limit" in said.lower():
         return UserError(f"there is no room left: {said}", where=where,
                          hint="https://huggingface.co/settings/billing shows how much is used")

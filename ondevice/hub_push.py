@@ -54,7 +54,7 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
     except KeyboardInterrupt:
         raise Interrupted(f"stopped. {again}" if plan.pending.is_file() else "stopped; nothing was sent") from None
     except UserError as error:
-        if not plan.pending.is_file():
+        if not plan.pending.is_file() or "--resume" in error.hint:
             raise
         raise UserError(error.message, where=error.where, hint="; ".join(filter(None, (error.hint, again)))) from None
 
@@ -84,8 +84,13 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     commit = _land(plan, client, remote.head, tell)
     tell({"event": "verify", "commit": commit})
     _verify(plan, client, commit, wait)
-    if plan.tag:
-        patiently(lambda: client.tag(repo, plan.tag, commit), repo, wait)
+    try:
+        if plan.tag:
+            patiently(lambda: client.tag(repo, plan.tag, commit), repo, wait)
+    except Conflict as conflict:
+        plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
+        raise UserError(conflict.message, where=repo,
+                        hint=f"all has arrived as commit {commit[:12]}; push again with another --tag") from None
     plan.pending.unlink(missing_ok=True)
     done = {"repo": repo, "url": client.address(repo), "commit": commit, "private": remote.private, "tag": plan.tag,
             "bytes": plan.size, "files": len(plan.files), "removed": list(plan.removed)}

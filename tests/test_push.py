@@ -97,7 +97,9 @@ def test_tags(server: HubServer, tmp_path: Path) -> None:
     assert server.repo("me/m").tags == {"step-1200": first["commit"]}
     push(model, tag="step-1200")  # the same commit
     (model / "generation_config.json").write_text("{} ")
-    assert "the tag 'step-1200' is there already" in refused(model, tag="step-1200")
+    said = refused(model, tag="step-1200")
+    assert "the tag 'step-1200' is there already" in said and "all has arrived as commit" in said
+    assert not (model / PENDING).exists() and "--resume" not in said
 
 
 def test_a_stage_and_the_last_one(server: HubServer, tmp_path: Path) -> None:
@@ -286,7 +288,8 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     assert "goes to me/m" in refused(run.path, "me/other", resume=True)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[:-1] + b"x")
-    assert "has changed since the push began" in refused(run.path, resume=True)
+    said = refused(run.path, resume=True)
+    assert "has changed since the push began (push without --resume)" in said
     (model / "model.safetensors").write_bytes(weights)
     push(run.path, "", resume=True)
     files = once(server).commits[-1].files
