@@ -22,7 +22,7 @@ from ondevice import checkpoint
 from ondevice.card import run_card
 from ondevice.checkpoint import Checkpoint, whole_folder
 from ondevice.errors import UserError
-from ondevice.hub import Hub, patiently, redacted
+from ondevice.hub import Conflict, Hub, patiently, redacted
 from ondevice.hub_plan import CARD, PENDING, Plan, PlannedFile, model_files, pending
 from ondevice.hub_push import send
 from ondevice.inert import inert
@@ -34,12 +34,13 @@ _LOG_END = 2000  # bytes
 
 
 class Beside:
-    """A stage's pushes to `repo`, at most one every `every` steps. `warn` tells what went wrong."""
+    """A stage's pushes to `repo`, at most one every `every` steps, of what comes after step `since`. `warn` tells what
+    went wrong."""
 
-    def __init__(self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None], since: int = 0) -> None:
         self.stage, self.repo, self.every, self.warn = stage, repo, every, warn
         self._process: subprocess.Popen[bytes] | None = None
-        self._offered = 0
+        self._offered = since
 
     def offer(self, saved: Checkpoint, last: bool = False) -> None:
         """A checkpoint that is whole on disk; sent where it is time, or it is the last. Never raises."""
@@ -109,9 +110,13 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
             plan = pending(folder) if (folder / PENDING).is_file() else plan_checkpoint(stage, folder, repo)
-            send(plan, client, lambda event: None)
+            try:
+                send(plan, client, lambda event: None)
+                told = f"pushed to {repo}, tag {plan.tag}"
+            except Conflict as taken:  # a stage that is run again comes by the same steps
+                told = f"pushed to {repo}; {taken.message}"
             shutil.rmtree(folder)
-            print(f"{folder.name}: pushed to {repo}, tag {plan.tag}", flush=True)
+            print(f"{folder.name}: {told}", flush=True)
             count += 1
     return count
 

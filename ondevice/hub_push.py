@@ -60,7 +60,8 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
 
 
 def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
-    """Sends a plan, or goes on with one that was begun (`plan.parent` is known). Raises UserError."""
+    """Sends a plan, or goes on with one that was begun (`plan.parent` is known). Raises UserError; Conflict where all
+    has arrived and only its tag is taken."""
     repo = plan.repo
 
     def wait(reason: str) -> None:
@@ -89,8 +90,8 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
             patiently(lambda: client.tag(repo, plan.tag, commit), repo, wait)
     except Conflict as conflict:
         plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
-        raise UserError(conflict.message, where=repo,
-                        hint=f"all has arrived as commit {commit[:12]}; push again with another --tag") from None
+        raise Conflict(conflict.message, where=repo,
+                       hint=f"all has arrived as commit {commit[:12]}; push again with another --tag") from None
     plan.pending.unlink(missing_ok=True)
     done = {"repo": repo, "url": client.address(repo), "commit": commit, "private": remote.private, "tag": plan.tag,
             "bytes": plan.size, "files": len(plan.files), "removed": list(plan.removed)}

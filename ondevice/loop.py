@@ -176,7 +176,6 @@ class _Fit:
         self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
         self.beside, self.better = beside, better
         self.backend: Backend = ctx.backend
-        self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn) if cfg.push_every else None
         self.state = State(fingerprint=ctx.fingerprint)
         self.found = ctx.newest_checkpoint()
         params = {**model.params, **{f"{part}.{n}": p for part, other in beside.items()
@@ -186,6 +185,9 @@ class _Fit:
             self.state = State(**known)
             self.feed.restore(self.found.record.get("feed", {}))
             params = self._read(self.found)
+        self.pushes = None
+        if cfg.push_every:
+            self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
         self.trainer: Trainer = self.backend.trainer(loss, params, {}, optim_settings(cfg, params), compile=cfg.compile)
         if self.found is not None:
             self.trainer.load_state(self.found.optimizer)

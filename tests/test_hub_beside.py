@@ -78,6 +78,19 @@ def test_what_did_not_arrive_stays_and_comes_first(server: HubServer, stage: Sta
     assert len(server.uploaded) == 2
 
 
+def test_a_stage_that_is_run_again_comes_by_the_same_steps(server: HubServer, stage: StageFolder) -> None:
+    """Its first tags stay where they are, and hold nothing up."""
+    hub_beside.keep(stage, saved(stage, 10))
+    hub_beside.drain(stage, "me/runs", Hub())
+    first = server.repo("me/runs").commits[-1].id
+    for seed in (77, 20):
+        target = hub_beside.keep(stage, saved(stage, 10 if seed == 77 else 20))
+        write_model(target, seed)
+    assert hub_beside.drain(stage, "me/runs", Hub()) == 2
+    repo = server.repo("me/runs")
+    assert len(repo.commits) == 4 and repo.tags == {"grpo-step-10": first, "grpo-step-20": repo.commits[-1].id}
+
+
 def test_a_checkpoint_that_is_pruned_meanwhile_still_arrives(server: HubServer, stage: StageFolder) -> None:
     hub_beside.keep(stage, saved(stage, 10))
     for step in (20, 30, 40):
@@ -107,6 +120,9 @@ def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) ->
     for step in (10, 20, 30, 45, 50, 55):
         beside.offer(Checkpoint(stage.path / f"step-{step:08d}", step, {}), last=step == 55)
     assert kept == [20, 45, 55]
+    resumed = hub_beside.Beside(stage, "me/runs", 20, print, since=45)
+    resumed.offer(Checkpoint(stage.path / "step-00000050", 50, {}))
+    assert kept == [20, 45, 55]  # what came before the resume has been offered
     assert started == ["me/runs"] * 2  # the one under way takes what comes; the last one's process waits its turn
 
 
