@@ -185,7 +185,7 @@ class _Fit:
             self.state = State(**known)
             self.feed.restore(self.found.record.get("feed", {}))
             params = self._read(self.found)
-        self.pushes = None
+        self.pushes: Beside | None = None
         if cfg.push_every:
             self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
         self.trainer: Trainer = self.backend.trainer(loss, params, {}, optim_settings(cfg, params), compile=cfg.compile)

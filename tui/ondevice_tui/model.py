@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 from ondevice.config.use import SamplingConfig
 from ondevice.events import to_json
+from ondevice.hub import without_token
 from ondevice.runfolder import RunFolder
 
 COMMAND = (sys.executable, "-m", "ondevice", "worker")
@@ -39,7 +41,7 @@ class ModelProcess:
         """Loads the model: seconds. Raises WorkerGone with the reason where that fails."""
         self._process = await asyncio.create_subprocess_exec(
             *COMMAND, self.path, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE)
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE, env=without_token(os.environ))
         self._listening = asyncio.create_task(self._listen())
         self.ready = await self._next()
         return self.ready

@@ -65,8 +65,10 @@ interrupted one is resumed and does not send again what has arrived."""
 
     def entered(self) -> None:
         self.query_one("#push-files").focus()
-        self._run = None  # files may have come while another screen was open
+        before, run = self._run, self.ui.run_folder
         self.runs_changed()
+        if run is not None and run.path == before:  # files may have come while another screen was open
+            self._plan_anew()
 
     def left(self) -> None:
         if self._waiting is not None:
