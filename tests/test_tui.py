@@ -184,6 +184,23 @@ def test_x_asks_and_then_writes_the_stop_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_c_asks_for_a_checkpoint(tmp_path: Path) -> None:
+    stage = a_run(tmp_path).stage("sft")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(stage.path.parent, "sft")
+        await pilot.press("2", "C")
+        await until_shown(pilot, "does not train now")
+        assert not stage.save.exists()
+        with stage.locked():
+            await pilot.press("C")
+            await until_shown(pilot, "training goes on")
+            assert stage.save.exists()
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
 def test_d_shows_the_last_lines_of_a_run_that_died(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (run.path / "sft.log").write_text("step 39\rstep 40\nKilled: out of memory [/]\n")

@@ -177,6 +177,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("comma", "other_stage(-1)", "stage before", show=False, key_display=","),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
         Binding("space", "freeze", "freeze", show=False, tooltip="Hold the view still; training goes on"),
+        Binding("C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", show=False, tooltip="Go on from the newest checkpoint"),
     ]
@@ -376,6 +377,12 @@ is no number. Below: the newest numbers with their course, and what the model an
     def action_prompt(self) -> None:
         self._prompt += 1
         self.show_history()
+
+    def action_checkpoint(self) -> None:
+        if self.folder is not None and runner.save(self.folder):
+            self.ui.say("asked for a checkpoint: it comes after this step, and training goes on")
+        else:
+            self.ui.say("nothing to save: this stage does not train now")
 
     def action_overlay(self) -> None:
         """The next run that has this stage; after the last one, none."""
