@@ -190,11 +190,11 @@ def test_c_asks_for_a_checkpoint(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         app.choose(stage.path.parent, "sft")
         await pilot.press("2", "C")
-        await until_shown(pilot, "does not train now")
+        await until_shown(pilot, "nothing to save")
         assert not stage.save.exists()
         with stage.locked():
             await pilot.press("C")
-            await until_shown(pilot, "training goes on")
+            await until_shown(pilot, "asked for a checkpoint")
             assert stage.save.exists()
 
     play(tmp_path, script)

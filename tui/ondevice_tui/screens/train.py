@@ -166,7 +166,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("y", "scale", "y scale", tooltip="y axis: fit (2 to 98 percent), full, logarithmic"),
         Binding("e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"),
         Binding("x", "axis", "x axis", show=False, tooltip="x axis: steps, seconds, tokens"),
-        Binding("plus,equals_sign", "zoom(1)", "zoom", key_display="+", tooltip="Look at the newest half"),
+        Binding("plus,equals_sign", "zoom(1)", "zoom", show=False, key_display="+", tooltip="Look at the newest half"),
         Binding("minus", "zoom(-1)", "zoom out", show=False, key_display="-"),
         Binding("left_square_bracket", "sample(-1)", "older sample", show=False, key_display="["),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
