@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from ondevice.active import most_doubtful_first
+from ondevice.active import in_turn
 from ondevice.config.use import RateConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.inert import LIMIT, inert
@@ -191,25 +191,6 @@ class Session:
                     break
         _say("")
         return typed
-
-
-def in_turn(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int,
-            doubts: Mapping[int, float] | None = None) -> list[int]:
-    """Ids of what waits for this rater, in the order in which it is shown: repeats; a gold item where one is due, which
-    is drawn as a repeat is; the others, those first of which the reward model knows least (`active.doubt`, by item);
-    gold items that are left; what was skipped."""
-    waiting = ratings.waiting(rater, batch)
-    fresh = [w for w in waiting if not w.skipped]
-    repeats = [w.item for w in fresh if w.kind == "repeat"]
-    gold = [w.item for w in fresh if w.kind == "gold"]
-    normal = most_doubtful_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
-    skipped = [w.item for w in waiting if w.skipped]
-    if gold:
-        voted = len(ratings.repeatable(rater, batch)[0])
-        due = int((generator(seed, "gold", rater).random(voted) < share).sum())
-        if ratings.gold_voted(rater, batch) < due:
-            return [*repeats, gold[0], *normal, *gold[1:], *skipped]
-    return [*repeats, *normal, *gold, *skipped]
 
 
 def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int) -> None:

@@ -196,8 +196,8 @@ def statistics(ratings: Ratings, batch: str | None = None, *, raters: Iterable[s
 
 def judged(items: Mapping[int, Item], votes: Iterable[Vote], scores: Mapping[int, Sequence[float]],
            learned: Iterable[int]) -> dict[str, dict[str, Any]]:
-    """Of each rater: how often a reward model's scores (by item and slot) order a pair as they did, on pairs of items that
-    it has not learned from (`new`) and on those that it has (`learned`)."""
+    """Of each rater: how often a reward model's scores (by item and slot) order a pair as they did, on pairs of items
+    that it has not learned from (`new`) and on those that it has (`learned`)."""
     known = set(learned)
     right: dict[tuple[str, str], list[bool]] = {}
     for vote in votes:

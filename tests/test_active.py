@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.active import doubt, forecast, most_doubtful_first
-from ondevice.rating import in_turn
+from ondevice.active import doubt, forecast, in_turn, most_doubtful_first
 from ondevice.ratings import Ratings, Response
 
 
