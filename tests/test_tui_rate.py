@@ -361,7 +361,7 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
         await until_shown(pilot, "the reward model", "it has not learned from", "position", "Bradley", "gold")
 
     play(tmp_path, script, (120, 60))
-    assert workers == ["open reward"]
+    assert workers == ["open reward", "close reward"]
     with Ratings.open(run.path) as ratings:
         assert ratings.item(gold).kind == "gold" and len(ratings.pairs()) == 5
 

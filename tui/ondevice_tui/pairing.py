@@ -9,6 +9,7 @@ the worker; votes never wait for it.
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,14 @@ def _of_file(path: str) -> list[list[dict[str, Any]]]:
             rows.reject(where, str(error), row)
     rows.check()
     return found
+
+
+def rater_name() -> str:
+    """The login name; a name for anybody where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "me"
 
 
 class NoRoom(Exception):

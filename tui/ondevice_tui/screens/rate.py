@@ -7,7 +7,6 @@ model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`
 
 from __future__ import annotations
 
-import getpass
 import importlib
 import os
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import FILE, Item, Progress, Ratings
 from ondevice.runfolder import clock, ticks
-from ondevice_tui.pairing import Pairing
+from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
@@ -145,7 +144,7 @@ least; p says why this one."""
             return
         try:
             self.ratings = Ratings.open(run.path, create=create)
-            self.rater = self.rater or _person()
+            self.rater = self.rater or rater_name()
         except UserError as problem:
             self.trouble = str(problem)
 
@@ -396,11 +395,3 @@ least; p says why this one."""
                 "Show them all the same?", "show them", lambda: show_statistics(self, ratings.path, self.pairing))
         else:
             show_statistics(self, ratings.path, self.pairing)
-
-
-def _person() -> str:
-    """The login name; a name for anybody where the system knows none."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "me"
