@@ -60,7 +60,7 @@ least; p says why this one."""
         Binding("b", "outcome('all_bad')", "bad", tooltip="All of them are bad"),
         Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
         Binding("u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"),
-        Binding("n", "note", "note", tooltip="A note on this pair, or another text for the one there is"),
+        Binding("n", "note", "note", show=False, tooltip="A note on this pair, or another text for the one there is"),
         Binding("r", "reasons", "reasons", show=False, tooltip="Reasons for the next vote"),
         Binding("f", "flag", "flag", show=False, tooltip="Mark this pair for someone to look at"),
         Binding("p", "why", "why", tooltip="Why this pair is shown and no other"),
@@ -193,11 +193,11 @@ least; p says why this one."""
             return
         left = progress.total - progress.rated
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
-        of = f" of {WANTED}" if progress.usable < WANTED else ""
-        parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable} usable{of}",
+        of = f"/{WANTED}" if progress.usable < WANTED else ""
+        parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable}{of} usable",
                  f" · {progress.ties} ties", f" · {progress.all_bad} bad"]
-        about = f" · about {duration(left * pace)} left" if left else ""
-        self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"   {self.rater}", "$muted"))
+        about = f" · {duration(left * pace)} left" if left else ""
+        self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"  {self.rater}", "$muted"))
 
     def _nothing(self, progress: Progress | None) -> list[Content]:
         behind = [line(" … ", (self.pairing.told, "$primary"))] if self.pairing.told else []

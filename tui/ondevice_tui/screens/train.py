@@ -292,13 +292,14 @@ is no number. Below: the newest numbers with their course, and what the model an
         ended = self.ended_line()
         parts: list[Content] = []
         room = self.query_one("#tiles").size.width - 2
+        wide = room > 90
         for name in self._names():
             if name == metric:
                 continue
             series = self.history.steps[name]
             value = self.history.value(name)
-            shown = f"{value / 1e9:.2f} GB" if name == "memory_bytes" and value is not None else number(value)
-            course = spark(series.columns(64).mean, 6)
+            shown = f"{value / 1e9:.1f} GB" if name == "memory_bytes" and value is not None else number(value)
+            course = spark(series.columns(64).mean, 6 if wide else 4)
             part = line((f"{SHORT.get(name, name.replace('_', ' '))} ", "$muted"), (shown, "bold"), " ",
                         (course, "$primary"), "  ")
             if part.cell_length > room:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 POINTS = 173.7178  # Elo's points for a log-odds of 1: 400 / ln 10
 BAR = 24  # cells of an interval
 NAME = 18
+FEW = 20
 
 
 def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
@@ -60,20 +61,21 @@ def _raters(raters: Mapping[str, Any]) -> list[Content]:
         took = f"{pace / 1000:.1f} s each" if pace is not None else ""
         hasty = f", {rater['hasty']} under 1 s" if rater["hasty"] else ""
         again = kappa(rater["repeats"]) if rater["repeats"]["n"] else "no repeat yet"
-        gold = f"   gold {share(rater['gold'])}" if rater["gold"]["of"] else ""
-        rows.append(line(" ", (cell(name, NAME), "bold"), f" {rater['votes']:>5} votes  {took}{hasty}"))
-        rows.append(line(" " * (NAME + 2), "itself ", again, gold))
+        rows.append(line(" ", (cell(name, NAME), "bold"), f" {rater['votes']} votes  {took}{hasty}"))
+        rows.append(line(" " * (NAME + 2), "itself ", again))
+        if rater["gold"]["of"]:
+            rows.append(line(" " * (NAME + 2), "gold   ", share(rater["gold"])))
     return [*rows, content("")]
 
 
 def _agreement(found: Mapping[str, Any]) -> list[Content]:
     rows = [_head("agreement of raters", "1 always, 0 as by chance")]
     for two in found["pairs_of_raters"]:
-        rows.append(line(" ", cell(" and ".join(two["raters"]), 2 * NAME), " Cohen ", kappa(two)))
+        rows.append(line(" ", cell(" and ".join(two["raters"]), NAME), " Cohen ", kappa(two)))
     if found["fleiss"] and len(found["pairs_of_raters"]) > 1:
-        rows.append(line(" ", cell("all of them", 2 * NAME), " Fleiss ", kappa(found["fleiss"])))
+        rows.append(line(" ", cell("all of them", NAME), " Fleiss ", kappa(found["fleiss"])))
     if len(found["pairs_of_raters"]) > 1:
-        rows.append(line(" ", cell("all of them", 2 * NAME), " Krippendorff ", kappa(found["krippendorff"])))
+        rows.append(line(" ", cell("all of them", NAME), " Krippendorff ", kappa(found["krippendorff"])))
     if len(rows) == 1:
         rows.append(content(" No pair was rated by two people yet: a gives another name.", "$muted"))
     return [*rows, content("")]
@@ -122,10 +124,10 @@ def share(found: Mapping[str, Any]) -> str:
 
 
 def kappa(found: Mapping[str, Any]) -> str:
-    """`κ 0.61, 80 % alike (n 12, too few to say much)`."""
+    """`κ 0.61, 80% alike (n 12, few)`: below FEW it says little."""
     value = "–" if found["kappa"] is None else f"{found['kappa']:.2f}"
     raw = "" if found["raw"] is None else f", {found['raw']:.0%} alike"
-    return f"κ {value}{raw} (n {found['n']}{', too few to say much' if found['n'] < 20 else ''})"
+    return f"κ {value}{raw} (n {found['n']}{', few' if found['n'] < FEW else ''})"
 
 
 def interval(at: float, low: float, high: float, ends: list[float]) -> str:
