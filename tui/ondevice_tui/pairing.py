@@ -78,16 +78,26 @@ class Judge:
     stamp: int
 
 
-def judge_of(run: RunFolder) -> Judge | None:
-    """The newest finished reward model of a run."""
+def judge_of(run: RunFolder, known: Judge | None = None) -> Judge | None:
+    """The newest finished reward model of a run; `known` where it is still that one."""
     for stage in reversed(run.stages()):
         if gives(stage.name) == "reward" and (stage.model / "config.json").is_file() and stage.done.is_file():
-            copy = stage.path / "pairs.jsonl"
-            lines = copy.read_text(encoding="utf-8").splitlines() if copy.is_file() else []
-            rows = [json.loads(line) for line in lines]
-            learned = frozenset(row["item"] for row in rows if "item" in row and not row.get("held"))
-            return Judge(stage.name, str(stage.model), learned, stage.done.stat().st_mtime_ns)
+            folder, stamp = str(stage.model), stage.done.stat().st_mtime_ns
+            if known is not None and (known.folder, known.stamp) == (folder, stamp):
+                return known
+            return Judge(stage.name, folder, _learned(stage.path / "pairs.jsonl"), stamp)
     return None
+
+
+def _learned(copy: Path) -> frozenset[int]:
+    """The items of the pairs that a stage has copied, those that it holds out left out; nothing of a damaged file."""
+    if not copy.is_file():
+        return frozenset()
+    try:
+        rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
+        return frozenset(row["item"] for row in rows if "item" in row and not row.get("held"))
+    except (ValueError, TypeError):
+        return frozenset()
 
 
 def prompts(data: str, run: RunFolder) -> list[list[dict[str, Any]]]:
@@ -163,6 +173,12 @@ class Pairing:
         self.plan, self._prompts, self._filling = plan, [], True
         self._tell("")
 
+    def forget(self) -> None:
+        """Another run, or another reward model: what was known of the pairs holds no more."""
+        self.judge, self._silent = None, False
+        self.scores.clear()
+        self.doubts.clear()
+
     async def run(self) -> None:
         """Until it is cancelled."""
         try:
@@ -172,6 +188,9 @@ class Pairing:
                 except NoRoom as reason:
                     busy = False
                     self._tell(f"nothing is loaded beside what runs: {reason}")
+                except UserError as problem:  # the database: busy, full, damaged
+                    busy = False
+                    self._tell(f"✗ {problem}")
                 if not busy:
                     await asyncio.sleep(IDLE_S)
         finally:
@@ -197,10 +216,9 @@ class Pairing:
         try:
             process = await self._use(judge.folder)
             for number in wanted[:SCORED]:
-                open_now = self._ratings()
-                if open_now is None:
+                if self._ratings() is not ratings:  # another run was chosen meanwhile
                     return False
-                item = open_now.item(number)
+                item = ratings.item(number)
                 await self._score(process, number, item.messages, [response.text for response in item.responses])
         except WorkerGone as gone:
             self._silent = True
@@ -220,11 +238,10 @@ class Pairing:
 
     def _look_for_judge(self) -> Judge | None:
         run = self._run()
-        found = judge_of(run) if run is not None else None
+        found = judge_of(run, self.judge) if run is not None else None
         if found != self.judge:
-            self.judge, self._silent = found, False
-            self.scores.clear()
-            self.doubts.clear()
+            self.forget()
+            self.judge = found
         return found
 
     # further pairs
@@ -239,7 +256,10 @@ class Pairing:
             return False
         try:
             if not self._prompts:
-                self._prompts = await asyncio.to_thread(prompts, plan.data, run)
+                found = await asyncio.to_thread(prompts, plan.data, run)
+                if self.plan is not plan or self._ratings() is not ratings:
+                    return False
+                self._prompts = found
                 done = [int(item.meta.get("number", -1)) for item in ratings.items(plan.batch)]
                 self._next = 1 + max(done, default=-1)
             asked = self._prompts[self._next:][:1 if len(plan.folders) == 1 else TOGETHER]
@@ -248,7 +268,7 @@ class Pairing:
             self._tell("writing the next answers …")
             texts = await self._write(plan, asked)
         except (WorkerGone, Refused, UserError) as reason:
-            return self._end(f"✗ no more pairs: {reason}")
+            return self._end(f"✗ no more pairs: {reason}") if self.plan is plan else False
         if self.plan is plan:
             self._queue(plan, asked, texts)
         return True

@@ -130,8 +130,9 @@ least; p says why this one."""
         run = self.ui.run_folder
         wanted = run.path / FILE if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
-            self.pairing.begin(None)
             self._close()
+            self.pairing.forget()
+            self.pairing.begin(None)
         if self.ratings is None:
             self._open()
         if self.item is None:
