@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from ondevice.ratings import Ratings, Response
 from ondevice.runfolder import RunFolder
@@ -123,6 +124,8 @@ def test_the_screen_is_drawn_as_it_was(screen: str, size: tuple[int, int]) -> No
             await until(pilot, lambda: app.runs is not None, "the runs are read")
             await SCREENS[screen](app, pilot)
             await until(pilot, lambda: app.screen.query("FooterKey"), "the footer")
+            for field in app.screen.query(Input):
+                field.cursor_blink = False
             before = ""
             while drawn[-1:] != [before]:  # until nothing moves any more
                 before = drawn[-1] if drawn else ""
