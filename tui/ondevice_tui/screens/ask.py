@@ -95,7 +95,7 @@ def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
     if log is not None and (text := log_tail(log, 40)):
         rows += [content(""), line(("end of ", "$muted"), (str(log), "$muted")), content(text)]
     else:
-        rows += [content("Its output went to the terminal that it was started from. Its last events:", "$muted"),
+        rows += [content("No log: its output went to its terminal. Its last events:", "$muted"),
                  *(_event_line(event) for event in newest[-EVENTS:])]
     ui.push_screen(Details(f"{run.path.name} · {name}", lines(rows[-80:])))
 
@@ -106,7 +106,7 @@ def _event_line(event: Mapping[str, Any]) -> Content:
     figures = {k: float(v) for k, v in event.items() if k not in ("t", "step") and isinstance(v, (int, float))}
     at = f"{event.get('event', '')}" + (f" {step}" if isinstance(step, int) else "")
     return line((f"{_when(event.get('t'))} ", "$muted"), (cell(at, 14), "bold"), " ",
-                cell(numbers_line(dict(list(figures.items())[:4])), 60).rstrip())
+                cell(numbers_line(dict(list(figures.items())[:3])), 44).rstrip())
 
 
 def _when(t: Any) -> str:
