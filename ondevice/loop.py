@@ -231,8 +231,9 @@ class _Fit:
         """Measures, samples, saves and stops where it is time; `state.ended` ends the training early."""
         cfg, state = self.cfg, self.state
         last, stopping = state.step == cfg.steps or bool(state.ended), self.ctx.stop.requested
-        saving = last or stopping or _due(state.step, cfg.save_every)
-        if last or _due(state.step, cfg.eval_every) or (saving and not stopping):
+        saving, asked = last or _due(state.step, cfg.save_every), self.ctx.stop.save_requested()
+        # a person's wish to stop or to save changes no measurement, by which a run may end early
+        if saving or _due(state.step, cfg.eval_every):
             score = self.evaluate()
             word = "held-out " + self.better.name.replace("_", " ")
             note(f"step {state.step}: {word} {score:.4f}")
@@ -241,13 +242,13 @@ class _Fit:
             if improved:
                 saving, state.best_step, state.best_score = saving or cfg.take_best, state.step, score
             # only what is on disk can be the best checkpoint
-            if saving and self.better.than(score, state.best_saved_score):
+            if (saving or stopping or asked) and self.better.than(score, state.best_saved_score):
                 state.best_saved_step, state.best_saved_score = state.step, score
         if 0 < cfg.patience <= state.since_best and not last:
             state.ended = f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early"
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
-        if saving or state.ended:
+        if saving or stopping or asked or state.ended:
             self._save()
         if state.ended:
             self.ctx.warn(state.ended, state.step)

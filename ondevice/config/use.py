@@ -197,6 +197,9 @@ class RatingsConfig:
     """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
     raters: tuple[str, ...] = ()
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
+    gold: bool = False
+    """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
+    to measure raters, and nothing is learned from them."""
     simulated: bool = True
     """Count raters that are programs (their names begin with simulated:) too."""
     with_raters: bool = False
