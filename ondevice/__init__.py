@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from ondevice.config.use import (
         ChatConfig,
         EvalConfig,
+        FillConfig,
         GenerateConfig,
         RateConfig,
         RatingsConfig,
         WorkerConfig,
     )
 
-__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "rate",
-           "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain",
+           "rate", "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -52,7 +53,7 @@ def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any)
 
 def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None,
              **fields: Any) -> Path:
-    """Stage 1: next-token prediction over text. Returns the model's folder."""
+    """Stage 1: learning from plain text, by the next token or by what is hidden. Returns the model's folder."""
     from ondevice.config.stages import PretrainConfig
 
     return _stage("pretrain", cfg, PretrainConfig, {"model": str(model), "data": data, **fields})
@@ -115,6 +116,14 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     from ondevice.config.use import ChatConfig
 
     talk.chat(cfg or _made(ChatConfig, fields))
+
+
+def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """What may stand in place of each [MASK] of a text (fields of `FillConfig`). See `ondevice.filling.fill`."""
+    from ondevice.config.use import FillConfig
+    from ondevice.filling import fill as function
+
+    return function(cfg or _made(FillConfig, fields))
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ondevice.backend import Array, Backend, Ops, Params
 from ondevice.errors import UserError
-from ondevice.models.decoder import Cache
+from ondevice.models.decoder import Cache, Decoder
 from ondevice.models.folder import Model
 from ondevice.randomness import uniforms
 
@@ -65,7 +65,8 @@ class Generator:
     """
 
     def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
-        self.cfg, self.decoder, self.backend, self.sampling = model.cfg, model.decoder, backend, sampling
+        assert isinstance(model.network, Decoder)
+        self.cfg, self.decoder, self.backend, self.sampling = model.cfg, model.network, backend, sampling
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
@@ -203,8 +204,7 @@ class Generator:
     def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
         """(B,) next tokens from hidden (B, D) or (B, 1, D) and uniforms (B,)."""
         s = self.sampling
-        z = hidden.reshape(hidden.shape[0], -1) @ ops.weight(params, self.decoder.head.name).swapaxes(0, 1)
-        z = ops.cast(z, "float32")[:, :self.known]
+        z = self.decoder.head.logits(ops, params, hidden.reshape(hidden.shape[0], -1))[:, :self.known]
         if not s.temperature:
             return ops.cast(ops.argmax(z, -1), "int32")
         p = ops.softmax(z / s.temperature, -1)

@@ -97,6 +97,7 @@ def _ladder(done: Done) -> Section:
         ("held-out loss", [number(o.get("loss") if own else None, "{:.4f}") for o in outcomes]),
         ("bits/byte", [number((o if own else m).get("bits_per_byte"), "{:.3f}")
                        for o, m in zip(outcomes, marks, strict=True)]),
+        ("masked tokens", [number(m.get("masked_accuracy"), "{:.1%}") for m in marks]),
         ("exact match", [number(m.get("exact_match"), "{:.1%}") for m in marks]),
         ("reasoning", [number(r.get("accuracy"), "{:.1%}") for r in reasoning]),
         (f"pass@{tries[0]}" if len(tries) == 1 else "pass@k", [number(r.get("pass_at"), "{:.1%}") for r in reasoning]),

@@ -13,8 +13,8 @@ from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model, load_model
+from ondevice.models.architectures import load_config
+from ondevice.models.folder import Model, load_writer
 from ondevice.runfolder import RunFolder
 
 
@@ -41,20 +41,12 @@ def find_reward_model(path: str) -> Path:
 
 def judges(folder: Path) -> bool:
     """Whether this folder's model gives scores and writes no text."""
-    return DecoderConfig.load(folder).num_labels > 0
-
-
-def writer(model: Model) -> Model:
-    """The model. Raises UserError for one that writes no text."""
-    if model.cfg.num_labels:
-        raise UserError("is a reward model: it writes no text", where=str(model.folder),
-                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo")
-    return model
+    return load_config(folder).num_labels > 0
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return writer(load_model(find_model(cfg.model), backend)), backend
+    return load_writer(find_model(cfg.model), backend), backend
 
 
 def sampling(cfg: SamplingConfig) -> Sampling:
@@ -65,7 +57,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     """The continuations of the prompt, or the answers to it, without the prompt. `write` is told each piece of text as
     it comes, an empty line between samples; what a model writes is untrusted: make it inert before showing it."""
     cfg.check()
-    prompt = _given(lambda: cfg.prompt or sys.stdin.read())
+    prompt = given(lambda: cfg.prompt or sys.stdin.read())
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
@@ -89,14 +81,14 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
     generator = Generator(model, backend, sampling(cfg))
-    first = [{"role": "system", "content": _given(lambda: cfg.system)}] if cfg.system else []
+    first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     turns: list[dict[str, str]] = []
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
-            said = _given(lambda: read(asking)).strip()
+            said = given(lambda: read(asking)).strip()
         except EOFError:
             said = ""
         if not said:
@@ -129,7 +121,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
     return ids, kept
 
 
-def _given(read: Callable[[], str]) -> str:
+def given(read: Callable[[], str]) -> str:
     """What a person or a pipe says. Raises UserError where its bytes are no UTF-8: on the command line they come as
     lone surrogates."""
     try:

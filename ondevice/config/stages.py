@@ -11,7 +11,7 @@ from typing import Literal
 
 from ondevice.errors import UserError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,8 @@ class InitConfig(StageConfig):
     tie_word_embeddings: bool = False
     """Share the head's weights with the embeddings."""
     sliding_window: int = 0
-    """Window of attention in tokens (mistral); 0: whole context."""
+    """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides together); 0: whole
+    context."""
     init: Literal["fan_in", "normal"] = "fan_in"
     """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
     initializer_range: float = 0.02
@@ -178,10 +179,10 @@ class InitConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Stage 1: next-token prediction over packed text."""
+    """Stage 1: a model learns from plain text: to predict the next token, or to guess what is hidden."""
 
     model: str = ""
-    """Any decoder folder of the Llama kind to start from."""
+    """The folder to start from: any decoder of the Llama kind, BERT or ModernBERT."""
     data: str = "builtin"
     """Text: a file, a folder, or builtin[:RECIPE]."""
     validation: str = ""
@@ -189,11 +190,19 @@ class PretrainConfig(TrainingConfig):
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
-    """Keep attention inside each document of a row."""
+    """Keep attention inside each document of a row (an encoder always does)."""
+    objective: Literal["auto", "causal", "masked"] = "auto"
+    """causal: predict the next token. masked: guess hidden tokens from both sides. auto: what the architecture is made
+    for, causal for a decoder and masked for an encoder."""
+    mask_share: float = 0.0
+    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT."""
+    whole_words: bool = False
+    """Hide all tokens of a word together."""
 
     def check(self) -> None:
         super().check()
         self._at_least(2, "sequence_length")
+        self._between(0, 0.9, "mask_share")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,20 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FillConfig(UseConfig):
+    """Guess what is hidden in a text."""
+
+    text: str = ""
+    """The text, with [MASK] where something is to be guessed. Empty: read it from stdin."""
+    top: int = 5
+    """Likeliest tokens shown for each."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(1, float("inf"), "top")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerConfig(UseConfig):
     """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
 

@@ -54,15 +54,20 @@ def completion_batch(rows: Sequence[Row], size: int,
     return batch
 
 
-def last_token_batch(rows: Sequence[Ids], size: int) -> Batch:
-    """Whole texts: ids, positions (R, T) and `last` (R,), the flat place of each text's last token."""
+def text_batch(rows: Sequence[Ids], size: int, reads: str = "last") -> Batch:
+    """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or `last` token. Who
+    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins."""
     width = bucket(max(len(row) for row in rows), finer=2)
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
         ids[r, :len(row)] = row
+    batch: Batch = {"ids": ids, "positions": _positions(size, width)}
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
-    return {"ids": ids, "positions": _positions(size, width),
-            "last": (np.arange(size) * width + last).astype(np.int32)}
+    if reads == "first":
+        batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)
+        batch["positions"] = batch["positions"] * batch["segments"]  # padding may stand beyond the last position
+        last = last * 0
+    return {**batch, "read": (np.arange(size) * width + last).astype(np.int32)}
 
 
 def like_lengths(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:

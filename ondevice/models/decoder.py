@@ -16,9 +16,25 @@ from ondevice.models.config import DecoderConfig
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a hidden state into logits: `name` is the weight's tensor (V, D)."""
+    """What turns a hidden state into logits: `name` is the weight's tensor (V, D); `bias` that of a bias (V,) which
+    does not stand beside it under the same name; the state is multiplied by `scale` first."""
 
     name: str
+    bias: str = ""
+    scale: float = 1.0
+
+    def params(self, params: Params) -> Params:
+        """All that the head is made of."""
+        return {n: p for n, p in params.items() if n.startswith(f"{self.module}.") or n == self.bias}
+
+    def logits(self, ops: Ops, params: Params, x: Array) -> Array:
+        """(N, V) float32 from x (N, D)."""
+        z = ops.cast(ops.linear(params, self.module, x if self.scale == 1.0 else x * self.scale), "float32")
+        return z + ops.cast(ops.weight(params, self.bias), "float32") if self.bias else z
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
 
 class Decoder:
     """A forward pass; holds no weights."""
+
+    score, reads = "score", "last"  # a judge's head, and the token of a text at which it is read
 
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg

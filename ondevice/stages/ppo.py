@@ -24,7 +24,7 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model, load_model, load_writer
 from ondevice.models.names import sub
 from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
@@ -39,11 +39,11 @@ HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> Made:
-    policy = load_model(cfg.model, ctx.backend)
+    policy = load_writer(cfg.model, ctx.backend)
     judge = load_judge(cfg, policy, ctx)
     value = judge.with_params(dict(judge.params))
     feed = PPOFeed(cfg, ctx, policy, judge)
-    loss = partial(ppo_loss, model=policy.decoder, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
+    loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
     params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
                  better=Better("score", higher=True))

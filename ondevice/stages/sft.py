@@ -18,13 +18,13 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model, load_writer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_template(load_model(cfg.model, ctx.backend), cfg, ctx)
+    model = with_template(load_writer(cfg.model, ctx.backend), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
@@ -43,7 +43,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
                     cut=source.truncated + held.truncated, left_out=source.skipped + held.skipped)
     beside = f" beside {len(replay):,} rows of plain text" if replay else ""
     ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
-    loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
+    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 
