@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
-    from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+    from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
         ChatConfig,
         EvalConfig,
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
         WorkerConfig,
     )
 
-__all__ = ["chat", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain",
-           "rate", "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings", "ppo",
+           "pretrain", "rate", "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "") -> Path:
+        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
     from ondevice.pipeline import run as function
 
     return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
-                    redo=redo, preference=preference)
+                    redo=redo, preference=preference, arch=arch)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -64,6 +64,14 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
     from ondevice.config.stages import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
+
+
+def classify(model: str | Path = "", data: str = "builtin", *, cfg: ClassifyConfig | None = None,
+             **fields: Any) -> Path:
+    """Fine-tuning to tell texts apart. Returns the classifier's folder."""
+    from ondevice.config.stages import ClassifyConfig
+
+    return _stage("classify", cfg, ClassifyConfig, {"model": str(model), "data": data, **fields})
 
 
 def sample(model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any) -> Path:

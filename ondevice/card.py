@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.context import Made
+from ondevice.models.network import fills
 
 WHAT: Mapping[str, str] = {
-    "init": "random weights", "pretrain": "next-token prediction over text", "sft": "instruction tuning on chats",
+    "init": "random weights", "pretrain": "learning from plain text", "sft": "instruction tuning on chats",
+    "classify": "a classifier: it tells texts apart, and writes none",
     "reward": "a reward model: it scores a whole conversation, and writes no text",
     "dpo": "preference tuning on pairs, without a reward model", "ppo": "preference tuning by a reward model (PPO)",
     "grpo": "reasoning, from verifiable rewards (GRPO)"}
@@ -19,7 +21,8 @@ _LEFT_OUT = {"out", "resume", "backend", "device", "dtype", "model", "keep", "sa
 def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did."""
     judges = made.model is not None and made.model.cfg.num_labels
-    task = "text-classification" if judges else "text-generation"
+    filling = made.model is not None and fills(made.model.cfg)
+    task = "text-classification" if judges else "fill-mask" if filling else "text-generation"
     lines = ["---", "library_name: transformers", f"pipeline_tag: {task}", "tags: [ondevice]",
              "---", "", f"# {run}: {stage}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
     if start := getattr(cfg, "model", ""):

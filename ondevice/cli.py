@@ -50,6 +50,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("pretrain", "Train", "learning from plain text: the next token, or what is hidden",
          f"{_STAGES}:PretrainConfig", ("model", "data"), "pretrain", recipe=True),
     Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
+    Verb("classify", "Train", "telling texts apart: one class a text", f"{_STAGES}:ClassifyConfig", ("model", "data"),
+         "classify", recipe=True),
     Verb("sample", "Train", "several responses to each prompt, to be rated", f"{_PREFERENCE}:SampleConfig",
          ("model", "data"), "sample", recipe=True),
     Verb("reward", "Train", "a reward model from rated pairs", f"{_PREFERENCE}:RewardConfig", ("model", "data"),

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ondevice.backend import Array, Metrics, Ops, Params
 from ondevice.logprobs import hits, token_logprobs
-from ondevice.models.heads import scalar_head
+from ondevice.models.heads import class_scores, scalar_head
 from ondevice.models.names import sub
 from ondevice.models.network import Network
 
@@ -35,6 +35,22 @@ def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, ac
     if accuracy:
         metrics["accuracy"] = (ops.sum(hits(ops, params, model.head, hidden, batch["targets"]) * weights), count)
     return total / batch["denominator"], metrics
+
+
+def classification_loss(ops: Ops, params: Params, batch: Batch, *, model: Network,
+                        checkpoint: bool = False) -> tuple[Array, Metrics]:
+    """Cross-entropy of each text's class.
+
+    `batch`: ids, positions (R, T), segments where the first token is read; read (R,) flat places of the tokens at which
+    the rows are read; targets (R,) classes; weights (R,) 0 where a row is padding; denominator, the number of texts.
+    """
+    hidden = model.hidden(ops, params, batch, at=batch["read"], checkpoint=checkpoint)
+    scores = class_scores(ops, params, model, hidden)
+    weights, targets = batch["weights"], batch["targets"]
+    total, count = -ops.sum(ops.log_likelihood(scores, targets) * weights), ops.sum(weights)
+    off = ops.argmax(scores, -1) - targets
+    right = ops.sum(ops.cast(off * off < 1, "float32") * weights)
+    return total / batch["denominator"], {"loss": (total, count), "accuracy": (right, count)}
 
 
 # ---- preference -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def find_reward_model(path: str) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file() or not folder.is_dir():
         return folder
-    found = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file() and judges(s.model)]
+    done = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file()]
+    found = [model for model in done if load_config(model).num_labels == 1]
     return found[-1] if found else find_model(path)
 
 

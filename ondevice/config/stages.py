@@ -233,3 +233,27 @@ class SFTConfig(TrainingConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(TrainingConfig):
+    """Fine-tuning to tell texts apart: a class for each text, read off under a head of one score a class."""
+
+    model: str = ""
+    """The pre-trained folder to start from: an encoder, or a decoder."""
+    data: str = "builtin"
+    """Rows of text and label: a file, a folder, or builtin[:RECIPE] (what kind of task a request is)."""
+    validation: str = ""
+    """Held-out rows; empty: the last part of the data (builtin has its own)."""
+    text: str = "text"
+    """Column of the text."""
+    label: str = "label"
+    """Column of the class."""
+    sequence_length: int = 128
+    """Longest text in tokens; longer ones are cut at the end and counted."""
+
+    gives = "classifier"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(3, "sequence_length")

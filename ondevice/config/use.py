@@ -17,6 +17,8 @@ class RunConfig:
 
     recipe: str = "minute"
     """A recipe that comes with the program (minute, tiny) or a YAML file."""
+    arch: Literal["decoder", "encoder"] = "decoder"
+    """Architecture that walks the road: decoder (it writes) or encoder (it understands)."""
     out: str = ""
     """Run folder. Empty: runs/<recipe>-<date and time>."""
     backend: Literal["auto", "mlx", "torch"] = "auto"

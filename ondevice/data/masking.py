@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ondevice.data import packing
 from ondevice.data.packing import Batch
-from ondevice.data.sources import Packed
+from ondevice.data.sources import PackedSource
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.randomness import generator
@@ -40,7 +40,7 @@ def hide(ids: NDArray[np.int32], eligible: NDArray[np.bool_], word: NDArray[np.i
     return Hidden(np.where(chosen, seen, ids).astype(np.int32), chosen)
 
 
-class MaskedSource(Packed):
+class MaskedSource(PackedSource):
     """Documents of a stream of tokens, in which each ends with `eos`, as rows of `sequence_length`.
 
     A document that is too long for a row is cut into pieces; each piece stands between the tokens that open and close a

@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
 
-class _Rows:
+class RowSource:
     """Rows by number, epochs in an order of their own. A subclass says what a row holds."""
 
     def __init__(self, rows: int, batch_size: int, accumulate: int, seed: int, name: str) -> None:
@@ -75,7 +75,7 @@ class _Rows:
         raise NotImplementedError
 
 
-class TextSource(_Rows):
+class TextSource(RowSource):
     """Windows over one stream of tokens, in which documents end with `eos`.
 
     Row r reads tokens r·T … r·T+T-1 and predicts r·T+1 … r·T+T, so that every token but the first is a target once an
@@ -112,7 +112,7 @@ class TextSource(_Rows):
         return batch
 
 
-class Packed(_Rows):
+class PackedSource(RowSource):
     """Examples of known lengths, several a row (attention is kept inside each) or, not `packed`, each in its own."""
 
     def __init__(self, lengths: NDArray[np.int64], width: int, packed: bool, batch_size: int, accumulate: int,
@@ -142,7 +142,7 @@ class Packed(_Rows):
         return tuple(np.concatenate(found) for found in (members, rows, columns, numbers))
 
 
-class ChatSource(Packed):
+class ChatSource(PackedSource):
     """Chats with the loss on the assistant's tokens, or on all.
 
     An example of n tokens takes n-1 places: the last token is only predicted. What follows its last target is left
