@@ -85,7 +85,8 @@ def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
     """`cache` is a folder for the tokenised documents."""
     if fills(model.cfg):
         return Marks(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
-    bits = bits_per_byte(model, backend, exam, cache) if exam.documents else None
+    # an encoder-decoder gives no probability to a text as such
+    bits = bits_per_byte(model, backend, exam, cache) if exam.documents and model.network.start is None else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None

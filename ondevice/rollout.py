@@ -95,7 +95,7 @@ class Scorer:
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         for group in like_lengths([row.length for row in rows], self.batch_size):
-            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size)
+            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.start)
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))
             ends = np.cumsum([len(rows[i].completion) for i in group])

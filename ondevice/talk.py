@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ondevice.backend import Backend, load_backend
+from ondevice.beams import beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow
@@ -64,9 +65,15 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     model, backend = open_model(cfg)
     ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
+    if cfg.beams > 1:
+        best = beam_search(generator, model.params, ids, cfg.beams)[:cfg.samples]
+        found = [model.tokenizer.decode(c.ids) for c in best]
+        if write is not None:
+            write("\n\n".join(found))
+        return found
     if write is None:
-        found = generator.run(model.params, [ids], samples=cfg.samples)
-        return [model.tokenizer.decode(c.ids) for c in found]
+        drawn = generator.run(model.params, [ids], samples=cfg.samples)
+        return [model.tokenizer.decode(c.ids) for c in drawn]
     texts = []
     for number in range(cfg.samples):
         if number:

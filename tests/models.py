@@ -11,6 +11,7 @@ from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.names import shapes
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
@@ -52,6 +53,25 @@ def masked_batch(cfg: EncoderConfig, rows: int = 3, tokens: int = 20, seed: int 
                   "weights": np.ones(len(index), np.float32), "denominator": np.float32(len(index))}
 
 
+SEQ2SEQ: dict[str, dict[str, Any]] = {
+    "t5": {"model_type": "t5", "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
+    "t5-v1.1": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12,
+                "num_decoder_layers": 3},
+    "bart": {"model_type": "bart"},
+}
+
+
+def seq2seq_config(name: str, **changes: Any) -> Seq2SeqConfig:
+    raw: dict[str, Any] = {"vocab_size": 97, "d_model": 32, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    if name == "bart":
+        raw |= {"max_position_embeddings": 64, "decoder_start_token_id": 5}
+        raw |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (
+            ("layers", 2), ("ffn_dim", 48), ("attention_heads", 4))}
+    else:
+        raw |= {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "n_positions": 64, "decoder_start_token_id": 1}
+    return replace(Seq2SeqConfig.parse({**raw, **SEQ2SEQ[name]}), raw={}, **changes)
+
+
 def config(name: str, **changes: Any) -> DecoderConfig:
     raw = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
            "num_attention_heads": 4, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -64,7 +84,8 @@ def weights(cfg: ModelConfig, seed: int = 0, std: float = 0.15) -> dict[str, np.
     out = {}
     for name, shape in shapes(cfg).items():
         draw = rng.standard_normal(shape).astype(np.float32) * np.float32(std)
-        out[name] = draw + np.float32(1.0) if name.lower().endswith("norm.weight") else draw
+        is_norm = name.lower().endswith(("norm.weight", "layernorm_embedding.weight"))
+        out[name] = draw + np.float32(1.0) if is_norm else draw
     return out
 
 

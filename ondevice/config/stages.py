@@ -11,7 +11,7 @@ from typing import Literal
 
 from ondevice.errors import UserError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class PretrainConfig(TrainingConfig):
     """Stage 1: a model learns from plain text: to predict the next token, or to guess what is hidden."""
 
     model: str = ""
-    """The folder to start from: any decoder of the Llama kind, BERT or ModernBERT."""
+    """The folder to start from: any decoder of the Llama kind, BERT, ModernBERT, T5 or BART."""
     data: str = "builtin"
     """Text: a file, a folder, or builtin[:RECIPE]."""
     validation: str = ""
@@ -191,11 +191,14 @@ class PretrainConfig(TrainingConfig):
     """Tokens of a row."""
     isolate_documents: bool = False
     """Keep attention inside each document of a row (an encoder always does)."""
-    objective: Literal["auto", "causal", "masked"] = "auto"
-    """causal: predict the next token. masked: guess hidden tokens from both sides. auto: what the architecture is made
-    for, causal for a decoder and masked for an encoder."""
+    objective: Literal["auto", "causal", "masked", "spans", "infilling"] = "auto"
+    """causal: predict the next token. masked: guess hidden tokens from both sides. spans: write what hidden spans held
+    (T5). infilling: write the whole text, whose spans are hidden and sentences shuffled (BART). auto: what the
+    architecture is made for."""
     mask_share: float = 0.0
-    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT."""
+    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART."""
+    mean_span: float = 3.0
+    """Mean length of a hidden span in tokens (spans, infilling)."""
     whole_words: bool = False
     """Hide all tokens of a word together."""
 
@@ -203,6 +206,7 @@ class PretrainConfig(TrainingConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
+        self._at_least(1, "mean_span")
 
 
 @dataclass(frozen=True, kw_only=True)

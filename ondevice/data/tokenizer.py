@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+SENTINELS, SENTINEL = 32, "<extra_id_{}>"  # what stands for the hidden spans of a text, in T5's spelling
 OPENING, MASK = "<|open|>", "<|mask|>"  # an encoder's
 ROLES = ("system", "user", "assistant")
 SPECIAL = (END_OF_TEXT, PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES))
@@ -197,6 +198,25 @@ class Tokenizer:
         return table
 
     @cached_property
+    def sentinels(self) -> NDArray[np.int32]:
+        """Ids of the tokens that stand for hidden spans, in order; empty where there are none."""
+        found: list[int] = []
+        while (i := self.inner.token_to_id(SENTINEL.format(len(found)))) is not None:
+            found.append(i)
+        return np.array(found, np.int32)
+
+    @cached_property
+    def ends_sentence(self) -> NDArray[np.bool_]:
+        """Whether each id ends a sentence, (vocab_size,): it ends with a full stop, a question mark, an exclamation
+        mark or a line."""
+        table = np.zeros(self.vocab_size, np.bool_)
+        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
+            text = _spelt(word) if self.is_byte_level else word.encode()
+            table[i] = text.endswith((b".", b"?", b"!", b"\n"))
+        table[self.is_special] = False
+        return table
+
+    @cached_property
     def is_stop(self) -> NDArray[np.bool_]:
         """Whether each id of the vocabulary is one of `stop_ids`, (vocab_size,)."""
         table = np.zeros(self.vocab_size, np.bool_)
@@ -271,16 +291,18 @@ class StreamDecoder:
         return left
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fills: bool = False) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fills: bool = False,
+                    sentinels: int = 0) -> Tokenizer:
     """Byte-level BPE with single digits, our special tokens and our chat template.
 
     The names of the text get one token with and one without a leading space where the vocabulary has room: copying a
     name from the context is then copying one token, wherever it stands. The vocabulary is smaller than asked where the
-    text has no more pairs to merge. `fills`: for an encoder, with a token that opens a text and one that masks. Raises
-    UserError for a vocabulary that does not hold the bytes, or without text.
+    text has no more pairs to merge. `fills`: for an encoder, with a token that opens a text and one that masks;
+    `sentinels`: for a T5, so many tokens that stand for hidden spans, at the top of the vocabulary, the first highest.
+    Raises UserError for a vocabulary that does not hold the bytes, or without text.
     """
     special = (*SPECIAL, *((OPENING, MASK) if fills else ()))
-    least = 256 + len(special)
+    least = 256 + len(special) + sentinels
     if vocab_size < least:
         raise UserError(f"{vocab_size} is too small", where="vocab_size",
                         hint=f"the bytes and special tokens alone need {least}")
@@ -291,7 +313,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fills: bool = Fals
     ])
     inner.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, show_progress=False,
+        vocab_size=vocab_size - sentinels, min_frequency=2, show_progress=False,
         # the mask takes the space before it along: it stands for a word with its space
         special_tokens=[tokenizers.AddedToken(word, special=True, normalized=False, lstrip=word == MASK)
                         for word in special],
@@ -300,6 +322,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fills: bool = Fals
     inner.train_from_iterator(balanced, trainer=trainer)
     if not balanced.characters:
         raise UserError("no text to learn a tokenizer from", where="data")
+    inner.add_special_tokens([tokenizers.AddedToken(SENTINEL.format(n), special=True, normalized=False)
+                              for n in reversed(range(sentinels))])
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "eos_token": END_OF_TEXT, "pad_token": PADDING, "model_max_length": 10**30}

@@ -10,10 +10,12 @@ from ondevice.errors import UserError
 from ondevice.models.config import FAMILIES as DECODERS
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import ENCODERS, EncoderConfig
+from ondevice.models.seq2seq_config import SEQ2SEQ, Seq2SeqConfig
 
-ModelConfig = DecoderConfig | EncoderConfig
-_CONFIGS: dict[str, type[DecoderConfig] | type[EncoderConfig]] = {
-    **dict.fromkeys(DECODERS, DecoderConfig), **dict.fromkeys(ENCODERS, EncoderConfig)}
+ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig
+_CONFIGS: dict[str, type[DecoderConfig] | type[EncoderConfig] | type[Seq2SeqConfig]] = {
+    **dict.fromkeys(DECODERS, DecoderConfig), **dict.fromkeys(ENCODERS, EncoderConfig),
+    **dict.fromkeys(SEQ2SEQ, Seq2SeqConfig)}
 
 
 def parse_config(raw: dict[str, Any]) -> ModelConfig:

@@ -20,6 +20,7 @@ class Encoder:
     """A forward pass; holds no weights."""
 
     score, reads = "classifier", "first"
+    start: int | None = None
 
     def __init__(self, cfg: EncoderConfig) -> None:
         self.cfg = cfg

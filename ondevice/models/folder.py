@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ondevice.backend import Backend, Params
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -17,6 +19,8 @@ from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.names import take
 from ondevice.models.network import network, writes
+from ondevice.models.seq2seq import Seq2Seq
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -32,7 +36,7 @@ class Model:
     folder: Path
 
     @property
-    def network(self) -> Decoder | Encoder:
+    def network(self) -> Decoder | Encoder | Seq2Seq:
         return network(self.cfg)
 
     def with_params(self, params: Params) -> Model:
@@ -60,7 +64,17 @@ def load_model(folder: str | Path, backend: Backend) -> Model:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
+        cfg = replace(cfg, tie_word_embeddings=False)
     return Model(cfg, take(found, cfg, str(folder)), tokenizer, folder)
+
+
+def own_head(found: Params, backend: Backend) -> bool:
+    """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
+    tied, and unties it where the file shows otherwise."""
+    pair = [found.get(name) for name in ("lm_head.weight", "shared.weight")]
+    head, table = (None if p is None else backend.numpy(p) for p in pair)
+    return head is not None and table is not None and not np.array_equal(head, table)
 
 
 def load_writer(folder: str | Path, backend: Backend) -> Model:
@@ -103,6 +117,8 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     if isinstance(cfg, EncoderConfig):
         special |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     cfg = replace(cfg, **special)
+    if isinstance(cfg, Seq2SeqConfig):
+        special["decoder_start_token_id"] = cfg.decoder_start_token_id
     _write_json(folder / "config.json", cfg.to_json(dtype))
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ondevice.backend import Array, Backend, Ops, Params
+from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.models.names import shapes
 from ondevice.models.network import Network
@@ -29,7 +30,11 @@ def scalar_head(ops: Ops, params: Params, model: Network, x: Array) -> Array:
 
 def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names: tuple[str, ...] = ()) -> Model:
     """The model's body under a new head of some scores. The head begins at N(0, 1/(D + 1)) as in Huang 2024 (and in
-    Stiennon 2020), a layer before it at N(0, 1/D), biases at 0, drawn on the host: the same on both backends."""
+    Stiennon 2020), a layer before it at N(0, 1/D), biases at 0, drawn on the host: the same on both backends.
+    Raises UserError for an architecture that only writes."""
+    if not model.network.score:
+        raise UserError(f"{model.cfg.model_type} has no head of scores here", where=str(model.folder),
+                        hint="take a decoder or an encoder")
     cfg = replace(model.cfg, num_labels=labels, label_names=names)
     head = model.network.score + ".weight"
     params: Params = {}

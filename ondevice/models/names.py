@@ -10,6 +10,7 @@ from ondevice.errors import UserError
 from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"
 """The head of a reward or value model: one row a score."""
@@ -22,6 +23,8 @@ def shapes(cfg: ModelConfig) -> Shapes:
     """Every tensor of the model by its Hugging Face name; a tied head is left out, as files leave it out."""
     if isinstance(cfg, EncoderConfig):
         return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
+    if isinstance(cfg, Seq2SeqConfig):
+        return _t5_shapes(cfg) if cfg.relative else _bart_shapes(cfg)
     return _decoder_shapes(cfg)
 
 
@@ -65,12 +68,13 @@ def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def in_block(name: str) -> bool:
-    return re.search(r"\.layers?\.\d+\.", name) is not None
+    return re.search(r"\.(layers?|block)\.\d+\.(?!.*relative_attention_bias)", name) is not None
 
 
 def adds_to_stream(name: str) -> bool:
     """Whether it is the matrix by which a block's part adds to the stream that runs past it."""
-    return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight"))
+    return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight",
+                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight"))
 
 
 def is_between(name: str) -> bool:
@@ -79,7 +83,7 @@ def is_between(name: str) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "_embeddings.weight"))
+    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight"))
 
 
 def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
@@ -104,7 +108,8 @@ def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
 # Not the model's own: rotary and position buffers of old files, copies of tied heads, and what BERT's folders hold for
 # other tasks than this model's.
 _SPARE = re.compile(r"^lm_head\.weight$|rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\."
-                    r"|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$")
+                    r"|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
+                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$")
 
 
 def _new_norm(old: re.Match[str]) -> str:
@@ -155,3 +160,44 @@ def _modern_shapes(cfg: EncoderConfig) -> Shapes:
     if not cfg.tie_word_embeddings:
         out["decoder.weight"] = (v, d)
     return {**out, "decoder.bias": (v,)}
+
+
+def _t5_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f, wide = cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads * cfg.head_dim
+    out: Shapes = {"shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("SelfAttention",)),
+                               ("decoder", cfg.num_decoder_layers, ("SelfAttention", "EncDecAttention"))):
+        for i in range(count):
+            for n, part in enumerate(parts):
+                p = f"{side}.block.{i}.layer.{n}."
+                for matrix in "qkv":
+                    out[f"{p}{part}.{matrix}.weight"] = (wide, d)
+                out[f"{p}{part}.o.weight"] = (d, wide)
+                if i == n == 0:  # the other blocks add what the first one knows of distances
+                    out[f"{p}{part}.relative_attention_bias.weight"] = (
+                        cfg.relative_attention_num_buckets, cfg.num_attention_heads)
+                out[p + "layer_norm.weight"] = (d,)
+            p = f"{side}.block.{i}.layer.{len(parts)}."
+            for matrix in ("wi_0", "wi_1") if cfg.gated else ("wi",):
+                out[f"{p}DenseReluDense.{matrix}.weight"] = (f, d)
+            out |= {p + "DenseReluDense.wo.weight": (d, f), p + "layer_norm.weight": (d,)}
+        out[f"{side}.final_layer_norm.weight"] = (d,)
+    return out if cfg.tie_word_embeddings else {**out, "lm_head.weight": (cfg.vocab_size, d)}
+
+
+def _bart_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f = cfg.hidden_size, cfg.intermediate_size
+    out: Shapes = {"model.shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("self_attn",)),
+                               ("decoder", cfg.num_decoder_layers, ("self_attn", "encoder_attn"))):
+        # the table begins with two rows that are no positions
+        out[f"model.{side}.embed_positions.weight"] = (cfg.max_position_embeddings + 2, d)
+        out |= _norm(f"model.{side}.layernorm_embedding", d)
+        for i in range(count):
+            p = f"model.{side}.layers.{i}."
+            for part in parts:
+                for matrix in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    out |= _linear(f"{p}{part}.{matrix}", d, d)
+                out |= _norm(f"{p}{part}_layer_norm", d)
+            out |= _linear(p + "fc1", f, d) | _linear(p + "fc2", d, f) | _norm(p + "final_layer_norm", d)
+    return {**out, "final_logits_bias": (1, cfg.vocab_size)}

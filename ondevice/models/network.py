@@ -7,10 +7,11 @@ from typing import Protocol
 
 from ondevice.backend import Array, Ops, Params
 from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder, Head
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.seq2seq import Seq2Seq
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 
 class Network(Protocol):
@@ -27,6 +28,11 @@ class Network(Protocol):
         ...
 
     @property
+    def start(self) -> int | None:
+        """The token that opens what is written, beside the prompt; None where the prompt itself goes on."""
+        ...
+
+    @property
     def reads(self) -> str:
         """`first` or `last`: the token of a text at which a judge's scores are read."""
         ...
@@ -39,7 +45,7 @@ class Network(Protocol):
 
 def writes(cfg: ModelConfig) -> bool:
     """Whether the model writes text, and neither fills masks nor judges."""
-    return isinstance(cfg, DecoderConfig) and not cfg.num_labels
+    return not isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
 def fills(cfg: ModelConfig) -> bool:
@@ -49,8 +55,12 @@ def fills(cfg: ModelConfig) -> bool:
 
 def objective(cfg: ModelConfig) -> str:
     """By what the architecture learns from plain text."""
+    if isinstance(cfg, Seq2SeqConfig):
+        return "spans" if cfg.relative else "infilling"
     return "masked" if isinstance(cfg, EncoderConfig) else "causal"
 
 
-def network(cfg: ModelConfig) -> Decoder | Encoder:
-    return Encoder(cfg) if isinstance(cfg, EncoderConfig) else Decoder(cfg)
+def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq:
+    if isinstance(cfg, EncoderConfig):
+        return Encoder(cfg)
+    return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else Decoder(cfg)

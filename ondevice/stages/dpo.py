@@ -36,7 +36,7 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
         sides = sides_of(part, cfg.loss_type)
         reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
-                               make=partial(compared, sides=sides, reference=reference)))
+                               make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
                    smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
     measure = held_out_figures(loss, sources[1](), ctx, cfg)
@@ -93,10 +93,10 @@ def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, m
 
 
 def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
-             reference: NDArray[np.float32] | None) -> Batch:
+             reference: NDArray[np.float32] | None, start: int | None = None) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then counts nothing."""
     filled = [*group, *[group[0]] * (size - len(group))]
-    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides))
+    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides), start=start)
     if reference is not None:
         batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)

@@ -99,7 +99,8 @@ class GRPOFeed:
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
         if cfg.beta:
             tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
-        made = list(micro_batches(sampled, range(len(sampled)), sizes(cfg, len(sampled)), tokens))
+        made = list(micro_batches(sampled, range(len(sampled)), sizes(cfg, len(sampled)), tokens,
+                                  self.scorer.network.start))
         for batch, _ in made:
             batch["weights"] *= batch.pop("learned")
         divide(cfg, [batch for batch, _ in made], len(sampled))

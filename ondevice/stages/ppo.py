@@ -142,7 +142,8 @@ class PPOFeed:
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
                 size = sizes(cfg, len(part))
-                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens)]
+                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
+                                                              self.scorer.network.start)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total

@@ -1,5 +1,5 @@
-"""Stage 1: a model learns from plain text, packed into rows: to predict the next token (a decoder), or to guess from
-both sides what is hidden (an encoder)."""
+"""Stage 1: a model learns from plain text, packed into rows: to predict the next token (a decoder), to guess from both
+sides what is hidden (an encoder), or to write what is hidden or the text as it was (an encoder-decoder)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ondevice.config.stages import PretrainConfig
 from ondevice.context import Context
+from ondevice.data.corruption import CorruptedSource, span_corruption, text_infilling
 from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import TextSource
 from ondevice.errors import UserError
@@ -60,5 +61,16 @@ def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
                    batch_size=cfg.batch_size, seed=cfg.seed, share=share, whole_words=cfg.whole_words)
 
 
+def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
+    def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
+        assert model.network.start is not None
+        return partial(CorruptedSource, corrupt=make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span),
+                       start=model.network.start, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size,
+                       seed=cfg.seed)
+    return source
+
+
 # What a model is made for → a function of a stream of tokens that makes the source of its batches.
-SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {"causal": _causal, "masked": _masked}
+SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
+    "causal": _causal, "masked": _masked, "spans": _corrupted(span_corruption, 0.15),
+    "infilling": _corrupted(text_infilling, 0.3)}

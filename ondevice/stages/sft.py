@@ -6,14 +6,17 @@ too long is cut and counted, one without a target is left out and counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
-from ondevice.data.chat import add_template
+from ondevice.data.chat import ChatRow, add_template
+from ondevice.data.completions import CompletionSource, rows_of
 from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import fit
@@ -29,8 +32,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
-    rows = partial(ChatSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
-                   packing=cfg.packing, loss_on=cfg.loss_on)
+    rows = _source(cfg, model)
     replay = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                                model.tokenizer, ctx) if cfg.replay else []
     source, held = rows([*found.train, *replay], accumulate=cfg.accumulate), rows(found.held)
@@ -46,6 +48,23 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
+
+
+def _source(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
+    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
+    Raises UserError for settings that only the first can keep."""
+    common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
+    start = model.network.start
+    if start is None:
+        return partial(ChatSource, **common, packing=cfg.packing, loss_on=cfg.loss_on)
+    for name, usual in (("loss_on", "assistant"), ("replay", "")):
+        if getattr(cfg, name) != usual:
+            raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
+
+    def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
+        rows = [row for chat in chats for row in rows_of(chat.ids, chat.mask)]
+        return CompletionSource(rows, **common, start=start, accumulate=accumulate)
+    return source
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
