@@ -291,7 +291,9 @@ def _value(name: str, given: str | None, rest: list[str]) -> str:
 
 
 def _usage(verb: Verb) -> str:
-    return " ".join(["ondevice", verb.name, *(f"[{word.upper()}]" for word in verb.positional)])
+    """A stage and what uses a model need one; every other word may be left out."""
+    words = (word.upper() if word in ("model", "reward_model") else f"[{word.upper()}]" for word in verb.positional)
+    return " ".join(["ondevice", verb.name, *words])
 
 
 def _place(verb: Verb, line: Line, words: list[str], word: str) -> None:

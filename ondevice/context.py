@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,23 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.events import EventWriter, LineFile
 from ondevice.models.folder import Model
 from ondevice.progress import Progress
-from ondevice.runfolder import StageFolder, StopRequest
+from ondevice.runfolder import StageFolder, StopRequest, ticks
+
+
+class Spent:
+    """Seconds on the clock and on processors that a stage has taken, its processes before a resume included."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = ticks(), sum(os.times()[:4])
+        self._before = {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    def add(self, before: Mapping[str, float]) -> None:
+        """What `mapping` told a checkpoint: a resumed stage goes on from there."""
+        self._before = {**self._before, **before}
+
+    def mapping(self) -> dict[str, float]:
+        now = {"seconds": ticks() - self._began, "cpu_seconds": sum(os.times()[:4]) - self._cpu}
+        return {name: round(self._before[name] + value, 3) for name, value in now.items()}
 
 
 @dataclass
@@ -33,6 +50,7 @@ class Context:
     resume: bool
     fingerprint: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    spent: Spent = field(default_factory=Spent)
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Where to go on from; None at a beginning. A checkpoint that other library versions wrote is told of."""

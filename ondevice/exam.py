@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ondevice.stages.rate import Rule
 
 ROWS = 32
+SPARE = 12  # tokens: a line of courtesy after an answer
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class Exam:
     questions: Sequence[dict[str, Any]]
     score: Callable[[str, str, str], bool]
     sequence_length: int = 128
-    longest_answer: int = 64
     problems: Sequence[dict[str, Any]] = ()  # {"prompt", "answer", "kind"}
     passes: int = 8
     duels: Sequence[dict[str, Any]] = ()  # prompts likewise
@@ -81,6 +81,13 @@ class Reasoning:
     by_kind: dict[str, tuple[int, int, int]]
 
 
+def longest_answer(exam: Exam, model: Model) -> int:
+    """Tokens that an answer may take: as many as the longest right one and a line of courtesy. What goes on beyond them
+    is no right answer any more, and models that have not learned to stop would all be read to the end."""
+    right = [question["messages"][-1]["content"] for question in exam.questions]
+    return max((len(model.tokenizer.encode(text)) for text in right), default=52) + SPARE
+
+
 def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
     """`cache` is a folder for the tokenised documents."""
     if fills(model.cfg):
@@ -97,8 +104,9 @@ def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
 
 def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
     """Greedy answers, and `exam.passes` at temperature 1 (pass@k, Chen 2021, with as many samples as tries)."""
-    greedy = [texts[0] for texts in answers(model, backend, exam.problems, exam.longest_answer, 0.0, 1)]
-    tries = answers(model, backend, exam.problems, exam.longest_answer, 1.0, exam.passes)
+    longest = longest_answer(exam, model)
+    greedy = [texts[0] for texts in answers(model, backend, exam.problems, longest, 0.0, 1)]
+    tries = answers(model, backend, exam.problems, longest, 1.0, exam.passes)
     counts: dict[str, list[tuple[int, int, int]]] = {}
     solved = 0
     for problem, text, more in zip(exam.problems, greedy, tries, strict=True):
@@ -114,7 +122,7 @@ def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
 def duel(model: Model, backend: Backend, exam: Exam) -> tuple[float, ...]:
     """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
     assert exam.points is not None
-    found = answers(model, backend, exam.duels, exam.longest_answer, 1.0, 1)
+    found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
     return tuple(exam.points(one["kind"], texts[0], one["answer"])
                  for one, texts in zip(exam.duels, found, strict=True))
 
@@ -166,8 +174,8 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
     fits = [i for i, p in enumerate(prompts) if len(p) < room]
-    generator = Generator(model, backend, Sampling(max_new_tokens=exam.longest_answer, temperature=0))
-    found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 2)
+    generator = Generator(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
+    found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))
     counts: dict[str, list[int]] = {}
     for i, question in enumerate(exam.questions):

@@ -61,8 +61,16 @@ class Feed(Protocol):
         """A pure function of (seed, step) and, where a stage learns from its own text, of the parameters."""
         ...
 
-    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
-        """Looks at what the updates of a step gave; a text says why the stage is to end here."""
+    def finished(self, step: int) -> str:
+        """Looks at what a step gave; a text says why the stage is to end here."""
+        ...
+
+    def kept(self) -> dict[str, Any]:
+        """What the next step's work follows from beside parameters and step; a checkpoint holds it."""
+        ...
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Goes on from what `kept` gave."""
         ...
 
 
@@ -82,8 +90,14 @@ class Ahead(AbstractContextManager["Ahead"]):
             self._coming[step + 1] = self._pool.submit(self.source.batch, step + 1)
         return Work([batches])
 
-    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+    def finished(self, step: int) -> str:
         return ""
+
+    def kept(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """A source's batch follows from the step's number alone."""
 
     def __exit__(self, *raised: object) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -101,6 +115,7 @@ class State:
     best_saved_score: float | None = None
     since_best: int = 0
     skipped_in_a_row: int = 0
+    ended: str = ""  # why the stage ended before its last step
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
@@ -167,6 +182,7 @@ class _Fit:
         if self.found is not None:
             known = {k: v for k, v in self.found.record.items() if k in State.__dataclass_fields__}
             self.state = State(**known)
+            self.feed.restore(self.found.record.get("feed", {}))
             params = self._read(self.found)
         self.trainer: Trainer = self.backend.trainer(loss, params, {}, optim_settings(cfg, params), compile=cfg.compile)
         if self.found is not None:
@@ -177,15 +193,13 @@ class _Fit:
         if self.found is not None:
             ctx.events.emit("resume", state.step, checkpoint=self.found.path.name)
         with ctx.progress(cfg.steps, state.step) as bar:
-            while state.step < cfg.steps:
-                shown, end = self._step()
-                bar.update(state.step, shown)
-                if not self._after_step(bar.note, end):
-                    break
+            while state.step < cfg.steps and not state.ended:
+                bar.update(state.step + 1, self._step())
+                self._after_step(bar.note)
         return self._result()
 
-    def _step(self) -> tuple[Mapping[str, float | None], str]:
-        """One step; the numbers to show, and why the stage is to end here, where it is."""
+    def _step(self) -> Mapping[str, float | None]:
+        """One step; returns the numbers to show."""
         began, state, lr = ticks(), self.state, rate(self.state.step, self.cfg)
         work = self.feed.work(state.step, self.trainer.params)
         outs = [self.trainer.step(batches, lr) for batches in work.updates]
@@ -206,13 +220,13 @@ class _Fit:
         if state.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise UserError(f"the gradient was not finite for {SKIPPED_IN_A_ROW} steps in a row",
                             where=str(self.ctx.folder.path), hint="lower learning_rate, or look at the data")
-        shown = {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}
-        return shown, self.feed.finished(state.step, outs)
+        state.ended = self.feed.finished(state.step)
+        return {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}
 
-    def _after_step(self, note: Callable[[str], None], end: str) -> bool:
-        """Measures, samples, saves and stops where it is time; False ends the training early."""
+    def _after_step(self, note: Callable[[str], None]) -> None:
+        """Measures, samples, saves and stops where it is time; `state.ended` ends the training early."""
         cfg, state = self.cfg, self.state
-        last, stopping = state.step == cfg.steps or bool(end), self.ctx.stop.requested
+        last, stopping = state.step == cfg.steps or bool(state.ended), self.ctx.stop.requested
         saving = last or stopping or _due(state.step, cfg.save_every)
         if last or _due(state.step, cfg.eval_every) or (saving and not stopping):
             score = self.evaluate()
@@ -225,19 +239,16 @@ class _Fit:
             # only what is on disk can be the best checkpoint
             if saving and self.better.than(score, state.best_saved_score):
                 state.best_saved_step, state.best_saved_score = state.step, score
-        early = 0 < cfg.patience <= state.since_best and not last
+        if 0 < cfg.patience <= state.since_best and not last:
+            state.ended = f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early"
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
-        if saving or early:
+        if saving or state.ended:
             self._save()
-        if stopping and not last:
+        if state.ended:
+            self.ctx.warn(state.ended, state.step)
+        elif stopping and not last:
             raise Interrupted(f"stopped after step {state.step}, saved")
-        if early:
-            self.ctx.warn(f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early",
-                          state.step)
-        if end:
-            self.ctx.warn(end, state.step)
-        return not early and not end
 
     def evaluate(self) -> float:
         """The figure that decides, on held-out data; an event tells all of them."""
@@ -256,7 +267,8 @@ class _Fit:
                 write_model(folder / part, self.backend, model.cfg, own, model.tokenizer)
             self.trainer.save_state(folder / "optimizer.safetensors")
 
-        record = {**state.__dict__, "versions": self.ctx.versions()}
+        record = {**state.__dict__, "feed": self.feed.kept(), "spent": self.ctx.spent.mapping(),
+                  "versions": self.ctx.versions()}
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep,
                                 best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.config.corpus import POOLS, ChatShares, CorpusConfig, DocumentShares
+from ondevice.config.corpus import LEAST, POOLS, ChatShares, CorpusConfig, DocumentShares
 from ondevice.config.load import from_mapping
 from ondevice.data.builtin import Corpus, arithmetic, build, lexicon, score
 from ondevice.data.builtin.corpus import sentence_frames
@@ -306,8 +306,8 @@ def test_kinds_can_be_left_out() -> None:
 
 def test_a_world_that_runs_dry_ends_early() -> None:
     only = {kind: 0 for kind in ChatShares().shares()} | {"hello": 1}
-    cfg = CorpusConfig(people=4, chat_count=5000, document_bytes=20_000, chats=ChatShares(**only))
-    assert 20 < len(list(build(cfg).chats("train"))) <= 4 * 16
+    cfg = CorpusConfig(people=6, chat_count=5000, document_bytes=20_000, chats=ChatShares(**only))
+    assert 20 < len(list(build(cfg).chats("train"))) <= 6 * 16
 
 
 @pytest.mark.parametrize(("mapping", "named"), [
@@ -320,3 +320,13 @@ def test_settings_out_of_range_are_named(mapping: dict[str, object], named: str)
     with pytest.raises(UserError) as caught:
         from_mapping(CorpusConfig, mapping)
     assert caught.value.where == named
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_world_that_may_be_asked_for_can_be_told(seed: int) -> None:
+    least = {name: LEAST.get(name, 4) for name in POOLS}
+    cfg = CorpusConfig(**least, seed=seed, max_operand=19, quick_operand=19, max_words=4, document_bytes=60_000,
+                       chat_count=600, prompt_count=60, held_prompt_count=10, problem_count=60, held_problem_count=10)
+    cfg.check()
+    made = build(cfg)
+    assert all(list(part("train")) for part in (made.documents, made.chats, made.prompts, made.problems))

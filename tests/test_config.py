@@ -129,7 +129,7 @@ def test_sets_and_shared_settings() -> None:
 
 
 @pytest.mark.parametrize(("name", "sets", "said"), [
-    ("tinny", [], "unknown recipe 'tinny' (did you mean 'tiny'? Or give a .yaml file.)"),
+    ("tinny", [], "unknown recipe 'tinny' (did you mean 'tiny'? Or give a .yaml file)"),
     ("no.yaml", [], "no.yaml: no such file"),
     ("tiny", ["stf.steps=3"], "tiny.yaml: unknown key 'stf' (did you mean 'sft'?)"),
     ("tiny", ["sft.stepz=3"], "tiny.yaml: stages.sft: unknown key 'stepz' (did you mean 'steps'?)"),

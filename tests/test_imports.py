@@ -64,3 +64,15 @@ def test_no_backend_is_named_in_shared_code() -> None:
                 if any(isinstance(e, ast.Constant) and e.value in ("torch", "mlx") for e in flat):
                     found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("own", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_torchs_threads_sleep_while_they_wait_unless_somebody_says_otherwise(own: str | None, found: str) -> None:
+    """Set before torch is loaded, which reads it then and never again."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told = ("import os, sys; import ondevice_torch; assert 'torch' not in sys.modules; "
+            "print(os.environ['OMP_WAIT_POLICY'])")
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True,
+                          env=env | ({"OMP_WAIT_POLICY": own} if own else {}), check=True)
+    assert done.stdout.strip() == found

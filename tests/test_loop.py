@@ -20,10 +20,10 @@ from ondevice import checkpoint
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context
+from ondevice.context import Context, Spent
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter, read
-from ondevice.loop import fit
+from ondevice.loop import Work, fit
 from ondevice.models.folder import Model
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.schedule import rate
@@ -151,6 +151,46 @@ def test_take_best_and_patience_after_a_resume(stage: Stage) -> None:
     got = stage.fit(Scripted([3.3, 3.2, 1, 1]), resume=True, take_best=True, patience=4)
     assert [e["step"] for e in stage.events("step")] == [1, 2, 3, 4, 5, 6]
     assert same(got, stage.weights_of(2))
+
+
+def test_what_ended_early_stays_ended_when_it_is_resumed(stage: Stage) -> None:
+    """Killed between its last checkpoint and its result: nothing is trained any further."""
+    got = stage.fit(Scripted([5, 4, 4.5, 4.2, 1]), patience=2)
+    again = stage.fit(Scripted([0.5]), resume=True, patience=2)
+    assert [e["step"] for e in stage.events("step")] == [1, 2, 3, 4] and same(got, again)
+
+
+class Steered(Scripted):
+    """A feed whose factor grows by what it remembers."""
+
+    memory = 1.0
+
+    def work(self, step: int, params: Any) -> Work:
+        self.memory += 0.5
+        return Work([[numbers(self.memory)]], {"memory": self.memory}, 1)
+
+    def finished(self, step: int) -> str:
+        return ""
+
+    def kept(self) -> dict[str, Any]:
+        return {"memory": self.memory}
+
+    def restore(self, kept: Any) -> None:
+        self.memory = kept["memory"]
+
+
+def test_a_checkpoint_holds_what_the_next_work_follows_from_and_the_time_spent(stage: Stage) -> None:
+    stage.fit(Steered(), steps=3)
+    record = checkpoint.load(stage.folder.checkpoints / "step-00000003").record
+    assert record["feed"] == {"memory": 2.5} and record["spent"]["cpu_seconds"] > 0
+    stage.fit(Steered(), resume=True, steps=5)
+    assert [e["memory"] for e in stage.events("step")] == [1.5, 2.0, 2.5, 3.0, 3.5]
+
+
+def test_time_spent_goes_on_from_a_checkpoint() -> None:
+    spent = Spent()
+    spent.add({"seconds": 100.0, "cpu_seconds": 50.0})
+    assert 100 <= spent.mapping()["seconds"] < 150 and 50 <= spent.mapping()["cpu_seconds"] < 100
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(stage: Stage) -> None:

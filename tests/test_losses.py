@@ -21,8 +21,8 @@ from ondevice.losses import WITHOUT_REFERENCE, grpo_objective, k3, log_sigmoid, 
 from ondevice.rollout import Sampled
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
-from ondevice.stages.pairs import TokenPair
-from ondevice.stages.reward import PairSource, scored
+from ondevice.stages.pairs import PairSource, TokenPair
+from ondevice.stages.reward import scored
 from ondevice.stages.rollouts import micro_batches, spread
 
 Array = np.ndarray

@@ -187,6 +187,13 @@ def test_a_prompt_longer_than_the_room_is_left_out_and_counted(files: Path, tmp_
         getattr(od, stage)(**{**fields, "max_new_tokens": small_stages.CONTEXT, "out": str(tmp_path / "none")})
 
 
+def test_ktos_mismatched_completion_is_of_another_prompt() -> None:
+    pairs = [TokenPair(Row([ask], [n]), Row([ask], [9])) for n, ask in enumerate([1, 1, 2, 1, 1])]
+    assert [row.completion for row in sides_of(pairs, "kto")[2]] == [[2], [2], [3], [2], [2]]
+    alike = [TokenPair(Row([1], [n]), Row([1], [9])) for n in range(3)]  # nothing else is to be had
+    assert [row.completion for row in sides_of(alike, "kto")[2]] == [[1], [2], [0]]
+
+
 def test_what_ktos_mismatched_rows_hold_is_no_longer_than_the_longest_pair() -> None:
     """The longest prompt with the longest completion would not fit into the context."""
     pairs = [TokenPair(Row([1] * 50, [2] * 3), Row([1] * 50, [2] * 2)), TokenPair(Row([1], [2] * 40), Row([1], [3]))]

@@ -33,8 +33,8 @@ from ondevice.models.names import sub
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
-from ondevice.stages.pairs import TokenPair
-from ondevice.stages.reward import PairSource, scored, whole
+from ondevice.stages.pairs import PairSource, TokenPair
+from ondevice.stages.reward import scored, whole
 from ondevice.stages.rollouts import micro_batches, spread
 from test_parity import MLX, TORCH, assert_close, host, rate
 

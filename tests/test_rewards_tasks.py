@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ondevice.data.builtin import build
 from ondevice.data.readers import Rows
 from ondevice.errors import UserError
 from ondevice.rewards.rewards import Rewards
-from ondevice.rewards.tasks import Problem, columns_of, problems
+from ondevice.rewards.tasks import Problem, problems
 
 CORPUS = CorpusConfig(problem_count=60, held_problem_count=20, max_operand=49)
 
@@ -22,6 +23,13 @@ def rows(tmp_path: Path, found: list[Any], name: str = "sums.jsonl") -> str:
     file = tmp_path / name
     file.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     return str(file)
+
+
+def columns_of(found: Sequence[Problem]) -> dict[str, list[Any]]:
+    """The columns of these problems as rewards take them, None where one has none."""
+    names = dict.fromkeys(name for problem in found for name in problem.columns)
+    columns: dict[str, list[Any]] = {name: [problem.columns.get(name) for problem in found] for name in names}
+    return columns | {"answer": [problem.answer for problem in found], "kind": [problem.kind for problem in found]}
 
 
 def test_the_corpus() -> None:

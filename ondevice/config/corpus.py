@@ -20,6 +20,8 @@ from ondevice.errors import UserError
 
 POOLS: Mapping[str, int] = {"people": 48, "places": 20, "animals": 18, "things": 24}
 """How many of each the word lists can name; a test holds them to ondevice.data.builtin.lexicon."""
+LEAST: Mapping[str, int] = {"people": 6}
+"""How many of each there must be, 4 where nothing is said: a context names six people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ class CorpusConfig:
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         for name, most in POOLS.items():
-            _between(self, name, 4, most)
+            _between(self, name, LEAST.get(name, 4), most)
         _between(self, "seed", 0, None)
         for name in ("document_bytes", "chat_count", "prompt_count", "held_prompt_count", "problem_count",
                      "held_problem_count"):

@@ -140,7 +140,9 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
         return str(path), {"name": path.stem, **read_yaml(path)}
     known = recipe_names()
     if name not in known:
-        raise UserError(f"unknown recipe {name!r}", hint=f"{nearest(name, known)} Or give a .yaml file.")
+        near = nearest(name, known)
+        raise UserError(f"unknown recipe {name!r}",
+                        hint=f"{near}{' Or' if near.endswith('?') else '; or'} give a .yaml file")
     text = files("ondevice").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     return f"{name}.yaml", {"name": name, **parse_yaml(text, f"{name}.yaml")}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -56,13 +56,6 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     if not found:
         raise UserError("no problems in it", where=spec)
     return found[:count] if count else found
-
-
-def columns_of(found: Sequence[Problem]) -> dict[str, list[Any]]:
-    """The columns of these problems as rewards take them, None where one has none."""
-    names = dict.fromkeys(name for problem in found for name in problem.columns)
-    columns: dict[str, list[Any]] = {name: [problem.columns.get(name) for problem in found] for name in names}
-    return columns | {"answer": [problem.answer for problem in found], "kind": [problem.kind for problem in found]}
 
 
 def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:

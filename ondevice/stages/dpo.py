@@ -22,8 +22,7 @@ from ondevice.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.models.folder import Model, load_writer
 from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.pairs import TokenPair, pairs
-from ondevice.stages.reward import PairSource
+from ondevice.stages.pairs import PairSource, TokenPair, pairs
 
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
@@ -59,14 +58,25 @@ def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOCo
 
 
 def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[list[Row]]:
-    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the pair after it, no longer
-    than the longest pair."""
+    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next pair of another
+    prompt, no longer than the longest pair."""
     sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
     if kind == "kto":
-        after, longest = [*pairs[1:], *pairs[:1]], max(p.length for p in pairs)
+        after, longest = mismatched(pairs), max(p.length for p in pairs)
         sides.append([Row(p.chosen.prompt, q.chosen.completion[:longest - len(p.chosen.prompt)])
                       for p, q in zip(pairs, after, strict=True)])
     return sides
+
+
+def mismatched(pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    """For each pair the next one, in a circle, whose prompt is another; the next one where all have the same."""
+    count = len(pairs)
+
+    def other(i: int) -> TokenPair:
+        circle = (pairs[(i + n) % count] for n in range(1, count))
+        return next((p for p in circle if not np.array_equal(p.chosen.prompt, pairs[i].chosen.prompt)),
+                    pairs[(i + 1) % count])
+    return [other(i) for i in range(count)]
 
 
 def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model,

@@ -114,8 +114,14 @@ class GRPOFeed:
         return {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total),
                 **lengths_told(sampled)}
 
-    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
+    def finished(self, step: int) -> str:
         return ""
+
+    def kept(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """A rollout follows from the parameters and the step's number."""
 
     def _asked(self, split: Literal["train", "validation"], count: int, policy: Model) -> list[Asked]:
         cfg = self.cfg

@@ -7,7 +7,7 @@ come later are for the next one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from ondevice.data.chat import encode_chat
 from ondevice.data.completions import Row
 from ondevice.data.formats import BadRow
 from ondevice.data.formats import Row as DataRow
+from ondevice.data.packing import Batch
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.pairs import held_out
+from ondevice.randomness import permutation
 from ondevice.ratings import FILE, Ratings
 from ondevice.stages import material
 from ondevice.stages.asked import need_template
@@ -85,6 +87,37 @@ def pairs(data: str, validation: str, held_share: float, longest: int, model: Mo
     ctx.say(f"{ctx.name}: {len(train):,} pairs to learn from, {len(held):,} held out"
             + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
     return Found(train, held, notes, simulated)
+
+
+class PairSource:
+    """Pairs in an order of their own each epoch; `make` turns some pairs into a batch of a given number of pairs."""
+
+    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
+                 accumulate: int = 1) -> None:
+        self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
+
+    def batch(self, step: int) -> list[Batch]:
+        count = self.batch_size * self.accumulate
+        places = np.arange(step * count, (step + 1) * count)
+        epochs = {int(e): permutation(self.seed, "pairs", int(e), len(self.rows)) for e in places // len(self.rows)}
+        chosen = [int(epochs[int(p) // len(self.rows)][int(p) % len(self.rows)]) for p in places]
+        groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
+        return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
+
+    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """All pairs, or `limit` batches of them, in a fixed order."""
+        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].length)
+        count = len(order) if limit is None else min(len(order), limit * self.batch_size)
+        picked = [order[int(i)] for i in np.linspace(0, len(order), count, endpoint=False)]
+        for start in range(0, count, self.batch_size):
+            yield self._divided([self.make(picked[start:start + self.batch_size], self.rows, self.batch_size)])[0]
+
+    def _divided(self, batches: list[Batch]) -> list[Batch]:
+        """Every micro-batch of a step is divided by the pairs of all of them."""
+        total = np.float32(max(1.0, sum(float(b["pairs"].sum() * b.pop("losses", 1)) for b in batches)))
+        for batch in batches:
+            batch["denominator"] = np.asarray(total, np.float32)
+        return batches
 
 
 def pairs_digest(data: str, validation: str, stage: Path, resume: bool, corpus: CorpusConfig) -> str:

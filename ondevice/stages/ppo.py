@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,18 +102,18 @@ class PPOFeed:
         self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
-        self.kl_coef = Leash(cfg, ctx)
+        self.leash = Leash(cfg)
 
     def work(self, step: int, params: Callable[[], Params]) -> Work:
         now = params()
         chosen = dealt(self.cfg.prompts, step, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=step)
-        found = self.rollout(now, asked, sampled, self.kl_coef.before(step))
-        numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.kl_coef.before(step),
+        found = self.rollout(now, asked, sampled, self.leash.coef)
+        numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
-        self.kl_coef.after(step, found.numbers["kl"])
+        self.leash.pull(found.numbers["kl"])
         return Work(self.updates(step, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
 
@@ -160,8 +161,14 @@ class PPOFeed:
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         return {"score": float(self.scores(self.held, sampled).mean()), "kl": kl, **lengths_told(sampled)}
 
-    def finished(self, step: int, updates: Sequence[Mapping[str, float]]) -> str:
-        return self.kl_coef.diagnosis
+    def finished(self, step: int) -> str:
+        return self.leash.diagnosis
+
+    def kept(self) -> dict[str, Any]:
+        return {"kl_coef": self.leash.coef}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        self.leash.coef = float(kept["kl_coef"])
 
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
@@ -211,30 +218,16 @@ def assemble(old: Sequence[Floats], ref: Sequence[Floats], values: Sequence[Floa
 
 class Leash:
     """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a step, by how far the
-    distance is off, at most a fifth of the target. What it was at a step follows from the distances before, which the
-    events keep: a resumed stage reads them there."""
+    distance is off, at most a fifth of the target."""
 
-    def __init__(self, cfg: PPOConfig, ctx: Context) -> None:
-        self.cfg = cfg
-        self.diagnosis = ""
-        self.coefs = {0: cfg.kl_coef}
-        if ctx.resume and cfg.target_kl:
-            from ondevice import events
+    def __init__(self, cfg: PPOConfig) -> None:
+        self.cfg, self.coef, self.diagnosis = cfg, cfg.kl_coef, ""
 
-            for event in events.read(ctx.folder.events):
-                if event.get("event") == "step" and isinstance(event.get("kl"), float):
-                    self.after(int(event["step"]) - 1, event["kl"])
-
-    def before(self, step: int) -> float:
-        return self.coefs.get(step, self.cfg.kl_coef)
-
-    def after(self, step: int, kl: float) -> None:
-        coef = self.before(step)
+    def pull(self, kl: float) -> None:
+        """After a rollout whose completions were `kl` nats away from the reference."""
         if self.cfg.target_kl:
             off = min(max(kl / self.cfg.target_kl - 1, -0.2), 0.2)
-            coef *= 1 + 0.1 * off
-        self.coefs[step + 1] = coef
+            self.coef *= 1 + 0.1 * off
         if kl > self.cfg.most_kl:
             self.diagnosis = (f"the policy has collapsed: its completions are {kl:.1f} nats away from the reference, "
                               f"more than most_kl {self.cfg.most_kl:g}; raise kl_coef or lower learning_rate")
-

@@ -6,7 +6,7 @@ prompts: accuracy with its interval, how far apart the two scores are, and wheth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,9 @@ from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
 from ondevice.models.folder import load_model
 from ondevice.models.heads import with_head
-from ondevice.randomness import permutation
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
-from ondevice.stages.pairs import TokenPair, by_parts, pairs
+from ondevice.stages.pairs import PairSource, TokenPair, by_parts, pairs
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
@@ -39,37 +38,6 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
-
-
-class PairSource:
-    """Pairs in an order of their own each epoch; `make` turns some pairs into a batch of a given number of pairs."""
-
-    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
-                 accumulate: int = 1) -> None:
-        self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
-
-    def batch(self, step: int) -> list[Batch]:
-        count = self.batch_size * self.accumulate
-        places = np.arange(step * count, (step + 1) * count)
-        epochs = {int(e): permutation(self.seed, "pairs", int(e), len(self.rows)) for e in places // len(self.rows)}
-        chosen = [int(epochs[int(p) // len(self.rows)][int(p) % len(self.rows)]) for p in places]
-        groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
-        return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
-
-    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """All pairs, or `limit` batches of them, in a fixed order."""
-        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].length)
-        count = len(order) if limit is None else min(len(order), limit * self.batch_size)
-        picked = [order[int(i)] for i in np.linspace(0, len(order), count, endpoint=False)]
-        for start in range(0, count, self.batch_size):
-            yield self._divided([self.make(picked[start:start + self.batch_size], self.rows, self.batch_size)])[0]
-
-    def _divided(self, batches: list[Batch]) -> list[Batch]:
-        """Every micro-batch of a step is divided by the pairs of all of them."""
-        total = np.float32(max(1.0, sum(float(b["pairs"].sum() * b.pop("losses", 1)) for b in batches)))
-        for batch in batches:
-            batch["denominator"] = np.asarray(total, np.float32)
-        return batches
 
 
 def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from ondevice.exam import Exam, measure
 from ondevice.inert import inert
 from ondevice.models.folder import Model, weight_files, write_model
 from ondevice.ratings import FILE as RATINGS
-from ondevice.runfolder import RunFolder, StageFolder, StopRequest, ticks
+from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
 from ondevice.stages.material import data_digest
 from ondevice.stages.pairs import COPY as PAIRS
@@ -64,6 +63,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     cfg.check()
     folder = run.stage(name)
     fingerprint = fingerprint_of(cfg, around, folder, cfg.resume and not redo)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
             _clear(folder)
@@ -75,8 +75,8 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
-            ctx = Context(name, folder, load_backend(cfg.backend, cfg.device, cfg.dtype), events, stop, around.corpus,
-                          around.prompts, cfg.resume, fingerprint, say)
+            ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, cfg.resume, fingerprint,
+                          say)
             return _guarded(ctx, cfg, around, then, anew, begun)
 
 
@@ -156,6 +156,7 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         _compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+        ctx.spent.add(found.record.get("spent", {}))
     begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,
                 steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
@@ -170,7 +171,6 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
 
 
 def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
-    began, cpu = ticks(), time.process_time()
     body: Callable[[Any, Context], Made | Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
     made = body(cfg, ctx)
     if isinstance(made, Model):
@@ -190,8 +190,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
             if around.exam is not None:
                 record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
             record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
-    record |= {"seconds": round(ticks() - began, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
-               "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    record |= {**ctx.spent.mapping(), "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
     checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
     ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
     if model is not None:

@@ -1,6 +1,6 @@
 """What a stage says at its end, on stderr: how it went on held-out data, over how many tokens, in what time, and where
 the model is. Steps, tokens and losses come from the stage's events, so that a resumed stage tells of all its steps;
-the time is that of its last process."""
+the time is that of all its processes, up to the checkpoint from which each went on."""
 
 from __future__ import annotations
 
