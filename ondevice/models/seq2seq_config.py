@@ -10,9 +10,10 @@ from ondevice.errors import UserError
 SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "bart": "BartForConditionalGeneration"}
 CONTEXT = 512  # tokens of either side of a T5, whose positions are relative: what it was trained with
 # Our name → the family's; both sides of BART have heads and feed-forward parts of their own there, and one size here.
+_T5 = {"hidden_size": "d_model", "head_dim": "d_kv", "intermediate_size": "d_ff", "num_hidden_layers": "num_layers",
+       "num_attention_heads": "num_heads"}
 _NAMES: dict[str, dict[str, str]] = {
-    "t5": {"hidden_size": "d_model", "head_dim": "d_kv", "intermediate_size": "d_ff", "num_hidden_layers": "num_layers",
-           "num_attention_heads": "num_heads"},
+    "t5": _T5,
     "bart": {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers",
              "num_attention_heads": "encoder_attention_heads", "max_position_embeddings": "max_position_embeddings",
              "num_decoder_layers": "decoder_layers"}}
@@ -52,7 +53,7 @@ class Seq2SeqConfig:
 
     @property
     def relative(self) -> bool:
-        return self.model_type == "t5"
+        return self.model_type != "bart"
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Seq2SeqConfig:
@@ -63,10 +64,10 @@ class Seq2SeqConfig:
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
         known = {ours: raw[theirs] for ours, theirs in names.items()}
-        own = _t5(raw) if kind == "t5" else _bart(raw)
+        own = _bart(raw) if kind == "bart" else _t5(raw)
         eos, start = raw.get("eos_token_id"), raw.get("decoder_start_token_id")
         if start is None:
-            start = raw.get("pad_token_id") or 0 if kind == "t5" else 2
+            start = 2 if kind == "bart" else raw.get("pad_token_id") or 0
         return cls(
             model_type=kind, eos_token_id=tuple(eos) if isinstance(eos, list) else eos, decoder_start_token_id=start,
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
@@ -97,18 +98,18 @@ class Seq2SeqConfig:
 
 
 def _t5(raw: dict[str, Any]) -> dict[str, Any]:
-    kind = raw.get("feed_forward_proj", "relu")
-    if kind not in _ACTIVATIONS:
-        raise UserError(f"cannot be {kind!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu")
+    kind, shape = raw["model_type"], raw.get("feed_forward_proj", "relu")
+    if shape not in _ACTIVATIONS:
+        raise UserError(f"cannot be {shape!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu")
     tied = raw.get("tie_word_embeddings", True) is not False
     return {
-        "num_decoder_layers": raw.get("num_decoder_layers") or raw["num_layers"], "gated": kind == "gated-gelu",
+        "num_decoder_layers": raw.get("num_decoder_layers") or raw["num_layers"], "gated": shape == "gated-gelu",
         "norm_eps": float(raw.get("layer_norm_epsilon", 1e-6)),
         "max_position_embeddings": raw.get("n_positions") or CONTEXT,
         "relative_attention_num_buckets": raw.get("relative_attention_num_buckets", 32),
         "relative_attention_max_distance": raw.get("relative_attention_max_distance", 128),
         # left out, it means a tied head whose states are scaled: as transformers writes the first T5
-        "tie_word_embeddings": tied, "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied))}
+        "tie_word_embeddings": tied, "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied and kind == "t5"))}
 
 
 def _bart(raw: dict[str, Any]) -> dict[str, Any]:
