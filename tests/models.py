@@ -57,6 +57,7 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "t5": {"model_type": "t5", "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20},
     "t5-v1.1": {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12,
                 "num_decoder_layers": 3},
+    "mt5": {"model_type": "mt5", "feed_forward_proj": "gated-gelu"},
     "bart": {"model_type": "bart"},
 }
 

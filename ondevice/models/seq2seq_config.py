@@ -7,13 +7,14 @@ from typing import Any
 
 from ondevice.errors import UserError
 
-SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "bart": "BartForConditionalGeneration"}
+SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",
+           "bart": "BartForConditionalGeneration"}
 CONTEXT = 512  # tokens of either side of a T5, whose positions are relative: what it was trained with
 # Our name → the family's; both sides of BART have heads and feed-forward parts of their own there, and one size here.
 _T5 = {"hidden_size": "d_model", "head_dim": "d_kv", "intermediate_size": "d_ff", "num_hidden_layers": "num_layers",
        "num_attention_heads": "num_heads"}
 _NAMES: dict[str, dict[str, str]] = {
-    "t5": _T5,
+    "t5": _T5, "mt5": _T5,
     "bart": {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers",
              "num_attention_heads": "encoder_attention_heads", "max_position_embeddings": "max_position_embeddings",
              "num_decoder_layers": "decoder_layers"}}
