@@ -110,7 +110,8 @@ def _t5(raw: dict[str, Any]) -> dict[str, Any]:
         "relative_attention_num_buckets": raw.get("relative_attention_num_buckets", 32),
         "relative_attention_max_distance": raw.get("relative_attention_max_distance", 128),
         # left out, it means a tied head whose states are scaled: as transformers writes the first T5
-        "tie_word_embeddings": tied, "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied and kind == "t5"))}
+        "tie_word_embeddings": tied,
+        "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied and kind == "t5"))}
 
 
 def _bart(raw: dict[str, Any]) -> dict[str, Any]:
