@@ -22,6 +22,7 @@ from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_writer
+from ondevice.models.names import shapes
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 
@@ -86,10 +87,10 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
 def grow_vocabulary(model: Model, ctx: Context) -> Model:
     """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the average one."""
     size = model.tokenizer.vocab_size
-    params = dict(model.params)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if name in params:
-            old = ctx.backend.numpy(params[name])
-            rows = np.repeat(old.mean(0, keepdims=True), size - len(old), 0)
-            params[name] = ctx.backend.array(np.concatenate([old, rows]).astype(np.float32))
-    return replace(model, params=params, cfg=replace(model.cfg, vocab_size=size))
+    cfg, params = replace(model.cfg, vocab_size=size), dict(model.params)
+    for name, shape in shapes(cfg).items():
+        old = ctx.backend.numpy(params[name])
+        for axis in (axis for axis, (wanted, had) in enumerate(zip(shape, old.shape, strict=True)) if wanted > had):
+            rows = np.repeat(old.mean(axis, keepdims=True), shape[axis] - old.shape[axis], axis)
+            params[name] = ctx.backend.array(np.concatenate([old, rows], axis).astype(np.float32))
+    return replace(model, params=params, cfg=cfg)
