@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ondevice.config.hub import PullConfig, PushConfig
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
-    from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+    from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
         ChatConfig,
         EvalConfig,
+        FillConfig,
         GenerateConfig,
         RateConfig,
         RatingsConfig,
@@ -31,18 +32,18 @@ if TYPE_CHECKING:
     )
     from ondevice.hub_push import Tell
 
-__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "ppo", "pretrain", "pull",
-           "push", "rate", "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings", "ppo",
+           "pretrain", "pull", "push", "rate", "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "") -> Path:
+        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
     from ondevice.pipeline import run as function
 
     return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
-                    redo=redo, preference=preference)
+                    redo=redo, preference=preference, arch=arch)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -54,7 +55,7 @@ def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any)
 
 def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None,
              **fields: Any) -> Path:
-    """Stage 1: next-token prediction over text. Returns the model's folder."""
+    """Stage 1: learning from plain text, by the next token or by what is hidden. Returns the model's folder."""
     from ondevice.config.stages import PretrainConfig
 
     return _stage("pretrain", cfg, PretrainConfig, {"model": str(model), "data": data, **fields})
@@ -65,6 +66,14 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
     from ondevice.config.stages import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
+
+
+def classify(model: str | Path = "", data: str = "builtin", *, cfg: ClassifyConfig | None = None,
+             **fields: Any) -> Path:
+    """Fine-tuning to tell texts apart. Returns the classifier's folder."""
+    from ondevice.config.stages import ClassifyConfig
+
+    return _stage("classify", cfg, ClassifyConfig, {"model": str(model), "data": data, **fields})
 
 
 def sample(model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any) -> Path:
@@ -117,6 +126,14 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     from ondevice.config.use import ChatConfig
 
     talk.chat(cfg or _made(ChatConfig, fields))
+
+
+def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """What may stand in place of each [MASK] of a text (fields of `FillConfig`). See `ondevice.filling.fill`."""
+    from ondevice.config.use import FillConfig
+    from ondevice.filling import fill as function
+
+    return function(cfg or _made(FillConfig, fields))
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:

@@ -30,13 +30,15 @@ from ondevice.history import (
     start_of,
 )
 from ondevice.inert import inert
+from ondevice.models.network import fills
 from ondevice.progress import duration, size
 from ondevice.report import cell, markdown
 from ondevice.runfolder import RunFolder
 
 WHAT: Mapping[str, str] = {
-    "init": "random weights", "pretrain": "next-token prediction over text", "sft": "instruction tuning on chats",
+    "init": "random weights", "pretrain": "learning from plain text", "sft": "instruction tuning on chats",
     "sample": "responses to be rated", "rate": "rating",
+    "classify": "a classifier: it tells texts apart, and writes none",
     "reward": "a reward model: it scores a whole conversation, and writes no text",
     "dpo": "preference tuning on pairs, without a reward model", "ppo": "preference tuning by a reward model (PPO)",
     "grpo": "reasoning, from verifiable rewards (GRPO)"}
@@ -60,7 +62,8 @@ class Card:
 def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did."""
     judges = made.model is not None and made.model.cfg.num_labels
-    task = "text-classification" if judges else "text-generation"
+    filling = made.model is not None and fills(made.model.cfg)
+    task = "text-classification" if judges else "fill-mask" if filling else "text-generation"
     head = metadata(library_name="transformers", pipeline_tag=task, tags=["ondevice"])
     lines = [head, f"# {cell(run)}: {cell(stage)}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
     if start := getattr(cfg, "model", ""):
@@ -157,7 +160,12 @@ def _use(folder: Path, config: Mapping[str, Any], repo: str, prompt: str, under:
     chats = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
     said = json.dumps(prompt)
     turns = f'[{{"role": "user", "content": {said}}}]'
-    if _judges(config):
+    task = _task(config)
+    if task == "fill-mask":
+        return ["## Use\n", _code("python", [
+            "from transformers import pipeline", "", f'fill = pipeline("fill-mask", "{repo}"{sub})',
+            'print(fill(f"The {fill.tokenizer.mask_token} is here.")[0]["sequence"])'])]
+    if task == "text-classification":
         return ["## Use\n", _code("python", [
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
             f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
@@ -168,13 +176,15 @@ def _use(folder: Path, config: Mapping[str, Any], repo: str, prompt: str, under:
     ask = (f"tokenizer.apply_chat_template({turns}, add_generation_prompt=True,\n"
            '                                    return_tensors="pt", return_dict=True)' if chats else
            f'tokenizer({said}, return_tensors="pt")')
+    both = task == "text2text-generation"  # an encoder-decoder's output is the answer alone
+    auto, begins = ("AutoModelForSeq2SeqLM", "") if both else ("AutoModelForCausalLM", ', ids["input_ids"].shape[1]:')
     parts = ["## Use\n", "With transformers:\n", _code("python", [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        f"from transformers import {auto}, AutoTokenizer", "",
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
-        f'model = AutoModelForCausalLM.from_pretrained("{repo}"{sub})', f"ids = {ask}",
+        f'model = {auto}.from_pretrained("{repo}"{sub})', f"ids = {ask}",
         "out = model.generate(**ids, max_new_tokens=64)",
-        'print(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))'])]
-    if not under:  # mlx-lm opens a repository's top alone
+        f'print(tokenizer.decode(out[0{begins}], skip_special_tokens=True))'])]
+    if not under and not both:  # mlx-lm opens a repository's top alone, and decoders
         prepared = f"tokenizer.apply_chat_template({turns}, add_generation_prompt=True)" if chats else said
         parts += ["With mlx-lm:\n", _code("python", [
             "from mlx_lm import generate, load", "", f'model, tokenizer = load("{repo}")', f"prompt = {prepared}",
@@ -314,12 +324,14 @@ def _title(repo: str, otherwise: str) -> str:
     return repo.rpartition("/")[2] or otherwise
 
 
+_TASKS = {"SequenceClassification": "text-classification", "MaskedLM": "fill-mask",
+          "ConditionalGeneration": "text2text-generation"}
+"""Part of an architecture's name → what the Hub calls its task."""
+
+
 def _task(config: Mapping[str, Any]) -> str:
-    return "text-classification" if _judges(config) else "text-generation"
-
-
-def _judges(config: Mapping[str, Any]) -> bool:
-    return any("SequenceClassification" in str(name) for name in config.get("architectures") or ())
+    names = [str(name) for name in config.get("architectures") or ()]
+    return next((task for part, task in _TASKS.items() if any(part in name for name in names)), "text-generation")
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -25,10 +25,10 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
     """
     n, v = x.shape[0], params[head.name].shape[0]
     rows = max(64, CHUNK_ELEMENTS // v)
-    weight = {head.name: params[head.name]}
+    weight = head.params(params)
 
     def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
-        z = ops.cast(x @ ops.weight(weight, head.name).swapaxes(0, 1), "float32")
+        z = head.logits(ops, weight, x)
         if temperature != 1.0:
             z = z / temperature
         logp = ops.log_likelihood(z, targets)
@@ -40,3 +40,14 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
 
     out = (chunk if n <= rows else ops.in_chunks(chunk, rows, keep=n * v <= KEEP_ELEMENTS))(weight, x, targets)
     return out[0], out[1] if entropy else None
+
+
+def hits(ops: Ops, params: Params, head: Head, x: Array, targets: Array) -> Array:
+    """(N,) float32, 1 where the target is the likeliest token. No gradient flows through it."""
+    def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
+        off = ops.argmax(head.logits(ops, weight, x), -1) - targets
+        return (ops.cast(off * off < 1, "float32"),)
+
+    rows = max(64, CHUNK_ELEMENTS // params[head.name].shape[0])
+    weight = head.params(params)
+    return (chunk if x.shape[0] <= rows else ops.in_chunks(chunk, rows))(weight, x, targets)[0]

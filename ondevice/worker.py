@@ -36,9 +36,9 @@ from ondevice.config.use import SamplingConfig, WorkerConfig
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.events import to_json
-from ondevice.models.folder import Model, load_model
+from ondevice.models.folder import Model, load_model, writer
 from ondevice.runfolder import ticks
-from ondevice.talk import find_model, fitting_ids, sampling, writer
+from ondevice.talk import find_model, fitting_ids, sampling
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
 SCORED = 8  # rows of one scoring batch: a request has few responses, and every batch is filled up to this
@@ -99,7 +99,7 @@ class _Worker:
         self._scorer: Any = None
         self.tell("ready", model=cfg.model, parameters=sum(_size(p.shape) for p in self.model.params.values()),
                   context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None,
-                  judges=self.model.cfg.num_labels > 0)
+                  judges=self.model.cfg.num_labels == 1)
 
     def tell(self, event: str, **fields: Any) -> None:
         self.sink.write(to_json({"event": event, **fields}).encode() + b"\n")
@@ -158,8 +158,8 @@ class _Worker:
         from ondevice.stages.pairs import completion_row
         from ondevice.stages.reward import whole
 
-        if not self.model.cfg.num_labels:
-            raise UserError("gives no scores: it writes text", where=self.cfg.model,
+        if self.model.cfg.num_labels != 1:
+            raise UserError("gives no scores: it is no reward model", where=self.cfg.model,
                             hint="take the folder of a reward model")
         turns, responses = _turns(request), request.get("responses")
         if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):

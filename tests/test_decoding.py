@@ -40,7 +40,7 @@ def logits(model: Model, backend: Backend, ids: Sequence[int]) -> np.ndarray:
     batch = {"ids": backend.array(np.array([ids], np.int32)),
              "positions": backend.array(np.arange(len(ids), dtype=np.int32)[None])}
     hidden = Decoder(model.cfg).hidden(backend.ops, model.params, batch)
-    head = backend.numpy(model.params[model.decoder.head.name])
+    head = backend.numpy(model.params[model.network.head.name])
     return np.asarray(backend.numpy(hidden)[0] @ head.T)
 
 

@@ -34,17 +34,25 @@ class MLXOps:
     def rms_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
         return mx.fast.rms_norm(x.astype(mx.float32), params[f"{name}.weight"].astype(mx.float32), eps).astype(x.dtype)
 
+    def layer_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
+        bias = params.get(f"{name}.bias")
+        return mx.fast.layer_norm(x.astype(mx.float32), params[f"{name}.weight"].astype(mx.float32),
+                                  None if bias is None else bias.astype(mx.float32), eps).astype(x.dtype)
+
     # blocks
     def rope(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         a, b = mx.split(x.astype(mx.float32), 2, -1)
         return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: mx.array | None = None, lengths: mx.array | None = None) -> mx.array:
-        plain = segments is None and lengths is None and not window
+                  segments: mx.array | None = None, lengths: mx.array | None = None,
+                  bias: mx.array | None = None) -> mx.array:
+        plain = segments is None and lengths is None and not window and (bias is None or not causal)
         mask: Any = "causal" if causal else None
         if not plain:
             mask = attention_mask(q.shape[2], k.shape[2], causal, window, segments, lengths)
+        if bias is not None:
+            mask = bias if mask is None else mx.where(mask, bias, -mx.inf)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
     def cache_write(self, cache: mx.array, new: mx.array, at: mx.array) -> mx.array:
@@ -56,6 +64,9 @@ class MLXOps:
 
     def silu(self, x: mx.array) -> mx.array:
         return nn.silu(x)
+
+    def gelu(self, x: mx.array, approximate: bool = False) -> mx.array:
+        return nn.gelu_approx(x) if approximate else nn.gelu(x)
 
     # numbers
     def softmax(self, x: mx.array, axis: int) -> mx.array:

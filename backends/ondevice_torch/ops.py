@@ -36,15 +36,24 @@ class TorchOps:
     def rms_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), eps).to(x.dtype)
 
+    def layer_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
+        bias = params.get(f"{name}.bias")
+        return F.layer_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(),
+                            None if bias is None else bias.float(), eps).to(x.dtype)
+
     # blocks
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         a, b = x.float().chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        plain = segments is None and lengths is None and not window and (not causal or q.shape[2] == k.shape[2])
+                  segments: Tensor | None = None, lengths: Tensor | None = None,
+                  bias: Tensor | None = None) -> Tensor:
+        plain = segments is None and lengths is None and not window and (
+            not causal or (q.shape[2] == k.shape[2] and bias is None))
         mask = None if plain else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+        if bias is not None:
+            mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
         if q.shape[2] == 1 and q.shape[1] != k.shape[1]:  # the heads of a group ask as so many queries of one head
             b, h, _, c = q.shape
             asked = q.reshape(b, k.shape[1], h // k.shape[1], c)
@@ -60,6 +69,9 @@ class TorchOps:
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(x)
+
+    def gelu(self, x: Tensor, approximate: bool = False) -> Tensor:
+        return F.gelu(x, approximate="tanh" if approximate else "none")
 
     # numbers
     def softmax(self, x: Tensor, axis: int) -> Tensor:

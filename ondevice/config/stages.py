@@ -12,7 +12,7 @@ from typing import Literal
 from ondevice.config.hub import check_repo_id
 from ondevice.errors import UserError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,8 @@ class InitConfig(StageConfig):
     tie_word_embeddings: bool = False
     """Share the head's weights with the embeddings."""
     sliding_window: int = 0
-    """Window of attention in tokens (mistral); 0: whole context."""
+    """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides together); 0: whole
+    context."""
     init: Literal["fan_in", "normal"] = "fan_in"
     """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
     initializer_range: float = 0.02
@@ -187,10 +188,10 @@ class InitConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Stage 1: next-token prediction over packed text."""
+    """Stage 1: a model learns from plain text: to predict the next token, or to guess what is hidden."""
 
     model: str = ""
-    """Any decoder folder of the Llama kind to start from."""
+    """The folder to start from: any decoder of the Llama kind, BERT, ModernBERT, T5 or BART."""
     data: str = "builtin"
     """Text: a file, a folder, or builtin[:RECIPE]."""
     validation: str = ""
@@ -198,11 +199,23 @@ class PretrainConfig(TrainingConfig):
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
-    """Keep attention inside each document of a row."""
+    """Keep attention inside each document of a row (an encoder always does)."""
+    objective: Literal["auto", "causal", "masked", "spans", "infilling"] = "auto"
+    """causal: predict the next token. masked: guess hidden tokens from both sides. spans: write what hidden spans held
+    (T5). infilling: write the whole text, whose spans are hidden and sentences shuffled (BART). auto: what the
+    architecture is made for."""
+    mask_share: float = 0.0
+    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART."""
+    mean_span: float = 3.0
+    """Mean length of a hidden span in tokens (spans, infilling)."""
+    whole_words: bool = False
+    """Hide all tokens of a word together."""
 
     def check(self) -> None:
         super().check()
         self._at_least(2, "sequence_length")
+        self._between(0, 0.9, "mask_share")
+        self._at_least(1, "mean_span")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,3 +246,27 @@ class SFTConfig(TrainingConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(TrainingConfig):
+    """Fine-tuning to tell texts apart: a class for each text, read off under a head of one score a class."""
+
+    model: str = ""
+    """The pre-trained folder to start from: an encoder, or a decoder."""
+    data: str = "builtin"
+    """Rows of text and label: a file, a folder, or builtin[:RECIPE] (what kind of task a request is)."""
+    validation: str = ""
+    """Held-out rows; empty: the last part of the data (builtin has its own)."""
+    text: str = "text"
+    """Column of the text."""
+    label: str = "label"
+    """Column of the class."""
+    sequence_length: int = 128
+    """Longest text in tokens; longer ones are cut at the end and counted."""
+
+    gives = "classifier"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(3, "sequence_length")

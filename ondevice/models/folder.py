@@ -8,12 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ondevice.backend import Backend, Params
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
+from ondevice.models.architectures import ModelConfig, load_config
 from ondevice.models.decoder import Decoder
+from ondevice.models.encoder import Encoder
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.names import take
+from ondevice.models.network import network, writes
+from ondevice.models.seq2seq import Seq2Seq
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,16 +28,16 @@ _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder with its weights on a device. `params` are keyed by the file's tensor names."""
+    """A network's shape with its weights on a device. `params` are keyed by the file's tensor names."""
 
-    cfg: DecoderConfig
+    cfg: ModelConfig
     params: Params
     tokenizer: Tokenizer
     folder: Path
 
     @property
-    def decoder(self) -> Decoder:
-        return Decoder(self.cfg)
+    def network(self) -> Decoder | Encoder | Seq2Seq:
+        return network(self.cfg)
 
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)
@@ -42,7 +49,7 @@ def load_model(folder: str | Path, backend: Backend) -> Model:
     if not folder.is_dir():
         raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=str(folder),
                         hint="give a Hugging Face model folder")
-    cfg = DecoderConfig.load(folder)
+    cfg = load_config(folder)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
@@ -57,7 +64,31 @@ def load_model(folder: str | Path, backend: Backend) -> Model:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
+        cfg = replace(cfg, tie_word_embeddings=False)
     return Model(cfg, take(found, cfg, str(folder)), tokenizer, folder)
+
+
+def own_head(found: Params, backend: Backend) -> bool:
+    """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
+    tied, and unties it where the file shows otherwise."""
+    pair = [found.get(name) for name in ("lm_head.weight", "shared.weight")]
+    head, table = (None if p is None else backend.numpy(p) for p in pair)
+    return head is not None and table is not None and not np.array_equal(head, table)
+
+
+def load_writer(folder: str | Path, backend: Backend) -> Model:
+    """A model that writes text. Raises UserError as `load_model` and `writer`."""
+    return writer(load_model(folder, backend))
+
+
+def writer(model: Model) -> Model:
+    """The model. Raises UserError for one that fills masks or judges."""
+    if not writes(model.cfg):
+        what = "is a reward model or a classifier" if model.cfg.num_labels else "fills masks"
+        raise UserError(f"{what}: it writes no text", where=str(model.folder),
+                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo of a model that does")
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -81,13 +112,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def write_model(folder: Path, backend: Backend, cfg: DecoderConfig, params: Params, tokenizer: Tokenizer, *,
+def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
                 dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+    if isinstance(cfg, EncoderConfig):
+        special |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     cfg = replace(cfg, **special)
+    if isinstance(cfg, Seq2SeqConfig):
+        special["decoder_start_token_id"] = cfg.decoder_start_token_id
     _write_json(folder / "config.json", cfg.to_json(dtype))
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from ondevice.backend import Array, Params
 from ondevice.errors import UserError
+from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
+from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"
 """The head of a reward or value model: one row a score."""
 
 
-def shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes(cfg: ModelConfig) -> Shapes:
     """Every tensor of the model by its Hugging Face name; a tied head is left out, as files leave it out."""
+    if isinstance(cfg, EncoderConfig):
+        return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
+    if isinstance(cfg, Seq2SeqConfig):
+        return _t5_shapes(cfg) if cfg.relative else _bart_shapes(cfg)
+    return _decoder_shapes(cfg)
+
+
+def _decoder_shapes(cfg: DecoderConfig) -> Shapes:
     d, f, c = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     q, kv = cfg.num_attention_heads * c, cfg.num_key_value_heads * c
     out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
@@ -49,14 +64,34 @@ def sub(named: Mapping[str, Array], prefix: str) -> Params:
 
 def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon may have it: matrices inside blocks, neither the embeddings nor the head."""
-    return len(shape) == 2 and name.removeprefix("value.").startswith("model.layers.")
+    return len(shape) == 2 and in_block(name)
 
 
-def take(params: Mapping[str, Array], cfg: DecoderConfig, where: str) -> Params:
+def in_block(name: str) -> bool:
+    return re.search(r"\.(layers?|block)\.\d+\.(?!.*relative_attention_bias)", name) is not None
+
+
+def adds_to_stream(name: str) -> bool:
+    """Whether it is the matrix by which a block's part adds to the stream that runs past it."""
+    return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight",
+                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight"))
+
+
+def is_between(name: str) -> bool:
+    """Whether it is the matrix between an encoder's blocks and its head."""
+    return name in ("head.dense.weight", "cls.predictions.transform.dense.weight")
+
+
+def is_embedding(name: str) -> bool:
+    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight"))
+
+
+def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
     """The model's tensors out of a file's, in our order. Raises UserError for one that is missing or misshapen.
 
-    Left out: rotary buffers of old files, and the copy of a tied head.
+    Left out: rotary buffers of old files, the copy of a tied head, heads that this model does not use.
     """
+    params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
         if name not in params:
@@ -64,7 +99,105 @@ def take(params: Mapping[str, Array], cfg: DecoderConfig, where: str) -> Params:
         if tuple(params[name].shape) != shape:
             raise UserError(f"{name} has shape {tuple(params[name].shape)}, config.json says {shape}", where=where)
         out[name] = params[name]
-    extra = [n for n in params if n not in out and n != "lm_head.weight" and not n.endswith("rotary_emb.inv_freq")]
+    extra = [n for n in params if n not in out and not _SPARE.search(n)]
     if extra:
         raise UserError(f"holds {extra[0]}, which a {cfg.model_type} model has not", where=where)
     return out
+
+
+# Not the model's own: rotary and position buffers of old files, copies of tied heads, and what BERT's folders hold for
+# other tasks than this model's.
+_SPARE = re.compile(r"^lm_head\.weight$|rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\."
+                    r"|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
+                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$")
+
+
+def _new_norm(old: re.Match[str]) -> str:
+    return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[old[1]]
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
+
+
+def _norm(name: str, width: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (width,), **({f"{name}.bias": (width,)} if bias else {})}
+
+
+def _bert_shapes(cfg: EncoderConfig) -> Shapes:
+    d, f, v = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+    out: Shapes = {f"bert.embeddings.{kind}_embeddings.weight": (count, d) for kind, count in (
+        ("word", v), ("position", cfg.max_position_embeddings), ("token_type", cfg.type_vocab_size))}
+    out |= _norm("bert.embeddings.LayerNorm", d)
+    for i in range(cfg.num_hidden_layers):
+        p = f"bert.encoder.layer.{i}."
+        for part in ("query", "key", "value"):
+            out |= _linear(f"{p}attention.self.{part}", d, d)
+        out |= _linear(p + "attention.output.dense", d, d) | _norm(p + "attention.output.LayerNorm", d)
+        out |= _linear(p + "intermediate.dense", f, d)
+        out |= _linear(p + "output.dense", d, f) | _norm(p + "output.LayerNorm", d)
+    if cfg.num_labels:
+        return out | _linear("bert.pooler.dense", d, d) | _linear("classifier", cfg.num_labels, d)
+    out |= _linear("cls.predictions.transform.dense", d, d) | _norm("cls.predictions.transform.LayerNorm", d)
+    if not cfg.tie_word_embeddings:
+        return out | _linear("cls.predictions.decoder", v, d)
+    return {**out, "cls.predictions.bias": (v,)}
+
+
+def _modern_shapes(cfg: EncoderConfig) -> Shapes:
+    d, f, v, norm = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.norm_bias
+    out: Shapes = {"model.embeddings.tok_embeddings.weight": (v, d), **_norm("model.embeddings.norm", d, norm)}
+    for i in range(cfg.num_hidden_layers):
+        p = f"model.layers.{i}."
+        if i:  # what comes from the embeddings has been through a norm
+            out |= _norm(p + "attn_norm", d, norm)
+        out |= _linear(p + "attn.Wqkv", 3 * d, d, cfg.attention_bias) | _linear(p + "attn.Wo", d, d, cfg.attention_bias)
+        out |= _norm(p + "mlp_norm", d, norm)
+        out |= _linear(p + "mlp.Wi", 2 * f, d, cfg.mlp_bias) | _linear(p + "mlp.Wo", d, f, cfg.mlp_bias)
+    out |= _norm("model.final_norm", d, norm) | _linear("head.dense", d, d, cfg.head_bias) | _norm("head.norm", d, norm)
+    if cfg.num_labels:
+        return out | _linear("classifier", cfg.num_labels, d)
+    if not cfg.tie_word_embeddings:
+        out["decoder.weight"] = (v, d)
+    return {**out, "decoder.bias": (v,)}
+
+
+def _t5_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f, wide = cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads * cfg.head_dim
+    out: Shapes = {"shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("SelfAttention",)),
+                               ("decoder", cfg.num_decoder_layers, ("SelfAttention", "EncDecAttention"))):
+        for i in range(count):
+            for n, part in enumerate(parts):
+                p = f"{side}.block.{i}.layer.{n}."
+                for matrix in "qkv":
+                    out[f"{p}{part}.{matrix}.weight"] = (wide, d)
+                out[f"{p}{part}.o.weight"] = (d, wide)
+                if i == n == 0:  # the other blocks add what the first one knows of distances
+                    out[f"{p}{part}.relative_attention_bias.weight"] = (
+                        cfg.relative_attention_num_buckets, cfg.num_attention_heads)
+                out[p + "layer_norm.weight"] = (d,)
+            p = f"{side}.block.{i}.layer.{len(parts)}."
+            for matrix in ("wi_0", "wi_1") if cfg.gated else ("wi",):
+                out[f"{p}DenseReluDense.{matrix}.weight"] = (f, d)
+            out |= {p + "DenseReluDense.wo.weight": (d, f), p + "layer_norm.weight": (d,)}
+        out[f"{side}.final_layer_norm.weight"] = (d,)
+    return out if cfg.tie_word_embeddings else {**out, "lm_head.weight": (cfg.vocab_size, d)}
+
+
+def _bart_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f = cfg.hidden_size, cfg.intermediate_size
+    out: Shapes = {"model.shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("self_attn",)),
+                               ("decoder", cfg.num_decoder_layers, ("self_attn", "encoder_attn"))):
+        # the table begins with two rows that are no positions
+        out[f"model.{side}.embed_positions.weight"] = (cfg.max_position_embeddings + 2, d)
+        out |= _norm(f"model.{side}.layernorm_embedding", d)
+        for i in range(count):
+            p = f"model.{side}.layers.{i}."
+            for part in parts:
+                for matrix in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    out |= _linear(f"{p}{part}.{matrix}", d, d)
+                out |= _norm(f"{p}{part}_layer_norm", d)
+            out |= _linear(p + "fc1", f, d) | _linear(p + "fc2", d, f) | _norm(p + "final_layer_norm", d)
+    return {**out, "final_logits_bias": (1, cfg.vocab_size)}

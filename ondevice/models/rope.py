@@ -48,3 +48,8 @@ def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[
 def tables(cfg: DecoderConfig, positions: int) -> tuple[Table, Table]:
     """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays each time."""
     return _tables(positions, cfg.head_dim, cfg.rope_theta, json.dumps(cfg.rope_scaling, sort_keys=True))
+
+
+def plain_tables(positions: int, head_dim: int, theta: float) -> tuple[Table, Table]:
+    """The same of a base alone, without scaling."""
+    return _tables(positions, head_dim, theta, "null")

@@ -33,8 +33,8 @@ from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.summary import outcome, summary
 
-MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
-           "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+MODULES = {"init": "initialize", "pretrain": "pretrain", "classify": "classify", "sft": "sft", "sample": "sample",
+           "rate": "rate", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
@@ -93,7 +93,7 @@ def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, 
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
     if isinstance(cfg, PairsConfig):
-        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume)
+        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume, around.corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
     for name in ("replay", "sft_data"):
