@@ -18,29 +18,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ondevice.config.hub import PullConfig, PushConfig
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
-    from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+    from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
         ChatConfig,
         EvalConfig,
+        FillConfig,
         GenerateConfig,
         RateConfig,
         RatingsConfig,
         WorkerConfig,
     )
+    from ondevice.hub_push import Tell
 
-__all__ = ["chat", "doctor", "dpo", "evaluate", "generate", "grpo", "init", "manage_ratings", "merge", "ppo",
-           "pretrain", "quantize", "rate", "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings",
+           "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample", "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "") -> Path:
+        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
     from ondevice.pipeline import run as function
 
     return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
-                    redo=redo, preference=preference)
+                    redo=redo, preference=preference, arch=arch)
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -52,7 +55,7 @@ def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any)
 
 def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None,
              **fields: Any) -> Path:
-    """Stage 1: next-token prediction over text. Returns the model's folder."""
+    """Stage 1: learning from plain text, by the next token or by what is hidden. Returns the model's folder."""
     from ondevice.config.stages import PretrainConfig
 
     return _stage("pretrain", cfg, PretrainConfig, {"model": str(model), "data": data, **fields})
@@ -63,6 +66,14 @@ def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None 
     from ondevice.config.stages import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
+
+
+def classify(model: str | Path = "", data: str = "builtin", *, cfg: ClassifyConfig | None = None,
+             **fields: Any) -> Path:
+    """Fine-tuning to tell texts apart. Returns the classifier's folder."""
+    from ondevice.config.stages import ClassifyConfig
+
+    return _stage("classify", cfg, ClassifyConfig, {"model": str(model), "data": data, **fields})
 
 
 def sample(model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any) -> Path:
@@ -131,6 +142,14 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     talk.chat(cfg or _made(ChatConfig, fields))
 
 
+def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """What may stand in place of each [MASK] of a text (fields of `FillConfig`). See `ondevice.filling.fill`."""
+    from ondevice.config.use import FillConfig
+    from ondevice.filling import fill as function
+
+    return function(cfg or _made(FillConfig, fields))
+
+
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
     """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.worker`."""
     from ondevice.config.use import WorkerConfig
@@ -163,6 +182,25 @@ def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[s
     from ondevice.rating_files import manage as function
 
     return function(cfg or _made(RatingsConfig, fields))
+
+
+def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = None, tell: Tell | None = None,
+         **fields: Any) -> dict[str, Any]:
+    """Sends a model, a run or its ratings to the Hub in one commit (fields of `PushConfig`); private unless `public`.
+    `tell` hears each step. Returns {"repo", "url", "commit", …}, of a dry run what would be sent."""
+    from ondevice.config.hub import PushConfig
+    from ondevice.hub_push import push as function
+
+    return function(cfg or _made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}), tell)
+
+
+def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None = None,
+         **fields: Any) -> dict[str, Any]:
+    """Gets a model, an adapter or a data set from the Hub (fields of `PullConfig`), verified. Returns {"path", …}."""
+    from ondevice.config.hub import PullConfig
+    from ondevice.hub_pull import pull as function
+
+    return function(cfg or _made(PullConfig, {"repo_id": repo_id, **fields}), tell)
 
 
 def doctor() -> dict[str, Any]:

@@ -42,14 +42,16 @@ class Verb:
 
 
 _PREFERENCE = "ondevice.config.preference"
-_STAGES, _USE = "ondevice.config.stages", "ondevice.config.use"
+_STAGES, _USE, _HUB = "ondevice.config.stages", "ondevice.config.use", "ondevice.config.hub"
 VERBS = {verb.name: verb for verb in (
     Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
     Verb("init", "Train", "a tokenizer and a model of random weights", f"{_STAGES}:InitConfig", ("data",), "init",
          recipe=True),
-    Verb("pretrain", "Train", "next-token prediction over text", f"{_STAGES}:PretrainConfig", ("model", "data"),
-         "pretrain", recipe=True),
+    Verb("pretrain", "Train", "learning from plain text: the next token, or what is hidden",
+         f"{_STAGES}:PretrainConfig", ("model", "data"), "pretrain", recipe=True),
     Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
+    Verb("classify", "Train", "telling texts apart: one class a text", f"{_STAGES}:ClassifyConfig", ("model", "data"),
+         "classify", recipe=True),
     Verb("sample", "Train", "several responses to each prompt, to be rated", f"{_PREFERENCE}:SampleConfig",
          ("model", "data"), "sample", recipe=True),
     Verb("reward", "Train", "a reward model from rated pairs", f"{_PREFERENCE}:RewardConfig", ("model", "data"),
@@ -63,6 +65,8 @@ VERBS = {verb.name: verb for verb in (
     Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),
+    Verb("fill", "Use", "guess what is hidden in a text: \"The [MASK] bird\"", f"{_USE}:FillConfig", ("model", "text"),
+         "fill", sets=False, render="ondevice.filling:render"),
     Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
          ("model",), "serve", sets=False, json=False),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
@@ -70,6 +74,10 @@ VERBS = {verb.name: verb for verb in (
          json=False, render="ondevice.rating:render"),
     Verb("ratings", "Prefer", "what the votes are worth; ratings export|import DB FILE", f"{_USE}:RatingsConfig",
          ("action", "ratings", "file"), "manage_ratings", render="ondevice.rating_files:render"),
+    Verb("push", "Share", "send a model, a run or its ratings to the Hugging Face Hub", f"{_HUB}:PushConfig",
+         ("model", "repo_id"), "push", sets=False, render="ondevice.hub_push:render"),
+    Verb("pull", "Share", "get a model or a data set from the Hub, verified", f"{_HUB}:PullConfig", ("repo_id",),
+         "pull", sets=False, render="ondevice.hub_pull:render"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
@@ -396,17 +404,19 @@ def _ours() -> int:
     """Tells of the exception at hand, whose text may be a model's or a file's."""
     import traceback
 
+    from ondevice.hub import redacted
     from ondevice.inert import inert
 
-    sys.stderr.write(inert(traceback.format_exc(), limit=None))
+    sys.stderr.write(inert(redacted(traceback.format_exc()), limit=None))
     return 1
 
 
 def _complain(text: str) -> None:
+    from ondevice.hub import redacted
     from ondevice.inert import inert
 
     try:
-        sys.stderr.write(f"ondevice: {inert(' '.join(text.split()), newlines=False)}\n")
+        sys.stderr.write(f"ondevice: {inert(redacted(' '.join(text.split())), newlines=False)}\n")
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it

@@ -100,6 +100,18 @@ def svg(curve: Curve, stage: str) -> str:
             f'{inert_html(curve.title)}</text></svg>')
 
 
+_STYLE = (".grid{stroke:#e2e3df;fill:none}.raw{stroke:#2456a6;stroke-opacity:.38;stroke-width:1.1;fill:none}"
+          ".mean{stroke:#2456a6;stroke-width:2;fill:none}.held{fill:#b34700}text{font:10px sans-serif;fill:#5f6875}")
+
+
+def picture(curve: Curve, stage: str) -> str:
+    """`svg` as a file of its own: on white, in the colours of the light page."""
+    head, sign, rest = svg(curve, stage).partition("</title>")
+    room = f'xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * HEIGHT}"'
+    head = head.replace("<svg ", f"<svg {room} ", 1)
+    return f'{head}{sign}<style>{_STYLE}</style><rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>{rest}\n'
+
+
 class _Scale:
     """Values onto a stretch of the picture."""
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ondevice.backend import Array, Backend, Ops, Params
 from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
+from ondevice.models.encoder import Encoder
 from ondevice.models.folder import Model
 from ondevice.randomness import uniforms
 
@@ -65,12 +66,16 @@ class Generator:
     """
 
     def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
-        self.cfg, self.decoder, self.backend, self.sampling = model.cfg, model.decoder, backend, sampling
+        assert not isinstance(model.network, Encoder)
+        self.cfg, self.network, self.backend, self.sampling = model.cfg, model.network, backend, sampling
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
         self._first = backend.evaluate(self._first_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
+        # of a search, whose number of rows changes: a compiled step would be traced too often
+        self._advance = backend.evaluate(self._advance_fn, compile="never")
+        self._logprobs = backend.evaluate(self._logprobs_fn, compile="never")
 
     def run(self, params: Params, prompts: Sequence[Sequence[int]], *, stage: str = "generate", step: int = 0,
             first: int = 0, samples: int = 1, batch_size: int = 64,
@@ -87,11 +92,17 @@ class Generator:
             asked = order[start:start + together]
             rows = []
             for i in asked:
-                limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - len(prompts[i]))
+                taken = self.network.prompt_width(len(prompts[i]))
+                limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - taken)
                 rows += [_Row(at, limit, [], self._uniforms(stage, step, first + at, limit))
                          for at in range(i * samples, (i + 1) * samples)]
             self._batch(params, rows, [prompts[i] for i in asked], out, on_token)
         return [c for c in out if c is not None]
+
+    def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
+        """What stands behind a search among several continuations of one prompt."""
+        self._check(prompt)
+        return Reader(self, params, prompt)
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -118,8 +129,8 @@ class Generator:
             for _ in range(look - len(fresh)):
                 done += 1
                 token, keys, values, at = self._step(params, token, cache.keys, cache.values, cache.lengths,
-                                                     _column(rows, done))
-                cache = Cache(keys, values, at)
+                                                     cache.fixed, _column(rows, done))
+                cache = Cache(keys, values, at, cache.fixed)
                 fresh.append(token)
             seen = np.stack([self.backend.numpy(t) for t in fresh], 1)
             fresh = []
@@ -141,14 +152,15 @@ class Generator:
         for i, prompt in enumerate(prompts):
             ids[i, :len(prompt)] = prompt
         positions = np.minimum(np.arange(width, dtype=np.int32), self.cfg.max_position_embeddings - 1)
-        room = _round_up(width + LOOK, BLOCK)
+        taken = self.network.prompt_width(width)
+        room = _round_up(taken + LOOK, BLOCK)
         ends = (np.arange(len(prompts)) * width + lengths - 1).astype(np.int32)
-        last, keys, values = self._prefill(params, ids, np.tile(positions, (len(prompts), 1)), ends,
-                                           np.zeros(room - width, np.float32))
-        cache = Cache(keys, values, self.backend.array(lengths))
+        last, *cached = self._prefill(params, ids, np.tile(positions, (len(prompts), 1)), ends, lengths,
+                                      np.zeros(room - taken, np.float32))
+        cache = Cache(*cached)
         if samples > 1:
             cache, last = self._select(cache, last, np.repeat(np.arange(len(prompts), dtype=np.int32), samples))
-        return cache, last, int(lengths.max())
+        return cache, last, self.network.prompt_width(int(lengths.max()))
 
     def _take(self, row: _Row, seen: NDArray[Any], out: list[Completion | None],
               on_token: Callable[[int, int], None] | None) -> bool:
@@ -169,8 +181,8 @@ class Generator:
     def _select(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
         """The rows `keep` of a cache and of what stands beside it, as often as they are named."""
         index = self.backend.array(keep)
-        keys, values = ([x[index] for x in xs] for xs in (cache.keys, cache.values))
-        return Cache(keys, values, cache.lengths[index]), token[index]
+        keys, values, fixed = ([x[index] for x in xs] for xs in (cache.keys, cache.values, cache.fixed))
+        return Cache(keys, values, cache.lengths[index], fixed), token[index]
 
     def _grow(self, cache: Cache, needed: int) -> Cache:
         b, h, room, c = cache.keys[0].shape
@@ -179,32 +191,43 @@ class Generator:
         ops = self.backend.ops
         more = ops.zeros((b, h, _round_up(needed - room, BLOCK), c), self.backend.dtype)
         keys, values = ([ops.concat([x, more], 2) for x in xs] for xs in (cache.keys, cache.values))
-        return Cache(keys, values, cache.lengths)
+        return Cache(keys, values, cache.lengths, cache.fixed)
 
     # what runs on the device
 
-    def _prefill_fn(self, params: Params, ids: Array, positions: Array, ends: Array,
-                    room: Array) -> tuple[Array, list[Array], list[Array]]:
+    def _prefill_fn(self, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array,
+                    room: Array) -> tuple[Array, list[Array], list[Array], Array, list[Array]]:
         ops = self.backend.ops
-        last, keys, values = self.decoder.prefill(ops, params, ids, positions, ends)
-        b, h, _, c = keys[0].shape
+        last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
+        b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
-        return last, [ops.concat([k, empty], 2) for k in keys], [ops.concat([v, empty], 2) for v in values]
+        keys, values = ([ops.concat([x, empty], 2) for x in xs] for xs in (cache.keys, cache.values))
+        return last, keys, values, cache.lengths, cache.fixed
 
     def _first_fn(self, params: Params, last: Array, u: Array) -> Array:
         return self._draw(self.backend.ops, params, last, u)
 
     def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
-                 u: Array) -> tuple[Array, list[Array], list[Array], Array]:
+                 fixed: list[Array], u: Array) -> tuple[Array, list[Array], list[Array], Array]:
         ops = self.backend.ops
-        hidden, cache = self.decoder.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths))
+        hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
         return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
+
+    def _advance_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
+                    fixed: list[Array]) -> tuple[Array, list[Array], list[Array], Array]:
+        ops = self.backend.ops
+        hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
+        return hidden.reshape(hidden.shape[0], -1), cache.keys, cache.values, cache.lengths
+
+    def _logprobs_fn(self, params: Params, last: Array) -> Array:
+        ops = self.backend.ops
+        z = self.network.head.logits(ops, params, last)[:, :self.known]
+        return z - ops.logsumexp(z, -1).reshape(-1, 1)
 
     def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
         """(B,) next tokens from hidden (B, D) or (B, 1, D) and uniforms (B,)."""
         s = self.sampling
-        head = self.decoder.head
-        z = head.logits(ops, head.params(params), hidden.reshape(hidden.shape[0], -1))[:, :self.known]
+        z = self.network.head.logits(ops, params, hidden.reshape(hidden.shape[0], -1))[:, :self.known]
         if not s.temperature:
             return ops.cast(ops.argmax(z, -1), "int32")
         p = ops.softmax(z / s.temperature, -1)
@@ -220,6 +243,32 @@ class Generator:
         heap = ops.cumsum(p, -1)
         below = ops.cast(heap <= u.reshape(-1, 1) * heap[:, v - 1:v], "int32")
         return ops.cast(ops.minimum(ops.sum(below, -1), v - 1), "int32")
+
+
+class Reader:
+    """Log-probabilities of what comes next after each of some texts that begin alike. `limit`: how many tokens may be
+    written."""
+
+    def __init__(self, generator: Generator, params: Params, prompt: Sequence[int]) -> None:
+        self._g, self._params = generator, params
+        taken = generator.network.prompt_width(len(prompt))
+        self.limit = min(generator.sampling.max_new_tokens, generator.cfg.max_position_embeddings - taken)
+        self._cache, self._last, self._longest = generator._read(params, [prompt], 1)
+
+    def logprobs(self) -> NDArray[np.float32]:
+        """(texts, V)."""
+        found: NDArray[np.float32] = self._g.backend.numpy(self._g._logprobs(self._params, self._last))
+        return found
+
+    def go_on(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
+        """The texts to keep, by their numbers, each with its next token."""
+        cache, _ = self._g._select(self._cache, self._last, np.array(texts, np.int32))
+        self._longest += 1
+        cache = self._g._grow(cache, self._longest + 1)
+        token = np.array(tokens, np.int32)
+        self._last, keys, values, lengths = self._g._advance(self._params, token, cache.keys, cache.values,
+                                                             cache.lengths, cache.fixed)
+        self._cache = Cache(keys, values, lengths, cache.fixed)
 
 
 def _column(rows: list[_Row], token: int) -> NDArray[np.float32]:

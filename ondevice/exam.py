@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ondevice.backend import Backend
+from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.config.use import EvalConfig
 from ondevice.data.chat import encode_chats, prompt_ids
+from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, load_model, writer
+from ondevice.models.network import fills
 from ondevice.runfolder import StageFolder
 
 if TYPE_CHECKING:
@@ -54,12 +56,15 @@ class Marks:
     by_kind: dict[str, tuple[int, int]]  # kind → (right, asked)
     reasoning: Reasoning | None = None
     points: tuple[float, ...] = ()  # what the rater's rule gives the answer to each prompt of the duel
+    masked_accuracy: float | None = None  # how often what is hidden is the likeliest guess; of models that fill masks
 
     def mapping(self) -> dict[str, Any]:
         out: dict[str, Any] = {"bits_per_byte": self.bits_per_byte, "exact_match": self.exact_match,
                                "by_kind": {k: list(v) for k, v in self.by_kind.items()}}
         if self.reasoning:
             out["reasoning"] = asdict(self.reasoning)
+        if self.masked_accuracy is not None:
+            out["masked_accuracy"] = self.masked_accuracy
         return {**out, "points": list(self.points)} if self.points else out
 
 
@@ -84,7 +89,10 @@ def longest_answer(exam: Exam, model: Model) -> int:
 
 def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
     """`cache` is a folder for the tokenised documents."""
-    bits = bits_per_byte(model, backend, exam, cache) if exam.documents else None
+    if fills(model.cfg):
+        return Marks(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
+    # an encoder-decoder gives no probability to a text as such
+    bits = bits_per_byte(model, backend, exam, cache) if exam.documents and model.network.start is None else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
@@ -136,13 +144,28 @@ def bits_per_byte(model: Model, backend: Backend, exam: Exam, cache: Path) -> fl
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
     source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
-    loss = partial(causal_lm_loss, model=model.decoder)
+    loss = partial(causal_lm_loss, model=model.network)
     run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
     nats = bytes_ = 0.0
     for batch in source.eval_batches(None):
         nats += float(backend.numpy(run(model.params, batch)))
         bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
     return nats / math.log(2) / max(bytes_, 1.0)
+
+
+def masked_accuracy(model: Model, backend: Backend, exam: Exam, cache: Path) -> float | None:
+    """Share of hidden tokens whose true one is the likeliest guess, 15 % of the documents' tokens hidden as in
+    training; None without documents. Chance is that of the most frequent token."""
+    if not exam.documents:
+        return None
+    tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
+    source = MaskedSource(tokens, tokenizer=model.tokenizer, batch_size=ROWS,
+                          sequence_length=min(exam.sequence_length, model.cfg.max_position_embeddings))
+    loss = partial(causal_lm_loss, model=model.network, accuracy=True)
+    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["accuracy"])
+    found = [[float(backend.numpy(x)) for x in run(model.params, batch)] for batch in source.eval_batches(None)]
+    right, asked = np.sum(found, 0)
+    return float(right / max(asked, 1.0))
 
 
 def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[int, int]]:
@@ -177,9 +200,10 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
     text: {"bits_per_byte", "sequence_length"}, read in rows as long as those of the model's training where its run
     folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens", "chats", "cut"} of the
-    assistant's tokens. Raises UserError for data or tasks that do not fit."""
+    assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. Raises UserError for data or tasks
+    that do not fit."""
     from ondevice.stages.material import corpus_of, plain_chats, plain_texts
-    from ondevice.talk import find_model, open_model
+    from ondevice.talk import find_model
 
     cfg.check()
     corpus = corpus_of(cfg.data, CorpusConfig())
@@ -189,7 +213,7 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
             raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
         chats = plain_chats(cfg.data)
         documents = [] if chats else plain_texts(cfg.data)[:limit]
-        model, backend = open_model(cfg)
+        model, backend = _opened(cfg, find_model(cfg.model))
         if chats and model.tokenizer.chat_template is not None:
             return chat_loss(model, backend, chats[:limit])
         return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], find_model(cfg.model))
@@ -198,9 +222,16 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
                    questions=exam.questions[:limit] if "instructions" in wanted else [],
                    problems=exam.problems[:limit] if "reasoning" in wanted else [])
-    model, backend = open_model(cfg)
+    model, backend = _opened(cfg, find_model(cfg.model))
     with tempfile.TemporaryDirectory() as cache:
         return measure(model, backend, exam, Path(cache)).mapping()
+
+
+def _opened(cfg: EvalConfig, folder: Path) -> tuple[Model, Backend]:
+    """A model that writes or fills masks. Raises UserError for any other."""
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    model = load_model(folder, backend)
+    return model if fills(model.cfg) else writer(model), backend
 
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
@@ -210,7 +241,7 @@ def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str,
     longest = max(len(row.ids) for row in rows)
     source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
                         packing=False)
-    loss = partial(causal_lm_loss, model=model.decoder)
+    loss = partial(causal_lm_loss, model=model.network)
     run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
     total = count = 0.0
     for batch in source.eval_batches(None):
@@ -224,6 +255,7 @@ def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path
     model could have used."""
     record = StageFolder(folder.resolve().parent).done_record() or {}
     length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
+    exam, figure = Exam(documents, [], lambda *_: False, length), masked_accuracy if fills(model.cfg) else bits_per_byte
     with tempfile.TemporaryDirectory() as cache:
-        bits = bits_per_byte(model, backend, Exam(documents, [], lambda *_: False, length), Path(cache))
-    return {"bits_per_byte": bits, "sequence_length": min(length, model.cfg.max_position_embeddings)}
+        found = figure(model, backend, exam, Path(cache))
+    return {figure.__name__: found, "sequence_length": min(length, model.cfg.max_position_embeddings)}

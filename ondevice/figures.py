@@ -97,6 +97,8 @@ def _ladder(done: Done) -> Section:
         ("held-out loss", [number(o.get("loss") if own else None, "{:.4f}") for o in outcomes]),
         ("bits/byte", [number((o if own else m).get("bits_per_byte"), "{:.3f}")
                        for o, m in zip(outcomes, marks, strict=True)]),
+        ("masked tokens", [number(m.get("masked_accuracy"), "{:.1%}") for m in marks]),
+        ("classes", [number((m.get("classes") or {}).get("accuracy"), "{:.1%}") for m in marks]),
         ("exact match", [number(m.get("exact_match"), "{:.1%}") for m in marks]),
         ("reasoning", [number(r.get("accuracy"), "{:.1%}") for r in reasoning]),
         (f"pass@{tries[0]}" if len(tries) == 1 else "pass@k", [number(r.get("pass_at"), "{:.1%}") for r in reasoning]),
@@ -220,6 +222,10 @@ def _about(done: Done) -> Section:
             whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""
             told.append(f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
                         f"margin {marks['pairs']['margin']:.3f}")
+        if found := marks.get("classes"):
+            told.append(f"{found['accuracy']:.1%} of {found['texts']:,} held-out texts put into the right one of "
+                        f"{len(found['names'])} classes (95 % interval {found['low']:.1%} to {found['high']:.1%}; the "
+                        f"most frequent class alone: {found['most_frequent']:.1%})")
         if held := marks.get("held_out"):
             shown = {"score": "score {:.2f}", "accuracy": "accuracy {:.1%}", "reward": "reward {:.2f}",
                      "completion_length": "{:.0f} tokens a completion"}

@@ -40,3 +40,14 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
 
     out = (chunk if n <= rows else ops.in_chunks(chunk, rows, keep=n * v <= KEEP_ELEMENTS))(weight, x, targets)
     return out[0], out[1] if entropy else None
+
+
+def hits(ops: Ops, params: Params, head: Head, x: Array, targets: Array) -> Array:
+    """(N,) float32, 1 where the target is the likeliest token. No gradient flows through it."""
+    def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
+        off = ops.argmax(head.logits(ops, weight, x), -1) - targets
+        return (ops.cast(off * off < 1, "float32"),)
+
+    rows = max(64, CHUNK_ELEMENTS // params[head.name].shape[0])
+    weight = head.params(params)
+    return (chunk if x.shape[0] <= rows else ops.in_chunks(chunk, rows))(weight, x, targets)[0]

@@ -21,6 +21,7 @@ from ondevice.backend import Backend, Loss, OptimSettings, Params, Trainer
 from ondevice.config.stages import TrainingConfig
 from ondevice.context import Context
 from ondevice.errors import Interrupted, UserError
+from ondevice.hub_beside import Beside
 from ondevice.models.folder import Model, read_trained, write
 from ondevice.models.names import is_block_matrix, quantised, sub
 from ondevice.runfolder import ticks
@@ -188,6 +189,9 @@ class _Fit:
             self.state = State(**known)
             self.feed.restore(self.found.record.get("feed", {}))
             params = self._read(self.found)
+        self.pushes: Beside | None = None
+        if cfg.push_every:
+            self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
         own, frozen = ({n: p for n, p in params.items() if (n in trained) is wanted} for wanted in (True, False))
         self.trainer: Trainer = self.backend.trainer(loss, own, frozen, optim_settings(cfg, own), compile=cfg.compile)
         if self.found is not None:
@@ -232,8 +236,9 @@ class _Fit:
         """Measures, samples, saves and stops where it is time; `state.ended` ends the training early."""
         cfg, state = self.cfg, self.state
         last, stopping = state.step == cfg.steps or bool(state.ended), self.ctx.stop.requested
-        saving = last or stopping or _due(state.step, cfg.save_every)
-        if last or _due(state.step, cfg.eval_every) or (saving and not stopping):
+        saving, asked = last or _due(state.step, cfg.save_every), self.ctx.stop.save_requested()
+        # a person's wish to stop or to save changes no measurement, by which a run may end early
+        if saving or _due(state.step, cfg.eval_every):
             score = self.evaluate()
             word = "held-out " + self.better.name.replace("_", " ")
             note(f"step {state.step}: {word} {score:.4f}")
@@ -242,13 +247,13 @@ class _Fit:
             if improved:
                 saving, state.best_step, state.best_score = saving or cfg.take_best, state.step, score
             # only what is on disk can be the best checkpoint
-            if saving and self.better.than(score, state.best_saved_score):
+            if (saving or stopping or asked) and self.better.than(score, state.best_saved_score):
                 state.best_saved_step, state.best_saved_score = state.step, score
         if 0 < cfg.patience <= state.since_best and not last:
             state.ended = f"no better held-out {self.better.name} in {cfg.patience} measurements: stopping early"
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
-        if saving or state.ended:
+        if saving or stopping or asked or state.ended:
             self._save()
         if state.ended:
             self.ctx.warn(state.ended, state.step)
@@ -277,6 +282,8 @@ class _Fit:
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
                                 best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
+        if self.pushes is not None:
+            self.pushes.offer(saved, last=state.step == self.cfg.steps)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:
         read = {part: read_trained(found.path / part, model, self.backend) for part, model in self.beside.items()}

@@ -11,17 +11,18 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from ondevice.backend import Array, Metrics, Ops, Params
-from ondevice.logprobs import token_logprobs
-from ondevice.models.decoder import Decoder
-from ondevice.models.heads import scalar_head
+from ondevice.logprobs import hits, token_logprobs
+from ondevice.models.heads import class_scores, scalar_head
 from ondevice.models.names import sub
+from ondevice.models.network import Network
 
 Batch = Mapping[str, Array]
 
 
-def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder,
+def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, accuracy: bool = False,
                    checkpoint: bool = False) -> tuple[Array, Metrics]:
-    """Mean over target tokens of -log p(target); for pre-training and for instruction tuning alike.
+    """Mean over target tokens of -log p(target), whether the target follows what is read or is masked in it; for
+    pre-training and for instruction tuning alike. `accuracy`: tell also how often the target is the likeliest token.
 
     `batch`: ids, positions (B, T), segments (B, T) or absent, targets, index, weights (N,), denominator ().
     """
@@ -30,20 +31,41 @@ def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder,
     weights = batch["weights"]
     total = -ops.sum(logp * weights)
     count = ops.sum(weights)
-    return total / batch["denominator"], {"loss": (total, count)}
+    metrics = {"loss": (total, count)}
+    if accuracy:
+        metrics["accuracy"] = (ops.sum(hits(ops, params, model.head, hidden, batch["targets"]) * weights), count)
+    return total / batch["denominator"], metrics
+
+
+def classification_loss(ops: Ops, params: Params, batch: Batch, *, model: Network,
+                        checkpoint: bool = False) -> tuple[Array, Metrics]:
+    """Cross-entropy of each text's class.
+
+    `batch`: ids, positions (R, T), segments where the first token is read; read (R,) flat places of the tokens at which
+    the rows are read; targets (R,) classes; weights (R,) 0 where a row is padding; denominator, the number of texts.
+    """
+    hidden = model.hidden(ops, params, batch, at=batch["read"], checkpoint=checkpoint)
+    scores = class_scores(ops, params, model, hidden)
+    weights, targets = batch["weights"], batch["targets"]
+    total, count = -ops.sum(ops.log_likelihood(scores, targets) * weights), ops.sum(weights)
+    off = ops.argmax(scores, -1) - targets
+    right = ops.sum(ops.cast(off * off < 1, "float32") * weights)
+    return total / batch["denominator"], {"loss": (total, count), "accuracy": (right, count)}
 
 
 # ---- preference -----------------------------------------------------------------------------------------------------
 
-def reward_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, center: float = 0.0,
+def reward_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, center: float = 0.0,
                 checkpoint: bool = False) -> tuple[Array, Metrics]:
     """Bradley–Terry (Ouyang 2022, eq. 1): -log σ(r_chosen − r_rejected − margin), and `center`·(r_c + r_r)² (Eisenstein
     2023), which keeps rewards around 0.
 
-    `batch`: ids, positions (2P, T) with the chosen rows first; last (2P,) flat places of the rows' last tokens;
-    margin, pairs (P,), `pairs` 0 where a pair was added to fill the batch; denominator, the number of pairs.
+    `batch`: ids, positions (2P, T) with the chosen rows first; read (2P,) flat places of the tokens at which
+    the rows are read; margin, pairs (P,), `pairs` 0 where a pair was added to fill the batch; denominator, the number
+    of pairs.
     """
-    scores = scalar_head(ops, params, model.hidden(ops, params, batch, at=batch["last"], checkpoint=checkpoint))
+    hidden = model.hidden(ops, params, batch, at=batch["read"], checkpoint=checkpoint)
+    scores = scalar_head(ops, params, model, hidden)
     return reward_objective(ops, scores, batch, center=center)
 
 
@@ -121,7 +143,7 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
 WITHOUT_REFERENCE = frozenset(("orpo", "simpo"))
 
 
-def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, kind: str, beta: float,
+def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, kind: str, beta: float,
                     smoothing: float = 0.0, gamma: float = 0.0, checkpoint: bool = False) -> tuple[Array, Metrics]:
     """DPO and its family over the summed log-probabilities of completions.
 
@@ -168,7 +190,7 @@ def _kto(ops: Ops, c: Array, r: Array, mismatched: Array, real: Array, beta: flo
 
 # ---- rollouts -------------------------------------------------------------------------------------------------------
 
-def grpo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip_low: float, clip_high: float,
+def grpo_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, clip_low: float, clip_high: float,
               beta: float = 0.0, sequence: bool = False, temperature: float = 1.0,
               checkpoint: bool = False) -> tuple[Array, Metrics]:
     """Clipped policy gradient over a group's advantages (Shao 2024, eq. 3), with k3 as distance to the reference.
@@ -198,7 +220,7 @@ def grpo_objective(ops: Ops, logp: Array, batch: Batch, *, clip_low: float, clip
     return ops.sum(each * batch["scale"]) / batch["denominator"], metrics
 
 
-def ppo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip: float, value_clip: float,
+def ppo_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, clip: float, value_clip: float,
              value_coef: float, sft_coef: float = 0.0, temperature: float = 1.0,
              checkpoint: bool = False) -> tuple[Array, Metrics]:
     """Clipped policy gradient, clipped value loss with its ½ (Schulman 2017; Huang 2024), both means over the tokens of
@@ -211,7 +233,7 @@ def ppo_loss(ops: Ops, params: Params, batch: Batch, *, model: Decoder, clip: fl
     logp, entropy = token_logprobs(ops, params, model.head, hidden, batch["targets"], temperature, True)
     assert entropy is not None
     value = sub(params, "value.")
-    values = scalar_head(ops, value, model.hidden(ops, value, batch, at=batch["index"], checkpoint=checkpoint))
+    values = scalar_head(ops, value, model, model.hidden(ops, value, batch, at=batch["index"], checkpoint=checkpoint))
     loss, metrics = ppo_objective(ops, logp, values, batch, clip=clip, value_clip=value_clip, value_coef=value_coef)
     metrics |= _of_tokens(ops, batch["weights"], entropy=entropy)
     if sft_coef:

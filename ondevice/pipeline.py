@@ -13,7 +13,7 @@ from ondevice.backend import available
 from ondevice.checkpoint import write_file
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
-from ondevice.config.recipe import Recipe, load_recipe
+from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
 from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
@@ -27,14 +27,15 @@ from ondevice.talk import find_model, find_reward_model
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "") -> Path:
+        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
     """All stages of a recipe, one after the other. Returns the run folder.
 
     `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5", `preference` (ppo, dpo) the way through
-    stage 3. With `resume`, complete stages are kept
-    and the unfinished one goes on from its newest checkpoint. A stage named in `redo` is run again, and so is what
-    follows from it. Raises UserError, or Interrupted once a stop has been saved.
+    stage 3, `arch` the architecture (tiny for an encoder is the recipe tiny-encoder). With `resume`, complete stages
+    are kept and the unfinished one goes on from its newest checkpoint. A stage named in `redo` is run again, and so is
+    what follows from it. Raises UserError, or Interrupted once a stop has been saved.
     """
+    recipe = recipe_for(recipe, arch)
     found = load_recipe(recipe, sets, preference, seed=seed, backend=backend, device=device, dtype=dtype)
     for name in redo:
         if name not in found.stages:

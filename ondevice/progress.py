@@ -128,6 +128,14 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if size < 100 else f"{value:.0f}"
 
 
+def size(count: float) -> str:
+    """Bytes in a few characters: 812 B, 4.5 MB."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= limit:
+            return f"{count / limit:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
 def duration(seconds: float) -> str:
     """0:07, 12:30, 3:05:00, 2d 04h."""
     whole = int(seconds + 0.5)

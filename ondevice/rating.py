@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from ondevice.active import in_turn
 from ondevice.config.use import RateConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.inert import LIMIT, inert
@@ -79,7 +80,7 @@ class Session:
                 **asdict(progress)}
 
     def _next(self) -> Item | None:
-        waiting = self.ratings.queue(self.rater, self.batch)
+        waiting = in_turn(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
         if waiting and waiting[0] not in self._skipped:
             return self.ratings.item(waiting[0])
         progress = self.ratings.progress(self.rater, self.batch)

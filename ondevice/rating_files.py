@@ -118,6 +118,9 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                 whole_rows.take(row)
             else:
                 new.append(_parse(row))
+                if cfg.gold and [outcome for outcome, _ in new[-1].votes] != ["ranked"]:
+                    new.pop()
+                    raise BadRow("gold needs one vote that names the better answer")
         except BadRow as error:
             rows.reject(where, str(error), row)
     rows.check()
@@ -125,6 +128,11 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
     with Ratings.open(cfg.ratings, create=True) as into, into.transaction():
         items, votes = whole_rows.write(into)
         for entry in new:
+            if cfg.gold:
+                into.add(batch, entry.prompt, entry.responses, kind="gold", gold=entry.votes[0][1], meta=entry.meta,
+                         seed=cfg.seed)
+                items += 1
+                continue
             item = into.add(batch, entry.prompt, entry.responses, meta=entry.meta, seed=cfg.seed)
             for rater, (outcome, best) in zip(_raters(cfg.raters, len(entry.votes)), entry.votes, strict=True):
                 into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [])

@@ -129,11 +129,12 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> Agreement:
 
 
 def comparisons(items: Mapping[int, Item], votes: Iterable[Vote]) -> list[Comparison]:
-    """Every pair that a vote on a normal item judges, left and right as the rater saw them. A tie and all bad are ½."""
+    """Every pair that a vote on a normal item judges, left and right as the rater saw them. A tie and all bad are ½.
+    Answers whose authors the rater knew (meta `blind` false) say nothing of how strong those are."""
     found = []
     for vote in votes:
         item = items[vote.item]
-        if vote.action != "vote" or item.kind != "normal":
+        if vote.action != "vote" or item.kind != "normal" or item.meta.get("blind") is False:
             continue
         for one, other in itertools.combinations(vote.shown, 2):
             best = better(vote, one, other)
@@ -191,6 +192,25 @@ def statistics(ratings: Ratings, batch: str | None = None, *, raters: Iterable[s
         "win_rate": {source: asdict(rate) for source, rate in win_rates(compared).items()},
         "strengths": None if strengths is None else asdict(strengths),
     }
+
+
+def judged(items: Mapping[int, Item], votes: Iterable[Vote], scores: Mapping[int, Sequence[float]],
+           learned: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Of each rater: how often a reward model's scores (by item and slot) order a pair as they did, on pairs of items
+    that it has not learned from (`new`) and on those that it has (`learned`)."""
+    known = set(learned)
+    right: dict[tuple[str, str], list[bool]] = {}
+    for vote in votes:
+        item = items[vote.item]
+        if vote.outcome != "ranked" or item.kind != "normal" or item.id not in scores:
+            continue
+        for one, other in itertools.combinations(range(len(item.responses)), 2):
+            best, apart = better(vote, one, other), scores[item.id][one] - scores[item.id][other]
+            if best is not None and apart:
+                said = "learned" if item.id in known else "new"
+                right.setdefault((vote.rater, said), []).append((apart > 0) == (best == one))
+    return {rater: {said: asdict(wilson(sum(found), len(found))) for said in ("new", "learned")
+                    for found in [right.get((rater, said), [])]} for rater in sorted({rater for rater, _ in right})}
 
 
 def win_rates(compared: Sequence[Comparison]) -> dict[str, Share]:

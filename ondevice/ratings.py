@@ -75,6 +75,15 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """An item that a rater has not voted on; `skipped` where they have put it off."""
+
+    item: int
+    kind: Kind
+    skipped: bool
+
+
+@dataclass(frozen=True)
 class Vote:
     """A row of the table `vote`. `ranking` and `shown` are slots; () where there is none."""
 
@@ -237,13 +246,18 @@ class Ratings:
 
     def queue(self, rater: str, batch: str | None = None) -> list[int]:
         """Ids of what this rater has not yet rated: repeats that wait, the others in order, then what was skipped."""
+        return [waiting.item for waiting in self.waiting(rater, batch)]
+
+    def waiting(self, rater: str, batch: str | None = None) -> list[Waiting]:
+        """The queue, with each item's kind. (`rating.in_turn` says what of it is shown next.)"""
         rows = self._rows(
-            "SELECT item.id FROM item LEFT JOIN live ON live.item = item.id AND live.rater = :rater "
+            "SELECT item.id, item.kind, live.id IS NOT NULL AS skipped FROM item "
+            "LEFT JOIN live ON live.item = item.id AND live.rater = :rater "
             "WHERE (live.id IS NULL OR live.action = 'skip') AND (:batch IS NULL OR batch = :batch) "
             "AND (kind <> 'repeat' OR ifnull(json_extract(meta, '$.rater'), :rater) = :rater) "
             "ORDER BY live.id IS NOT NULL, kind <> 'repeat', live.id, item.id",
             {"rater": rater, "batch": batch})
-        return [row["id"] for row in rows]
+        return [Waiting(row["id"], row["kind"], bool(row["skipped"])) for row in rows]
 
     def progress(self, rater: str, batch: str | None = None) -> Progress:
         """Counts of this rater's live votes on normal and gold items."""
@@ -267,6 +281,12 @@ class Ratings:
                            "AND json_extract(meta, '$.rater') = :rater AND (:batch IS NULL OR batch = :batch)",
                            {"rater": rater, "batch": batch})
         return [row["id"] for row in voted], [row["repeat_of"] for row in again]
+
+    def gold_voted(self, rater: str, batch: str | None = None) -> int:
+        """How many gold items this rater has voted on."""
+        rows = self._rows("SELECT count(*) FROM live JOIN item ON item.id = live.item WHERE rater = ? "
+                          "AND action = 'vote' AND kind = 'gold' AND (? IS NULL OR batch = ?)", (rater, batch, batch))
+        return int(rows[0][0])
 
     # Votes
 

@@ -32,19 +32,19 @@ def ladder(run: RunFolder) -> str:
 def write_report(run: RunFolder) -> Path:
     """The same as Markdown in `report.md`, which is returned; as a page with curves in `report.html` beside it."""
     done = done_records(run)
-    lines = [f"# {_cell(run.path.name)}", ""]
+    lines = [f"# {cell(run.path.name)}", ""]
     for number, section in enumerate(sections(done)):
         if number:
-            lines += [f"## {_cell(section.title)}", ""]
+            lines += [f"## {cell(section.title)}", ""]
         if section.table:
-            lines += [*_markdown(section.table), ""]
-        lines += [*(f"- {_cell(note)}" for note in section.notes), ""] if section.notes else []
+            lines += [*markdown(section.table), ""]
+        lines += [*(f"- {cell(note)}" for note in section.notes), ""] if section.notes else []
     asked = answers(done)
     if asked:
         lines += ["## The same prompts, asked after every stage", ""]
     for prompt, said in asked:
         table = [["stage", "answer"], *([stage, _answer(text)] for stage, text in said)]
-        lines += [f"**{_cell(prompt)}**", "", *_markdown(table), ""]
+        lines += [f"**{cell(prompt)}**", "", *markdown(table), ""]
     write_file(run.report, "\n".join(lines))
     write_file(html_of(run), page(run, done))
     return run.report
@@ -72,12 +72,13 @@ def _sentences(section: Section) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _markdown(table: Table) -> list[str]:
-    rows = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in table]
+def markdown(table: Table) -> list[str]:
+    """The lines of a table."""
+    rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table]
     return [rows[0], "|" + " --- |" * len(table[0]), *rows[1:]]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Harmless text that Markdown takes literally, in a table too."""
     text = inert(text, newlines=False)
     for sign in "\\`*_[]<>|#$~&":

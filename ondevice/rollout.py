@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Array, Backend, Params
-from ondevice.data.completions import Ids, Row, completion_batch, last_token_batch, like_lengths
+from ondevice.data.completions import Ids, Row, completion_batch, like_lengths, text_batch
 from ondevice.data.packing import Batch
 from ondevice.decoding import Generator, Sampling
 from ondevice.logprobs import token_logprobs
@@ -62,19 +62,19 @@ class Scorer:
 
     def __init__(self, model: Model, backend: Backend, *, temperature: float = 1.0, batch_size: int = 64) -> None:
         self.backend, self.batch_size = backend, batch_size
-        decoder = model.decoder
+        network = self.network = model.network
 
         def logprobs(params: Params, batch: dict[str, Array]) -> Array:
             ops = backend.ops
-            hidden = decoder.hidden(ops, params, batch, at=batch["index"])
-            return token_logprobs(ops, params, decoder.head, hidden, batch["targets"], temperature)[0]
+            hidden = network.hidden(ops, params, batch, at=batch["index"])
+            return token_logprobs(ops, params, network.head, hidden, batch["targets"], temperature)[0]
 
         def at(place: str) -> Any:
-            return lambda params, batch: scalar_head(backend.ops, params,
-                                                     decoder.hidden(backend.ops, params, batch, at=batch[place]))
+            return lambda params, batch: scalar_head(
+                backend.ops, params, network, network.hidden(backend.ops, params, batch, at=batch[place]))
 
         self._logprobs = backend.evaluate(logprobs)
-        self._values, self._scores = backend.evaluate(at("index")), backend.evaluate(at("last"))
+        self._values, self._scores = backend.evaluate(at("index")), backend.evaluate(at("read"))
 
     def logprobs(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
         """log p of every token of each completion, (its length,) each."""
@@ -88,14 +88,14 @@ class Scorer:
         """(N,) a reward model's figure for each whole text."""
         out = np.zeros(len(texts), np.float32)
         for group in like_lengths([len(text) for text in texts], self.batch_size):
-            batch = last_token_batch([texts[i] for i in group], self.batch_size)
+            batch = text_batch([texts[i] for i in group], self.batch_size, self.network.reads)
             out[group] = self.backend.numpy(self._scores(params, batch))[:len(group)]
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         for group in like_lengths([row.length for row in rows], self.batch_size):
-            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size)
+            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.start)
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))
             ends = np.cumsum([len(rows[i].completion) for i in group])

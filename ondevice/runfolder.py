@@ -1,7 +1,7 @@
 """The run folder: where things lie in it, its locks, the clock, and requests to stop.
 
     runs/<name>/recipe.yaml
-    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, checkpoints/, model/, done.json}
+    runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, checkpoints/, model/, done.json}
 
 A stage is locked with `flock` for as long as the process that trains it lives. The kernel frees the lock when that
 process dies in any way, kill -9 included, so there is no stale lock to remove. Python opens files so that started
@@ -126,6 +126,10 @@ class StageFolder:
         return self.path / "stop"
 
     @property
+    def save(self) -> Path:
+        return self.path / "save"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -179,7 +183,8 @@ class StopRequest:
             stop.begin(stage_folder)          # forgets an old stop file
             while … and not stop.requested: …
 
-    The first SIGINT, SIGTERM or SIGHUP, or a file `<stage>/stop`, sets `requested`. A second SIGINT ends the process at
+    The first SIGINT, SIGTERM or SIGHUP, or a file `<stage>/stop`, sets `requested`. A file `<stage>/save` asks for a
+    checkpoint, and is removed by `save_requested`, which tells of it once. A second SIGINT ends the process at
     once with exit code 130: nothing is saved then, and nothing half-written counts (checkpoints are renamed in place).
     The handlers are those of the main thread; entered in another thread, only the stop file is watched.
     """
@@ -188,6 +193,7 @@ class StopRequest:
         self.reason = ""
         self._interrupts = 0
         self._file: Path | None = None
+        self._save: Path | None = None
         self._replaced: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -206,9 +212,17 @@ class StopRequest:
         self._replaced.clear()
 
     def begin(self, stage: StageFolder) -> None:
-        """Watch this stage's stop file from now on; one that an earlier run left is removed."""
-        stage.stop.unlink(missing_ok=True)
-        self._file = stage.stop
+        """Watch this stage's stop and save files from now on; what an earlier run left of them is removed."""
+        for file in (stage.stop, stage.save):
+            file.unlink(missing_ok=True)
+        self._file, self._save = stage.stop, stage.save
+
+    def save_requested(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        if self._save is None or not self._save.exists():
+            return False
+        self._save.unlink(missing_ok=True)
+        return True
 
     @property
     def requested(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ondevice.backend import Backend, load_backend
+from ondevice.beams import beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow
@@ -14,7 +15,7 @@ from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
-from ondevice.models.folder import Model, judges, load_model
+from ondevice.models.folder import Model, labels, load_writer
 from ondevice.runfolder import RunFolder, holds_model
 
 
@@ -27,7 +28,7 @@ def find_model(path: str) -> Path:
     if holds_model(folder / "model"):
         return folder / "model"
     done = [s.model for s in RunFolder(folder).stages() if s.has_model]
-    writers = [model for model in done if not judges(model)]
+    writers = [model for model in done if not labels(model)]
     return writers[-1] if writers else folder
 
 
@@ -36,21 +37,13 @@ def find_reward_model(path: str) -> Path:
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder
-    found = [s.model for s in RunFolder(folder).stages() if s.has_model and judges(s.model)]
+    found = [s.model for s in RunFolder(folder).stages() if s.has_model and labels(s.model) == 1]
     return found[-1] if found else find_model(path)
-
-
-def writer(model: Model) -> Model:
-    """The model. Raises UserError for one that writes no text."""
-    if model.cfg.num_labels:
-        raise UserError("is a reward model: it writes no text", where=str(model.folder),
-                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo")
-    return model
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return writer(load_model(find_model(cfg.model), backend)), backend
+    return load_writer(find_model(cfg.model), backend), backend
 
 
 def sampling(cfg: SamplingConfig) -> Sampling:
@@ -61,15 +54,21 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     """The continuations of the prompt, or the answers to it, without the prompt. `write` is told each piece of text as
     it comes, an empty line between samples; what a model writes is untrusted: make it inert before showing it."""
     cfg.check()
-    prompt = _given(lambda: cfg.prompt or sys.stdin.read())
+    prompt = given(lambda: cfg.prompt or sys.stdin.read())
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
     ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
+    if cfg.beams > 1:
+        best = beam_search(generator, model.params, ids, cfg.beams)[:cfg.samples]
+        found = [model.tokenizer.decode(c.ids) for c in best]
+        if write is not None:
+            write("\n\n".join(found))
+        return found
     if write is None:
-        found = generator.run(model.params, [ids], samples=cfg.samples)
-        return [model.tokenizer.decode(c.ids) for c in found]
+        drawn = generator.run(model.params, [ids], samples=cfg.samples)
+        return [model.tokenizer.decode(c.ids) for c in drawn]
     texts = []
     for number in range(cfg.samples):
         if number:
@@ -85,14 +84,14 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
     generator = Generator(model, backend, sampling(cfg))
-    first = [{"role": "system", "content": _given(lambda: cfg.system)}] if cfg.system else []
+    first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     turns: list[dict[str, str]] = []
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
-            said = _given(lambda: read(asking)).strip()
+            said = given(lambda: read(asking)).strip()
         except EOFError:
             said = ""
         if not said:
@@ -125,7 +124,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
     return ids, kept
 
 
-def _given(read: Callable[[], str]) -> str:
+def given(read: Callable[[], str]) -> str:
     """What a person or a pipe says. Raises UserError where its bytes are no UTF-8: on the command line they come as
     lone surrogates."""
     try:

@@ -2,14 +2,17 @@
 
     {"op": "generate", "id": "1", "messages": [{"role": "user", "content": "Hello"}],   or "text": "Once upon"
      "sampling": {"temperature": 0.8, "max_new_tokens": 64, "seed": 7}, "number": 0}    both may be left out
+    {"op": "score", "id": "2", "messages": [{"role": "user", "content": "Hello"}], "responses": ["Hi.", "No."]}
     {"op": "cancel", "id": "1"}
 
-    {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true}
+    {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true, "judges": false}
     {"event": "token", "id": "1", "text": "Hel"}
     {"event": "done", "id": "1", "text": "Hello.", "tokens": 3, "prompt_tokens": 9, "stopped": true,
      "cancelled": false, "forgotten": 0, "seconds": 0.1}
+    {"event": "done", "id": "2", "scores": [1.2, -0.4], "seconds": 0.1}
     {"event": "error", "id": "1", "message": "…", "where": "…", "hint": "…"}
 
+A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each response to the messages.
 Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
 false where the limit came before the stop token, `forgotten` counts turns that the context had no room for. The text is
 a model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when
@@ -27,17 +30,18 @@ import time
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from ondevice.backend import Backend
+from ondevice.backend import Backend, load_backend
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig, WorkerConfig
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.events import to_json
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, load_model, writer
 from ondevice.runfolder import ticks
-from ondevice.talk import fitting_ids, open_model, sampling
+from ondevice.talk import find_model, fitting_ids, sampling
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
+SCORED = 8  # rows of one scoring batch: a request has few responses, and every batch is filled up to this
 
 
 class _Cancelled(Exception):
@@ -89,12 +93,13 @@ def serve(cfg: WorkerConfig, source: BinaryIO | None = None, sink: BinaryIO | No
 class _Worker:
     def __init__(self, cfg: WorkerConfig, requests: Requests, sink: BinaryIO) -> None:
         self.cfg, self.requests, self.sink = cfg, requests, sink
-        self.model: Model
-        self.backend: Backend
-        self.model, self.backend = open_model(cfg)
+        self.backend: Backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+        self.model: Model = load_model(find_model(cfg.model), self.backend)
         self._made: tuple[Sampling, Generator] | None = None
+        self._scorer: Any = None
         self.tell("ready", model=cfg.model, parameters=self.model.size,
-                  context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None)
+                  context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None,
+                  judges=self.model.cfg.num_labels == 1)
 
     def tell(self, event: str, **fields: Any) -> None:
         self.sink.write(to_json({"event": event, **fields}).encode() + b"\n")
@@ -104,14 +109,19 @@ class _Worker:
         """One request, whatever it holds: what is wrong with it is told, and the next one is taken."""
         name = str(request.get("id", ""))
         try:
-            if request.get("op") != "generate":
-                raise UserError(f"unknown request {str(request.get('op'))[:40]!r}", hint="known: generate, cancel")
-            self._generate(name, request)
+            if request.get("op") == "generate":
+                self._generate(name, request)
+            elif request.get("op") == "score":
+                self._score(name, request)
+            else:
+                raise UserError(f"unknown request {str(request.get('op'))[:40]!r}",
+                                hint="known: generate, score, cancel")
         except UserError as error:
             self.tell("error", id=name, message=error.message, where=error.where, hint=error.hint)
         self.requests.cancelled.discard(name)
 
     def _generate(self, name: str, request: Mapping[str, Any]) -> None:
+        writer(self.model)
         wanted = request.get("sampling") or {}
         if not isinstance(wanted, Mapping):
             raise UserError("expected keys and values", where="sampling")
@@ -142,6 +152,28 @@ class _Worker:
         self.tell("done", id=name, text="".join(pieces), tokens=count, prompt_tokens=len(ids), stopped=stopped,
                   cancelled=cancelled, forgotten=forgotten, seconds=round(ticks() - began, 4))
 
+    def _score(self, name: str, request: Mapping[str, Any]) -> None:
+        """What the reward model thinks of each response to the messages."""
+        from ondevice.rollout import Scorer
+        from ondevice.stages.pairs import completion_row
+        from ondevice.stages.reward import whole
+
+        if self.model.cfg.num_labels != 1:
+            raise UserError("gives no scores: it is no reward model", where=self.cfg.model,
+                            hint="take the folder of a reward model")
+        turns, responses = _turns(request), request.get("responses")
+        if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
+            raise UserError("expected a list of texts", where="responses")
+        began = ticks()
+        rows = [whole(completion_row(turns, _whole(response), self.model.tokenizer)) for response in responses]
+        longest, room = max(map(len, rows)), self.model.cfg.max_position_embeddings
+        if longest > room:
+            raise UserError(f"has {longest} tokens, the model's context holds {room}", where="responses")
+        if self._scorer is None:
+            self._scorer = Scorer(self.model, self.backend, batch_size=SCORED)
+        scores = self._scorer.scores(self.model.params, rows)
+        self.tell("done", id=name, scores=[float(score) for score in scores], seconds=round(ticks() - began, 4))
+
     def _piece(self, name: str, pieces: list[str], text: str) -> None:
         if text:
             pieces.append(text)
@@ -149,12 +181,10 @@ class _Worker:
 
     def _prompt(self, request: Mapping[str, Any]) -> tuple[list[int], int]:
         """(ids, turns forgotten) of a request's messages or text."""
-        text, messages = request.get("text"), request.get("messages")
+        text = request.get("text")
         if isinstance(text, str):
             return self.model.tokenizer.encode(_whole(text)), 0
-        if not isinstance(messages, list) or not messages:
-            raise UserError("asks nothing", where="generate", hint="give messages or text")
-        turns = [_turn(message) for message in messages]
+        turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
         ids, kept = fitting_ids(first, turns[len(first):], self.model)
         return ids, len(turns) - len(first) - len(kept)
@@ -164,6 +194,13 @@ class _Worker:
         if self._made is None or self._made[0] != settings:
             self._made = settings, Generator(self.model, self.backend, settings)
         return self._made[1]
+
+
+def _turns(request: Mapping[str, Any]) -> list[dict[str, str]]:
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise UserError("asks nothing", where=str(request.get("op")), hint="give messages or text")
+    return [_turn(message) for message in messages]
 
 
 def _turn(message: Any) -> dict[str, str]:

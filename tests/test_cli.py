@@ -138,7 +138,7 @@ def test_run_passes_the_sets_on_and_prints_the_ladder(
                      "--set", "sft.steps=2"]) == 0
     assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "device": "auto",
                       "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init"),
-                      "preference": ""}]
+                      "preference": "", "arch": "decoder"}]
     printed = capsys.readouterr().out
     assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n"
                                                               f"page: {tmp_path / 'report.html'}\n")

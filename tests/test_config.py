@@ -136,7 +136,7 @@ def test_sets_and_shared_settings() -> None:
     ("tiny", ["stages.stf.steps=3"], "tiny.yaml: stages: unknown stage 'stf' (did you mean 'sft'?)"),
     ("tiny", ["sft.steps=abc"], "tiny.yaml: stages.sft.steps: expected a whole number, got 'abc'"),
     ("tiny", ["corpus.peple=3"], "tiny.yaml: corpus: unknown key 'peple' (did you mean 'people'?)"),
-    ("tiny", ["stages=3"], "tiny.yaml: stages: names no stage (known: init, pretrain, sft, sample, "
+    ("tiny", ["stages=3"], "tiny.yaml: stages: names no stage (known: init, pretrain, classify, sft, sample, "
      "rate, reward, ppo, dpo, grpo)"),
     ("tiny", ["prompts=hello"], "tiny.yaml: prompts: expected a list, got 'hello'"),
     ("tiny", ["seed=-1"], "tiny.yaml: seed: -1 is too small (give 0 or more)"),

@@ -230,6 +230,23 @@ def test_a_stop_saves_the_step_and_going_on_ends_the_same(stage: Stage, tmp_path
     assert same(got, Stage(tmp_path / "whole", backend).fit(Scripted()))
 
 
+def test_a_save_file_asks_for_a_checkpoint_and_changes_nothing_else(stage: Stage, tmp_path: Path,
+                                                                     backend: Backend) -> None:
+    class Asking(Scripted):
+        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+            if step == 4:   # asked for ahead, while step 3 is running
+                stage.folder.save.touch()
+            return super().batch(step)
+
+    stage.folder.save.touch()  # one that an earlier run left
+    got = stage.fit(Asking(), eval_every=3, patience=2, keep=9)
+    saved, last = stage.kept()
+    assert saved in (3, 4, 5) and last == 8 and not stage.folder.save.exists()
+    other = Stage(tmp_path / "whole", backend)
+    assert same(got, other.fit(Scripted(), eval_every=3, patience=2, keep=9)) and other.kept() == [8]
+    assert [e["step"] for e in stage.events("eval")] == [e["step"] for e in other.events("eval")]
+
+
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

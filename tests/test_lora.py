@@ -135,8 +135,8 @@ def model_with(backend: Backend, folder: Path, family: str = "llama", names: Any
 
 def logits(model: Model, backend: Backend, ids: np.ndarray) -> np.ndarray:
     positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
-    head = model.decoder.head
-    hidden = model.decoder.hidden(backend.ops, model.params, {"ids": backend.array(ids),
+    head = model.network.head
+    hidden = model.network.hidden(backend.ops, model.params, {"ids": backend.array(ids),
                                                               "positions": backend.array(positions)})
     return np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
 
@@ -469,7 +469,7 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
         assert kept == {dtype, "uint32"} if quantised_base else {dtype}
         own = {n: p for n, p in model.params.items() if model.trains(n)}
         assert {str(p.dtype).rpartition(".")[2] for p in own.values()} == {"float32"}
-        trained = backend.trainer(partial(causal_lm_loss, model=model.decoder, checkpoint=True), own,
+        trained = backend.trainer(partial(causal_lm_loss, model=model.network, checkpoint=True), own,
                                   {n: p for n, p in model.params.items() if n not in own}, OptimSettings(clip_norm=0.0))
         batch = models.batch(model.cfg, tokens=30)
         name = f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"

@@ -5,6 +5,7 @@ An operation of `Ops` that has no case here fails `test_every_operation_has_a_ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,10 @@ def _lse(x: np.ndarray) -> np.ndarray:
     return (np.log(np.exp(x - top).sum(-1, keepdims=True)) + top)[..., 0]
 
 
+def _standard(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
 def _rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     turned = (x[..., :4] + 1j * x[..., 4:]) * (cos + 1j * sin)
     return np.concatenate([turned.real, turned.imag], -1)
@@ -59,11 +64,19 @@ CASES: dict[str, Case] = {
     "embed": (lambda o, t, i: o.embed({"a.weight": t}, "a", i), (TABLE, IDS), lambda t, i: t[i]),
     "rms_norm": (lambda o, x, g: o.rms_norm({"a.weight": g}, "a", x, 1e-5), (X, GAIN),
                  lambda x, g: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * g),
+    "layer_norm": (lambda o, x, g: o.layer_norm({"a.weight": g}, "a", x, 1e-5), (X, GAIN),
+                   lambda x, g: _standard(x) * g),
+    "layer_norm:bias": (lambda o, x, g, b: o.layer_norm({"a.weight": g, "a.bias": b}, "a", x, 1e-5), 
+                        (X, GAIN, GAIN[::-1].copy()),
+                        lambda x, g, b: _standard(x) * g + b),
     "rope": (lambda o, x, c, s: o.rope(x, c, s), (X[:, None], np.cos(ANGLES), np.sin(ANGLES)), _rope),
     "cache_write": (lambda o, c, n, at: o.cache_write(c, n, at),
                     (np.zeros((3, 2, 9, 4), np.float32), RNG.standard_normal((3, 2, 2, 4)).astype(np.float32),
                      np.array([0, 7, 3], np.int32)), _written),
     "silu": (lambda o, x: o.silu(x), (X,), lambda x: x / (1 + np.exp(-x))),
+    "gelu": (lambda o, x: o.gelu(x), (X,), lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2),
+    "gelu:approximate": (lambda o, x: o.gelu(x, approximate=True), (X,),
+                         lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2),
     "softmax": (lambda o, x: o.softmax(x, -1), (50 * X,), lambda x: np.exp(x - _lse(x)[..., None])),
     "logsumexp": (lambda o, x: o.logsumexp(x, -1), (50 * X,), _lse),
     "log_likelihood": (lambda o, x, t: o.log_likelihood(x, t), (9 * TABLE, np.arange(11, dtype=np.int32) % 8),
@@ -279,8 +292,8 @@ def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkey
         monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
 
         def call(p: dict[str, Any]) -> tuple[Any, Any]:
-            return logprobs.token_logprobs(backend.ops, {"w": p["w"]}, Head("w"), p["x"], backend.array(targets),
-                                           temperature=0.7, entropy=True)
+            return logprobs.token_logprobs(backend.ops, {"w.weight": p["w"]}, Head("w.weight"), p["x"],
+                                           backend.array(targets), temperature=0.7, entropy=True)
         got, entropy = call({"w": backend.array(TABLE), "x": backend.array(x)})
         np.testing.assert_allclose(backend.numpy(got), logp[np.arange(150), targets], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(backend.numpy(entropy), -(np.exp(logp) * logp).sum(-1), rtol=1e-4, atol=1e-5)

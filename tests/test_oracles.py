@@ -262,9 +262,9 @@ def test_we_read_transformers_folders(name: str, tmp_path: Path) -> None:
         model = load_model(tmp_path, backend)
         assert (model.cfg.rope_theta, model.cfg.windows) == (cfg.rope_theta, cfg.windows)
         positions = np.tile(np.arange(30, dtype=np.int32), (2, 1))
-        hidden = backend.numpy(model.decoder.hidden(backend.ops, model.params, {
+        hidden = backend.numpy(model.network.hidden(backend.ops, model.params, {
             "ids": backend.array(ids), "positions": backend.array(positions)}))
-        got = hidden @ backend.numpy(model.params[model.decoder.head.name]).T
+        got = hidden @ backend.numpy(model.params[model.network.head.name]).T
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 

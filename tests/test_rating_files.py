@@ -188,6 +188,19 @@ def test_answers_to_rate_come_in(tmp_path: Path) -> None:
         assert found.queue("me") == [1, 2, 3]
 
 
+def test_gold_comes_in_without_votes(tmp_path: Path) -> None:
+    file = write(tmp_path / "gold.jsonl", {"prompt": "q", "chosen": "x", "rejected": "y"},
+                 {"prompt": "q", "a": "x", "b": "y", "votes": ["b"]})
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=file, gold=True)
+    assert (done["items"], done["votes"]) == (2, 0)
+    with Ratings.open(tmp_path / "r.db") as found:
+        assert [(item.kind, item.gold) for item in found.items()] == [("gold", 0), ("gold", 1)]
+    for row in ({"prompt": "q", "a": "x", "b": "y"}, {"prompt": "q", "a": "x", "b": "y", "votes": ["tie"]}):
+        with pytest.raises(UserError, match="names the better answer"):
+            ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=write(tmp_path / "no.jsonl", row),
+                                    gold=True)
+
+
 @pytest.mark.parametrize("row", [
     {"text": "x"}, {"prompt": "q"}, {"prompt": "q", "a": "x"}, {"prompt": "q", "chosen": "x", "rejected": None},
     {"prompt": 3, "chosen": "x", "rejected": "y"}, {"chosen": "x", "rejected": "y"},

@@ -15,6 +15,7 @@ from ondevice.rating_stats import (
     bradley_terry,
     cohen_kappa,
     fleiss_kappa,
+    judged,
     krippendorff_alpha,
     statistics,
     text,
@@ -172,3 +173,28 @@ def test_statistics_in_words(rated: Ratings, tmp_path: Path) -> None:
         assert part in said
     with Ratings.open(tmp_path / "empty.db", create=True) as empty:
         assert text(statistics(empty)).splitlines()[0] == "votes       0, 0 of them simulated"
+
+
+def test_a_reward_model_beside_the_raters(tmp_path: Path) -> None:
+    """ann says 0, 0, 1 and a tie; the scores say 0, 1, 1: she is met once among the new and once among the learned."""
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        ids = [ratings.add("b", f"q{n}", [Response("x", "one"), Response("y", "two")], seed=0) for n in range(5)]
+        for item, best in zip(ids, (0, 0, 1), strict=False):
+            ratings.vote(item, "ann", "s", ranking=[best])
+        ratings.vote(ids[3], "ann", "s", "tie")
+        ratings.vote(ids[4], "bob", "s", ranking=[1])
+        items = {item.id: item for item in ratings.items()}
+        scores = {ids[0]: [1.0, 0.0], ids[1]: [0.0, 1.0], ids[2]: [0.0, 2.0], ids[3]: [1.0, 0.0], ids[4]: [1.0, 1.0]}
+        found = judged(items, ratings.live_votes(), scores, [ids[2]])
+    assert list(found) == ["ann"]  # equal scores order nothing: bob is not met
+    assert (found["ann"]["new"]["count"], found["ann"]["new"]["of"]) == (1, 2)
+    assert (found["ann"]["learned"]["count"], found["ann"]["learned"]["of"]) == (1, 1)
+
+
+def test_what_was_not_rated_blind_says_nothing_of_strength(tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        for blind in (True, False):
+            item = ratings.add("b", "q", [Response("x", "one"), Response("y", "two")], meta={"blind": blind}, seed=0)
+            ratings.vote(item, "ann", "s", ranking=[0])
+        found = statistics(ratings, bootstraps=2)
+    assert found["votes"] == 2 and found["win_rate"]["one"]["of"] == 1

@@ -184,6 +184,23 @@ def test_x_asks_and_then_writes_the_stop_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_c_asks_for_a_checkpoint(tmp_path: Path) -> None:
+    stage = a_run(tmp_path).stage("sft")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(stage.path.parent, "sft")
+        await pilot.press("2", "C")
+        await until_shown(pilot, "nothing to save")
+        assert not stage.save.exists()
+        with stage.locked():
+            await pilot.press("C")
+            await until_shown(pilot, "asked for a checkpoint")
+            assert stage.save.exists()
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
 def test_d_shows_the_last_lines_of_a_run_that_died(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (run.path / "sft.log").write_text("step 39\rstep 40\nKilled: out of memory [/]\n")
@@ -194,6 +211,10 @@ def test_d_shows_the_last_lines_of_a_run_that_died(tmp_path: Path) -> None:
         text = await until_shown(pilot, "Killed: out of memory [/]")
         assert "step 40" in text and "step 39" not in text
         await pilot.press("escape")
+        (run.path / "sft.log").unlink()  # one that was started from the command line has none
+        await pilot.press("d")
+        text = await until_shown(pilot, "Its last events", "step 40")
+        assert "step 39" in text and "loss" in text
 
     play(tmp_path, script)
 
@@ -264,7 +285,7 @@ def test_the_keys_of_train(tmp_path: Path) -> None:
         await pilot.press("comma")
         await until_shown(pilot, "first · pretrain")
         await pilot.press("L")
-        await until_shown(pilot, "No warning and no log")
+        await until_shown(pilot, "Its last events")
         await pilot.press("escape", "escape")
         await until(pilot, lambda: app.current_mode == "road")
 

@@ -11,11 +11,12 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.ratings import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen, Pane
 from test_tui import fits, play
-from tui_runs import SIZES, a_run, shown, until, until_shown
+from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
 
 pytestmark = pytest.mark.slow
 
@@ -161,3 +162,63 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_an_answer_is_kept_as_a_pair(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "Enter sends")
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "nothing to keep yet")
+        app.clear_notifications()
+        await say(pilot, "the same")
+        await until_shown(pilot, "1 the same 0")
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "it says the same again")
+        app.clear_notifications()
+        await say(pilot, "Question?")
+        await until_shown(pilot, "3 answer 3 at 0.8 0")
+        for key in ("escape", "1"):
+            await pilot.press("ctrl+g")
+            await until_shown(pilot, "which answer is better?", "answer 1004 at 0.8")
+            assert not (run.path / "ratings.db").exists()
+            await pilot.press(key)
+        await until_shown(pilot, "kept in first/ratings.db")
+
+    play(tmp_path, script, (120, 36))
+    with Ratings.open(run.path) as ratings:
+        (pair,) = ratings.pairs()
+        (item,) = ratings.items()
+    assert [m["content"] for m in pair.prompt] == ["the same", "1 the same 0", "Question?"]
+    assert (pair.chosen, pair.rejected) == ("3 answer 3 at 0.8 0", "3 answer 1004 at 0.8 0")
+    assert item.meta["blind"] is False and pair.source_chosen == "first-pretrain"
+
+
+def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    write_done(run.stage("sft"), [])
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "Enter sends")
+        await pilot.press("ctrl+o", "down", "enter")
+        await until_shown(pilot, "first · pretrain")
+        await say(pilot, "the same")
+        await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
+        app.screen.query_one("#pane-b", Pane).turns[-1]["content"] = "another"
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "1 · first-sft", "2 · first-pretrain")
+        await pilot.press("2")
+        await until_shown(pilot, "kept in first/ratings.db")
+        app.clear_notifications()
+        await say(pilot, "and now")
+        await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
+        await pilot.press("ctrl+g")
+        await until_shown(pilot, "answered differently before")
+
+    play(tmp_path, script, (120, 36))
+    with Ratings.open(run.path) as ratings:
+        (pair,) = ratings.pairs()
+    assert (pair.chosen, pair.source_chosen) == ("another", "first-pretrain")

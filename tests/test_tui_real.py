@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from textual.pilot import Pilot
 
 import ondevice as od
+from ondevice.events import read
 from ondevice.runfolder import RunFolder
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.start import Field, StartScreen
@@ -54,6 +56,39 @@ def test_a_stage_outlives_the_app_and_is_found_again(tmp_path: Path, monkeypatch
     play(Path("runs"), find)
     assert (stage.model / "model.safetensors").is_file()
     assert "held-out loss" in (stage.path.parent / "pretrain.log").read_text()
+
+
+def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun from the command line, killed with -9 in the middle; the app shows its last events, and R ends it."""
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("The cat sat on the mat. The dog sat on the log.\n" * 400)
+    model = od.init(data="text.txt", out="runs/mine", vocab_size=300, hidden_size=16, intermediate_size=32,
+                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, device="cpu", backend="torch")
+    stage = RunFolder("runs/mine").stage("pretrain")
+    words = ["pretrain", str(model), "text.txt", "--out=runs/mine", "--steps=400", "--batch_size=4",
+             "--sequence_length=32", "--device=cpu", "--backend=torch", "--eval_every=0", "--save_every=20"]
+    process = subprocess.Popen([sys.executable, "-m", "ondevice", *words], stderr=subprocess.DEVNULL)
+    while len(list(stage.checkpoints.glob("step-*"))) < 1:
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "✗ died", "process gone after step")
+        app.screen.query_one("#stages").highlighted = 1  # type: ignore[attr-defined]
+        await pilot.press("d")
+        await until_shown(pilot, "Its last events", "loss")
+        await pilot.press("escape", "R")
+        await until(pilot, lambda: stage.done.is_file(), "it goes on and ends")
+        app.look()
+        await until_shown(pilot, "1 pretrain   ✓ done")
+
+    play(Path("runs"), script)
+    resumed = [event for event in read(stage.events) if event["event"] == "resume"]
+    assert len(resumed) == 1 and resumed[0]["step"] >= 20
 
 
 def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_help_elsewhere(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +20,19 @@ from textual.widgets import Input
 
 from ondevice.config.recipe import STAGES
 from ondevice.events import EventWriter, LineFile
+from ondevice.rating_stats import cohen_kappa, wilson
 from ondevice.ratings import Ratings, Response
 from ondevice.runfolder import RunFolder
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.pairing import Judge
+from ondevice_tui.screens.ask import Details
+from ondevice_tui.screens.keep import Keep, Kept
+from ondevice_tui.screens.more_pairs import MorePairs
 from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.rate_cards import Ask, why_this
 from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.votes import told_of
 from test_inert import HOSTILE, acts
 from test_tui import play
 from tui_runs import a_run, completion, until, until_shown, write_done
@@ -92,6 +101,9 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
         for key in ("d", "w"):
             await pilot.press(key)
             harmless(app, "rate")
+        for text in STRINGS:
+            app.screen.pairing._tell(text)  # type: ignore[attr-defined]
+            harmless(app, f"behind the voting: {text!r}")
         app.action_go("road")
         app.screen.query_one("#stages").highlighted = list(STAGES).index("grpo")  # type: ignore[attr-defined]
         await pilot.press("d")
@@ -140,6 +152,44 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
                 field.put(text[:2000])
             await pilot.press("ctrl+y")
             harmless(app, f"form: {text!r}")
+
+    play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.slow
+def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
+    """Every string at once on each card: as a rater, a checkpoint, a model, an answer."""
+    run = a_run(tmp_path)
+    names = [text[:200] or "x" for text in STRINGS]
+    nothing, alone = asdict(wilson(0, 0)), asdict(cohen_kappa([]))
+    rater = {"votes": 1, "median_dwell_ms": 5.0, "hasty": 1, "repeats": alone, "gold": nothing}
+    count = len(names)
+    found = {"votes": 1, "simulated_votes": 0, "outcomes": dict.fromkeys(names, 1),
+             "raters": dict.fromkeys(names, rater),
+             "agreement": {"pairs_of_raters": [{"raters": [name, name], **alone} for name in names], "fleiss": alone,
+                           "krippendorff": alone},
+             "first_shown": nothing, "longer": nothing, "win_rate": dict.fromkeys(names, nothing),
+             "strengths": {"sources": names, "strength": [1.0] * count, "low": [0.0] * count, "high": [2.0] * count,
+                           "beats": [(0.7, 0.4, 0.9)] * (count - 1)}}
+    judged = {name: {"new": nothing, "learned": nothing} for name in names}
+    whole = "\n".join(names)
+    kept = Kept(run.path, [{"role": "user", "content": whole}], (Response(whole, whole), Response("b", whole)))
+    item: Any = SimpleNamespace(id=1, kind="normal")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        pairing: Any = SimpleNamespace(judge=Judge(whole, "", frozenset(), 0), scores={1: [1.0, 0.0]}, doubts={1: 0.8})
+        app.runs = [{"run": name, "path": str(run.path), "stages": []} for name in names]
+        for card in (Details(whole, told_of(found, judged)), Keep(kept), MorePairs(app, None), Ask(whole, whole),
+                     Details("why", why_this(item, pairing, [1]))):
+            app.push_screen(card)
+            await pilot.pause()
+            harmless(app, type(card).__name__)
+            for scroll in app.screen.query("VerticalScroll"):
+                for _ in range(12):
+                    scroll.scroll_page_down(animate=False)  # type: ignore[attr-defined]
+                    await pilot.pause()
+                    harmless(app, type(card).__name__)
+            await app.pop_screen()
 
     play(tmp_path, script, (120, 36))
 

@@ -21,6 +21,10 @@ from ondevice.config.use import WorkerConfig
 from ondevice.data.chat import add_template
 from ondevice.errors import UserError
 from ondevice.models.folder import load_model, write_model
+from ondevice.models.heads import with_head
+from ondevice.rollout import Scorer
+from ondevice.stages.pairs import completion_row
+from ondevice.stages.reward import whole
 from ondevice.worker import serve
 
 pytestmark = pytest.mark.slow
@@ -58,13 +62,41 @@ def ask(name: str, **fields: Any) -> dict[str, Any]:
 def test_it_streams_what_generate_says(model: Path) -> None:
     events = answers(model, ask("a"), ask("b", number=1), ask("c", number=1, sampling={"temperature": 0}))
     assert events[0] == {"event": "ready", "model": str(model), "parameters": events[0]["parameters"], "context": 96,
-                         "chat": True}
+                         "chat": True, "judges": False}
     for name in "ab":
         done = next(e for e in events if e["event"] == "done" and e["id"] == name)
         pieces = [e["text"] for e in events if e["event"] == "token" and e["id"] == name]
         assert "".join(pieces) == done["text"] and 0 < done["tokens"] <= 8 and not done["cancelled"]
     wanted = od.generate(model=str(model), prompt="The cat", samples=2, max_new_tokens=8, seed=3, device="cpu")
     assert [e["text"] for e in events if e["event"] == "done"][:2] == wanted
+
+
+def score(name: str, *responses: Any, **fields: Any) -> dict[str, Any]:
+    return {"op": "score", "id": name, "messages": [{"role": "user", "content": "the cat"}],
+            "responses": list(responses), **fields}
+
+
+def test_a_reward_model_scores_as_it_does_in_training(model: Path, tmp_path: Path) -> None:
+    backend = load_backend("auto", device="cpu")
+    judge = with_head(load_model(model, backend), backend, seed=1)
+    write_model(tmp_path, backend, judge.cfg, judge.params, judge.tokenizer)
+    texts = ["sat on the mat", "sat on the log.", ""]
+    prompt = [{"role": "user", "content": "the cat"}]
+    rows = [whole(completion_row(prompt, text, judge.tokenizer)) for text in texts]
+    wanted = Scorer(judge, backend, batch_size=3).scores(judge.params, rows)
+    ready, done, *errors = answers(tmp_path, score("a", *texts), ask("b"), score("c", "x", messages=[]),
+                                   score("d"), score("e", 3), score("f", "the cat " * 200))
+    assert ready["judges"] and done["id"] == "a" and done["scores"] == pytest.approx(wanted, abs=1e-5)
+    assert len(set(done["scores"])) == 3
+    for error, says in zip(errors, ["writes no text", "asks nothing", "a list of texts", "a list of texts",
+                                    "the model's context holds 96"], strict=True):
+        assert error["event"] == "error" and says in error["message"]
+
+
+def test_a_model_that_writes_gives_no_scores(model: Path) -> None:
+    _, error, *rest = answers(model, score("a", "x"), ask("b"))
+    assert error["event"] == "error" and "gives no scores" in error["message"]
+    assert rest[-1]["event"] == "done" and rest[-1]["id"] == "b"
 
 
 def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def shown(app: OndeviceApp) -> str:
 
 async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str = "") -> None:
     """Waits until something holds; gives up after a time that no machine needs."""
-    for _ in range(1200):
+    for _ in range(int(os.environ.get("UNTIL", "1200"))):
         await pilot.pause()
         if holds():
             return

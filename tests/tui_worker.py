@@ -2,7 +2,10 @@
 
     slow …        one word, then it waits for a cancel
     crash         it ends with a complaint
+    Question …    another answer to each number that is asked for
     \\x1b…         whatever is asked comes back as it is
+
+As a reward model it gives every answer the same score where the prompt has a 3 in it, else the first one 5 more.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ def main() -> None:
             continue
         name, messages = request["id"], request.get("messages")
         said = messages[-1]["content"] if messages else request["text"]
+        if request["op"] == "score":
+            first = 0.0 if "3" in said else 5.0
+            tell(event="done", id=name, scores=[first] + [0.0] * (len(request["responses"]) - 1), seconds=0.1)
+            continue
         if said == "crash":
             sys.exit("out of memory")
         if said == "refuse":
@@ -34,6 +41,8 @@ def main() -> None:
             continue
         cancelled = said.startswith("slow")
         seed, turns = request["sampling"]["seed"], len(messages or [])
+        if said.startswith("Question"):
+            said = f"answer {request['number']} at {request['sampling']['temperature']}"
         words = ["slow"] if cancelled else [str(turns), *said.split(" "), str(seed)]
         for word in words:
             tell(event="token", id=name, text=word + " ")

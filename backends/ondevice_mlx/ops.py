@@ -61,11 +61,14 @@ class MLXOps:
         return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: mx.array | None = None, lengths: mx.array | None = None) -> mx.array:
-        plain = segments is None and lengths is None and not window
+                  segments: mx.array | None = None, lengths: mx.array | None = None,
+                  bias: mx.array | None = None) -> mx.array:
+        plain = segments is None and lengths is None and not window and (bias is None or not causal)
         mask: Any = "causal" if causal else None
         if not plain:
             mask = attention_mask(q.shape[2], k.shape[2], causal, window, segments, lengths)
+        if bias is not None:
+            mask = bias if mask is None else mx.where(mask, bias, -mx.inf)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
     def cache_write(self, cache: mx.array, new: mx.array, at: mx.array) -> mx.array:

@@ -61,9 +61,13 @@ class TorchOps:
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        plain = segments is None and lengths is None and not window and (not causal or q.shape[2] == k.shape[2])
+                  segments: Tensor | None = None, lengths: Tensor | None = None,
+                  bias: Tensor | None = None) -> Tensor:
+        plain = segments is None and lengths is None and not window and (
+            not causal or (q.shape[2] == k.shape[2] and bias is None))
         mask = None if plain else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+        if bias is not None:
+            mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
         if q.shape[2] == 1 and q.shape[1] != k.shape[1]:  # the heads of a group ask as so many queries of one head
             b, h, _, c = q.shape
             asked = q.reshape(b, k.shape[1], h // k.shape[1], c)

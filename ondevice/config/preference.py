@@ -88,7 +88,8 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, or a file of prompt, chosen, rejected. Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, or builtin[:RECIPE] (right answers and
+    others). Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = 0.1

@@ -23,12 +23,13 @@ from typing import Any, Literal
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
-from ondevice.config.stages import InitConfig, PretrainConfig, SFTConfig, StageConfig
+from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
 from ondevice.errors import UserError, nearest
 
 STAGES: Mapping[str, type[StageConfig]] = {
-    "init": InitConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "sample": SampleConfig, "rate": RaterConfig,
-    "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
+    "init": InitConfig, "pretrain": PretrainConfig, "classify": ClassifyConfig, "sft": SFTConfig,
+    "sample": SampleConfig, "rate": RaterConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig,
+    "grpo": GRPOConfig}
 """Every stage that a recipe can name, and its settings."""
 WAYS: Mapping[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
 """The ways through preference fine-tuning, and the stages that belong to each alone."""
@@ -92,6 +93,17 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
     if preference:
         mapping["preference"] = preference
     return _resolve(mapping, where, wanted)
+
+
+def recipe_for(name: str, arch: str) -> str:
+    """The recipe of that name for an architecture: `tiny-encoder` for `tiny`. Raises UserError where there is none."""
+    if arch == "decoder":
+        return name
+    wanted, known = f"{name}-{arch}", recipe_names()
+    if wanted not in known:
+        able = [one.removesuffix(f"-{arch}") for one in known if one.endswith(f"-{arch}")]
+        raise UserError(f"{name} has no recipe for an {arch}", where="arch", hint=f"known: {', '.join(able)}")
+    return wanted
 
 
 def stage_defaults(stage: str, recipe: str) -> StageConfig:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.hub import check_repo_id
 from ondevice.errors import UserError
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +105,10 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints; 0: only at the end and at a stop."""
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
+    push_every: int = 0
+    """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its own; 0: none."""
+    push_to: str = ""
+    """Repository that checkpoints are pushed to: NAME or OWNER/NAME; it is private."""
     patience: int = 0
     """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
     take_best: bool = False
@@ -113,10 +118,14 @@ class TrainingConfig(StageConfig):
         super().check()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
-        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "patience", "clip_norm",
-                       "weight_decay")
+        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
+                       "clip_norm", "weight_decay")
         self._above(0, "learning_rate", "muon_learning_rate", "eps")
         self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
+        if self.push_every and not self.push_to:
+            raise UserError("needs a repository", where="push_every", hint="give push_to: NAME")
+        if self.push_to:
+            check_repo_id(self.push_to, "push_to")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +194,8 @@ class InitConfig(StageConfig):
     tie_word_embeddings: bool = False
     """Share the head's weights with the embeddings."""
     sliding_window: int = 0
-    """Window of attention in tokens (mistral); 0: whole context."""
+    """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides together); 0: whole
+    context."""
     init: Literal["fan_in", "normal"] = "fan_in"
     """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
     initializer_range: float = 0.02
@@ -211,10 +221,10 @@ class InitConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Stage 1: next-token prediction over packed text."""
+    """Stage 1: a model learns from plain text: to predict the next token, or to guess what is hidden."""
 
     model: str = ""
-    """Any decoder folder of the Llama kind to start from."""
+    """The folder to start from: any decoder of the Llama kind, BERT, ModernBERT, T5 or BART."""
     data: str = "builtin"
     """Text: a file, a folder, or builtin[:RECIPE]."""
     validation: str = ""
@@ -222,11 +232,23 @@ class PretrainConfig(TrainingConfig):
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
-    """Keep attention inside each document of a row."""
+    """Keep attention inside each document of a row (an encoder always does)."""
+    objective: Literal["auto", "causal", "masked", "spans", "infilling"] = "auto"
+    """causal: predict the next token. masked: guess hidden tokens from both sides. spans: write what hidden spans held
+    (T5). infilling: write the whole text, whose spans are hidden and sentences shuffled (BART). auto: what the
+    architecture is made for."""
+    mask_share: float = 0.0
+    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART."""
+    mean_span: float = 3.0
+    """Mean length of a hidden span in tokens (spans, infilling)."""
+    whole_words: bool = False
+    """Hide all tokens of a word together."""
 
     def check(self) -> None:
         super().check()
         self._at_least(2, "sequence_length")
+        self._between(0, 0.9, "mask_share")
+        self._at_least(1, "mean_span")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,3 +279,27 @@ class SFTConfig(TuningConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(TrainingConfig):
+    """Fine-tuning to tell texts apart: a class for each text, read off under a head of one score a class."""
+
+    model: str = ""
+    """The pre-trained folder to start from: an encoder, or a decoder."""
+    data: str = "builtin"
+    """Rows of text and label: a file, a folder, or builtin[:RECIPE] (what kind of task a request is)."""
+    validation: str = ""
+    """Held-out rows; empty: the last part of the data (builtin has its own)."""
+    text: str = "text"
+    """Column of the text."""
+    label: str = "label"
+    """Column of the class."""
+    sequence_length: int = 128
+    """Longest text in tokens; longer ones are cut at the end and counted."""
+
+    gives = "classifier"
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(3, "sequence_length")

@@ -17,6 +17,9 @@ class RunConfig:
 
     recipe: str = "minute"
     """A recipe that comes with the program (minute, tiny) or a YAML file."""
+    arch: Literal["decoder", "encoder", "seq2seq"] = "decoder"
+    """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands one) or seq2seq (it
+    reads one and writes another)."""
     out: str = ""
     """Run folder. Empty: runs/<recipe>-<date and time>."""
     backend: Literal["auto", "mlx", "torch"] = "auto"
@@ -102,10 +105,15 @@ class GenerateConfig(SamplingConfig):
     """Answers to the prompt, each with draws of its own."""
     chat: bool = False
     """Send the prompt as a user's message through the chat template."""
+    beams: int = 1
+    """More than 1: search for the likeliest text with so many beams, in place of drawing tokens; the best `samples` of
+    them are shown."""
 
     def check(self) -> None:
         super().check()
-        self._between(1, float("inf"), "samples")
+        self._between(1, float("inf"), "samples", "beams")
+        if self.beams > 1 and self.samples > self.beams:
+            raise UserError(f"{self.samples} are more than the beams", where="samples", hint=f"give 1 to {self.beams}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,20 @@ class ChatConfig(SamplingConfig):
 
     system: str = ""
     """Instructions that stand before the conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillConfig(UseConfig):
+    """Guess what is hidden in a text."""
+
+    text: str = ""
+    """The text, with [MASK] where something is to be guessed. Empty: read it from stdin."""
+    top: int = 5
+    """Likeliest tokens shown for each."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(1, float("inf"), "top")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +219,9 @@ class RatingsConfig:
     """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
     raters: tuple[str, ...] = ()
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
+    gold: bool = False
+    """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
+    to measure raters, and nothing is learned from them."""
     simulated: bool = True
     """Count raters that are programs (their names begin with simulated:) too."""
     with_raters: bool = False

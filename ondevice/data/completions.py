@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.packing import Batch, bucket, eighths, pad_targets
+from ondevice.data.sources import RowSource
+from ondevice.errors import UserError
 
 Ids = Sequence[int] | NDArray[np.int32]
 
@@ -28,11 +30,15 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
-def completion_batch(rows: Sequence[Row], size: int,
-                     tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None) -> Batch:
+def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+                     start: int | None = None) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index, weights (K,),
     member (R, K). `tokens` are further values, one array a row with one value a token of its completion; they come out
-    as (K,) under their names, 0 where padded."""
+    as (K,) under their names, 0 where padded. With `start` the completions are written after that token and the prompts
+    are read beside them: source_ids (R, S), source_lengths (R,)."""
+    beside = {} if start is None else source_batch([row.prompt for row in rows], size)
+    if start is not None:
+        rows = [Row([start], row.completion) for row in rows]
     width = bucket(max(row.length for row in rows) - 1, finer=2)
     ids = np.zeros((size, width), np.int32)
     targets, index = [], []
@@ -44,7 +50,7 @@ def completion_batch(rows: Sequence[Row], size: int,
     counts = np.array([len(t) for t in targets])
     total = int(counts.sum())
     room = eighths(total, size * width)
-    batch: Batch = {"ids": ids, "positions": _positions(size, width)}
+    batch: Batch = {**beside, "ids": ids, "positions": _positions(size, width)}
     batch |= pad_targets(np.concatenate(targets), np.concatenate(index), room)
     batch["member"] = np.zeros((size, room), np.float32)
     batch["member"][np.repeat(np.arange(len(rows)), counts), np.arange(total)] = 1.0
@@ -54,15 +60,56 @@ def completion_batch(rows: Sequence[Row], size: int,
     return batch
 
 
-def last_token_batch(rows: Sequence[Ids], size: int) -> Batch:
-    """Whole texts: ids, positions (R, T) and `last` (R,), the flat place of each text's last token."""
+def rows_of(ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> list[Row]:
+    """A chat's answers, each with all that stands before it as its prompt; `mask` says which tokens are answers."""
+    begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
+    ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1
+    return [Row(ids[:a], ids[a:b]) for a, b in zip(begins.tolist(), ends.tolist(), strict=True) if a]
+
+
+class CompletionSource(RowSource):
+    """Answers to prompts that are read beside them, in an order of their own each epoch. Of `truncated` rows
+    the prompt is cut at its beginning, the answer at its end."""
+
+    def __init__(self, rows: Sequence[Row], *, start: int, sequence_length: int, batch_size: int, accumulate: int = 1,
+                 seed: int = 0) -> None:
+        if not rows:
+            raise UserError("no chat has a token to learn", where="data", hint="give chats with answers")
+        self.start, self.examples, self.skipped = start, len(rows), 0
+        self.truncated = sum(max(len(r.prompt), len(r.completion)) > sequence_length for r in rows)
+        self._rows = [Row(r.prompt[-sequence_length:], r.completion[:sequence_length]) for r in rows]
+        super().__init__(len(rows), batch_size, accumulate, seed, "completions")
+
+    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+        batch = completion_batch([self._rows[row] for _, row in group], self.batch_size, start=self.start)
+        del batch["member"]
+        return batch
+
+
+def source_batch(sources: Sequence[Ids], size: int) -> Batch:
+    """What an encoder-decoder reads: source_ids (R, S), padded at the right, and source_lengths (R,), at least 1."""
+    ids = np.zeros((size, bucket(max(len(source) for source in sources), finer=2)), np.int32)
+    lengths = np.ones(size, np.int32)
+    for r, source in enumerate(sources):
+        ids[r, :len(source)] = source
+        lengths[r] = len(source)
+    return {"source_ids": ids, "source_lengths": lengths}
+
+
+def text_batch(rows: Sequence[Ids], size: int, reads: str = "last") -> Batch:
+    """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or `last` token. Who
+    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins."""
     width = bucket(max(len(row) for row in rows), finer=2)
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
         ids[r, :len(row)] = row
+    batch: Batch = {"ids": ids, "positions": _positions(size, width)}
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
-    return {"ids": ids, "positions": _positions(size, width),
-            "last": (np.arange(size) * width + last).astype(np.int32)}
+    if reads == "first":
+        batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)
+        batch["positions"] = batch["positions"] * batch["segments"]  # padding may stand beyond the last position
+        last = last * 0
+    return {**batch, "read": (np.arange(size) * width + last).astype(np.int32)}
 
 
 def like_lengths(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:

@@ -51,6 +51,24 @@ def to_chat(row: Row) -> Chat:
     raise BadRow(f"none of the known forms: {_FORMS}")
 
 
+def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The conversation up to the last thing that the user says, and the row's other columns."""
+    if isinstance(row.get("prompt"), str):
+        messages = [{"role": "user", "content": row["prompt"]}]
+    elif isinstance(row.get("prompt"), list):
+        messages = to_chat({"messages": row["prompt"]})["messages"]
+    elif isinstance(row.get("question"), str):
+        messages = [{"role": "user", "content": row["question"]}]
+    else:
+        messages = to_chat(row)["messages"]
+    while messages and messages[-1]["role"] != "user":
+        messages = messages[:-1]
+    if not messages or not str(messages[-1]["content"]).strip():
+        raise BadRow("holds nothing that a user says")
+    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion")}
+    return messages, known
+
+
 def texts(rows: Rows) -> Iterator[str]:
     """Texts of all rows; the bad ones are set aside in `rows`."""
     for row, where in rows:

@@ -43,7 +43,7 @@ class Source(Protocol):
         ...
 
 
-class _Rows:
+class RowSource:
     """Rows by number, epochs in an order of their own. A subclass says what a row holds."""
 
     def __init__(self, rows: int, batch_size: int, accumulate: int, seed: int, name: str) -> None:
@@ -75,7 +75,7 @@ class _Rows:
         raise NotImplementedError
 
 
-class TextSource(_Rows):
+class TextSource(RowSource):
     """Windows over one stream of tokens, in which documents end with `eos`.
 
     Row r reads tokens r·T … r·T+T-1 and predicts r·T+1 … r·T+T, so that every token but the first is a target once an
@@ -112,7 +112,37 @@ class TextSource(_Rows):
         return batch
 
 
-class ChatSource(_Rows):
+class PackedSource(RowSource):
+    """Examples of known lengths, several a row (attention is kept inside each) or, not `packed`, each in its own."""
+
+    def __init__(self, lengths: NDArray[np.int64], width: int, packed: bool, batch_size: int, accumulate: int,
+                 seed: int, name: str) -> None:
+        self.length, self.packed, self.examples, self._lengths = width, packed, len(lengths), lengths
+        self._plan = packing.best_fit(lengths, width) if packed else packing.one_per_row(self.examples)
+        self._name = f"{name} examples"
+        self._plan_of = lru_cache(maxsize=2)(self._epoch_plan)
+        super().__init__(self._plan.rows, batch_size, accumulate, seed, f"{name} rows")
+
+    def _epoch_plan(self, epoch: int) -> Plan:
+        if not self.packed:
+            return self._plan
+        shuffled = permutation(self.seed, self._name, epoch, self.examples)
+        return packing.reshuffle(self._plan, self._lengths, shuffled)
+
+    def _members(self, group: list[tuple[int, int]]) -> tuple[NDArray[np.int64], ...]:
+        """(example, row, column, its number in the row from 1 on) of all examples of a micro-batch."""
+        members, rows, columns, numbers = [], [], [], []
+        for place, (epoch, row) in enumerate(group):
+            plan = self._plan_of(epoch)
+            part = slice(int(plan.starts[row]), int(plan.starts[row + 1]))
+            members.append(plan.order[part])
+            columns.append(plan.column[part])
+            rows.append(np.full(len(members[-1]), place))
+            numbers.append(np.arange(1, len(members[-1]) + 1))
+        return tuple(np.concatenate(found) for found in (members, rows, columns, numbers))
+
+
+class ChatSource(PackedSource):
     """Chats with the loss on the assistant's tokens, or on all.
 
     An example of n tokens takes n-1 places: the last token is only predicted. What follows its last target is left
@@ -123,7 +153,6 @@ class ChatSource(_Rows):
 
     def __init__(self, rows: Iterable[ChatRow], *, sequence_length: int, batch_size: int, accumulate: int = 1,
                  seed: int = 0, packing: bool = True, loss_on: Literal["assistant", "all"] = "assistant") -> None:
-        self.length, self.packed = sequence_length, packing
         self.truncated = self.skipped = 0
         ids, masks = [], []
         for row in rows:
@@ -142,34 +171,14 @@ class ChatSource(_Rows):
         if not ids:
             raise UserError("no chat has a token to learn", where="data",
                             hint=f"{self.skipped} were read, {self.truncated} of them longer than sequence_length")
-        self.examples = len(ids)
         self._ids = np.concatenate(ids).astype(np.int32)
         self._mask = np.concatenate(masks)
         sizes = np.array([len(i) for i in ids], np.int64)
-        self._starts, self._lengths = np.cumsum(sizes) - sizes, sizes - 1
-        self._plan = self._first_plan()
-        self._plan_of = lru_cache(maxsize=2)(self._epoch_plan)
-        super().__init__(self._plan.rows, batch_size, accumulate, seed, "chat rows")
-
-    def _first_plan(self) -> Plan:
-        return packing.best_fit(self._lengths, self.length) if self.packed else packing.one_per_row(self.examples)
-
-    def _epoch_plan(self, epoch: int) -> Plan:
-        if not self.packed:
-            return self._plan
-        shuffled = permutation(self.seed, "chat examples", epoch, self.examples)
-        return packing.reshuffle(self._plan, self._lengths, shuffled)
+        self._starts = np.cumsum(sizes) - sizes
+        super().__init__(sizes - 1, sequence_length, packing, batch_size, accumulate, seed, "chat")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        members, rows, columns, numbers = [], [], [], []
-        for place, (epoch, row) in enumerate(group):
-            plan = self._plan_of(epoch)
-            part = slice(int(plan.starts[row]), int(plan.starts[row + 1]))
-            members.append(plan.order[part])
-            columns.append(plan.column[part])
-            rows.append(np.full(len(members[-1]), place))
-            numbers.append(np.arange(1, len(members[-1]) + 1))
-        chosen, row_of, column = np.concatenate(members), np.concatenate(rows), np.concatenate(columns)
+        chosen, row_of, column, number = self._members(group)
         lengths = self._lengths[chosen]
         width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max())))
         source, destination, position = packing.lay_out(self._starts[chosen], lengths, row_of, column, width)
@@ -179,7 +188,7 @@ class ChatSource(_Rows):
         batch["positions"].reshape(-1)[destination] = position
         if self.packed:
             batch["segments"] = np.zeros(shape, np.int32)
-            batch["segments"].reshape(-1)[destination] = np.repeat(np.concatenate(numbers), lengths)
+            batch["segments"].reshape(-1)[destination] = np.repeat(number, lengths)
         learned = self._mask[source + 1]
         index = destination[learned]
         size = packing.eighths(len(index), self.batch_size * width)

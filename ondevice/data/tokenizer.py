@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
+SENTINELS, SENTINEL = 32, "<extra_id_{}>"  # what stands for the hidden spans of a text, in T5's spelling
+OPENING, MASK = "<|open|>", "<|mask|>"  # an encoder's
 ROLES = ("system", "user", "assistant")
 SPECIAL = (END_OF_TEXT, PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES))
 
@@ -64,12 +66,18 @@ class Tokenizer:
         # The largest id counts, not the number of words: some vocabularies have gaps.
         self.vocab_size: int = 1 + max(inner.get_vocab(with_added_tokens=True).values())
         self.named: dict[str, str] = {key: word for key in _NAMED if (word := _content(config.get(key))) is not None}
+        sep, cls = self._named_id("sep_token"), self._named_id("cls_token")
         eos, pad = self._named_id("eos_token"), self._named_id("pad_token")
+        eos = sep if eos is None else eos  # an encoder's texts end with its separator
         if eos is None and not stops:
             raise UserError("the tokenizer has no end-of-text token", where="tokenizer_config.json",
                             hint="give eos_token")
         self.eos_id: int = self._stops[0] if eos is None else eos
         self.bos_id: int | None = self._named_id("bos_token")
+        # What an encoder sees before and after a text, and in place of what it is to guess.
+        self.sep_id: int = self.eos_id if sep is None else sep
+        self.cls_id: int = next((i for i in (cls, self.bos_id) if i is not None), self.sep_id)
+        self.mask_id: int | None = self._named_id("mask_token")
         # Padding is never a target and never seen by a target, so any id will do where none is named.
         self.pad_id: int = self.eos_id if pad is None else pad
 
@@ -177,6 +185,38 @@ class Tokenizer:
         return table
 
     @cached_property
+    def continues(self) -> NDArray[np.bool_]:
+        """Whether each id goes on with the word of the id before it, (vocab_size,): it begins with a letter or digit
+        and with no space, or, in WordPiece's vocabularies, with ##."""
+        table = np.zeros(self.vocab_size, np.bool_)
+        pieces = json.loads(self.inner.to_str())["model"].get("type") == "WordPiece"
+        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
+            first = _spelt(word)[:1] if self.is_byte_level else word[:1].encode()[:1]
+            table[i] = word.startswith("##") if pieces else (
+                not word.startswith("\u2581") and (first.isalnum() or first >= b"\x80"))
+        table[self.is_special] = False
+        return table
+
+    @cached_property
+    def sentinels(self) -> NDArray[np.int32]:
+        """Ids of the tokens that stand for hidden spans, in order; empty where there are none."""
+        found: list[int] = []
+        while (i := self.inner.token_to_id(SENTINEL.format(len(found)))) is not None:
+            found.append(i)
+        return np.array(found, np.int32)
+
+    @cached_property
+    def ends_sentence(self) -> NDArray[np.bool_]:
+        """Whether each id ends a sentence, (vocab_size,): it ends with a full stop, a question mark, an exclamation
+        mark or a line."""
+        table = np.zeros(self.vocab_size, np.bool_)
+        for word, i in self.inner.get_vocab(with_added_tokens=True).items():
+            text = _spelt(word) if self.is_byte_level else word.encode()
+            table[i] = text.endswith((b".", b"?", b"!", b"\n"))
+        table[self.is_special] = False
+        return table
+
+    @cached_property
     def is_stop(self) -> NDArray[np.bool_]:
         """Whether each id of the vocabulary is one of `stop_ids`, (vocab_size,)."""
         table = np.zeros(self.vocab_size, np.bool_)
@@ -251,14 +291,18 @@ class StreamDecoder:
         return left
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, fills: bool = False,
+                    sentinels: int = 0) -> Tokenizer:
     """Byte-level BPE with single digits, our special tokens and our chat template.
 
     The names of the text get one token with and one without a leading space where the vocabulary has room: copying a
     name from the context is then copying one token, wherever it stands. The vocabulary is smaller than asked where the
-    text has no more pairs to merge. Raises UserError for a vocabulary that does not hold the bytes, or without text.
+    text has no more pairs to merge. `fills`: for an encoder, with a token that opens a text and one that masks;
+    `sentinels`: for a T5, so many tokens that stand for hidden spans, at the top of the vocabulary, the first highest.
+    Raises UserError for a vocabulary that does not hold the bytes, or without text.
     """
-    least = 256 + len(SPECIAL)
+    special = (*SPECIAL, *((OPENING, MASK) if fills else ()))
+    least = 256 + len(special) + sentinels
     if vocab_size < least:
         raise UserError(f"{vocab_size} is too small", where="vocab_size",
                         hint=f"the bytes and special tokens alone need {least}")
@@ -269,16 +313,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     ])
     inner.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=2, show_progress=False,
-        special_tokens=[tokenizers.AddedToken(word, special=True, normalized=False) for word in SPECIAL],
+        vocab_size=vocab_size - sentinels, min_frequency=2, show_progress=False,
+        # the mask takes the space before it along: it stands for a word with its space
+        special_tokens=[tokenizers.AddedToken(word, special=True, normalized=False, lstrip=word == MASK)
+                        for word in special],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet())
     balanced = _Balanced(texts)
     inner.train_from_iterator(balanced, trainer=trainer)
     if not balanced.characters:
         raise UserError("no text to learn a tokenizer from", where="data")
+    inner.add_special_tokens([tokenizers.AddedToken(SENTINEL.format(n), special=True, normalized=False)
+                              for n in reversed(range(sentinels))])
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "eos_token": END_OF_TEXT, "pad_token": PADDING, "model_max_length": 10**30}
+    if fills:
+        config |= {"cls_token": OPENING, "sep_token": END_OF_TEXT, "mask_token": MASK,
+                   "model_input_names": ["input_ids", "attention_mask"]}
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{OPENING} $A {END_OF_TEXT}", pair=f"{OPENING} $A {END_OF_TEXT} $B {END_OF_TEXT}",
+            special_tokens=[(word, inner.token_to_id(word)) for word in (OPENING, END_OF_TEXT)])
     return Tokenizer(inner, config, OWN_TEMPLATE)
 
 

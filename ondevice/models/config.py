@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ondevice.errors import UserError
@@ -52,6 +50,7 @@ class DecoderConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     num_labels: int = 0  # 0: a language model; else a head of so many scores in place of the one that writes
+    label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -88,31 +87,9 @@ class DecoderConfig:
         return self.windows[layer] if self.windows else 0
 
     @classmethod
-    def load(cls, folder: Path) -> DecoderConfig:
-        """Raises UserError where the folder holds no config, an unknown family, or a field that we cannot honour."""
-        file = folder / "config.json"
-        if not file.is_file():
-            raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
-                            hint="give a Hugging Face model folder")
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"is not JSON: {error}", where=str(file), hint="is the download whole?") from error
-        if not isinstance(raw, dict):
-            raise UserError("holds no JSON object", where=str(file), hint="give a Hugging Face model folder")
-        try:
-            return cls.parse(raw)
-        except UserError as error:
-            raise UserError(error.message, where=f"{file}: {error.where}" if error.where else str(file),
-                            hint=error.hint) from error
-
-    @classmethod
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
-        kind = raw.get("model_type")
-        if not isinstance(kind, str) or kind not in FAMILIES:
-            own = "; code that a folder brings is not run" if raw.get("auto_map") else ""
-            raise UserError(f"unknown architecture {kind!r}", where="model_type",
-                            hint=f"known: {', '.join(FAMILIES)}{own}")
+        """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
+        kind = raw["model_type"]
         given, raw = raw, _defaults(kind, raw)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if not isinstance(raw.get(name), int) or raw[name] < 1:
@@ -126,7 +103,6 @@ class DecoderConfig:
         if raw.get("hidden_act", "silu") not in ACTIVATIONS:
             raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act",
                             hint=f"known: {', '.join(ACTIVATIONS)}")
-        _check_quantisation(raw)
         for name, known in _CANNOT.items():
             if raw.get(name) not in known:
                 raise UserError(f"{raw[name]!r} is not known here", where=name)
@@ -142,7 +118,7 @@ class DecoderConfig:
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=raw.get("max_position_embeddings") or 2048,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            num_labels=_num_labels(raw),
+            num_labels=num_labels(raw), label_names=label_names(raw),
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
             **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
                                    "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id", "hidden_act",
@@ -155,7 +131,7 @@ class DecoderConfig:
         out = {name: value for name, value in self.raw.items() if not name.startswith("quantization")}
         for f in fields(self):
             if f.name not in ("raw", "windows", "thetas", "rope_scaling", "attention_bias", "mlp_bias", "dtype",
-                              "num_labels", "query_pre_attn_scalar"):
+                              "num_labels", "label_names", "query_pre_attn_scalar"):
                 out[f.name] = getattr(self, f.name)
         if self.model_type in ("llama", "smollm3"):
             out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
@@ -181,9 +157,7 @@ class DecoderConfig:
         architecture = FAMILIES[self.model_type]
         if self.num_labels:
             architecture = _judge(architecture)
-            names = [f"LABEL_{i}" for i in range(self.num_labels)]
-            out |= {"num_labels": self.num_labels, "id2label": {str(i): name for i, name in enumerate(names)},
-                    "label2id": {name: i for i, name in enumerate(names)}}
+            out |= label_table(self.num_labels, self.label_names)
         out["architectures"] = [architecture]
         out.pop("torch_dtype", None)
         out["dtype"] = dtype or self.dtype
@@ -236,18 +210,6 @@ def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
     return {**out, "n_ctx": out["n_positions"]}
 
 
-def _check_quantisation(raw: dict[str, Any]) -> None:
-    """Raises UserError for weights that are packed in another way than mlx-lm's affine one."""
-    format = raw.get("quantization") or raw.get("quantization_config")
-    if not format:
-        return
-    mode = format.get("mode", "affine") if isinstance(format, dict) else format
-    if not isinstance(format, dict) or mode != "affine" or "bits" not in format or "quant_method" in format:
-        kind = format.get("quant_method", mode) if isinstance(format, dict) else format
-        raise UserError(f"weights that are quantised as {kind!r} are not known here", where="quantization_config",
-                        hint="take the folder with whole weights, or one of mlx-community's with 4 or 8 bits")
-
-
 def _rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
     """(base, scaling) of the rotation, of the layers with the whole context where Gemma has two."""
     new = raw.get("rope_parameters") or {}
@@ -278,8 +240,9 @@ def _thetas(raw: dict[str, Any], kind: str, layers: int, theta: float, windows: 
     return tuple(theta if one else 0.0 for one in turned[:layers])
 
 
-def _num_labels(raw: dict[str, Any]) -> int:
-    """How many scores the head gives; transformers writes `id2label` unless there are two, and then nothing."""
+def num_labels(raw: dict[str, Any]) -> int:
+    """How many scores the head gives, 0 where it gives none; transformers writes `id2label` unless there are two, and
+    then nothing."""
     if not any(str(name).endswith(_JUDGES) for name in raw.get("architectures") or ()):
         return 0
     labels = raw.get("id2label")
@@ -287,6 +250,26 @@ def _num_labels(raw: dict[str, Any]) -> int:
     if not isinstance(found, int) or found < 1:
         raise UserError(f"{found!r} is no whole number above 0", where="num_labels")
     return found
+
+
+def label_names(raw: dict[str, Any]) -> tuple[str, ...]:
+    """What the scores are called; empty where they have numbers only."""
+    labels = raw.get("id2label")
+    if not num_labels(raw) or not isinstance(labels, dict):
+        return ()
+    names = tuple(str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(num_labels(raw)))
+    return () if names == _numbered(len(names)) else names
+
+
+def label_table(count: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """The names of the scores as config.json has them."""
+    names = names or _numbered(count)
+    return {"num_labels": count, "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"LABEL_{i}" for i in range(count))
 
 
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:

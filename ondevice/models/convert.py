@@ -8,6 +8,7 @@ from pathlib import Path
 from ondevice.backend import Backend, Params, load_backend
 from ondevice.checkpoint import whole_folder
 from ondevice.errors import UserError
+from ondevice.models.config import DecoderConfig
 from ondevice.models.folder import Model, load_model, merged, write
 from ondevice.models.names import BITS, SCORE, matrices, quantised
 from ondevice.models.quant import packed
@@ -35,8 +36,9 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int 
     found = load_model(model, backend)
     if quantised(found.params):
         raise UserError("is quantised already", where=str(model))
-    if found.cfg.model_type == "gpt2":
-        raise UserError("GPT-2 cannot be quantised", where=str(model), hint="mlx-lm could not read its packed weights")
+    if found.cfg.model_type == "gpt2" or not isinstance(found.cfg, DecoderConfig):
+        raise UserError(f"a {found.cfg.model_type} model cannot be quantised", where=str(model),
+                        hint="mlx-lm could not read its packed weights")
     dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "bfloat16"
     params: Params = {}
     wanted = matrices(found.cfg, every=True)

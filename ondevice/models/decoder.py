@@ -6,7 +6,7 @@ B batch, T tokens, D hidden, H heads, C width of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import numpy as np
@@ -21,17 +21,21 @@ Turn = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a hidden state into logits: `name` is the weight's tensor (V, D), or what is packed of it."""
+    """What turns a hidden state into logits: `name` is the weight's tensor (V, D), or what is packed of it; `bias` that
+    of a bias (V,) which does not stand beside it under the same name; the state is multiplied by `scale` first."""
 
     name: str
+    bias: str = ""
+    scale: float = 1.0
 
     def params(self, params: Params) -> Params:
-        """All that stands under the head's name: its weight, what quantises it, adapters."""
-        return {n: p for n, p in params.items() if n.startswith(f"{self.module}.")}
+        """All that the head is made of: its weight, what quantises it, adapters, its bias."""
+        return {n: p for n, p in params.items() if n.startswith(f"{self.module}.") or n == self.bias}
 
     def logits(self, ops: Ops, params: Params, x: Array) -> Array:
         """(N, V) float32 from x (N, D)."""
-        return ops.cast(ops.linear(params, self.module, x), "float32")
+        z = ops.cast(ops.linear(params, self.module, x if self.scale == 1.0 else x * self.scale), "float32")
+        return z + ops.cast(ops.weight(params, self.bias), "float32") if self.bias else z
 
     @property
     def module(self) -> str:
@@ -40,11 +44,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,)."""
+    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,). `fixed`:
+    further arrays with a row for a row that do not grow (what an encoder-decoder has read)."""
 
     keys: list[Array]
     values: list[Array]
     lengths: Array
+    fixed: list[Array] = field(default_factory=list)
 
 
 def split_layers(params: Params, prefix: str) -> list[Params]:
@@ -60,6 +66,8 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
 class Decoder:
     """A forward pass; holds no weights."""
 
+    score, reads = "score", "last"  # a judge's head, and the token of a text at which it is read
+    start: int | None = None  # what is written goes on from the prompt
     layers, table = "model.layers.", "model.embed_tokens"
 
     def __init__(self, cfg: DecoderConfig) -> None:
@@ -82,10 +90,15 @@ class Decoder:
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
         return self._leave(ops, params, x)
 
-    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array,
-                at: Array) -> tuple[Array, list[Array], list[Array]]:
-        """(N, D) of the flat positions `at` (N,), and the keys and values (B, H_kv, T, C) of each layer. Prompts are
-        padded at the right: a later token never sees them, and `lengths` hides them from the tokens decoded after."""
+    def prompt_width(self, width: int) -> int:
+        """Places of the cache that a prompt of `width` tokens takes."""
+        return width
+
+    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array, at: Array,
+                lengths: Array) -> tuple[Array, Cache]:
+        """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds the prompts (B, T).
+        They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
+        after."""
         turns = self._turns(ops, positions)
         x = self._enter(ops, params, ids, positions)
         keys, values = [], []
@@ -96,7 +109,7 @@ class Decoder:
             values.append(v)
             a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
             x = self._rest(ops, block, x, a, at if block is blocks[-1] else None)
-        return self._leave(ops, params, x), keys, values
+        return self._leave(ops, params, x), Cache(keys, values, lengths)
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""

@@ -15,11 +15,16 @@ from ondevice.backend import Backend, Params
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
-from ondevice.models.config import DecoderConfig
-from ondevice.models.decoder import Decoder, decoder_of
+from ondevice.models.architectures import ModelConfig, load_config
+from ondevice.models.decoder import Decoder
+from ondevice.models.encoder import Encoder
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
-from ondevice.models.names import SCORE, matrices, quantised, shapes, take, to_file
+from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
+from ondevice.models.network import network, writes
 from ondevice.models.quant import dequantised
+from ondevice.models.seq2seq import Seq2Seq
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensors import read_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -39,18 +44,18 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Model:
-    """A decoder with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`, its
-    tensors stand beside the weights (`lora.py`)."""
+    """A network's shape with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`,
+    its tensors stand beside the weights (`lora.py`)."""
 
-    cfg: DecoderConfig
+    cfg: ModelConfig
     params: Params
     tokenizer: Tokenizer
     folder: Path
     adapter: Adapter | None = None
 
     @property
-    def decoder(self) -> Decoder:
-        return decoder_of(self.cfg)
+    def network(self) -> Decoder | Encoder | Seq2Seq:
+        return network(self.cfg)
 
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)
@@ -76,20 +81,20 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
     _need_folder(folder)
     if is_adapter_folder(folder):
         return _load_adapted(folder, backend, dtype, merge)
-    cfg = DecoderConfig.load(folder)
-    tokenizer = Tokenizer.load(folder)
+    cfg, tokenizer = load_config(folder), Tokenizer.load(folder)
     _need_same_words(tokenizer, cfg, folder)
-    return Model(cfg, read_params(folder, backend, cfg, dtype), tokenizer, folder)
+    return Model(*_read_whole(folder, backend, cfg, dtype), tokenizer, folder)
 
 
 def is_adapter_folder(folder: Path) -> bool:
     return (folder / peft.CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def judges(folder: Path) -> bool:
-    """Whether a folder's model gives scores and writes no text; an adapter's base need not be there."""
+def labels(folder: Path) -> int:
+    """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base need not be there (a
+    reward model's gives one)."""
     _need_folder(folder)
-    return peft.judges(folder) if is_adapter_folder(folder) else DecoderConfig.load(folder).num_labels > 0
+    return int(peft.judges(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
 
 
 def base_folder(folder: Path) -> Path:
@@ -106,12 +111,21 @@ def base_folder(folder: Path) -> Path:
     return found
 
 
-def read_params(folder: Path, backend: Backend, cfg: DecoderConfig, dtype: str = "float32") -> Params:
+def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32") -> Params:
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
-    found: Params = {}
-    for file in weight_files(folder):
-        found |= read_tensors(file, backend, dtype)
-    return take(found, cfg, str(folder))
+    return take(_read_files(folder, backend, dtype), cfg, str(folder))
+
+
+def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
+    return {name: p for file in weight_files(folder) for name, p in read_tensors(file, backend, dtype).items()}
+
+
+def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) -> tuple[ModelConfig, Params]:
+    """The weights, and the config with what only they say."""
+    found = _read_files(folder, backend, dtype)
+    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
+        cfg = replace(cfg, tie_word_embeddings=False)
+    return cfg, take(found, cfg, str(folder))
 
 
 def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
@@ -127,48 +141,65 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 
 
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
-    base, found = base_folder(folder), peft.read(folder, backend)
-    found = _without_tied_head(found, DecoderConfig.load(base), folder, backend)
-    whole = cfg = DecoderConfig.load(base)
-    if judging := SCORE in found.whole:
-        cfg = replace(cfg, num_labels=int(found.whole[SCORE].shape[0]))
-    embeddings = f"{decoder_of(cfg).table}.weight"
-    if embeddings in found.whole:
-        cfg = replace(cfg, vocab_size=int(found.whole[embeddings].shape[0]))
+    base = base_folder(folder)
+    whole, params = _read_whole(base, backend, load_config(base), dtype)
+    found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
+    cfg = _changed(whole, found.whole)
     tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
     _need_same_words(tokenizer, cfg, folder)
-    params = read_params(base, backend, whole, dtype)
-    if judging:
-        params = {name: p for name, p in params.items() if not name.startswith("lm_head.")}
     known = matrices(cfg)
+    adapters: Params = {}
     for name, pair in found.pairs.items():
         if known.get(name) != (pair.b.shape[0], pair.a.shape[1]):
             raise UserError(f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
                             f"{base} has not", where=str(folder), hint="they do not belong together")
-        params |= placed(name, pair, INHERITED, backend)
+        adapters |= placed(name, pair, INHERITED, backend)
     named, revision = snapshot.name_of(base)
-    model = Model(cfg, take_whole(params, found.whole, str(folder)), tokenizer, folder,
+    model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
                   Adapter(named, revision, frozenset(found.whole)))
     return merged(model, backend) if merge and not quantised(params) else model
 
 
-def _without_tied_head(found: peft.Found, cfg: DecoderConfig, folder: Path, backend: Backend) -> peft.Found:
+def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
+    """The base's config as the tensors that stand in place of the base's say: a head of scores, more tokens."""
+    score = whole.get(f"{network(cfg).score}.weight")
+    if score is not None:
+        cfg = replace(cfg, num_labels=int(score.shape[0]))
+    embeddings = whole.get(table(cfg))
+    return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
+
+
+def _without_tied_head(found: peft.Found, cfg: ModelConfig, folder: Path, backend: Backend) -> peft.Found:
     """The adapter without the copy of a tied head that PEFT keeps. Raises UserError where it is no copy any more."""
-    head, table = found.whole.get("lm_head.weight"), found.whole.get(f"{decoder_of(cfg).table}.weight")
-    if head is None or table is None or not cfg.tie_word_embeddings:
+    head, embeddings = found.whole.get("lm_head.weight"), found.whole.get(table(cfg))
+    if head is None or embeddings is None or not cfg.tie_word_embeddings:
         return found
-    if not np.array_equal(backend.numpy(head), backend.numpy(table)):
+    if not np.array_equal(backend.numpy(head), backend.numpy(embeddings)):
         raise UserError("has a head apart from its base's embeddings, to which it is tied", where=str(folder),
                         hint="merge it with PEFT first")
     return replace(found, whole={name: p for name, p in found.whole.items() if name != "lm_head.weight"})
 
 
-def take_whole(params: Params, whole: Params, where: str) -> Params:
-    """`params` with the tensors `whole` in place of theirs. Raises UserError for one that the model has not."""
-    strange = [name for name in whole if name not in params and name != SCORE]
-    if strange:
-        raise UserError(f"holds {strange[0]}, which its base has not", where=where)
-    return {**params, **whole}
+def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
+    """A base's `params` with the tensors `whole` in place of theirs, without those that a model of `cfg` has not.
+    Raises UserError for one of `whole` that it has not, or one that it lacks."""
+    wanted = shapes(cfg)
+    for name, p in whole.items():
+        if name not in wanted:
+            raise UserError(f"holds {name}, which its base has not", where=where)
+        if tuple(p.shape) != wanted[name]:
+            raise UserError(f"{name} has shape {tuple(p.shape)}, its base says {wanted[name]}", where=where)
+    missing = [name for name in judging(cfg) if name not in params and name not in whole]
+    if missing:
+        raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
+    return {**of_model(params, cfg), **whole}
+
+
+def of_model(params: Params, cfg: ModelConfig) -> Params:
+    """Those of another model's tensors that stand in one of `cfg` too, with what quantises them and their adapters."""
+    modules = {name.removesuffix(".weight") for name in shapes(cfg)}
+    return {name: p for name, p in params.items()
+            if name in modules or name.rpartition(".")[0] in modules or is_adapter(name)}
 
 
 def merged(model: Model, backend: Backend) -> Model:
@@ -195,10 +226,32 @@ def _need_folder(folder: Path) -> None:
                         hint="give a Hugging Face model folder")
 
 
-def _need_same_words(tokenizer: Tokenizer, cfg: DecoderConfig, folder: Path) -> None:
+def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
                         where=str(folder), hint="they do not belong together")
+
+
+def own_head(found: Params, backend: Backend) -> bool:
+    """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
+    tied, and unties it where the file shows otherwise."""
+    pair = [found.get(name) for name in ("lm_head.weight", "shared.weight")]
+    head, table = (None if p is None else backend.numpy(p) for p in pair)
+    return head is not None and table is not None and not np.array_equal(head, table)
+
+
+def load_writer(folder: str | Path, backend: Backend) -> Model:
+    """A model that writes text. Raises UserError as `load_model` and `writer`."""
+    return writer(load_model(folder, backend))
+
+
+def writer(model: Model) -> Model:
+    """The model. Raises UserError for one that fills masks or judges."""
+    if not writes(model.cfg):
+        what = "is a reward model or a classifier" if model.cfg.num_labels else "fills masks"
+        raise UserError(f"{what}: it writes no text", where=str(model.folder),
+                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo of a model that does")
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -229,20 +282,30 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
-               revision=model.adapter.revision, judges=model.cfg.num_labels > 0, tied=model.cfg.tie_word_embeddings,
+               revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
                modules=matrices(model.cfg))
     model.tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_model(folder: Path, backend: Backend, cfg: DecoderConfig, params: Params, tokenizer: Tokenizer, *,
+def _task(cfg: ModelConfig) -> str:
+    if cfg.num_labels:
+        return peft.JUDGES
+    return peft.ANSWERS if isinstance(cfg, Seq2SeqConfig) else peft.WRITES
+
+
+def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
                 dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+    if isinstance(cfg, EncoderConfig):
+        special |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
     cfg = replace(cfg, **special)
+    if isinstance(cfg, Seq2SeqConfig):
+        special["decoder_start_token_id"] = cfg.decoder_start_token_id
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
@@ -275,7 +338,7 @@ def _shards(params: Mapping[str, Any], dtype: str) -> list[list[str]]:
     return shards
 
 
-def _quantisation(params: Params, cfg: DecoderConfig) -> dict[str, Any]:
+def _quantisation(params: Params, cfg: ModelConfig) -> dict[str, Any]:
     """What config.json says of packed weights, as mlx-lm reads it."""
     packed = quantised(params)
     if not packed:

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ondevice.backend import Array, Params
 from ondevice.errors import UserError
+from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
+from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"
 """The head of a reward or value model: one row a score."""
 BITS = (4, 8)
 """What a weight of a quantised matrix may take."""
-_TABLES = ("embed_tokens", ".wte", ".wpe")
-_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+_SCORES = (SCORE, "classifier.weight")
+Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model by its Hugging Face name; a tied head is left out, as files leave it out. A matrix is
-    (outputs, inputs), also where its file has it transposed."""
-    if cfg.model_type == "gpt2":
-        return _gpt2(cfg)
+def shapes(cfg: ModelConfig) -> Shapes:
+    """Every tensor of the model by its Hugging Face name, the table of tokens first; a tied head is left out, as files
+    leave it out. A matrix is (outputs, inputs), also where its file has it transposed."""
+    if isinstance(cfg, EncoderConfig):
+        return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
+    if isinstance(cfg, Seq2SeqConfig):
+        return _t5_shapes(cfg) if cfg.relative else _bart_shapes(cfg)
+    return _gpt2_shapes(cfg) if cfg.model_type == "gpt2" else _decoder_shapes(cfg)
+
+
+def table(cfg: ModelConfig) -> str:
+    """The tensor that has a row for each token of the vocabulary, and stands before all others."""
+    return next(iter(shapes(cfg)))
+
+
+def judging(cfg: ModelConfig) -> Shapes:
+    """What a judge has and a model that writes or fills masks has not: its head, BERT's pooler."""
+    without = shapes(replace(cfg, num_labels=0))
+    return {name: shape for name, shape in shapes(cfg).items() if name not in without}
+
+
+def _decoder_shapes(cfg: DecoderConfig) -> Shapes:
     d, f, c = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     q, kv = cfg.num_attention_heads * c, cfg.num_key_value_heads * c
-    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
+    out: Shapes = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
     for i in range(cfg.num_hidden_layers):
         p = f"model.layers.{i}."
         out[p + "input_layernorm.weight"] = (d,)
@@ -51,10 +73,10 @@ def shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _gpt2(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
+def _gpt2_shapes(cfg: DecoderConfig) -> Shapes:
     d, f = cfg.hidden_size, cfg.intermediate_size
-    out: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (cfg.vocab_size, d),
-                                       "transformer.wpe.weight": (cfg.max_position_embeddings, d)}
+    out: Shapes = {"transformer.wte.weight": (cfg.vocab_size, d),
+                   "transformer.wpe.weight": (cfg.max_position_embeddings, d)}
     for i in range(cfg.num_hidden_layers):
         p = f"transformer.h.{i}."
         for name, size in (("ln_1", (d,)), ("attn.c_attn", (3 * d, d)), ("attn.c_proj", (d, d)), ("ln_2", (d,)),
@@ -80,17 +102,38 @@ def sub(named: Mapping[str, Array], prefix: str) -> Params:
 
 def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether Muon may have it: matrices inside blocks, neither the embeddings nor the head."""
-    return len(shape) == 2 and name.removeprefix("value.").startswith(("model.layers.", "transformer.h."))
+    return len(shape) == 2 and in_block(name)
 
 
-def matrices(cfg: DecoderConfig, every: bool = False) -> dict[str, tuple[int, int]]:
+def in_block(name: str) -> bool:
+    return re.search(r"\.(layers?|block|h)\.\d+\.(?!.*relative_attention_bias)", name) is not None
+
+
+def adds_to_stream(name: str) -> bool:
+    """Whether it is the matrix by which a block's part adds to the stream that runs past it."""
+    return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight",
+                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight",
+                                             ".c_proj.weight"))
+
+
+def is_between(name: str) -> bool:
+    """Whether it is the matrix between an encoder's blocks and its head."""
+    return name in ("head.dense.weight", "cls.predictions.transform.dense.weight")
+
+
+def is_embedding(name: str) -> bool:
+    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight",
+                          ".wte.weight", ".wpe.weight"))
+
+
+def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]]:
     """Modules that are one matrix, by their names → (outputs, inputs). Without `every` those alone that a state goes
     through: no embeddings, and no head of scores."""
     out = {}
     for name, shape in shapes(cfg).items():
-        module = name.removesuffix(".weight")
-        if len(shape) == 2 and (every or not (module.endswith(_TABLES) or name == SCORE)):
-            out[module] = (shape[0], shape[1])
+        through = not (is_embedding(name) or name.endswith("relative_attention_bias.weight") or name in _SCORES)
+        if len(shape) == 2 and name.endswith(".weight") and (every or through):
+            out[name.removesuffix(".weight")] = (shape[0], shape[1])
     return out
 
 
@@ -99,14 +142,15 @@ def quantised(params: Mapping[str, Array]) -> list[str]:
     return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
-def take(params: Mapping[str, Array], cfg: DecoderConfig, where: str) -> Params:
+def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
     """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
     Raises UserError for one that is missing or misshapen.
 
-    Left out: rotary buffers and masks of old files, and the copy of a tied head.
+    Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
     """
     if cfg.model_type == "gpt2" and "wte.weight" in params:  # as OpenAI's own file has them
         params = {name if name == SCORE else f"transformer.{name}": p for name, p in params.items()}
+    params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
         if name not in params:
@@ -120,7 +164,7 @@ def take(params: Mapping[str, Array], cfg: DecoderConfig, where: str) -> Params:
         if tuple(found.shape) != shape:
             raise UserError(f"{name} has shape {tuple(found.shape)}, config.json says {shape}", where=where)
         out[name] = found
-    extra = [n for n in params if n not in out and not n.startswith("lm_head.") and not n.endswith(_BUFFERS)]
+    extra = [n for n in params if n not in out and not _SPARE.search(n)]
     if extra:
         raise UserError(f"holds {extra[0]}, which a {cfg.model_type} model has not", where=where)
     return out
@@ -153,3 +197,101 @@ def to_file(params: Mapping[str, Array]) -> Params:
     names; transformers knows both, where no head stands beside them."""
     bare = "lm_head.weight" not in params and SCORE not in params
     return {name.removeprefix("transformer.") if bare else name: p for name, p in turned(params).items()}
+
+
+# Not the model's own: rotary and position buffers and masks of old files, copies of tied heads (packed ones too), and
+# what BERT's folders hold for other tasks than this model's.
+_SPARE = re.compile(r"^lm_head\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.position_ids$"
+                    r"|^cls\.seq_relationship\.|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
+                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$")
+
+
+def _new_norm(old: re.Match[str]) -> str:
+    return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[old[1]]
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
+
+
+def _norm(name: str, width: int, bias: bool = True) -> Shapes:
+    return {f"{name}.weight": (width,), **({f"{name}.bias": (width,)} if bias else {})}
+
+
+def _bert_shapes(cfg: EncoderConfig) -> Shapes:
+    d, f, v = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size
+    out: Shapes = {f"bert.embeddings.{kind}_embeddings.weight": (count, d) for kind, count in (
+        ("word", v), ("position", cfg.max_position_embeddings), ("token_type", cfg.type_vocab_size))}
+    out |= _norm("bert.embeddings.LayerNorm", d)
+    for i in range(cfg.num_hidden_layers):
+        p = f"bert.encoder.layer.{i}."
+        for part in ("query", "key", "value"):
+            out |= _linear(f"{p}attention.self.{part}", d, d)
+        out |= _linear(p + "attention.output.dense", d, d) | _norm(p + "attention.output.LayerNorm", d)
+        out |= _linear(p + "intermediate.dense", f, d)
+        out |= _linear(p + "output.dense", d, f) | _norm(p + "output.LayerNorm", d)
+    if cfg.num_labels:
+        return out | _linear("bert.pooler.dense", d, d) | _linear("classifier", cfg.num_labels, d)
+    out |= _linear("cls.predictions.transform.dense", d, d) | _norm("cls.predictions.transform.LayerNorm", d)
+    if not cfg.tie_word_embeddings:
+        return out | _linear("cls.predictions.decoder", v, d)
+    return {**out, "cls.predictions.bias": (v,)}
+
+
+def _modern_shapes(cfg: EncoderConfig) -> Shapes:
+    d, f, v, norm = cfg.hidden_size, cfg.intermediate_size, cfg.vocab_size, cfg.norm_bias
+    out: Shapes = {"model.embeddings.tok_embeddings.weight": (v, d), **_norm("model.embeddings.norm", d, norm)}
+    for i in range(cfg.num_hidden_layers):
+        p = f"model.layers.{i}."
+        if i:  # what comes from the embeddings has been through a norm
+            out |= _norm(p + "attn_norm", d, norm)
+        out |= _linear(p + "attn.Wqkv", 3 * d, d, cfg.attention_bias) | _linear(p + "attn.Wo", d, d, cfg.attention_bias)
+        out |= _norm(p + "mlp_norm", d, norm)
+        out |= _linear(p + "mlp.Wi", 2 * f, d, cfg.mlp_bias) | _linear(p + "mlp.Wo", d, f, cfg.mlp_bias)
+    out |= _norm("model.final_norm", d, norm) | _linear("head.dense", d, d, cfg.head_bias) | _norm("head.norm", d, norm)
+    if cfg.num_labels:
+        return out | _linear("classifier", cfg.num_labels, d)
+    if not cfg.tie_word_embeddings:
+        out["decoder.weight"] = (v, d)
+    return {**out, "decoder.bias": (v,)}
+
+
+def _t5_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f, wide = cfg.hidden_size, cfg.intermediate_size, cfg.num_attention_heads * cfg.head_dim
+    out: Shapes = {"shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("SelfAttention",)),
+                               ("decoder", cfg.num_decoder_layers, ("SelfAttention", "EncDecAttention"))):
+        for i in range(count):
+            for n, part in enumerate(parts):
+                p = f"{side}.block.{i}.layer.{n}."
+                for matrix in "qkv":
+                    out[f"{p}{part}.{matrix}.weight"] = (wide, d)
+                out[f"{p}{part}.o.weight"] = (d, wide)
+                if i == n == 0:  # the other blocks add what the first one knows of distances
+                    out[f"{p}{part}.relative_attention_bias.weight"] = (
+                        cfg.relative_attention_num_buckets, cfg.num_attention_heads)
+                out[p + "layer_norm.weight"] = (d,)
+            p = f"{side}.block.{i}.layer.{len(parts)}."
+            for matrix in ("wi_0", "wi_1") if cfg.gated else ("wi",):
+                out[f"{p}DenseReluDense.{matrix}.weight"] = (f, d)
+            out |= {p + "DenseReluDense.wo.weight": (d, f), p + "layer_norm.weight": (d,)}
+        out[f"{side}.final_layer_norm.weight"] = (d,)
+    return out if cfg.tie_word_embeddings else {**out, "lm_head.weight": (cfg.vocab_size, d)}
+
+
+def _bart_shapes(cfg: Seq2SeqConfig) -> Shapes:
+    d, f = cfg.hidden_size, cfg.intermediate_size
+    out: Shapes = {"model.shared.weight": (cfg.vocab_size, d)}
+    for side, count, parts in (("encoder", cfg.num_hidden_layers, ("self_attn",)),
+                               ("decoder", cfg.num_decoder_layers, ("self_attn", "encoder_attn"))):
+        # the table begins with two rows that are no positions
+        out[f"model.{side}.embed_positions.weight"] = (cfg.max_position_embeddings + 2, d)
+        out |= _norm(f"model.{side}.layernorm_embedding", d)
+        for i in range(count):
+            p = f"model.{side}.layers.{i}."
+            for part in parts:
+                for matrix in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    out |= _linear(f"{p}{part}.{matrix}", d, d)
+                out |= _norm(f"{p}{part}_layer_norm", d)
+            out |= _linear(p + "fc1", f, d) | _linear(p + "fc2", d, f) | _norm(p + "final_layer_norm", d)
+    return {**out, "final_logits_bias": (1, cfg.vocab_size)}

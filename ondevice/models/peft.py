@@ -23,6 +23,7 @@ from ondevice.models.names import is_transposed, turned
 from ondevice.models.tensors import read_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"
 _PREFIX = "base_model.model."
 _CANNOT: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (None, False), "bias": (None, "none"), "lora_bias": (None, False), "layer_replication": (None,),
@@ -54,7 +55,7 @@ def base_of(folder: Path) -> str:
 
 def judges(folder: Path) -> bool:
     """Whether the adapter makes a model that scores."""
-    return bool(_read_config(folder).get("task_type") == "SEQ_CLS")
+    return bool(_read_config(folder).get("task_type") == JUDGES)
 
 
 def read(folder: Path, backend: Backend) -> Found:
@@ -89,18 +90,20 @@ def read(folder: Path, backend: Backend) -> Found:
 
 
 def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Params, *, base: str, revision: str | None,
-          judges: bool, tied: bool, modules: Iterable[str]) -> None:
-    """Fills an existing folder. `whole` are tensors that stand in place of the base's, `modules` the names of all
-    matrices of the base, from which the short names in adapter_config.json are told apart."""
+          task: str, tied: bool, modules: Iterable[str]) -> None:
+    """Fills an existing folder. `task` is PEFT's word for what the model does (JUDGES, WRITES, ANSWERS), `whole` are
+    tensors that stand in place of the base's, `modules` the names of all matrices of the base, from which the short
+    names in adapter_config.json are told apart."""
     ranks = {m: p.rank for m, p in pairs.items()}
     alphas = {m: p.scale * p.rank for m, p in pairs.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
     for table in (name for name in list(whole) if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))):
         whole = {**whole, "lm_head.weight": whole[table] * 1}  # PEFT's copies of the two are not tied
-    saved = sorted({name.rpartition(".")[0].rpartition(".")[2] for name in whole})
+    stand_in = list(dict.fromkeys(name.rpartition(".")[0] for name in whole))
+    saved = _short(stand_in, [*modules, *stand_in])
     config: dict[str, Any] = {
-        "peft_type": "LORA", "task_type": "SEQ_CLS" if judges else "CAUSAL_LM", "base_model_name_or_path": base,
+        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base,
         "revision": revision, "r": rank, "lora_alpha": _whole_number(alpha), "use_rslora": False,
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: _whole_number(a) for m, a in alphas.items() if a != alpha},

@@ -50,3 +50,8 @@ def tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Tab
     is of the config's own theta only: Gemma's local layers have another, and none."""
     scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
     return _tables(positions, cfg.head_dim, theta, json.dumps(scaling, sort_keys=True))
+
+
+def plain_tables(positions: int, head_dim: int, theta: float) -> tuple[Table, Table]:
+    """The same of a base alone, without scaling."""
+    return _tables(positions, head_dim, theta, "null")

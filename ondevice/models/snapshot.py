@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from ondevice.errors import UserError
+from ondevice.hub import Hub, Offline, Unheard
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -27,28 +28,16 @@ def resolve(name: str | Path) -> Path:
 
 def fetched(name: str) -> Path:
     """The newest snapshot; offline (HF_HUB_OFFLINE, or no network) the one that the cache has. Raises UserError."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    offline = constants.HF_HUB_OFFLINE
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED), ignore_patterns=["*/*"]))
-    except GatedRepoError as error:  # a kind of RepositoryNotFoundError, so it comes first
-        raise UserError("its owner asks for consent first", where=name,
-                        hint=f"give it at https://huggingface.co/{name}, then hf auth login") from error
-    except RepositoryNotFoundError as error:
-        raise UserError("there is no such folder here, and no model of this name on the Hub that you may see",
-                        where=name, hint="is it spelt rightly? hf auth login shows private ones") from error
-    except LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if offline else "the Hub cannot be reached"
+        return Hub(bars=True).snapshot(name, WANTED)
+    except (Offline, Unheard) as trouble:
+        why = "HF_HUB_OFFLINE is set" if isinstance(trouble, Offline) else "the Hub cannot be reached"
         raise UserError(f"there is no such folder here, and the Hub's cache has no model of this name ({why})",
-                        where=name, hint=f"fetch it where there is a network: hf download {name}") from error
-    except (HFValidationError, OSError) as error:
+                        where=name, hint=f"fetch it where there is a network: hf download {name}") from None
+    except UserError as error:
+        raise UserError(f"there is no such folder here, and of the Hub: {error.message}", where=name,
+                        hint=error.hint) from None
+    except OSError as error:
         raise UserError(f"cannot be fetched: {error}", where=name, hint="is there room on the disk?") from error
 
 

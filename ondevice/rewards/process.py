@@ -17,6 +17,7 @@ from typing import Any
 
 import ondevice
 from ondevice.errors import UserError
+from ondevice.hub import without_token
 from ondevice.inert import inert
 from ondevice.runfolder import ticks
 
@@ -147,7 +148,7 @@ def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Pop
     printed = open(log, "ab") if log else open(os.devnull, "wb")  # noqa: SIM115 closed below, the child has its own
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, bufsize=0,
-                                   start_new_session=True, env={**os.environ, "PYTHONPATH": path})
+                                   start_new_session=True, env={**without_token(os.environ), "PYTHONPATH": path})
     finally:
         printed.close()
     assert process.stdin is not None

@@ -1,5 +1,5 @@
 """The fixed prompts and what a model answers. A prompt that ends in … is continued as plain text; any other is asked
-as a user's message where the tokenizer has a chat template."""
+as a user's message where the tokenizer has a chat template. Where a model fills masks, [MASK] is what it answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ondevice.context import Context
 from ondevice.data.chat import prompt_ids
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Generator, Sampling
+from ondevice.filling import fill_all
 from ondevice.models.folder import Model
+from ondevice.models.network import fills
 
 CONTINUED = "…"
 LONGEST = 48
@@ -28,6 +30,9 @@ def answer(model: Model, params: Params, backend: Backend, prompts: Sequence[str
     """Greedy answers, [{"prompt", "answer"}]; raw model text: make it inert before showing it."""
     if not prompts:
         return []
+    if fills(model.cfg):
+        return [{"prompt": p, "answer": text}
+                for p, text in zip(prompts, fill_all(model, params, backend, prompts), strict=True)]
     # few prompts, asked rarely: tracing a compiled step would cost more than it saves
     generator = Generator(model, backend, Sampling(max_new_tokens=LONGEST, temperature=0), compile="never")
     found = generator.run(params, [encode_prompt(p, model.tokenizer) for p in prompts])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ondevice.context import Context
 from ondevice.data.chat import prompt_ids
-from ondevice.data.formats import BadRow, Row, to_chat
+from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
@@ -44,7 +44,7 @@ def prompts(data: str, part: Part, model: Model, room: int, ctx: Context) -> lis
         rows = [([{"role": "user", "content": row["prompt"]}], {k: v for k, v in row.items() if k != "prompt"})
                 for row in build(corpus).prompts("validation" if part == "validation" else "train")]
     else:
-        rows = material.converted(data, _to_prompt, ctx)
+        rows = material.converted(data, to_prompt, ctx)
         held = min(max(1, int(len(rows) * material.HELD_PART)), material.HELD_MOST)
         if part != "all" and len(rows) <= held:
             raise UserError("holds one prompt only", where=data, hint="give more: some are held out")
@@ -76,21 +76,3 @@ def _ids(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
         return prompt_ids(messages, tokenizer)
     except BadRow as error:
         raise UserError(str(error), where="data") from error
-
-
-def _to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The conversation up to the last thing that the user says, and the row's other columns."""
-    if isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
-    elif isinstance(row.get("prompt"), list):
-        messages = to_chat({"messages": row["prompt"]})["messages"]
-    elif isinstance(row.get("question"), str):
-        messages = [{"role": "user", "content": row["question"]}]
-    else:
-        messages = to_chat(row)["messages"]
-    while messages and messages[-1]["role"] != "user":
-        messages = messages[:-1]
-    if not messages or not str(messages[-1]["content"]).strip():
-        raise BadRow("holds nothing that a user says")
-    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion")}
-    return messages, known

@@ -19,7 +19,7 @@ from ondevice.data.completions import Row, completion_batch
 from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, writer
 from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.pairs import PairSource, TokenPair, pairs
@@ -29,15 +29,15 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> Made:
-    model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+    model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, model, ctx)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type)
         reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
-                               make=partial(compared, sides=sides, reference=reference)))
-    loss = partial(preference_loss, model=model.decoder, kind=cfg.loss_type, beta=cfg.beta,
+                               make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
+    loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
                    smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
     measure = held_out_figures(loss, sources[1](), ctx, cfg)
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
@@ -104,10 +104,10 @@ def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, m
 
 
 def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
-             reference: NDArray[np.float32] | None) -> Batch:
+             reference: NDArray[np.float32] | None, start: int | None = None) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then counts nothing."""
     filled = [*group, *[group[0]] * (size - len(group))]
-    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides))
+    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides), start=start)
     if reference is not None:
         batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)

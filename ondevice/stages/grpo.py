@@ -19,7 +19,7 @@ from ondevice.context import Context, Made
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import grpo_loss
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, writer
 from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import problems
 from ondevice.rollout import Sampled, Sampler, Scorer
@@ -34,12 +34,12 @@ HELD = 64  # held-out problems of a measurement
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
-    policy = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+    policy = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     need_template(policy)
     with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
                  ctx.folder.path / "rewards.log") as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
-        loss = partial(grpo_loss, model=policy.decoder, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
+        loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
         params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx),
                      better=Better("accuracy", higher=True))
@@ -100,7 +100,8 @@ class GRPOFeed:
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
         if cfg.beta:
             tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
-        made = list(micro_batches(sampled, range(len(sampled)), sizes(cfg, len(sampled)), tokens))
+        made = list(micro_batches(sampled, range(len(sampled)), sizes(cfg, len(sampled)), tokens,
+                                  self.scorer.network.start))
         for batch, _ in made:
             batch["weights"] *= batch.pop("learned")
         divide(cfg, [batch for batch, _ in made], len(sampled))

@@ -17,18 +17,20 @@ import numpy as np
 from ondevice.config.stages import InitConfig
 from ondevice.context import Context
 from ondevice.data.builtin import build
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import SENTINELS, Tokenizer, train_tokenizer
 from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
+from ondevice.models.architectures import ModelConfig, parse_config
+from ondevice.models.encoder_config import ENCODERS
 from ondevice.models.folder import Model
-from ondevice.models.names import shapes
+from ondevice.models.names import adds_to_stream, in_block, is_between, is_embedding, shapes
+from ondevice.models.seq2seq_config import SEQ2SEQ
 from ondevice.randomness import normal
 from ondevice.stages import material
 
 
 def run(cfg: InitConfig, ctx: Context) -> Model:
     tokenizer = _tokenizer(cfg, ctx)
-    shape = decoder_config(cfg, tokenizer)
+    shape = model_config(cfg, tokenizer)
     params = {name: ctx.backend.array(w) for name, w in initial_weights(cfg, shape).items()}
     return Model(shape, params, tokenizer, ctx.folder.model)
 
@@ -40,17 +42,24 @@ def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
     words = material.texts(cfg.data, ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(words, (m["content"] for chat in build(corpus).chats("train") for m in chat["messages"]))
-    return train_tokenizer(words, cfg.vocab_size)
+    return train_tokenizer(words, cfg.vocab_size, fills=cfg.family in (*ENCODERS, "bart"),
+                           sentinels=SENTINELS if cfg.family == "t5" else 0)
 
 
-def decoder_config(cfg: InitConfig, tokenizer: Tokenizer) -> DecoderConfig:
+def model_config(cfg: InitConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Raises UserError for a setting that the family has not."""
     raw: dict[str, Any] = {
         "model_type": cfg.family, "vocab_size": tokenizer.vocab_size, "hidden_size": cfg.hidden_size,
         "intermediate_size": cfg.intermediate_size, "num_hidden_layers": cfg.num_hidden_layers,
-        "num_attention_heads": cfg.num_attention_heads, "num_key_value_heads": cfg.num_key_value_heads,
-        "max_position_embeddings": cfg.max_position_embeddings, "rope_theta": cfg.rope_theta,
-        "rms_norm_eps": cfg.rms_norm_eps, "tie_word_embeddings": cfg.tie_word_embeddings,
-        "initializer_range": cfg.initializer_range}
+        "num_attention_heads": cfg.num_attention_heads, "max_position_embeddings": cfg.max_position_embeddings,
+        "tie_word_embeddings": cfg.tie_word_embeddings, "initializer_range": cfg.initializer_range}
+    part = _encoder_part if cfg.family in ENCODERS else _seq2seq_part if cfg.family in SEQ2SEQ else _decoder_part
+    return parse_config(raw | part(cfg, tokenizer))
+
+
+def _decoder_part(cfg: InitConfig, _: Tokenizer) -> dict[str, Any]:
+    raw: dict[str, Any] = {"num_key_value_heads": cfg.num_key_value_heads, "rope_theta": cfg.rope_theta,
+                           "rms_norm_eps": cfg.rms_norm_eps}
     if cfg.head_dim:
         raw["head_dim"] = cfg.head_dim
     if cfg.sliding_window:
@@ -59,22 +68,66 @@ def decoder_config(cfg: InitConfig, tokenizer: Tokenizer) -> DecoderConfig:
         raw["sliding_window"] = cfg.sliding_window
     elif cfg.family == "mistral":
         raw["sliding_window"] = None  # transformers would fill in 4096
-    return DecoderConfig.parse(raw)
+    return raw
 
 
-def initial_weights(cfg: InitConfig, shape: DecoderConfig) -> dict[str, np.ndarray]:
+def _encoder_part(cfg: InitConfig, _: Tokenizer) -> dict[str, Any]:
+    _without_groups(cfg)
+    if cfg.head_dim:
+        raise UserError(f"{cfg.family} has heads of hidden_size / num_attention_heads", where="head_dim",
+                        hint="leave it at 0")
+    if cfg.family == "modernbert":
+        reach = cfg.sliding_window or 2 * cfg.max_position_embeddings
+        return {"local_attention": reach, "global_rope_theta": cfg.rope_theta, "local_rope_theta": cfg.rope_theta}
+    if cfg.sliding_window:
+        raise UserError(f"{cfg.family} has no window", where="sliding_window", hint="take --family modernbert")
+    return {}
+
+
+def _seq2seq_part(cfg: InitConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """As many blocks on either side."""
+    _without_groups(cfg)
+    if cfg.sliding_window:
+        raise UserError(f"{cfg.family} has no window", where="sliding_window", hint="leave it at 0")
+    if cfg.family == "t5":
+        # untied it is T5 v1.1, whose feed-forward part is gated
+        return {"d_model": cfg.hidden_size, "d_ff": cfg.intermediate_size, "num_layers": cfg.num_hidden_layers,
+                "num_heads": cfg.num_attention_heads, "n_positions": cfg.max_position_embeddings,
+                "d_kv": cfg.head_dim or cfg.hidden_size // cfg.num_attention_heads,
+                "feed_forward_proj": "relu" if cfg.tie_word_embeddings else "gated-gelu",
+                "pad_token_id": tokenizer.pad_id, "decoder_start_token_id": tokenizer.pad_id}
+    if cfg.head_dim:
+        raise UserError("bart has heads of hidden_size / num_attention_heads", where="head_dim", hint="leave it at 0")
+    if not cfg.tie_word_embeddings:
+        raise UserError("bart shares its head's weights with the embeddings", where="tie_word_embeddings",
+                        hint="give --tie_word_embeddings")
+    return {"d_model": cfg.hidden_size, "decoder_start_token_id": tokenizer.eos_id, "init_std": cfg.initializer_range,
+            **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (
+                ("ffn_dim", cfg.intermediate_size), ("layers", cfg.num_hidden_layers),
+                ("attention_heads", cfg.num_attention_heads))}}
+
+
+def _without_groups(cfg: InitConfig) -> None:
+    if cfg.num_key_value_heads != cfg.num_attention_heads:
+        raise UserError(f"{cfg.family} has as many as num_attention_heads", where="num_key_value_heads",
+                        hint=f"give {cfg.num_attention_heads}")
+
+
+def initial_weights(cfg: InitConfig, shape: ModelConfig) -> dict[str, np.ndarray]:
     """Tensor name → float32 array; see the head of this file for the scheme."""
     return {name: _draw(cfg, shape, name, size) for name, size in shapes(shape).items()}
 
 
-def _draw(cfg: InitConfig, shape: DecoderConfig, name: str, size: tuple[int, ...]) -> np.ndarray:
+def _draw(cfg: InitConfig, shape: ModelConfig, name: str, size: tuple[int, ...]) -> np.ndarray:
     if len(size) == 1:
         return np.full(size, 0.0 if name.endswith("bias") else 1.0, np.float32)
     std = cfg.initializer_range
-    if cfg.init == "fan_in" and name.startswith("model.layers."):
+    if cfg.init == "fan_in" and (in_block(name) or is_between(name)):
         std = size[1] ** -0.5
-    elif cfg.init == "fan_in" and name == "model.embed_tokens.weight" and not shape.tie_word_embeddings:
+    elif cfg.init == "fan_in" and is_embedding(name) and not shape.tie_word_embeddings:
         std = cfg.embedding_std
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
+    if name.endswith("Attention.q.weight"):  # T5's scores are not scaled: its queries begin smaller
+        std /= shape.head_dim**0.5
+    if adds_to_stream(name):
         std /= (2 * shape.num_hidden_layers) ** 0.5
     return normal(cfg.seed, name, size, std)

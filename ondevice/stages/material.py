@@ -134,6 +134,48 @@ def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Cha
     return Chats(rows[:-held_rows], rows[-held_rows:])
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """(text, class) rows."""
+
+    train: list[tuple[str, str]]
+    held: list[tuple[str, str]]
+
+
+def labelled(data: str, validation: str, text: str, label: str, ctx: Context) -> Labelled:
+    """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
+    Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
+    corpus = corpus_of(data, ctx.corpus)
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        made = build(corpus)
+        train, held = ([(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+                       for found in (made.chats("train"), made.chats("validation")))
+    else:
+        def to_pair(row: Any) -> tuple[str, str]:
+            from ondevice.data.formats import BadRow
+
+            if not isinstance(row.get(text), str) or not row[text].strip():
+                raise BadRow(f"the column {text!r} holds no text")
+            if not isinstance(row.get(label), str | int):
+                raise BadRow(f"the column {label!r} holds no class")
+            return row[text], str(row[label])
+
+        train = converted(data, to_pair, ctx)
+        if validation:
+            held = converted(validation, to_pair, ctx)
+        elif len(train) < 2:
+            raise UserError("holds one row only", where=data, hint="give more, or --validation FILE")
+        else:
+            count = min(max(1, int(len(train) * HELD_PART)), HELD_MOST)
+            train, held = train[:-count], train[-count:]
+    if unknown := {name for _, name in held} - {name for _, name in train}:
+        raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from", where=validation or data,
+                        hint="mix the rows, or give --validation FILE")
+    return Labelled(train, held)
+
+
 def replayed(data: str, share: float, width: int, beside: list[ChatRow], seed: int, tokenizer: Tokenizer,
              ctx: Context) -> list[ChatRow]:
     """Pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so many that they are `share` of

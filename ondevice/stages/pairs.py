@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.checkpoint import write_file
+from ondevice.config.corpus import CorpusConfig
 from ondevice.context import Context, digest
 from ondevice.data.chat import encode_chat
 from ondevice.data.completions import Row
@@ -31,6 +32,7 @@ from ondevice.stages import material
 from ondevice.stages.asked import need_template
 
 COPY = "pairs.jsonl"
+BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,14 @@ class PairSource:
         return batches
 
 
-def pairs_digest(data: str, validation: str, stage: Path, resume: bool) -> str:
+def pairs_digest(data: str, validation: str, stage: Path, resume: bool, corpus: CorpusConfig) -> str:
     """A hash of the pairs: of those that the stage has begun with, else of the source. Raises UserError as `pairs`."""
     copy = stage / COPY
     if resume and copy.is_file():
         rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
         return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
     rows = [row for source in (data or str(stage.parent / FILE), validation if validation else None) if source
-            for row in _rows(source)[0]]
+            for row in _rows(source, corpus)[0]]
     return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
 
 
@@ -152,14 +154,17 @@ def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: To
 
 
 def _read(data: str, ctx: Context) -> list[dict[str, Any]]:
-    rows, told = _rows(data or str(ctx.folder.path.parent / FILE), ctx)
+    rows, told = _rows(data or str(ctx.folder.path.parent / FILE), ctx.corpus, ctx)
     if told:
         ctx.say(f"{ctx.name}: {told}")
     return rows
 
 
-def _rows(data: str, ctx: Context | None = None) -> tuple[list[dict[str, Any]], str]:
+def _rows(data: str, corpus: CorpusConfig, ctx: Context | None = None) -> tuple[list[dict[str, Any]], str]:
     """({"prompt": messages, "chosen", "rejected", …} of every pair, what to say of the rest)."""
+    made = material.corpus_of(data, corpus)
+    if made is not None:
+        return builtin_pairs(made), ""
     path = Path(data)
     if path.is_dir() and (path / FILE).is_file():
         path = path / FILE
@@ -177,6 +182,25 @@ def _rows(data: str, ctx: Context | None = None) -> tuple[list[dict[str, Any]], 
     from ondevice.data.readers import read
 
     return [to_pair(row) for row, _ in read(data) if _is_pair(row)], ""
+
+
+def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str, Any]]:
+    """Of the built-in corpus: a request with its own reply, which is chosen, and with that of the next request of its
+    kind whose answer is another."""
+    from ondevice.data.builtin import build
+
+    chats = list(build(cfg).chats("train"))[:most]
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for chat in chats:
+        by_kind.setdefault(chat["kind"], []).append(chat)
+    found = []
+    for kind, group in by_kind.items():
+        for n, chat in enumerate(group):
+            other = next((o for o in group[n + 1:] + group[:n] if o["answer"] != chat["answer"]), None)
+            if other is not None:
+                found.append({"prompt": chat["messages"][:1], "chosen": chat["messages"][1]["content"],
+                              "rejected": other["messages"][1]["content"], "by": kind})
+    return found
 
 
 def _is_pair(row: DataRow) -> bool:

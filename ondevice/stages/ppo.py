@@ -9,7 +9,7 @@ kept with the checkpoints and beside the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,14 +25,16 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model
-from ondevice.models.names import sub
+from ondevice.models.folder import Model, writer
+from ondevice.models.heads import with_head
+from ondevice.models.names import shapes, sub
 from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import prompts
+from ondevice.stages.asked import Asked, prompts
 from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
 from ondevice.stages.start import load_start, with_adapter
@@ -41,11 +43,12 @@ HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> Made:
-    policy = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+    start = writer(load_start(cfg.model, cfg, ctx))
+    policy = with_adapter(start, cfg, ctx)
     judge = load_judge(cfg, policy, ctx)
-    value = with_adapter(judge, cfg, ctx)
-    feed = PPOFeed(cfg, ctx, policy, judge)
-    loss = partial(ppo_loss, model=policy.decoder, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
+    value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
+    feed = PPOFeed(cfg, ctx, policy, judge, value)
+    loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
     params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
                  better=Better("score", higher=True))
@@ -57,28 +60,39 @@ def run(cfg: PPOConfig, ctx: Context) -> Made:
 
 
 def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
-    """The reward model. Raises UserError: none named, no reward model, another tokenizer or another shape."""
+    """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or one of another
+    tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
         raise UserError("no reward model was named", where="reward_model", hint="ondevice reward makes one")
     judge = load_start(cfg.reward_model, cfg, ctx)
     if judge.cfg.num_labels != 1:
         raise UserError("is no reward model: it has no head of one score", where=cfg.reward_model,
                         hint="ondevice reward makes one")
-    if judge.tokenizer.sha256() != policy.tokenizer.sha256():
-        raise UserError("has another tokenizer than the policy", where=cfg.reward_model,
-                        hint="train the reward model from the policy's own family")
-    same = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim")
-    if any(getattr(judge.cfg, name) != getattr(policy.cfg, name) for name in same):
-        raise UserError("has another shape than the policy", where=cfg.reward_model,
-                        hint="train the reward model from the same model as the policy")
+    if judge.tokenizer.chat_template is None:
+        raise UserError("has no chat template", where=cfg.reward_model, hint="ondevice reward needs one too")
     return judge
+
+
+def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Model:
+    """Begun from the reward model where that has the policy's shape and tokenizer, else from the policy: a value stands
+    before every token, which only a model that reads from left to right can tell."""
+    wanted = replace(policy.cfg, num_labels=1)
+    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokens(judge, policy):
+        return judge.with_params(dict(judge.params))
+    ctx.say(f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy")
+    return with_head(policy, ctx.backend, cfg.seed)
+
+
+def same_tokens(one: Model, other: Model) -> bool:
+    return one.tokenizer.sha256() == other.tokenizer.sha256()
 
 
 class PPOFeed:
     """Each step's rollout and updates: a function of the seed, the step, the parameters and kl_coef."""
 
-    def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model) -> None:
+    def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model) -> None:
         self.cfg, self.ctx, self.judge = cfg, ctx, judge
+        self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
         self.asked = prompts(cfg.data, "train", policy, room, ctx)
@@ -86,7 +100,8 @@ class PPOFeed:
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
                                batch_size=cfg.rollout_batch)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
-        self.critic = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
+        self.critic = Scorer(value, ctx.backend, batch_size=cfg.batch_size)
+        self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
         self.leash = Leash(cfg)
@@ -96,7 +111,7 @@ class PPOFeed:
         chosen = dealt(self.cfg.prompts, step, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=step)
-        found = self.rollout(now, sampled, self.leash.coef)
+        found = self.rollout(now, asked, sampled, self.leash.coef)
         numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
@@ -104,17 +119,20 @@ class PPOFeed:
         return Work(self.updates(step, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
 
-    def rollout(self, params: Params, sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
+    def rollout(self, params: Params, asked: Sequence[Asked], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
         rows = [s.row for s in sampled]
         old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
-        scores = self.scores(sampled)
+        scores = self.scores(asked, sampled)
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
 
-    def scores(self, sampled: Sequence[Sampled]) -> NDArray[np.float32]:
+    def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        found = self.critic.scores(self.judge.params, [whole(s.row) for s in sampled])
+        rows = [s.row if self.by_ids else completion_row(a.messages, s.text, self.judge.tokenizer)
+                for a, s in zip(asked, sampled, strict=True)]
+        most = self.judge.cfg.max_position_embeddings
+        found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
         if not np.isfinite(found).all():
             raise UserError(f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
                             where=self.cfg.reward_model, hint="train the reward model anew, with a lower learning_rate")
@@ -127,7 +145,8 @@ class PPOFeed:
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
                 size = sizes(cfg, len(part))
-                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens)]
+                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
+                                                              self.scorer.network.start)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total
@@ -142,7 +161,7 @@ class PPOFeed:
         rows = [s.row for s in sampled]
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
-        return {"score": float(self.scores(sampled).mean()), "kl": kl, **lengths_told(sampled)}
+        return {"score": float(self.scores(self.held, sampled).mean()), "kl": kl, **lengths_told(sampled)}
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis

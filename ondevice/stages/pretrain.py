@@ -1,16 +1,22 @@
-"""Stage 1: next-token prediction over packed text."""
+"""Stage 1: a model learns from plain text, packed into rows: to predict the next token (a decoder), to guess from both
+sides what is hidden (an encoder), or to write what is hidden or the text as it was (an encoder-decoder)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ondevice.config.stages import PretrainConfig
 from ondevice.context import Context
+from ondevice.data.corruption import CorruptedSource, span_corruption, text_infilling
+from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import TextSource
 from ondevice.errors import UserError
-from ondevice.loop import fit
+from ondevice.loop import fit, held_out_figures
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_model
+from ondevice.models.network import objective
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.summary import bytes_per_token
@@ -18,16 +24,53 @@ from ondevice.stages.summary import bytes_per_token
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
+    _check(cfg, model)
+    train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
+    rows = SOURCES[objective(model.cfg)](cfg, model)
+    measured = rows(held)
+    sizes: dict[str, Any] = {}
+    if isinstance(measured, TextSource):  # every token is a target: a loss is bits per byte
+        sizes["held_bytes_per_token"] = bytes_per_token(measured.eval_batches(cfg.eval_batches), model.tokenizer)
+    ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
+    ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
+    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
+    figures = held_out_figures(partial(loss, accuracy=not sizes), measured, ctx, cfg)
+    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), figures, ctx, cfg, sample=sampler(model, ctx))
+    return model.with_params(params)
+
+
+def _check(cfg: PretrainConfig, model: Model) -> None:
+    if model.cfg.num_labels:
+        raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
-    rows = partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
+    if cfg.objective not in ("auto", objective(model.cfg)):
+        raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
+                        hint=f"leave it at auto, or give {objective(model.cfg)}")
+
+
+def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
+    return partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
                    isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
-    measured = rows(held)
-    size = bytes_per_token(measured.eval_batches(cfg.eval_batches), model.tokenizer)
-    ctx.events.emit("data", tokens=len(train), held_tokens=len(held), held_bytes_per_token=size)
-    ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
-    loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), measured, ctx, cfg, sample=sampler(model, ctx))
-    return model.with_params(params)
+
+
+def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
+    share = cfg.mask_share or (0.3 if model.cfg.model_type == "modernbert" else 0.15)
+    return partial(MaskedSource, tokenizer=model.tokenizer, sequence_length=cfg.sequence_length,
+                   batch_size=cfg.batch_size, seed=cfg.seed, share=share, whole_words=cfg.whole_words)
+
+
+def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
+    def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
+        assert model.network.start is not None
+        return partial(CorruptedSource, corrupt=make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span),
+                       start=model.network.start, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size,
+                       seed=cfg.seed)
+    return source
+
+
+# What a model is made for → a function of a stream of tokens that makes the source of its batches.
+SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
+    "causal": _causal, "masked": _masked, "spans": _corrupted(span_corruption, 0.15),
+    "infilling": _corrupted(text_infilling, 0.3)}

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from ondevice.backend import Params
 from ondevice.config.preference import RewardConfig
 from ondevice.context import Context, Made
-from ondevice.data.completions import Row, last_token_batch
+from ondevice.data.completions import Row, text_batch
 from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
-from ondevice.models.heads import with_scalar_head
+from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
 from ondevice.stages.pairs import PairSource, TokenPair, by_parts, pairs
@@ -30,22 +30,24 @@ from ondevice.stages.start import load_start, with_adapter
 def run(cfg: RewardConfig, ctx: Context) -> Made:
     writer = load_start(cfg.model, cfg, ctx)
     found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, writer, ctx)
-    model = with_adapter(with_scalar_head(writer, ctx.backend, cfg.seed), cfg, ctx)
-    source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed, make=partial(scored, cfg=cfg))
-    loss = partial(reward_loss, model=model.decoder, center=cfg.center, checkpoint=cfg.checkpointing)
+    model = with_adapter(with_head(writer, ctx.backend, cfg.seed), cfg, ctx)
+    source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
+                     make=partial(scored, cfg=cfg, reads=model.network.reads))
+    loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
     measure = held_out_figures(loss, source(found.held), ctx, cfg)
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
 
 
-def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig) -> Batch:
+def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
+           reads: str = "last") -> Batch:
     """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
     found = [rows[i] for i in group]
     empty = np.zeros(1, np.int32)
     filling = [empty] * (size - len(found))
     chosen, rejected = [whole(p.chosen) for p in found], [whole(p.rejected) for p in found]
-    batch = last_token_batch([*chosen, *filling, *rejected, *filling], 2 * size)
+    batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
     margin[:len(found)] = [cfg.strength_margin * (p.strength - 1) for p in found]
     real[:len(found)] = 1.0

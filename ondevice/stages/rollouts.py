@@ -25,13 +25,14 @@ def dealt(count: int, step: int, rows: int, seed: int, name: str) -> list[int]:
 
 
 def micro_batches(sampled: Sequence[Sampled], chosen: Sequence[int], size: int,
-                  tokens: Mapping[str, Sequence[Floats]]) -> Iterator[tuple[Batch, list[int]]]:
+                  tokens: Mapping[str, Sequence[Floats]],
+                  start: int | None = None) -> Iterator[tuple[Batch, list[int]]]:
     """The `chosen` completions as batches of `size` rows, like lengths together, with the numbers of their rows.
-    `tokens`: name → for every completion of the rollout one value a token."""
+    `tokens`: name → for every completion of the rollout one value a token; `start` as for `completion_batch`."""
     for group in like_lengths([sampled[i].row.length for i in chosen], size):
         rows = [chosen[i] for i in group]
         yield completion_batch([sampled[i].row for i in rows], size,
-                               {name: [values[i] for i in rows] for name, values in tokens.items()}), rows
+                               {name: [values[i] for i in rows] for name, values in tokens.items()}, start), rows
 
 
 def spread(values: Sequence[float] | Floats, sampled: Sequence[Sampled]) -> list[Floats]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ondevice.config.preference import SampleConfig
 from ondevice.context import Context, Made
 from ondevice.errors import Interrupted, UserError
-from ondevice.models.folder import load_model
+from ondevice.models.folder import load_writer
 from ondevice.ratings import FILE, Ratings, Response
 from ondevice.rollout import Sampled, Sampler
 from ondevice.runfolder import ticks
@@ -23,8 +23,8 @@ TOGETHER = 64  # prompts between two commits
 
 
 def run(cfg: SampleConfig, ctx: Context) -> Made:
-    model = load_model(cfg.model, ctx.backend)
-    models = [model] if not cfg.other else [model, load_model(cfg.other, ctx.backend)]
+    model = load_writer(cfg.model, ctx.backend)
+    models = [model] if not cfg.other else [model, load_writer(cfg.other, ctx.backend)]
     if len({m.tokenizer.sha256() for m in models}) > 1:
         raise UserError("has another tokenizer than the model", where=cfg.other, hint="compare models of one family")
     samplers = [Sampler(m, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,

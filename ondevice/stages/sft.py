@@ -6,32 +6,35 @@ too long is cut and counted, one without a target is left out and counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
-from ondevice.data.chat import add_template
+from ondevice.data.chat import ChatRow, add_template
+from ondevice.data.completions import CompletionSource, rows_of
 from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, writer
+from ondevice.models.names import shapes
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_adapter(with_template(load_start(cfg.model, cfg, ctx), cfg, ctx), cfg, ctx)
+    model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
-    rows = partial(ChatSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
-                   packing=cfg.packing, loss_on=cfg.loss_on)
+    rows = _source(cfg, model)
     replay = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                                model.tokenizer, ctx) if cfg.replay else []
     source, held = rows([*found.train, *replay], accumulate=cfg.accumulate), rows(found.held)
@@ -44,9 +47,26 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
                     cut=source.truncated + held.truncated, left_out=source.skipped + held.skipped)
     beside = f" beside {len(replay):,} rows of plain text" if replay else ""
     ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
-    loss = partial(causal_lm_loss, model=model.decoder, checkpoint=cfg.checkpointing)
+    loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
+
+
+def _source(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
+    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
+    Raises UserError for settings that only the first can keep."""
+    common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
+    start = model.network.start
+    if start is None:
+        return partial(ChatSource, **common, packing=cfg.packing, loss_on=cfg.loss_on)
+    for name, usual in (("loss_on", "assistant"), ("replay", "")):
+        if getattr(cfg, name) != usual:
+            raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
+
+    def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
+        rows = [row for chat in chats for row in rows_of(chat.ids, chat.mask)]
+        return CompletionSource(rows, **common, start=start, accumulate=accumulate)
+    return source
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
@@ -71,10 +91,10 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
 def grow_vocabulary(model: Model, ctx: Context) -> Model:
     """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the average one."""
     size = model.tokenizer.vocab_size
-    params = dict(model.params)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        if name in params:
-            old = ctx.backend.numpy(params[name])
-            rows = np.repeat(old.mean(0, keepdims=True), size - len(old), 0)
-            params[name] = ctx.backend.array(np.concatenate([old, rows]).astype(np.float32))
-    return replace(model, params=params, cfg=replace(model.cfg, vocab_size=size))
+    cfg, params = replace(model.cfg, vocab_size=size), dict(model.params)
+    for name, shape in shapes(cfg).items():
+        old = ctx.backend.numpy(params[name])
+        for axis in (axis for axis, (wanted, had) in enumerate(zip(shape, old.shape, strict=True)) if wanted > had):
+            rows = np.repeat(old.mean(axis, keepdims=True), shape[axis] - old.shape[axis], axis)
+            params[name] = ctx.backend.array(np.concatenate([old, rows], axis).astype(np.float32))
+    return replace(model, params=params, cfg=cfg)

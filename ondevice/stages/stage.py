@@ -21,6 +21,8 @@ from ondevice.context import Context, Made, digest, digest_path
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
+from ondevice.hub_beside import FOLDER as PUSH
+from ondevice.hub_pull import origin
 from ondevice.inert import inert
 from ondevice.models import peft, snapshot
 from ondevice.models.folder import Model, base_folder, is_adapter_folder, weight_files, write
@@ -33,10 +35,10 @@ from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
 
-MODULES = {"init": "initialize", "pretrain": "pretrain", "sft": "sft", "sample": "sample", "rate": "rate",
-           "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
+MODULES = {"init": "initialize", "pretrain": "pretrain", "classify": "classify", "sft": "sft", "sample": "sample",
+           "rate": "rate", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
-              "ratings", "reward_timeout"}
+              "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
 
 
@@ -98,7 +100,7 @@ def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, 
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
-        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume)
+        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume, around.corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
     for name in ("replay", "sft_data"):
@@ -157,7 +159,7 @@ def _clear(folder: StageFolder) -> None:
     """Removes what an earlier attempt left; the lock stays, it is held."""
     import shutil
 
-    for path in (folder.checkpoints, folder.model, folder.path / "value_model"):
+    for path in (folder.checkpoints, folder.model, folder.path / "value_model", folder.path / PUSH):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS):
         path.unlink(missing_ok=True)
@@ -182,12 +184,22 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
         raise
 
 
+def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
+    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from nowhere there."""
+    if found := origin(getattr(cfg, "model", "")):
+        return found
+    repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
+    return {"repo": repo, "commit": commit, "kind": "model"} if commit else {}
+
+
 def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
     body: Callable[[Any, Context], Made | Model] = importlib.import_module(f"ondevice.stages.{MODULES[ctx.name]}").run
     made = body(cfg, ctx)
     if isinstance(made, Model):
         made = Made(made)
     record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    if found := _base(cfg, made.model):
+        record["base"] = found
     model = None if made.model is None else result(made.model, cfg, ctx)
     if model is not None:
         ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))

@@ -12,10 +12,11 @@ from ondevice.config.stages import TuningConfig
 from ondevice.context import Context
 from ondevice.errors import UserError, nearest
 from ondevice.models import snapshot
+from ondevice.models.config import DecoderConfig
 from ondevice.models.convert import COST
 from ondevice.models.folder import Adapter, Model, load_model, merged
 from ondevice.models.lora import fresh, is_adapter, matching, scale_of
-from ondevice.models.names import SCORE, is_block_matrix, matrices, quantised
+from ondevice.models.names import is_block_matrix, is_embedding, judging, matrices, quantised
 
 
 def load_start(name: str, cfg: TuningConfig, ctx: Context) -> Model:
@@ -35,11 +36,12 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     the model has not."""
     if cfg.adapter != "lora":
         return model
-    every = matrices(model.cfg, every=True)
-    through = {name: shape for name, shape in matrices(model.cfg).items() if name in every}
-    whole = _chosen(every, cfg.lora_whole, "lora_whole")
-    if model.cfg.num_labels and SCORE.removesuffix(".weight") not in whole:
-        whole.append(SCORE.removesuffix(".weight"))
+    through, own = matrices(model.cfg), judging(model.cfg)
+    whole = _chosen(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
+    whole = list(dict.fromkeys([*whole, *(name.removesuffix(".weight") for name in own if name.endswith(".weight"))]))
+    if not isinstance(model.cfg, DecoderConfig) and any(is_embedding(f"{name}.weight") for name in whole):
+        raise UserError(f"the embeddings of a {model.cfg.model_type} model cannot be trained beside an adapter",
+                        where="lora_whole", hint="leave them out, or train all weights")
     packed = set(whole) & set(quantised(model.params))
     if packed:
         raise UserError(f"{min(packed)} is quantised and cannot be trained whole", where="lora_whole",
@@ -51,7 +53,7 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     new = fresh({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
                 ctx.backend)
     ops = ctx.backend.ops
-    weights = {f"{name}.weight": ops.cast(model.params[f"{name}.weight"], "float32") for name in whole}
+    weights = {name: ops.cast(model.params[name], "float32") for name in {*(f"{m}.weight" for m in whole), *own}}
     before = model.adapter or Adapter(*snapshot.name_of(model.folder))
     scales = {name for name in new if ".lora_scale." in name}
     return replace(model, params={**model.params, **weights, **new}, adapter=replace(

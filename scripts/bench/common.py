@@ -165,14 +165,14 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
     from ondevice.backend import load_backend
     from ondevice.data.chat import prompt_ids
     from ondevice.models.folder import load_model, write_model
-    from ondevice.models.heads import with_scalar_head
+    from ondevice.models.heads import with_head
     from ondevice.randomness import permutation
     from ondevice.stages.pairs import to_tokens
 
     shape, folder = SIZES[size], work / size
     backend = load_backend(backend_name, "cpu")
     model = load_model(folder / "model", backend)
-    judge = with_scalar_head(model, backend, 0)
+    judge = with_head(model, backend, 0)
     (folder / "judge").mkdir()
     write_model(folder / "judge", backend, judge.cfg, judge.params, judge.tokenizer)
     asked, chosen, rejected = (sentences(name, *shape.chat_words) for name in ("asked", "chosen", "rejected"))

@@ -59,7 +59,7 @@ def main() -> None:
         generate(job, meter, backend, model)
         return
     source, cfg = sources(job, model)
-    loss = partial(causal_lm_loss, model=model.decoder)
+    loss = partial(causal_lm_loss, model=model.network)
     if job.what == "blocks":
         blocks(job, meter, backend, model, source, cfg)
         return
@@ -96,7 +96,7 @@ def _first_loss(job: Job, backend: Backend, model: Model) -> float:
     """The first chats' loss in rows of their own, for comparison with a peer that orders its batches otherwise."""
     rows = [row for chat in job.chats()[:job.shape.chats] for row in encode_chat(chat["messages"], model.tokenizer)]
     source = ChatSource(rows, sequence_length=job.shape.length, batch_size=len(rows), packing=False)
-    loss = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.decoder)[0])
+    loss = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
     return float(backend.numpy(loss(model.params, source.batch(0)[0])))
 
 
@@ -105,7 +105,7 @@ def blocks(job: Job, meter: Meter, backend: Backend, model: Model, source: TextS
     """Only the blocks are trained, embeddings and head stay: no stage of ours does that, the trainer can."""
     inside = {n: p for n, p in model.params.items() if n.startswith("model.layers.")}
     outside = {n: p for n, p in model.params.items() if n not in inside}
-    loss = partial(causal_lm_loss, model=model.decoder)
+    loss = partial(causal_lm_loss, model=model.network)
     trainer = backend.trainer(loss, inside, outside, optim_settings(cfg, inside))
     meter.start()
     for step in range(job.steps):

@@ -33,8 +33,8 @@ def ours(backend_name: str, folder: str) -> tuple[np.ndarray, np.ndarray, list[s
     prompts = [prompt_ids([{"role": "user", "content": p}], model.tokenizer) for p in PROMPTS]
     ids = np.array(prompts[:1], np.int32)
     batch = {"ids": backend.array(ids), "positions": backend.array(np.arange(ids.shape[1], dtype=np.int32)[None])}
-    head = model.decoder.head
-    hidden = model.decoder.hidden(backend.ops, model.params, batch)
+    head = model.network.head
+    hidden = model.network.hidden(backend.ops, model.params, batch)
     logits = np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
     read = time.process_time()
     found = Generator(model, backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(model.params, prompts)

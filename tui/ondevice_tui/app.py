@@ -8,9 +8,10 @@ terminal at any moment, and opened again.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,14 +26,10 @@ from ondevice.runfolder import RunFolder
 from ondevice_tui import runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.road import RunsReader
-from ondevice_tui.screens.chat import ChatScreen
-from ondevice_tui.screens.ladder import LadderScreen
 from ondevice_tui.screens.page import Page
-from ondevice_tui.screens.rate import RateScreen
-from ondevice_tui.screens.reason import ReasonScreen
 from ondevice_tui.screens.road import RoadScreen
-from ondevice_tui.screens.train import TrainScreen
 
+SOON_S = 0.5  # after the start: the first screen stands
 LOOK_S = 1.0  # between two looks at the folder of runs
 
 # Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
@@ -46,13 +43,24 @@ LIGHT = Theme(name="ondevice-light", dark=False, primary="#0072B2", secondary="#
               variables={"muted": "#5B6670"})
 
 
+def later(module: str, name: str) -> Callable[[], Screen[Any]]:
+    """A screen that is imported when it is first opened, or a moment after the start: the first one waits for none."""
+    def make() -> Screen[Any]:
+        return getattr(importlib.import_module(f"ondevice_tui.screens.{module}"), name)()  # type: ignore[no-any-return]
+
+    make.module = module  # type: ignore[attr-defined]
+    return make
+
+
 class OndeviceApp(App[str]):
     """`runs` is the folder of runs. Returns what is to be said on the terminal at the end."""
 
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
-    MODES: ClassVar[dict[str, Any]] = {"road": RoadScreen, "train": TrainScreen, "ladder": LadderScreen,
-                                       "chat": ChatScreen, "reason": ReasonScreen, "rate": RateScreen}
+    MODES: ClassVar[dict[str, Any]] = {
+        "road": RoadScreen, "train": later("train", "TrainScreen"), "ladder": later("ladder", "LadderScreen"),
+        "chat": later("chat", "ChatScreen"), "reason": later("reason", "ReasonScreen"),
+        "rate": later("rate", "RateScreen"), "push": later("push", "PushScreen")}
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
@@ -63,6 +71,7 @@ class OndeviceApp(App[str]):
         Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
         Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
+        Binding("7", "go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
         Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
@@ -91,8 +100,15 @@ class OndeviceApp(App[str]):
             self.theme = DARK.name
         self.look()
         self.set_interval(LOOK_S, self.look)
+        self.set_timer(SOON_S, lambda: self.run_worker(self._import_screens, thread=True, group="ahead"))
         if self._look_at_machine:
             self.run_worker(self._ask_doctor(), group="machine")
+
+    def _import_screens(self) -> None:
+        """In a thread, so that the first key that opens a screen does not wait for it."""
+        for mode in self.MODES.values():
+            if module := getattr(mode, "module", ""):
+                importlib.import_module(f"ondevice_tui.screens.{module}")
 
     # what stands in the folder of runs
 

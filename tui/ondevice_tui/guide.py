@@ -23,6 +23,11 @@ Held-out loss rising while the training loss falls: the text is used up. More te
 Loss jumping up, or a gradient norm that grows: lower learning_rate, or warm up longer.
 steps × batch_size × sequence_length is the number of tokens read; some 20 tokens a parameter is plenty.
 A step whose gradient is not finite changes nothing and shows as ✗.""",
+    "classify": """\
+Teaches a pre-trained model to put each text into one of some classes: rows of text and label.
+It begins from the model that read plain text, with a head of one score a class in place of the one that guesses words.
+Some hundred rows a class are plenty; once or twice through them is usual.
+Watch: held-out accuracy against the share of the most frequent class.""",
     "sft": """\
 Shows the model chats and teaches it to answer: the loss is on the assistant's tokens only.
 Start from a pretrained model. A lower learning_rate than there is usual.

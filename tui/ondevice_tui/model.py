@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from typing import Any
 
 from ondevice.config.use import SamplingConfig
 from ondevice.events import to_json
+from ondevice.hub import without_token
 from ondevice.runfolder import RunFolder
+from ondevice_tui.road import gives
 
 COMMAND = (sys.executable, "-m", "ondevice", "worker")
 LINE = 1 << 24  # bytes of the longest event
@@ -22,6 +25,10 @@ PATIENCE_S = 2.0  # for a worker to leave by itself once its stdin is closed
 
 class WorkerGone(Exception):
     """The worker's process has ended; the text is the end of what it said on stderr."""
+
+
+class Refused(Exception):
+    """The worker lives and has said why it does not do what was asked."""
 
 
 @dataclass
@@ -39,7 +46,7 @@ class ModelProcess:
         """Loads the model: seconds. Raises WorkerGone with the reason where that fails."""
         self._process = await asyncio.create_subprocess_exec(
             *COMMAND, self.path, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE)
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE, env=without_token(os.environ))
         self._listening = asyncio.create_task(self._listen())
         self.ready = await self._next()
         return self.ready
@@ -47,10 +54,32 @@ class ModelProcess:
     async def ask(self, sampling: Mapping[str, Any], *, messages: Sequence[Mapping[str, str]] | None = None,
                   text: str | None = None, number: int = 0) -> AsyncIterator[dict[str, Any]]:
         """The events of one answer, "done" or "error" last. Raises WorkerGone."""
+        async for event in self._answers({"op": "generate", "messages": messages, "text": text,
+                                          "sampling": dict(sampling), "number": number}):
+            yield event
+
+    async def write(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any],
+                    number: int = 0) -> dict[str, Any]:
+        """The "done" of one answer, for who does not watch it come. Raises WorkerGone and Refused."""
+        return await self._done({"op": "generate", "messages": messages, "sampling": dict(sampling), "number": number})
+
+    async def score(self, messages: Sequence[Mapping[str, str]], responses: Sequence[str]) -> list[float]:
+        """What a reward model thinks of each response. Raises WorkerGone and Refused."""
+        done = await self._done({"op": "score", "messages": messages, "responses": list(responses)})
+        return [float(score) for score in done["scores"]]
+
+    async def _done(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        async for last in self._answers(request):
+            if last.get("event") == "error":
+                raise Refused(f"{last.get('message', '')} {last.get('hint', '')}".strip())
+        return last
+
+    async def _answers(self, request: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """What comes to one request, "done" or "error" last."""
         self._asked += 1
         name = str(self._asked)
-        self._send({"op": "generate", "id": name, "messages": messages, "text": text, "sampling": dict(sampling),
-                    "number": number})
+        self._send({**request, "id": name})
         while True:
             event = await self._next()
             if event.get("id") != name:
@@ -113,7 +142,7 @@ def models_in(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found = []
     for run in runs:
         for stage in reversed(RunFolder(run["path"]).stages()):
-            if stage.has_model:
+            if gives(stage.name) == "policy" and stage.has_model:
                 found.append((f"{run['run']} · {stage.name}", str(stage.model)))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
@@ -14,14 +14,17 @@ from textual.screen import ModalScreen
 
 from ondevice import events
 from ondevice.listing import TAIL
+from ondevice.progress import numbers_line
 from ondevice.runfolder import RunFolder, StageFolder
 from ondevice_tui import runner
 from ondevice_tui.screens.page import titled
 from ondevice_tui.tail import log_tail, stage_log
-from ondevice_tui.widgets.safe import SafeText, content, line, lines
+from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
 
 if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
+
+EVENTS = 8  # shown of a stage that has no log
 
 
 class Question(ModalScreen[bool]):
@@ -83,16 +86,27 @@ def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
     holder = stage.holder()
     if holder is not None:
         rows += [line(("process  ", "$muted"), f"{holder.get('pid', '?')} on {holder.get('host', '?')}")]
-    for event in list(events.read(stage.events, tail=TAIL)):
+    newest = list(events.read(stage.events, tail=TAIL))
+    for event in newest:
         if event.get("event") in ("warning", "failed"):
             rows.append(line((f"{_when(event.get('t'))} {event['event']:<8} ", "bold $warning"),
                              str(event.get("message", ""))))
     log = stage_log(stage)
     if log is not None and (text := log_tail(log, 40)):
         rows += [content(""), line(("end of ", "$muted"), (str(log), "$muted")), content(text)]
-    elif not rows:
-        rows = [content("No warning and no log: it was not started from this app, its output went to its terminal.")]
+    else:
+        rows += [content("No log: its output went to its terminal. Its last events:", "$muted"),
+                 *(_event_line(event) for event in newest[-EVENTS:])]
     ui.push_screen(Details(f"{run.path.name} · {name}", lines(rows[-80:])))
+
+
+def _event_line(event: Mapping[str, Any]) -> Content:
+    """`12:04:11 step 40  loss 2.581  lr 1.0e-03`."""
+    step = event.get("step")
+    figures = {k: float(v) for k, v in event.items() if k not in ("t", "step") and isinstance(v, (int, float))}
+    at = f"{event.get('event', '')}" + (f" {step}" if isinstance(step, int) else "")
+    return line((f"{_when(event.get('t'))} ", "$muted"), (cell(at, 14), "bold"), " ",
+                cell(numbers_line(dict(list(figures.items())[:3])), 44).rstrip())
 
 
 def _when(t: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -18,13 +19,16 @@ from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig
 from ondevice.errors import UserError
 from ondevice.progress import number
+from ondevice.ratings import Response
 from ondevice_tui.fields import field_help, fields_of, settings
-from ondevice_tui.model import ModelProcess, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice_tui.screens.keep import Keep, Kept
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
+ANOTHER = 1000  # draws of answers to compare with are numbered from here
 SHOWN_TURNS = 60  # older ones stay in the conversation, but off the screen
 
 NO_MODEL = "No model yet. esc goes home; n begins a run, and every finished stage can be talked to."
@@ -79,13 +83,17 @@ class ChatScreen(Page):
 A conversation with a stage's model. The model is loaded into a process of its own at the first message and let go \
 when you leave this screen. A model before sft has no chat format: it continues your text instead of answering it.
 
-With a second model beside it, both get the same messages and the same draws."""
+With a second model beside it, both get the same messages and the same draws.
+
+ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
+second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model"),
         Binding("ctrl+o", "second", "second", tooltip="A second model beside it, or none"),
         Binding("ctrl+e", "settings", "settings", priority=True, tooltip="Temperature, top-p, length, seed"),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
+        Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
         Binding("pageup", "scroll(-1)", "older", show=False), Binding("pagedown", "scroll(1)", "newer", show=False),
     ]
 
@@ -226,6 +234,61 @@ With a second model beside it, both get the same messages and the same draws."""
     def action_scroll(self, by: int) -> None:
         for scroll in self.query(VerticalScroll):
             scroll.scroll_page_up(animate=False) if by < 0 else scroll.scroll_page_down(animate=False)
+
+    def action_keep(self) -> None:
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        elif any(pane.turns[-1:] == [] or pane.turns[-1]["role"] != "assistant" for pane in self.panes):
+            self.ui.say("nothing to keep yet: ask something first")
+        elif any(pane.process is None or not pane.process.ready.get("chat") for pane in self.panes):
+            self.ui.say("only answers of a model that chats can be kept, while it is loaded")
+        elif len({str(pane.turns[:-1]) for pane in self.panes}) > 1:
+            self.ui.say("the two have answered differently before: after ctrl+n their first answers can be kept")
+        else:
+            self.busy = True
+            self.run_worker(self._keep(), group="chat")
+
+    async def _keep(self) -> None:
+        """The two answers on a card; the second one is drawn where only one model talks."""
+        panes = self.panes
+        try:
+            texts = [pane.turns[-1]["content"] for pane in panes]
+            if len(texts) == 1:
+                texts.append(await self._another(panes[0]))
+        except (WorkerGone, Refused) as reason:
+            self.ui.say(f"nothing to compare it with: {reason}", bad=True)
+            return
+        finally:
+            self.busy = False
+        sources = [pane.name_shown.replace(" · ", "-") for pane in (panes * 2)[:2]]
+        answers = tuple(Response(text, source) for text, source in zip(texts, sources, strict=True))
+        model = panes[0].model
+        if len(set(texts)) == 1:
+            self.ui.say("it says the same again: a higher temperature (ctrl+e) gives another answer")
+        elif model is not None:
+            kept = Kept(Path(model[1]).parent.parent, panes[0].turns[:-1], answers)  # type: ignore[arg-type]
+            self.app.push_screen(Keep(kept), lambda choice: self._store(kept, choice))
+
+    async def _another(self, pane: Pane) -> str:
+        """Another answer to what was said last."""
+        if pane.process is None:
+            raise WorkerGone("the model was closed")
+        pane.told = "writing another answer to compare it with …"
+        pane.show()
+        try:
+            done = await pane.process.write(pane.turns[:-1], self.sampling, ANOTHER + len(pane.turns))
+        finally:
+            pane.told = ""
+            pane.show()
+        return str(done.get("text", ""))
+
+    def _store(self, kept: Kept, choice: str | None) -> None:
+        if choice is None:
+            return
+        try:
+            self.ui.say(kept.store(choice))
+        except UserError as problem:
+            self.ui.say(f"not kept: {problem}", bad=True)
 
     def action_model(self, at: int) -> None:
         known = models_in(self.ui.runs or ())

@@ -12,7 +12,8 @@ from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Footer
 
-from ondevice_tui.widgets.safe import SafeText, content, line
+from ondevice_tui.widgets.safe import SafeText, line
+from ondevice_tui.widgets.safe import titled as titled
 
 if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
@@ -69,9 +70,3 @@ class Page(Screen[Any]):
         if not isinstance(self.app.screen, ModalScreen):  # a card over this screen leaves it where it is
             self._away = True
             self.left()
-
-
-def titled(widget: Widget, title: str, subtitle: str = "") -> None:
-    """A box's title and subtitle, as plain text."""
-    widget.border_title = content(title, newlines=False, limit=200)  # type: ignore[assignment]
-    widget.border_subtitle = content(subtitle, newlines=False, limit=200)  # type: ignore[assignment]

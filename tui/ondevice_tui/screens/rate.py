@@ -1,75 +1,51 @@
-"""Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next ones are shown."""
+"""Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next ones are shown.
+
+What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), further pairs and the reward
+model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`more_pairs`), what votes are worth
+(`votes`).
+"""
 
 from __future__ import annotations
 
-import difflib
-import getpass
 import importlib
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Input
 
+from ondevice.active import in_turn
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import FILE, Item, Progress, Ratings
 from ondevice.runfolder import clock, ticks
+from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
+from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
+from ondevice_tui.widgets.answers import Answers, prompt_of
+from ondevice_tui.widgets.safe import SafeText, content, line, lines
+
+if TYPE_CHECKING:
+    from ondevice_tui.screens.more_pairs import Found
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
-REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped
-REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
-DIFF_WORDS = 1500  # more are not compared: it would hold up the keys
-
-
-class Answer(VerticalScroll):
-    """One answer. `read_to_end` once its last line has been on the screen."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__(classes="box answer", id=f"answer-{place}")
-        self.can_focus = False
-        self.place, self.read_to_end, self.name_shown = place, False, ""
-
-    def compose(self) -> ComposeResult:
-        yield SafeText(classes="answer-text")
-
-    def show(self, text: Content, name: str) -> None:
-        self.name_shown, self.read_to_end = name, False
-        titled(self, name)
-        self.query_one(SafeText).show(text)
-        self.scroll_home(animate=False)
-        self.call_after_refresh(self.look)
-
-    def look(self) -> None:
-        """Whether the end is in sight."""
-        self.read_to_end = self.read_to_end or self.scroll_offset.y >= self.max_scroll_y
-        titled(self, self.name_shown, "end read" if self.read_to_end else "▼ more, j scrolls")
-
-    def watch_scroll_y(self, old: float, new: float) -> None:
-        super().watch_scroll_y(old, new)
-        if self.is_mounted:
-            self.look()
-
-    def on_resize(self) -> None:
-        self.call_after_refresh(self.look)
+REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
 
 
 class RateScreen(Page):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
-again with its sides swapped: that shows how well you agree with yourself. Ties and "all bad" teach a reward model \
-nothing, but are honest."""
+again with its sides swapped, or one whose better answer is known: that shows how well you agree with yourself. Ties \
+and "all bad" teach a reward model nothing, but are honest.
+
+g samples further pairs while you rate. Once the run has a reward model, those pairs come first of which it knows \
+least; p says why this one."""
     GUARD_S: ClassVar[float] = 0.4  # a key pressed sooner was meant for the pair before
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left,1", "pick(0)", "pick", key_display="← →", tooltip="The first (left) answer is better"),
@@ -84,16 +60,18 @@ nothing, but are honest."""
         Binding("b", "outcome('all_bad')", "bad", tooltip="All of them are bad"),
         Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
         Binding("u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"),
-        Binding("n", "note", "note", tooltip="A note on this pair"),
-        Binding("r", "reasons", "why", tooltip="Reasons for the next vote"),
+        Binding("n", "note", "note", show=False, tooltip="A note on this pair, or another text for the one there is"),
+        Binding("r", "reasons", "reasons", show=False, tooltip="Reasons for the next vote"),
         Binding("f", "flag", "flag", show=False, tooltip="Mark this pair for someone to look at"),
+        Binding("p", "why", "why", tooltip="Why this pair is shown and no other"),
         Binding("d", "diff", "diff", show=False, tooltip="Mark the words in which two answers differ"),
         Binding("w", "side", "layout", show=False, tooltip="Answers side by side or under each other"),
         Binding("j,down", "scroll(1)", "down", show=False, tooltip="Scroll the answers down"),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
         Binding("a", "rater", "rater", show=False, tooltip="Who rates: a name for each person"),
         Binding("S", "statistics", "statistics", show=False, tooltip="What the votes are worth so far"),
-        Binding("g", "generate", "more pairs", show=False, tooltip="Sample more answers to rate"),
+        Binding("g", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"),
+        Binding("G", "generate", "sample many", show=False, tooltip="Many pairs at once, by the stage sample"),
     ]
 
     def __init__(self) -> None:
@@ -105,14 +83,15 @@ nothing, but are honest."""
         self.ranking: list[int] = []  # places picked so far, the best first
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
         self.trouble = ""
-        self._shown_at, self._warned, self._diff = 0.0, False, False
-        self._side: bool | None = None  # side by side; None where the width decides
+        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news)
+        self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
+        self._said: tuple[str, str] = ("", "")
 
     def body(self) -> Iterable[Widget]:
         yield VerticalScroll(SafeText(id="rate-prompt"), id="rate-prompt-box", classes="box")
-        yield Container(*(Answer(place) for place in range(4)), id="rate-answers")
+        yield Answers()
         yield SafeText(id="rate-told")
 
     def on_mount(self) -> None:
@@ -122,16 +101,23 @@ nothing, but are honest."""
         # it loads numpy, and the first vote is not to wait for that
         self.run_worker(lambda: importlib.import_module("ondevice.rating"), thread=True, group="ahead")
 
+    @property
+    def answers(self) -> Answers:
+        return self.query_one(Answers)
+
     # the database
 
     def entered(self) -> None:
         self._open()
         self.next()
+        self.run_worker(self.pairing.run(), group="pairing", exclusive=True)
 
     def left(self) -> None:
+        self.workers.cancel_group(self, "pairing")
         self._close()
 
     def on_unmount(self) -> None:
+        self.pairing.kill()
         self._close()
 
     def _close(self) -> None:
@@ -145,49 +131,61 @@ nothing, but are honest."""
         wanted = run.path / FILE if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
             self._close()
+            self.pairing.forget()
+            self.pairing.begin(None)
         if self.ratings is None:
             self._open()
         if self.item is None:
             self.next()
 
-    def _open(self) -> None:
+    def _open(self, *, create: bool = False) -> None:
         run = self.ui.run_folder
         self.trouble = ""
-        if self.ratings is not None or run is None or not (run.path / FILE).is_file():
+        if self.ratings is not None or run is None or not (create or (run.path / FILE).is_file()):
             return
         try:
-            self.ratings = Ratings.open(run.path)
-            self.rater = self.rater or _person()
+            self.ratings = Ratings.open(run.path, create=create)
+            self.rater = self.rater or rater_name()
         except UserError as problem:
             self.trouble = str(problem)
 
+    def waiting(self) -> list[int]:
+        """What this rater is shown, in this order."""
+        if self.ratings is None:
+            return []
+        found = in_turn(self.ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts)
+        return [i for i in found if i not in self._skipped]
+
     def next(self) -> None:
         """The next item of the queue, or why there is none."""
-        self.ranking, self.reasons, self._warned = [], [], False
-        self.item = None
-        if self.ratings is not None:
-            waiting = [i for i in self.ratings.queue(self.rater) if i not in self._skipped]
-            self.item = self.ratings.item(waiting[0]) if waiting else None
+        self.ranking, self.reasons, self._warned, self._said = [], [], False, ("", "")
+        waiting = self.waiting()
+        self.item = self.ratings.item(waiting[0]) if waiting and self.ratings is not None else None
         self._shown_at = ticks()
         self.show()
 
+    def _news(self) -> None:
+        """Something has happened behind: pairs are there, or it has something to say."""
+        if self.ratings is None or not self.composed:
+            return
+        if self.item is None:
+            self.next()
+        else:
+            self._show_top(self.ratings.progress(self.rater))
+            self._show_told(*self._said)
+
     # what is shown
 
-    def show(self) -> None:
+    def show(self, *, again: bool = False) -> None:
+        """`again`: the same item drawn anew."""
         progress = self.ratings.progress(self.rater) if self.ratings is not None else None
         self._show_top(progress)
-        item = self.item
-        self.query_one("#rate-prompt-box").display = item is not None
-        for place, pane in enumerate(self.query(Answer)):
-            pane.display = item is not None and place < len(item.responses)
-        if item is None:
+        self.query_one("#rate-prompt-box").display = self.item is not None
+        self.answers.show(self.item, again=again)
+        if self.item is None:
             self.query_one("#rate-told", SafeText).show(lines(self._nothing(progress)))
             return
-        self.query_one("#rate-prompt", SafeText).show(_prompt(item))
-        self._lay_out(len(item.responses))
-        for place, slot in enumerate(item.shown):
-            pane = self.query_one(f"#answer-{place}", Answer)
-            pane.show(self._answer_text(item, place, slot), self._place_name(item, place))
+        self.query_one("#rate-prompt", SafeText).show(prompt_of(self.item))
         self._show_told()
 
     def _show_top(self, progress: Progress | None) -> None:
@@ -196,58 +194,44 @@ nothing, but are honest."""
             return
         left = progress.total - progress.rated
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
-        parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable} usable",
+        of = f"/{WANTED}" if progress.usable < WANTED else ""
+        parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable}{of} usable",
                  f" · {progress.ties} ties", f" · {progress.all_bad} bad"]
-        about = f" · about {duration(left * pace)} left" if left else ""
-        self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"   {self.rater}", "$muted"))
+        about = f" · {duration(left * pace)} left" if left else ""
+        self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"  {self.rater}", "$muted"))
 
     def _nothing(self, progress: Progress | None) -> list[Content]:
+        behind = [line(" … ", (self.pairing.told, "$primary"))] if self.pairing.told else []
         if self.trouble:
             return [line((" ✗ ", "bold $error"), self.trouble)]
         if progress is None or not progress.total:
-            how = "g samples answers from a model of this run." if "sample" in STAGES else ""
-            return [content(f" No pairs to rate in this run yet. {how}", "$muted"),
-                    content(" From a file: ondevice ratings import RUN FILE", "$muted")]
+            return [*behind, content(" No pairs to rate in this run yet. g samples some from a model of this run, or "
+                                     "takes them from a file;", "$muted"),
+                    content(" G samples many at once, as the stage sample.", "$muted")]
         need = f"{progress.usable} usable pairs" + (
             f"; a reward model wants about {WANTED}" if progress.usable < WANTED else ": enough for a reward model")
         told = [line((" ✓ ", "bold $success"), "Everything here is rated. ", need)]
         if self._skipped:
             told.append(content(f" {len(self._skipped)} skipped: they come again when you come back.", "$muted"))
         told.append(content(" S statistics   g more pairs   esc home", "$muted"))
-        return told
+        return [*told, *behind]
 
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
+        self._said = (text, style)
         parts: list[Any] = [" "]
         if self.ranking:
             parts.append((f"best first: {' > '.join(str(p + 1) for p in self.ranking)}   Enter ends it   ", "bold"))
         if self.reasons:
             parts.append((f"why: {', '.join(self.reasons)}   ", "$primary"))
         if text:
-            parts.append((text, style))
+            parts.append((f"{text}   ", style))
+        if self.pairing.told:
+            parts.append((self.pairing.told, "$muted"))
         self.query_one("#rate-told", SafeText).show(line(*parts))
-
-    def _place_name(self, item: Item, place: int) -> str:
-        if len(item.responses) == 2:
-            return ("1 ← left", "2 → right")[place] if self._beside(2) else ("1 ← above", "2 → below")[place]
-        return str(place + 1)
-
-    def _answer_text(self, item: Item, place: int, slot: int) -> Content:
-        text = item.responses[slot].text
-        if self._diff and len(item.responses) == 2:
-            other = item.responses[item.shown[1 - place]].text
-            return differences(text, other)
-        return content(text or "(nothing)")
-
-    def _beside(self, count: int) -> bool:
-        wide = self.size.width >= (100 if count == 2 else 50 * count)
-        return wide if self._side is None else self._side
-
-    def _lay_out(self, count: int) -> None:
-        self.query_one("#rate-answers").set_class(self._beside(count), "-beside")
 
     def on_resize(self) -> None:
         if self.item is not None:
-            self._lay_out(len(self.item.responses))
+            self.answers.lay_out(len(self.item.responses))
 
     # voting
 
@@ -255,8 +239,7 @@ nothing, but are honest."""
         """The item that a key is for; None where there is none, or the key came too soon or before the end was read."""
         if self.item is None or self.ratings is None or ticks() - self._shown_at < self.GUARD_S:
             return None
-        unread = [pane for pane in self.query(Answer) if pane.display and not pane.read_to_end]
-        if voting and unread and not self._warned:
+        if voting and not self._warned and not self.answers.all_read:
             self._warned = True
             self._show_told("the end of an answer was not read: j scrolls, or the same key again")
             return None
@@ -288,12 +271,11 @@ nothing, but are honest."""
         from ondevice.rating import queue_repeat
 
         seconds = ticks() - self._shown_at
-        seen = all(pane.read_to_end for pane in self.query(Answer) if pane.display)
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
         try:
             self.ratings.vote(item.id, self.rater, self.session, outcome, ranking,  # type: ignore[arg-type]
-                              strength=strength, reason=", ".join(self.reasons) or None, seen_end=seen,
-                              dwell_ms=round(seconds * 1000))
+                              strength=strength, reason=", ".join(self.reasons) or None,
+                              seen_end=self.answers.all_read, dwell_ms=round(seconds * 1000))
             queue_repeat(self.ratings, self.rater, None, REPEAT_SHARE, 0)
         except UserError as problem:  # a full disk: what is not stored is not shown as done
             self.ranking = []
@@ -328,17 +310,18 @@ nothing, but are honest."""
     # beside the vote
 
     def action_note(self) -> None:
-        item = self.item
-        if item is None or self.ratings is None:
+        item, ratings = self.item, self.ratings
+        if item is None or ratings is None:
             return
-        ratings = self.ratings
+        before = [vote.note for vote in ratings.votes(raters=[self.rater])
+                  if vote.action == "note" and vote.item == item.id and vote.note]
 
         def keep(text: str | None) -> None:
-            if text and text.strip():
+            if text and text.strip() and text.strip() not in before[-1:]:
                 ratings.note(item.id, self.rater, self.session, text.strip())
                 self._show_told("noted", "$success")
 
-        self.app.push_screen(Ask("a note on this pair", ""), keep)
+        self.app.push_screen(Ask("a note on this pair", (before or [""])[-1]), keep)
 
     def action_flag(self) -> None:
         if self.item is not None and self.ratings is not None:
@@ -349,6 +332,10 @@ nothing, but are honest."""
         if self.item is not None:
             self.app.push_screen(Reasons(self.reasons), lambda _: self._show_told())
 
+    def action_why(self) -> None:
+        if self.item is not None:
+            self.app.push_screen(Details("why this pair", why_this(self.item, self.pairing, self.waiting())))
+
     def action_rater(self) -> None:
         def take(name: str | None) -> None:
             if name and name.strip():
@@ -358,132 +345,54 @@ nothing, but are honest."""
         self.app.push_screen(Ask("who rates?", self.rater), take)
 
     def action_diff(self) -> None:
-        self._diff = not self._diff
-        self._again()
+        self.answers.diff = not self.answers.diff
+        self.show(again=True)
 
     def action_side(self) -> None:
         if self.item is not None:
-            self._side = not self._beside(len(self.item.responses))
-            self._again()
-
-    def _again(self) -> None:
-        """The same item, drawn anew: what was read stays read."""
-        seen = [pane.read_to_end for pane in self.query(Answer)]
-        self.show()
-        for pane, read in zip(self.query(Answer), seen, strict=True):
-            pane.read_to_end = read
+            self.answers.beside = not self.answers.stand_beside(len(self.item.responses))
+            self.show(again=True)
 
     def action_scroll(self, by: int) -> None:
-        for pane in self.query(Answer):
+        for pane in self.answers.panes:
             pane.scroll_relative(y=by * 2, animate=False)
+
+    # where pairs come from, and what votes are worth
+
+    def action_more(self) -> None:
+        from ondevice_tui.screens.more_pairs import MorePairs
+
+        if self.ui.run_folder is None:
+            self.ui.say("no run yet: esc, then n begins one")
+        else:
+            self.app.push_screen(MorePairs(self.ui, self.pairing.plan), self._take_found)
+
+    def _take_found(self, found: Found) -> None:
+        """What the card came back with."""
+        if found is None:
+            return
+        self._open(create=True)
+        if found == "stop":
+            self.pairing.begin(None)
+        elif found != "imported":
+            self.pairing.begin(found)
+        if self.item is None:
+            self.next()
 
     def action_generate(self) -> None:
         from ondevice_tui.screens.start import StartScreen, proposal
 
         if "sample" in STAGES:
             self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))
-        else:
-            self.ui.say("this version has no stage `sample`; pairs come from a file: ondevice ratings import RUN FILE")
 
     def action_statistics(self) -> None:
-        if self.ratings is None:
+        from ondevice_tui.screens.votes import show_statistics
+
+        ratings = self.ratings
+        if ratings is None:
             self.ui.say("no votes yet")
         elif self.item is not None:
             ask(self.ui, "statistics", "There is still something to rate, and knowing who leads sways a rater. "
-                "Show them all the same?", "show them", self._statistics)
+                "Show them all the same?", "show them", lambda: show_statistics(self, ratings.path, self.pairing))
         else:
-            self._statistics()
-
-    def _statistics(self) -> None:
-        path = self.ratings.path if self.ratings is not None else None
-        if path is not None:
-            self.run_worker(lambda: self._count(path), thread=True, group="statistics")
-
-    def _count(self, path: Any) -> None:
-        """In a thread with a connection of its own: the bootstraps take a second."""
-        from ondevice import rating_stats
-
-        try:
-            with Ratings.open(path) as ratings:
-                told = rating_stats.text(rating_stats.statistics(ratings))
-        except UserError as problem:
-            told = str(problem)
-        self.app.call_from_thread(self.app.push_screen, Details("what the votes are worth", content(told)))
-
-
-class Ask(ModalScreen[str | None]):
-    """One line of text."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title, self._text = title, text
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="card", classes="-small") as card:
-            card.can_focus = False
-            titled(card, self._title, "Enter keeps it   esc leaves")
-            yield SafeInput(self._text, compact=True)
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value)
-
-
-class Reasons(ModalScreen[None]):
-    """Numbers switch the reasons for the next vote on and off."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,r,q", "dismiss(None)", "close", key_display="esc"),
-        *(Binding(str(i + 1), f"switch({i})", reason, show=False) for i, reason in enumerate(REASONS))]
-
-    def __init__(self, chosen: list[str]) -> None:
-        super().__init__()
-        self._chosen = chosen
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="card", classes="-small") as card:
-            titled(card, "why? (for the next vote)", "1 to 5   Enter closes")
-            yield SafeText(self._told(), id="reasons")
-
-    def _told(self) -> Content:
-        return lines([line((f"{i + 1} ", "bold $primary"), "☑ " if reason in self._chosen else "☐ ", reason)
-                      for i, reason in enumerate(REASONS)])
-
-    def action_switch(self, at: int) -> None:
-        reason = REASONS[at]
-        if reason in self._chosen:
-            self._chosen.remove(reason)
-        else:
-            self._chosen.append(reason)
-        self.query_one("#reasons", SafeText).show(self._told())
-
-
-def _person() -> str:
-    """The login name; a name for anybody where the system knows none."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "me"
-
-
-def differences(text: str, other: str) -> Content:
-    """`text` with the words that `other` has not at this place underlined."""
-    words, others = text.split(" "), other.split(" ")
-    if max(len(words), len(others)) > DIFF_WORDS:
-        return content(text)
-    parts: list[Content] = []
-    for tag, i, j, _, _ in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
-        if i < j:
-            parts.append(content(" ".join(words[i:j]), "" if tag == "equal" else "bold underline $warning"))
-    return Content(" ").join(parts)
-
-
-def _prompt(item: Item) -> Content:
-    """The last message as it is; what came before it above, with who said it."""
-    rows = []
-    for message in item.messages[:-1]:
-        rows.append(line((f"{cell(str(message.get('role', '')), 12).strip()}: ", "$muted"),
-                         cell(str(message.get("content", "")), 400).strip()))
-    last = item.messages[-1] if item.messages else {}
-    return lines([*rows, content(str(last.get("content", "")), "bold")])
+            show_statistics(self, ratings.path, self.pairing)

@@ -44,6 +44,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
         Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
+        Binding("p", "app.go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
         Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),
     ]

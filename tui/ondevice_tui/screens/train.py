@@ -166,7 +166,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("y", "scale", "y scale", tooltip="y axis: fit (2 to 98 percent), full, logarithmic"),
         Binding("e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"),
         Binding("x", "axis", "x axis", show=False, tooltip="x axis: steps, seconds, tokens"),
-        Binding("plus,equals_sign", "zoom(1)", "zoom", key_display="+", tooltip="Look at the newest half"),
+        Binding("plus,equals_sign", "zoom(1)", "zoom", show=False, key_display="+", tooltip="Look at the newest half"),
         Binding("minus", "zoom(-1)", "zoom out", show=False, key_display="-"),
         Binding("left_square_bracket", "sample(-1)", "older sample", show=False, key_display="["),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
@@ -177,6 +177,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("comma", "other_stage(-1)", "stage before", show=False, key_display=","),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
         Binding("space", "freeze", "freeze", show=False, tooltip="Hold the view still; training goes on"),
+        Binding("C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", show=False, tooltip="Go on from the newest checkpoint"),
     ]
@@ -291,13 +292,14 @@ is no number. Below: the newest numbers with their course, and what the model an
         ended = self.ended_line()
         parts: list[Content] = []
         room = self.query_one("#tiles").size.width - 2
+        wide = room > 90
         for name in self._names():
             if name == metric:
                 continue
             series = self.history.steps[name]
             value = self.history.value(name)
-            shown = f"{value / 1e9:.2f} GB" if name == "memory_bytes" and value is not None else number(value)
-            course = spark(series.columns(64).mean, 6)
+            shown = f"{value / 1e9:.1f} GB" if name == "memory_bytes" and value is not None else number(value)
+            course = spark(series.columns(64).mean, 6 if wide else 4)
             part = line((f"{SHORT.get(name, name.replace('_', ' '))} ", "$muted"), (shown, "bold"), " ",
                         (course, "$primary"), "  ")
             if part.cell_length > room:
@@ -376,6 +378,12 @@ is no number. Below: the newest numbers with their course, and what the model an
     def action_prompt(self) -> None:
         self._prompt += 1
         self.show_history()
+
+    def action_checkpoint(self) -> None:
+        if self.folder is not None and runner.save(self.folder):
+            self.ui.say("asked for a checkpoint: it comes after this step, and training goes on")
+        else:
+            self.ui.say("nothing to save: this stage does not train now")
 
     def action_overlay(self) -> None:
         """The next run that has this stage; after the last one, none."""

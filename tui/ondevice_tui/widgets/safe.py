@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from ondevice.inert import LIMIT, inert
@@ -46,6 +47,12 @@ def cell(text: str, width: int, *, right: bool = False) -> str:
         return set_cell_size(shown, max(width - 1, 0)) + "…" if width else ""
     room = " " * (width - cell_len(shown))
     return room + shown if right else shown + room
+
+
+def titled(widget: Widget, title: str, subtitle: str = "") -> None:
+    """A box's title and subtitle, as plain text."""
+    widget.border_title = content(title, newlines=False, limit=200)  # type: ignore[assignment]
+    widget.border_subtitle = content(subtitle, newlines=False, limit=200)  # type: ignore[assignment]
 
 
 class SafeText(Static):

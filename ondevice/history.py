@@ -1,0 +1,181 @@
+"""What happened in a run, stage by stage, read from what the stages left: their records, events and copies of ratings.
+
+Names of folders and people stay here: a data set is told by its own name and hash, a rater only counted.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ondevice import events
+from ondevice.config.load import read_yaml
+from ondevice.errors import UserError
+from ondevice.models import peft
+from ondevice.models.folder import is_adapter_folder, weight_files
+from ondevice.ratings import is_simulated
+from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.stages.pairs import COPY as PAIRS
+
+
+@dataclass(frozen=True)
+class Past:
+    """One stage. `config` and `versions` are those of its last start, `data` what it counted in its data; `record` is
+    its done.json, empty of a stage that has not ended."""
+
+    folder: StageFolder
+    record: Mapping[str, Any]
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    data: Mapping[str, Any]
+    step: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("fingerprint"))
+
+    @property
+    def marks(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("marks"))
+
+    @property
+    def outcome(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("outcome"))
+
+
+def history(run: RunFolder, stage: str) -> list[Past]:
+    """The stages up to this one, in the order of their beginning; of the earlier ones those that have ended."""
+    found = []
+    for folder in run.stages():
+        record = folder.done_record()
+        if record is not None or folder.name == stage:
+            found.append(_past(folder, record or {}))
+        if folder.name == stage:
+            break
+    return found
+
+
+def _past(folder: StageFolder, record: Mapping[str, Any]) -> Past:
+    start: Mapping[str, Any] = {}
+    data: dict[str, Any] = {}
+    step = 0
+    for event in events.read(folder.events):
+        if event.get("event") == "start":
+            start = event
+        elif event.get("event") == "data":
+            data = {k: v for k, v in event.items() if k not in ("t", "event", "step", "raters")}
+        elif event.get("event") == "step":
+            step = int(event.get("step") or 0)
+    return Past(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
+
+
+def data_names(past: Past) -> list[tuple[str, str]]:
+    """(name, hash or nothing) of each data set that the stage learned from, without the folder that it lies in."""
+    found = []
+    for field in ("data", "replay", "sft_data"):
+        value = past.config.get(field)
+        if not isinstance(value, str) or (not value and field != "data") or field not in past.config:
+            continue
+        if field == "sft_data" and not past.config.get("sft_coef"):
+            continue
+        found.append((data_name(value) if value else "the run's ratings", str(past.fingerprint.get(field) or "")))
+    return list(dict.fromkeys(found))
+
+
+def data_name(value: str) -> str:
+    """builtin, a Hub id, or a file's own name."""
+    if value.startswith("builtin"):
+        return "built-in corpus"
+    return value.removeprefix("hub:") if value.startswith("hub:") else Path(value).name
+
+
+def hub_datasets(pasts: list[Past]) -> list[str]:
+    """The data sets that came from the Hub, by their ids."""
+    values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
+    return sorted({value.split(":")[1] for value in values if isinstance(value, str) and value.startswith("hub:")})
+
+
+def start_of(past: Past) -> str:
+    """What the stage began from, without the folders of this machine: `run: stage`, or a model's name."""
+    value = past.config.get("model")
+    if not isinstance(value, str) or not value:
+        return "random weights"
+    base = _mapping(past.record.get("base"))
+    if base.get("repo"):
+        return f"{base['repo']} at {str(base.get('commit', ''))[:12]}"
+    return short_name(value)
+
+
+def notes(past: Past) -> list[str]:
+    """What the stage noted, without the folders of this machine."""
+    told = [str(note) for note in past.record.get("notes") or ()]
+    paths = [value for value in past.config.values()
+             if isinstance(value, str) and "/" in value and not value.startswith("hub:")]
+    for path in sorted(paths, key=len, reverse=True):  # one may be the beginning of another
+        told = [note.replace(path, short_name(path)) for note in told]
+    return told
+
+
+def made_with(past: Past) -> str:
+    """Libraries, device and machine of the stage's last start, and the version of ondevice where a recipe tells it."""
+    told = [f"{key} {value}" for key, value in past.versions.items()]
+    recipe = past.folder.path.parent / "recipe.yaml"
+    if recipe.is_file():
+        try:
+            known = read_yaml(recipe)
+        except UserError:
+            known = {}  # somebody has edited it
+        version = _mapping(known.get("versions")).get("ondevice")
+        system = str(_mapping(known.get("machine")).get("system", "")).partition("-")[0]
+        told += [f"ondevice {version}"] * bool(version) + [system] * bool(system)
+    return ", ".join(told)
+
+
+def raters(past: Past) -> tuple[int, int, int] | None:
+    """(pairs, people, programs) of the ratings that a stage learned from; None: it learned from none, or from pairs
+    that came without a rater."""
+    copy = past.folder.path / PAIRS
+    if not copy.is_file():
+        return None
+    names: set[str] = set()
+    count = 0
+    with open(copy, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut off: what is whole is counted
+            count += 1
+            names |= set(map(str, row.get("raters") or ()))
+    programs = sum(map(is_simulated, names))
+    return (count, len(names) - programs, programs) if names else None
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in a folder's weights, or in an adapter's, from the files' heads: nothing is loaded."""
+    total = 0
+    for file in [folder / peft.WEIGHTS] if is_adapter_folder(folder) else weight_files(folder):
+        with open(file, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            head = json.loads(opened.read(length))
+        total += sum(prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
+    return total
+
+
+def short_name(path: str) -> str:
+    """The stage that a model's folder belongs to, else the folder's own name."""
+    found = Path(path)
+    return found.parent.name if found.name == "model" and found.parent.name else found.name
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

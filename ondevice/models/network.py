@@ -1,0 +1,67 @@
+"""What every architecture's forward pass offers, whatever it is: the stages, losses and scorers know no more of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from ondevice.backend import Array, Ops, Params
+from ondevice.models.architectures import ModelConfig
+from ondevice.models.decoder import Decoder, Head, decoder_of
+from ondevice.models.encoder import Encoder
+from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.seq2seq import Seq2Seq
+from ondevice.models.seq2seq_config import Seq2SeqConfig
+
+
+class Network(Protocol):
+    """A forward pass; holds no weights."""
+
+    @property
+    def head(self) -> Head:
+        """What turns a state into logits."""
+        ...
+
+    @property
+    def score(self) -> str:
+        """The layer that turns a state into a judge's scores."""
+        ...
+
+    @property
+    def start(self) -> int | None:
+        """The token that opens what is written, beside the prompt; None where the prompt itself goes on."""
+        ...
+
+    @property
+    def reads(self) -> str:
+        """`first` or `last`: the token of a text at which a judge's scores are read."""
+        ...
+
+    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
+               checkpoint: bool = False) -> Array:
+        """(N, D) states for the head at the flat positions `at` (N,); without `at` all of them, (B, T, D)."""
+        ...
+
+
+def writes(cfg: ModelConfig) -> bool:
+    """Whether the model writes text, and neither fills masks nor judges."""
+    return not isinstance(cfg, EncoderConfig) and not cfg.num_labels
+
+
+def fills(cfg: ModelConfig) -> bool:
+    """Whether the model guesses what is hidden in a text."""
+    return isinstance(cfg, EncoderConfig) and not cfg.num_labels
+
+
+def objective(cfg: ModelConfig) -> str:
+    """By what the architecture learns from plain text."""
+    if isinstance(cfg, Seq2SeqConfig):
+        return "spans" if cfg.relative else "infilling"
+    return "masked" if isinstance(cfg, EncoderConfig) else "causal"
+
+
+def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq:
+    """The forward of the config's family."""
+    if isinstance(cfg, EncoderConfig):
+        return Encoder(cfg)
+    return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else decoder_of(cfg)

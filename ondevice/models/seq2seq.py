@@ -1,0 +1,243 @@
+"""The encoder-decoder forwards (T5, BART), written once: a source is read from both sides, a text is written to it.
+
+B batch, S tokens of a source, T tokens of what is written, D hidden, H heads, C width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.backend import Array, Ops, Params
+from ondevice.models.decoder import Cache, Head, split_layers
+from ondevice.models.seq2seq_config import Seq2SeqConfig
+
+OFFSET = 2  # BART's table of positions begins with two rows that are none
+
+
+class Seq2Seq:
+    """A forward pass; holds no weights."""
+
+    score, reads = "", "last"  # it has no judge's head
+
+    def __init__(self, cfg: Seq2SeqConfig) -> None:
+        self.cfg = cfg
+        self.start: int | None = cfg.decoder_start_token_id  # what is written follows this token, not the prompt
+        if cfg.relative:
+            self._sides = ("encoder.block.", "decoder.block.")
+            scale = cfg.hidden_size**-0.5 if cfg.scale_decoder_outputs else 1.0
+            self.head = Head("shared.weight" if cfg.tie_word_embeddings else "lm_head.weight", scale=scale)
+        else:
+            self._sides = ("model.encoder.layers.", "model.decoder.layers.")
+            self.head = Head("model.shared.weight", "final_logits_bias")
+
+    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
+               checkpoint: bool = False) -> Array:
+        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone. `batch`: source_ids
+        (B, S), source_lengths (B,), ids (B, T) and positions (B, T) of what is written."""
+        lengths = batch["source_lengths"]
+        source = self.encoded(ops, params, batch["source_ids"], lengths, checkpoint)
+        x = self._enter(ops, params, "decoder", batch["ids"], batch["positions"])
+        bias = self._bias(ops, params, "decoder", x.shape[1])
+        blocks = split_layers(params, self._sides[1])
+        for block in blocks:
+            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
+            body = partial(self._decoder_block, ops, lengths, at if block is blocks[-1] else None)
+            x = (ops.checkpoint(body) if checkpoint else body)(block, x, source, *bias)
+        return self._leave(ops, params, "decoder", x)
+
+    def encoded(self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False) -> Array:
+        """(B, S, D) of sources that are padded at the right."""
+        x = self._enter(ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1))
+        bias = self._bias(ops, params, "encoder", ids.shape[1])
+        for block in split_layers(params, self._sides[0]):
+            body = partial(self._encoder_block, ops, lengths)
+            x = (ops.checkpoint(body) if checkpoint else body)(block, x, *bias)
+        return self._leave(ops, params, "encoder", x)
+
+    # decoding
+
+    def prompt_width(self, width: int) -> int:
+        """Places of the cache that a prompt of `width` tokens takes: it is read by the other side."""
+        return 1
+
+    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array, ends: Array,
+                lengths: Array) -> tuple[Array, Cache]:
+        """(B, D) of the token that opens what is written, and a cache that holds it: of each layer's own keys and
+        values, and, fixed, those of the source."""
+        source = self.encoded(ops, params, ids, lengths)
+        first = ids[:, :1] * 0
+        x = self._enter(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
+        bias = self._bias(ops, params, "decoder", 1)
+        keys, values, fixed = [], [], list[Array]()
+        for block in split_layers(params, self._sides[1]):
+            q, k, v = self._self_qkv(ops, block, x)
+            keys.append(k)
+            values.append(v)
+            cross = self._cross_kv(ops, block, source)
+            fixed += cross
+            a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
+            x = self._written(ops, block, x, a, cross, lengths, None)
+        x = self._leave(ops, params, "decoder", x).reshape(ids.shape[0], -1)
+        return x, Cache(keys, values, lengths * 0 + 1, [*fixed, lengths])
+
+    def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
+        """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
+        at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
+        x = self._enter(ops, params, "decoder", ids, at.reshape(-1, 1))
+        bias = self._row_bias(ops, params, cache.lengths, cache.keys[0].shape[2])
+        keys, values, held = [], [], cache.lengths + 1
+        for i, block in enumerate(split_layers(params, self._sides[1])):
+            q, k, v = self._self_qkv(ops, block, x)
+            keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
+            values.append(ops.cache_write(cache.values[i], v, cache.lengths))
+            a = ops.attention(q, keys[i], values[i], scale=self._scale, lengths=held, bias=bias)
+            cross = (cache.fixed[2 * i], cache.fixed[2 * i + 1])
+            x = self._written(ops, block, x, a, cross, cache.fixed[-1], None)
+        return self._leave(ops, params, "decoder", x), Cache(keys, values, held, cache.fixed)
+
+    # parts
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.cfg.relative else self.cfg.head_dim**-0.5
+
+    def _enter(self, ops: Ops, params: Params, side: str, ids: Array, positions: Array) -> Array:
+        if self.cfg.relative:
+            return ops.embed(params, "shared", ids)
+        x = ops.embed(params, "model.shared", ids)
+        x = x + ops.embed(params, f"model.{side}.embed_positions", positions + OFFSET)
+        return ops.layer_norm(params, f"model.{side}.layernorm_embedding", x, self.cfg.norm_eps)
+
+    def _leave(self, ops: Ops, params: Params, side: str, x: Array) -> Array:
+        return ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps) if self.cfg.relative else x
+
+    def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:
+        """(distances, H): what each distance key − query adds to a score, from −reach to reach."""
+        cfg = self.cfg
+        buckets = distance_buckets(reach, side == "encoder", cfg.relative_attention_num_buckets,
+                                   cfg.relative_attention_max_distance)
+        name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
+        return ops.embed(params, name, ops.constant(buckets))
+
+    def _bias(self, ops: Ops, params: Params, side: str, width: int) -> tuple[Array, ...]:
+        """(1, H, T, T), or none: every block adds that of the first."""
+        if not self.cfg.relative:
+            return ()
+        apart = ops.take(self._table(ops, params, side, width), ops.constant(_apart(width)))  # (T, T, H)
+        h = self.cfg.num_attention_heads
+        return (apart.reshape(width * width, h).swapaxes(0, 1).reshape(1, h, width, width),)
+
+    def _row_bias(self, ops: Ops, params: Params, lengths: Array, room: int) -> Array | None:
+        """(B, H, 1, room) for a token at place `lengths` of each row."""
+        if not self.cfg.relative:
+            return None
+        away = ops.constant(_places(room)).reshape(1, -1) - lengths.reshape(-1, 1)
+        table = self._table(ops, params, "decoder", room)
+        found = ops.take(table, ops.minimum(ops.maximum(away, -room), room) + room)  # (B, room, H)
+        b = lengths.shape[0]
+        return found.swapaxes(1, 2).reshape(b, self.cfg.num_attention_heads, 1, room)
+
+    def _encoder_block(self, ops: Ops, lengths: Array, block: Params, x: Array, *bias: Array) -> Array:
+        q, k, v = self._self_qkv(ops, block, x)
+        a = ops.attention(q, k, v, scale=self._scale, causal=False, lengths=lengths, bias=bias[0] if bias else None)
+        return self._fed(ops, block, self._added(ops, block, "self", x, _joined(a)))
+
+    def _decoder_block(self, ops: Ops, lengths: Array, at: Array | None, block: Params, x: Array, source: Array,
+                       *bias: Array) -> Array:
+        q, k, v = self._self_qkv(ops, block, x)
+        a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
+        return self._written(ops, block, x, a, self._cross_kv(ops, block, source), lengths, at)
+
+    def _written(self, ops: Ops, block: Params, x: Array, a: Array, cross: tuple[Array, Array], lengths: Array,
+                 at: Array | None) -> Array:
+        """What follows a decoder's attention to itself: to the source, and the feed-forward part."""
+        x = self._added(ops, block, "self", x, _joined(a))
+        q = self._heads(ops, block, "cross", "q", self._before(ops, block, "cross", x))
+        a = _joined(ops.attention(q, *cross, scale=self._scale, causal=False, lengths=lengths))
+        if at is not None:
+            x, a = (ops.take(every.reshape(-1, every.shape[-1]), at) for every in (x, a))
+        return self._fed(ops, block, self._added(ops, block, "cross", x, a))
+
+    def _self_qkv(self, ops: Ops, block: Params, x: Array) -> tuple[Array, Array, Array]:
+        h = self._before(ops, block, "self", x)
+        q, k, v = (self._heads(ops, block, "self", part, h) for part in "qkv")
+        return q, k, v
+
+    def _cross_kv(self, ops: Ops, block: Params, source: Array) -> tuple[Array, Array]:
+        return self._heads(ops, block, "cross", "k", source), self._heads(ops, block, "cross", "v", source)
+
+    def _heads(self, ops: Ops, block: Params, kind: str, part: str, x: Array) -> Array:
+        """(B, H, T, C) of a projection."""
+        b, t, _ = x.shape
+        y = ops.linear(block, self._name(kind, part), x)
+        return y.reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim).swapaxes(1, 2)
+
+    def _name(self, kind: str, part: str) -> str:
+        """The relative name of one of an attention's matrices (q, k, v, o) or of its norm."""
+        if self.cfg.relative:
+            layer, module = ("layer.0", "SelfAttention") if kind == "self" else ("layer.1", "EncDecAttention")
+            return f"{layer}.layer_norm" if part == "norm" else f"{layer}.{module}.{part}"
+        module = "self_attn" if kind == "self" else "encoder_attn"
+        return f"{module}_layer_norm" if part == "norm" else f"{module}.{'out' if part == 'o' else part}_proj"
+
+    def _before(self, ops: Ops, block: Params, kind: str, x: Array) -> Array:
+        return ops.rms_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps) if self.cfg.relative else x
+
+    def _added(self, ops: Ops, block: Params, kind: str, x: Array, a: Array) -> Array:
+        x = x + ops.linear(block, self._name(kind, "o"), a)
+        return x if self.cfg.relative else ops.layer_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
+
+    def _fed(self, ops: Ops, block: Params, x: Array) -> Array:
+        """The feed-forward part."""
+        if not self.cfg.relative:
+            h = ops.linear(block, "fc2", ops.gelu(ops.linear(block, "fc1", x)))
+            return ops.layer_norm(block, "final_layer_norm", x + h, self.cfg.norm_eps)
+        last = "layer.2" if "layer.2.layer_norm.weight" in block else "layer.1"
+        h, part = ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps), f"{last}.DenseReluDense."
+        if self.cfg.gated:
+            h = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True) * ops.linear(block, part + "wi_1", h)
+        else:
+            h = ops.maximum(ops.linear(block, part + "wi", h), 0.0)
+        return x + ops.linear(block, part + "wo", h)
+
+
+def _joined(a: Array) -> Array:
+    """(B, T, H·C) from (B, H, T, C)."""
+    b, _, t, _ = a.shape
+    return a.swapaxes(1, 2).reshape(b, t, -1)
+
+
+@lru_cache(maxsize=64)
+def _places(width: int) -> NDArray[np.int32]:
+    return np.arange(width, dtype=np.int32)
+
+
+@lru_cache(maxsize=64)
+def _apart(width: int) -> NDArray[np.int32]:
+    """(T, T) the row of `_table` for each query and key."""
+    return (np.arange(width)[None] - np.arange(width)[:, None] + width).astype(np.int32)
+
+
+@lru_cache(maxsize=64)
+def distance_buckets(reach: int, both: bool, buckets: int, longest: int) -> NDArray[np.int32]:
+    """(2·reach + 1,) the bucket of each distance key − query from −reach to reach (Raffel 2019): half of the buckets
+    for small distances one by one, the others growing as a logarithm up to `longest`. `both`: keys after a query have
+    buckets of their own; else they share that of distance 0."""
+    distance = np.arange(-reach, reach + 1)
+    base = np.zeros_like(distance)
+    if both:
+        buckets //= 2
+        base = np.where(distance > 0, buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    grown = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(longest / exact))
+    far = exact + (grown * np.float32(buckets - exact)).astype(np.int64)
+    return (base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(np.int32)

@@ -1,0 +1,127 @@
+"""What an encoder-decoder's `config.json` says, in Hugging Face's field names: T5 (also v1.1 and Flan-T5) and BART."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondevice.errors import UserError
+
+SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",
+           "bart": "BartForConditionalGeneration"}
+CONTEXT = 512  # tokens of either side of a T5, whose positions are relative: what it was trained with
+# Our name → the family's; both sides of BART have heads and feed-forward parts of their own there, and one size here.
+_T5 = {"hidden_size": "d_model", "head_dim": "d_kv", "intermediate_size": "d_ff", "num_hidden_layers": "num_layers",
+       "num_attention_heads": "num_heads"}
+_NAMES: dict[str, dict[str, str]] = {
+    "t5": _T5, "mt5": _T5,
+    "bart": {"hidden_size": "d_model", "intermediate_size": "encoder_ffn_dim", "num_hidden_layers": "encoder_layers",
+             "num_attention_heads": "encoder_attention_heads", "max_position_embeddings": "max_position_embeddings",
+             "num_decoder_layers": "decoder_layers"}}
+_ALIKE = (("encoder_ffn_dim", "decoder_ffn_dim"), ("encoder_attention_heads", "decoder_attention_heads"))
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqConfig:
+    """T5: RMS norms before each part, relative positions as a bias of the scores, no scaling of them, no biases. BART:
+    norms after, learned positions, biases everywhere."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    head_dim: int
+    num_hidden_layers: int
+    num_decoder_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    norm_eps: float
+    gated: bool = False  # T5 v1.1: GELU(x W0) · (x W1) in place of ReLU(x W)
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool = True  # by hidden_size^-0.5, before a tied head
+    initializer_range: float = 0.02
+    decoder_start_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    num_labels: int = 0  # always: a text is written, not judged
+    label_names: tuple[str, ...] = ()
+    dtype: str = "float32"
+    raw: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def relative(self) -> bool:
+        return self.model_type != "bart"
+
+    @classmethod
+    def parse(cls, raw: dict[str, Any]) -> Seq2SeqConfig:
+        """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
+        kind = raw["model_type"]
+        names = {"vocab_size": "vocab_size", **_NAMES[kind]}
+        for name in names.values():
+            if not isinstance(raw.get(name), int) or raw[name] < 1:
+                raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+        known = {ours: raw[theirs] for ours, theirs in names.items()}
+        own = _bart(raw) if kind == "bart" else _t5(raw)
+        eos, start = raw.get("eos_token_id"), raw.get("decoder_start_token_id")
+        if start is None:
+            start = 2 if kind == "bart" else raw.get("pad_token_id") or 0
+        return cls(
+            model_type=kind, eos_token_id=tuple(eos) if isinstance(eos, list) else eos, decoder_start_token_id=start,
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
+            **{name: raw[name] for name in ("bos_token_id", "pad_token_id") if raw.get(name) is not None},
+            **{**known, **own})
+
+    def to_json(self, dtype: str | None = None) -> dict[str, Any]:
+        """As transformers reads it."""
+        out = dict(self.raw)
+        for ours, theirs in {"vocab_size": "vocab_size", **_NAMES[self.model_type]}.items():
+            out[theirs] = getattr(self, ours)
+        for name in ("model_type", "tie_word_embeddings", "decoder_start_token_id", "bos_token_id", "pad_token_id"):
+            out[name] = getattr(self, name)
+        out["eos_token_id"] = list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id
+        if self.relative:
+            out |= {name: getattr(self, name) for name in (
+                "num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance",
+                "scale_decoder_outputs")}
+            out |= {"layer_norm_epsilon": self.norm_eps, "feed_forward_proj": "gated-gelu" if self.gated else "relu",
+                    "dropout_rate": 0.0, "n_positions": self.max_position_embeddings}
+        else:
+            out |= {b: out[a] for a, b in _ALIKE}
+            out |= {"activation_function": "gelu", "scale_embedding": False, "dropout": 0.0, "attention_dropout": 0.0,
+                    "activation_dropout": 0.0, "init_std": self.initializer_range, "forced_eos_token_id": None}
+        out.pop("torch_dtype", None)
+        return {**out, "is_encoder_decoder": True, "architectures": [SEQ2SEQ[self.model_type]],
+                "dtype": dtype or self.dtype}
+
+
+def _t5(raw: dict[str, Any]) -> dict[str, Any]:
+    kind, shape = raw["model_type"], raw.get("feed_forward_proj", "relu")
+    if shape not in _ACTIVATIONS:
+        raise UserError(f"cannot be {shape!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu")
+    tied = raw.get("tie_word_embeddings", True) is not False
+    return {
+        "num_decoder_layers": raw.get("num_decoder_layers") or raw["num_layers"], "gated": shape == "gated-gelu",
+        "norm_eps": float(raw.get("layer_norm_epsilon", 1e-6)),
+        "max_position_embeddings": raw.get("n_positions") or CONTEXT,
+        "relative_attention_num_buckets": raw.get("relative_attention_num_buckets", 32),
+        "relative_attention_max_distance": raw.get("relative_attention_max_distance", 128),
+        # left out, it means a tied head whose states are scaled: as transformers writes the first T5
+        "tie_word_embeddings": tied,
+        "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied and kind == "t5"))}
+
+
+def _bart(raw: dict[str, Any]) -> dict[str, Any]:
+    for a, b in _ALIKE:
+        if raw.get(b, raw[a]) != raw[a]:
+            raise UserError(f"must be {a}, {raw[a]}, here", where=b)
+    for name, only in (("activation_function", "gelu"), ("scale_embedding", False), ("tie_word_embeddings", True)):
+        if raw.get(name, only) != only:
+            raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
+    if raw["d_model"] % raw["encoder_attention_heads"]:
+        raise UserError("must divide d_model", where="encoder_attention_heads")
+    return {"head_dim": raw["d_model"] // raw["encoder_attention_heads"], "norm_eps": 1e-5,
+            "initializer_range": float(raw.get("init_std", 0.02))}

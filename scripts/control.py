@@ -1,0 +1,48 @@
+"""What the reasoning stage's rewards are worth: the same start trained on the same problems' right answers instead.
+
+`python scripts/control.py RUN` takes a complete run of a recipe with the stage grpo, trains grpo's start by instruction
+tuning on the problems with their answers, for as many tokens as grpo's completions had, and measures both on the
+held-out problems. Writes RUN/control.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import ondevice as od
+from ondevice import events
+from ondevice.backend import load_backend
+from ondevice.config.recipe import load_recipe
+from ondevice.data.builtin import build
+from ondevice.exam import builtin_exam, reasoning
+from ondevice.models.folder import load_model
+
+ROWS, WIDTH = 16, 128
+
+
+def main(run: Path) -> None:
+    recipe = load_recipe(str(run))
+    start = Path(recipe.stages["grpo"].model or run / "ppo" / "model")  # type: ignore[attr-defined]
+    if not start.is_dir():
+        start = run / "dpo" / "model"
+    tokens = max(e["tokens"] for e in events.read(run / "grpo" / "events.jsonl") if e["event"] == "step")
+    with tempfile.TemporaryDirectory() as folder:
+        answers = Path(folder) / "answers.jsonl"
+        answers.write_text("".join(json.dumps({"prompt": p["prompt"], "completion": f"{p['answer']}."}) + "\n"
+                                   for p in build(recipe.corpus).problems("train")), encoding="utf-8")
+        od.sft(str(start), str(answers), out=str(run / "control"), steps=round(tokens / ROWS / WIDTH), batch_size=ROWS,
+               sequence_length=WIDTH, learning_rate=2e-4, schedule="constant", backend="torch", device="cpu")
+    backend = load_backend("torch", "cpu")
+    exam = builtin_exam(recipe.corpus, WIDTH, recipe.exam)
+    print(f"{tokens:,} tokens; {len(exam.problems)} held-out problems, greedily; kinds: right, with steps, asked")
+    models = {"start": start, "grpo": run / "grpo" / "model", "control": run / "control" / "sft" / "model"}
+    for name, model in models.items():
+        found = reasoning(load_model(model, backend), backend, exam)
+        print(f"{name:8} {found.accuracy:6.1%}  pass@{found.passes} {found.pass_at:.1%}  {found.by_kind}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

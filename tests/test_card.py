@@ -1,0 +1,222 @@
+"""Cards: true metadata, what happened and nothing else, no folder or name of this machine, snippets that run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+import ondevice
+from hub_models import write_model, write_ratings, write_run, write_stage
+from hub_server import HubServer, environment
+from ondevice.card import folder_card, run_card
+from ondevice.curves import curves
+from ondevice.data_card import data_files
+from ondevice.inert import inert
+from ondevice.runfolder import RunFolder
+
+SECRET = "/home/someone/secret place"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return write_run(tmp_path / "run")
+
+
+def change(run: RunFolder, stage: str, **record: Any) -> None:
+    """Other things in a stage's done.json."""
+    done = run.stage(stage).done
+    done.write_text(json.dumps({**json.loads(done.read_text()), **record}))
+
+
+def configure(run: RunFolder, stage: str, **config: Any) -> None:
+    """Other settings in a stage's start event."""
+    events = run.stage(stage).events
+    first, *rest = events.read_text().splitlines()
+    start = json.loads(first)
+    start["config"] |= config
+    events.write_text("\n".join([json.dumps(start), *rest]) + "\n")
+
+
+def test_the_hub_s_own_reader_takes_the_metadata(run: RunFolder) -> None:
+    from huggingface_hub import ModelCard
+
+    change(run, "pretrain", base={"repo": "org/base", "commit": "ab" * 20, "kind": "model"})
+    card = ModelCard(run_card(run, "sft", "me/m", license="apache-2.0").text)
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "text-generation", "apache-2.0")
+    assert data.tags == ["ondevice", "init", "pretrain", "sft"] and data.base_model is None
+    results = {r.metric_name: (r.metric_type, r.metric_value, r.dataset_name) for r in data.eval_results or ()}
+    assert data.model_name == "m" and results == {
+        "Bits per byte on held-out text": ("bits_per_byte", 1.5, "built-in corpus, held out"),
+        "Exact match on held-out instructions": ("exact_match", 0.5, "built-in corpus, held out")}
+
+
+def test_the_base_and_data_sets_of_the_hub(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    run = RunFolder(tmp_path / "run")
+    write_stage(run.stage("sft"), 1, model="/somewhere/base")
+    change(run, "sft", base={"repo": "org/base", "commit": "ab" * 20, "kind": "model"})
+    configure(run, "sft", data="hub:org/chats:train")
+    card = run_card(run, "sft", "me/m").text
+    data = ModelCard(card).data
+    assert data.base_model == "org/base" and data.datasets == ["org/chats"]
+    assert "began from org/base at abababababab" in card and "of the other data are not recorded" in card
+
+
+def test_it_tells_what_happened(run: RunFolder) -> None:
+    card = run_card(run, "sft", "me/m").text
+    rows = {line.split(" | ")[0].strip("| "): line for line in card.split("## ")[2].splitlines()}
+    assert "random weights" in rows["init"] and "built-in corpus (a91b84d24b607257)" in rows["sft"]
+    assert "| 4 | 40 | 0:12 |" in rows["sft"] and "pretrain" in rows["sft"]
+    assert "| sft | 1.500 | 50.0% |" in card  # the ladder
+    assert "![sft loss](curves/sft-loss.svg)" in card
+    assert "- time: 0:36 (30 CPU seconds)" in card and "- tokens trained on: 120" in card
+    assert "backend torch, device cpu" in card
+    assert "Of the real one it knows nothing" in card
+    assert "| learning\\_rate | 0.001 |" in card
+
+
+def test_an_earlier_stage_knows_nothing_of_later_ones(run: RunFolder) -> None:
+    card = run_card(run, "pretrain", "me/m").text
+    assert "sft" not in card and "exact" not in card
+
+
+@pytest.mark.parametrize(("raters", "said"), [
+    ([["anna"], ["ben", "anna"]], "sft learned from 2 pairs, rated by 2 people."),
+    ([["simulated:right=1"]], "rated by 1 simulated rater (a rule, not a person)."),
+    ([["anna"], ["simulated:a"], ["simulated:b"]],
+     "rated by 1 person and 2 simulated raters (a rule, not a person).")])
+def test_raters_are_counted_and_not_named(run: RunFolder, raters: list[list[str]], said: str) -> None:
+    rows = [{"prompt": "p", "raters": names} for names in raters]
+    (run.path / "sft" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = run_card(run, "sft", "me/m").text
+    assert said in card and "anna" not in card
+    assert ("simulated ratings say what a rule prefers" in card) == ("simulated" in said)
+
+
+def test_no_folder_of_this_machine(run: RunFolder) -> None:
+    for stage in ("init", "pretrain", "sft"):
+        configure(run, stage, data=f"{SECRET}/book.txt", validation=f"{SECRET}/v.txt", out=SECRET,
+                  model=f"{SECRET}/x/model", reward_model=f"{SECRET}/reward/model", reward_file=f"{SECRET}/reward.py")
+        change(run, stage, notes=[f"rewarded by {SECRET}/reward/model"])
+    for text in (run_card(run, "sft", "me/m").text, run_card(run, "sft", "me/m", folders=["sft"]).text):
+        assert "secret" not in text and "book.txt" in text and "rewarded by reward" in text
+
+
+def test_a_checkpoint_does_not_claim_the_stage_s_figures(run: RunFolder) -> None:
+    card = run_card(run, "sft", "me/m", model=run.path / "sft" / "model", step=2).text
+    assert "a checkpoint of a stage that has not ended: step 2" in card and "exact" not in card.lower()
+
+
+def test_names_and_prompts_stay_what_they_are(tmp_path: Path) -> None:
+    """A folder's name, a prompt and a note are anyone's text; a card is Markdown and HTML on somebody's page."""
+    run = write_run(tmp_path / "a](b)<img src=x>|\u202e`x")
+    odd = "</details><script>a</script>\n```\n\x1b[2J\u202e' ; rm -rf /"
+    change(run, "sft", answers=[{"prompt": odd, "answer": odd}], notes=[odd])
+    card = run_card(run, "sft", "me/m").text
+    assert card == inert(card, limit=None)
+    parsed = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    flat = [token for block in parsed for token in (block, *(block.children or ()))]
+    html = "".join(token.content for token in flat if token.type.startswith("html"))
+    assert set(re.findall(r"<[^>]*>", html)) == {"<details>", "</details>", "<summary>", "</summary>"}
+    assert not [token for token in flat if token.type in ("image", "link_open") and "curves/" not in str(token.attrs)]
+    command = next(line for line in card.splitlines() if line.startswith("ondevice generate"))
+    assert shlex.split(command)[:3] == ["ondevice", "generate", "m"] and "rm" not in shlex.split(command)
+
+
+def test_pictures_stand_alone(run: RunFolder) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    pictures = run_card(run, "sft", "me/m").pictures
+    assert set(pictures) == {f"curves/{name}-loss.svg" for name in ("init", "pretrain", "sft")}
+    for text in pictures.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and len(text) < 20_000
+        assert not [e for e in root.iter() if "script" in e.tag or "href" in "".join(e.attrib)]
+    assert curves(run.path / "sft" / "events.jsonl")
+
+
+def test_of_a_folder_alone_nothing_is_made_up(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    model = write_model(tmp_path / "m")
+    card = folder_card(model, "me/m").text
+    assert "how it was trained is not known" in card
+    assert ModelCard(card).data.pipeline_tag == "text-generation"
+    (model / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
+    assert folder_card(model, "me/m").text == "---\nlicense: mit\n---\nmine\n"
+
+
+def test_an_adapter_names_its_base(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    data = ModelCard(folder_card(tmp_path, "me/m").text).data
+    assert (data.library_name, data.base_model) == ("peft", "org/base")
+    (tmp_path / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{SECRET}"}}')
+    assert "secret" not in folder_card(tmp_path, "me/m").text
+
+
+def test_a_data_card_is_valid(tmp_path: Path) -> None:
+    from huggingface_hub import DatasetCard
+
+    card = data_files(write_ratings(tmp_path), "me/votes", license="cc-by-4.0")["README.md"]
+    data = DatasetCard(card).data
+    assert data.license == "cc-by-4.0" and data.size_categories == ["n<1K"]
+    assert data.to_dict()["configs"][0]["data_files"] == [{"split": "train", "path": "data/train.jsonl"}]
+    assert "anna" not in card
+
+
+# the snippets are run
+
+
+def snippets(card: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", card, flags=re.S | re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("all_stages", [False, True])
+def test_every_snippet_runs(server: HubServer, tmp_path: Path, all_stages: bool) -> None:
+    """As a reader would: in a fresh process, from the Hub, with nothing but the text."""
+    run = write_run(tmp_path / "run")
+    ondevice.push(run.path, "me/m", all_stages=all_stages, tell=lambda event: None)
+    env = environment(server, tmp_path / "hf") | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    files = server.repo("me/m").commits[-1].files
+    for path in ("README.md", "pretrain/README.md") if all_stages else ("README.md",):
+        card = files[path].decode()
+        python, shell = snippets(card, "python"), snippets(card, "sh")
+        assert len(python) == (1 if "/" in path else 2) and len(shell) == 1
+        for text in python:
+            if "mlx_lm" in text:
+                pytest.importorskip("mlx_lm")
+            done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=env, cwd=tmp_path,
+                                  timeout=300)
+            assert done.returncode == 0, f"{text}\n{done.stderr}"
+        folder = tmp_path / path.replace("/", "-")
+        folder.mkdir()
+        for line in shell[0].splitlines():
+            words = [sys.executable, "-m", *shlex.split(line)]
+            done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_data_set_s_snippet_runs(server: HubServer, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    write_ratings(tmp_path / "run")
+    ondevice.push(tmp_path / "run", "me/votes", dataset=True, tell=lambda event: None)
+    env = environment(server, tmp_path / "hf")
+    (text,) = snippets(server.repo("me/votes", "dataset").commits[-1].files["README.md"].decode(), "python")
+    done = subprocess.run([sys.executable, "-c", f"{text}\nprint(pairs[0]['chosen'], len(pairs))"], capture_output=True,
+                          text=True, env=env, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0 and "'content': 'yes'" in done.stdout, done.stderr

@@ -1,0 +1,195 @@
+"""Telling texts apart: the loss against numbers worked by hand, the stage on both backends, its folder elsewhere, exact
+resumption, wrong input; and an encoder as the body of a reward model that PPO learns from."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ondevice as od
+import small_stages
+from gradients import on_device
+from ondevice.backend import Backend, load_backend
+from ondevice.cli import main
+from ondevice.config.corpus import CorpusConfig
+from ondevice.events import read
+from ondevice.losses import classification_loss
+from ondevice.models.folder import load_model
+from ondevice.models.heads import with_head
+from ondevice.rollout import Scorer
+from ondevice.stages.classify import text_ids
+from ondevice.stages.pairs import builtin_pairs
+from test_masking import SMALL
+from test_resume import curve, same, weights
+
+LOOP: dict[str, Any] = {"steps": 10, "batch_size": 4, "sequence_length": 24, "learning_rate": 3e-3, "eval_every": 5,
+                        "save_every": 4, "device": "cpu", "accumulate": 2}
+FOOD, COLOURS = ["pears", "apples", "bread", "rice"], ["red", "green", "blue", "pink"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoders of random weights, and texts that name a food or a colour."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = random.Random(0)
+    rows = []
+    for _ in range(120):
+        name, words = rng.choice((("food", FOOD), ("colour", COLOURS)))
+        rows.append({"text": f"Anna and Ben like {rng.choice(words)} here.", "label": name})
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for family in ("bert", "modernbert"):
+        od.init(str(folder / "rows.jsonl"), out=folder / family, family=family, backend="torch", **SMALL)
+    return folder
+
+
+def fields(files: Path, family: str, out: Path, backend: str, **changes: Any) -> dict[str, Any]:
+    return {"model": str(files / family / "init" / "model"), "data": str(files / "rows.jsonl"), "out": str(out),
+            "backend": backend, **LOOP, **changes}
+
+
+class Fixed:
+    """A network whose scores are its batch's."""
+
+    score = "head"
+
+    def hidden(self, ops: Any, params: Any, batch: Any, **how: Any) -> Any:
+        return batch["scores"]
+
+
+def test_the_loss_by_hand(backend: Backend) -> None:
+    """Two texts and a padded row: −log softmax of the right class, divided by what the source says."""
+    batch = {"scores": np.array([[0, 0, 0], [math.log(3), 0, 0], [9, 9, 9]], np.float32),
+             "read": np.zeros(3, np.int32), "targets": np.array([1, 0, 2], np.int32),
+             "weights": np.array([1, 1, 0], np.float32), "denominator": np.float32(4)}
+    params = {"head.weight": backend.array(np.eye(3, dtype=np.float32))}
+    loss, metrics = classification_loss(backend.ops, params, on_device(backend, batch), model=Fixed())  # type: ignore[arg-type]
+    assert float(backend.numpy(loss)) == pytest.approx((math.log(3) + math.log(5 / 3)) / 4, rel=1e-5)
+    assert [float(backend.numpy(x)) for x in metrics["accuracy"]] == [1.0, 2.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_it_learns_and_its_folder_says_the_same_elsewhere(files: Path, tmp_path: Path, backend_name: str,
+                                                          family: str) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    made = od.classify(**fields(files, family, tmp_path, backend_name, steps=40))
+    done = json.loads((tmp_path / "classify" / "done.json").read_text())["marks"]["classes"]
+    assert done["accuracy"] > 0.9 > done["most_frequent"] and done["names"] == ["colour", "food"]
+    classifier = transformers.pipeline("text-classification", str(made), device="cpu")
+    assert classifier("Anna and Ben like pears here.")[0]["label"] == "food"
+    backend = load_backend(backend_name, device="cpu", dtype="float32")
+    model = load_model(made, backend)
+    assert model.cfg.label_names == ("colour", "food")
+    ids = text_ids(["Anna and Ben like blue here."], model.tokenizer, "first")[0]
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(made).eval()
+    encoded = transformers.AutoTokenizer.from_pretrained(made)("Anna and Ben like blue here.", return_tensors="pt")
+    assert encoded["input_ids"][0].tolist() == ids.tolist()
+    with torch.no_grad():
+        want = theirs(**encoded).logits.numpy()
+    batch = {"ids": ids[None], "positions": np.arange(len(ids), dtype=np.int32)[None],
+             "segments": np.ones((1, len(ids)), np.int32)}
+    net = model.network
+    hidden = net.hidden(backend.ops, model.params, on_device(backend, batch), at=backend.array(np.zeros(1, np.int32)))
+    got = backend.numpy(backend.ops.linear(model.params, net.score, hidden))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_both_backends_walk_the_same_curve_and_a_decoder_can_be_the_body(files: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mlx.core")
+    od.init(str(files / "rows.jsonl"), out=tmp_path / "llama", backend="torch", **SMALL)
+    for body in (files / "modernbert" / "init" / "model", tmp_path / "llama" / "init" / "model"):
+        for name in ("torch", "mlx"):
+            od.classify(**{**fields(files, "bert", tmp_path / body.parts[-3] / name, name), "model": str(body)})
+        one, other = (np.array(curve(tmp_path / body.parts[-3] / name, "classify")) for name in ("torch", "mlx"))
+        np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_going_on_after_a_kill_gives_the_uninterrupted_run(files: Path, tmp_path: Path, backend_name: str) -> None:
+    od.classify(**fields(files, "bert", tmp_path / "whole", backend_name))
+    killed_at_first_save("classify", fields(files, "bert", tmp_path / "broken", backend_name))
+    od.classify(**fields(files, "bert", tmp_path / "broken", backend_name), resume=True)
+    assert curve(tmp_path / "broken", "classify") == curve(tmp_path / "whole", "classify")
+    assert len(curve(tmp_path / "whole", "classify")) == LOOP["steps"]
+    assert same(weights(tmp_path / "broken", "classify"), weights(tmp_path / "whole", "classify"))
+    assert any(e["event"] == "resume" for e in read(tmp_path / "broken" / "classify" / "events.jsonl"))
+
+
+def killed_at_first_save(stage: str, settings: dict[str, Any]) -> None:
+    """A process that is killed as soon as a checkpoint stands."""
+    code = ("import ondevice as od, os, sys, json; from ondevice import checkpoint; save = checkpoint.save\n"
+            "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
+            "checkpoint.save = killed; getattr(od, sys.argv[1])(**json.loads(sys.argv[2]))")
+    ended = subprocess.run([sys.executable, "-c", code, stage, json.dumps(settings)], capture_output=True)
+    assert ended.returncode == -9, ended.stderr
+
+
+def test_builtin_pairs_differ_in_the_answer() -> None:
+    cfg = CorpusConfig(people=6, places=4, animals=5, things=6, chat_count=300, document_bytes=2000)
+    made = builtin_pairs(cfg)
+    assert len(made) > 250 and made == builtin_pairs(cfg)
+    assert all(pair["chosen"] != pair["rejected"] for pair in made)
+
+
+# an encoder judges, a decoder learns from it
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    folder = small_stages.make(tmp_path_factory.mktemp("files"), backend)
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": row["prompt"]}) for row in rows * 3))
+    od.init(str(folder / "texts.jsonl"), out=folder / "encoder", family="bert", backend="torch",
+            **{**SMALL, "max_position_embeddings": 96})
+    od.reward(model=folder / "encoder" / "init" / "model", data=folder / "pairs.jsonl", out=folder / "encoder", steps=4,
+              batch_size=4, sequence_length=96, device="cpu", backend="torch", eval_every=0, save_every=0)
+    return folder
+
+
+@pytest.mark.slow
+def test_ppo_learns_from_an_encoders_scores_and_resumes_exactly(road: Path, tmp_path: Path, backend_name: str) -> None:
+    """Judged by the text in the encoder's own tokens; the value model begins from the policy."""
+    changed = {"reward_model": str(road / "encoder" / "reward" / "model"), "sft_coef": 0.0, "steps": 4}
+    whole = small_stages.settings(road, "ppo", tmp_path / "whole", backend_name, **changed)
+    od.ppo(**whole)
+    killed_at_first_save("ppo", small_stages.settings(road, "ppo", tmp_path / "broken", backend_name, **changed))
+    od.ppo(**small_stages.settings(road, "ppo", tmp_path / "broken", backend_name, **changed), resume=True)
+    assert curve(tmp_path / "broken", "ppo") == curve(tmp_path / "whole", "ppo")
+    assert same(weights(tmp_path / "broken", "ppo"), weights(tmp_path / "whole", "ppo"))
+    steps = [e for e in read(tmp_path / "whole" / "ppo" / "events.jsonl") if e["event"] == "step"]
+    assert all(np.isfinite(e["reward"]) and e["reward_std"] > 0 for e in steps)
+
+
+def test_a_score_does_not_depend_on_the_texts_beside_it(files: Path, backend: Backend) -> None:
+    model = with_head(load_model(files / "modernbert" / "init" / "model", backend), backend, 0)
+    texts = text_ids(["Anna", "Anna and Ben like pears here.", "Ben likes red"], model.tokenizer, "first")
+    scorer = Scorer(model, backend, batch_size=4)
+    together = scorer.scores(model.params, texts)
+    alone = [float(scorer.scores(model.params, [text])[0]) for text in texts]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "more", "said"), [
+    ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}] * 9, [], "all rows are of the class"),
+    ([{"words": "a", "label": "x"}] * 9, [], "'text' holds no text"),
+    ([{"text": "a", "label": None}] * 9, [], "'label' holds no class"),
+    ([{"text": "a", "label": "x"}] * 20 + [{"text": "b", "label": "y"}] * 2, [], "no row to learn from"),
+    ([{"text": "a", "label": n} for n in (0, 1)] * 9, ["--sequence_length", "999"], "context holds 64")])
+def test_wrong_input_gets_one_line(rows: list[dict[str, Any]], more: list[str], said: str, files: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    argv = ["classify", str(files / "bert" / "init" / "model"), str(data), "--out", str(tmp_path / "r"),
+            "--sequence_length", "32", *more]
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]

@@ -1,0 +1,243 @@
+"""Text with holes: span corruption and text infilling follow the papers' laws, lose no token, are keyed by epoch and
+row; the stages of an encoder-decoder run on both backends, resume exactly, and say what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ondevice as od
+import small_stages
+from data_samples import TEXTS
+from ondevice.backend import load_backend
+from ondevice.cli import main
+from ondevice.data.completions import rows_of
+from ondevice.data.corruption import (
+    CorruptedSource,
+    infill,
+    shuffle_sentences,
+    span_corruption,
+    spans,
+    split_at_spans,
+    text_infilling,
+)
+from ondevice.data.sources import tokenize_corpus
+from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.errors import UserError
+from ondevice.randomness import generator
+from test_classify import killed_at_first_save
+from test_masking import CRITICAL, chi_square
+from test_resume import curve, same, weights
+
+EOS, MASK = 0, 3
+SENTINELS = np.arange(99, 67, -1, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def t5() -> Tokenizer:
+    return train_tokenizer(TEXTS, 420, sentinels=32)
+
+
+@given(length=st.integers(2, 200), share=st.floats(0.02, 0.6), mean=st.floats(1, 6), seed=st.integers(0, 9))
+def test_source_and_target_hold_every_token_once(length: int, share: float, mean: float, seed: int) -> None:
+    """What a sentinel hides stands behind it in the target; put back, the text is whole."""
+    ids = np.arange(1000, 1000 + length, dtype=np.int32)
+    hidden = spans(length, share, mean, generator(seed, "spans"))
+    assert hidden.sum() == min(max(round(length * share), 1), length - 1) and not hidden[0]
+    many = np.arange(999, 899, -1, dtype=np.int32)
+    source, target = split_at_spans(ids, hidden, many, EOS)
+    assert source[-1] == target[-1] == EOS
+    told: dict[int, list[int]] = {}
+    for token in target[:-1].tolist():
+        if token < 1000:
+            told[token] = []
+        else:
+            told[next(reversed(told))].append(token)
+    assert list(told) == many[:len(told)].tolist() and all(told.values())
+    whole = [token for i in source[:-1].tolist() for token in (told[i] if i < 1000 else [i])]
+    assert whole == ids.tolist()
+
+
+def test_spans_follow_the_papers_law() -> None:
+    """15 % of 200 tokens in 10 spans of 3 on average; every way of cutting 30 tokens into 10 parts alike: the first
+    part has length n with probability C(29 − n, 8) / C(29, 9)."""
+    from math import comb
+
+    first = Counter()
+    for row in range(3000):
+        hidden = spans(200, 0.15, 3.0, generator(0, "law", row))
+        begins = np.flatnonzero(hidden & ~np.append(False, hidden[:-1]))
+        assert hidden.sum() == 30 and len(begins) == 10
+        end = begins[0] + int(np.argmin(np.append(hidden[begins[0]:], False)))
+        first[min(end - begins[0], 4)] += 1
+    shares = np.array([comb(29 - n, 8) for n in (1, 2, 3)], float) / comb(29, 9)
+    counts = np.array([first[n] for n in (1, 2, 3, 4)], float)
+    assert chi_square(counts, np.append(shares, 1 - shares.sum())) < CRITICAL[3]
+
+
+@pytest.mark.slow
+def test_spans_are_as_long_as_in_the_reference() -> None:
+    """How often each place of a text is hidden: alike in ours and in an independent reading of the paper's recipe
+    (borders between tokens, shuffled), as a 2 × 4 table of quarters."""
+    rng = np.random.default_rng(0)
+
+    def reference() -> np.ndarray:
+        def parts(total: int, count: int) -> list[int]:
+            marks = [1] * (count - 1) + [0] * (total - count)
+            rng.shuffle(marks)
+            sizes, size = [], 1
+            for mark in marks:
+                if mark:
+                    sizes.append(size)
+                    size = 0
+                size += 1
+            return [*sizes, size]
+        out: list[int] = []
+        for shown, hid in zip(parts(85, 5), parts(15, 5), strict=True):
+            out += [0] * shown + [1] * hid
+        return np.array(out)
+    ours = np.sum([spans(100, 0.15, 3.0, generator(1, "q", n)) for n in range(1500)], 0).reshape(4, 25).sum(1)
+    theirs = np.sum([reference() for _ in range(1500)], 0).reshape(4, 25).sum(1)
+    together = (ours + theirs) / (ours + theirs).sum()
+    assert chi_square(ours, together) + chi_square(theirs, together) < 3 * CRITICAL[3]  # places of a span go together
+
+
+def test_infilling_hides_its_share_behind_masks_and_keeps_the_order() -> None:
+    lengths = Counter()
+    for row in range(400):
+        ids = np.arange(10, 110, dtype=np.int32)
+        seen = infill(ids, 0.3, 3.0, MASK, generator(0, "infill", row))
+        left = seen[seen != MASK]
+        assert (np.diff(left) > 0).all() and 68 <= len(left) <= 100
+        gaps = np.diff(np.concatenate([[9], left, [110]])) - 1
+        lengths.update(gaps[gaps > 0].tolist())
+        assert (seen == MASK).sum() >= (gaps > 0).sum()
+    hidden = sum(n * count for n, count in lengths.items())
+    assert 0.25 < hidden / 40_000 <= 0.30  # spans of length 0 take their part of the share
+    assert lengths[2] > lengths[5] > lengths[8]  # as Poisson's law has it around 3
+
+
+def test_sentences_change_places_whole() -> None:
+    ids = np.array([1, 2, 9, 3, 9, 4, 5], np.int32)
+    orders = {tuple(shuffle_sentences(ids, ids == 9, generator(0, "s", n)).tolist()) for n in range(60)}
+    assert len(orders) == 6 and all(sorted(order) == sorted(ids.tolist()) for order in orders)
+    assert (9, 1, 2) not in {order[:3] for order in orders}
+
+
+def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(t5: Tokenizer, tmp_path: Path) -> None:
+    stream = np.asarray(tokenize_corpus(TEXTS, t5, tmp_path))
+    bart = train_tokenizer(TEXTS, 420, fills=True)
+    for tokens, corrupt in ((stream, span_corruption(t5, 0.15, 3.0)),
+                            (np.asarray(tokenize_corpus(TEXTS, bart, tmp_path)), text_infilling(bart, 0.3, 3.0))):
+        one, other = (CorruptedSource(tokens, corrupt=corrupt, start=1, sequence_length=40, batch_size=3, accumulate=2)
+                      for _ in range(2))
+        other.batch(0)
+        for a, b in zip(one.batch(3), other.batch(3), strict=True):
+            assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        first, later = (one._collate([(epoch, 0)]) for epoch in (0, 1))
+        assert not np.array_equal(first["source_ids"], later["source_ids"])
+        assert sum(len(list(s.eval_batches(None))) for s in (one,)) == -(-one.rows // 3)
+
+
+def test_more_spans_than_sentinels_and_missing_tokens_are_named() -> None:
+    with pytest.raises(UserError, match="more than the tokenizer's 2 sentinels"):
+        split_at_spans(np.arange(50, dtype=np.int32), spans(50, 0.4, 1.0, generator(0, "x")), SENTINELS[:2], EOS)
+    with pytest.raises(UserError, match="no sentinels"):
+        span_corruption(train_tokenizer(TEXTS, 420), 0.15, 3.0)
+    with pytest.raises(UserError, match="no mask token"):
+        text_infilling(train_tokenizer(TEXTS, 420), 0.3, 3.0)
+
+
+def test_every_answer_is_a_row_with_what_stands_before_it() -> None:
+    ids = np.arange(9, dtype=np.int32)
+    made = rows_of(ids, np.array([0, 0, 1, 1, 0, 0, 0, 1, 0], bool))
+    assert [(list(r.prompt), list(r.completion)) for r in made] == [([0, 1], [2, 3]), ([0, 1, 2, 3, 4, 5, 6], [7])]
+
+
+# the road
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+                         "num_key_value_heads": 2, "vocab_size": 340, "max_position_embeddings": 96, "device": "cpu"}
+LOOP: dict[str, Any] = {"steps": 8, "batch_size": 2, "accumulate": 2, "sequence_length": 48, "learning_rate": 3e-3,
+                        "eval_every": 4, "eval_batches": 2, "save_every": 3, "device": "cpu"}
+TIED = {"t5": False, "bart": True}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_stages.make(tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32"))
+    (folder / "text.txt").write_text("\n\n".join(TEXTS * 2))
+    for family, tied in TIED.items():
+        od.init(str(folder / "text.txt"), out=folder / family, family=family, backend="torch", tie_word_embeddings=tied,
+                **SMALL)
+    return folder
+
+
+def settings(files: Path, stage: str, family: str, out: Path, backend: str) -> dict[str, Any]:
+    own: dict[str, dict[str, Any]] = {
+        "pretrain": {"data": files / "text.txt", **LOOP}, "sft": {"data": files / "chats.jsonl", **LOOP},
+        "dpo": {"data": files / "pairs.jsonl", **LOOP, "sequence_length": 96},
+        "grpo": {**small_stages.LOOP, **small_stages.STAGES["grpo"], "data": files / "prompts.jsonl"}}
+    fields = {"model": files / family / "init" / "model", "out": out, "backend": backend, **own[stage]}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TIED)
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
+def test_a_killed_stage_goes_on_as_if_it_had_not_been(files: Path, tmp_path: Path, backend_name: str, stage: str,
+                                                      family: str) -> None:
+    made = getattr(od, stage)(**settings(files, stage, family, tmp_path / "whole", backend_name))
+    broken = settings(files, stage, family, tmp_path / "broken", backend_name)
+    killed_at_first_save(stage, broken)
+    getattr(od, stage)(**broken, resume=True)
+    assert curve(tmp_path / "broken", stage) == curve(tmp_path / "whole", stage)
+    assert same(weights(tmp_path / "broken", stage), weights(tmp_path / "whole", stage))
+    if stage == "sft":
+        transformers = pytest.importorskip("transformers")
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
+def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: str) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mlx.core")
+    for name in ("torch", "mlx"):
+        getattr(od, stage)(**settings(files, stage, "t5", tmp_path / name, name))
+    one, other = (np.array(curve(tmp_path / name, stage)) for name in ("torch", "mlx"))
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["reward", "T5", "PAIRS", "--out", "OUT", "--sequence_length", "96"], "no head of scores"),
+    (["sft", "T5", "CHATS", "--out", "OUT", "--loss_on", "all", "--sequence_length", "48"], "loss_on"),
+    (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "48"], "objective"),
+    (["pretrain", "T5", "TEXT", "--out", "OUT", "--mask_share", "0.45", "--mean_span", "1", "--sequence_length", "96"],
+     "sentinels"),
+    (["init", "TEXT", "--out", "OUT", "--family", "bart"], "tie_word_embeddings"),
+    (["init", "TEXT", "--out", "OUT", "--family", "t5", "--sliding_window", "4"], "sliding_window"),
+    (["generate", "T5", "Anna", "--beams", "2", "--samples", "3"], "samples")])
+def test_wrong_input_gets_one_line(argv: list[str], said: str, files: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"T5": files / "t5" / "init" / "model", "TEXT": files / "text.txt", "OUT": tmp_path / "r",
+              "PAIRS": files / "pairs.jsonl", "CHATS": files / "chats.jsonl"}
+    assert main([str(places.get(word, word)) for word in argv]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in told and told.startswith("ondevice: ")
+
+
+@pytest.mark.slow
+def test_the_command_searches_with_beams(files: Path, backend_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = files / "bart" / "init" / "model"
+    for beams in ("1", "3"):
+        assert main(["generate", str(model), "Anna lives", "--beams", beams, "--samples", beams, "--temperature", "0",
+                     "--max_new_tokens", "5", "--json", "--backend", backend_name, "--device", "cpu"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["completions"]) == int(beams)

@@ -1,0 +1,234 @@
+"""T5 and BART: both backends, and transformers, give the same logits, losses and gradients, and write the same texts,
+greedily and with beams; folders go both ways; decoding with caches is the forward pass."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+from data_samples import small_tokenizer
+from gradients import by_name, on_device
+from ondevice.backend import Backend, load_backend
+from ondevice.beams import beam_search
+from ondevice.data.completions import Row, completion_batch
+from ondevice.data.packing import set_denominator
+from ondevice.decoding import Generator, Sampling
+from ondevice.errors import UserError
+from ondevice.losses import causal_lm_loss
+from ondevice.models.architectures import load_config, parse_config
+from ondevice.models.folder import Model, load_model, write_model
+from ondevice.models.seq2seq import Seq2Seq, distance_buckets
+from ondevice.models.seq2seq_config import Seq2SeqConfig
+
+Weights = dict[str, np.ndarray]
+
+
+def batch(cfg: Seq2SeqConfig, seed: int = 1) -> Weights:
+    """Sources and texts of different lengths, padded."""
+    rng = np.random.default_rng(seed)
+    rows = [Row(*(rng.integers(3, cfg.vocab_size, n).astype(np.int32) for n in sizes))
+            for sizes in ((23, 9), (7, 14), (40, 3))]
+    made = completion_batch(rows, 4, start=cfg.decoder_start_token_id)
+    del made["member"]
+    return set_denominator([made])[0]
+
+
+def oracle(cfg: Seq2SeqConfig, weights: Weights, folder: Path) -> Any:
+    """transformers' model, from a folder of ours: whatever a config says, it ties T5's head unless a file holds it."""
+    transformers = pytest.importorskip("transformers")
+    torch = load_backend("torch", device="cpu", dtype="float32")
+    folder.mkdir(exist_ok=True)
+    tokenizer = small_tokenizer()
+    write_model(folder, torch, cfg, on_device(torch, weights), tokenizer)
+    made, told = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True,
+                                                                    attn_implementation="eager")
+    assert not told["unexpected_keys"] and not told["mismatched_keys"] and not told["missing_keys"]
+    return made.eval()
+
+
+def loss_of(cfg: Seq2SeqConfig, backend: Backend, *, checkpoint: bool = False) -> Any:
+    loss = partial(causal_lm_loss, model=Seq2Seq(cfg), checkpoint=checkpoint)
+    return lambda p, b: loss(backend.ops, p, b)[0]
+
+
+def assert_close(got: Weights, want: Weights) -> None:
+    top = max(np.abs(w).max() for w in want.values())
+    for name, w in want.items():
+        # a bias of keys shifts all scores of a query alike: its gradient is 0 but for rounding
+        scale = top if name.endswith("k_proj.bias") else np.abs(w).max()
+        assert np.abs(got[name] - w).max() <= 1e-5 * scale, name
+
+
+def config(family: str, **changes: Any) -> Seq2SeqConfig:
+    return models.seq2seq_config(family, vocab_size=small_tokenizer().vocab_size, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models.SEQ2SEQ)
+def test_loss_and_gradients_are_transformers(family: str, backend: Backend, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    cfg = config(family)
+    weights, made = models.weights(cfg), batch(cfg)
+    reference = oracle(cfg, weights, tmp_path / "m")
+    labels = np.full(made["ids"].size, -100)
+    real = made["weights"] > 0
+    labels[made["index"][real]] = made["targets"][real]
+    seen = np.arange(made["source_ids"].shape[1]) < made["source_lengths"][:, None]
+    want = reference(input_ids=torch.tensor(made["source_ids"]).long(), attention_mask=torch.tensor(seen).long(),
+                     decoder_input_ids=torch.tensor(made["ids"]).long(),
+                     labels=torch.tensor(labels.reshape(made["ids"].shape)))
+    want.loss.backward()
+    theirs = {n: p.grad.numpy() for n, p in reference.named_parameters()}
+    for checkpoint in (False, True):
+        loss, grads = by_name(backend, loss_of(cfg, backend, checkpoint=checkpoint), weights, made)
+        assert loss == pytest.approx(want.loss.item(), rel=1e-5)
+        assert grads.keys() - theirs.keys() <= {"final_logits_bias"}  # transformers does not train it
+        assert_close(grads, theirs)
+    params, net = on_device(backend, weights), Seq2Seq(cfg)
+    hidden = net.hidden(backend.ops, params, on_device(backend, {k: v for k, v in made.items() if "index" not in k}))
+    got, logits = backend.numpy(net.head.logits(backend.ops, params, hidden)), want.logits.detach().numpy()
+    assert np.abs(got[:3] - logits[:3]).max() <= 1e-5 * np.abs(logits[:3]).max()
+
+
+@pytest.mark.parametrize("family", models.SEQ2SEQ)
+def test_both_backends_and_checkpointing_give_the_same_gradients(family: str) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("mlx.core")
+    cfg = config(family)
+    weights, made = models.weights(cfg), batch(cfg)
+    torch, mlx = (load_backend(name, device="cpu", dtype="float32") for name in ("torch", "mlx"))
+    loss, grads = by_name(torch, loss_of(cfg, torch), weights, made)
+    assert all(np.abs(g).max() > 0 for g in grads.values())
+    for backend, checkpoint, compiled in ((torch, True, False), (mlx, False, False), (mlx, True, True)):
+        made_loss = loss_of(cfg, backend, checkpoint=checkpoint)
+        other, theirs = by_name(backend, made_loss, weights, made, compiled=compiled)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert_close(theirs, grads)
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(("buckets", "longest"), [(32, 128), (8, 20)])
+def test_distances_have_the_buckets_of_transformers(both: bool, buckets: int, longest: int) -> None:
+    modeling = pytest.importorskip("transformers.models.t5.modeling_t5")
+    torch = pytest.importorskip("torch")
+    away = torch.arange(-300, 301)
+    want = modeling.T5Attention._relative_position_bucket(away, both, buckets, longest).tolist()
+    assert distance_buckets(300, both, buckets, longest).tolist() == want
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models.SEQ2SEQ)
+def test_folders_go_both_ways(family: str, tmp_path: Path) -> None:
+    """Ours → transformers → ours: the same tensors, the same config."""
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    cfg = config(family)
+    weights = models.weights(cfg)
+    oracle(cfg, weights, tmp_path / "a").save_pretrained(tmp_path / "b")
+    small_tokenizer().save(tmp_path / "b")
+    back = load_model(tmp_path / "b", backend)
+    assert {n: backend.numpy(p).tolist() for n, p in back.params.items()} == {n: w.tolist() for n, w in weights.items()}
+    assert load_config(tmp_path / "a").tie_word_embeddings == cfg.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("change", "where"), [
+    ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj"), ({"num_heads": 0}, "num_heads"),
+    ({"d_kv": None}, "d_kv")])
+def test_what_we_cannot_honour_is_named(change: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config(json.loads(json.dumps({**models.seq2seq_config("t5").to_json(), **change})))
+    assert error.value.where == where
+
+
+@pytest.mark.parametrize(("change", "where"), [
+    ({"decoder_ffn_dim": 7}, "decoder_ffn_dim"), ({"activation_function": "relu"}, "activation_function"),
+    ({"scale_embedding": True}, "scale_embedding"), ({"encoder_attention_heads": 5, "decoder_attention_heads": 5},
+                                                     "encoder_attention_heads")])
+def test_what_we_cannot_honour_of_bart_is_named(change: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_config({**models.seq2seq_config("bart").to_json(), **change})
+    assert error.value.where == where
+
+
+# writing
+
+def written(cfg: Seq2SeqConfig, backend: Backend, folder: Path) -> Model:
+    """A model under which a text stops now and then, in `folder` for transformers too."""
+    weights = models.weights(cfg, seed=3)
+    head = Seq2Seq(cfg).head.name
+    for stop in small_tokenizer().stop_ids:
+        weights[head][stop] *= 4 if cfg.model_type == "t5" else 1  # the others' tied heads would stop at once
+    folder.mkdir()
+    params = on_device(backend, weights)
+    write_model(folder, backend, cfg, params, small_tokenizer())
+    return Model(cfg, params, small_tokenizer(), folder)
+
+
+def prompts(cfg: Seq2SeqConfig, count: int = 6) -> list[list[int]]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(8, cfg.vocab_size, n).tolist() for n in rng.integers(2, 30, count)]
+
+
+@pytest.mark.parametrize("family", models.SEQ2SEQ)
+def test_decoding_with_caches_is_the_forward_pass(family: str, backend: Backend, tmp_path: Path) -> None:
+    """Greedy texts of a batch: at every place the likeliest token under the whole forward pass."""
+    cfg = config(family)
+    model = written(cfg, backend, tmp_path / "m")
+    asked = prompts(cfg)
+    found = Generator(model, backend, Sampling(max_new_tokens=20, temperature=0)).run(model.params, asked)
+    net, ops = model.network, backend.ops
+    for prompt, done in zip(asked, found, strict=True):
+        ids = [*done.ids, *([] if done.stop is None else [done.stop])]
+        made = completion_batch([Row(prompt, ids)], 1, start=cfg.decoder_start_token_id)
+        hidden = net.hidden(ops, model.params, on_device(backend, made), at=backend.array(made["index"]))
+        best = backend.numpy(net.head.logits(ops, model.params, hidden)).argmax(-1)
+        assert best[:len(ids)].tolist() == ids
+    assert any(len(done.ids) > 5 for done in found) and (
+        cfg.model_type != "t5" or any(done.stopped for done in found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", models.SEQ2SEQ)
+def test_transformers_writes_the_same_texts(family: str, backend: Backend, tmp_path: Path) -> None:
+    """Greedily, and by beam search with 4 beams: token by token."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    cfg = config(family)
+    model = written(cfg, backend, tmp_path / "m")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "m").eval()
+    generator = Generator(model, backend, Sampling(max_new_tokens=16, temperature=0))
+    for prompt in prompts(cfg, 8):
+        for beams in (1, 4):
+            with torch.no_grad():
+                # transformers makes its cache for as many layers as the encoder has
+                want = theirs.generate(torch.tensor([prompt]), max_new_tokens=16, num_beams=beams, do_sample=False,
+                                       use_cache=cfg.num_hidden_layers == cfg.num_decoder_layers,
+                                       eos_token_id=list(small_tokenizer().stop_ids), pad_token_id=1)[0].tolist()[1:]
+            done = generator.run(model.params, [prompt])[0] if beams == 1 else \
+                beam_search(generator, model.params, prompt, beams)[0]
+            got = [*done.ids, *([] if done.stop is None else [done.stop])]
+            assert got == want[:len(got)] and set(want[len(got):]) <= {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_beam_search_of_a_decoder_is_transformers(family: str, backend: Backend, tmp_path: Path) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    cfg = models.config(family, vocab_size=small_tokenizer().vocab_size)
+    params = on_device(backend, models.weights(cfg, seed=3))
+    (tmp_path / "m").mkdir()
+    write_model(tmp_path / "m", backend, cfg, params, small_tokenizer())
+    model = load_model(tmp_path / "m", backend)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    generator = Generator(model, backend, Sampling(max_new_tokens=12, temperature=0))
+    for prompt in [[9, 30, 77], [100, 8, 55, 200, 31, 12]]:
+        with torch.no_grad():
+            want = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, num_beams=4, do_sample=False,
+                                   pad_token_id=1)[0].tolist()[len(prompt):]
+        done = beam_search(generator, model.params, prompt, 4)[0]
+        got = [*done.ids, *([] if done.stop is None else [done.stop])]
+        assert got == want[:len(got)] and set(want[len(got):]) <= {1}

@@ -1,0 +1,140 @@
+"""Every screen as a picture, at the smallest size and a large one: what is drawn stays as it was found good.
+
+The pictures are in tests/snapshots. After a change that is meant, draw them anew and look at them:
+
+    UPDATE_SNAPSHOTS=1 python -m pytest tests/test_tui_snapshots.py
+
+They hold for one version of Textual (the extra `dev` pins it): another one draws borders, scroll bars and the footer in
+its own way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice.ratings import Ratings, Response
+from ondevice.runfolder import RunFolder
+from ondevice_tui import road
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens import rate, train
+from ondevice_tui.screens.chat import Pane
+from ondevice_tui.screens.start import StartScreen
+from tui_runs import SIZES, START, Clock, app_on, until, until_shown, write_done, write_grpo, write_stage
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+DRAWN_BY = "8.2.8"  # the version of Textual
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(version("textual") != DRAWN_BY, reason=f"the pictures were drawn by textual {DRAWN_BY}"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, a time and a person that are the same everywhere."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TEXTUAL_THEME", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
+    for module in (road, train):
+        monkeypatch.setattr(module, "clock", lambda: START + 7300)
+    monkeypatch.setattr(rate, "rater_name", lambda: "vera")
+    Clock.now = START
+    run = RunFolder(Path("runs") / "first")
+    write_stage(run.stage("init"), 0, answer="xq zz")
+    write_stage(run.stage("pretrain"), warning="half of the rows were cut")
+    write_stage(run.stage("sft"), 40, of=100, end="died")
+    write_done(run.stage("dpo"), [{"prompt": "Leo lives in…", "answer": "In a small house. I hope that helps!"}])
+    write_grpo(run.stage("grpo"))
+    with Ratings.open(run.path, create=True) as ratings:
+        for n in range(5):
+            ratings.add("a", f"Tell me about {n} cats.", [
+                Response("Once there was a cat called Tim. Tim did not like the pond. " * 3, "first-sft"),
+                Response("The cat water the water. The cat was was afraid.", "first-pretrain")], seed=n)
+
+
+async def road_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await until_shown(pilot, "process gone after step 40")
+
+
+async def start_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await app.push_screen(StartScreen("sft", {"out": "runs/first", "model": "runs/first/pretrain/model"}))
+    await until_shown(pilot, "start sft", "ready")
+
+
+async def train_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    app.choose(Path("runs/first"), "pretrain")
+    await pilot.press("2")
+    await until_shown(pilot, "o held-out", "step 100/100", "in a small house")
+
+
+async def rate_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await pilot.press("r")
+    await until_shown(pilot, "pair 1/5", "end read")
+
+
+async def reason_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await pilot.press("3")
+    await until_shown(pilot, "What is 20+", "step 20")
+
+
+async def ladder_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await pilot.press("5")
+    await until_shown(pilot, "pretrain")
+
+
+async def chat_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await pilot.press("6")
+    await until_shown(pilot, "Enter sends")
+    pane = app.screen.query_one("#pane-a", Pane)
+    pane.turns = [{"role": "user", "content": "Who lives in a small house?"}, {"role": "assistant", "content": "Leo."}]
+    pane.pace = "3 tokens  120 tok/s"
+    pane.show()
+    await until_shown(pilot, "Leo.")
+
+
+SCREENS = {"road": road_, "start": start_, "train": train_, "rate": rate_, "reason": reason_, "ladder": ladder_,
+           "chat": chat_}
+
+
+def picture(app: OndeviceApp) -> str:
+    """The screen as an SVG that follows from what is drawn alone."""
+    drawn = re.sub(r"@font-face\s*\{[^}]*\}", "", app.export_screenshot(title="ondevice"))
+    return re.sub(r"terminal-\d+", "terminal", drawn).rstrip() + "\n"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "120x36"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_screen_is_drawn_as_it_was(screen: str, size: tuple[int, int]) -> None:
+    drawn: list[str] = []
+
+    async def run() -> None:
+        app = app_on(Path("runs"))
+        async with app.run_test(size=size) as pilot:
+            await until(pilot, lambda: app.runs is not None, "the runs are read")
+            await SCREENS[screen](app, pilot)
+            await until(pilot, lambda: app.screen.query("FooterKey"), "the footer")
+            for field in app.screen.query(Input):
+                field.cursor_blink = False
+            before = ""
+            while drawn[-1:] != [before]:  # until nothing moves any more
+                before = drawn[-1] if drawn else ""
+                await pilot.pause(0.2)
+                drawn.append(picture(app))
+
+    asyncio.run(run())
+    file = SNAPSHOTS / f"{screen}-{size[0]}x{size[1]}.svg"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOTS.mkdir(exist_ok=True)
+        file.write_text(drawn[-1], encoding="utf-8")
+    assert drawn[-1] == file.read_text(encoding="utf-8"), f"{file.name} differs: UPDATE_SNAPSHOTS=1 draws it anew"

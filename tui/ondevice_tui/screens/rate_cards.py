@@ -1,0 +1,98 @@
+"""Small cards over the rate screen: a line of text, the reasons for a vote, why a pair is shown."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input
+
+from ondevice.active import doubt, forecast
+from ondevice.ratings import Item
+from ondevice_tui.pairing import Judge, Pairing
+from ondevice_tui.screens.page import titled
+from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, lines
+
+REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
+BAR = 20  # cells of a bit
+
+
+class Ask(ModalScreen[str | None]):
+    """One line of text."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card", classes="-small") as card:
+            card.can_focus = False
+            titled(card, self._title, "Enter keeps it   esc leaves")
+            yield SafeInput(self._text, compact=True)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
+
+
+class Reasons(ModalScreen[None]):
+    """Numbers switch the reasons for the next vote on and off."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter,r,q", "dismiss(None)", "close", key_display="esc"),
+        *(Binding(str(i + 1), f"switch({i})", reason, show=False) for i, reason in enumerate(REASONS))]
+
+    def __init__(self, chosen: list[str]) -> None:
+        super().__init__()
+        self._chosen = chosen
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="card", classes="-small") as card:
+            titled(card, "why? (for the next vote)", "1 to 5   Enter closes")
+            yield SafeText(self._told(), id="reasons")
+
+    def _told(self) -> Content:
+        return lines([line((f"{i + 1} ", "bold $primary"), "☑ " if reason in self._chosen else "☐ ", reason)
+                      for i, reason in enumerate(REASONS)])
+
+    def action_switch(self, at: int) -> None:
+        reason = REASONS[at]
+        if reason in self._chosen:
+            self._chosen.remove(reason)
+        else:
+            self._chosen.append(reason)
+        self.query_one("#reasons", SafeText).show(self._told())
+
+
+def why_this(item: Item, pairing: Pairing, waiting: list[int]) -> Content:
+    """Why this pair and no other. Which answer the reward model prefers is not told: it would sway the rater."""
+    judge, scores = pairing.judge, pairing.scores.get(item.id) or []
+    if judge is None:
+        return lines([content("It is the next one in the queue."), content(""), content(
+            "Once this run has a reward model (stage reward), the pairs come first of which that model knows least: a "
+            "vote on them teaches it most.", "$muted")])
+    if item.kind != "normal" or not scores:
+        return lines([content("It stands here by its place in the queue, or by chance."), content(""), content(
+            "Now and then a pair is shown that nobody chose, so that raters can be measured. The others come by how "
+            "little the reward model knows of them.", "$muted")])
+    return _by_doubt(judge, scores, [pairing.doubts[i] for i in waiting if i in pairing.doubts and i != item.id])
+
+
+def _by_doubt(judge: Judge, scores: list[float], others: list[float]) -> Content:
+    bits = doubt(scores)
+    more = sum(other > bits for other in others)
+    rows = [line("The reward model (", (judge.name, "bold"), ") does not know what you will say:"), content("")]
+    if len(scores) == 2:
+        sure = max(forecast(scores[0], scores[1]), forecast(scores[1], scores[0]))
+        rows.append(line(f"it gives one of the two {sure:.0%} (which one is not told before you vote)"))
+    full = round(bits * BAR)
+    rows += [line("doubt ", ("█" * full, "$primary"), ("░" * (BAR - full), "$muted"), f" {bits:.2f} of 1 bit"),
+             line(f"more doubt in {more} of the {len(others)} other pairs that wait"), content(""),
+             content("A vote on what it is unsure of teaches it most. Pairs come in the order of this doubt (the "
+                     "entropy of its forecast, the mean over the pairs of answers).", "$muted")]
+    return lines(rows)
