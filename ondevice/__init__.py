@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ondevice.hub_push import Tell
 
 __all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
-           "manage_ratings", "ppo", "pretrain", "pull", "push", "rate", "reward", "run", "sample", "serve", "sft"]
+           "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample",
+           "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -109,6 +110,20 @@ def grpo(model: str | Path = "", data: str = "builtin", *, cfg: GRPOConfig | Non
     from ondevice.config.preference import GRPOConfig
 
     return _stage("grpo", cfg, GRPOConfig, {"model": str(model), "data": data, **fields})
+
+
+def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int = 64) -> Path:
+    """A model's folder with its matrices quantised to 4 or 8 bits in mlx-community's format. Returns `out`."""
+    from ondevice.models.convert import quantize as function
+
+    return function(model, out, bits, group_size)
+
+
+def merge(adapter: str | Path, out: str | Path) -> Path:
+    """An adapter and its base as whole weights. Returns `out`."""
+    from ondevice.models.convert import merge as function
+
+    return function(adapter, out)
 
 
 def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,

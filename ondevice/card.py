@@ -27,6 +27,7 @@ from ondevice.history import (
     notes,
     parameters,
     raters,
+    short_name,
     start_of,
 )
 from ondevice.inert import inert
@@ -64,8 +65,12 @@ def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
     judges = made.model is not None and made.model.cfg.num_labels
     filling = made.model is not None and fills(made.model.cfg)
     task = "text-classification" if judges else "fill-mask" if filling else "text-generation"
-    head = metadata(library_name="transformers", pipeline_tag=task, tags=["ondevice"])
+    low = made.model.adapter if made.model is not None else None
+    head = metadata(library_name="peft" if low else "transformers", pipeline_tag=task,
+                    base_model=_on_hub(low.base) if low else "", tags=["ondevice"])
     lines = [head, f"# {cell(run)}: {cell(stage)}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
+    if low:
+        lines += [f"An adapter (LoRA, in PEFT's format) beside {cell(_base_name(low.base))}, which it needs.", ""]
     if start := getattr(cfg, "model", ""):
         path = Path(start)
         lines += [f"Start: {cell(path.parent.name if path.name == 'model' else path.name)}", ""]
@@ -78,13 +83,10 @@ def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
     own = folder / "README.md"
     if own.is_file():
         return Card(own.read_text(encoding="utf-8", errors="replace"))
-    config = _json(folder / "adapter_config.json") or _json(folder / "config.json")
-    adapter = (folder / "adapter_config.json").is_file()
-    base = str(config.get("base_model_name_or_path") or "")
-    head = metadata(library_name="peft" if adapter else "transformers", pipeline_tag=_task(config), license=license,
-                    base_model=base if base.count("/") == 1 and not Path(base).is_absolute() else "", tags=["ondevice"])
+    config = _config(folder)
+    head = metadata(**_kind(config), license=license, tags=["ondevice"])
     text = [head, f"# {cell(_title(repo, folder.name))}", "", "Pushed by ondevice; how it was trained is not known."]
-    return Card("\n".join([*text, "", *([] if adapter else _use(folder, config, repo, "Hello"))]) + "\n")
+    return Card("\n".join([*text, "", *_use(folder, config, repo, "Hello")]) + "\n")
 
 
 def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license: str = "",
@@ -96,7 +98,7 @@ def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license:
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
     folder = model or run.stage(stage).model
-    config = _json(folder / "config.json")
+    config = _config(folder)
     prompt = next((str(a["prompt"]) for p in reversed(pasts) for a in p.record.get("answers") or ()
                    if _plain(str(a["prompt"]))), "Hello")
     pictures = {} if under else _pictures(pasts)
@@ -118,9 +120,9 @@ def metadata(**values: Any) -> str:
 
 
 def _head(pasts: Sequence[Past], config: Mapping[str, Any], repo: str, license: str, run: str) -> str:
-    base = pasts[0].record.get("base") or {}
-    return metadata(library_name="transformers", pipeline_tag=_task(config), license=license,
-                    base_model=base.get("repo"), datasets=hub_datasets(list(pasts)),
+    kind, base = _kind(config), pasts[0].record.get("base") or {}
+    return metadata(**{**kind, "base_model": kind["base_model"] or base.get("repo")}, license=license,
+                    datasets=hub_datasets(list(pasts)),
                     tags=["ondevice", *(past.name for past in pasts)],
                     **{"model-index": _index(pasts[-1], _title(repo, run))})
 
@@ -148,19 +150,24 @@ def _index(past: Past, name: str) -> list[dict[str, Any]]:
 def _about(pasts: Sequence[Past], config: Mapping[str, Any], folder: Path) -> str:
     past = pasts[-1]
     way = " → ".join(p.name for p in pasts)
-    what = f"{config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
+    base = _base(config)
+    what = f"A {config.get('model_type', 'a')} model of {parameters(folder):,} parameters" if not base else (
+        f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {_base_name(base)}, which it "
+        "needs")
     half = "" if past.record else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
-    return (f"A {cell(what)}, trained with ondevice. It began from {cell(start_of(pasts[0]))}; its stages: "
+    return (f"{cell(what)}, trained with ondevice. It began from {cell(start_of(pasts[0]))}; its stages: "
             f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n")
 
 
 def _use(folder: Path, config: Mapping[str, Any], repo: str, prompt: str, under: str = "") -> list[str]:
     """How to use it in transformers, mlx-lm and ondevice. A test runs these."""
     sub = f', subfolder="{under}"' if under else ""
-    chats = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
+    chats = _chats(folder)
     said = json.dumps(prompt)
     turns = f'[{{"role": "user", "content": {said}}}]'
     task = _task(config)
+    if _base(config):  # mlx-lm's are of another format
+        return _use_adapter(folder, repo, prompt, under, task) if "peft_type" in config else []
     if task == "fill-mask":
         return ["## Use\n", _code("python", [
             "from transformers import pipeline", "", f'fill = pipeline("fill-mask", "{repo}"{sub})',
@@ -189,11 +196,32 @@ def _use(folder: Path, config: Mapping[str, Any], repo: str, prompt: str, under:
         parts += ["With mlx-lm:\n", _code("python", [
             "from mlx_lm import generate, load", "", f'model, tokenizer = load("{repo}")', f"prompt = {prepared}",
             "print(generate(model, tokenizer, prompt=prompt, max_tokens=64))"])]
+    return [*parts, *_use_here(folder, repo, prompt, under)]
+
+
+def _use_adapter(folder: Path, repo: str, prompt: str, under: str, task: str) -> list[str]:
+    """How to use an adapter: PEFT finds its base by the name in adapter_config.json."""
+    auto = {"text-classification": "AutoPeftModelForSequenceClassification",
+            "text2text-generation": "AutoPeftModelForSeq2SeqLM"}.get(task, "AutoPeftModelForCausalLM")
+    sub = f', subfolder="{under}"' if under else ""
+    more = ", num_labels=1" if task == "text-classification" else ""
+    parts = ["## Use\n", "With transformers and PEFT:\n", _code("python", [
+        f"from peft import {auto}", "from transformers import AutoTokenizer", "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
+        f'model = {auto}.from_pretrained("{repo}"{sub}{more})'])]
+    return parts if task == "text-classification" else [*parts, *_use_here(folder, repo, prompt, under)]
+
+
+def _use_here(folder: Path, repo: str, prompt: str, under: str) -> list[str]:
     name = repo.rpartition("/")[2]
-    return [*parts, "With ondevice:\n", _code("sh", [
+    return ["With ondevice:\n", _code("sh", [
         f"ondevice pull {repo} --out {name}",
         f"ondevice generate {name}{'/' + under if under else ''} {shlex.quote(prompt)} "
-        f"--max-new-tokens 64{' --chat' if chats else ''}"])]
+        f"--max-new-tokens 64{' --chat' if _chats(folder) else ''}"])]
+
+
+def _chats(folder: Path) -> bool:
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
 
 
 def _walk(folders: Sequence[str], repo: str) -> list[str]:
@@ -282,8 +310,9 @@ def _cost(pasts: Sequence[Past]) -> list[str]:
 
 
 def _limits(pasts: Sequence[Past], config: Mapping[str, Any]) -> list[str]:
-    told = [f"Its context holds {config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
-            f"{config.get('vocab_size', 0):,}.",
+    told = [*([] if _base(config) else [
+                f"Its context holds {config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
+                f"{config.get('vocab_size', 0):,}."]),
             "What it writes was checked by the measurements above and by nothing else: neither for truth nor for harm."]
     names = [name for past in pasts for name, _ in data_names(past)]
     if names and set(names) <= {"built-in corpus", "the run's ratings"} and start_of(pasts[0]) == "random weights":
@@ -327,9 +356,40 @@ def _title(repo: str, otherwise: str) -> str:
 _TASKS = {"SequenceClassification": "text-classification", "MaskedLM": "fill-mask",
           "ConditionalGeneration": "text2text-generation"}
 """Part of an architecture's name → what the Hub calls its task."""
+_ADAPTERS = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
+"""The same of what PEFT calls an adapter's task."""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """A model's config, or an adapter's."""
+    return _json(folder / "config.json") or _json(folder / "adapter_config.json")
+
+
+def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that say what a folder is."""
+    base = _base(config)
+    return {"library_name": "peft" if base else "transformers", "pipeline_tag": _task(config),
+            "base_model": _on_hub(base)}
+
+
+def _base(config: Mapping[str, Any]) -> str:
+    """The base that an adapter's config names; nothing for a model's."""
+    whole = not config or "model_type" in config
+    return "" if whole else str(config.get("base_model_name_or_path") or "a base that is not named")
+
+
+def _on_hub(base: str) -> str:
+    """A base's name where it is one of the Hub; its folder is nobody's business."""
+    return base if base.count("/") == 1 and not Path(base).is_absolute() else ""
+
+
+def _base_name(base: str) -> str:
+    return _on_hub(base) or short_name(base)
 
 
 def _task(config: Mapping[str, Any]) -> str:
+    if config.get("task_type") in _ADAPTERS:
+        return _ADAPTERS[config["task_type"]]
     names = [str(name) for name in config.get("architectures") or ()]
     return next((task for part, task in _TASKS.items() if any(part in name for name in names)), "text-generation")
 

@@ -22,8 +22,7 @@ from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
-from ondevice.models.architectures import load_config
-from ondevice.models.folder import Model, load_model, load_writer
+from ondevice.models.folder import Model, load_model, writer
 from ondevice.models.network import fills
 from ondevice.runfolder import StageFolder
 
@@ -231,7 +230,8 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
 def _opened(cfg: EvalConfig, folder: Path) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return (load_model if fills(load_config(folder)) else load_writer)(folder, backend), backend
+    model = load_model(folder, backend)
+    return model if fills(model.cfg) else writer(model), backend
 
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 from ondevice import events
 from ondevice.config.load import read_yaml
 from ondevice.errors import UserError
-from ondevice.models.folder import weight_files
+from ondevice.models import peft
+from ondevice.models.folder import is_adapter_folder, weight_files
 from ondevice.ratings import is_simulated
 from ondevice.runfolder import RunFolder, StageFolder
 from ondevice.stages.pairs import COPY as PAIRS
@@ -111,7 +112,7 @@ def start_of(past: Past) -> str:
     base = _mapping(past.record.get("base"))
     if base.get("repo"):
         return f"{base['repo']} at {str(base.get('commit', ''))[:12]}"
-    return _short(value)
+    return short_name(value)
 
 
 def notes(past: Past) -> list[str]:
@@ -120,7 +121,7 @@ def notes(past: Past) -> list[str]:
     paths = [value for value in past.config.values()
              if isinstance(value, str) and "/" in value and not value.startswith("hub:")]
     for path in sorted(paths, key=len, reverse=True):  # one may be the beginning of another
-        told = [note.replace(path, _short(path)) for note in told]
+        told = [note.replace(path, short_name(path)) for note in told]
     return told
 
 
@@ -160,9 +161,9 @@ def raters(past: Past) -> tuple[int, int, int] | None:
 
 
 def parameters(folder: Path) -> int:
-    """Numbers in a folder's weights, from the files' heads: nothing is loaded."""
+    """Numbers in a folder's weights, or in an adapter's, from the files' heads: nothing is loaded."""
     total = 0
-    for file in weight_files(folder):
+    for file in [folder / peft.WEIGHTS] if is_adapter_folder(folder) else weight_files(folder):
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             head = json.loads(opened.read(length))
@@ -170,7 +171,7 @@ def parameters(folder: Path) -> int:
     return total
 
 
-def _short(path: str) -> str:
+def short_name(path: str) -> str:
     """The stage that a model's folder belongs to, else the folder's own name."""
     found = Path(path)
     return found.parent.name if found.name == "model" and found.parent.name else found.name

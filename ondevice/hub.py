@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,10 @@ class Unheard(Exception):
 
 class Missing(UserError):
     """There is no such repository, or this account may not see it: the Hub does not say which."""
+
+
+class Offline(UserError):
+    """The client was told to ask nobody."""
 
 
 class Conflict(UserError):
@@ -91,12 +95,13 @@ class Hub:
     """The client, for repositories of one kind. Every method raises UserError (Conflict is one) or Unheard, nothing
     else that the client might."""
 
-    def __init__(self, kind: Kind = "model") -> None:
+    def __init__(self, kind: Kind = "model", *, bars: bool = False) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils.logging import set_verbosity_error
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        disable_progress_bars()
+        if not bars:
+            disable_progress_bars()
         set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings hold signed addresses
         self.kind = kind
         self._api = HfApi()
@@ -181,6 +186,13 @@ class Hub:
         """The file in the client's cache, where an interrupted download goes on."""
         with _heard(repo):
             return Path(self._api.hf_hub_download(repo, path, repo_type=self.kind, revision=commit))
+
+    def snapshot(self, repo: str, wanted: Sequence[str]) -> Path:
+        """The newest commit's files in the client's cache, those at the top whose names `wanted` means; where the Hub
+        is not to be asked or does not answer, what the cache has, else Offline or Unheard."""
+        with _heard(repo):
+            return Path(self._api.snapshot_download(repo, repo_type=self.kind, allow_patterns=list(wanted),
+                                                    ignore_patterns=["*/*"]))
 
     def address(self, repo: str) -> str:
         from huggingface_hub import constants
@@ -289,7 +301,7 @@ def _translated(error: BaseException, where: str) -> Exception | None:
             return UserError("nobody is logged in to the Hugging Face Hub", where=where,
                              hint="`hf auth login`, or set HF_TOKEN")
         if isinstance(cause, errors.OfflineModeIsEnabled):
-            return UserError("HF_HUB_OFFLINE is set: the Hub is not asked", where=where, hint="unset it")
+            return Offline("HF_HUB_OFFLINE is set: the Hub is not asked", where=where, hint="unset it")
         if isinstance(cause, errors.HfHubHTTPError):
             return _refused(cause, where)
         if isinstance(cause, ConnectionError | TimeoutError) or _of_the_network(cause):

@@ -25,7 +25,7 @@ from ondevice.hub import Kind
 from ondevice.inert import inert
 from ondevice.models.folder import weight_files
 from ondevice.ratings import ratings_file
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runfolder import RunFolder, StageFolder, holds_model
 from ondevice.talk import find_model
 
 PENDING = "pending-push.json"
@@ -147,18 +147,18 @@ def find_target(path: str, stage: str = "") -> Target:
     if not folder.is_dir():
         raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=path,
                         hint="give the folder of a model or of a run")
-    if is_model(folder):
+    if holds_model(folder):
         made_by = StageFolder(folder.resolve().parent)
         if stage:
             raise UserError("is a model's folder: it has no stages", where=path, hint="give its run's folder")
         if folder.resolve().name == "model" and made_by.done.is_file():
             return Target(folder, folder, RunFolder(made_by.path.parent), made_by)
         return Target(folder, folder)
-    if (folder / "done.json").is_file() and is_model(folder / "model") and not stage:
+    if (folder / "done.json").is_file() and holds_model(folder / "model") and not stage:
         found = StageFolder(folder.resolve())
         return Target(folder, found.model, RunFolder(found.path.parent), found)
     run = RunFolder(folder)
-    made = [s for s in run.stages() if is_model(s.model) and s.done_record()]
+    made = [s for s in run.stages() if holds_model(s.model) and s.done_record()]
     if stage:
         named = [s for s in made if s.name == stage]
         if not named:
@@ -168,12 +168,7 @@ def find_target(path: str, stage: str = "") -> Target:
         return Target(folder, named[0].model, run, named[0])
     newest = find_model(path)
     last = next((s for s in made if s.model == newest), None)
-    return Target(folder, newest if is_model(newest) else None, run if made else None, last)
-
-
-def is_model(folder: Path) -> bool:
-    """Whether it holds a model or an adapter."""
-    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return Target(folder, newest if holds_model(newest) else None, run if made else None, last)
 
 
 def model_files(folder: Path, under: str = "") -> list[PlannedFile]:
@@ -191,7 +186,7 @@ def model_files(folder: Path, under: str = "") -> list[PlannedFile]:
 def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     """The last model at the top, where every program looks for it, and each stage's in a folder of its name."""
     run = target.run
-    stages = [s for s in run.stages() if is_model(s.model) and s.done_record()] if run else []
+    stages = [s for s in run.stages() if holds_model(s.model) and s.done_record()] if run else []
     if run is None or target.stage is None or len(stages) < 1:
         raise UserError("is no run with finished stages", where=cfg.model, hint="leave --all-stages out")
     files = model_files(target.stage.model) if target.model else []

@@ -22,8 +22,8 @@ from ondevice.config.stages import TrainingConfig
 from ondevice.context import Context
 from ondevice.errors import Interrupted, UserError
 from ondevice.hub_beside import Beside
-from ondevice.models.folder import Model, write_model
-from ondevice.models.names import is_block_matrix, sub
+from ondevice.models.folder import Model, read_trained, write
+from ondevice.models.names import is_block_matrix, quantised, sub
 from ondevice.runfolder import ticks
 from ondevice.schedule import rate
 
@@ -178,8 +178,12 @@ class _Fit:
         self.backend: Backend = ctx.backend
         self.state = State(fingerprint=ctx.fingerprint)
         self.found = ctx.newest_checkpoint()
-        params = {**model.params, **{f"{part}.{n}": p for part, other in beside.items()
-                                     for n, p in other.params.items()}}
+        params = {**model.params, **_beside({part: other.params for part, other in beside.items()})}
+        trained = {n for n in model.params if model.trains(n)} | {
+            f"{part}.{n}" for part, other in beside.items() for n in other.params if other.trains(n)}
+        if not trained or (model.adapter is None and quantised(params)):
+            raise UserError("quantised weights cannot be trained", where=str(model.folder),
+                            hint="take the folder with whole weights")
         if self.found is not None:
             known = {k: v for k, v in self.found.record.items() if k in State.__dataclass_fields__}
             self.state = State(**known)
@@ -188,7 +192,8 @@ class _Fit:
         self.pushes: Beside | None = None
         if cfg.push_every:
             self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
-        self.trainer: Trainer = self.backend.trainer(loss, params, {}, optim_settings(cfg, params), compile=cfg.compile)
+        own, frozen = ({n: p for n, p in params.items() if (n in trained) is wanted} for wanted in (True, False))
+        self.trainer: Trainer = self.backend.trainer(loss, own, frozen, optim_settings(cfg, own), compile=cfg.compile)
         if self.found is not None:
             self.trainer.load_state(self.found.optimizer)
 
@@ -264,28 +269,25 @@ class _Fit:
     def _save(self) -> None:
         state = self.state
 
-        def write(folder: Any) -> None:
+        def fill(folder: Any) -> None:
             params = self.trainer.params()
             for part, model in {"model": self.model, **self.beside}.items():
                 (folder / part).mkdir()
                 own = {n: params[n] for n in model.params} if part == "model" else sub(params, f"{part}.")
-                write_model(folder / part, self.backend, model.cfg, own, model.tokenizer)
+                write(folder / part, self.backend, model.with_params(own))
             self.trainer.save_state(folder / "optimizer.safetensors")
 
         record = {**state.__dict__, "feed": self.feed.kept(), "spent": self.ctx.spent.mapping(),
                   "versions": self.ctx.versions()}
-        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, write, record, keep=self.cfg.keep,
+        saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
                                 best=state.best_saved_step)
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
         if self.pushes is not None:
             self.pushes.offer(saved, last=state.step == self.cfg.steps)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:
-        params = self.backend.load(found.model / "model.safetensors")
-        for part in self.beside:
-            file = found.path / part / "model.safetensors"
-            params |= {f"{part}.{n}": p for n, p in self.backend.load(file).items()}
-        return params
+        read = {part: read_trained(found.path / part, model, self.backend) for part, model in self.beside.items()}
+        return {**read_trained(found.model, self.model, self.backend), **_beside(read)}
 
     def _result(self) -> Params:
         if self.cfg.take_best:
@@ -294,6 +296,10 @@ class _Fit:
                 self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", self.state.step)
                 return self._read(best)
         return self.trainer.params()
+
+
+def _beside(parts: Mapping[str, Params]) -> Params:
+    return {f"{part}.{n}": p for part, params in parts.items() for n, p in params.items()}
 
 
 def _mean(outs: Sequence[Mapping[str, float]]) -> dict[str, float]:

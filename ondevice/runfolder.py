@@ -85,6 +85,11 @@ class RunFolder:
         return self
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder looks like a model's, or an adapter's."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """`runs/<name>/<stage>`: names only; nothing is made before `create` or `locked`."""
@@ -94,6 +99,11 @@ class StageFolder:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def has_model(self) -> bool:
+        """Whether its model is there: whole, or an adapter."""
+        return holds_model(self.model)
 
     @property
     def lock(self) -> Path:

@@ -14,36 +14,31 @@ from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
-from ondevice.models.architectures import load_config
-from ondevice.models.folder import Model, load_writer
-from ondevice.runfolder import RunFolder
+from ondevice.models import snapshot
+from ondevice.models.folder import Model, labels, load_writer
+from ondevice.runfolder import RunFolder, holds_model
 
 
 def find_model(path: str) -> Path:
-    """A model folder, or the newest model of a run folder or of a stage's folder."""
-    folder = Path(path)
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    """A model's or an adapter's folder, the newest model of a run folder or of a stage's folder, or the snapshot of a
+    model on the Hub."""
+    folder = snapshot.resolve(path)
+    if holds_model(folder) or not folder.is_dir():
         return folder
-    if (folder / "model" / "config.json").is_file():
+    if holds_model(folder / "model"):
         return folder / "model"
-    done = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file()]
-    writers = [model for model in done if not judges(model)]
+    done = [s.model for s in RunFolder(folder).stages() if s.has_model]
+    writers = [model for model in done if not labels(model)]
     return writers[-1] if writers else folder
 
 
 def find_reward_model(path: str) -> Path:
     """A reward model's folder, or the newest one of a run folder."""
-    folder = Path(path)
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    folder = snapshot.resolve(path)
+    if holds_model(folder) or not folder.is_dir():
         return folder
-    done = [s.model for s in RunFolder(folder).stages() if (s.model / "config.json").is_file()]
-    found = [model for model in done if load_config(model).num_labels == 1]
+    found = [s.model for s in RunFolder(folder).stages() if s.has_model and labels(s.model) == 1]
     return found[-1] if found else find_model(path)
-
-
-def judges(folder: Path) -> bool:
-    """Whether this folder's model gives scores and writes no text."""
-    return load_config(folder).num_labels > 0
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:

@@ -97,7 +97,7 @@ class _Worker:
         self.model: Model = load_model(find_model(cfg.model), self.backend)
         self._made: tuple[Sampling, Generator] | None = None
         self._scorer: Any = None
-        self.tell("ready", model=cfg.model, parameters=sum(_size(p.shape) for p in self.model.params.values()),
+        self.tell("ready", model=cfg.model, parameters=self.model.size,
                   context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None,
                   judges=self.model.cfg.num_labels == 1)
 
@@ -212,13 +212,6 @@ def _turn(message: Any) -> dict[str, str]:
 def _whole(text: str) -> str:
     """JSON can carry halves of characters (\\ud800), which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _own_stdout() -> BinaryIO:

@@ -24,6 +24,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral-window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6},
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 12},
+    "smollm3": {"model_type": "smollm3", "num_key_value_heads": 2, "num_hidden_layers": 3,
+                "no_rope_layers": [1, 0, 1]},
+    # a width whose root bfloat16 holds: mlx-lm rounds it so, whatever the type
+    "gemma3": {"model_type": "gemma3_text", "num_key_value_heads": 1, "hidden_size": 64, "head_dim": 12,
+               "num_hidden_layers": 3, "sliding_window": 6, "sliding_window_pattern": 2, "query_pre_attn_scalar": 20,
+               "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "gpt2": {"model_type": "gpt2", "intermediate_size": None},
 }
 
 
@@ -85,7 +92,8 @@ def weights(cfg: ModelConfig, seed: int = 0, std: float = 0.15) -> dict[str, np.
     out = {}
     for name, shape in shapes(cfg).items():
         draw = rng.standard_normal(shape).astype(np.float32) * np.float32(std)
-        is_norm = name.lower().endswith(("norm.weight", "layernorm_embedding.weight"))
+        # norms around 1; Gemma's are kept around 0
+        is_norm = len(shape) == 1 and name.endswith("weight") and not getattr(cfg, "norm_shift", 0.0)
         out[name] = draw + np.float32(1.0) if is_norm else draw
     return out
 

@@ -16,7 +16,6 @@ from ondevice.backend import Backend, load_backend
 from ondevice.decoding import Completion, Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.models.config import DecoderConfig
-from ondevice.models.decoder import Decoder
 from ondevice.models.folder import Model
 
 RNG = np.random.default_rng(11)
@@ -39,7 +38,7 @@ def logits(model: Model, backend: Backend, ids: Sequence[int]) -> np.ndarray:
     """(T, V) of the whole text in one forward: no cache."""
     batch = {"ids": backend.array(np.array([ids], np.int32)),
              "positions": backend.array(np.arange(len(ids), dtype=np.int32)[None])}
-    hidden = Decoder(model.cfg).hidden(backend.ops, model.params, batch)
+    hidden = model.network.hidden(backend.ops, model.params, batch)
     head = backend.numpy(model.params[model.network.head.name])
     return np.asarray(backend.numpy(hidden)[0] @ head.T)
 

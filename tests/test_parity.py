@@ -16,7 +16,7 @@ from gradients import by_name
 from ondevice.backend import Backend, OptimSettings, Trainer, load_backend
 from ondevice.losses import causal_lm_loss
 from ondevice.models.config import DecoderConfig
-from ondevice.models.decoder import Decoder
+from ondevice.models.decoder import decoder_of
 from ondevice.models.names import is_block_matrix
 from ondevice.muon import MOMENTUM
 
@@ -29,7 +29,7 @@ Weights = dict[str, np.ndarray]
 def loss_and_gradients(backend: Backend, cfg: DecoderConfig, weights: Weights, batch: Weights, *,
                        checkpoint: bool = False, compiled: bool = False) -> tuple[float, Weights]:
     """In the backend's own style of differentiation."""
-    loss = partial(causal_lm_loss, model=Decoder(cfg), checkpoint=checkpoint)
+    loss = partial(causal_lm_loss, model=decoder_of(cfg), checkpoint=checkpoint)
     return by_name(backend, lambda p, b: loss(backend.ops, p, b)[0], weights, batch, compiled=compiled)
 
 
@@ -111,7 +111,7 @@ def unpacked(packed: Weights) -> Weights:
 # steps of an optimizer
 
 def trainer(backend: Backend, cfg: DecoderConfig, weights: Weights, settings: OptimSettings, **how: Any) -> Trainer:
-    return backend.trainer(partial(causal_lm_loss, model=Decoder(cfg)),
+    return backend.trainer(partial(causal_lm_loss, model=decoder_of(cfg)),
                            {n: backend.array(w) for n, w in weights.items()}, {}, settings, **how)
 
 
@@ -361,7 +361,7 @@ def test_a_checkpoint_goes_on_with_the_other_backend(one: Backend, other: Backen
     ends = []
     for backend in (one, other):
         params = backend.load(tmp_path / "model.safetensors")
-        resumed = backend.trainer(partial(causal_lm_loss, model=Decoder(cfg)), params, {}, settings)
+        resumed = backend.trainer(partial(causal_lm_loss, model=decoder_of(cfg)), params, {}, settings)
         resumed.load_state(tmp_path / "optimizer.safetensors")
         curve = [resumed.step(window(cfg, step), rate(step))["loss"] for step in range(5, 10)]
         ends.append((host(backend, resumed), curve))

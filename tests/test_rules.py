@@ -59,8 +59,8 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
               for n, w in models.weights(cfg).items()}
     batch = models.batch(cfg, segments=True)
     decoder = Decoder(cfg)
-    cos, sin = decoder._rope(backend.ops, backend.array(batch["positions"]))
-    body = partial(decoder._block, backend.ops, 0, backend.array(batch["segments"]), cos, sin, None)
+    turn = decoder._turns(backend.ops, backend.array(batch["positions"]))[0]
+    body = partial(decoder._block, backend.ops, 0, backend.array(batch["segments"]), turn, None)
     counter = CompileCounter()
     compiled = torch.compile(backend.ops.checkpoint(body) if checkpoint else body, backend=counter)
     x = torch.ones(3, 20, cfg.hidden_size, requires_grad=True)

@@ -21,7 +21,7 @@ from ondevice.config.use import WorkerConfig
 from ondevice.data.chat import add_template
 from ondevice.errors import UserError
 from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import with_scalar_head
+from ondevice.models.heads import with_head
 from ondevice.rollout import Scorer
 from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
@@ -78,7 +78,7 @@ def score(name: str, *responses: Any, **fields: Any) -> dict[str, Any]:
 
 def test_a_reward_model_scores_as_it_does_in_training(model: Path, tmp_path: Path) -> None:
     backend = load_backend("auto", device="cpu")
-    judge = with_scalar_head(load_model(model, backend), backend, seed=1)
+    judge = with_head(load_model(model, backend), backend, seed=1)
     write_model(tmp_path, backend, judge.cfg, judge.params, judge.tokenizer)
     texts = ["sat on the mat", "sat on the log.", ""]
     prompt = [{"role": "user", "content": "the cat"}]

@@ -15,6 +15,8 @@ from ondevice.errors import UserError
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
 
+FLOATS = (mx.float32, mx.bfloat16, mx.float16)
+
 
 def make(device: str, dtype: str) -> MLXBackend:
     """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is no such device."""
@@ -36,11 +38,10 @@ class MLXBackend:
     # files
     def load(self, file: Path, dtype: str | None = "float32") -> dict[str, mx.array]:
         params: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-        floats = (mx.float32, mx.bfloat16, mx.float16)
-        return {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in floats else p for n, p in params.items()}
+        return {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
 
     def save(self, file: Path, params: dict[str, mx.array], metadata: dict[str, str], dtype: str | None = None) -> None:
-        cast = {n: p.astype(DTYPES[dtype]) if dtype else p for n, p in params.items()}
+        cast = {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
         mx.save_safetensors(str(file), cast, {"format": "pt", **metadata})
 
     def array(self, x: np.ndarray) -> mx.array:

@@ -9,6 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ondevice.models.lora import add_adapters
+
+from .quant import dequantize, format_of
+
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16, "int32": mx.int32,
           "int64": mx.int64, "bool": mx.bool_}
 Params = dict[str, mx.array]
@@ -23,21 +27,33 @@ class MLXOps:
         return params[name].astype(self.compute)
 
     def linear(self, params: Params, name: str, x: mx.array) -> mx.array:
-        y = x @ self.weight(params, f"{name}.weight").T
-        bias = f"{name}.bias"
-        return y + self.weight(params, bias) if bias in params else y
+        if f"{name}.scales" in params:
+            packed = params[f"{name}.weight"]
+            scales, biases = (self.weight(params, f"{name}.{part}") for part in ("scales", "biases"))
+            bits, group_size = format_of(packed, scales, x.shape[-1])
+            y = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=group_size, bits=bits)
+        else:
+            y = x @ self.weight(params, f"{name}.weight").T
+        if f"{name}.bias" in params:
+            y = y + self.weight(params, f"{name}.bias")
+        return add_adapters(self, params, name, x, y)  # type: ignore[arg-type,return-value]
 
-    def embed(self, params: Params, name: str, ids: mx.array) -> mx.array:
+    def embed(self, params: Params, name: str, ids: mx.array, width: int = 0) -> mx.array:
+        table = params[f"{name}.weight"]
+        if f"{name}.scales" in params:
+            scales, biases = (self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases"))
+            return dequantize(table[ids], scales, biases, width)
         # the gather comes before the cast: the gradient of a cast table would be a second dense table
-        return params[f"{name}.weight"][ids].astype(self.compute)
+        return table[ids].astype(self.compute)
 
-    def rms_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
-        return mx.fast.rms_norm(x.astype(mx.float32), params[f"{name}.weight"].astype(mx.float32), eps).astype(x.dtype)
+    def rms_norm(self, params: Params, name: str, x: mx.array, eps: float, shift: float = 0.0) -> mx.array:
+        weight = params[f"{name}.weight"].astype(mx.float32)
+        return mx.fast.rms_norm(x.astype(mx.float32), weight + shift if shift else weight, eps).astype(x.dtype)
 
     def layer_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
-        bias = params.get(f"{name}.bias")
-        return mx.fast.layer_norm(x.astype(mx.float32), params[f"{name}.weight"].astype(mx.float32),
-                                  None if bias is None else bias.astype(mx.float32), eps).astype(x.dtype)
+        bias = params[f"{name}.bias"].astype(mx.float32) if f"{name}.bias" in params else None
+        weight = params[f"{name}.weight"].astype(mx.float32)
+        return mx.fast.layer_norm(x.astype(mx.float32), weight, bias, eps).astype(x.dtype)
 
     # blocks
     def rope(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
@@ -141,13 +157,18 @@ class MLXOps:
         return mx.stop_gradient(x)
 
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        return mx.checkpoint(fn)
+        def run(block: Params, *args: Any) -> Any:
+            # what is packed has no gradient, and MLX refuses it as an argument of what is differentiated
+            packed, floats = _apart(block)
+            return mx.checkpoint(lambda floats, *args: fn({**floats, **packed}, *args))(floats, *args)
+        return run
 
     def in_chunks(self, fn: Callable[..., tuple[mx.array, ...]], rows: int, *,
                   keep: bool = False) -> Callable[..., tuple[mx.array, ...]]:
         # an own gradient, not mx.checkpoint of each chunk: a graph has no order but its edges, and a compiler that
         # sees independent chunks computes many of them again at once. `depends` draws the missing edges, both ways
         def run(params: Params, x: mx.array, *others: mx.array) -> tuple[mx.array, ...]:
+            packed, params = _apart(params)
             parts = [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
 
             @mx.custom_function
@@ -155,7 +176,7 @@ class MLXOps:
                 out: list[tuple[mx.array, ...]] = []
                 for part in parts:
                     piece = mx.depends(x[part], list(out[-1])) if out else x[part]
-                    out.append(fn(params, piece, *(o[part] for o in others)))
+                    out.append(fn({**params, **packed}, piece, *(o[part] for o in others)))
                 return tuple(mx.concatenate(column) for column in zip(*out, strict=True))
 
             @forward.vjp
@@ -164,7 +185,7 @@ class MLXOps:
                 names, total, grads = list(params), list[mx.array](), list[mx.array]()
                 for part in parts:
                     def chunk(*arrays: mx.array, part: slice = part) -> list[mx.array]:
-                        held = dict(zip(names, arrays[:-1], strict=True))
+                        held = {**dict(zip(names, arrays[:-1], strict=True)), **packed}
                         return list(fn(held, arrays[-1], *(o[part] for o in others)))
                     piece = mx.depends(x[part], [*total, grads[-1]]) if grads else x[part]
                     _, new = mx.vjp(chunk, [*params.values(), piece], [c[part] for c in cotangents])
@@ -173,6 +194,12 @@ class MLXOps:
                 return dict(zip(names, total, strict=True)), mx.concatenate(grads)
             return forward(params, x)
         return run
+
+
+def _apart(block: Params) -> tuple[Params, Params]:
+    """(packed weights, whose arrays are of whole numbers; all others)."""
+    packed = {n: p for n, p in block.items() if p.dtype == mx.uint32}
+    return packed, {n: p for n, p in block.items() if n not in packed}
 
 
 def attention_mask(t_q: int, t_k: int, causal: bool, window: int,

@@ -45,7 +45,8 @@ class TorchBackend:
 
     def save(self, file: Path, params: dict[str, Tensor], metadata: dict[str, str], dtype: str | None = None) -> None:
         cast = DTYPES[dtype] if dtype else None
-        host = {n: p.detach().to("cpu", cast or p.dtype).contiguous() for n, p in params.items()}
+        host = {n: p.detach().to("cpu", cast if cast and p.is_floating_point() else p.dtype).contiguous()
+                for n, p in params.items()}
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
     def array(self, x: np.ndarray) -> Tensor:

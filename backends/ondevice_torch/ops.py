@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ondevice.models.lora import add_adapters
+
+from .quant import QuantizedLinear, dequantize
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int32": torch.int32,
           "int64": torch.int64, "bool": torch.bool}
 Params = dict[str, Tensor]
@@ -26,20 +30,30 @@ class TorchOps:
         return params[name].to(self.compute)
 
     def linear(self, params: Params, name: str, x: Tensor) -> Tensor:
-        bias = f"{name}.bias"
-        return F.linear(x, self.weight(params, f"{name}.weight"), self.weight(params, bias) if bias in params else None)
+        bias = self.weight(params, f"{name}.bias") if f"{name}.bias" in params else None
+        if f"{name}.scales" in params:
+            scales, biases = (self.weight(params, f"{name}.{part}") for part in ("scales", "biases"))
+            y: Tensor = QuantizedLinear.apply(x, params[f"{name}.weight"], scales, biases)  # type: ignore[no-untyped-call]
+            y = y if bias is None else y + bias
+        else:
+            y = F.linear(x, self.weight(params, f"{name}.weight"), bias)
+        return add_adapters(self, params, name, x, y)  # type: ignore[arg-type,return-value]
 
-    def embed(self, params: Params, name: str, ids: Tensor) -> Tensor:
+    def embed(self, params: Params, name: str, ids: Tensor, width: int = 0) -> Tensor:
+        table = params[f"{name}.weight"]
+        if f"{name}.scales" in params:
+            scales, biases = (self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases"))
+            return dequantize(table.view(torch.int32)[ids], scales, biases, width)
         # the gather comes before the cast: the gradient of a cast table would be a second dense table
-        return F.embedding(ids, params[f"{name}.weight"]).to(self.compute)
+        return F.embedding(ids, table).to(self.compute)
 
-    def rms_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), eps).to(x.dtype)
+    def rms_norm(self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0) -> Tensor:
+        weight = params[f"{name}.weight"].float()
+        return F.rms_norm(x.float(), (x.shape[-1],), weight + shift if shift else weight, eps).to(x.dtype)
 
     def layer_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
-        bias = params.get(f"{name}.bias")
-        return F.layer_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(),
-                            None if bias is None else bias.float(), eps).to(x.dtype)
+        bias = params[f"{name}.bias"].float() if f"{name}.bias" in params else None
+        return F.layer_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), bias, eps).to(x.dtype)
 
     # blocks
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.config.stages import StageConfig, TuningConfig
 from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
@@ -82,7 +82,7 @@ class RaterConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig(TrainingConfig):
+class PairsConfig(TuningConfig):
     """What every stage that learns from pairs has."""
 
     model: str = ""
@@ -142,7 +142,7 @@ class DPOConfig(PairsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig(TrainingConfig):
+class RolloutConfig(TuningConfig):
     """What every stage that learns from its own text has. One step is one rollout with all its updates."""
 
     model: str = ""

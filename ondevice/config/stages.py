@@ -129,6 +129,39 @@ class TrainingConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningConfig(TrainingConfig):
+    """What every stage has that tunes a model which is there already: all of its weights, or an adapter beside them."""
+
+    adapter: Literal["none", "lora"] = "none"
+    """none: train all weights. lora: leave them as they are, 4- and 8-bit ones too, and train small matrices beside."""
+    lora_rank: int = 16
+    """Rank of the matrices."""
+    lora_alpha: float = 32.0
+    """What they add is multiplied by alpha / rank."""
+    lora_rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (rsLoRA), which suits large ranks."""
+    lora_targets: tuple[str, ...] = ()
+    """Matrices that get an adapter: ends of names (q_proj,v_proj), or whole names with * (model.layers.2?.mlp.*).
+    Unset: all matrices of the blocks."""
+    lora_whole: tuple[str, ...] = ()
+    """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
+    merge: bool = False
+    """Leave whole weights with the adapter in them, not the adapter's folder."""
+
+    def check(self) -> None:
+        super().check()
+        self._at_least(1, "lora_rank")
+        self._above(0, "lora_alpha")
+        if self.adapter == "none":
+            for name in ("lora_rslora", "lora_targets", "lora_whole", "merge"):
+                if getattr(self, name):
+                    raise UserError("there is no adapter", where=name, hint="give --adapter lora too")
+        elif self.optimizer == "muon":
+            raise UserError("muon is for whole matrices of the blocks", where="optimizer",
+                            hint="adapters take adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InitConfig(StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
@@ -219,7 +252,7 @@ class PretrainConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(TrainingConfig):
+class SFTConfig(TuningConfig):
     """Stage 2: instruction tuning; the loss is on the assistant's tokens, the stop token included."""
 
     model: str = ""

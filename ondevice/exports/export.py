@@ -23,7 +23,8 @@ from ondevice.exports.compare import Gap, gap, logits, perplexity
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile
 from ondevice.inert import inert
-from ondevice.models.folder import Model, load_model, write_model
+from ondevice.models.folder import Model, load_model, merged, write_model
+from ondevice.models.names import quantised
 from ondevice.models.network import writes
 from ondevice.progress import size
 from ondevice.talk import find_model
@@ -49,6 +50,8 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
         raise UserError("is there already", where=str(out), hint="give another --out")
     backend = load_backend(cfg.backend, "cpu", "float32")
     model = load_model(folder, backend)
+    if quantised(model.params):
+        model = merged(model, backend)
     exact = cfg.written_type in ("float32", "f32")
     with whole_folder(out.absolute()) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))

@@ -38,6 +38,8 @@ def config_of(cfg: ModelConfig, where: str) -> DecoderConfig:
     if cfg.num_labels:
         raise UserError("is a reward model or a classifier: llama.cpp has no such head", where=where,
                         hint="--to hf; transformers and TRL load it")
+    if cfg.hidden_act not in ("silu", "swish"):
+        raise UserError(f"llama.cpp's {ARCHITECTURES[cfg.model_type]} knows no {cfg.hidden_act}", where=where)
     if cfg.model_type != "llama" and (cfg.output_bias or cfg.mlp_bias or (cfg.model_type == "qwen3" and cfg.qkv_bias)):
         raise UserError(f"llama.cpp's {ARCHITECTURES[cfg.model_type]} has no such biases", where=where)
     if cfg.model_type == "qwen2" and cfg.head_dim * cfg.num_attention_heads != cfg.hidden_size:

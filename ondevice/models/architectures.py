@@ -22,11 +22,26 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """Raises UserError for an unknown family, or a field that we cannot honour."""
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in _CONFIGS:
-        raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(_CONFIGS)}")
-    if raw.get("quantization") or raw.get("quantization_config"):
-        raise UserError("quantised weights cannot be trained here", where="quantization_config",
-                        hint="take the folder with whole weights")
+        own = "; code that a folder brings is not run" if raw.get("auto_map") else ""
+        raise UserError(f"unknown architecture {kind!r}", where="model_type",
+                        hint=f"known: {', '.join(_CONFIGS)}{own}")
+    _check_quantisation(raw)
     return _CONFIGS[kind].parse(raw)
+
+
+def _check_quantisation(raw: dict[str, Any]) -> None:
+    """Raises UserError for weights that are packed in another way than mlx-lm's affine one, known of decoders alone."""
+    format = raw.get("quantization") or raw.get("quantization_config")
+    if not format:
+        return
+    if raw["model_type"] not in DECODERS:
+        raise UserError(f"quantised weights of a {raw['model_type']} model are not known here",
+                        where="quantization_config", hint="take the folder with whole weights")
+    mode = format.get("mode", "affine") if isinstance(format, dict) else format
+    if not isinstance(format, dict) or mode != "affine" or "bits" not in format or "quant_method" in format:
+        kind = format.get("quant_method", mode) if isinstance(format, dict) else format
+        raise UserError(f"weights that are quantised as {kind!r} are not known here", where="quantization_config",
+                        hint="take the folder with whole weights, or one of mlx-community's with 4 or 8 bits")
 
 
 def load_config(folder: Path) -> ModelConfig:

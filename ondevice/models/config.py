@@ -8,13 +8,23 @@ from typing import Any
 from ondevice.errors import UserError
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-            "qwen3": "Qwen3ForCausalLM"}
-_WRITES, _JUDGES = "ForCausalLM", "ForSequenceClassification"
+            "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
+            "gpt2": "GPT2LMHeadModel"}
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
+_GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
+         "n_positions": "max_position_embeddings", "n_inner": "intermediate_size",
+         "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
+_WRITES, _JUDGES = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification"
+_CANNOT = {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
+           "use_bidirectional_attention": (None, False), "scale_attn_by_inverse_layer_idx": (None, False),
+           "scale_attn_weights": (None, True), "add_cross_attention": (None, False)}
+"""Fields with the only values that we can honour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a window."""
+    """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a window. SmolLM3 has
+    layers without positions; Gemma 3 more norms, and two bases of rotation; GPT-2 a forward of its own."""
 
     model_type: str
     vocab_size: int
@@ -25,6 +35,7 @@ class DecoderConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
+    hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
@@ -32,6 +43,8 @@ class DecoderConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     windows: tuple[int, ...] = ()  # a window a layer, 0 the whole context; empty: 0 everywhere
+    thetas: tuple[float, ...] = ()  # a base a layer, 0 no positions; empty: rope_theta everywhere
+    query_pre_attn_scalar: float = 0.0  # whose root divides the scores; 0: head_dim
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
@@ -51,17 +64,33 @@ class DecoderConfig:
 
     @property
     def qk_norm(self) -> bool:
-        return self.model_type == "qwen3"
+        return self.model_type in ("qwen3", "gemma3_text")
+
+    @property
+    def sandwich(self) -> bool:
+        """Norms behind attention and feed-forward part too, before they are added."""
+        return self.model_type == "gemma3_text"
+
+    @property
+    def norm_shift(self) -> float:
+        """What is added to a norm's weight: Gemma's are kept around 0."""
+        return 1.0 if self.model_type == "gemma3_text" else 0.0
+
+    @property
+    def attention_scale(self) -> float:
+        return float((self.query_pre_attn_scalar or self.head_dim)**-0.5)
+
+    def theta(self, layer: int) -> float:
+        return self.thetas[layer] if self.thetas else self.rope_theta
 
     def window(self, layer: int) -> int:
         return self.windows[layer] if self.windows else 0
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
-        """Raises UserError for an unknown family, or a field that we cannot honour."""
-        kind = raw.get("model_type")
-        if not isinstance(kind, str) or kind not in FAMILIES:
-            raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(FAMILIES)}")
+        """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
+        kind = raw["model_type"]
+        given, raw = raw, _defaults(kind, raw)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
@@ -71,38 +100,42 @@ class DecoderConfig:
         for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
             if not isinstance(raw.get(name), int | float | None):
                 raise UserError(f"{raw[name]!r} is no number", where=name)
-        if raw.get("hidden_act", "silu") != "silu":
-            raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act", hint="known: silu")
+        if raw.get("hidden_act", "silu") not in ACTIVATIONS:
+            raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act",
+                            hint=f"known: {', '.join(ACTIVATIONS)}")
+        for name, known in _CANNOT.items():
+            if raw.get(name) not in known:
+                raise UserError(f"{raw[name]!r} is not known here", where=name)
         heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
-        rope = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-        theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-        scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+        theta, scaling = _rope(raw)
+        windows = _windows(raw, kind, layers)
         eos = raw.get("eos_token_id")
         return cls(
-            model_type=kind, num_attention_heads=heads, num_hidden_layers=layers, rope_theta=float(theta),
+            model_type=kind, num_attention_heads=heads, num_hidden_layers=layers, rope_theta=theta,
             num_key_value_heads=raw.get("num_key_value_heads") or heads,
             head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-            rope_scaling=rope if scaled else None, windows=_windows(raw, kind, layers),
+            rope_scaling=scaling, windows=windows, thetas=_thetas(raw, kind, layers, theta, windows),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=raw.get("max_position_embeddings") or 2048,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
             num_labels=num_labels(raw), label_names=label_names(raw),
-            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
             **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
-                                   "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id")
+                                   "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id", "hidden_act",
+                                   "query_pre_attn_scalar")
                if raw.get(n) is not None})
 
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
         """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's Llama reads the
         old one only and silently takes 10,000 without it)."""
-        out = dict(self.raw)
+        out = {name: value for name, value in self.raw.items() if not name.startswith("quantization")}
         for f in fields(self):
-            if f.name not in ("raw", "windows", "rope_scaling", "attention_bias", "mlp_bias", "dtype",
-                              "num_labels", "label_names"):
+            if f.name not in ("raw", "windows", "thetas", "rope_scaling", "attention_bias", "mlp_bias", "dtype",
+                              "num_labels", "label_names", "query_pre_attn_scalar"):
                 out[f.name] = getattr(self, f.name)
-        if self.model_type == "llama":
+        if self.model_type in ("llama", "smollm3"):
             out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
-        elif self.model_type == "qwen3":
+        elif self.model_type in ("qwen3", "gemma3_text"):
             out["attention_bias"] = self.attention_bias
         if self.model_type == "mistral":
             # written even where there is none: left out, it would mean transformers' default
@@ -115,14 +148,96 @@ class DecoderConfig:
         scaling = self.rope_scaling
         out["rope_scaling"] = scaling
         out["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": self.rope_theta}
+        if self.model_type == "smollm3":
+            out["no_rope_layers"] = [int(self.theta(i) != 0) for i in range(self.num_hidden_layers)]
+        elif self.model_type == "gemma3_text":
+            out |= self._gemma(out)
+        elif self.model_type == "gpt2":
+            out = _as_gpt2(out)
         architecture = FAMILIES[self.model_type]
         if self.num_labels:
-            architecture = architecture.removesuffix(_WRITES) + _JUDGES
+            architecture = _judge(architecture)
             out |= label_table(self.num_labels, self.label_names)
-        out |= {"architectures": [architecture], "hidden_act": "silu"}
+        out["architectures"] = [architecture]
         out.pop("torch_dtype", None)
         out["dtype"] = dtype or self.dtype
         return out
+
+    def _gemma(self, out: dict[str, Any]) -> dict[str, Any]:
+        """What Gemma 3 has beside: a base of its own where attention has a window. mlx-lm asks for a pattern: every
+        n-th layer sees the whole context."""
+        local = next((t for t in self.thetas if t != self.rope_theta), self.rope_theta)
+        whole = [i for i in range(self.num_hidden_layers) if not self.window(i)]
+        turn = {"rope_type": "default", "rope_theta": local}
+        return {"hidden_activation": out.pop("hidden_act"),
+                "query_pre_attn_scalar": self.query_pre_attn_scalar or self.head_dim,
+                "sliding_window": max(self.windows, default=0) or None, "rope_local_base_freq": local,
+                "sliding_window_pattern": whole[0] + 1 if whole else self.num_hidden_layers + 1,
+                "rope_parameters": {"full_attention": out["rope_parameters"], "sliding_attention": turn}}
+
+
+def _judge(architecture: str) -> str:
+    """The name of what scores in place of what writes."""
+    for ending in _WRITES:
+        architecture = architecture.removesuffix(ending)
+    return ("Gemma3Text" if architecture == "Gemma3" else architecture) + _JUDGES
+
+
+def _defaults(kind: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """`raw` under the names that the other families have, with what a family means where it says nothing."""
+    if kind == "gpt2":
+        named = {_GPT2.get(name, name): value for name, value in raw.items()}
+        width = named.get("hidden_size")
+        inner = named.get("intermediate_size") or (4 * width if isinstance(width, int) else None)
+        return {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **named,
+                "intermediate_size": inner}
+    if kind == "gemma3_text":
+        known = {"head_dim": 256, "query_pre_attn_scalar": 256, "num_key_value_heads": 4, "tie_word_embeddings": True,
+                 "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
+        return {**known, **raw, "hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh"}
+    if kind == "smollm3":
+        return {"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4, **raw}
+    return raw
+
+
+def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
+    """The config in GPT-2's own names, without what it does not have."""
+    for name in ("rope_theta", "rope_scaling", "rope_parameters", "num_key_value_heads", "head_dim"):
+        out.pop(name, None)
+    for own, name in _GPT2.items():
+        out[own] = out.pop(name)
+    # mlx-lm's GPT-2 asks for the context under this name too
+    return {**out, "n_ctx": out["n_positions"]}
+
+
+def _rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """(base, scaling) of the rotation, of the layers with the whole context where Gemma has two."""
+    new = raw.get("rope_parameters") or {}
+    rope = {**(raw.get("rope_scaling") or {}), **(new.get("full_attention") or {} if _by_type(new) else new)}
+    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
+    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
+    return float(theta), rope if scaled else None
+
+
+def _by_type(rope: dict[str, Any]) -> bool:
+    return "full_attention" in rope or "sliding_attention" in rope
+
+
+def _thetas(raw: dict[str, Any], kind: str, layers: int, theta: float, windows: tuple[int, ...]) -> tuple[float, ...]:
+    """A base a layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one of their own."""
+    if kind == "gemma3_text" and windows:
+        new = raw.get("rope_parameters") or {}
+        local = (new.get("sliding_attention") or {}).get("rope_theta") if _by_type(new) else None
+        return tuple(float(local or raw["rope_local_base_freq"]) if w else theta for w in windows)
+    if kind != "smollm3":
+        return ()
+    turned = raw.get("no_rope_layers")
+    if turned is None:
+        every = raw.get("no_rope_layer_interval") or 4
+        turned = [(i + 1) % every for i in range(layers)]
+    if not isinstance(turned, list) or len(turned) < layers:
+        raise UserError(f"{turned!r} does not say it of each of {layers} layers", where="no_rope_layers")
+    return tuple(theta if one else 0.0 for one in turned[:layers])
 
 
 def num_labels(raw: dict[str, Any]) -> int:
@@ -160,9 +275,17 @@ def _numbered(count: int) -> tuple[str, ...]:
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from `max_window_layers` on."""
     window = raw.get("sliding_window", 4096 if kind == "mistral" else 0) or 0
-    if not window or kind == "llama" or (kind.startswith("qwen") and not raw.get("use_sliding_window")):
+    if not window or kind in ("llama", "gpt2"):
+        return ()
+    if kind in ("qwen2", "qwen3", "smollm3") and not raw.get("use_sliding_window"):
         return ()
     types = raw.get("layer_types")
+    if kind == "gemma3_text" and not types:
+        every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
+        return tuple(window if (i + 1) % every else 0 for i in range(layers))
+    if kind == "smollm3" and not types:
+        turned = _thetas(raw, kind, layers, 1.0, ())
+        return tuple(0 if one else window for one in turned)
     if types:
         return tuple(window if t == "sliding_attention" else 0 for t in types)
     first = raw.get("max_window_layers", 28) if kind.startswith("qwen") else 0

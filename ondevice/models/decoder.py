@@ -1,4 +1,4 @@
-"""The decoder-only forward (Llama, Mistral, Qwen2, Qwen3), written once.
+"""The decoder-only forward (Llama, Mistral, Qwen2, Qwen3, SmolLM3, Gemma 3), written once.
 
 B batch, T tokens, D hidden, H heads, C width of a head.
 """
@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
-from ondevice.backend import Array, Ops, Params
+import numpy as np
+
+from ondevice.backend import Array, HostArray, Ops, Params
 from ondevice.models import rope
 from ondevice.models.config import DecoderConfig
+
+Turn = tuple[Array, Array]
+"""cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a hidden state into logits: `name` is the weight's tensor (V, D); `bias` that of a bias (V,) which
-    does not stand beside it under the same name; the state is multiplied by `scale` first."""
+    """What turns a hidden state into logits: `name` is the weight's tensor (V, D), or what is packed of it; `bias` that
+    of a bias (V,) which does not stand beside it under the same name; the state is multiplied by `scale` first."""
 
     name: str
     bias: str = ""
     scale: float = 1.0
 
     def params(self, params: Params) -> Params:
-        """All that the head is made of."""
+        """All that the head is made of: its weight, what quantises it, adapters, its bias."""
         return {n: p for n, p in params.items() if n.startswith(f"{self.module}.") or n == self.bias}
 
     def logits(self, ops: Ops, params: Params, x: Array) -> Array:
@@ -62,28 +67,28 @@ class Decoder:
     """A forward pass; holds no weights."""
 
     score, reads = "score", "last"  # a judge's head, and the token of a text at which it is read
-
     start: int | None = None  # what is written goes on from the prompt
+    layers, table = "model.layers.", "model.embed_tokens"
 
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg
-        self.head = Head("model.embed_tokens.weight" if cfg.tie_word_embeddings else "lm_head.weight")
+        self.head = Head(f"{self.table}.weight" if cfg.tie_word_embeddings else "lm_head.weight")
 
     def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
                checkpoint: bool = False) -> Array:
         """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone, which saves the
         last block most of its work. `batch`: ids (B, T), positions (B, T), segments (B, T) where attention is to stay
         inside each example."""
-        cos, sin = self._rope(ops, batch["positions"])
+        turns = self._turns(ops, batch["positions"])
         segments = batch.get("segments")
-        x = ops.embed(params, "model.embed_tokens", batch["ids"])
-        blocks = split_layers(params, "model.layers.")
+        x = self._enter(ops, params, batch["ids"], batch["positions"])
+        blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
             wanted = at if block is blocks[-1] else None
-            body = partial(self._block, ops, self.cfg.window(i), segments, cos, sin, wanted)
+            body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
-        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps)
+        return self._leave(ops, params, x)
 
     def prompt_width(self, width: int) -> int:
         """Places of the cache that a prompt of `width` tokens takes."""
@@ -94,61 +99,78 @@ class Decoder:
         """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds the prompts (B, T).
         They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
         after."""
-        cos, sin = self._rope(ops, positions)
-        x = ops.embed(params, "model.embed_tokens", ids)
+        turns = self._turns(ops, positions)
+        x = self._enter(ops, params, ids, positions)
         keys, values = [], []
-        blocks = split_layers(params, "model.layers.")
+        blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
-            q, k, v = self._qkv(ops, block, x, cos, sin)
+            q, k, v = self._qkv(ops, block, x, turns[i])
             keys.append(k)
             values.append(v)
-            a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=self.cfg.window(i))
+            a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
             x = self._rest(ops, block, x, a, at if block is blocks[-1] else None)
-        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps), Cache(keys, values, lengths)
+        return self._leave(ops, params, x), Cache(keys, values, lengths)
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         # rows that are done go on being decoded until the next look, past the end of the table where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
-        cos, sin = self._rope(ops, at.reshape(-1, 1))
-        x = ops.embed(params, "model.embed_tokens", ids)
+        at = at.reshape(-1, 1)
+        turns = self._turns(ops, at)
+        x = self._enter(ops, params, ids, at)
         keys, values = [], []
         lengths = cache.lengths + 1
-        for i, block in enumerate(split_layers(params, "model.layers.")):
-            q, k, v = self._qkv(ops, block, x, cos, sin)
+        for i, block in enumerate(split_layers(params, self.layers)):
+            q, k, v = self._qkv(ops, block, x, turns[i])
             keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
             values.append(ops.cache_write(cache.values[i], v, cache.lengths))
-            a = ops.attention(q, keys[i], values[i], scale=self.cfg.head_dim**-0.5, window=self.cfg.window(i),
+            a = ops.attention(q, keys[i], values[i], scale=self.cfg.attention_scale, window=self.cfg.window(i),
                               lengths=lengths)
             x = self._rest(ops, block, x, a)
-        return ops.rms_norm(params, "model.norm", x, self.cfg.rms_norm_eps), Cache(keys, values, lengths)
+        return self._leave(ops, params, x), Cache(keys, values, lengths)
 
-    def _rope(self, ops: Ops, positions: Array) -> tuple[Array, Array]:
-        """cos and sin (B, 1, T, C / 2) of the positions."""
+    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+        """(B, T, D): what goes into the first block."""
+        x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
+        if self.cfg.model_type == "gemma3_text":
+            # through the door, which rounds it to the compute type, as transformers does
+            x = x * ops.weight({"root": ops.constant(_root(self.cfg.hidden_size))}, "root")
+        return x
+
+    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+        return self._norm(ops, params, "model.norm", x)
+
+    def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
+        return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
+
+    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
+        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions."""
         # padding may stand beyond the context
-        tables = rope.tables(self.cfg, max(self.cfg.max_position_embeddings, positions.shape[-1]))
-        cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
-        b, t, c = cos.shape
-        return cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
+        longest = max(self.cfg.max_position_embeddings, positions.shape[-1])
+        made: dict[float, Turn] = {}
+        for theta in {self.cfg.theta(i) for i in range(self.cfg.num_hidden_layers)} - {0.0}:
+            cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, longest, theta))
+            b, t, c = cos.shape
+            made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
+        return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
-    def _block(self, ops: Ops, window: int, segments: Array | None, cos: Array, sin: Array, at: Array | None,
+    def _block(self, ops: Ops, window: int, segments: Array | None, turn: Turn | None, at: Array | None,
                block: Params, x: Array) -> Array:
-        q, k, v = self._qkv(ops, block, x, cos, sin)
-        a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, window=window, segments=segments)
+        q, k, v = self._qkv(ops, block, x, turn)
+        a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
         return self._rest(ops, block, x, a, at)
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
         cfg = self.cfg
         b, t, _ = x.shape
-        h = ops.rms_norm(block, "input_layernorm", x, cfg.rms_norm_eps)
+        h = self._norm(ops, block, "input_layernorm", x)
         q = ops.linear(block, "self_attn.q_proj", h).reshape(b, t, cfg.num_attention_heads, cfg.head_dim)
         k = ops.linear(block, "self_attn.k_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
         v = ops.linear(block, "self_attn.v_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
         if cfg.qk_norm:
-            q = ops.rms_norm(block, "self_attn.q_norm", q, cfg.rms_norm_eps)
-            k = ops.rms_norm(block, "self_attn.k_norm", k, cfg.rms_norm_eps)
-        q, k = ops.rope(q.swapaxes(1, 2), cos, sin), ops.rope(k.swapaxes(1, 2), cos, sin)
-        return q, k, v.swapaxes(1, 2)
+            q, k = self._norm(ops, block, "self_attn.q_norm", q), self._norm(ops, block, "self_attn.k_norm", k)
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        return (ops.rope(q, *turn), ops.rope(k, *turn), v) if turn else (q, k, v)
 
     def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
         """What follows attention, position by position: of all of them (B, T, D), or of `at` alone (N, D)."""
@@ -156,7 +178,66 @@ class Decoder:
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:
             x, a = (ops.take(every.reshape(b * t, -1), at) for every in (x, a))
-        x = x + ops.linear(block, "self_attn.o_proj", a)
-        h = ops.rms_norm(block, "post_attention_layernorm", x, self.cfg.rms_norm_eps)
-        gate = ops.silu(ops.linear(block, "mlp.gate_proj", h))
-        return x + ops.linear(block, "mlp.down_proj", gate * ops.linear(block, "mlp.up_proj", h))
+        a = ops.linear(block, "self_attn.o_proj", a)
+        if not self.cfg.sandwich:
+            x = x + a
+            return x + self._mlp(ops, block, self._norm(ops, block, "post_attention_layernorm", x))
+        x = x + self._norm(ops, block, "post_attention_layernorm", a)
+        h = self._mlp(ops, block, self._norm(ops, block, "pre_feedforward_layernorm", x))
+        return x + self._norm(ops, block, "post_feedforward_layernorm", h)
+
+    def _mlp(self, ops: Ops, block: Params, h: Array) -> Array:
+        gate = activation(ops, self.cfg.hidden_act, ops.linear(block, "mlp.gate_proj", h))
+        return ops.linear(block, "mlp.down_proj", gate * ops.linear(block, "mlp.up_proj", h))
+
+
+class GPT2(Decoder):
+    """GPT-2 (Radford 2019): learned positions, LayerNorm with bias, one matrix for queries, keys and values."""
+
+    layers, table = "transformer.h.", "transformer.wte"
+
+    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+        # padding may stand beyond the context
+        at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
+        width = self.cfg.hidden_size
+        return ops.embed(params, self.table, ids, width) + ops.embed(params, "transformer.wpe", at, width)
+
+    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+        return self._norm(ops, params, "transformer.ln_f", x)
+
+    def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
+        return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
+
+    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
+        return [None] * self.cfg.num_hidden_layers
+
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
+        b, t, d = x.shape
+        every = ops.linear(block, "attn.c_attn", self._norm(ops, block, "ln_1", x))
+        q, k, v = (every[:, :, n * d:(n + 1) * d].reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
+                   .swapaxes(1, 2) for n in range(3))
+        return q, k, v
+
+    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+        b, t, _ = x.shape
+        a = a.swapaxes(1, 2).reshape(b, t, -1)
+        if at is not None:
+            x, a = (ops.take(every.reshape(b * t, -1), at) for every in (x, a))
+        x = x + ops.linear(block, "attn.c_proj", a)
+        h = ops.linear(block, "mlp.c_fc", self._norm(ops, block, "ln_2", x))
+        return x + ops.linear(block, "mlp.c_proj", activation(ops, self.cfg.hidden_act, h))
+
+
+def decoder_of(cfg: DecoderConfig) -> Decoder:
+    """The forward of the config's family."""
+    return GPT2(cfg) if cfg.model_type == "gpt2" else Decoder(cfg)
+
+
+def activation(ops: Ops, name: str, x: Array) -> Array:
+    """By its name in config.json; `ACTIVATIONS` of `models/config.py` has the known ones."""
+    return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")
+
+
+@lru_cache
+def _root(width: int) -> HostArray:
+    return np.array(width**0.5, np.float32)

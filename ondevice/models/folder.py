@@ -1,8 +1,9 @@
-"""A model folder as Hugging Face lays it out: read with checks, written whole."""
+"""A model folder as Hugging Face lays it out: read with checks, written whole. Or an adapter's, in PEFT's format."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,27 +14,44 @@ import numpy as np
 from ondevice.backend import Backend, Params
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
+from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.names import take
+from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
+from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.network import network, writes
+from ondevice.models.quant import dequantised
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.models.tensors import read_tensors
 
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """What a model has beside a base that stays as it is. `base` is its folder or its name on the Hub, `whole` the
+    tensors that stand in place of the base's, `trained` those that training changes."""
+
+    base: str
+    revision: str | None = None
+    whole: frozenset[str] = frozenset()
+    trained: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Model:
-    """A network's shape with its weights on a device. `params` are keyed by the file's tensor names."""
+    """A network's shape with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`,
+    its tensors stand beside the weights (`lora.py`)."""
 
     cfg: ModelConfig
     params: Params
     tokenizer: Tokenizer
     folder: Path
+    adapter: Adapter | None = None
 
     @property
     def network(self) -> Decoder | Encoder | Seq2Seq:
@@ -42,31 +60,176 @@ class Model:
     def with_params(self, params: Params) -> Model:
         return replace(self, params=params)
 
+    @property
+    def size(self) -> int:
+        """How many numbers it is made of, adapters among them; what is packed counts unpacked."""
+        low = (p.shape for name, p in self.params.items() if ".lora_A." in name or ".lora_B." in name)
+        return sum(math.prod(shape) for shape in (*shapes(self.cfg).values(), *low))
 
-def load_model(folder: str | Path, backend: Backend) -> Model:
-    """Weights in float32. Raises UserError for a folder that is no checkpoint, or one that does not fit its config."""
-    folder = Path(folder)
+    def trains(self, name: str) -> bool:
+        """Whether training changes this tensor."""
+        return self.adapter is None or name in self.adapter.trained
+
+
+def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", merge: bool = True) -> Model:
+    """A model's folder, an adapter's, or the name of a model on the Hub. Weights come in `dtype`. An adapter is merged
+    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32.
+
+    Raises UserError for a folder that is no checkpoint, or one that does not fit its config.
+    """
+    folder = snapshot.resolve(name)
+    _need_folder(folder)
+    if is_adapter_folder(folder):
+        return _load_adapted(folder, backend, dtype, merge)
+    cfg, tokenizer = load_config(folder), Tokenizer.load(folder)
+    _need_same_words(tokenizer, cfg, folder)
+    return Model(*_read_whole(folder, backend, cfg, dtype), tokenizer, folder)
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    return (folder / peft.CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def labels(folder: Path) -> int:
+    """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base need not be there (a
+    reward model's gives one)."""
+    _need_folder(folder)
+    return int(peft.judges(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
+
+
+def base_folder(folder: Path) -> Path:
+    """Where the base of an adapter is. Raises UserError where it is not to be had."""
+    base = peft.base_of(folder)
+    try:
+        found = snapshot.resolve(base)
+    except UserError as error:
+        raise UserError(f"its base model {base} is not here: {error.message}", where=str(folder),
+                        hint=error.hint) from error
+    if not (found / "config.json").is_file():
+        raise UserError(f"its base model {base} is not here", where=str(folder),
+                        hint=f"put it there, or name its folder in {peft.CONFIG}: base_model_name_or_path")
+    return found
+
+
+def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32") -> Params:
+    """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
+    return take(_read_files(folder, backend, dtype), cfg, str(folder))
+
+
+def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
+    return {name: p for file in weight_files(folder) for name, p in read_tensors(file, backend, dtype).items()}
+
+
+def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) -> tuple[ModelConfig, Params]:
+    """The weights, and the config with what only they say."""
+    found = _read_files(folder, backend, dtype)
+    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
+        cfg = replace(cfg, tie_word_embeddings=False)
+    return cfg, take(found, cfg, str(folder))
+
+
+def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
+    """The parameters of `model` as `write` has left them: all of them, or its base with what was trained beside it."""
+    if model.adapter is None:
+        return read_params(folder, backend, model.cfg)
+    found, out = peft.read(folder, backend), dict(model.params)
+    for name in adapted(model.params, TRAINED):  # what was inherited stands before it
+        rank, pair = model.params[f"{name}.lora_A.{TRAINED}"].shape[0], found.pairs[name]
+        scale = float(backend.numpy(model.params[f"{name}.lora_scale.{TRAINED}"]))
+        out |= placed(name, Pair(pair.a[-rank:], pair.b[:, -rank:], scale), TRAINED, backend)
+    return out | {name: found.whole[name] for name in model.adapter.whole & model.adapter.trained}
+
+
+def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
+    base = base_folder(folder)
+    whole, params = _read_whole(base, backend, load_config(base), dtype)
+    found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
+    cfg = _changed(whole, found.whole)
+    tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+    _need_same_words(tokenizer, cfg, folder)
+    known = matrices(cfg)
+    adapters: Params = {}
+    for name, pair in found.pairs.items():
+        if known.get(name) != (pair.b.shape[0], pair.a.shape[1]):
+            raise UserError(f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
+                            f"{base} has not", where=str(folder), hint="they do not belong together")
+        adapters |= placed(name, pair, INHERITED, backend)
+    named, revision = snapshot.name_of(base)
+    model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
+                  Adapter(named, revision, frozenset(found.whole)))
+    return merged(model, backend) if merge and not quantised(params) else model
+
+
+def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
+    """The base's config as the tensors that stand in place of the base's say: a head of scores, more tokens."""
+    score = whole.get(f"{network(cfg).score}.weight")
+    if score is not None:
+        cfg = replace(cfg, num_labels=int(score.shape[0]))
+    embeddings = whole.get(table(cfg))
+    return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
+
+
+def _without_tied_head(found: peft.Found, cfg: ModelConfig, folder: Path, backend: Backend) -> peft.Found:
+    """The adapter without the copy of a tied head that PEFT keeps. Raises UserError where it is no copy any more."""
+    head, embeddings = found.whole.get("lm_head.weight"), found.whole.get(table(cfg))
+    if head is None or embeddings is None or not cfg.tie_word_embeddings:
+        return found
+    if not np.array_equal(backend.numpy(head), backend.numpy(embeddings)):
+        raise UserError("has a head apart from its base's embeddings, to which it is tied", where=str(folder),
+                        hint="merge it with PEFT first")
+    return replace(found, whole={name: p for name, p in found.whole.items() if name != "lm_head.weight"})
+
+
+def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
+    """A base's `params` with the tensors `whole` in place of theirs, without those that a model of `cfg` has not.
+    Raises UserError for one of `whole` that it has not, or one that it lacks."""
+    wanted = shapes(cfg)
+    for name, p in whole.items():
+        if name not in wanted:
+            raise UserError(f"holds {name}, which its base has not", where=where)
+        if tuple(p.shape) != wanted[name]:
+            raise UserError(f"{name} has shape {tuple(p.shape)}, its base says {wanted[name]}", where=where)
+    missing = [name for name in judging(cfg) if name not in params and name not in whole]
+    if missing:
+        raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
+    return {**of_model(params, cfg), **whole}
+
+
+def of_model(params: Params, cfg: ModelConfig) -> Params:
+    """Those of another model's tensors that stand in one of `cfg` too, with what quantises them and their adapters."""
+    modules = {name.removesuffix(".weight") for name in shapes(cfg)}
+    return {name: p for name, p in params.items()
+            if name in modules or name.rpartition(".")[0] in modules or is_adapter(name)}
+
+
+def merged(model: Model, backend: Backend) -> Model:
+    """The model with whole weights: its adapters are added to them in float32, on the host; what is quantised is
+    unpacked."""
+    deltas, params = all_stacked(model.params, backend), dict[str, Any]()
+    known = matrices(model.cfg, every=True)
+    packed = set(quantised(model.params))
+    for name, p in model.params.items():
+        module, _, part = name.rpartition(".")
+        if is_adapter(name) or (module in packed and part in ("scales", "biases")):
+            continue
+        if part == "weight" and (module in deltas or module in packed):
+            weight = dequantised(model.params, module, known[module][1], backend) if module in packed \
+                else backend.numpy(p)
+            p = backend.array(weight + deltas[module].delta if module in deltas else weight)
+        params[name] = p
+    return replace(model, params=params, adapter=None)
+
+
+def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=str(folder),
                         hint="give a Hugging Face model folder")
-    cfg = load_config(folder)
-    tokenizer = Tokenizer.load(folder)
+
+
+def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
                         where=str(folder), hint="they do not belong together")
-    found: Params = {}
-    for file in weight_files(folder):
-        try:
-            found |= backend.load(file)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
-        except Exception as error:  # safetensors raises a class of its own, derived from Exception only
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
-    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
-        cfg = replace(cfg, tie_word_embeddings=False)
-    return Model(cfg, take(found, cfg, str(folder)), tokenizer, folder)
 
 
 def own_head(found: Params, backend: Backend) -> bool:
@@ -112,6 +275,26 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32", card: str = "") -> None:
+    """Fills an existing, empty folder with the model, or with its adapter alone."""
+    if model.adapter is None:
+        write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card)
+        return
+    peft.write(folder, backend, all_stacked(model.params, backend),
+               {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
+               revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
+               modules=matrices(model.cfg))
+    model.tokenizer.save(folder)
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _task(cfg: ModelConfig) -> str:
+    if cfg.num_labels:
+        return peft.JUDGES
+    return peft.ANSWERS if isinstance(cfg, Seq2SeqConfig) else peft.WRITES
+
+
 def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
                 dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
@@ -123,12 +306,13 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     cfg = replace(cfg, **special)
     if isinstance(cfg, Seq2SeqConfig):
         special["decoder_start_token_id"] = cfg.decoder_start_token_id
-    _write_json(folder / "config.json", cfg.to_json(dtype))
+    _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
+    params = to_file(params)
     shards = _shards(params, dtype)
     if len(shards) == 1:
         backend.save(folder / "model.safetensors", params, {}, dtype)
@@ -138,7 +322,7 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         backend.save(folder / file, {n: params[n] for n in names}, {}, dtype)
         weight_map |= dict.fromkeys(names, file)
-    total = sum(_bytes(p.shape, dtype) for p in params.values())
+    total = sum(_bytes(n, p.shape, params, dtype) for n, p in params.items())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -146,16 +330,28 @@ def _shards(params: Mapping[str, Any], dtype: str) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, p in params.items():
-        size += _bytes(p.shape, dtype)
+        size += _bytes(name, p.shape, params, dtype)
         if size > SHARD_BYTES and shards[-1]:
             shards.append([])
-            size = _bytes(p.shape, dtype)
+            size = _bytes(name, p.shape, params, dtype)
         shards[-1].append(name)
     return shards
 
 
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    count = _WIDTH[dtype]
+def _quantisation(params: Params, cfg: ModelConfig) -> dict[str, Any]:
+    """What config.json says of packed weights, as mlx-lm reads it."""
+    packed = quantised(params)
+    if not packed:
+        return {}
+    width, name = matrices(cfg, every=True)[packed[0]][1], packed[0]
+    format = {"group_size": width // params[f"{name}.scales"].shape[1],
+              "bits": 32 * params[f"{name}.weight"].shape[1] // width, "mode": "affine"}
+    return {"quantization": format, "quantization_config": format}
+
+
+def _bytes(name: str, shape: tuple[int, ...], params: Mapping[str, Any], dtype: str) -> int:
+    packed = f"{name.removesuffix('.weight')}.scales" in params
+    count = 4 if packed and name.endswith(".weight") else _WIDTH[dtype]
     for n in shape:
         count *= n
     return count

@@ -12,7 +12,7 @@ import numpy as np
 
 from ondevice.backend import Array, Backend, Ops, Params
 from ondevice.errors import UserError
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, of_model
 from ondevice.models.names import shapes
 from ondevice.models.network import Network
 from ondevice.randomness import normal
@@ -29,20 +29,23 @@ def scalar_head(ops: Ops, params: Params, model: Network, x: Array) -> Array:
 
 
 def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names: tuple[str, ...] = ()) -> Model:
-    """The model's body under a new head of some scores. The head begins at N(0, 1/(D + 1)) as in Huang 2024 (and in
-    Stiennon 2020), a layer before it at N(0, 1/D), biases at 0, drawn on the host: the same on both backends.
-    Raises UserError for an architecture that only writes."""
+    """The model's body, with its adapters, under a new head of some scores. The head begins at N(0, 1/(D + 1)) as in
+    Huang 2024 (and in Stiennon 2020), a layer before it at N(0, 1/D), biases at 0, drawn on the host: the same on both
+    backends. Raises UserError for an architecture that only writes."""
     if not model.network.score:
         raise UserError(f"{model.cfg.model_type} has no head of scores here", where=str(model.folder),
                         hint="take a decoder or an encoder")
     cfg = replace(model.cfg, num_labels=labels, label_names=names)
     head = model.network.score + ".weight"
-    params: Params = {}
+    params = of_model(model.params, cfg)
     for name, shape in shapes(cfg).items():
-        if name in model.params and name != head:
-            params[name] = model.params[name]
-        elif len(shape) == 1:
+        if name in params and not name.startswith(f"{model.network.score}."):
+            continue
+        if len(shape) == 1:
             params[name] = backend.array(np.full(shape, 0.0 if name.endswith("bias") else 1.0, np.float32))
         else:
             params[name] = backend.array(normal(seed, name, shape, (shape[1] + (name == head)) ** -0.5))
-    return replace(model, cfg=cfg, params=params)
+    adapter = model.adapter
+    if adapter is not None:  # what was learned of the head that writes goes with it
+        adapter = replace(adapter, whole=adapter.whole & set(params), trained=adapter.trained & set(params))
+    return replace(model, cfg=cfg, params=params, adapter=adapter)

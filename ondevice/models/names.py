@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ondevice.backend import Array, Params
 from ondevice.errors import UserError
@@ -14,24 +15,37 @@ from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"
 """The head of a reward or value model: one row a score."""
-
-
+BITS = (4, 8)
+"""What a weight of a quantised matrix may take."""
+_SCORES = (SCORE, "classifier.weight")
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(cfg: ModelConfig) -> Shapes:
-    """Every tensor of the model by its Hugging Face name; a tied head is left out, as files leave it out."""
+    """Every tensor of the model by its Hugging Face name, the table of tokens first; a tied head is left out, as files
+    leave it out. A matrix is (outputs, inputs), also where its file has it transposed."""
     if isinstance(cfg, EncoderConfig):
         return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
     if isinstance(cfg, Seq2SeqConfig):
         return _t5_shapes(cfg) if cfg.relative else _bart_shapes(cfg)
-    return _decoder_shapes(cfg)
+    return _gpt2_shapes(cfg) if cfg.model_type == "gpt2" else _decoder_shapes(cfg)
+
+
+def table(cfg: ModelConfig) -> str:
+    """The tensor that has a row for each token of the vocabulary, and stands before all others."""
+    return next(iter(shapes(cfg)))
+
+
+def judging(cfg: ModelConfig) -> Shapes:
+    """What a judge has and a model that writes or fills masks has not: its head, BERT's pooler."""
+    without = shapes(replace(cfg, num_labels=0))
+    return {name: shape for name, shape in shapes(cfg).items() if name not in without}
 
 
 def _decoder_shapes(cfg: DecoderConfig) -> Shapes:
     d, f, c = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
     q, kv = cfg.num_attention_heads * c, cfg.num_key_value_heads * c
-    out: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
+    out: Shapes = {"model.embed_tokens.weight": (cfg.vocab_size, d)}
     for i in range(cfg.num_hidden_layers):
         p = f"model.layers.{i}."
         out[p + "input_layernorm.weight"] = (d,)
@@ -45,6 +59,8 @@ def _decoder_shapes(cfg: DecoderConfig) -> Shapes:
         if cfg.output_bias:
             out[p + "self_attn.o_proj.bias"] = (d,)
         out[p + "post_attention_layernorm.weight"] = (d,)
+        if cfg.sandwich:
+            out |= {p + "pre_feedforward_layernorm.weight": (d,), p + "post_feedforward_layernorm.weight": (d,)}
         for name, (rows, columns) in (("gate_proj", (f, d)), ("up_proj", (f, d)), ("down_proj", (d, f))):
             out[f"{p}mlp.{name}.weight"] = (rows, columns)
             if cfg.mlp_bias:
@@ -55,6 +71,28 @@ def _decoder_shapes(cfg: DecoderConfig) -> Shapes:
     elif not cfg.tie_word_embeddings:
         out["lm_head.weight"] = (cfg.vocab_size, d)
     return out
+
+
+def _gpt2_shapes(cfg: DecoderConfig) -> Shapes:
+    d, f = cfg.hidden_size, cfg.intermediate_size
+    out: Shapes = {"transformer.wte.weight": (cfg.vocab_size, d),
+                   "transformer.wpe.weight": (cfg.max_position_embeddings, d)}
+    for i in range(cfg.num_hidden_layers):
+        p = f"transformer.h.{i}."
+        for name, size in (("ln_1", (d,)), ("attn.c_attn", (3 * d, d)), ("attn.c_proj", (d, d)), ("ln_2", (d,)),
+                           ("mlp.c_fc", (f, d)), ("mlp.c_proj", (d, f))):
+            out |= {f"{p}{name}.weight": size, f"{p}{name}.bias": size[:1]}
+    out |= {"transformer.ln_f.weight": (d,), "transformer.ln_f.bias": (d,)}
+    if cfg.num_labels:
+        out[SCORE] = (cfg.num_labels, d)
+    elif not cfg.tie_word_embeddings:
+        out["lm_head.weight"] = (cfg.vocab_size, d)
+    return out
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a file holds this matrix as (inputs, outputs): GPT-2's blocks' do."""
+    return name.startswith("transformer.h.") and ".c_" in name and name.endswith(".weight")
 
 
 def sub(named: Mapping[str, Array], prefix: str) -> Params:
@@ -68,13 +106,14 @@ def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def in_block(name: str) -> bool:
-    return re.search(r"\.(layers?|block)\.\d+\.(?!.*relative_attention_bias)", name) is not None
+    return re.search(r"\.(layers?|block|h)\.\d+\.(?!.*relative_attention_bias)", name) is not None
 
 
 def adds_to_stream(name: str) -> bool:
     """Whether it is the matrix by which a block's part adds to the stream that runs past it."""
     return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight",
-                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight"))
+                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight",
+                                             ".c_proj.weight"))
 
 
 def is_between(name: str) -> bool:
@@ -83,32 +122,87 @@ def is_between(name: str) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight"))
+    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight",
+                          ".wte.weight", ".wpe.weight"))
+
+
+def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]]:
+    """Modules that are one matrix, by their names → (outputs, inputs). Without `every` those alone that a state goes
+    through: no embeddings, and no head of scores."""
+    out = {}
+    for name, shape in shapes(cfg).items():
+        through = not (is_embedding(name) or name.endswith("relative_attention_bias.weight") or name in _SCORES)
+        if len(shape) == 2 and name.endswith(".weight") and (every or through):
+            out[name.removesuffix(".weight")] = (shape[0], shape[1])
+    return out
+
+
+def quantised(params: Mapping[str, Array]) -> list[str]:
+    """The modules whose weights are packed, by their names."""
+    return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
 def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
-    """The model's tensors out of a file's, in our order. Raises UserError for one that is missing or misshapen.
+    """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
+    Raises UserError for one that is missing or misshapen.
 
-    Left out: rotary buffers of old files, the copy of a tied head, heads that this model does not use.
+    Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
     """
+    if cfg.model_type == "gpt2" and "wte.weight" in params:  # as OpenAI's own file has them
+        params = {name if name == SCORE else f"transformer.{name}": p for name, p in params.items()}
     params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
         if name not in params:
             raise UserError(f"lacks the tensor {name}", where=where, hint="is the download whole?")
-        if tuple(params[name].shape) != shape:
-            raise UserError(f"{name} has shape {tuple(params[name].shape)}, config.json says {shape}", where=where)
-        out[name] = params[name]
+        module, found = name.removesuffix(".weight"), params[name]
+        if f"{module}.scales" in params:
+            out |= _packed(params, module, shape, where)
+            continue
+        if is_transposed(name) and len(found.shape) == 2:
+            found = found.swapaxes(0, 1)
+        if tuple(found.shape) != shape:
+            raise UserError(f"{name} has shape {tuple(found.shape)}, config.json says {shape}", where=where)
+        out[name] = found
     extra = [n for n in params if n not in out and not _SPARE.search(n)]
     if extra:
         raise UserError(f"holds {extra[0]}, which a {cfg.model_type} model has not", where=where)
     return out
 
 
-# Not the model's own: rotary and position buffers of old files, copies of tied heads, and what BERT's folders hold for
-# other tasks than this model's.
-_SPARE = re.compile(r"^lm_head\.weight$|rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\."
-                    r"|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
+def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], where: str) -> Params:
+    """The parts of a matrix that is quantised as MLX does it. Raises UserError for another way."""
+    parts = {f"{module}.{part}": params.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
+    missing = [name for name, p in parts.items() if p is None]
+    if missing:
+        raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="only affine quantisation is known here")
+    weight, scales, biases = (tuple(p.shape) for p in parts.values() if p is not None)
+    bits = 32 * weight[-1] / shape[-1]
+    groups = scales[-1]
+    if bits not in BITS:
+        raise UserError(f"{module} is quantised to {bits:g} bits", where=where,
+                        hint=f"known: {', '.join(map(str, BITS))}")
+    if len(shape) != 2 or weight[0] != shape[0] or scales != biases or scales[0] != shape[0] or shape[1] % groups:
+        raise UserError(f"{module} has shapes {weight}, {scales}, {biases}, config.json says {shape}", where=where)
+    return {name: p for name, p in parts.items() if p is not None}
+
+
+def turned(params: Mapping[str, Array]) -> Params:
+    """The tensors in the direction that a file has them in, or back."""
+    return {name: p.swapaxes(0, 1) if is_transposed(name) and len(p.shape) == 2 else p for name, p in params.items()}
+
+
+def to_file(params: Mapping[str, Array]) -> Params:
+    """The tensors as a file has them. GPT-2's stand there without the prefix, as in OpenAI's own: mlx-lm knows no other
+    names; transformers knows both, where no head stands beside them."""
+    bare = "lm_head.weight" not in params and SCORE not in params
+    return {name.removeprefix("transformer.") if bare else name: p for name, p in turned(params).items()}
+
+
+# Not the model's own: rotary and position buffers and masks of old files, copies of tied heads (packed ones too), and
+# what BERT's folders hold for other tasks than this model's.
+_SPARE = re.compile(r"^lm_head\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.position_ids$"
+                    r"|^cls\.seq_relationship\.|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
                     r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$")
 
 

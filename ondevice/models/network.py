@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ondevice.backend import Array, Ops, Params
 from ondevice.models.architectures import ModelConfig
-from ondevice.models.decoder import Decoder, Head
+from ondevice.models.decoder import Decoder, Head, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.seq2seq import Seq2Seq
@@ -61,6 +61,7 @@ def objective(cfg: ModelConfig) -> str:
 
 
 def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq:
+    """The forward of the config's family."""
     if isinstance(cfg, EncoderConfig):
         return Encoder(cfg)
-    return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else Decoder(cfg)
+    return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else decoder_of(cfg)

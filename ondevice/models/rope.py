@@ -45,9 +45,11 @@ def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def tables(cfg: DecoderConfig, positions: int) -> tuple[Table, Table]:
-    """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays each time."""
-    return _tables(positions, cfg.head_dim, cfg.rope_theta, json.dumps(cfg.rope_scaling, sort_keys=True))
+def tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Table]:
+    """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays each time. Scaling
+    is of the config's own theta only: Gemma's local layers have another, and none."""
+    scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
+    return _tables(positions, cfg.head_dim, theta, json.dumps(scaling, sort_keys=True))
 
 
 def plain_tables(positions: int, head_dim: int, theta: float) -> tuple[Table, Table]:

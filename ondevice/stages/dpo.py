@@ -19,16 +19,17 @@ from ondevice.data.completions import Row, completion_batch
 from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
-from ondevice.models.folder import Model, load_writer
+from ondevice.models.folder import Model, writer
 from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.pairs import PairSource, TokenPair, pairs
+from ondevice.stages.start import load_start, with_adapter
 
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> Made:
-    model = load_writer(cfg.model, ctx.backend)
+    model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, model, ctx)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):

@@ -19,7 +19,7 @@ from ondevice.context import Context, Made
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import grpo_loss
-from ondevice.models.folder import Model, load_writer
+from ondevice.models.folder import Model, writer
 from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import problems
 from ondevice.rollout import Sampled, Sampler, Scorer
@@ -28,12 +28,13 @@ from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, fitting, need_template
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
+from ondevice.stages.start import load_start, with_adapter
 
 HELD = 64  # held-out problems of a measurement
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
-    policy = load_writer(cfg.model, ctx.backend)
+    policy = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     need_template(policy)
     with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
                  ctx.folder.path / "rewards.log") as rewards:

@@ -25,7 +25,7 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model, load_model, load_writer
+from ondevice.models.folder import Model, writer
 from ondevice.models.heads import with_head
 from ondevice.models.names import shapes, sub
 from ondevice.randomness import permutation
@@ -37,14 +37,16 @@ from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
+from ondevice.stages.start import load_start, with_adapter
 
 HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> Made:
-    policy = load_writer(cfg.model, ctx.backend)
+    start = writer(load_start(cfg.model, cfg, ctx))
+    policy = with_adapter(start, cfg, ctx)
     judge = load_judge(cfg, policy, ctx)
-    value = value_model(policy, judge, cfg, ctx)
+    value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
@@ -62,7 +64,7 @@ def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
     tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
         raise UserError("no reward model was named", where="reward_model", hint="ondevice reward makes one")
-    judge = load_model(cfg.reward_model, ctx.backend)
+    judge = load_start(cfg.reward_model, cfg, ctx)
     if judge.cfg.num_labels != 1:
         raise UserError("is no reward model: it has no head of one score", where=cfg.reward_model,
                         hint="ondevice reward makes one")

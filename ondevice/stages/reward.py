@@ -20,17 +20,17 @@ from ondevice.data.completions import Row, text_batch
 from ondevice.data.packing import Batch
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
-from ondevice.models.folder import load_model
 from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
 from ondevice.stages.pairs import PairSource, TokenPair, by_parts, pairs
+from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
-    writer = load_model(cfg.model, ctx.backend)
+    writer = load_start(cfg.model, cfg, ctx)
     found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, writer, ctx)
-    model = with_head(writer, ctx.backend, cfg.seed)
+    model = with_adapter(with_head(writer, ctx.backend, cfg.seed), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
                      make=partial(scored, cfg=cfg, reads=model.network.reads))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)

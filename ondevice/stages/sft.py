@@ -21,14 +21,15 @@ from ondevice.data.sources import ChatSource
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_writer
+from ondevice.models.folder import Model, writer
 from ondevice.models.names import shapes
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
+from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_template(load_writer(cfg.model, ctx.backend), cfg, ctx)
+    model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
@@ -81,6 +82,9 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
+    if cfg.adapter != "none":
+        raise UserError("needs new tokens, for which an adapter's base has no room", where="chat_template",
+                        hint="take plain, which needs none, or train all weights")
     return grow_vocabulary(replace(model, tokenizer=tokenizer), ctx)
 
 

@@ -65,7 +65,9 @@ def bytes_per_token(batches: Iterable[Mapping[str, np.ndarray]], tokenizer: Toke
 def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcome) -> str:
     """Some lines for a person. `record` is what done.json holds."""
     spent = f"{duration(record['seconds'])} ({record['cpu_seconds']:.0f} CPU seconds)"
-    weights = sum(math.prod(p.shape) for p in model.params.values())
+    low = model.adapter
+    kind = f"an adapter beside {inert(low.base, newlines=False)}" if low else model.cfg.model_type
+    weights = sum(math.prod(model.params[n].shape) for n in low.trained) if low else model.size
     lines = [f"{ctx.name}: done in {spent}"]
     if ended.steps:
         often = f", {ended.epochs:.1f} times through the data" if ended.epochs else ""
@@ -76,8 +78,9 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
                      f"{ended.held_tokens:,} tokens")
     if exam := _exam(record.get("marks") or {}):
         lines.append(f"  exam       {exam}")
-    lines.append(f"  model      {inert(str(ctx.folder.model), newlines=False)} ({model.cfg.model_type}, "
-                 f"{weights:,} parameters, {model.tokenizer.vocab_size:,} tokens in its vocabulary)")
+    lines.append(f"  model      {inert(str(ctx.folder.model), newlines=False)} ({kind}, "
+                 f"{weights:,} parameters{' trained' if low else ''}, {model.tokenizer.vocab_size:,} tokens in its "
+                 "vocabulary)")
     return "\n".join(lines)
 
 

@@ -142,14 +142,21 @@ def models_in(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found = []
     for run in runs:
         for stage in reversed(RunFolder(run["path"]).stages()):
-            if gives(stage.name) == "policy" and (stage.model / "config.json").is_file():
+            if gives(stage.name) == "policy" and stage.has_model:
                 found.append((f"{run['run']} · {stage.name}", str(stage.model)))
     return found
 
 
 def weight_bytes(folder: str) -> int:
-    """Bytes of the weights in a model folder: what loading it takes at least."""
-    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    """Bytes of the weights in a model folder, of an adapter's base with them where that is a folder: what loading it
+    takes at least."""
+    size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    try:
+        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        base = Path(folder) / str(config["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return size  # no adapter
+    return size + sum(file.stat().st_size for file in base.glob("*.safetensors"))
 
 
 def memory_warning(folder: str) -> str:

@@ -81,7 +81,7 @@ class Judge:
 def judge_of(run: RunFolder, known: Judge | None = None) -> Judge | None:
     """The newest finished reward model of a run; `known` where it is still that one."""
     for stage in reversed(run.stages()):
-        if gives(stage.name) == "reward" and (stage.model / "config.json").is_file() and stage.done.is_file():
+        if gives(stage.name) == "reward" and stage.has_model and stage.done.is_file():
             folder, stamp = str(stage.model), stage.done.stat().st_mtime_ns
             if known is not None and (known.folder, known.stamp) == (folder, stamp):
                 return known

@@ -32,7 +32,7 @@ def choices(run: RunFolder | None) -> list[str]:
     """What of a run can be sent: finished stages with a model, the last one first; all of them; its ratings."""
     if run is None:
         return []
-    stages = [s.name for s in run.stages() if s.done.is_file() and (s.model / "config.json").is_file()][::-1]
+    stages = [s.name for s in run.stages() if s.done.is_file() and s.has_model][::-1]
     return [*stages, *([EVERY] if len(stages) > 1 else []), *([VOTES] if (run.path / RATINGS).is_file() else [])]
 
 

@@ -31,7 +31,7 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
     if run is None:
         return {"out": str(RunFolder.new(stage).path)}
     order = list(STAGES)
-    whole = [s for s in run.stages() if s.name in order and s.name != stage and (s.model / "config.json").is_file()]
+    whole = [s for s in run.stages() if s.name in order and s.name != stage and s.has_model]
     before = [s for s in whole if order.index(s.name) < order.index(stage)] or whole
     fits = run.stage(stage)
     taken = fits.done.is_file() or fits.holder() is not None

@@ -1,0 +1,160 @@
+"""An adapter as a folder in PEFT's format: adapter_config.json, adapter_model.safetensors, and the tokenizer.
+
+One adapter a folder, over whole or quantised base weights that it names. What an adapter was trained on top of is in it
+(`lora.stacked`): the folder of the last stage alone, with the base, is the model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ondevice.backend import Backend, Params
+from ondevice.errors import UserError
+from ondevice.models.lora import Pair, scale_of
+from ondevice.models.names import is_transposed, turned
+from ondevice.models.tensors import read_tensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"
+_PREFIX = "base_model.model."
+_CANNOT: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (None, False), "bias": (None, "none"), "lora_bias": (None, False), "layer_replication": (None,),
+    "trainable_token_indices": (None,), "target_parameters": (None, []), "alora_invocation_tokens": (None,),
+    "megatron_config": (None,), "use_qalora": (None, False),
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva")}
+"""Fields of adapter_config.json with the only values that we can honour. Other ways to begin (PiSSA, OLoRA, LoftQ)
+change the base."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An adapter as its folder has it. `whole`: tensors that stand in place of the base's."""
+
+    pairs: Mapping[str, Pair]
+    whole: Params
+    config: Mapping[str, Any]
+
+
+def base_of(folder: Path) -> str:
+    """The base that an adapter names: a folder, or a name of the Hub. Raises UserError."""
+    base = _read_config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError("names no base model", where=str(folder / CONFIG), hint="set base_model_name_or_path")
+    # a folder's own place comes first, so that a base beside it is found wherever the two are moved to
+    beside = folder / base
+    return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base
+
+
+def judges(folder: Path) -> bool:
+    """Whether the adapter makes a model that scores."""
+    return bool(_read_config(folder).get("task_type") == JUDGES)
+
+
+def read(folder: Path, backend: Backend) -> Found:
+    """Raises UserError for an adapter of another kind than LoRA, or one that we cannot honour."""
+    config = _read_config(folder)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        hint = "pickled weights are not read: convert them to safetensors" if pickled else "is the download whole?"
+        raise UserError(f"{WEIGHTS} is missing", where=str(folder), hint=hint)
+    halves: dict[str, dict[str, Any]] = {}
+    whole: Params = {}
+    for key, value in read_tensors(file, backend).items():
+        name = key.removeprefix(_PREFIX)
+        module, _, part = name.removesuffix(".weight").rpartition(".")
+        if part in ("lora_A", "lora_B"):
+            halves.setdefault(module, {})[part] = value
+        elif ".lora_" in name or name == key:
+            raise UserError(f"holds {key}, which is not known here", where=str(file), hint="merge it with PEFT first")
+        else:
+            whole[name.replace(".modules_to_save.", ".")] = value
+    pairs = {}
+    for module, parts in halves.items():
+        if len(parts) != 2:
+            raise UserError(f"{module} has one half of an adapter", where=str(file), hint="is the download whole?")
+        a, b = (backend.numpy(parts[part]) for part in ("lora_A", "lora_B"))
+        rank = int(a.shape[0])
+        if b.shape[-1] != rank:
+            raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
+        pairs[module] = Pair(a, b, _scale(config, module, rank))
+    return Found(pairs, turned(whole), config)
+
+
+def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Params, *, base: str, revision: str | None,
+          task: str, tied: bool, modules: Iterable[str]) -> None:
+    """Fills an existing folder. `task` is PEFT's word for what the model does (JUDGES, WRITES, ANSWERS), `whole` are
+    tensors that stand in place of the base's, `modules` the names of all matrices of the base, from which the short
+    names in adapter_config.json are told apart."""
+    ranks = {m: p.rank for m, p in pairs.items()}
+    alphas = {m: p.scale * p.rank for m, p in pairs.items()}
+    rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
+    alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
+    for table in (name for name in list(whole) if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))):
+        whole = {**whole, "lm_head.weight": whole[table] * 1}  # PEFT's copies of the two are not tied
+    stand_in = list(dict.fromkeys(name.rpartition(".")[0] for name in whole))
+    saved = _short(stand_in, [*modules, *stand_in])
+    config: dict[str, Any] = {
+        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base,
+        "revision": revision, "r": rank, "lora_alpha": _whole_number(alpha), "use_rslora": False,
+        "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
+        "alpha_pattern": {m: _whole_number(a) for m, a in alphas.items() if a != alpha},
+        "target_modules": _short(list(pairs), modules), "modules_to_save": saved or None, "bias": "none",
+        "lora_dropout": 0.0, "use_dora": False, "inference_mode": True, "init_lora_weights": True,
+        "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors: Params = {}
+    for module, pair in pairs.items():
+        for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
+            tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(np.ascontiguousarray(value, np.float32))
+    tensors |= {_PREFIX + name: value for name, value in turned(whole).items()}
+    backend.save(folder / WEIGHTS, tensors, {})
+
+
+def _short(found: list[str], modules: Iterable[str]) -> list[str]:
+    """The last parts of the names where these mean the same modules, else the whole names."""
+    ends = {name.rpartition(".")[2] for name in found}
+    meant = {name for name in modules if name.rpartition(".")[2] in ends}
+    return sorted(ends) if meant == set(found) else sorted(found)
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    alphas: dict[str, Any] = config.get("alpha_pattern") or {}
+    strange = [name for name in alphas if not re.fullmatch(r"[\w.-]+", name)]
+    if strange:
+        raise UserError(f"{strange[0]!r} is no end of a name", where=f"{CONFIG}: alpha_pattern",
+                        hint="merge it with PEFT first")
+    own = [value for name, value in alphas.items() if module == name or module.endswith(f".{name}")]
+    alpha = own[0] if own else config.get("lora_alpha", 8)
+    if not isinstance(alpha, int | float):
+        raise UserError(f"{alpha!r} is no number", where=f"{CONFIG}: lora_alpha")
+    return scale_of(float(alpha), rank, bool(config.get("use_rslora")))
+
+
+def _whole_number(x: float) -> float | int:
+    return int(x) if x == int(x) else x
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+    if not isinstance(config, dict):
+        raise UserError("holds no JSON object", where=str(file))
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"is an adapter of kind {config.get('peft_type')!r}", where=str(file), hint="known: LORA")
+    for name, known in _CANNOT.items():
+        if config.get(name) not in known:
+            raise UserError(f"{config[name]!r} is not known here", where=f"{file}: {name}",
+                            hint="merge it with PEFT first")
+    return config

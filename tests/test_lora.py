@@ -1,0 +1,503 @@
+"""Adapters: what they compute, PEFT's folders both ways, merging, one on top of another, stages that train them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import models
+import ondevice as od
+import small_stages
+from gradients import by_name, on_device
+from ondevice import checkpoint
+from ondevice.backend import Backend, load_backend
+from ondevice.data.completions import Row
+from ondevice.errors import UserError
+from ondevice.events import read
+from ondevice.losses import causal_lm_loss
+from ondevice.models import peft
+from ondevice.models.convert import merge, quantize
+from ondevice.models.decoder import decoder_of
+from ondevice.models.folder import Adapter, Model, load_model, merged, write
+from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
+from ondevice.models.names import matrices
+from ondevice.rollout import Scorer
+from small_stages import settings
+from test_preference_resume import steps
+from test_resume import same
+
+Weights = dict[str, np.ndarray]
+RANK, SCALE = 3, 1.5
+
+
+def drawn(cfg: Any, names: Any, adapter: str = TRAINED, seed: int = 3) -> dict[str, Pair]:
+    """An adapter of each of `names` in which both halves are something."""
+    rng, known = np.random.default_rng(seed), matrices(cfg)
+    return {name: Pair(*(rng.standard_normal(shape).astype(np.float32) * np.float32(0.2) for shape in (
+        (RANK, known[name][1]), (known[name][0], RANK))), SCALE) for name in names}
+
+
+def beside(found: dict[str, Pair], adapter: str = TRAINED) -> Weights:
+    return {f"{name}.{part}.{adapter}": np.asarray(x, np.float32) for name, pair in found.items()
+            for part, x in (("lora_A", pair.a), ("lora_B", pair.b), ("lora_scale", pair.scale))}
+
+
+def with_adapters(family: str) -> tuple[Any, Weights, Weights]:
+    """(config, weights, two adapters on top of each other of every matrix that a state goes through)."""
+    cfg = models.config(family)
+    names = matrices(cfg)
+    return cfg, models.weights(cfg), {**beside(drawn(cfg, names, seed=3), INHERITED),
+                                      **beside(drawn(cfg, names, seed=4), TRAINED)}
+
+
+# what an adapter computes
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "gpt2"])
+def test_an_adapter_is_what_is_added_to_the_weights(family: str, backend: Backend) -> None:
+    """Loss and gradients: those of A and B follow from the weight's own, W + s·B·A."""
+    cfg, weights, low = with_adapters(family)
+    batch = models.batch(cfg)
+    loss = partial(causal_lm_loss, model=decoder_of(cfg))
+    whole = dict(weights)
+    for name in matrices(cfg):
+        for adapter in (INHERITED, TRAINED):
+            a, b = (low[f"{name}.lora_{half}.{adapter}"] for half in "AB")
+            whole[f"{name}.weight"] = whole[f"{name}.weight"] + np.float32(SCALE) * (b @ a)
+    want, dense = by_name(backend, lambda p, b: loss(backend.ops, p, b)[0], whole, batch)
+    for checkpointed in (False, True):
+        got, grads = by_name(backend, lambda p, b, c=checkpointed: loss(backend.ops, p, b, checkpoint=c)[0],
+                             {**weights, **low}, batch)
+        assert got == pytest.approx(want, abs=2e-5)
+        for name in matrices(cfg):
+            a, b = (low[f"{name}.lora_{half}.{TRAINED}"] for half in "AB")
+            g = dense[f"{name}.weight"]
+            for half, expected in (("A", SCALE * (b.T @ g)), ("B", SCALE * (g @ a.T))):
+                found = grads[f"{name}.lora_{half}.{TRAINED}"]
+                assert np.abs(found - expected).max() <= 2e-4 * np.abs(expected).max(), (name, half)
+
+
+def test_both_backends_compute_the_same() -> None:
+    cfg, weights, low = with_adapters("qwen3")
+    batch = models.batch(cfg, segments=True)
+    found = []
+    for name in ("torch", "mlx"):
+        backend = load_backend(name, device="cpu", dtype="float32")
+        loss = partial(causal_lm_loss, model=decoder_of(cfg))
+        found.append(by_name(backend, lambda p, b, x=backend, f=loss: f(x.ops, p, b)[0], {**weights, **low}, batch))
+    (one, grads), (other, theirs) = found
+    assert one == pytest.approx(other, abs=1e-6)
+    for name in low:
+        assert np.abs(grads[name] - theirs[name]).max() <= 1e-4 * np.abs(grads[name]).max(), name
+
+
+def test_a_new_adapter_adds_nothing_and_is_one_on_both_backends(backend: Backend) -> None:
+    cfg = models.config("llama")
+    low = fresh(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", backend)
+    weights = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+    batch = on_device(backend, models.batch(cfg))
+    run = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
+    assert float(run(weights, batch)) == float(run({**weights, **low}, batch))
+    a = backend.numpy(low[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"])
+    assert a.std() == pytest.approx((3 * cfg.hidden_size) ** -0.5, rel=0.2)
+    other = fresh(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", load_backend("torch", device="cpu"))
+    assert np.array_equal(a, load_backend("torch", device="cpu").numpy(
+        other[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"]))
+
+
+@pytest.mark.parametrize(("patterns", "count"), [
+    (("q_proj",), 2), (("self_attn.q_proj", "lm_head"), 3), (("model.layers.1.*",), 7), (("*.mlp.[gu]*_proj",), 4),
+    (("proj",), 0), (("layers.0",), 0)])
+def test_patterns(patterns: tuple[str, ...], count: int) -> None:
+    assert len(matching(matrices(models.config("llama")), patterns)) == count
+
+
+# folders
+
+def model_with(backend: Backend, folder: Path, family: str = "llama", names: Any = None, **changes: Any) -> Model:
+    """A folder with a base, and the model that it is with an adapter beside it."""
+    cfg = replace(small_stages.config(), **changes) if family == "llama" else models.config(
+        family, vocab_size=small_stages.small_tokenizer().vocab_size, max_position_embeddings=small_stages.CONTEXT)
+    small_stages.write(folder, backend, cfg)
+    base = load_model(folder, backend)
+    found = drawn(cfg, names or [n for n in matrices(cfg) if n != "lm_head"])
+    low: dict[str, Any] = {}
+    for name, pair in found.items():
+        low |= placed(name, pair, TRAINED, backend)
+    trained = frozenset(n for n in low if "scale" not in n)
+    return replace(base, params={**base.params, **low}, adapter=Adapter(str(folder), trained=trained))
+
+
+def logits(model: Model, backend: Backend, ids: np.ndarray) -> np.ndarray:
+    positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
+    head = model.network.head
+    hidden = model.network.hidden(backend.ops, model.params, {"ids": backend.array(ids),
+                                                              "positions": backend.array(positions)})
+    return np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
+
+
+IDS = np.random.default_rng(0).integers(3, 90, (2, 24)).astype(np.int32)
+
+
+def written(model: Model, backend: Backend, folder: Path) -> Path:
+    folder.mkdir()
+    write(folder, backend, model)
+    return folder
+
+
+def test_a_folder_read_again_is_the_same_model(backend: Backend, tmp_path: Path) -> None:
+    """Beside its base to the bit, and merged into it."""
+    model = model_with(backend, tmp_path / "base")
+    folder = written(model, backend, tmp_path / "adapter")
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
+                                                        "tokenizer.json", "tokenizer_config.json"]
+    again = load_model(folder, backend, merge=False)
+    assert np.array_equal(logits(again, backend, IDS), logits(model, backend, IDS))
+    assert set(adapted(again.params, INHERITED)) == set(adapted(model.params, TRAINED))
+    whole = load_model(folder, backend)
+    assert whole.adapter is None and not adapted(whole.params)
+    np.testing.assert_allclose(logits(whole, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
+
+
+def test_two_adapters_are_saved_as_the_one_that_adds_what_both_add(backend: Backend, tmp_path: Path) -> None:
+    """Also where they are of different matrices, ranks and scales."""
+    model = model_with(backend, tmp_path / "base")
+    low = dict(model.params)
+    rng = np.random.default_rng(8)
+    for name in ("model.layers.0.self_attn.q_proj", "lm_head"):
+        rows, columns = matrices(model.cfg)[name]
+        pair = Pair(rng.standard_normal((2, columns)).astype(np.float32) * np.float32(0.2),
+                    rng.standard_normal((rows, 2)).astype(np.float32) * np.float32(0.2), 4.0)
+        low |= placed(name, pair, INHERITED, backend)
+    model = model.with_params(low)
+    folder = written(model, backend, tmp_path / "adapter")
+    again = load_model(folder, backend, merge=False)
+    np.testing.assert_allclose(logits(again, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
+    found = dict(pairs(again.params, backend, INHERITED))
+    assert found["model.layers.0.self_attn.q_proj"].rank == RANK + 2 and found["lm_head"].rank == 2
+    own = dict(pairs(model.params, backend, TRAINED))
+    for name, pair in own.items():  # what is trained here comes back to the bit: a resume reads it from such a folder
+        assert np.array_equal(found[name].a[-RANK:], pair.a) and np.array_equal(found[name].b[:, -RANK:], pair.b)
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    backend = load_backend("torch", device="cpu")
+    folder = written(model_with(backend, tmp_path / "base"), backend, tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="base model .*base is not here"):
+        load_model(folder, backend)
+    config = json.loads((folder / peft.CONFIG).read_text())
+    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "../moved"}))
+    assert load_model(folder, backend).cfg.hidden_size == 32
+    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "nobody/knows-this-model"}))
+    with pytest.raises(UserError, match="nobody/knows-this-model is not here.*HF_HUB_OFFLINE"):
+        load_model(folder, backend)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"peft_type": "IA3"}, "kind 'IA3'"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k)_proj": 2}}, "(q|k)_proj"),
+    ({"lora_alpha": "x"}, "lora_alpha")])
+def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    backend = load_backend("torch", device="cpu")
+    folder = written(model_with(backend, tmp_path / "base"), backend, tmp_path / "adapter")
+    config = json.loads((folder / peft.CONFIG).read_text())
+    (folder / peft.CONFIG).write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError) as caught:
+        load_model(folder, backend)
+    assert said in str(caught.value)
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    backend = load_backend("torch", device="cpu")
+    model = model_with(backend, tmp_path / "base")
+    folder = written(model, backend, tmp_path / "adapter")
+    tensors = backend.load(folder / peft.WEIGHTS)
+    first = next(iter(tensors))
+    for name, broken in {
+            "one half": {n: t for n, t in tensors.items() if n != first},
+            "not known here": {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": tensors[first] * 1},
+            "which the base": {**tensors, first: tensors[first][:, :-1]}}.items():
+        backend.save(folder / peft.WEIGHTS, broken, {})
+        with pytest.raises(UserError, match=name):
+            load_model(folder, backend)
+    (folder / peft.WEIGHTS).write_bytes(b"not a file")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(folder, backend)
+    (folder / peft.WEIGHTS).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load_model(folder, backend)
+
+
+# PEFT
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_peft_reads_our_folders(family: str, backend: Backend, tmp_path: Path) -> None:
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = model_with(backend, tmp_path / "base", family)
+    if family == "llama":  # a matrix that is trained whole, and ranks that differ
+        low = placed("model.layers.0.mlp.up_proj", drawn(model.cfg, ["model.layers.0.mlp.up_proj"], seed=9)
+                     ["model.layers.0.mlp.up_proj"], INHERITED, backend)
+        head = {"lm_head.weight": model.params["lm_head.weight"] * 0.5}
+        assert model.adapter is not None
+        model = replace(model, params={**model.params, **low, **head},
+                        adapter=replace(model.adapter, whole=frozenset(head)))
+    folder = written(model, backend, tmp_path / "adapter")
+    loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        want = loaded(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    np.testing.assert_allclose(logits(load_model(folder, backend, merge=False), backend, IDS), want, rtol=1e-4,
+                               atol=1e-4)
+
+
+@pytest.mark.slow
+def test_peft_reads_tied_embeddings_that_were_trained(backend: Backend, tmp_path: Path) -> None:
+    """They are the head too, there as here."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    model = model_with(backend, tmp_path / "base", "llama-gqa-tied")
+    whole = {"model.embed_tokens.weight": model.params["model.embed_tokens.weight"] * 1.5}
+    assert model.adapter is not None
+    model = replace(model, params={**model.params, **whole}, adapter=replace(model.adapter, whole=frozenset(whole)))
+    folder = written(model, backend, tmp_path / "adapter")
+    loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        want = loaded(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    for merge_ in (False, True):
+        got = logits(load_model(folder, backend, merge=merge_), backend, IDS)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [
+    {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12},
+    {"target_modules": "all-linear", "r": 4, "use_rslora": True, "rank_pattern": {"up_proj": 2},
+     "alpha_pattern": {"layers.0.self_attn.q_proj": 3}},
+    {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"], "init_lora_weights": "gaussian"}],
+    ids=["two", "all, rslora, patterns", "head"])
+def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_path: Path) -> None:
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    small_stages.write(tmp_path / "base", backend, small_stages.config())
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    made = theirs.get_peft_model(base, theirs.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.requires_grad:
+                p.copy_(torch.randn_like(p) * 0.2)
+    made.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        want = made(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    for whole in (False, True):
+        got = logits(load_model(tmp_path / "adapter", backend, merge=whole), backend, IDS)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+# stages
+
+LORA = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.make(tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32"))
+
+
+def sft(files: Path, out: Path, backend: str, **fields: Any) -> Path:
+    return od.sft(files / "policy", str(files / "chats.jsonl"), out=out, backend=backend, device="cpu", steps=4,
+                  batch_size=4, sequence_length=48, learning_rate=1e-2, eval_every=0, save_every=2, **fields)
+
+
+@pytest.mark.slow
+def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: Path, backend: Backend) -> None:
+    """The base is never touched; each reference is the stage's start; the last folder alone, with the base, is all."""
+    name = backend.name
+    before = checkpoint.sha256(files / "policy" / "model.safetensors")
+    one = sft(files, tmp_path / "run", name, **LORA)
+    two = od.dpo(**settings(files, "dpo", tmp_path / "run", name, **LORA, model=one, steps=3, learning_rate=1e-2))
+    three = od.grpo(**settings(files, "grpo", tmp_path / "run", name, **LORA, model=two, steps=2, updates=1,
+                              learning_rate=1e-2))
+    assert checkpoint.sha256(files / "policy" / "model.safetensors") == before
+    ranks = [json.loads((m / peft.CONFIG).read_text())["r"] for m in (one, two, three)]
+    assert ranks == [4, 8, 12]
+    assert {json.loads((m / peft.CONFIG).read_text())["base_model_name_or_path"] for m in (one, two, three)} == {
+        str(files / "policy")}
+    first = next(e for e in read(two.parent / "events.jsonl") if e["event"] == "step")
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6) and abs(first["margin"]) < 1e-6
+    first = next(e for e in read(three.parent / "events.jsonl") if e["event"] == "step")
+    assert abs(first["kl"]) < 1e-6
+    kept = all_stacked(load_model(two, backend, merge=False).params, backend)
+    for module, pair in all_stacked(load_model(three, backend, merge=False).params, backend).items():
+        assert np.array_equal(pair.a[:8], kept[module].a) and np.array_equal(pair.b[:, :8], kept[module].b)
+        assert np.abs(pair.b[:, 8:]).max() > 0
+
+
+@pytest.mark.parametrize("start", ["whole", "adapter", "quantised with an adapter"])
+def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Path, tmp_path: Path,
+                                                           backend: Backend) -> None:
+    from ondevice.config.preference import DPOConfig
+    from ondevice.stages.start import load_start, with_adapter
+
+    ctx: Any = type("Ctx", (), {"backend": backend, "name": "dpo"})
+    folder = files / "policy"
+    if start.startswith("quantised"):
+        folder = quantize(folder, tmp_path / "packed", 8, 32)
+    if start != "whole":
+        model = load_model(folder, backend)
+        low: dict[str, Any] = {}
+        for name, pair in drawn(model.cfg, [n for n in matrices(model.cfg) if n != "lm_head"]).items():
+            low |= placed(name, pair, TRAINED, backend)
+        folder = written(replace(model, params={**model.params, **low}, adapter=Adapter(str(folder))), backend,
+                         tmp_path / "adapter")
+    cfg = DPOConfig(model=str(folder), **LORA)
+    reference = load_start(cfg.model, cfg, ctx)
+    policy = with_adapter(reference, cfg, ctx)
+    scorer = Scorer(policy, backend, batch_size=4)
+    rows = [Row([5, 6, 7], [8, 9, 10, 11]), Row([5, 9], [30, 31])]
+    now, then = scorer.logprobs(policy.params, rows), scorer.logprobs(reference.params, rows)
+    assert all(np.array_equal(a, b) for a, b in zip(now, then, strict=True))
+    assert adapted(policy.params, TRAINED) and bool(adapted(policy.params, INHERITED)) == (start != "whole")
+    plain = scorer.logprobs({n: p for n, p in policy.params.items() if ".lora_" not in n}, rows)
+    same_as_base = all(np.allclose(a, b, atol=1e-6) for a, b in zip(now, plain, strict=True))
+    assert same_as_base == (start == "whole")  # what was inherited is applied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo"])
+def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Path, tmp_path: Path,
+                                                           backend_name: str) -> None:
+    """From an inherited adapter; stopped at its checkpoint in the middle; to the bit."""
+    start = sft(files, tmp_path / "start", backend_name, **LORA)
+
+    def run(out: str, **fields: Any) -> Path:
+        if stage == "sft":
+            return sft(files, tmp_path / out, backend_name, **{**LORA, "lora_whole": ("lm_head",), **fields})
+        given = settings(files, stage, tmp_path / out, backend_name, model=start, **{**LORA, "steps": 4, **fields})
+        return getattr(od, stage)(**given)
+
+    whole = run("whole")
+    broken = run("broken")
+    folder = broken.parent
+    # as a kill right after the checkpoint in the middle leaves it
+    import shutil
+    for path in (folder / "model", folder / "value_model", folder / "checkpoints" / "step-00000004"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (folder / "done.json", folder / "checkpoints" / "best"):
+        path.unlink(missing_ok=True)
+    run("broken", resume=True)
+    assert any(e["event"] == "resume" and e["step"] == 2 for e in read(folder / "events.jsonl"))
+    assert steps(tmp_path / "broken", stage) == steps(tmp_path / "whole", stage)
+    from safetensors.numpy import load_file
+    for name in ("model", *(["value_model"] if stage == "ppo" else [])):
+        one, other = (load_file(m.parent / name / peft.WEIGHTS) for m in (whole, broken))
+        assert same(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merge_writes_whole_weights(dtype: str, files: Path, tmp_path: Path, backend: Backend) -> None:
+    """What is added is added to the base as its file has it, whatever was computed in."""
+    low = sft(files, tmp_path / "low", backend.name, **LORA, dtype=dtype)
+    whole = sft(files, tmp_path / "whole", backend.name, **LORA, merge=True, dtype=dtype)
+    assert (whole / "config.json").is_file() and not (whole / peft.CONFIG).exists()
+    later = merge(low, tmp_path / "later", backend=backend)
+    one = load_model(low, backend)
+    for folder in (whole, later):
+        other = load_model(folder, backend)
+        for name, p in one.params.items():
+            np.testing.assert_allclose(backend.numpy(p), backend.numpy(other.params[name]), rtol=1e-6, atol=1e-7)
+    with pytest.raises(UserError, match="nothing to merge"):
+        merge(later, tmp_path / "again", backend=backend)
+    assert merged(other, backend).params.keys() == other.params.keys()
+
+
+@pytest.mark.slow
+def test_whole_weights_go_on_from_an_adapter(files: Path, tmp_path: Path) -> None:
+    """Without --adapter a stage takes the adapter into the weights and trains these."""
+    low = sft(files, tmp_path / "low", "torch", **LORA)
+    made = od.dpo(**settings(files, "dpo", tmp_path / "low", "torch", model=low, steps=2))
+    assert (made / "config.json").is_file()
+    first = next(e for e in read(made.parent / "events.jsonl") if e["event"] == "step")
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_reward_models_head_is_trained_whole(files: Path, tmp_path: Path, backend: Backend) -> None:
+    """And PEFT reads it; PPO takes it with a base of its own."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    judge = od.reward(**settings(files, "reward", tmp_path / "run", backend.name, **LORA, steps=4))
+    config = json.loads((judge / peft.CONFIG).read_text())
+    assert config["task_type"] == "SEQ_CLS" and config["modules_to_save"] == ["score"]
+    model = load_model(judge, backend)
+    assert model.cfg.num_labels == 1
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(files / "policy", num_labels=1)
+    loaded = theirs.PeftModel.from_pretrained(base, judge).eval()
+    text = [5, 6, 7, 8, 9]
+    with torch.no_grad():
+        want = loaded(input_ids=torch.tensor([text])).logits.item()
+    assert Scorer(model, backend).scores(model.params, [text])[0] == pytest.approx(want, abs=1e-4)
+    made = od.ppo(**settings(files, "ppo", tmp_path / "run", backend.name, **LORA, reward_model=judge, steps=2))
+    assert (made / peft.CONFIG).is_file() and (made.parent / "value_model" / peft.CONFIG).is_file()
+
+
+@pytest.mark.parametrize("quantised_base", [False, True])
+def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base: bool, files: Path, tmp_path: Path,
+                                                                 backend_name: str) -> None:
+    """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
+    float32's within bfloat16's noise."""
+    from ondevice.backend import OptimSettings
+    from ondevice.config.stages import SFTConfig
+    from ondevice.stages.start import load_start, with_adapter
+
+    folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
+    cfg = SFTConfig(model=str(folder), **LORA)
+    losses, moved = {}, np.zeros(1)
+    for dtype in ("float32", "bfloat16"):
+        backend = load_backend(backend_name, device="cpu", dtype=dtype)
+        ctx: Any = type("Ctx", (), {"backend": backend, "name": "sft"})
+        model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
+        kept = {str(p.dtype).rpartition(".")[2] for n, p in model.params.items() if not model.trains(n)
+                and ".lora_" not in n}
+        assert kept == {dtype, "uint32"} if quantised_base else {dtype}
+        own = {n: p for n, p in model.params.items() if model.trains(n)}
+        assert {str(p.dtype).rpartition(".")[2] for p in own.values()} == {"float32"}
+        trained = backend.trainer(partial(causal_lm_loss, model=model.network, checkpoint=True), own,
+                                  {n: p for n, p in model.params.items() if n not in own}, OptimSettings(clip_norm=0.0))
+        batch = models.batch(model.cfg, tokens=30)
+        name = f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"
+        before = backend.numpy(trained.params()[name]).copy()
+        losses[dtype] = [trained.step([batch], 1e-6)["loss"] for _ in range(4)]
+        moved = np.abs(backend.numpy(trained.params()[name]) - before)
+    assert 0 < moved.max() < 1e-5  # below half a step of bfloat16 at these values
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.02)
+
+
+# what a person does wrong
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"merge": True}, "merge: there is no adapter"),
+    ({"lora_targets": ("q_proj",)}, "lora_targets: there is no adapter"),
+    ({**LORA, "lora_targets": ("q_prj",)}, "no matrix 'q_prj' (did you mean 'q_proj'?)"),
+    ({**LORA, "chat_template": "chatml"}, "needs new tokens, for which an adapter's base has no room"),
+    ({**LORA, "lora_whole": ("embeddings",)}, "no matrix 'embeddings'"), ({**LORA, "lora_rank": 0}, "lora_rank"),
+    ({**LORA, "optimizer": "muon"}, "muon is for whole"), ({**LORA, "lora_alpha": 0}, "lora_alpha")])
+def test_wrong_settings(fields: dict[str, Any], said: str, files: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        sft(files, tmp_path / "run", "torch", **fields)
+    assert said in str(caught.value), caught.value
+
+
+def test_settings_of_adapters_are_not_a_whole_runs_own(files: Path, tmp_path: Path) -> None:
+    """A run without an adapter is the same run whatever its rank would have been."""
+    sft(files, tmp_path / "run", "torch")
+    done = json.loads((tmp_path / "run" / "sft" / "done.json").read_text())
+    assert not [name for name in done["fingerprint"] if "lora" in name or name in ("adapter", "merge")]
+    sft(files, tmp_path / "run", "torch", lora_rank=8, resume=True)
