@@ -178,7 +178,7 @@ class OndeviceApp(App[str]):
             self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
         finally:
             if doctor.returncode is None:
-                doctor.kill()
+                runner.end(doctor)
                 await doctor.wait()
 
     def on_machine_read(self, message: MachineRead) -> None:

@@ -16,6 +16,7 @@ from ondevice.config.use import SamplingConfig
 from ondevice.events import to_json
 from ondevice.hub import without_token
 from ondevice.runfolder import RunFolder
+from ondevice_tui import runner
 from ondevice_tui.road import gives
 
 COMMAND = (sys.executable, "-m", "ondevice", "worker")
@@ -101,15 +102,15 @@ class ModelProcess:
         try:
             await asyncio.wait_for(process.wait(), PATIENCE_S)
         except TimeoutError:
-            process.kill()
+            runner.end(process)
             await process.wait()
         if self._listening is not None:
             await self._listening
 
     def kill(self) -> None:
         """At once, where nobody can wait: the app ends."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        if self._process is not None:
+            runner.end(self._process)
 
     def _send(self, request: Mapping[str, Any]) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():

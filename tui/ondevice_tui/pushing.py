@@ -61,7 +61,7 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
         said, wrong = await process.communicate()
     finally:
         if process.returncode is None:
-            process.kill()
+            runner.end(process)
             await process.wait()  # else its pipes are closed after the app's event loop
     try:
         told: dict[str, Any] = json.loads(said)

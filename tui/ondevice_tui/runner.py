@@ -7,6 +7,8 @@ process number. A stop is the file `<stage>/stop`, the same wish as Ctrl-C: the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -130,3 +132,10 @@ def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return ["--set", f"{name}={json.dumps(value)}"]  # JSON is YAML
     return [f"--{name}={value}"]
+
+
+def end(process: asyncio.subprocess.Process) -> None:
+    """At once. One that has ended between the look and the kill is no mistake."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
+            process.kill()
