@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def run(cfg: PPOConfig, ctx: Context) -> Made:
     marks = {"held_out": feed.measure(params)}
     ctx.events.emit("eval", cfg.steps, **marks["held_out"])
     return Made(policy.with_params(own), marks, {"value_model": value.with_params(sub(params, "value."))},
-                [f"rewarded by {cfg.reward_model}"])
+                [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
 
 
 def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
