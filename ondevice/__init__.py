@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ondevice.config.hub import PullConfig, PushConfig
+    from ondevice.config.hub import ExportConfig, PullConfig, PushConfig
     from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
     from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     )
     from ondevice.hub_push import Tell
 
-__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "fill", "generate", "grpo", "init", "manage_ratings",
-           "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample", "serve", "sft"]
+__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
+           "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample",
+           "serve", "sft"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -201,6 +202,15 @@ def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None 
     from ondevice.hub_pull import pull as function
 
     return function(cfg or _made(PullConfig, {"repo_id": repo_id, **fields}), tell)
+
+
+def export(model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Writes a model for other programs and compares what was written with it (fields of `ExportConfig`). Returns
+    {"path", "largest_difference", …}; see `ondevice.exports.export.export`."""
+    from ondevice.config.hub import ExportConfig
+    from ondevice.exports.export import export as function
+
+    return function(cfg or _made(ExportConfig, {"model": str(model), "to": to, **fields}))
 
 
 def doctor() -> dict[str, Any]:

@@ -78,6 +78,8 @@ VERBS = {verb.name: verb for verb in (
          ("model", "repo_id"), "push", sets=False, render="ondevice.hub_push:render"),
     Verb("pull", "Share", "get a model or a data set from the Hub, verified", f"{_HUB}:PullConfig", ("repo_id",),
          "pull", sets=False, render="ondevice.hub_pull:render"),
+    Verb("export", "Share", "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
+         f"{_HUB}:ExportConfig", ("model",), "export", sets=False, render="ondevice.exports.export:render"),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,

@@ -1,4 +1,4 @@
-"""Draw a finished run as the README shows it: its curves and its ladder, as an SVG of a terminal.
+"""Draw a finished run as the README shows it: its curves, its ladder and some answers, as an SVG of a terminal.
 
     python scripts/picture.py runs/minute docs/minute.svg
 """
@@ -18,6 +18,7 @@ from ondevice.report import ladder
 from ondevice.runfolder import RunFolder, StageFolder
 
 WIDTH = 100
+PROMPTS = 4  # so many of the fixed prompts with their answers; the report has all
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -45,9 +46,12 @@ def main(run: str, target: str) -> None:
         if line := curve(stage):
             console.print(Text(line, style="cyan"))
     console.print()
-    for line in ladder(folder).splitlines():
-        style = "bold" if line.startswith((">", "stage ", "kind ")) else ""
-        console.print(Text(line, style=style, overflow="ellipsis", no_wrap=True))
+    parts = ladder(folder).split("\n\n")
+    for part in [parts[0], *[part for part in parts if part.startswith(">")][:PROMPTS]]:
+        for line in part.splitlines():
+            style = "bold" if line.startswith((">", "stage ")) else ""
+            console.print(Text(line, style=style, overflow="ellipsis", no_wrap=True))
+        console.print()
     # Pages that show pictures fetch nothing for them: the reader's own monospaced font has to do.
     drawn = re.sub(r"@font-face\s*\{[^}]*\}", "", console.export_svg(title="ondevice"))
     Path(target).write_text(drawn, encoding="utf-8")

@@ -14,13 +14,14 @@ from textual.pilot import Pilot
 from ondevice.config.recipe import STAGES, load_recipe
 from ondevice.events import EventWriter
 from ondevice.runfolder import RunFolder
-from ondevice_tui import runner
+from ondevice_tui import pushing, runner
 from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.screens.start import Field, StartScreen
 from ondevice_tui.widgets.curve import Curve
 from ondevice_tui.widgets.rows import Rows
 from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_stage
 
+ROAD = [name for name in STAGES if name != "classify"]  # a run without a classifier
 Script = Callable[[OndeviceApp, Pilot[Any]], Awaitable[None]]
 
 
@@ -34,6 +35,16 @@ def play(folder: Path, script: Script, size: tuple[int, int] = (80, 24)) -> None
             await script(app, pilot)
 
     asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is pushed in these tests: opening the screen starts no process that loads the Hub's client."""
+
+    async def ask(values: dict[str, Any]) -> dict[str, Any]:
+        raise pushing.PlanFailed("not asked")
+
+    monkeypatch.setattr(pushing, "ask_plan", ask)
 
 
 @pytest.fixture
@@ -74,8 +85,9 @@ def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int])
         assert any("0 init" in row and "✓ done" in row for row in rows)
         assert any("1 pretrain" in row and "✓ done" in row and "held-out" in row and "0:50" in row for row in rows)
         assert any("2 sft" in row and "✗ died" in row for row in rows)
-        for i, stage in enumerate(STAGES):
+        for i, stage in enumerate(ROAD):
             assert f"{i} {stage}" in text
+        assert "classify" not in text
         assert "▸ first" in text and "other" in text and "✗ pretrain" in text
         assert "R resumes" in text and "? help" in text.replace("?help", "? help")
         assert ("the same prompt, after each stage" in text) == (size[0] >= 110)
@@ -406,6 +418,38 @@ def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: li
     assert words[:2] == ["pretrain", str(run.stage("init").model)]
     assert set(words[2:]) == {f"--recipe={run.path}", "--steps=7", "--learning_rate=0.002", "--isolate_documents",
                               "--out=fresh one"}
+
+
+@pytest.mark.slow
+def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        a_run(tmp_path, name)
+    reward = RunFolder(tmp_path / "second").stage("reward")
+    write_stage(reward, 5)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("n")
+        await until_shown(pilot, "begin a run")
+        app.screen.query_one(Rows).highlighted = app.screen.query_one(Rows).get_option_index("ppo")
+        await pilot.press("enter")
+        await until_shown(pilot, "start ppo", "model: name the folder of a model")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        await pilot.press("ctrl+t")
+        await until_shown(pilot, "which model", "first · pretrain", "second · init")
+        rows = app.screen.query_one(Rows)
+        rows.highlighted = next(i for i, row in enumerate(rows.options) if "first · pretrain" in str(row.prompt))
+        await pilot.press("enter")
+        await until_shown(pilot, "reward_model: name the folder of a model")
+        assert fields["model"].entry == str(tmp_path / "first" / "pretrain" / "model")
+        fields["reward_model"].control.focus()
+        await pilot.press("ctrl+t")
+        text = await until_shown(pilot, "which model", "second · reward")
+        assert "first · pretrain" not in text.partition("which model")[2].partition("╰")[0]
+        await pilot.press("enter")
+        await until_shown(pilot, "✓ ready")
+        assert fields["reward_model"].entry == str(reward.model)
+
+    play(tmp_path, script)
 
 
 @pytest.mark.slow

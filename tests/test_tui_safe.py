@@ -18,7 +18,6 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.config.recipe import STAGES
 from ondevice.events import EventWriter, LineFile
 from ondevice.rating_stats import cohen_kappa, wilson
 from ondevice.ratings import Ratings, Response
@@ -34,7 +33,7 @@ from ondevice_tui.screens.rate_cards import Ask, why_this
 from ondevice_tui.screens.start import Field, StartScreen
 from ondevice_tui.screens.votes import told_of
 from test_inert import HOSTILE, acts
-from test_tui import play
+from test_tui import ROAD, no_plans, play  # noqa: F401
 from tui_runs import a_run, completion, until, until_shown, write_done
 
 ROOT = Path(__file__).parent.parent
@@ -105,7 +104,7 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
             app.screen.pairing._tell(text)  # type: ignore[attr-defined]
             harmless(app, f"behind the voting: {text!r}")
         app.action_go("road")
-        app.screen.query_one("#stages").highlighted = list(STAGES).index("grpo")  # type: ignore[attr-defined]
+        app.screen.query_one("#stages").highlighted = ROAD.index("grpo")  # type: ignore[attr-defined]
         await pilot.press("d")
         await until_shown(pilot, "first · grpo")
         harmless(app, "details")

@@ -1,4 +1,4 @@
-"""The settings of what moves models and ratings: push and pull. Standard library only.
+"""The settings of what moves models and ratings: push, pull and export. Standard library only.
 
 As in `stages`: a field's name is the flag's, the string under it is its help everywhere.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from ondevice.errors import UserError
 
@@ -97,3 +98,49 @@ class PullConfig:
         check_repo_id(self.repo_id)
         if self.revision.startswith("-") or any(sign in self.revision for sign in " \\^~:?*[") or ".." in self.revision:
             raise UserError(f"{self.revision!r} is no branch, tag or commit", where="revision")
+
+
+_TYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("f16", "q8_0", "f32")}
+"""What `dtype` may be for a form that has a choice."""
+_DEFAULT = {"hf": "bfloat16", "gguf": "f16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model for other programs, then load what was written and compare its logits with the model's own."""
+
+    model: str
+    """Folder of a model or of an adapter, or a run folder: its last stage's model."""
+    to: Literal["hf", "gguf", "mlx", "peft", "mlx-adapter"]
+    """hf: whole weights in another type; gguf: for llama.cpp, Ollama and LM Studio; mlx: 4 or 8 bits for mlx-lm and LM
+    Studio; peft and mlx-adapter: an adapter in either library's form."""
+    out: str = ""
+    """Folder to make. Empty: the model's name and the form, here."""
+    dtype: Literal["", "f16", "q8_0", "f32", "float32", "bfloat16", "float16"] = ""
+    """gguf: f16, q8_0 (8 bits) or f32; hf: float32, bfloat16 or float16. Empty: f16, bfloat16."""
+    bits: int = 4
+    """mlx: bits a weight, 4 or 8."""
+    group_size: int = 64
+    """mlx: weights that share a scale, 32, 64 or 128."""
+    data: str = "builtin"
+    """Text on which perplexity is measured before and after: a file, a folder, or builtin."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """What computes the comparison. auto takes MLX on Apple Silicon, else torch."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is out of range."""
+        if not self.model:
+            raise UserError("no model was named", where="model", hint="give the folder of a model")
+        known = _TYPES.get(self.to, ())
+        if self.dtype and self.dtype not in known:
+            hint = f"known: {', '.join(known)}" if known else "leave it out"
+            raise UserError(f"{self.dtype} does not go with --to {self.to}", where="dtype", hint=hint)
+        for name, values in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
+            if getattr(self, name) not in values:
+                raise UserError(f"{getattr(self, name)} is none of its values", where=name,
+                                hint=f"known: {', '.join(map(str, values))}")
+
+    @property
+    def written_type(self) -> str:
+        """`dtype`, or what it means where it is empty."""
+        return self.dtype or _DEFAULT.get(self.to, "")

@@ -121,6 +121,13 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     return [int(i) for i in ids]
 
 
+def render(messages: Sequence[Message], tokenizer: Tokenizer, *, prompt: bool = False) -> str:
+    """What the template writes for a chat; `prompt`: with what opens the assistant's turn. Contents are trusted: one
+    that spells a special token is one. Raises BadRow and UserError as `encode_chat` does."""
+    chat = _in_parts(messages) if _takes_parts(tokenizer) else list(messages)
+    return _plain(_render(tokenizer, chat, add_generation_prompt=prompt))
+
+
 def add_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     """A copy of `tokenizer` with the named template; chatml adds its two special tokens where they are missing, and
     the model's embeddings must then grow to `vocab_size`. Raises UserError for an unknown name."""

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,26 @@ from ondevice.backend import load_backend
 from ondevice.card import model_card
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
-from ondevice.config.preference import PairsConfig
-from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
-from ondevice.context import Context, Made, digest, digest_path
-from ondevice.errors import Interrupted, UserError
+from ondevice.config.stages import StageConfig
+from ondevice.context import Context, Made
+from ondevice.errors import Interrupted
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.hub_beside import FOLDER as PUSH
 from ondevice.hub_pull import origin
 from ondevice.inert import inert
-from ondevice.models import peft, snapshot
-from ondevice.models.folder import Model, base_folder, is_adapter_folder, weight_files, write
+from ondevice.models import snapshot
+from ondevice.models.folder import Model, write
 from ondevice.ratings import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
-from ondevice.stages.material import data_digest
+from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished
 from ondevice.stages.pairs import COPY as PAIRS
-from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
 
 MODULES = {"init": "initialize", "pretrain": "pretrain", "classify": "classify", "sft": "sft", "sample": "sample",
            "rate": "rate", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
-_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
-              "push_every", "push_to", "ratings", "reward_timeout"}
-"""Fields that do not decide what the result is: a run may go on with other ones."""
-
-
-_OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
-
-
 @dataclass(frozen=True)
 class Surroundings:
     """What a stage shares with the other stages of its run. `corpus` is what `builtin` means."""
@@ -69,16 +59,16 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     """
     cfg.check()
     folder = run.stage(name)
-    fingerprint = fingerprint_of(cfg, around, folder, cfg.resume and not redo)
+    fingerprint = fingerprint_of(cfg, around.corpus, folder, cfg.resume and not redo)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
             _clear(folder)
-        if _complete(folder, fingerprint, cfg.resume, anew):
+        if complete(folder, fingerprint, cfg.resume, anew):
             say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
         if not cfg.resume:
-            _refuse_unfinished(folder, anew)
+            refuse_unfinished(folder, anew)
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
@@ -92,67 +82,6 @@ def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
     if cfg.gives != "ratings":
         return folder.model
     return Path(getattr(cfg, "ratings", "") or folder.path.parent / RATINGS)
-
-
-def fingerprint_of(cfg: StageConfig, around: Surroundings, folder: StageFolder, resume: bool) -> dict[str, Any]:
-    """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
-    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
-    if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
-        out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
-    if isinstance(cfg, PairsConfig):
-        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume, around.corpus)
-    elif "data" in out:
-        out["data"] = data_digest(out["data"], out.pop("validation", ""), around.corpus)
-    for name in ("replay", "sft_data"):
-        if out.get(name) and out.get("sft_coef", 1):
-            out[name] = data_digest(out[name], "", around.corpus)
-    for name in ("model", "other", "reward_model"):
-        if out.get(name):
-            out[name] = model_digest(Path(out[name]))
-    if out.get("tokenizer"):
-        out["tokenizer"] = digest_path(Path(out["tokenizer"]))
-    return out
-
-
-def model_digest(folder: Path) -> str:
-    """A hash of weights, config and tokenizer, of an adapter and its base. Raises UserError for a folder that is no
-    checkpoint."""
-    folder = snapshot.resolve(folder)
-    if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
-    if is_adapter_folder(folder):
-        files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
-        return digest([model_digest(base_folder(folder)), *(checkpoint.sha256(p) for p in files if p.is_file())])
-    if not (folder / "config.json").is_file():
-        raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
-                        hint="give a Hugging Face model folder")
-    parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
-    return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
-
-
-def _complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:
-    """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
-    done = folder.done_record()
-    if done is None:
-        return False
-    _compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
-    if not resume:
-        raise UserError("is complete already", where=str(folder.path), hint=anew)
-    return True
-
-
-def _compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
-    plain = json.loads(json.dumps(new))
-    for field in plain:
-        if old.get(field) != plain[field]:
-            raise UserError(f"{what}, with {field} {old.get(field)}, not {plain[field]}", where=str(folder.path),
-                            hint=f"set it back, or {anew}")
-
-
-def _refuse_unfinished(folder: StageFolder, anew: str) -> None:
-    if checkpoint.steps(folder.checkpoints):
-        raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it; {anew}")
 
 
 def _clear(folder: StageFolder) -> None:
@@ -169,7 +98,7 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
              begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
-        _compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+        compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
         ctx.spent.add(found.record.get("spent", {}))
     begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,

@@ -179,6 +179,7 @@ class OndeviceApp(App[str]):
         finally:
             if doctor.returncode is None:
                 doctor.kill()
+                await doctor.wait()
 
     def on_machine_read(self, message: MachineRead) -> None:
         self.machine = message.line

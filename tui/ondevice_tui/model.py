@@ -137,12 +137,13 @@ class ModelProcess:
             self._errors = [*self._errors[-20:], raw.decode("utf-8", "replace").rstrip()]
 
 
-def models_in(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """[(run · stage, model folder)] of everything that can be talked to, the newest run and stage first."""
+def models_in(runs: Sequence[Mapping[str, Any]], kind: str = "policy") -> list[tuple[str, str]]:
+    """[(run · stage, model folder)] of every model of this kind (by itself: that can be talked to), the newest run and
+    stage first."""
     found = []
     for run in runs:
         for stage in reversed(RunFolder(run["path"]).stages()):
-            if gives(stage.name) == "policy" and stage.has_model:
+            if gives(stage.name) == kind and stage.has_model:
                 found.append((f"{run['run']} · {stage.name}", str(stage.model)))
     return found
 

@@ -62,6 +62,7 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()  # else its pipes are closed after the app's event loop
     try:
         told: dict[str, Any] = json.loads(said)
         return told

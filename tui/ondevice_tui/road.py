@@ -82,11 +82,14 @@ def recipe_stages(run: RunFolder) -> list[str]:
 
 
 def rows(run: Mapping[str, Any] | None) -> list[Row]:
-    """Every stage there is, in the order of the road; what a run has beside them comes last."""
+    """Every stage there is, in the order of the road; what a run has beside them comes last. A classifier is a side
+    road, of encoders for the most part: it is shown where a run has one or its recipe makes one."""
     states = {stage["stage"]: stage for stage in run["stages"]} if run else {}
     busy = next((name for name, stage in states.items() if stage["state"] == "training"), "")
-    names = [*STAGES, *(name for name in states if name not in STAGES)]
-    return [_row(name, states, busy, list(run["recipe"]) if run else []) for name in names]
+    recipe = list(run["recipe"]) if run else []
+    names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe]
+    names += [name for name in states if name not in STAGES]
+    return [_row(name, states, busy, recipe) for name in names]
 
 
 def next_row(found: Sequence[Row]) -> int:

@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widget import Widget
-from textual.widgets import Input, OptionList
+from textual.widgets import Input
 
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig
@@ -22,10 +22,10 @@ from ondevice.progress import number
 from ondevice.ratings import Response
 from ondevice_tui.fields import field_help, fields_of, settings
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.screens.keep import Keep, Kept
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
+from ondevice_tui.widgets.safe import SafeInput, SafeText, content, lines
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here
@@ -330,24 +330,6 @@ second model's is taken), and you say which is better."""
         for pane in self.all_panes:
             if pane.process is not None:
                 pane.process.kill()
-
-
-class ChooseModel(ModalScreen[tuple[str, str] | None]):
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
-
-    def __init__(self, known: list[tuple[str, str]]) -> None:
-        super().__init__()
-        self._known = known
-
-    def compose(self) -> ComposeResult:
-        rows = Rows()
-        rows.show([(str(i), line(cell(name, 34), " ", (path, "$muted"))) for i, (name, path) in enumerate(self._known)])
-        with Vertical(id="card") as card:
-            titled(card, "which model", "Enter chooses   esc closes")
-            yield rows
-
-    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._known[int(event.option_id or 0)])
 
 
 class Settings(ModalScreen[dict[str, Any] | None]):

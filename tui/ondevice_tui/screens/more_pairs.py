@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Input, Select
 
@@ -57,21 +58,24 @@ class MorePairs(ModalScreen[Found]):
         texts = {"temperatures": ", ".join(temperatures), "answers": str(plan.responses if plan else 2),
                  "longest": str(plan.max_new_tokens if plan else 64),
                  "prompts": plan.data if plan else "" if rated else "builtin", "file": ""}
-        names = [(content(cell(name, 40).rstrip()), path) for name, path in self._models]
         with VerticalScroll(id="card") as card:
             card.can_focus = False
             titled(card, "further pairs", "Enter begins   ctrl+x no more   esc leaves")
-            if names:
-                yield from self._row("first", Select(names, value=self._folder(writers, 0), allow_blank=False,
+            if self._models:
+                yield from self._row("first", Select(self._named(), value=self._folder(writers, 0), allow_blank=False,
                                                      compact=True, id="more-first"))
-                same = [(content("the same"), SAME), *names]
-                yield from self._row("second", Select(same, value=self._folder(writers, 1), allow_blank=False,
+                yield from self._row("second", Select([(content("the same"), SAME), *self._named()],
+                                                      value=self._folder(writers, 1), allow_blank=False,
                                                       compact=True, id="more-second"))
             else:
                 yield SafeText("No finished model of any run here yet: pairs can come from a file.", "$warning")
             for name, text in texts.items():
                 yield from self._row(name, SafeInput(text, compact=True, id=f"more-{name}"))
             yield SafeText(id="more-verdict")
+
+    def _named(self) -> list[tuple[Content, str]]:
+        """(name to show, folder) of every model."""
+        return [(content(cell(name, 40).rstrip()), path) for name, path in self._models]
 
     def _row(self, name: str, control: Input | Select[str]) -> ComposeResult:
         with Horizontal(classes="field-row"):

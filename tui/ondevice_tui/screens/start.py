@@ -19,6 +19,7 @@ from ondevice.errors import UserError
 from ondevice.runfolder import RunFolder
 from ondevice_tui import guide, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
+from ondevice_tui.model import models_in
 from ondevice_tui.road import gives
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
@@ -94,6 +95,7 @@ The stage is started as a process of its own: it goes on when this app is closed
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"),
         Binding("ctrl+g", "go", "start", tooltip="Start it"),
+        Binding("ctrl+t", "model", "model", tooltip="Begin from a model of any run here (any other folder: type it)"),
         Binding("ctrl+y", "copy", "copy command", tooltip="Copy the command line"),
         Binding("ctrl+f", "find", "find a field", tooltip="Type a part of a field's name"),
         Binding("tab", "app.focus_next", "next", show=False),
@@ -254,6 +256,22 @@ The stage is started as a process of its own: it goes on when this app is closed
         # a path that is no UTF-8 holds lone surrogates, which no terminal takes
         self.app.copy_to_clipboard(runner.shown(self._words).encode("utf-8", "replace").decode())
         self.ui.say(f"copied: {runner.shown(self._words)}")
+
+    def action_model(self) -> None:
+        """Fills in the model (the reward model where that field has the cursor) from a list of what the runs have."""
+        from ondevice_tui.screens.choose_model import ChooseModel
+
+        fields = {field.spec.name: field for field in self.query(Field) if field.spec.name in ("model", "reward_model")}
+        typing = [field for field in fields.values() if field.control.has_focus]
+        field = (typing or [fields[name] for name in fields if name == "model"] or [None])[0]
+        kind = "reward" if field is not None and field.spec.name == "reward_model" else "policy"
+        known = models_in(self.ui.runs or (), kind)
+        if field is None:
+            self.ui.say(f"{self.verb} begins from no model")
+        elif not known:
+            self.ui.say(f"no run here has a {'reward ' if kind == 'reward' else ''}model yet")
+        else:
+            self.app.push_screen(ChooseModel(known), lambda model: field.put(model[1]) if model else None)
 
     def action_find(self) -> None:
         box = self.query_one("#find", Input)

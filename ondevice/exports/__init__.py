@@ -1,0 +1,1 @@
+"""Models in other programs' forms: `export.py` chooses and verifies, the other files write one form each."""

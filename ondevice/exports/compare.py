@@ -1,0 +1,87 @@
+"""How far what was written is from the model: logits on a fixed prompt, perplexity on held-out text."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.backend import Backend
+from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.losses import causal_lm_loss
+from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.folder import Model
+from ondevice.models.seq2seq_config import Seq2SeqConfig
+
+PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"
+          "12 + 30 = 42, and 7 * 6 is the same.\n")
+TOKENS = 64  # of the prompt, at most
+ROWS = 8
+MOST = 4096  # tokens that perplexity is measured on: it tells two forms of one model apart, and is no exam
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """`largest` difference of two arrays of logits, that as a share of the largest logit, and at how many of `places`
+    the likeliest token is the same."""
+
+    largest: float
+    share: float
+    same: int
+    places: int
+
+
+def gap(one: Floats, other: Floats) -> Gap:
+    """Of two arrays (T, V); not finite where one of them is not."""
+    largest = float(np.abs(one - other).max()) if np.isfinite(other).all() else math.inf
+    return Gap(largest, largest / max(float(np.abs(one).max()), 1e-6), int((one.argmax(-1) == other.argmax(-1)).sum()),
+               len(one))
+
+
+def logits(model: Model, backend: Backend) -> Floats:
+    """(T, V) float32 that the model gives at each place of the fixed prompt; of a judge its scores (T, labels)."""
+    net, ops = model.network, backend.ops
+    ids = np.array([prompt_of(model)], np.int32)
+    batch = {"ids": ids, "positions": np.arange(ids.shape[1], dtype=np.int32)[None]}
+    if isinstance(model.cfg, EncoderConfig):
+        batch["segments"] = np.ones_like(ids)
+    if isinstance(model.cfg, Seq2SeqConfig):  # it reads the prompt, and writes it once more
+        batch |= {"source_ids": ids, "source_lengths": np.array([ids.shape[1]], np.int32)}
+    at = np.arange(ids.shape[1], dtype=np.int32)
+
+    def fn(params, batch, at):  # type: ignore[no-untyped-def]
+        x = net.hidden(ops, params, batch, at=at)
+        if model.cfg.num_labels:
+            return ops.cast(ops.linear(params, net.score, x), "float32")
+        return net.head.logits(ops, params, x)
+
+    found: Floats = backend.numpy(backend.evaluate(fn, compile="off")(model.params, batch, at))
+    return found
+
+
+def prompt_of(model: Model) -> list[int]:
+    """The fixed prompt's ids, as many as the context holds."""
+    return model.tokenizer.encode(PROMPT)[:min(TOKENS, model.cfg.max_position_embeddings)]
+
+
+def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> float:
+    """e to the mean of -log p of a token, over `MOST` tokens of the documents at most."""
+    with tempfile.TemporaryDirectory() as cache:
+        tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
+        width = min(256, model.cfg.max_position_embeddings, len(tokens) - 1)
+        source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
+        loss = partial(causal_lm_loss, model=model.network)
+        run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+        nats = count = 0.0
+        for batch in source.eval_batches(max(1, MOST // (width * ROWS))):
+            part, seen = run(model.params, batch)
+            nats, count = nats + float(backend.numpy(part)), count + float(backend.numpy(seen))
+    return math.exp(nats / max(count, 1.0))

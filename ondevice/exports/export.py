@@ -1,0 +1,141 @@
+"""`ondevice export`: a model written for other programs, then loaded again and compared with the model itself.
+
+What is compared is logits on a fixed prompt, by our own forward pass in float32 on what the written files hold; where
+precision is lost, perplexity too. The folder is whole, and as near as its type allows, or it is not there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ondevice.backend import Backend, load_backend
+from ondevice.checkpoint import whole_folder
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.hub import ExportConfig
+from ondevice.errors import UserError
+from ondevice.exports import gguf_file
+from ondevice.exports.compare import Gap, gap, logits, perplexity
+from ondevice.exports.gguf_words import words_of
+from ondevice.exports.modelfile import modelfile
+from ondevice.inert import inert
+from ondevice.models.folder import Model, load_model, merged, write_model
+from ondevice.models.names import quantised
+from ondevice.models.network import writes
+from ondevice.progress import size
+from ondevice.talk import find_model
+
+_BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
+_LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2}
+"""By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the wrong place differs
+by more. What 4 bits do to a model has no bound; perplexity tells."""
+
+Made = tuple[Model, list[str]]
+
+
+def export(cfg: ExportConfig) -> dict[str, Any]:
+    """Returns {"path", "to", "dtype", "files", "bytes", "largest_difference", "same_token", "places",
+    "perplexity_before", "perplexity_after", "notes"}. Raises UserError for what the form cannot hold, and leaves
+    nothing behind then."""
+    cfg.check()
+    if cfg.to not in _FORMS:
+        raise UserError(f"{cfg.to} cannot be written yet", where="to", hint=f"known: {', '.join(_FORMS)}")
+    folder = find_model(cfg.model)
+    out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError("is there already", where=str(out), hint="give another --out")
+    backend = load_backend(cfg.backend, "cpu", "float32")
+    model = load_model(folder, backend)
+    if quantised(model.params):
+        model = merged(model, backend)
+    exact = cfg.written_type in ("float32", "f32")
+    with whole_folder(out.absolute()) as aside:
+        back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
+        found = gap(logits(model, backend), logits(back, backend))
+        _need_near(found, cfg.written_type)
+        perplexities = {} if exact or not _measures(model) else _perplexities(cfg, model, back, backend)
+        files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+    return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
+            "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
+            "places": found.places, **perplexities, "notes": notes}
+
+
+def render(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['path']}  {size(result['bytes'])}, {len(result['files'])} files",
+             f"read back and compared on {result['places']} places of a fixed prompt: largest difference of a logit "
+             f"{result['largest_difference']:.3g}, the likeliest is the same at {result['same_token']}"]
+    if "perplexity_before" in result:
+        lines.append(f"perplexity: {result['perplexity_before']:.4g} before, {result['perplexity_after']:.4g} after")
+    return "\n".join([*lines, *(f"note: {text}" for text in result["notes"])])
+
+
+def name_of(folder: Path) -> str:
+    """What a model's folder is called: of a stage's `model` its run and its stage."""
+    parts = folder.resolve().parts
+    name = "-".join(parts[-3:-1]) if len(parts) > 3 and parts[-1] == "model" else parts[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+    _need("gguf", "export")
+    own = gguf_file.config_of(model.cfg, str(model.folder))
+    words = words_of(model.tokenizer, own.vocab_size, str(model.folder))
+    file = aside / f"{name}-{cfg.written_type.upper()}.gguf"
+    kept = gguf_file.write(file, model, backend, words, cfg.written_type, name)
+    context = gguf_file.context_of(own)
+    text, told = modelfile(file.name, model.tokenizer, context, words.opens)
+    (aside / "Modelfile").write_text(text, encoding="utf-8")
+    notes = [f"splits text as llama.cpp's {words.pre!r}"]
+    if words.differs:
+        shown = "; ".join(inert(repr(t), newlines=False, limit=60) for t in words.differs)
+        notes = [f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
+                 f"{shown}"]
+    if context < own.max_position_embeddings:
+        notes.append(f"llama.cpp knows no window in this family: the context is the window, {context} tokens")
+    if kept:
+        notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
+    if not told:
+        notes.append("the chat template could not be put into the Modelfile: Ollama looks for one that it knows")
+    return gguf_file.read(file, model, backend), notes
+
+
+def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+    write_model(aside, backend, model.cfg, model.params, model.tokenizer, dtype=cfg.written_type)
+    for file in (model.folder / beside for beside in _BESIDE):
+        if file.is_file():
+            shutil.copyfile(file, aside / file.name)
+    return load_model(aside, backend), []
+
+
+_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], Made]] = {"hf": _hf, "gguf": _gguf}
+
+
+def _measures(model: Model) -> bool:
+    """Whether a text as such has a probability under the model."""
+    return writes(model.cfg) and model.network.start is None
+
+
+def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
+    from ondevice.exam import builtin_exam
+    from ondevice.stages.material import corpus_of, plain_texts
+
+    corpus = corpus_of(cfg.data, CorpusConfig())
+    documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
+    return {"perplexity_before": perplexity(model, backend, documents),
+            "perplexity_after": perplexity(back, backend, documents)}
+
+
+def _need_near(found: Gap, dtype: str) -> None:
+    """Raises UserError where what was written computes something else."""
+    if not found.share <= _LIMITS.get(dtype, float("inf")) or found.largest == float("inf"):
+        raise UserError(f"what was written differs by {found.largest:.3g} in a logit, more than {dtype} explains: "
+                        "nothing was kept", where="dtype", hint="take a type with more bits")
+
+
+def _need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"the package {package} is not installed", where="to", hint=f"pip install 'ondevice[{extra}]'")
