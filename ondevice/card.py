@@ -32,6 +32,7 @@ from ondevice.history import (
 )
 from ondevice.inert import inert
 from ondevice.models.network import fills
+from ondevice.models.snapshot import is_name
 from ondevice.progress import duration, size
 from ondevice.report import cell, markdown
 from ondevice.runfolder import RunFolder
@@ -378,9 +379,15 @@ def _base(config: Mapping[str, Any]) -> str:
     return "" if whole else str(config.get("base_model_name_or_path") or "a base that is not named")
 
 
+def base_may_be_told(folder: Path) -> bool:
+    """Whether what an adapter's folder names as its base, if anything, is a name of the Hub."""
+    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
+    return not base or bool(_on_hub(str(base)))
+
+
 def _on_hub(base: str) -> str:
     """A base's name where it is one of the Hub; its folder is nobody's business."""
-    return base if base.count("/") == 1 and not Path(base).is_absolute() else ""
+    return base if is_name(base) else ""
 
 
 def _base_name(base: str) -> str:

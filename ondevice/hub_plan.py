@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice import checkpoint
-from ondevice.card import Card, folder_card, run_card
+from ondevice.card import Card, base_may_be_told, folder_card, run_card
 from ondevice.config.hub import PushConfig
 from ondevice.data_card import data_files
 from ondevice.errors import UserError, nearest
@@ -173,9 +173,13 @@ def find_target(path: str, stage: str = "") -> Target:
 
 def model_files(folder: Path, under: str = "") -> list[PlannedFile]:
     """The listed files of a model's or an adapter's folder, placed `under` a folder of the repository. Raises
-    UserError where weights are missing, or are pickled."""
+    UserError where weights are missing, or are pickled, or where an adapter's base is a folder of this machine: nobody
+    else would have it."""
     names = [name for name in TEXTS if (folder / name).is_file()]
     weights = [folder / name for name in ADAPTERS if (folder / name).is_file()]
+    if weights and not base_may_be_told(folder):
+        raise UserError("is an adapter whose base is a folder of this machine", where=str(folder),
+                        hint="name one of the Hub in adapter_config.json, or make whole weights of it: ondevice.merge")
     if not weights:
         weights = weight_files(folder)
         index = folder / "model.safetensors.index.json"

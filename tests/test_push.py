@@ -91,6 +91,22 @@ def test_a_second_push_goes_on_top_and_leaves_no_old_weights(server: HubServer, 
     assert len(repo.commits) == 3  # nothing is new
 
 
+def test_an_adapter_goes_where_its_base_can_be_had(server: HubServer, tmp_path: Path) -> None:
+    """Its files and its base's name; a folder of this machine is of no use to others, and nobody's business."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    for base in (str(tmp_path / "base"), "../base"):
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        assert "whose base is a folder of this machine" in refused(folder)
+    assert not requests(server, "PUT") and not requests(server, "POST")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    push(folder)
+    files = server.repo("me/m").commits[-1].files
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(files)
+    assert "base_model: org/base" in files["README.md"].decode()
+
+
 def test_tags(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     first = push(model, tag="step-1200")

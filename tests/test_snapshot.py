@@ -53,6 +53,9 @@ def test_an_adapter_names_its_base_by_the_hubs_name(cache: Path, tmp_path: Path)
                   device="cpu", steps=1, batch_size=2, sequence_length=48, adapter="lora")
     config = json.loads((made / peft.CONFIG).read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("somebody/small-model", COMMIT)
+    record = json.loads((made.parent / "done.json").read_text())
+    assert (record["base"]["repo"], record["base"]["commit"]) == ("somebody/small-model", COMMIT)
+    assert "base_model: somebody/small-model" in (made / "README.md").read_text()
     assert load_model(made, load_backend("torch", device="cpu")).cfg.hidden_size == 32
 
 

@@ -21,9 +21,14 @@ def resolve(name: str | Path) -> Path:
     """The folder that `name` means: itself where it is one or cannot be a name on the Hub, else the snapshot in the
     cache, fetched where that is possible. Raises UserError for a model that is neither here nor there."""
     path = Path(name)
-    if path.exists() or not _NAME.fullmatch(str(name)):
+    if path.exists() or not is_name(str(name)):
         return path
     return fetched(str(name))
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a model's name on the Hub: owner/name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def fetched(name: str) -> Path:
