@@ -108,7 +108,8 @@ class Ops(Protocol):
     def constant(self, x: HostArray) -> Array: ...
     # autograd
     def stop_gradient(self, x: Array) -> Array: ...
-    def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]: ...
+    def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn(block_params, x, …)`, computed again in the backward pass; every array to differentiate is an argument."""
     def in_chunks(self, fn: Callable[..., tuple[Array, ...]], rows: int, *,
                   keep: bool = False) -> Callable[..., tuple[Array, ...]]:
         """`fn(params, x, *others)` over `rows` rows of `x` and `others` at a time, one chunk after the other in both

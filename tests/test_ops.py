@@ -110,7 +110,7 @@ CASES: dict[str, Case] = {
     "cast:float": (lambda o, x: o.cast(x, "float32"), (IDS,), lambda x: x.astype(np.float32)),
     "constant": (lambda o: o.constant(TABLE), (), lambda: TABLE),
     "stop_gradient": (lambda o, x: o.stop_gradient(x), (X,), lambda x: x),
-    "checkpoint": (lambda o, x, y: o.checkpoint(lambda a, b: a * b)(x, y), (X, Y), lambda x, y: x * y),
+    "checkpoint": (lambda o, x, y: o.checkpoint(lambda p, b: p["x"] * b)({"x": x}, y), (X, Y), lambda x, y: x * y),
     "in_chunks": (lambda o, x, w, s: o.in_chunks(_scores, 4)({"w": w}, x, s)[0], (TABLE, W, np.arange(11)),
                   lambda x, w, s: (x @ w.T)[:, 0] ** 2 + s),
     "attention": (lambda o, q, k, v: o.attention(q, k, v, scale=0.5),
