@@ -109,7 +109,7 @@ class Ops(Protocol):
     # autograd
     def stop_gradient(self, x: Array) -> Array: ...
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(block_params, x, …)`, computed again in the backward pass; every array to differentiate is an argument."""
+        """`fn(block_params, x, …)`, computed again in the backward pass; what is differentiated is an argument."""
     def in_chunks(self, fn: Callable[..., tuple[Array, ...]], rows: int, *,
                   keep: bool = False) -> Callable[..., tuple[Array, ...]]:
         """`fn(params, x, *others)` over `rows` rows of `x` and `others` at a time, one chunk after the other in both
