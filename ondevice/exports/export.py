@@ -19,7 +19,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
 from ondevice.errors import UserError
 from ondevice.exports import gguf_file
-from ondevice.exports.compare import Gap, gap, logits, perplexity
+from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile
 from ondevice.inert import inert
@@ -55,7 +55,8 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     exact = cfg.written_type in ("float32", "f32")
     with whole_folder(out.absolute()) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
-        found = gap(logits(model, backend), logits(back, backend))
+        text = prompt_of(back)  # whose context may be the shorter one
+        found = gap(logits(model, backend, text), logits(back, backend, text))
         _need_near(found, cfg.written_type)
         perplexities = {} if exact or not _measures(model) else _perplexities(cfg, model, back, backend)
         files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
