@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
 from ondevice.exports.modelfile import ROLES, modelfile, parts_of
-from ondevice.models.folder import load_model, write_model
+from ondevice.models.folder import Adapter, load_model, write, write_model
+from ondevice.models.lora import INHERITED, Pair, placed
+from ondevice.models.names import matrices
 
 GGUF = ["llama", "llama-gqa-tied", "llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"]
 SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
@@ -170,6 +173,100 @@ def test_hf_in_another_type(tmp_path: Path, backend: Backend) -> None:
     assert 0 < half["largest_difference"] < 0.5 and half["perplexity_after"] == pytest.approx(
         half["perplexity_before"], rel=0.05)
     assert half["bytes"] < same["bytes"] and (tmp_path / "half" / "README.md").read_text() == "what it is\n"
+
+
+# MLX, and adapters
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_mlx_lm_reads_our_quantised_export(bits: int, tmp_path: Path) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    folder = folder_of("qwen3", tmp_path / "m", backend)
+    found = od.export(folder, "mlx", bits=bits, group_size=32, out=tmp_path / "out", backend="torch",
+                      data=str(_text(tmp_path)))
+    assert found["dtype"] == f"{bits} bits" and found["perplexity_after"] == pytest.approx(
+        found["perplexity_before"], rel=0.5 if bits == 4 else 0.02)
+    theirs, _ = mlx_lm.load(str(tmp_path / "out"))
+    ids = list(range(3, 30))
+    want = logits(load_model(tmp_path / "out", backend), backend, ids)
+    np.testing.assert_allclose(np.array(theirs(mx.array([ids])))[0], want, rtol=1e-3, atol=2e-3)
+
+
+@pytest.fixture
+def adapter(policy: Path, tmp_path: Path) -> Path:
+    """PEFT's folder of an adapter of two kinds of matrices; one of them in one block alone."""
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    model = load_model(policy, backend)
+    rng = np.random.default_rng(0)
+    params = dict(model.params)
+    for name, rank, scale in (("model.layers.0.self_attn.q_proj", 3, 2.0), ("model.layers.1.self_attn.q_proj", 3, 2.0),
+                              ("model.layers.1.mlp.down_proj", 2, 0.5)):
+        outputs, inputs = matrices(model.cfg)[name]
+        pair = Pair(*(rng.standard_normal(shape).astype(np.float32) * np.float32(0.2)
+                      for shape in ((rank, inputs), (outputs, rank))), scale)
+        params |= placed(name, pair, INHERITED, backend)
+    (tmp_path / "lora").mkdir()
+    write(tmp_path / "lora", backend, replace(model, params=params, adapter=Adapter(str(policy))))
+    return tmp_path / "lora"
+
+
+def test_adapters_go_both_ways(adapter: Path, policy: Path, tmp_path: Path, backend: Backend) -> None:
+    there = od.export(adapter, "mlx-adapter", out=tmp_path / "mlx", backend=backend.name)
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    assert config["model"] == str(policy) and config["lora_parameters"]["keys"] == ["mlp.down_proj", "self_attn.q_proj"]
+    back = od.export(tmp_path / "mlx", "peft", out=tmp_path / "peft", backend=backend.name)
+    text = list(range(3, 30))
+    plain, first, last = (logits(load_model(f, backend), backend, text) for f in (policy, adapter, tmp_path / "peft"))
+    assert gap(first, last).share < 1e-5 < 1e-2 < gap(plain, last).share
+    assert max(there["largest_difference"], back["largest_difference"]) < 1e-3 and "its base is" in there["notes"][0]
+    whole = od.export(tmp_path / "mlx", "hf", dtype="float32", out=tmp_path / "whole", backend=backend.name)
+    assert "model.safetensors" in whole["files"]
+    assert gap(first, logits(load_model(tmp_path / "whole", backend), backend, text)).share < 1e-5
+    with pytest.raises(UserError, match="is no adapter"):
+        od.export(policy, "peft", out=tmp_path / "x", backend=backend.name)
+
+
+@pytest.mark.slow
+def test_mlx_lm_reads_our_adapter(adapter: Path, policy: Path, tmp_path: Path) -> None:
+    mlx_lm = pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+
+    od.export(adapter, "mlx-adapter", out=tmp_path / "mlx", backend="torch")
+    theirs, _ = mlx_lm.load(str(policy), adapter_path=str(tmp_path / "mlx"))
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    want = logits(load_model(adapter, backend), backend, list(range(3, 30)))
+    np.testing.assert_allclose(np.array(theirs(mx.array([list(range(3, 30))])))[0], want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_peft_reads_what_came_from_mlx_lm(adapter: Path, policy: Path, tmp_path: Path) -> None:
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    import torch
+
+    od.export(adapter, "mlx-adapter", out=tmp_path / "mlx", backend="torch")
+    od.export(tmp_path / "mlx", "peft", out=tmp_path / "peft", backend="torch")
+    base = transformers.AutoModelForCausalLM.from_pretrained(policy)
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    want = logits(load_model(adapter, backend), backend, list(range(3, 30)))
+    with torch.no_grad():
+        found = theirs(torch.tensor([list(range(3, 30))])).logits[0].numpy()
+    np.testing.assert_allclose(found, want, atol=1e-4)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"fine_tune_type": "dora"}, "kind 'dora'"), ({"model": ""}, "names no base"),
+    ({"lora_parameters": 3}, "no adapter"), ({"model": "nowhere/at/all"}, "nowhere")])
+def test_bad_adapters_of_mlx_lm(change: dict[str, Any], said: str, adapter: Path, tmp_path: Path) -> None:
+    od.export(adapter, "mlx-adapter", out=tmp_path / "mlx", backend="torch")
+    file = tmp_path / "mlx" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match=said):
+        od.export(tmp_path / "mlx", "peft", out=tmp_path / "x", backend="torch")
+    assert not (tmp_path / "x").exists()
 
 
 def _text(folder: Path) -> Path:
