@@ -206,8 +206,9 @@ def test_a_killed_stage_goes_on_as_if_it_had_not_been(files: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
 def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: str) -> None:
+    """Not grpo's: most of its groups have no spread here, and AdamW makes whole steps of the rounding that is left."""
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
     for name in ("torch", "mlx"):

@@ -80,7 +80,7 @@ def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 7)
     text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "b"])
-    assert "pair 7/7" in text and "4 usable" in text and "1 ties" in text and "1 bad" in text
+    assert "pair 7/7" in text and "4/100 usable" in text and "1 ties" in text and "1 bad" in text
     found = votes(run)
     with Ratings.open(run.path) as ratings:
         items = [ratings.item(vote.item) for vote in found]

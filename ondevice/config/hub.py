@@ -143,4 +143,4 @@ class ExportConfig:
     @property
     def written_type(self) -> str:
         """`dtype`, or what it means where it is empty."""
-        return self.dtype or _DEFAULT.get(self.to, "")
+        return self.dtype or (f"{self.bits} bits" if self.to == "mlx" else _DEFAULT.get(self.to, ""))

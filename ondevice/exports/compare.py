@@ -46,10 +46,10 @@ def gap(one: Floats, other: Floats) -> Gap:
                len(one))
 
 
-def logits(model: Model, backend: Backend) -> Floats:
-    """(T, V) float32 that the model gives at each place of the fixed prompt; of a judge its scores (T, labels)."""
+def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
+    """(T, V) float32 that the model gives at each place of the ids `text`; of a judge its scores (T, labels)."""
     net, ops = model.network, backend.ops
-    ids = np.array([prompt_of(model)], np.int32)
+    ids = np.array([text], np.int32)
     batch = {"ids": ids, "positions": np.arange(ids.shape[1], dtype=np.int32)[None]}
     if isinstance(model.cfg, EncoderConfig):
         batch["segments"] = np.ones_like(ids)

@@ -18,19 +18,21 @@ from ondevice.checkpoint import whole_folder
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
 from ondevice.errors import UserError
-from ondevice.exports import gguf_file
-from ondevice.exports.compare import Gap, gap, logits, perplexity
+from ondevice.exports import gguf_file, mlx_adapter
+from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile
 from ondevice.inert import inert
-from ondevice.models.folder import Model, load_model, merged, write_model
-from ondevice.models.names import quantised
+from ondevice.models.convert import quantised_model
+from ondevice.models.folder import Model, load_model, merged, write, write_model
+from ondevice.models.names import matrices, quantised
 from ondevice.models.network import writes
 from ondevice.progress import size
 from ondevice.talk import find_model
 
 _BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
-_LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2}
+_LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2,
+           "peft": 1e-4, "mlx-adapter": 1e-4}
 """By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the wrong place differs
 by more. What 4 bits do to a model has no bound; perplexity tells."""
 
@@ -42,22 +44,20 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     "perplexity_before", "perplexity_after", "notes"}. Raises UserError for what the form cannot hold, and leaves
     nothing behind then."""
     cfg.check()
-    if cfg.to not in _FORMS:
-        raise UserError(f"{cfg.to} cannot be written yet", where="to", hint=f"known: {', '.join(_FORMS)}")
     folder = find_model(cfg.model)
     out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
     backend = load_backend(cfg.backend, "cpu", "float32")
-    model = load_model(folder, backend)
-    if quantised(model.params):
-        model = merged(model, backend)
-    exact = cfg.written_type in ("float32", "f32")
+    model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
+        load_model(folder, backend, merge=False)
     with whole_folder(out.absolute()) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
-        found = gap(logits(model, backend), logits(back, backend))
-        _need_near(found, cfg.written_type)
-        perplexities = {} if exact or not _measures(model) else _perplexities(cfg, model, back, backend)
+        text = prompt_of(back)  # whose context may be the shorter one
+        found = gap(logits(model, backend, text), logits(back, backend, text))
+        _need_near(found, cfg)
+        loses = cfg.written_type not in ("", "float32", "f32") and _measures(model)
+        perplexities = _perplexities(cfg, model, back, backend) if loses else {}
         files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
     return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
             "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
@@ -82,6 +82,7 @@ def name_of(folder: Path) -> str:
 
 def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
     _need("gguf", "export")
+    model = _whole(model, backend)
     own = gguf_file.config_of(model.cfg, str(model.folder))
     words = words_of(model.tokenizer, own.vocab_size, str(model.folder))
     file = aside / f"{name}-{cfg.written_type.upper()}.gguf"
@@ -104,14 +105,47 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
 
 
 def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
-    write_model(aside, backend, model.cfg, model.params, model.tokenizer, dtype=cfg.written_type)
+    whole = _whole(model, backend)
+    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type)
     for file in (model.folder / beside for beside in _BESIDE):
         if file.is_file():
             shutil.copyfile(file, aside / file.name)
     return load_model(aside, backend), []
 
 
-_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], Made]] = {"hf": _hf, "gguf": _gguf}
+def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+    whole = model if model.adapter is None else _whole(model, backend)
+    packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
+    write(aside, backend, packed, dtype=dtype)
+    kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
+    return load_model(aside, backend), [f"{kept} matrices stay {dtype}: their rows are no whole number of "
+                                        f"{cfg.group_size}"] if kept else []
+
+
+def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+    if model.adapter is None:
+        raise UserError("is no adapter", where=str(model.folder), hint="--to hf writes whole models")
+    write(aside, backend, model)
+    return load_model(aside, backend, merge=False), [_needs_base(model)]
+
+
+def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+    mlx_adapter.write(aside, backend, model)
+    return mlx_adapter.read(aside, backend), [_needs_base(model)]
+
+
+def _needs_base(model: Model) -> str:
+    assert model.adapter is not None
+    return f"its base is {model.adapter.base}"
+
+
+def _whole(model: Model, backend: Backend) -> Model:
+    """The model without adapters beside its weights, and unpacked."""
+    return merged(model, backend) if model.adapter is not None or quantised(model.params) else model
+
+
+_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], Made]] = {
+    "hf": _hf, "gguf": _gguf, "mlx": _mlx, "peft": _peft, "mlx-adapter": _mlx_adapter}
 
 
 def _measures(model: Model) -> bool:
@@ -129,10 +163,11 @@ def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend
             "perplexity_after": perplexity(back, backend, documents)}
 
 
-def _need_near(found: Gap, dtype: str) -> None:
+def _need_near(found: Gap, cfg: ExportConfig) -> None:
     """Raises UserError where what was written computes something else."""
-    if not found.share <= _LIMITS.get(dtype, float("inf")) or found.largest == float("inf"):
-        raise UserError(f"what was written differs by {found.largest:.3g} in a logit, more than {dtype} explains: "
+    what = cfg.written_type or cfg.to
+    if not found.share <= _LIMITS.get(what, float("inf")) or found.largest == float("inf"):
+        raise UserError(f"what was written differs by {found.largest:.3g} in a logit, more than {what} explains: "
                         "nothing was kept", where="dtype", hint="take a type with more bits")
 
 

@@ -72,9 +72,7 @@ def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, 
         kind = _type(value.shape, dtype)
         kept += dtype == "q8_0" and kind == "F16"
         theirs = names.get_name(own, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise UserError(f"{own} has no place in a GGUF file", where=str(model.folder),
-                            hint="--merge an adapter, or --to hf")
+        assert theirs is not None, own
         _add(writer, theirs, value, kind)
     if cfg.rope_scaling and _kind(cfg) == "llama3":
         # llama.cpp divides its own frequencies by these

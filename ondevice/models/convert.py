@@ -33,11 +33,16 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int 
             raise UserError(f"{value} is none of its values", where=name, hint=f"known: {', '.join(map(str, known))}")
     target = _empty(out)
     backend = backend or load_backend(device="cpu")
-    found = load_model(model, backend)
+    found, dtype = quantised_model(load_model(model, backend), bits, group_size, backend)
+    return _written(found, target, backend, dtype)
+
+
+def quantised_model(found: Model, bits: int, group_size: int, backend: Backend) -> tuple[Model, str]:
+    """(the model with its matrices packed, the type of what is not). Raises UserError as `quantize` does."""
     if quantised(found.params):
-        raise UserError("is quantised already", where=str(model))
+        raise UserError("is quantised already", where=str(found.folder))
     if found.cfg.model_type == "gpt2" or not isinstance(found.cfg, DecoderConfig):
-        raise UserError(f"a {found.cfg.model_type} model cannot be quantised", where=str(model),
+        raise UserError(f"a {found.cfg.model_type} model cannot be quantised", where=str(found.folder),
                         hint="mlx-lm could not read its packed weights")
     dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "bfloat16"
     params: Params = {}
@@ -53,7 +58,7 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int 
     if not quantised(params):
         raise UserError(f"no matrix has rows of whole groups of {group_size}", where="group_size",
                         hint="take a smaller one")
-    return _written(found.with_params(params), target, backend, dtype)
+    return found.with_params(params), dtype
 
 
 def merge(adapter: str | Path, out: str | Path, *, backend: Backend | None = None,
