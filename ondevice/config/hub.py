@@ -102,6 +102,7 @@ class PullConfig:
 
 _TYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("f16", "q8_0", "f32")}
 """What `dtype` may be for a form that has a choice."""
+_PACKED = ("mlx",)  # the forms whose weights are packed into a few bits
 _DEFAULT = {"hf": "bfloat16", "gguf": "f16"}
 
 
@@ -143,4 +144,4 @@ class ExportConfig:
     @property
     def written_type(self) -> str:
         """`dtype`, or what it means where it is empty."""
-        return self.dtype or (f"{self.bits} bits" if self.to == "mlx" else _DEFAULT.get(self.to, ""))
+        return self.dtype or (f"{self.bits} bits" if self.to in _PACKED else _DEFAULT.get(self.to, ""))
