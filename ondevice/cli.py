@@ -208,7 +208,8 @@ def make_config(verb: Verb, cls: type, line: Line) -> Any:
             apply_set(values, assignment)
     for f in dataclasses.fields(cls):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
-            raise UserError(f"{f.name.upper()} is missing", where=verb.name, hint=_usage(verb))
+            name = f.name.upper() if f.name in verb.positional else _flag(f.name)
+            raise UserError(f"{name} is missing", where=verb.name, hint=_usage(verb))
     try:
         return from_mapping(cls, values)
     except UserError as error:

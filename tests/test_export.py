@@ -282,10 +282,11 @@ def policy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["--to", "onnx"], "known: gguf, hf, mlx"), ([], "TO is missing"), (["--to", "gguf", "--dtype", "bfloat16"],
+    (["--to", "onnx"], "known: gguf, hf, mlx"), ([], "--to is missing"), (["--to", "gguf", "--dtype", "bfloat16"],
                                                                         "known: f16, q8_0, f32"),
     (["--to", "mlx", "--bits", "3"], "known: 4, 8"), (["--to", "mlx", "--dtype", "f16"], "does not go with --to mlx"),
-    (["--to", "hf", "--out", "{m}"], "is there already")])
+    (["--to", "hf", "--out", "{m}"], "is there already"),
+    (["--to", "hf", "--out", "{m}/config.json/x"], "below a file")])
 def test_bad_words(words: list[str], said: str, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(policy), *(w.replace("{m}", str(policy)) for w in words)]) == 2
     error = capsys.readouterr().err

@@ -48,6 +48,8 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
+    if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
+        raise UserError("would stand below a file", where=str(out), hint="give another --out")
     backend = load_backend(cfg.backend, "cpu", "float32")
     model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
         load_model(folder, backend, merge=False)

@@ -1,0 +1,254 @@
+#!/usr/bin/env python3
+"""Writes docs/interop.md: other programs load what `ondevice export` writes, and their numbers are compared with ours.
+
+    scripts/interop.py MODEL [--out docs/interop.md]
+
+MODEL is a decoder with a chat template. Compared are logits on the fixed prompt of `ondevice export` and 48 greedy
+tokens after a chat's prompt, our own in float32 on torch. A program that is not installed is said not to have been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+import ondevice as od  # noqa: E402
+from ondevice.backend import Backend, load_backend  # noqa: E402
+from ondevice.data.chat import prompt_ids  # noqa: E402
+from ondevice.decoding import Generator, Sampling  # noqa: E402
+from ondevice.exports.compare import logits, prompt_of  # noqa: E402
+from ondevice.models.folder import Adapter, Model, load_model, write, write_model  # noqa: E402
+from ondevice.models.heads import with_head  # noqa: E402
+from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
+from ondevice.models.names import matrices  # noqa: E402
+from ondevice.randomness import normal  # noqa: E402
+
+ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
+TOKENS = 48
+
+
+@dataclass
+class Case:
+    """The model, its folder, and where forms of it are written."""
+
+    model: Model
+    folder: Path
+    room: Path
+    backend: Backend
+
+    def prompts(self) -> list[list[int]]:
+        return [prompt_ids([{"role": "user", "content": text}], self.model.tokenizer) for text in ASKED]
+
+    def written(self, model: Model) -> list[list[int]]:
+        found = Generator(model, self.backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(
+            model.params, self.prompts())
+        return [list(c.ids) for c in found]
+
+
+def transformers_hf(case: Case) -> str:
+    import transformers
+
+    od.export(case.folder, "hf", dtype="float32", out=case.room / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(case.room / "hf", dtype="float32")
+    return _transformers(case, theirs, case.model)
+
+
+def transformers_gguf(case: Case) -> str:
+    import transformers
+
+    found = od.export(case.folder, "gguf", dtype="f16", out=case.room / "gguf")
+    name = next(name for name in found["files"] if name.endswith(".gguf"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(case.room / "gguf", gguf_file=name, dtype="float32")
+    return _transformers(case, theirs, case.model)
+
+
+def transformers_judge(case: Case) -> str:
+    """A reward model: the scores of the pipeline for text classification."""
+    import transformers
+
+    judge = with_head(case.model, case.backend, 0)
+    (case.room / "judge").mkdir()
+    write_model(case.room / "judge", case.backend, judge.cfg, judge.params, judge.tokenizer)
+    od.export(case.room / "judge", "hf", dtype="float32", out=case.room / "judge-hf")
+    pipeline = transformers.pipeline("text-classification", str(case.room / "judge-hf"), function_to_apply="none")
+    ids = judge.tokenizer.encode(ASKED[0])
+    mine = float(logits(judge, case.backend, ids)[-1, 0])
+    return f"{abs(pipeline(ASKED[0])[0]['score'] - mine):.1e} of the score"
+
+
+def peft_adapter(case: Case) -> str:
+    import peft
+    import transformers
+
+    folder, mine = _adapter(case)
+    od.export(folder, "peft", out=case.room / "peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(case.folder, dtype="float32")
+    return _transformers(case, peft.PeftModel.from_pretrained(base, case.room / "peft"), mine)
+
+
+def mlx_hf(case: Case) -> str:
+    od.export(case.folder, "hf", dtype="float32", out=case.room / "mlx-hf")
+    return _mlx(case, case.room / "mlx-hf", None, case.model)
+
+
+def mlx_bits(bits: int) -> Callable[[Case], str]:
+    def run(case: Case) -> str:
+        out = case.room / f"mlx-{bits}"
+        found = od.export(case.folder, "mlx", bits=bits, out=out)
+        said = _mlx(case, out, None, load_model(out, case.backend))
+        return f"{said}; perplexity {found['perplexity_before']:.4g} → {found['perplexity_after']:.4g}"
+    return run
+
+
+def mlx_adapter(case: Case) -> str:
+    folder, mine = _adapter(case)
+    od.export(folder, "mlx-adapter", out=case.room / "mlx-adapter")
+    return _mlx(case, case.folder, case.room / "mlx-adapter", mine)
+
+
+def llama_cpp(dtype: str) -> Callable[[Case], str]:
+    def run(case: Case) -> str:
+        from llama_cpp import LlamaCpp
+        from ondevice.exports import gguf_file
+
+        out = case.room / f"llama-{dtype}"
+        found = od.export(case.folder, "gguf", dtype=dtype, out=out)
+        file = out / next(name for name in found["files"] if name.endswith(".gguf"))
+        program, mine = LlamaCpp(file, 512), gguf_file.read(file, case.model, case.backend)
+        tokens = [program.greedy(p, TOKENS)[0] for p in case.prompts()]
+        return f"{_same(tokens, case.written(mine))}; perplexity {found['perplexity_before']:.4g} → " \
+               f"{found['perplexity_after']:.4g}"
+    return run
+
+
+def not_run(case: Case) -> str:
+    raise ModuleNotFoundError
+
+
+ROWS: tuple[tuple[str, str, str, Callable[[Case], str]], ...] = (
+    ("transformers", "transformers", "hf float32", transformers_hf),
+    ("transformers, pipeline", "transformers", "hf float32, reward model", transformers_judge),
+    ("transformers, gguf_file", "transformers", "gguf f16", transformers_gguf),
+    ("peft", "peft", "peft", peft_adapter),
+    ("mlx-lm", "mlx-lm", "hf float32", mlx_hf),
+    ("mlx-lm", "mlx-lm", "mlx, 8 bits", mlx_bits(8)),
+    ("mlx-lm", "mlx-lm", "mlx, 4 bits", mlx_bits(4)),
+    ("mlx-lm", "mlx-lm", "mlx-adapter", mlx_adapter),
+    ("llama.cpp (xllamacpp)", "xllamacpp", "gguf f16", llama_cpp("f16")),
+    ("llama.cpp (xllamacpp)", "xllamacpp", "gguf q8_0", llama_cpp("q8_0")),
+    ("vLLM", "vllm", "hf", not_run), ("lm-eval", "lm-eval", "hf", not_run), ("Ollama", "", "gguf, Modelfile", not_run),
+    ("LM Studio", "", "gguf, mlx", not_run),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "interop.md"))
+    chosen = parser.parse_args()
+    backend = load_backend("torch", "cpu", "float32")
+    model = load_model(chosen.model, backend)
+    lines = []
+    with tempfile.TemporaryDirectory() as room:
+        for program, package, form, run in ROWS:
+            try:
+                said, found = run(Case(model, model.folder.resolve(), Path(room), backend)), version(package)
+            except (ModuleNotFoundError, PackageNotFoundError):
+                said, found = "not run", _version(package)
+            lines.append(f"| {program} | {found} | {form} | {said} |")
+            print(lines[-1], flush=True)
+            gc.collect()
+    Path(chosen.out).write_text(PAGE.format(
+        model=f"{Path(chosen.model).name} ({model.cfg.model_type}, {model.size / 1e6:.0f} million weights)",
+        rows="\n".join(lines),
+        here=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "
+             f"gguf {version('gguf')}"), encoding="utf-8")
+
+
+PAGE = """# What other programs compute with our folders
+
+Written by `scripts/interop.py`. Model: {model}. Here: {here}.
+
+Logits are compared on the fixed prompt of `ondevice export`, ours in float32 on torch, with what that file holds;
+tokens are 48 greedy ones after each of three chats' prompts. "Not run": it is not installed here; nothing is claimed.
+
+| program | version | form | largest difference |
+| --- | --- | --- | --- |
+{rows}
+
+llama.cpp rounds what it multiplies to float16 (f16) or to 8 bits (q8_0): where two tokens are nearly as likely, it may
+take the other one. Where a text ends with a stop token, that token is compared too.
+"""
+
+
+def _transformers(case: Case, theirs: Any, mine: Model) -> str:
+    import torch
+
+    ids = prompt_of(case.model)
+    theirs = theirs.eval()
+    with torch.no_grad():
+        found = theirs(torch.tensor([ids])).logits[0].float().numpy()
+        tokens = [theirs.generate(input_ids=torch.tensor([p]), max_new_tokens=TOKENS, do_sample=False,
+                                  eos_token_id=list(case.model.tokenizer.stop_ids))[0, len(p):].tolist()
+                  for p in case.prompts()]
+    return _told(found, tokens, mine, case)
+
+
+def _mlx(case: Case, folder: Path, adapter: Path | None, mine: Model) -> str:
+    import mlx.core as mx
+    import mlx_lm
+    from mlx_lm.generate import generate_step
+
+    theirs, _ = mlx_lm.load(str(folder), adapter_path=str(adapter) if adapter else None)
+    theirs.set_dtype(mx.float32)
+    found = np.array(theirs(mx.array([prompt_of(case.model)]))[0].astype(mx.float32))
+    tokens = [[int(t) for t, _ in generate_step(mx.array(p), theirs, max_tokens=TOKENS)] for p in case.prompts()]
+    return _told(found, tokens, mine, case)
+
+
+def _told(found: np.ndarray, tokens: list[list[int]], mine: Model, case: Case) -> str:
+    far = float(np.abs(found - logits(mine, case.backend, prompt_of(case.model))).max())
+    return f"{far:.1e} of a logit; {_same(tokens, case.written(mine))}"
+
+
+def _same(theirs: list[list[int]], ours: list[list[int]]) -> str:
+    """Ours end before a stop token, theirs may go on."""
+    same = sum(a == b for one, two in zip(theirs, ours, strict=True) for a, b in zip(one, two, strict=False))
+    return f"{same} of {sum(map(len, ours))} greedy tokens the same"
+
+
+def _adapter(case: Case) -> tuple[Path, Model]:
+    """A random adapter of the queries and the last matrices, as PEFT's folder, and the model with it."""
+    folder, params = case.room / "adapter", dict(case.model.params)
+    for name, (outputs, inputs) in matrices(case.model.cfg).items():
+        if name.endswith(("q_proj", "down_proj")):
+            a, b = normal(0, f"{name} a", (4, inputs), inputs**-0.5), normal(0, f"{name} b", (outputs, 4), 0.02)
+            pair = Pair(a, b, 2.0)
+            params |= placed(name, pair, INHERITED, case.backend)
+    model = replace(case.model, params=params, adapter=Adapter(str(case.folder)))
+    if not folder.exists():
+        folder.mkdir()
+        write(folder, case.backend, model)
+    return folder, model
+
+
+def _version(package: str) -> str:
+    return version(package) if package and importlib.util.find_spec(package.replace("-", "_")) else "–"
+
+
+if __name__ == "__main__":
+    main()
