@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ondevice.randomness import normal  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
 TOKENS = 48
+MISSING = "–"
 
 
 @dataclass
@@ -129,17 +130,17 @@ def llama_cpp(dtype: str) -> Callable[[Case], str]:
         found = od.export(case.folder, "gguf", dtype=dtype, out=out)
         file = out / next(name for name in found["files"] if name.endswith(".gguf"))
         program, mine = LlamaCpp(file, 512), gguf_file.read(file, case.model, case.backend)
-        tokens = [program.greedy(p, TOKENS)[0] for p in case.prompts()]
-        return f"{_same(tokens, case.written(mine))}; perplexity {found['perplexity_before']:.4g} → " \
+        prompts = case.prompts()
+        tokens = [program.greedy(p, TOKENS)[0] for p in prompts]
+        likeliest = [int((logits(mine, case.backend, [*p, *t])[len(p) - 1:-1].argmax(-1) == t).sum())
+                     for p, t in zip(prompts, tokens, strict=True)]
+        return f"{_same(tokens, case.written(mine))}, {sum(likeliest)} of its {sum(map(len, tokens))} are the " \
+               f"likeliest to us after the same text; perplexity {found['perplexity_before']:.4g} → " \
                f"{found['perplexity_after']:.4g}"
     return run
 
 
-def not_run(case: Case) -> str:
-    raise ModuleNotFoundError
-
-
-ROWS: tuple[tuple[str, str, str, Callable[[Case], str]], ...] = (
+ROWS: tuple[tuple[str, str, str, Callable[[Case], str] | None], ...] = (
     ("transformers", "transformers", "hf float32", transformers_hf),
     ("transformers, pipeline", "transformers", "hf float32, reward model", transformers_judge),
     ("transformers, gguf_file", "transformers", "gguf f16", transformers_gguf),
@@ -150,8 +151,8 @@ ROWS: tuple[tuple[str, str, str, Callable[[Case], str]], ...] = (
     ("mlx-lm", "mlx-lm", "mlx-adapter", mlx_adapter),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf f16", llama_cpp("f16")),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf q8_0", llama_cpp("q8_0")),
-    ("vLLM", "vllm", "hf", not_run), ("lm-eval", "lm-eval", "hf", not_run), ("Ollama", "", "gguf, Modelfile", not_run),
-    ("LM Studio", "", "gguf, mlx", not_run),
+    ("vLLM", "", "hf", None), ("lm-eval", "", "hf", None), ("Ollama", "", "gguf, Modelfile", None),
+    ("LM Studio", "", "gguf, mlx", None),
 )
 
 
@@ -165,10 +166,9 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as room:
         for program, package, form, run in ROWS:
-            try:
-                said, found = run(Case(model, model.folder.resolve(), Path(room), backend)), version(package)
-            except (ModuleNotFoundError, PackageNotFoundError):
-                said, found = "not run", _version(package)
+            said, found = "not run", _version(package)
+            if run is not None and found != MISSING:
+                said = run(Case(model, model.folder.resolve(), Path(room), backend))
             lines.append(f"| {program} | {found} | {form} | {said} |")
             print(lines[-1], flush=True)
             gc.collect()
@@ -184,14 +184,15 @@ PAGE = """# What other programs compute with our folders
 Written by `scripts/interop.py`. Model: {model}. Here: {here}.
 
 Logits are compared on the fixed prompt of `ondevice export`, ours in float32 on torch, with what that file holds;
-tokens are 48 greedy ones after each of three chats' prompts. "Not run": it is not installed here; nothing is claimed.
+tokens are 48 greedy ones after each of three chats' prompts. "Not run": not here, or not by this
+script; nothing is claimed.
 
 | program | version | form | largest difference |
 | --- | --- | --- | --- |
 {rows}
 
 llama.cpp rounds what it multiplies to float16 (f16) or to 8 bits (q8_0): where two tokens are nearly as likely, it may
-take the other one. Where a text ends with a stop token, that token is compared too.
+take the other one, after which the two texts are not the same. Perplexities are ours, of what was read back.
 """
 
 
@@ -247,7 +248,7 @@ def _adapter(case: Case) -> tuple[Path, Model]:
 
 
 def _version(package: str) -> str:
-    return version(package) if package and importlib.util.find_spec(package.replace("-", "_")) else "–"
+    return version(package) if package and importlib.util.find_spec(package.replace("-", "_")) else MISSING
 
 
 if __name__ == "__main__":
