@@ -24,6 +24,7 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.hub_beside import Beside
 from ondevice.models.folder import Model, read_trained, write
 from ondevice.models.names import is_block_matrix, quantised, sub
+from ondevice.models.snapshot import is_name
 from ondevice.runfolder import ticks
 from ondevice.schedule import rate
 
@@ -191,6 +192,9 @@ class _Fit:
             params = self._read(self.found)
         self.pushes: Beside | None = None
         if cfg.push_every:
+            if model.adapter is not None and not is_name(model.adapter.base):
+                raise UserError("checkpoints are adapters whose base is a folder of this machine: nobody else has it",
+                                where="push_every", hint="take a base by its name on the Hub, or train all weights")
             self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
         own, frozen = ({n: p for n, p in params.items() if (n in trained) is wanted} for wanted in (True, False))
         self.trainer: Trainer = self.backend.trainer(loss, own, frozen, optim_settings(cfg, own), compile=cfg.compile)

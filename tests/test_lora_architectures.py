@@ -126,6 +126,9 @@ def test_the_cards_of_an_adapter(files: Path, tmp_path: Path) -> None:
 def test_what_is_not_known_of_them_is_one_line(files: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="embeddings of a t5 model"):
         trained_writer("t5", files, tmp_path, "torch", lora_whole=("shared",))
+    with pytest.raises(UserError, match="whose base is a folder of this machine"):
+        od.sft(files / "policy", str(files / "chats.jsonl"), out=tmp_path / "pushed", backend="torch", device="cpu",
+               steps=1, batch_size=2, sequence_length=48, push_every=1, push_to="me/mine", **LORA)
     with pytest.raises(UserError, match="a t5 model cannot be quantised"):
         quantize(tmp_path / "base", tmp_path / "packed")
     file = tmp_path / "base" / "config.json"
