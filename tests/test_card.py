@@ -8,19 +8,30 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
+import models
 import ondevice
-from hub_models import write_model, write_ratings, write_run, write_stage
+from data_samples import TEXTS, small_tokenizer
+from hub_models import config, contents, write_model, write_ratings, write_run, write_stage
 from hub_server import HubServer, environment
+from ondevice import cli
+from ondevice.backend import load_backend
 from ondevice.card import folder_card, run_card
+from ondevice.card_use import Place, Subject, use
 from ondevice.curves import curves
+from ondevice.data.tokenizer import train_tokenizer
 from ondevice.data_card import data_files
 from ondevice.inert import inert
+from ondevice.models.folder import Adapter, load_model, write
+from ondevice.models.folder import write_model as write_folder
+from ondevice.models.lora import INHERITED, Pair, placed
 from ondevice.runfolder import RunFolder
 
 SECRET = "/home/someone/secret place"
@@ -184,6 +195,17 @@ def snippets(card: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", card, flags=re.S | re.M)
 
 
+def run_python(texts: list[str], env: dict[str, str], folder: Path) -> list[str]:
+    """What each printed; one fresh process for all, which knows nothing but the texts."""
+    if any("mlx_lm" in text for text in texts):
+        pytest.importorskip("mlx_lm")
+    one = "import json, sys\nfor text in json.load(sys.stdin):\n    print(text)\n    exec(text, {})\n    print(chr(0))"
+    done = subprocess.run([sys.executable, "-c", one], input=json.dumps(texts), capture_output=True, text=True, env=env,
+                          cwd=folder, timeout=600)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return [said.strip().removeprefix(text.strip()) for said, text in zip(done.stdout.split("\0"), texts, strict=False)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("all_stages", [False, True])
 def test_every_snippet_runs(server: HubServer, tmp_path: Path, all_stages: bool) -> None:
@@ -192,22 +214,77 @@ def test_every_snippet_runs(server: HubServer, tmp_path: Path, all_stages: bool)
     ondevice.push(run.path, "me/m", all_stages=all_stages, tell=lambda event: None)
     env = environment(server, tmp_path / "hf") | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     files = server.repo("me/m").commits[-1].files
-    for path in ("README.md", "pretrain/README.md") if all_stages else ("README.md",):
-        card = files[path].decode()
-        python, shell = snippets(card, "python"), snippets(card, "sh")
-        assert len(python) == (1 if "/" in path else 2) and len(shell) == 1
-        for text in python:
-            if "mlx_lm" in text:
-                pytest.importorskip("mlx_lm")
-            done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=env, cwd=tmp_path,
-                                  timeout=300)
-            assert done.returncode == 0, f"{text}\n{done.stderr}"
+    cards = {path: files[path].decode() for path in ("README.md", "pretrain/README.md")[:1 + all_stages]}
+    python = {path: snippets(card, "python") for path, card in cards.items()}
+    assert [len(texts) for texts in python.values()] == [2, 1][:1 + all_stages]
+    assert all(run_python([text for texts in python.values() for text in texts], env, tmp_path))
+    for path, card in cards.items():
         folder = tmp_path / path.replace("/", "-")
         folder.mkdir()
-        for line in shell[0].splitlines():
+        (shell,) = snippets(card, "sh")
+        for line in shell.splitlines():
             words = [sys.executable, "-m", *shlex.split(line)]
             done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
             assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+KINDS = {"bert": ("transformers", "fill-mask"), "classes": ("transformers", "text-classification"),
+         "judge": ("transformers", "text-classification"), "t5": ("transformers", "text2text-generation"),
+         "lora": ("peft", "text-generation"), "packed": ("mlx", "text-generation"), "mlx": ("mlx", "text-generation")}
+
+
+def write_kinds(folder: Path) -> None:
+    """A small model or adapter of each kind that a card can be about; the adapters' base is me/base."""
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    plain, masks = small_tokenizer(), train_tokenizer(TEXTS, 420, fills=True)
+    bert = models.encoder_config("bert", vocab_size=masks.vocab_size)
+    wide = models.config("llama", vocab_size=plain.vocab_size, hidden_size=64, head_dim=16)
+    made = {"bert": (bert, masks), "judge": (replace(config(), num_labels=1), plain), "base": (wide, plain),
+            "classes": (replace(bert, num_labels=3, label_names=("a", "b", "c")), masks),
+            "t5": (models.seq2seq_config("t5", vocab_size=plain.vocab_size), plain)}
+    for name, (cfg, tokenizer) in made.items():
+        (folder / name).mkdir(parents=True)
+        write_folder(folder / name, backend, cfg, {n: backend.array(w) for n, w in models.weights(cfg).items()},
+                     tokenizer)
+    base = load_model(folder / "base", backend)
+    name = "model.layers.0.self_attn.q_proj"
+    low = placed(name, Pair(np.ones((2, 64), np.float32), np.ones((64, 2), np.float32), 0.5), INHERITED, backend)
+    (folder / "lora").mkdir()
+    write(folder / "lora", backend, replace(base, params=base.params | low, adapter=Adapter(str(folder / "base"))))
+    ondevice.export(folder / "lora", "mlx-adapter", out=folder / "mlx", backend="torch")
+    ondevice.export(folder / "base", "mlx", bits=4, group_size=32, out=folder / "packed", backend="torch")
+    for name in ("lora", "mlx"):
+        file = folder / name / "adapter_config.json"
+        file.write_text(file.read_text().replace(str(folder / "base"), "me/base"))
+
+
+@pytest.mark.slow
+def test_the_snippets_of_every_kind_run(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import ModelCard
+
+    write_kinds(tmp_path)
+    texts = []
+    for name in ("base", *KINDS):
+        ondevice.push(tmp_path / name, f"me/{name}", tell=lambda event: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "back").mkdir()
+    for name, (library, task) in KINDS.items():
+        card = server.repo(f"me/{name}").commits[-1].files["README.md"].decode()
+        data = ModelCard(card).data
+        assert (data.library_name, data.pipeline_tag) == (library, task), name
+        assert data.base_model == ("me/base" if name in ("lora", "mlx") else None)
+        texts += snippets(card, "python")
+        assert len(snippets(card, "python")) == 1 and ("mlx_lm" in texts[-1]) == (library == "mlx")
+        for line in "".join(snippets(card, "sh")).splitlines():
+            assert cli.main(shlex.split(line.replace("--out ", "--out back/").replace(
+                f" {name} ", f" back/{name} "))[1:]) == 0, line
+            assert capsys.readouterr().out.strip()
+    server.add("me/ladder", {f"sft/{path}": content for path, content in contents(tmp_path / "lora").items()})
+    texts += snippets("".join(use(Subject.of(tmp_path / "lora"), Place("me/ladder", "sft"), "Anna")), "python")
+    env = environment(server, tmp_path / "hf")
+    assert len(texts) == len(KINDS) + 1 and all(run_python(texts, env, tmp_path))
 
 
 @pytest.mark.slow
