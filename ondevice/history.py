@@ -110,7 +110,7 @@ def hub_datasets(pasts: list[Past]) -> list[str]:
 def licences(past: Past) -> dict[str, str]:
     """Name → licence of those of the stage's data sets whose own card states one: the README.md beside a data set that
     lies here, or what the Hub's client has kept of one from there."""
-    found = {}
+    found: dict[str, str] = {}
     for field in ("data", "replay", "sft_data"):
         value = past.config.get(field)
         if isinstance(value, str) and value and not value.startswith("builtin"):
