@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ondevice as od
+import small_stages
+from ondevice.backend import load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin import build
 from ondevice.data.readers import Rows
@@ -149,6 +153,17 @@ class TestGym:
         assert 0 < len(held) < len(train) < 10_000
         asked = [p.prompt for p in train + held]
         assert len(asked) == len(set(asked))
+
+
+    def test_a_stage_learns_from_it(self, tmp_path: Path) -> None:
+        """As a person asks for it: by its name, in the place of a file."""
+        model = small_stages.write(tmp_path / "policy", load_backend("torch", "cpu"),
+                                   replace(small_stages.config(), max_position_embeddings=400))
+        out = od.grpo(str(model), "gym:gcd?max_value=20", out=str(tmp_path / "run"), steps=1, prompts=2, group_size=2,
+                      max_new_tokens=4, batch_size=4, eval_every=0, answer="last_number", backend="torch")
+        lines = (tmp_path / "run" / "grpo" / "groups.jsonl").read_text().splitlines()
+        asked = [group["prompt"] for group in json.loads(lines[0])["groups"]]
+        assert out.is_dir() and len(asked) == 2 and all("Greatest Common Divisor" in prompt for prompt in asked)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

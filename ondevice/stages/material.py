@@ -26,6 +26,7 @@ Tokens = NDArray[np.integer[Any]]
 
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
 HELD_MOST = 500  # chats
+BY_NAME = ("hub:", "gym:")  # data that is no file
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
@@ -40,14 +41,14 @@ def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
 
 
 def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
-    """A hash of what will be read (of the name, where it is a data set of the Hub); part of a stage's fingerprint.
-    Raises UserError for a file that is not there."""
+    """A hash of what will be read (of the name, where it is a data set of the Hub or a task of reasoning-gym): part of
+    a stage's fingerprint. Raises UserError for a file that is not there."""
     from ondevice.config.load import to_mapping
 
     corpus = corpus_of(data, default)
     if corpus is not None:
         return digest(to_mapping(corpus))
-    return digest([p if p.startswith("hub:") else digest_path(_existing(p)) for p in (data, validation) if p])
+    return digest([p if p.startswith(BY_NAME) else digest_path(_existing(p)) for p in (data, validation) if p])
 
 
 def _existing(path: str) -> Path:
