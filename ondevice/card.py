@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ondevice.card_use import Place, Subject, use
+from ondevice.card_use import WRITES, WRITES_ANEW, Place, Subject, use
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.context import Made
@@ -118,10 +118,10 @@ def _head(pasts: Sequence[Past], subject: Subject, title: str, license: str) -> 
     found, base = subject.metadata(), pasts[0].record.get("base") or {}
     return metadata(**{**found, "base_model": found["base_model"] or base.get("repo")}, license=license,
                     datasets=hub_datasets(list(pasts)), tags=["ondevice", *(past.name for past in pasts)],
-                    **{"model-index": _index(pasts[-1], title)})
+                    **{"model-index": _index(pasts[-1], title, subject.task)})
 
 
-def _index(past: Past, name: str) -> list[dict[str, Any]]:
+def _index(past: Past, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
     marks, found = past.marks, []
     for key, kind, told in _METRICS:
@@ -129,16 +129,16 @@ def _index(past: Past, name: str) -> list[dict[str, Any]]:
             found.append({"type": kind, "value": marks[key], "name": told})
     if "accuracy" in marks and "interval" in marks:
         found.append({"type": "accuracy", "value": marks["accuracy"], "name": "Held-out pairs ranked rightly"})
+    if classes := marks.get("classes"):
+        found.append({"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"})
     if reasoning := marks.get("reasoning"):
         found.append({"type": "accuracy", "value": reasoning["accuracy"], "name": "Held-out problems solved greedily"})
         found.append({"type": "pass_at_k", "value": reasoning["pass_at"], "name": f"pass@{reasoning['passes']}"})
     if not found:
         return []
-    judges = "interval" in marks
     whose = " and ".join(dict.fromkeys(name for name, _ in data_names(past))) or "built-in corpus"
     data = {"name": f"{whose}, held out", "type": "ondevice-held-out"}
-    task = {"type": "text-classification" if judges else "text-generation"}
-    return [{"name": name, "results": [{"task": task, "dataset": data, "metrics": found}]}]
+    return [{"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}]
 
 
 def _about(pasts: Sequence[Past], subject: Subject, folder: Path) -> str:
@@ -241,7 +241,8 @@ def _cost(pasts: Sequence[Past]) -> list[str]:
 
 
 def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
-    told = ["What it writes was checked by the measurements above and by nothing else: neither for truth nor for harm."]
+    said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
+    told = [f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."]
     if not subject.adapter:
         told.insert(0, f"Its context holds {subject.config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
                        f"{subject.config.get('vocab_size', 0):,}.")

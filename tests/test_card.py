@@ -72,6 +72,23 @@ def test_the_hub_s_own_reader_takes_the_metadata(run: RunFolder) -> None:
         "Exact match on held-out instructions": ("exact_match", 0.5, "built-in corpus, held out")}
 
 
+@pytest.mark.parametrize(("marks", "said"), [
+    ({"accuracy": 0.8, "interval": [0.7, 0.9], "pairs": 50, "by_part": {}, "margin": 0.4, "calibration_error": 0.1},
+     {"Held-out pairs ranked rightly": 0.8}),
+    ({"classes": {"accuracy": 0.6, "low": 0.5, "high": 0.7, "texts": 50, "names": ["a", "b"], "most_frequent": 0.5}},
+     {"Held-out texts told apart": 0.6})])
+def test_the_figures_of_what_judges(run: RunFolder, marks: dict[str, Any], said: dict[str, float]) -> None:
+    from huggingface_hub import ModelCard
+
+    change(run, "sft", marks=marks)
+    file = run.path / "sft" / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "architectures": ["LlamaForSequenceClassification"]}))
+    card = run_card(run, "sft", "me/m").text
+    results = ModelCard(card).data.eval_results or ()
+    assert {r.metric_name: r.metric_value for r in results} == said
+    assert [r.task_type for r in results] == ["text-classification"] and "What it answers was checked" in card
+
+
 def test_the_base_and_data_sets_of_the_hub(tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
