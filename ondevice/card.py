@@ -243,9 +243,9 @@ def _cost(pasts: Sequence[Past]) -> list[str]:
 def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
     said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
     told = [f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."]
-    if not subject.adapter:
-        told.insert(0, f"Its context holds {subject.config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
-                       f"{subject.config.get('vocab_size', 0):,}.")
+    context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
+    if context:
+        told.insert(0, f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.")
     names = [name for past in pasts for name, _ in data_names(past)]
     if names and set(names) <= {"built-in corpus", "the run's ratings"} and start_of(pasts[0]) == "random weights":
         told.append("It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "

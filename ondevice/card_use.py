@@ -151,7 +151,7 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=64))
 
 
 def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
-    if subject.library == "mlx" or (subject.adapter and not subject.base):
+    if subject.library not in ("transformers", "peft") or (subject.adapter and not subject.base):
         return ""
     task, auto = subject.task, _CLASSES[subject.task]
     classes = task == JUDGES and len(subject.config.get("id2label") or ()) > 1
