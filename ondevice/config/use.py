@@ -139,6 +139,27 @@ class FillConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig(SamplingConfig):
+    """The same prompts answered by two models, side by side."""
+
+    other: str
+    """Folder of the second model, or a run folder."""
+    prompts: str
+    """What both are asked: a file of prompts, questions or chats."""
+    limit: int = 0
+    """Prompts at most; 0: all."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; higher is more varied."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(0, float("inf"), "limit")
+        for name in ("other", "prompts"):
+            if not getattr(self, name):
+                raise UserError("is missing", where=name, hint="ondevice compare MODEL OTHER --prompts FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerConfig(UseConfig):
     """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
 
