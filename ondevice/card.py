@@ -6,13 +6,12 @@ that the run folder knows by then, metadata that the Hub reads, and curves.
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ondevice.card_use import WRITES, WRITES_ANEW, Place, Subject, use
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.context import Made
@@ -23,6 +22,7 @@ from ondevice.history import (
     data_names,
     history,
     hub_datasets,
+    licences,
     made_with,
     notes,
     parameters,
@@ -31,8 +31,7 @@ from ondevice.history import (
     start_of,
 )
 from ondevice.inert import inert
-from ondevice.models.network import fills
-from ondevice.models.snapshot import is_name
+from ondevice.models.folder import Model
 from ondevice.progress import duration, size
 from ondevice.report import cell, markdown
 from ondevice.runfolder import RunFolder
@@ -42,6 +41,7 @@ WHAT: Mapping[str, str] = {
     "sample": "responses to be rated", "rate": "rating",
     "classify": "a classifier: it tells texts apart, and writes none",
     "reward": "a reward model: it scores a whole conversation, and writes no text",
+    "value_model": "the value model beside it: it scores an answer that has begun, and writes no text",
     "dpo": "preference tuning on pairs, without a reward model", "ppo": "preference tuning by a reward model (PPO)",
     "grpo": "reasoning, from verifiable rewards (GRPO)"}
 _LEFT_OUT = {"out", "resume", "backend", "device", "dtype", "model", "reward_model", "keep", "save_every",
@@ -61,20 +61,17 @@ class Card:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(stage: str, cfg: StageConfig, made: Made, run: str) -> str:
-    """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did."""
-    judges = made.model is not None and made.model.cfg.num_labels
-    filling = made.model is not None and fills(made.model.cfg)
-    task = "text-classification" if judges else "fill-mask" if filling else "text-generation"
-    low = made.model.adapter if made.model is not None else None
-    head = metadata(library_name="peft" if low else "transformers", pipeline_tag=task,
-                    base_model=_on_hub(low.base) if low else "", tags=["ondevice"])
-    lines = [head, f"# {cell(run)}: {cell(stage)}", "", f"Made by ondevice: {WHAT.get(stage, stage)}.", ""]
-    if low:
-        lines += [f"An adapter (LoRA, in PEFT's format) beside {cell(_base_name(low.base))}, which it needs.", ""]
+def model_card(stage: str, cfg: StageConfig, made: Made, run: str, part: str = "model") -> str:
+    """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did. `part` is the
+    folder of the stage that the model stands in."""
+    subject = _subject(made.model)
+    beside = "" if part == "model" else f", {part.replace('_', ' ')}"
+    lines = [metadata(**subject.metadata(), tags=["ondevice"]), f"# {cell(run)}: {cell(stage)}{beside}", "",
+             f"Made by ondevice: {WHAT.get(part) or WHAT.get(stage, stage)}.", ""]
+    if subject.adapter:
+        lines += [f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.", ""]
     if start := getattr(cfg, "model", ""):
-        path = Path(start)
-        lines += [f"Start: {cell(path.parent.name if path.name == 'model' else path.name)}", ""]
+        lines += [f"Start: {cell(short_name(start))}", ""]
     lines += [f"* {cell(note)}" for note in made.notes] + ([""] if made.notes else [])
     return "\n".join([*lines, *_settings(to_mapping(cfg))]) + "\n"
 
@@ -84,10 +81,10 @@ def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
     own = folder / "README.md"
     if own.is_file():
         return Card(own.read_text(encoding="utf-8", errors="replace"))
-    config = _config(folder)
-    head = metadata(**_kind(config), license=license, tags=["ondevice"])
+    subject = Subject.of(folder)
+    head = metadata(**subject.metadata(), license=license, tags=["ondevice"])
     text = [head, f"# {cell(_title(repo, folder.name))}", "", "Pushed by ondevice; how it was trained is not known."]
-    return Card("\n".join([*text, "", *_use(folder, config, repo, "Hello")]) + "\n")
+    return Card("\n".join([*text, "", *use(subject, Place(repo), "Hello")]) + "\n")
 
 
 def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license: str = "",
@@ -99,17 +96,14 @@ def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license:
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
     folder = model or run.stage(stage).model
-    config = _config(folder)
-    prompt = next((str(a["prompt"]) for p in reversed(pasts) for a in p.record.get("answers") or ()
-                   if _plain(str(a["prompt"]))), "Hello")
+    subject, title = Subject.of(folder), _title(repo, run.path.name)
     pictures = {} if under else _pictures(pasts)
-    told = f"{under}/" if under else ""
     parts = [
-        _head(pasts, config, repo, license, run.path.name),
-        f"# {cell(_title(repo, run.path.name))}{f' ({cell(stage)})' if under else ''}\n", _about(pasts, config, folder),
-        *_use(folder, config, repo, prompt, under), *_walk(folders, repo), *_stages(pasts), *_figures(pasts),
-        *_curves(pictures), *_ratings(pasts), *_cost(pasts), *_limits(pasts, config), *_all_settings(pasts)]
-    return Card("\n".join(parts) + "\n", {f"{told}{path}": text for path, text in pictures.items()})
+        _head(pasts, subject, title, license), f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
+        _about(pasts, subject, folder), *use(subject, Place(repo, under), _prompt(pasts)), *_walk(folders, repo),
+        *_stages(pasts), *_figures(pasts), *_curves(pictures), *_ratings(pasts), *_cost(pasts),
+        *_limits(pasts, subject), *_all_settings(pasts)]
+    return Card("\n".join(parts) + "\n", pictures)
 
 
 def metadata(**values: Any) -> str:
@@ -120,15 +114,14 @@ def metadata(**values: Any) -> str:
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _head(pasts: Sequence[Past], config: Mapping[str, Any], repo: str, license: str, run: str) -> str:
-    kind, base = _kind(config), pasts[0].record.get("base") or {}
-    return metadata(**{**kind, "base_model": kind["base_model"] or base.get("repo")}, license=license,
-                    datasets=hub_datasets(list(pasts)),
-                    tags=["ondevice", *(past.name for past in pasts)],
-                    **{"model-index": _index(pasts[-1], _title(repo, run))})
+def _head(pasts: Sequence[Past], subject: Subject, title: str, license: str) -> str:
+    found, base = subject.metadata(), pasts[0].record.get("base") or {}
+    return metadata(**{**found, "base_model": found["base_model"] or base.get("repo")}, license=license,
+                    datasets=hub_datasets(list(pasts)), tags=["ondevice", *(past.name for past in pasts)],
+                    **{"model-index": _index(pasts[-1], title, subject.task)})
 
 
-def _index(past: Past, name: str) -> list[dict[str, Any]]:
+def _index(past: Past, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
     marks, found = past.marks, []
     for key, kind, told in _METRICS:
@@ -136,93 +129,28 @@ def _index(past: Past, name: str) -> list[dict[str, Any]]:
             found.append({"type": kind, "value": marks[key], "name": told})
     if "accuracy" in marks and "interval" in marks:
         found.append({"type": "accuracy", "value": marks["accuracy"], "name": "Held-out pairs ranked rightly"})
+    if classes := marks.get("classes"):
+        found.append({"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"})
     if reasoning := marks.get("reasoning"):
         found.append({"type": "accuracy", "value": reasoning["accuracy"], "name": "Held-out problems solved greedily"})
         found.append({"type": "pass_at_k", "value": reasoning["pass_at"], "name": f"pass@{reasoning['passes']}"})
     if not found:
         return []
-    judges = "interval" in marks
     whose = " and ".join(dict.fromkeys(name for name, _ in data_names(past))) or "built-in corpus"
     data = {"name": f"{whose}, held out", "type": "ondevice-held-out"}
-    task = {"type": "text-classification" if judges else "text-generation"}
-    return [{"name": name, "results": [{"task": task, "dataset": data, "metrics": found}]}]
+    return [{"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}]
 
 
-def _about(pasts: Sequence[Past], config: Mapping[str, Any], folder: Path) -> str:
+def _about(pasts: Sequence[Past], subject: Subject, folder: Path) -> str:
     past = pasts[-1]
     way = " → ".join(p.name for p in pasts)
-    base = _base(config)
-    what = f"A {config.get('model_type', 'a')} model of {parameters(folder):,} parameters" if not base else (
-        f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {_base_name(base)}, which it "
-        "needs")
+    what = f"A {subject.config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
+    if subject.adapter:
+        what = (f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
+                "which it needs")
     half = "" if past.record else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
     return (f"{cell(what)}, trained with ondevice. It began from {cell(start_of(pasts[0]))}; its stages: "
             f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n")
-
-
-def _use(folder: Path, config: Mapping[str, Any], repo: str, prompt: str, under: str = "") -> list[str]:
-    """How to use it in transformers, mlx-lm and ondevice. A test runs these."""
-    sub = f', subfolder="{under}"' if under else ""
-    chats = _chats(folder)
-    said = json.dumps(prompt)
-    turns = f'[{{"role": "user", "content": {said}}}]'
-    task = _task(config)
-    if _base(config):  # mlx-lm's are of another format
-        return _use_adapter(folder, repo, prompt, under, task) if "peft_type" in config else []
-    if task == "fill-mask":
-        return ["## Use\n", _code("python", [
-            "from transformers import pipeline", "", f'fill = pipeline("fill-mask", "{repo}"{sub})',
-            'print(fill(f"The {fill.tokenizer.mask_token} is here.")[0]["sequence"])'])]
-    if task == "text-classification":
-        return ["## Use\n", _code("python", [
-            "from transformers import AutoModelForSequenceClassification, AutoTokenizer", "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
-            f'model = AutoModelForSequenceClassification.from_pretrained("{repo}"{sub})',
-            f'chat = [*{turns}, {{"role": "assistant", "content": "Yes."}}]',
-            'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)',
-            "print(model(**ids).logits[0, 0].item())"])]
-    ask = (f"tokenizer.apply_chat_template({turns}, add_generation_prompt=True,\n"
-           '                                    return_tensors="pt", return_dict=True)' if chats else
-           f'tokenizer({said}, return_tensors="pt")')
-    both = task == "text2text-generation"  # an encoder-decoder's output is the answer alone
-    auto, begins = ("AutoModelForSeq2SeqLM", "") if both else ("AutoModelForCausalLM", ', ids["input_ids"].shape[1]:')
-    parts = ["## Use\n", "With transformers:\n", _code("python", [
-        f"from transformers import {auto}, AutoTokenizer", "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
-        f'model = {auto}.from_pretrained("{repo}"{sub})', f"ids = {ask}",
-        "out = model.generate(**ids, max_new_tokens=64)",
-        f'print(tokenizer.decode(out[0{begins}], skip_special_tokens=True))'])]
-    if not under and not both:  # mlx-lm opens a repository's top alone, and decoders
-        prepared = f"tokenizer.apply_chat_template({turns}, add_generation_prompt=True)" if chats else said
-        parts += ["With mlx-lm:\n", _code("python", [
-            "from mlx_lm import generate, load", "", f'model, tokenizer = load("{repo}")', f"prompt = {prepared}",
-            "print(generate(model, tokenizer, prompt=prompt, max_tokens=64))"])]
-    return [*parts, *_use_here(folder, repo, prompt, under)]
-
-
-def _use_adapter(folder: Path, repo: str, prompt: str, under: str, task: str) -> list[str]:
-    """How to use an adapter: PEFT finds its base by the name in adapter_config.json."""
-    auto = {"text-classification": "AutoPeftModelForSequenceClassification",
-            "text2text-generation": "AutoPeftModelForSeq2SeqLM"}.get(task, "AutoPeftModelForCausalLM")
-    sub = f', subfolder="{under}"' if under else ""
-    more = ", num_labels=1" if task == "text-classification" else ""
-    parts = ["## Use\n", "With transformers and PEFT:\n", _code("python", [
-        f"from peft import {auto}", "from transformers import AutoTokenizer", "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{sub})',
-        f'model = {auto}.from_pretrained("{repo}"{sub}{more})'])]
-    return parts if task == "text-classification" else [*parts, *_use_here(folder, repo, prompt, under)]
-
-
-def _use_here(folder: Path, repo: str, prompt: str, under: str) -> list[str]:
-    name = repo.rpartition("/")[2]
-    return ["With ondevice:\n", _code("sh", [
-        f"ondevice pull {repo} --out {name}",
-        f"ondevice generate {name}{'/' + under if under else ''} {shlex.quote(prompt)} "
-        f"--max-new-tokens 64{' --chat' if _chats(folder) else ''}"])]
-
-
-def _chats(folder: Path) -> bool:
-    return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
 
 
 def _walk(folders: Sequence[str], repo: str) -> list[str]:
@@ -250,11 +178,13 @@ def _stages(pasts: Sequence[Past]) -> list[str]:
 
 
 def _licences(pasts: Sequence[Past]) -> list[str]:
-    names = {name for past in pasts for name, _ in data_names(past)}
-    told = []
+    names = dict.fromkeys(name for past in pasts for name, _ in data_names(past))
+    stated = {name: licence for past in pasts for name, licence in licences(past).items()}
+    told = [f"The licence of {cell(name)} is {cell(licence)}, as its card states." for name, licence in stated.items()]
     if "built-in corpus" in names:
-        told.append("The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and chats.")
-    if names - {"built-in corpus", "the run's ratings"}:
+        told.insert(0, "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
+                       "chats.")
+    if names.keys() - {"built-in corpus", "the run's ratings", *stated}:
         told.append("Licences of the other data are not recorded.")
     return [" ".join(told) + "\n"] if told else []
 
@@ -310,11 +240,12 @@ def _cost(pasts: Sequence[Past]) -> list[str]:
             *(f"- on: {cell(one)}" for one in made), ""]
 
 
-def _limits(pasts: Sequence[Past], config: Mapping[str, Any]) -> list[str]:
-    told = [*([] if _base(config) else [
-                f"Its context holds {config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
-                f"{config.get('vocab_size', 0):,}."]),
-            "What it writes was checked by the measurements above and by nothing else: neither for truth nor for harm."]
+def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
+    said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
+    told = [f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."]
+    if not subject.adapter:
+        told.insert(0, f"Its context holds {subject.config.get('max_position_embeddings', 0):,} tokens, its vocabulary "
+                       f"{subject.config.get('vocab_size', 0):,}.")
     names = [name for past in pasts for name, _ in data_names(past)]
     if names and set(names) <= {"built-in corpus", "the run's ratings"} and start_of(pasts[0]) == "random weights":
         told.append("It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
@@ -341,8 +272,10 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
     return markdown(table)
 
 
-def _code(kind: str, lines: Sequence[str]) -> str:
-    return "\n".join([f"```{kind}", *lines, "```", ""])
+def _prompt(pasts: Sequence[Past]) -> str:
+    """One that the run asked its stages, to be asked again."""
+    asked = (str(answer["prompt"]) for past in reversed(pasts) for answer in past.record.get("answers") or ())
+    return next(filter(_plain, asked), "Hello")
 
 
 def _plain(text: str) -> bool:
@@ -354,56 +287,10 @@ def _title(repo: str, otherwise: str) -> str:
     return repo.rpartition("/")[2] or otherwise
 
 
-_TASKS = {"SequenceClassification": "text-classification", "MaskedLM": "fill-mask",
-          "ConditionalGeneration": "text2text-generation"}
-"""Part of an architecture's name → what the Hub calls its task."""
-_ADAPTERS = {"SEQ_CLS": "text-classification", "SEQ_2_SEQ_LM": "text2text-generation"}
-"""The same of what PEFT calls an adapter's task."""
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """A model's config, or an adapter's."""
-    return _json(folder / "config.json") or _json(folder / "adapter_config.json")
-
-
-def _kind(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that say what a folder is."""
-    base = _base(config)
-    return {"library_name": "peft" if base else "transformers", "pipeline_tag": _task(config),
-            "base_model": _on_hub(base)}
-
-
-def _base(config: Mapping[str, Any]) -> str:
-    """The base that an adapter's config names; nothing for a model's."""
-    whole = not config or "model_type" in config
-    return "" if whole else str(config.get("base_model_name_or_path") or "a base that is not named")
-
-
-def base_may_be_told(folder: Path) -> bool:
-    """Whether what an adapter's folder names as its base, if anything, is a name of the Hub."""
-    base = _json(folder / "adapter_config.json").get("base_model_name_or_path")
-    return not base or bool(_on_hub(str(base)))
-
-
-def _on_hub(base: str) -> str:
-    """A base's name where it is one of the Hub; its folder is nobody's business."""
-    return base if is_name(base) else ""
-
-
-def _base_name(base: str) -> str:
-    return _on_hub(base) or short_name(base)
-
-
-def _task(config: Mapping[str, Any]) -> str:
-    if config.get("task_type") in _ADAPTERS:
-        return _ADAPTERS[config["task_type"]]
-    names = [str(name) for name in config.get("architectures") or ()]
-    return next((task for part, task in _TASKS.items() if any(part in name for name in names)), "text-generation")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _subject(model: Model | None) -> Subject:
+    """Of what a stage has made, ahead of its folder."""
+    if model is None:
+        return Subject({"model_type": ""})
+    config = model.cfg.to_json("float32")
+    return Subject(config if model.adapter is None else {
+        "architectures": config["architectures"], "base_model_name_or_path": model.adapter.base})

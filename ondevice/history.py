@@ -6,6 +6,7 @@ Names of folders and people stay here: a data set is told by its own name and ha
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 from ondevice import events
 from ondevice.config.load import read_yaml
 from ondevice.errors import UserError
+from ondevice.hub import cached_card
+from ondevice.hub_pull import ORIGIN
 from ondevice.models import peft
 from ondevice.models.folder import is_adapter_folder, weight_files
 from ondevice.ratings import is_simulated
@@ -102,6 +105,42 @@ def hub_datasets(pasts: list[Past]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
     values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
     return sorted({value.split(":")[1] for value in values if isinstance(value, str) and value.startswith("hub:")})
+
+
+def licences(past: Past) -> dict[str, str]:
+    """Name → licence of those of the stage's data sets whose own card states one: the README.md beside a data set that
+    lies here, or what the Hub's client has kept of one from there."""
+    found: dict[str, str] = {}
+    for field in ("data", "replay", "sft_data"):
+        value = past.config.get(field)
+        if isinstance(value, str) and value and not value.startswith("builtin"):
+            stated = _front_matter(_card_of(value)).get("license")
+            found |= {data_name(value): str(stated)} if stated else {}
+    return found
+
+
+def _card_of(data: str) -> str:
+    if data.startswith("hub:"):
+        return cached_card(data.split(":")[1])
+    path = Path(data)
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
+        folder = folder.parent
+    try:
+        return (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _front_matter(card: str) -> Mapping[str, Any]:
+    """The metadata at a card's head; nothing where there are none."""
+    import yaml
+
+    head = re.match(r"---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
+    try:
+        return _mapping(yaml.safe_load(head[1])) if head else {}
+    except yaml.YAMLError:
+        return {}  # somebody else's card; it states none that can be read
 
 
 def start_of(past: Past) -> str:

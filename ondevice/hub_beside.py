@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -152,6 +153,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(inert(redacted(str(error)), newlines=False), flush=True)
         return 2
+    except Exception:  # a fault of ours: told in full, but for what may stand in the client's request
+        print(inert(redacted(traceback.format_exc()), limit=None), flush=True)
+        return 1
 
 
 if __name__ == "__main__":

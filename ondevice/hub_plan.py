@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ondevice import checkpoint
-from ondevice.card import Card, base_may_be_told, folder_card, run_card
+from ondevice.card import Card, folder_card, run_card
+from ondevice.card_use import base_may_be_told
 from ondevice.config.hub import PushConfig
 from ondevice.data_card import data_files
 from ondevice.errors import UserError, nearest

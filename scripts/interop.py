@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Writes docs/interop.md: other programs load what `ondevice export` writes, and their numbers are compared with ours.
 
-    scripts/interop.py MODEL [--out docs/interop.md]
+    scripts/interop.py MODEL [--out docs/interop.md] [--only PACKAGE …]
 
 MODEL is a decoder with a chat template. Compared are logits on the fixed prompt of `ondevice export` and 48 greedy
 tokens after a chat's prompt, our own in float32 on torch. A program that is not installed is said not to have been run.
+With --only, these packages' rows are run and the page keeps the others as they are: some stand in environments of their
+own.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 import ondevice as od  # noqa: E402
 from ondevice.backend import Backend, load_backend  # noqa: E402
-from ondevice.data.chat import prompt_ids  # noqa: E402
+from ondevice.data.chat import encode_chat, prompt_ids  # noqa: E402
 from ondevice.decoding import Generator, Sampling  # noqa: E402
 from ondevice.exports.compare import logits, prompt_of  # noqa: E402
 from ondevice.models.folder import Adapter, Model, load_model, write, write_model  # noqa: E402
@@ -36,6 +38,7 @@ from ondevice.models.heads import with_head  # noqa: E402
 from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
 from ondevice.models.names import matrices  # noqa: E402
 from ondevice.randomness import normal  # noqa: E402
+from ondevice.rollout import Scorer  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
 TOKENS = 48
@@ -91,6 +94,44 @@ def transformers_judge(case: Case) -> str:
     return f"{abs(pipeline(ASKED[0])[0]['score'] - mine):.1e} of the score"
 
 
+def trl_judge(case: Case) -> str:
+    """A reward model: the scores that TRL's GRPO, which loads it by its folder, gives to chats."""
+    import datasets
+    import trl
+
+    judge = with_head(case.model, case.backend, 0)
+    (case.room / "trl").mkdir()
+    write_model(case.room / "trl", case.backend, judge.cfg, judge.params, judge.tokenizer)
+    od.export(case.room / "trl", "hf", dtype="float32", out=case.room / "trl-hf")
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "I do not know."}] for text in ASKED]
+    config = trl.GRPOConfig(str(case.room / "grpo"), use_cpu=True, bf16=False, report_to=[], num_generations=2,
+                            per_device_train_batch_size=2, model_init_kwargs={"dtype": "float32"})
+    trainer = trl.GRPOTrainer(str(case.folder), str(case.room / "trl-hf"), args=config,
+                              train_dataset=datasets.Dataset.from_list([{"prompt": chat[:1]} for chat in chats]))
+    theirs = trainer._calculate_rewards([{}] * 3, [c[:1] for c in chats], [c[1:] for c in chats], [[1]] * 3)[:, 0]
+    texts = [encode_chat(chat, judge.tokenizer)[0].ids for chat in chats]
+    mine = Scorer(judge, case.backend).scores(judge.params, texts)
+    return f"{np.abs(theirs.numpy() - mine).max():.1e} of the score of a chat"
+
+
+def lm_eval_hf(case: Case) -> str:
+    """Log-probabilities of answers after questions, as its tasks of choices take them."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    od.export(case.folder, "hf", dtype="float32", out=case.room / "lm-eval")
+    pairs = [(question, answer) for question in ASKED for answer in (" 42", " Yes, it is.")]
+    theirs = HFLM(pretrained=str(case.room / "lm-eval"), device="cpu", dtype="float32", batch_size=1).loglikelihood(
+        [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)])
+    far = 0.0
+    for (question, answer), (found, _) in zip(pairs, theirs, strict=True):
+        before, ids = (case.model.tokenizer.encode(text) for text in (question, question + answer))
+        z = logits(case.model, case.backend, ids)[len(before) - 1:-1].astype(np.float64)
+        z -= np.logaddexp.reduce(z, axis=-1, keepdims=True)
+        far = max(far, abs(found - sum(row[i] for row, i in zip(z, ids[len(before):], strict=True))))
+    return f"{far:.1e} of an answer's log-probability"
+
+
 def peft_adapter(case: Case) -> str:
     import peft
     import transformers
@@ -143,6 +184,8 @@ def llama_cpp(dtype: str) -> Callable[[Case], str]:
 ROWS: tuple[tuple[str, str, str, Callable[[Case], str] | None], ...] = (
     ("transformers", "transformers", "hf float32", transformers_hf),
     ("transformers, pipeline", "transformers", "hf float32, reward model", transformers_judge),
+    ("TRL, GRPO", "trl", "hf float32, reward model", trl_judge),
+    ("lm-eval", "lm-eval", "hf float32", lm_eval_hf),
     ("transformers, gguf_file", "transformers", "gguf f16", transformers_gguf),
     ("peft", "peft", "peft", peft_adapter),
     ("mlx-lm", "mlx-lm", "hf float32", mlx_hf),
@@ -151,8 +194,7 @@ ROWS: tuple[tuple[str, str, str, Callable[[Case], str] | None], ...] = (
     ("mlx-lm", "mlx-lm", "mlx-adapter", mlx_adapter),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf f16", llama_cpp("f16")),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf q8_0", llama_cpp("q8_0")),
-    ("vLLM", "", "hf", None), ("lm-eval", "", "hf", None), ("Ollama", "", "gguf, Modelfile", None),
-    ("LM Studio", "", "gguf, mlx", None),
+    ("vLLM", "", "hf", None), ("Ollama", "", "gguf, Modelfile", None), ("LM Studio", "", "gguf, mlx", None),
 )
 
 
@@ -160,14 +202,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--out", default=str(ROOT / "docs" / "interop.md"))
+    parser.add_argument("--only", nargs="+", default=[], metavar="PACKAGE")
     chosen = parser.parse_args()
+    kept = _rows(Path(chosen.out)) if chosen.only else {}
     backend = load_backend("torch", "cpu", "float32")
     model = load_model(chosen.model, backend)
     lines = []
     with tempfile.TemporaryDirectory() as room:
         for program, package, form, run in ROWS:
             said, found = "not run", _version(package)
-            if run is not None and found != MISSING:
+            if chosen.only and package not in chosen.only:
+                found, said = kept.get((program, form), (MISSING, said))
+            elif run is not None and found != MISSING:
                 said = run(Case(model, model.folder.resolve(), Path(room), backend))
             lines.append(f"| {program} | {found} | {form} | {said} |")
             print(lines[-1], flush=True)
@@ -245,6 +291,13 @@ def _adapter(case: Case) -> tuple[Path, Model]:
         folder.mkdir()
         write(folder, case.backend, model)
     return folder, model
+
+
+def _rows(page: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(program, form) → (version, what was found) of each row of the page as it is."""
+    rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines()
+            if line.startswith("| ")]
+    return {(program, form): (version, said) for program, version, form, said in rows}
 
 
 def _version(package: str) -> str:

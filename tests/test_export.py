@@ -18,7 +18,7 @@ from data_samples import CHATS, TEXTS, small_tokenizer
 from llama_cpp import LlamaCpp
 from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
-from ondevice.data.chat import TEMPLATES, add_template, render
+from ondevice.data.chat import TEMPLATES, add_template, encode_chat, render
 from ondevice.data.tokenizer import OWN_TEMPLATE
 from ondevice.errors import UserError
 from ondevice.exports import gguf_file
@@ -28,6 +28,7 @@ from ondevice.exports.modelfile import ROLES, modelfile, parts_of
 from ondevice.models.folder import Adapter, load_model, write, write_model
 from ondevice.models.lora import INHERITED, Pair, placed
 from ondevice.models.names import matrices
+from ondevice.rollout import Scorer
 
 GGUF = ["llama", "llama-gqa-tied", "llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"]
 SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
@@ -173,6 +174,37 @@ def test_hf_in_another_type(tmp_path: Path, backend: Backend) -> None:
     assert 0 < half["largest_difference"] < 0.5 and half["perplexity_after"] == pytest.approx(
         half["perplexity_before"], rel=0.05)
     assert half["bytes"] < same["bytes"] and (tmp_path / "half" / "README.md").read_text() == "what it is\n"
+
+
+@pytest.mark.slow
+def test_trl_and_the_pipeline_take_a_reward_model_and_a_value_model(tmp_path: Path) -> None:
+    """TRL's GRPO loads both by their folders, as it loads any reward model; its scores of chats are ours."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    import transformers
+
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    files = small_stages.make(tmp_path / "files", backend)
+    od.ppo(**small_stages.settings(files, "ppo", tmp_path / "run", "torch", steps=1))
+    value = tmp_path / "run" / "ppo" / "value_model"
+    assert "pipeline_tag: text-classification" in (value / "README.md").read_text()
+    folders = {"judge": files / "judge", "value": value}
+    for name, folder in folders.items():
+        od.export(folder, "hf", dtype="float32", out=tmp_path / name, backend="torch")
+    chats = [[{"role": "user", "content": f"Anna {n}"}, {"role": "assistant", "content": "Rome " * n}] for n in (1, 4)]
+    trainer = trl.GRPOTrainer(
+        str(files / "policy"), [str(tmp_path / name) for name in folders],
+        args=trl.GRPOConfig(str(tmp_path / "grpo"), use_cpu=True, bf16=False, report_to=[], num_generations=2,
+                            per_device_train_batch_size=2),
+        train_dataset=datasets.Dataset.from_list([{"prompt": chat[:1]} for chat in chats]))
+    theirs = trainer._calculate_rewards([{}, {}], [c[:1] for c in chats], [c[1:] for c in chats], [[1], [1]])
+    for column, name in enumerate(folders):
+        model = load_model(folders[name], backend)
+        ids = [encode_chat(chat, model.tokenizer)[0].ids for chat in chats]
+        want = Scorer(model, backend).scores(model.params, ids)
+        np.testing.assert_allclose(theirs[:, column].numpy(), want, atol=1e-5)
+        pipeline = transformers.pipeline("text-classification", str(tmp_path / name), function_to_apply="none")
+        text = render(chats[0], model.tokenizer)
+        assert pipeline(text)[0]["score"] == pytest.approx(want[0], abs=1e-5)
 
 
 # MLX, and adapters

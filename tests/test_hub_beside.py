@@ -143,6 +143,24 @@ def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPa
     assert "step 30 was not pushed: [Errno 28] No space left on device" in warned[-1]
 
 
+def test_its_log_holds_no_token(
+    server: HubServer, stage: StageFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of what the Hub answers, nor of a fault of ours."""
+    hub_beside.keep(stage, saved(stage, 10))
+    server.ask_for("POST", "/commit/", "status", status=400, message=f"wrong {TOKEN}")
+    assert hub_beside.main([str(stage.path), "me/runs"]) == 2
+
+    def fault(*_: Any) -> None:
+        raise KeyError(TOKEN)
+
+    monkeypatch.setattr(Hub, "look", fault)
+    assert hub_beside.main([str(stage.path), "me/runs"]) == 1
+    said = capsys.readouterr().out
+    assert TOKEN not in said and said.count("hf_…") >= 2 and "KeyError: 'hf_…'" in said
+    assert all(TOKEN.encode() not in content for content in contents(stage.path).values())
+
+
 def test_the_settings() -> None:
     cfg = from_mapping(SFTConfig, {"push_every": 100, "push_to": "me/runs"})
     assert (cfg.push_every, cfg.push_to) == (100, "me/runs")

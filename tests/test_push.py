@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,11 @@ def test_an_adapter_goes_where_its_base_can_be_had(server: HubServer, tmp_path: 
     for base in (str(tmp_path / "base"), "../base"):
         (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
         assert "whose base is a folder of this machine" in refused(folder)
+    mlx = tmp_path / "mlx"
+    mlx.mkdir()
+    (mlx / "adapters.safetensors").write_bytes(b"weights")
+    (mlx / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "model": str(tmp_path / "base")}))
+    assert "whose base is a folder of this machine" in refused(mlx)
     assert not requests(server, "PUT") and not requests(server, "POST")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
     push(folder)
@@ -239,6 +245,22 @@ def test_the_server_says_how_long_to_wait() -> None:
     assert hub.pause(1.0, hub.Unheard("429", 30.0)) == 30.0
     assert hub.pause(4.0, hub.Unheard("500")) == 4.0
     assert hub.pause(1.0, hub.Unheard("429", 1e9)) == hub.LONGEST_WAIT_S
+
+
+@pytest.mark.parametrize("path", ["/revision/", "/commit/"])
+def test_it_waits_longer_each_time(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    waits: list[float] = []
+    for module in ("hub", "hub_push"):
+        monkeypatch.setattr(f"ondevice.{module}.time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(hub, "WAITS_S", (1.0, 2.0, 4.0))
+    server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=503, times=2)
+    server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=429,
+                   headers={"Retry-After": "9", "X-Error-Message": "slower"})
+    push(write_model(tmp_path / "m"))
+    assert waits == [1.0, 2.0, 9.0]
+    once(server)
 
 
 def test_somebody_else_s_commit_is_a_conflict(server: HubServer, tmp_path: Path) -> None:

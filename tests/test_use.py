@@ -79,13 +79,22 @@ def test_the_readme_shows_the_same_example() -> None:
     assert re.findall(r"```python\n(.*?)\n```", README, re.DOTALL) == [EXAMPLE]
 
 
+TEXTS = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
+QUOTED = [quoted for text in TEXTS for quoted in re.findall(r"`(ondevice [a-z][^`\n]*)`", text)]
+
+
 def documented_commands() -> list[str]:
-    """Every command line of this program that the README and the documents show."""
-    texts = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
-    blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+    """Every command line of this program that the README and the documents show; a verb that stands alone in a
+    sentence is a name and no command."""
+    blocks = [block for text in TEXTS for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     found = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found += [quoted for text in texts for quoted in re.findall(r"`(ondevice [a-z][^`\n]*)`", text)]
+    found += [quoted for quoted in QUOTED if len(quoted.split()) > 2]
     return list(dict.fromkeys(line for line in found if line.startswith("ondevice ")))
+
+
+def test_a_verb_that_is_named_is_there() -> None:
+    named = {quoted.split()[1] for quoted in QUOTED}
+    assert named <= cli.VERBS.keys() and "export" in named
 
 
 @pytest.mark.parametrize("line", documented_commands())

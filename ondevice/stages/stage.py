@@ -137,7 +137,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:
                 dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
                 write(folder, ctx.backend, one, dtype=dtype,
-                      card=model_card(ctx.name, cfg, replace(made, model=model), ctx.folder.path.parent.name))
+                      card=model_card(ctx.name, cfg, replace(made, model=one), ctx.folder.path.parent.name, part=name))
         if ctx.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:
