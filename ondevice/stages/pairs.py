@@ -131,6 +131,12 @@ def pairs_digest(data: str, validation: str, stage: Path, resume: bool, corpus: 
     return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
 
 
+def read_pairs(data: str) -> list[dict[str, Any]]:
+    """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
+    Raises UserError for data that is not there or cannot be read."""
+    return _rows(data, CorpusConfig())[0]
+
+
 def sha_of(row: Mapping[str, Any]) -> str:
     return digest(row["prompt"])
 
