@@ -267,7 +267,8 @@ def table(job: Job) -> str:
 
     mine, other = (json.loads(job.file(f"{who}.json").read_text()) for who in ("ours", "trl"))
     names = FIELDS[job.stage]
-    lines = ["| step | " + " | ".join(f"{name}: ours | TRL" for name in names) + " |", "| --- " * (1 + 2 * len(names)) + "|"]
+    lines = ["| step | " + " | ".join(f"{name}: ours | TRL" for name in names) + " |",
+             "| --- " * (1 + 2 * len(names)) + "|"]
     for n, (a, b) in enumerate(zip(mine["steps"], other["steps"], strict=True), 1):
         lines.append(f"| {n} | " + " | ".join(f"{a[name]:.5f} | {b[name]:.5f}" for name in names) + " |")
     for name in names:
