@@ -85,7 +85,7 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
 
 
 def same_tokens(one: Model, other: Model) -> bool:
-    return one.tokenizer.sha256() == other.tokenizer.sha256()
+    return one.tokenizer.padded_apart().sha256() == other.tokenizer.padded_apart().sha256()
 
 
 class PPOFeed:
