@@ -171,7 +171,14 @@ def _told(stage: Mapping[str, Any]) -> str:
     numbers = stage["numbers"]
     order = ("reward", "accuracy", "heldout_loss", "loss")
     chosen = {name.replace("heldout_loss", "held-out"): numbers[name] for name in order if name in numbers}
-    return numbers_line(dict(list(chosen.items())[:2]))
+    return numbers_line(dict(list((chosen or _marks(stage)).items())[:2]))
+
+
+def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
+    """What a stage that does not train has come to."""
+    words = {"queued": "pairs", "votes": "votes", "bits_per_byte": "bits a byte", "exact_match": "exact match"}
+    marks = stage.get("marks") or {}
+    return {word: marks[name] for name, word in words.items() if name in marks}
 
 
 def left(stage: Mapping[str, Any]) -> str:

@@ -39,13 +39,13 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("w", "watch", "watch", tooltip="Curves and samples of the highlighted stage"),
         Binding("R", "resume", "resume", tooltip="Go on with an unfinished stage from its newest checkpoint"),
         Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
-        Binding("tab", "app.focus_next", "stages or runs", show=False),
+        Binding("tab", "app.focus_next", "lists", tooltip="From the stages to the runs and back"),
         Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
-        Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("g", "app.go('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
-        Binding("p", "app.go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
-        Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
+        Binding("p", "app.go('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"),
+        Binding("d", "details", "details", tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),
     ]
 

@@ -98,8 +98,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         Binding("ctrl+t", "model", "model", tooltip="Begin from a model of any run here (any other folder: type it)"),
         Binding("ctrl+y", "copy", "copy command", tooltip="Copy the command line"),
         Binding("ctrl+f", "find", "find a field", tooltip="Type a part of a field's name"),
-        Binding("tab", "app.focus_next", "next", show=False),
-        Binding("down", "step(1)", "field below", show=False),
+        Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
+        Binding("down", "step(1)", "field", key_display="↑ ↓", tooltip="The field below; ↑ the one above"),
         Binding("up", "step(-1)", "field above", show=False),
     ]
 
