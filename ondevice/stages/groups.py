@@ -22,7 +22,6 @@ from ondevice.rewards.answers import find_answer
 from ondevice.rollout import Sampled
 from ondevice.stages.asked import Asked
 
-
 WATCHED = 8  # held-out prompts whose completions are kept at each measurement
 
 

@@ -242,6 +242,8 @@ is no number. Below: the newest numbers with their course, and what the model an
         if series is None or series.span is None:
             started = self.state is not None
             empty = EMPTY if started else "Nothing to watch yet. esc, then n begins a run."
+            if not started and self.ui.started:
+                empty = "It has been started: its first stage appears here."
             if started and self.state and self.state["state"] == "done":
                 empty = "This stage has no steps: it does not train."
             curve.show((), (0, 1), empty)
