@@ -95,12 +95,14 @@ The settings of a stage, with the names, help and checks of the command line. �
 is wrong. At the foot is the command that does the same; ctrl+y copies it.
 
 The stage is started as a process of its own: it goes on when this app is closed."""
+    # Priority: a key that only bubbled up from its field would come after letters that were typed later.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"),
-        Binding("ctrl+g", "go", "start", tooltip="Start it"),
-        Binding("ctrl+t", "model", "model", tooltip="Begin from a model of any run here (any other folder: type it)"),
-        Binding("ctrl+y", "copy", "copy command", tooltip="Copy the command line"),
-        Binding("ctrl+f", "find", "find a field", tooltip="Type a part of a field's name"),
+        Binding("ctrl+g", "go", "start", priority=True, tooltip="Start it"),
+        Binding("ctrl+t", "model", "model", priority=True,
+                tooltip="Begin from a model of any run here (any other folder: type it)"),
+        Binding("ctrl+y", "copy", "copy command", priority=True, tooltip="Copy the command line"),
+        Binding("ctrl+f", "find", "find a field", priority=True, tooltip="Type a part of a field's name"),
         Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
         Binding("down", "step(1)", "field", key_display="↑ ↓", tooltip="The field below; ↑ the one above"),
         Binding("up", "step(-1)", "field above", show=False),
@@ -310,7 +312,7 @@ The stage is started as a process of its own: it goes on when this app is closed
     def action_find(self) -> None:
         box = self.query_one("#find", Input)
         box.display = True
-        box.focus()
+        self.set_focus(box)  # at once: what is typed next is meant for it
 
     def action_step(self, by: int) -> None:
         if by > 0:
