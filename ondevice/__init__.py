@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
     from ondevice.config.use import (
         ChatConfig,
+        CompareConfig,
         EvalConfig,
         FillConfig,
         GenerateConfig,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
     from ondevice.hub_push import Tell
 
-__all__ = ["chat", "classify", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
+__all__ = ["chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
            "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample",
            "serve", "sft"]
 
@@ -149,6 +150,14 @@ def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.filling import fill as function
 
     return function(cfg or _made(FillConfig, fields))
+
+
+def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """The same prompts answered by two models (fields of `CompareConfig`). See `ondevice.comparing.compare`."""
+    from ondevice.comparing import compare as function
+    from ondevice.config.use import CompareConfig
+
+    return function(cfg or _made(CompareConfig, fields))
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:

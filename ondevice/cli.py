@@ -67,6 +67,8 @@ VERBS = {verb.name: verb for verb in (
          "generate"),
     Verb("fill", "Use", "guess what is hidden in a text: \"The [MASK] bird\"", f"{_USE}:FillConfig", ("model", "text"),
          "fill", sets=False, render="ondevice.filling:render"),
+    Verb("compare", "Use", "the same prompts answered by two models, side by side", f"{_USE}:CompareConfig",
+         ("model", "other", "prompts"), "compare", sets=False, render="ondevice.comparing:render"),
     Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
          ("model",), "serve", sets=False, json=False),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
@@ -297,9 +299,12 @@ def _value(name: str, given: str | None, rest: list[str]) -> str:
     return rest.pop(0)
 
 
+_NEEDED = ("model", "reward_model", "other", "prompts")
+
+
 def _usage(verb: Verb) -> str:
     """A stage and what uses a model need one; every other word may be left out."""
-    words = (word.upper() if word in ("model", "reward_model") else f"[{word.upper()}]" for word in verb.positional)
+    words = (word.upper() if word in _NEEDED else f"[{word.upper()}]" for word in verb.positional)
     return " ".join(["ondevice", verb.name, *words])
 
 

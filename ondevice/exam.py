@@ -200,17 +200,25 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
     text: {"bits_per_byte", "sequence_length"}, read in rows as long as those of the model's training where its run
     folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens", "chats", "cut"} of the
-    assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. Raises UserError for data or tasks
-    that do not fit."""
+    assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. The tasks `problems` and `preference`
+    are those of `ondevice.evaluating`. Raises UserError for data or tasks that do not fit."""
     from ondevice.stages.material import corpus_of, plain_chats, plain_texts
-    from ondevice.talk import find_model
+    from ondevice.talk import find_model, find_reward_model
 
     cfg.check()
+    if cfg.tasks and cfg.tasks[0] in ("problems", "preference"):
+        from ondevice import evaluating
+
+        backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+        find = find_reward_model if cfg.tasks[0] == "preference" else find_model
+        own = {"problems": evaluating.solved, "preference": evaluating.preferred}[cfg.tasks[0]]
+        return own(cfg, load_model(find(cfg.model), backend), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     limit = cfg.limit or None
     if corpus is None:
         if set(cfg.tasks) - {"text"}:
-            raise UserError("needs questions with known answers", where="tasks", hint="--data builtin has them")
+            raise UserError("needs questions with known answers", where="tasks",
+                            hint="--data builtin has them; --tasks problems takes your own")
         chats = plain_chats(cfg.data)
         documents = [] if chats else plain_texts(cfg.data)[:limit]
         model, backend = _opened(cfg, find_model(cfg.model))

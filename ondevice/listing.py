@@ -13,6 +13,7 @@ from ondevice.progress import numbers_line
 from ondevice.runfolder import RunFolder, StageFolder
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
+_MARKS = ("bits_per_byte", "exact_match", "queued", "votes")  # of a finished stage, also one that does not train
 _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
 
 
@@ -62,10 +63,13 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         if kind == "eval" and "loss" in found:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
+    found = (done or {}).get("marks")
+    marks = found if isinstance(found, Mapping) else {}
     began = first.get("t")
     last_t = max((event["t"] for event in newest.values() if isinstance(event.get("t"), (int, float))), default=None)
     return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
             "began": began if isinstance(began, (int, float)) else stage.path.stat().st_mtime, "numbers": numbers,
+            "marks": {key: marks[key] for key in _MARKS if isinstance(marks.get(key), (int, float))},
             "last": last_t, "holder": holder, "message": str(ended.get("message", "")),
             "seconds": (done or {}).get("seconds")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import beam_search
@@ -58,7 +59,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
-    ids = _ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
+    ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
     generator = Generator(model, backend, sampling(cfg))
     if cfg.beams > 1:
         best = beam_search(generator, model.params, ids, cfg.beams)[:cfg.samples]
@@ -117,10 +118,10 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
                 model: Model) -> tuple[list[int], list[dict[str, str]]]:
     """(ids of `first` and the turns, the turns kept): where the context is full, the first turns are forgotten."""
     kept = list(turns)
-    ids = _ids([*first, *kept], model)
+    ids = chat_ids([*first, *kept], model)
     while len(ids) + 16 > model.cfg.max_position_embeddings and len(kept) > 1:
         kept = kept[2:]
-        ids = _ids([*first, *kept], model)
+        ids = chat_ids([*first, *kept], model)
     return ids, kept
 
 
@@ -135,7 +136,8 @@ def given(read: Callable[[], str]) -> str:
     return text
 
 
-def _ids(messages: Sequence[dict[str, str]], model: Model) -> list[int]:
+def chat_ids(messages: Sequence[dict[str, Any]], model: Model) -> list[int]:
+    """A conversation through the model's chat template. Raises UserError: it has none, or refuses the conversation."""
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=str(model.folder), hint="leave --chat out")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ondevice import cli, talk
+from ondevice import cli, comparing, talk
 from ondevice.ratings import Ratings, Response
 from ondevice.report import write_report
 from test_inert import acts
@@ -37,13 +37,20 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={})
     monkeypatch.setattr(talk, "open_model", lambda cfg: (model, None))
     monkeypatch.setattr(talk, "Generator", lambda *_: None)
-    monkeypatch.setattr(talk, "_ids", lambda messages, model: [1])
+    monkeypatch.setattr(talk, "chat_ids", lambda messages, model: [1])
     monkeypatch.setattr(talk, "_stream", stream)
     return lambda text: said.update(text=text)
 
 
 def test_there_are_enough_of_them() -> None:
     assert len(WRITTEN) >= 40 and sum(bool(acts(text)) for text in WRITTEN) >= 20
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_compare(width: int) -> None:
+    for text in WRITTEN:
+        found = {"models": [text, "b"], "answers": [{"prompt": text, "first": text, "second": text}], "same": 1}
+        assert not acts(comparing.render(found, width)), repr(text)
 
 
 def test_generate_and_chat(says: Callable[[str], None], capsys: pytest.CaptureFixture[str],

@@ -21,10 +21,11 @@ from ondevice.data.completions import Row
 from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.models.folder import write_model
+from ondevice.pairs import held_out
 from ondevice.rewards.rewards import Scores
 from ondevice.stages.dpo import sides_of
 from ondevice.stages.grpo import figures
-from ondevice.stages.pairs import TokenPair
+from ondevice.stages.pairs import TokenPair, sha_of, to_pair
 from small_stages import settings
 
 TORCH = load_backend("torch", device="cpu", dtype="float32")
@@ -192,6 +193,21 @@ def test_ktos_mismatched_completion_is_of_another_prompt() -> None:
     assert [row.completion for row in sides_of(pairs, "kto")[2]] == [[2], [2], [3], [2], [2]]
     alike = [TokenPair(Row([1], [n]), Row([1], [9])) for n in range(3)]  # nothing else is to be had
     assert [row.completion for row in sides_of(alike, "kto")[2]] == [[1], [2], [0]]
+
+
+def test_of_few_pairs_one_prompts_are_held_out_and_of_one_prompt_none(files: Path, tmp_path: Path) -> None:
+    """Ten votes are enough to begin with; what was too little is read anew once there is more."""
+    rows = (files / "pairs.jsonl").read_text().splitlines()
+    alone = [row for row in rows if not held_out(sha_of(to_pair(json.loads(row))), 0.1)]
+    few = tmp_path / "few.jsonl"
+    fields = settings(files, "reward", tmp_path / "r", "torch", steps=1, data=str(few))
+    few.write_text(alone[0] + "\n")
+    with pytest.raises(UserError, match="0 pairs to learn from and 1 held out"):
+        od.reward(**fields)
+    few.write_text("\n".join(alone[:9]) + "\n")
+    od.reward(**{**fields, "resume": True})
+    found = events(tmp_path / "r", "reward", "data")[-1]
+    assert found["held_pairs"] >= 1 and found["pairs"] + found["held_pairs"] == 9
 
 
 def test_what_ktos_mismatched_rows_hold_is_no_longer_than_the_longest_pair() -> None:

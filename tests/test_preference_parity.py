@@ -24,6 +24,7 @@ from gradients import by_name
 from ondevice.backend import Backend, OptimSettings
 from ondevice.config.preference import GRPOConfig, RewardConfig
 from ondevice.data.completions import Row
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.events import read
 from ondevice.losses import grpo_loss, ppo_loss, preference_loss, reward_loss
 from ondevice.models.config import DecoderConfig
@@ -243,6 +244,27 @@ def test_a_reward_model_is_transformers(backend: Backend, tmp_path: Path, family
         assert model.cfg.num_labels == 1
         got = Scorer(model, backend, batch_size=3).scores(model.params, given)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_reward_model_pads_with_no_token_that_ends_a_text(tmp_path: Path) -> None:
+    """transformers scores the last token that is no padding, and many a model pads with its stop token (SmolLM2)."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    words = small_tokenizer()
+    stop = words.inner.id_to_token(words.stop_ids[-1])
+    words = Tokenizer(words.inner, {**words.config, "pad_token": stop}, words.chat_template)
+    cfg = models.config("llama", vocab_size=words.vocab_size, num_labels=1)
+    model = on(TORCH, cfg, models.weights(cfg))
+    write_model(tmp_path, TORCH, cfg, model.params, words)
+    text = np.append(rows(1, 2)[0].prompt, words.stop_ids[-1]).astype(np.int32)
+    peer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        want = float(peer(torch.tensor(text[None]).long()).logits)
+    scorer = Scorer(model, TORCH, batch_size=1)
+    np.testing.assert_allclose(scorer.scores(model.params, [text]), [want], rtol=0, atol=1e-5)
+    assert abs(float(scorer.scores(model.params, [text[:-1]])[0]) - want) > 1e-2
+    again = Tokenizer.load(tmp_path)
+    assert again.pad_id == peer.config.pad_token_id not in again.stop_ids
+    assert again.sha256() == words.padded_apart().sha256() == again.padded_apart().sha256()
 
 
 def test_a_value_is_the_score_of_what_is_before_a_token(backend: Backend) -> None:

@@ -75,9 +75,14 @@ def check_same(stage: str, broken: Path, whole: Path) -> None:
         assert same(one, other)
     if stage in ROLLOUTS:
         assert told(broken, stage) == told(whole, stage)
+        watched = set()
         for event in read(broken / stage / "events.jsonl"):
-            if event["event"] == "step":
-                assert read_at(broken / stage / "groups.jsonl", event["groups"])["step"] == event["step"]
+            if "groups" in event:
+                line = read_at(broken / stage / "groups.jsonl", event["groups"])
+                assert line["step"] == event["step"] and line.get("held_out", False) == (event["event"] == "eval")
+                if event["event"] == "eval":
+                    watched.add(tuple((group["prompt"], len(group["completions"])) for group in line["groups"]))
+        assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {1}  # always the same few prompts
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets._footer import FooterKey
 
 from ondevice.config.recipe import STAGES, load_recipe
 from ondevice.events import EventWriter
@@ -351,7 +352,7 @@ def test_the_ladder(tmp_path: Path, size: tuple[int, int]) -> None:
         await until_shown(pilot, "prompt 2 of 2", "> 2 + 2 =")
         await pilot.press("left")
         await until_shown(pilot, "prompt 1 of 2")
-        await pilot.press("k")
+        await pilot.press("t")
         await until_shown(pilot, "75%", "2 of ")
         await pilot.press("w")
         await until_shown(pilot, "written:")
@@ -465,6 +466,10 @@ def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]])
         await until(pilot, lambda: app.current_mode == "road" and "the road" in shown(app))
         await pilot.press("n", "enter")
         await until_shown(pilot, "✓ ready")
+        await pilot.press("x")
+        await until_shown(pilot, "✗ recipe: unknown recipe 'x'")  # typed over the one that stood there
+        await pilot.press("backspace", *"minute")
+        await until_shown(pilot, "✓ ready")
         await pilot.press("ctrl+g")
         await until(pilot, lambda: started)
 
@@ -494,6 +499,31 @@ def test_help_lists_every_key_of_each_screen(tmp_path: Path) -> None:
             await pilot.press("escape")
 
     play(tmp_path, script, (120, 50))
+
+
+@pytest.mark.slow
+def test_the_foot_of_each_screen_shows_every_action(tmp_path: Path) -> None:
+    """At 80 columns too; where two keys are one action each way, they stand together."""
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        for mode in [*app.MODES, "form"]:
+            if mode == "form":
+                app.push_screen(StartScreen("sft", {}))
+            else:
+                app.action_go(mode)
+            keys = app.screen.query(FooterKey)
+            await until(pilot, lambda keys=keys: keys and all(key.size for key in keys), mode)  # type: ignore[misc]
+            wanted = {verb(binding.action) for binding, _ in own_bindings(app.screen)}
+            assert wanted == {verb(key.action) for key in keys} - {"command_palette"}, mode
+            assert all(app.screen.region.contains_region(key.region) for key in keys), mode
+            assert max(key.region.y for key in keys) == 23
+        app.screen.dismiss()
+
+    def verb(action: str) -> str:
+        return action.removeprefix("app.").split("(")[0]
+
+    play(tmp_path, script)
 
 
 @pytest.mark.slow

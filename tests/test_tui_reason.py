@@ -16,7 +16,7 @@ from ondevice_tui.screens.reason import bar, head
 from ondevice_tui.tail import Follower, History
 from ondevice_tui.widgets.rows import Rows
 from test_tui import fits, play
-from tui_runs import SIZES, a_run, group, shown, until, until_shown, write_grpo
+from tui_runs import SIZES, a_run, group, shown, until, until_shown, write_grpo, write_held_out
 
 
 @pytest.mark.slow
@@ -102,13 +102,46 @@ def test_it_follows_and_stays_where_it_was_put(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_held_out_problem_is_watched_over_the_steps(tmp_path: Path) -> None:
+    stage = a_run(tmp_path).stage("grpo")
+    write_grpo(stage, 20)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("3")
+        await until_shown(pilot, "step 20 · group 3 of 3")
+        await pilot.press("h")
+        await until_shown(pilot, "No held-out problem measured yet")
+        write_held_out(stage, 10, False)
+        write_held_out(stage, 20, True)
+        text = await until_shown(pilot, "held-out problem 1 of 2 · right at 1 of 2 measurements", "o held-out")
+        assert text.index("20 ✓") < text.index("10 ✗") and "+0.00" not in text and "What is 5+1?" in text
+        write_held_out(stage, 30, False, said="now it is")
+        await until_shown(pilot, "right at 1 of 3", "step 30 · ")  # the newest is followed
+        await pilot.press("right_square_bracket")
+        await until_shown(pilot, "held-out problem 2 of 2", "What is 6+1?")
+        await pilot.press("right_square_bracket")
+        await until_shown(pilot, "held-out problem 1 of 2")
+        await pilot.press("f")
+        text = await until_shown(pilot, "f: all right")
+        assert "now it is" not in text
+        await pilot.press("f", "down", "enter")
+        text = await until_shown(pilot, "step 10 · held-out problem 1", "reward  0.2", "so it is 33")
+        assert "advantage" not in text
+        await pilot.press("escape", "h", "z")
+        await until_shown(pilot, "step 20 · group 2 of 3")
+
+    play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.slow
 def test_a_run_without_rewards_says_so(tmp_path: Path) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("3")
         await until_shown(pilot, "No stage with rewards in this run yet")
-        await pilot.press("left_square_bracket", "f", "p", "n", "v", "z", "enter")
+        await pilot.press("left_square_bracket", "f", "p", "n", "v", "z", "enter", "h",
+                          "right_square_bracket", "n", "enter")
 
     play(tmp_path, script)
 

@@ -125,6 +125,16 @@ def group(step: int, kind: str) -> dict[str, Any]:
     return {"prompt": f"What is {step}+{kind}?", "answer": "43", "completions": made}
 
 
+def write_held_out(stage: StageFolder, step: int, right: bool, *, said: str = "so it is") -> None:
+    """A measurement of two held-out problems after this step, as GRPO and PPO write it."""
+    groups = [{"prompt": f"What is {n}+1?", "answer": "43", "completions": [
+        completion(f"{said} {43 if right else 33}", right, 0.0)]} for n in (5, 6)]
+    with LineFile(stage.path / "groups.jsonl") as file:
+        place = file.append({"held_out": True, "step": step, "groups": groups})
+    with EventWriter(stage.events, now=Clock()) as events:
+        events.emit("eval", step, accuracy=float(right), reward=right + 0.2, groups=place)
+
+
 def write_grpo(stage: StageFolder, steps: int = 20) -> None:
     """A finished GRPO stage; a step has a mixed group, one all right or wrong, and one mixed or (every fourth) cut."""
     offsets = []

@@ -139,6 +139,27 @@ class FillConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareConfig(SamplingConfig):
+    """The same prompts answered by two models, side by side."""
+
+    other: str
+    """Folder of the second model, or a run folder."""
+    prompts: str
+    """What both are asked: a file of prompts, questions or chats."""
+    limit: int = 0
+    """Prompts at most; 0: all."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; higher is more varied."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(0, float("inf"), "limit")
+        for name in ("other", "prompts"):
+            if not getattr(self, name):
+                raise UserError("is missing", where=name, hint="ondevice compare MODEL OTHER --prompts FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerConfig(UseConfig):
     """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
 
@@ -148,16 +169,32 @@ class EvalConfig(UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
-    """Held-out text or chats: a file, a folder, or builtin[:RECIPE]."""
-    tasks: tuple[Literal["text", "instructions", "reasoning"], ...] = ()
-    """text: bits per byte; instructions: exact match by kind; reasoning: problems solved, greedily and in 8 tries. None
-    named: those that the data allows."""
+    """Held-out text, chats, problems or pairs: a file, a folder, builtin[:RECIPE], for problems gym:NAME too."""
+    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference"], ...] = ()
+    """text: bits per byte; instructions: exact match by kind; reasoning: problems solved, greedily and in 8 tries (both
+    of the built-in corpus); problems: those of your data, rows of question and answer; preference: how often the chosen
+    response of a pair is preferred. None named: those of text, instructions and reasoning that the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
+    answer: str = "number"
+    """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
+    shots: int = 0
+    """The first so many problems are shown with their answers before each of the others."""
+    tries: int = 0
+    """Answers to each problem at temperature 1 beside the greedy one: how many problems at least one of them solves."""
+    max_new_tokens: int = 256
+    """Longest answer to a problem, in tokens."""
+    system: str = ""
+    """Instructions that stand before each problem."""
+    seed: int = 0
+    """Decides the draws of `tries`, and a gym's problems."""
 
     def check(self) -> None:
         super().check()
-        self._between(0, float("inf"), "limit")
+        self._between(0, float("inf"), "limit", "shots", "tries", "seed")
+        self._between(1, float("inf"), "max_new_tokens")
+        if len(self.tasks) > 1 and {"problems", "preference"} & set(self.tasks):
+            raise UserError("problems and preference are measured by themselves", where="tasks", hint="name one task")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,17 @@ class Tokenizer:
         inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
         return Tokenizer(inner, self.config, template, self._stops)
 
+    def padded_apart(self) -> Tokenizer:
+        """A copy that pads with a token which ends no text, where there is one. Whoever takes the last token that is no
+        padding for a text's last one (transformers, for scores) would else pass over the token that ends it."""
+        ends = {self.eos_id, *self.stop_ids}
+        if self.pad_id not in ends:
+            return self
+        named = [self.named[key] for key in ("unk_token", "bos_token") if key in self.named]
+        words = [word for word in [*named, *self.special] if self.inner.token_to_id(word) not in {*ends, None}]
+        return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template,
+                         self._stops) if words else self
+
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`. special=False: a special token's name in the text stays text."""
         return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)

@@ -16,6 +16,7 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
+from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
@@ -298,6 +299,8 @@ def _task(cfg: ModelConfig) -> str:
 def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
                 dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
+    if isinstance(cfg, DecoderConfig) and cfg.num_labels:
+        tokenizer = tokenizer.padded_apart()
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
         "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}

@@ -1,8 +1,10 @@
 """groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or looks back.
 
 A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated", "rewards": {name:
-number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins. A resumed
-stage repeats the steps after its checkpoint: what the process before it wrote of them is cut off.
+number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins. Each
+measurement on held-out prompts adds {"held_out": true, "step", "groups"}: one completion of each of the same few
+prompts, whose place the eval event tells, so that a prompt that is never learned from can be watched over training.
+A resumed stage repeats the steps after its checkpoint: what the process before it wrote of them is cut off.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from ondevice.rewards.answers import find_answer
 from ondevice.rollout import Sampled
 from ondevice.stages.asked import Asked
 
+WATCHED = 8  # held-out prompts whose completions are kept at each measurement
+
 
 class GroupLog:
     """Appends lines; each is on its way to the disk when `append` returns, before the event that tells its place."""
@@ -27,14 +31,20 @@ class GroupLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._begun = False
+        self._step = 0
 
     def append(self, step: int, groups: Sequence[Mapping[str, Any]]) -> int:
         """The byte offset of the new line."""
         if not self._begun and self.path.exists():
             cut_from(self.path, step)
-        self._begun = True
+        self._begun, self._step = True, step
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
+
+    def append_held_out(self, groups: Sequence[Mapping[str, Any]]) -> int:
+        """The same of a measurement after the step that was appended last."""
+        with LineFile(self.path) as file:
+            return file.append({"held_out": True, "step": self._step, "groups": list(groups)})
 
 
 def cut_from(path: Path, step: int) -> None:

@@ -26,7 +26,7 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, fitting, need_template
-from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.groups import WATCHED, GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
 
@@ -41,7 +41,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
-        params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx),
+        params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx),
                      better=Better("accuracy", higher=True))
         marks = feed.measure(params)
         told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
@@ -109,11 +109,22 @@ class GRPOFeed:
 
     def measure(self, params: Params) -> dict[str, float]:
         """Greedy answers to held-out problems."""
+        return self._measured(params)[0]
+
+    def watch(self, params: Params) -> dict[str, float]:
+        """`measure` during training: the answers to a few of the problems, always the same, go to the groups' file."""
+        figures, sampled, scores = self._measured(params)
+        asked, few = self.held[:WATCHED], slice(WATCHED)
+        groups = told(asked, sampled[few], {name: values[few] for name, values in scores.by_name.items()},
+                      scores.total[few], np.zeros(len(asked)), self.cfg.answer)
+        return {**figures, "groups": self.log.append_held_out(groups)}
+
+    def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
         right = scores.by_name.get("correct", scores.total)
-        return {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total),
-                **lengths_told(sampled)}
+        figures = {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total), **lengths_told(sampled)}
+        return figures, sampled, scores
 
     def finished(self, step: int) -> str:
         return ""

@@ -68,6 +68,9 @@ def pairs(data: str, validation: str, held_share: float, longest: int, model: Mo
         rows = [{**row, "held": held_out(sha_of(row), held_share, 0)} for row in _read(data, ctx)]
         if validation:
             rows = [{**row, "held": False} for row in rows] + [{**row, "held": True} for row in _read(validation, ctx)]
+        elif rows and not any(row["held"] for row in rows):  # of ten prompts a share of a tenth is often none
+            last = max(map(sha_of, rows))
+            rows = [{**row, "held": sha_of(row) == last} for row in rows]
         write_file(copy, "".join(json.dumps(row) + "\n" for row in rows))
     rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
     limit = min(longest, model.cfg.max_position_embeddings)
@@ -77,6 +80,7 @@ def pairs(data: str, validation: str, held_share: float, longest: int, model: Mo
         ctx.warn(f"{len(made) - len(fit)} of {len(made)} pairs are longer than {limit} tokens and are left out")
     train, held = [p for h, p in fit if not h], [p for h, p in fit if h]
     if not train or not held:
+        copy.unlink()  # who rates more pairs and resumes means those too
         raise UserError(f"{len(train)} pairs to learn from and {len(held)} held out are too few",
                         where=data or str(copy), hint="rate more pairs, or give --validation FILE")
     voted = sum(bool(row.get("raters")) for row in rows)
@@ -129,6 +133,12 @@ def pairs_digest(data: str, validation: str, stage: Path, resume: bool, corpus: 
     rows = [row for source in (data or str(stage.parent / FILE), validation if validation else None) if source
             for row in _rows(source, corpus)[0]]
     return digest([[row[k] for k in ("prompt", "chosen", "rejected")] for row in rows])
+
+
+def read_pairs(data: str) -> list[dict[str, Any]]:
+    """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
+    Raises UserError for data that is not there or cannot be read."""
+    return _rows(data, CorpusConfig())[0]
 
 
 def sha_of(row: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, prompts
-from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.groups import WATCHED, GroupLog, told
 from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
@@ -51,7 +51,7 @@ def run(cfg: PPOConfig, ctx: Context) -> Made:
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
-    params = fit(policy, loss, feed, feed.measure, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
+    params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
                  better=Better("score", higher=True))
     own = {name: params[name] for name in policy.params}
     marks = {"held_out": feed.measure(params)}
@@ -85,7 +85,7 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
 
 
 def same_tokens(one: Model, other: Model) -> bool:
-    return one.tokenizer.sha256() == other.tokenizer.sha256()
+    return one.tokenizer.padded_apart().sha256() == other.tokenizer.padded_apart().sha256()
 
 
 class PPOFeed:
@@ -158,11 +158,24 @@ class PPOFeed:
 
     def measure(self, params: Params) -> dict[str, float]:
         """The mean score of completions of held-out prompts, and their distance to the reference."""
+        return self._measured(params)[0]
+
+    def watch(self, params: Params) -> dict[str, float]:
+        """`measure` during training: the completions of a few of the prompts, always the same, go to the groups'
+        file."""
+        figures, sampled, scores = self._measured(params)
+        asked, few = self.held[:WATCHED], scores[:WATCHED]
+        groups = told(asked, sampled[:WATCHED], {"score": few}, few, np.zeros(len(asked)))
+        return {**figures, "groups": self.log.append_held_out(groups)}
+
+    def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], NDArray[np.float32]]:
+        """The figures, the completions, (N,) their scores. The random numbers are the same at every measurement."""
         sampled = self.sampler.draw(params, [a.ids for a in self.held], 1, stage="ppo held")
         rows = [s.row for s in sampled]
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
-        return {"score": float(self.scores(self.held, sampled).mean()), "kl": kl, **lengths_told(sampled)}
+        scores = self.scores(self.held, sampled)
+        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis

@@ -4,7 +4,8 @@
 
 The app runs in a process of its own on a real pseudo-terminal; a writer appends to the stage's events; keys are pressed
 at random moments and the time to the first bytes of the answer is taken. CPU and memory are the app's process's alone.
-Prints one JSON object.
+An app that shows one word and does nothing is measured in the same way beside it, under the same load: what the machine
+and Textual cost on their own. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -70,20 +71,47 @@ class Writer(threading.Thread):
             time.sleep(0.02)
 
 
-class Terminal:
-    """The app on a pseudo-terminal."""
+EMPTY = """
+from textual.app import App
+from textual.widgets import Static
 
-    def __init__(self, folder: Path, columns: int, rows: int) -> None:
+class Empty(App):
+    BINDINGS = [("y", "flip", "flip")]
+    WORDS = ["full", "log", "fit"]
+
+    def compose(self):
+        yield Static("the road")
+
+    def action_flip(self):
+        self.WORDS.append(self.WORDS.pop(0))
+        self.query_one(Static).update(self.WORDS[-1])
+
+Empty().run()
+"""
+
+
+def ours(folder: Path) -> str:
+    return ("from ondevice_tui.app import OndeviceApp; "
+            f"OndeviceApp({str(folder)!r}, look_at_machine=False).run()")
+
+
+class Terminal:
+    """An app on a pseudo-terminal, from its start; `first_screen` (seconds, seconds of CPU) once it shows something."""
+
+    def __init__(self, folder: Path, columns: int, rows: int, code: str) -> None:
+        self.began, self.bytes = time.perf_counter(), 0
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(folder.parent)
-            app = f"OndeviceApp({str(folder)!r}, look_at_machine=False)"
-            code = f"from ondevice_tui.app import OndeviceApp; {app}.run()"
             os.execve(sys.executable, [sys.executable, "-c", code],
                       {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
                        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.bytes = 0
+
+    def first_screen(self) -> tuple[float, float]:
+        while b"the road" not in self.read(5):
+            pass
+        return round(time.perf_counter() - self.began, 2), round(self.cpu(), 2)
 
     def read(self, seconds: float) -> bytes:
         """What comes within this time, returned at the first bytes."""
@@ -118,15 +146,28 @@ class Terminal:
         os.waitpid(self.pid, 0)
 
 
+def keys(app: Terminal, empty: Terminal) -> tuple[list[float], list[float]]:
+    """Milliseconds of keys at random moments, of the app and of the empty one in turn."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for _ in range(8):
+        for shows in (b"full", b"log", b"fit"):
+            app.drain(random.random() * 0.4)
+            found[0].append(app.press(b"y", shows))
+            found[1].append(empty.press(b"y", shows))
+    return found
+
+
 def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int, int]) -> dict[str, object]:
     stage = write_run(folder, lines)
     writer = Writer(stage, lines + 1, rate)
-    began = time.perf_counter()
-    app = Terminal(folder, *size)
-    first = None
-    while first is None:
-        if b"the road" in app.read(5):
-            first = time.perf_counter() - began
+    starts: list[list[tuple[float, float]]] = [[], []]
+    for _ in range(3):
+        for found, code in zip(starts, (ours(folder), EMPTY), strict=True):
+            app = Terminal(folder, *size, code)
+            found.append(app.first_screen())
+            app.close()
+    app, empty = Terminal(folder, *size, ours(folder)), Terminal(folder, *size, EMPTY)
+    app.first_screen(), empty.first_screen()
     app.drain(1.5)
     os.write(app.master, b"2")
     reading = time.perf_counter()
@@ -142,17 +183,17 @@ def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int
     app.drain(seconds)
     share = (app.cpu() - cpu) / (time.perf_counter() - wall)
     sent_kb = (app.bytes - sent) / (time.perf_counter() - wall) / 1000
-    keys = []
-    for _ in range(8):
-        for shows in (b"full", b"log", b"fit"):
-            app.drain(random.random() * 0.4)
-            keys.append(app.press(b"y", shows))
-    found = {"lines": lines, "rate": rate, "size": f"{size[0]}x{size[1]}", "first_screen_s": round(first, 2),
+    pressed, pressed_empty = keys(app, empty)
+    found = {"lines": lines, "rate": rate, "size": f"{size[0]}x{size[1]}", "load": os.getloadavg()[0],
+             "first_screen_s_and_cpu_s": starts[0], "empty_first_screen_s_and_cpu_s": starts[1],
              "read_all_s": round(read_s, 1), "key_ms_while_reading": [round(k) for k in while_reading],
-             "key_ms_median": round(median(keys)), "key_ms_worst": round(max(keys)), "cpu_share": round(share, 3),
-             "to_terminal_kB_s": round(sent_kb, 1), "memory_MB": round(app.memory(), 1)}
+             "key_ms_median": round(median(pressed)), "key_ms_worst": round(max(pressed)),
+             "empty_key_ms_median": round(median(pressed_empty)), "empty_key_ms_worst": round(max(pressed_empty)),
+             "cpu_share": round(share, 3), "to_terminal_kB_s": round(sent_kb, 1),
+             "memory_MB": round(app.memory(), 1), "empty_memory_MB": round(empty.memory(), 1)}
     writer.stopped = True
     app.close()
+    empty.close()
     return found
 
 

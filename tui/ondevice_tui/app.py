@@ -65,14 +65,14 @@ class OndeviceApp(App[str]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "go('road')", "home", show=False, tooltip="The road of stages and the list of runs"),
+        Binding("1", "go('road')", "screens", key_display="1–7", tooltip="The road of stages and the list of runs"),
         Binding("2", "go('train')", "train", show=False, tooltip="Curves and samples of one stage"),
         Binding("3", "go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
         Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
         Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
         Binding("7", "go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
-        Binding("T", "light", "light or dark", show=False, tooltip="Switch between the light and the dark theme"),
+        Binding("T", "light", "light", tooltip="Switch between the light and the dark theme"),
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),

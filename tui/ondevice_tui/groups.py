@@ -133,6 +133,29 @@ class Browser:
         return self._read[step]
 
 
+class HeldOut:
+    """The same few held-out prompts at every measurement: one of them over the steps."""
+
+    def __init__(self, path: Path, history: History) -> None:
+        self.path, self.history = path, history
+        self.problem = 0
+        self._read: dict[tuple[int, int], list[Group]] = {}
+
+    def course(self) -> tuple[list[Group], int, int]:
+        """(the chosen prompt with its one completion at each measurement, the newest first; the prompt's number; how
+        many prompts there are)."""
+        with self.history.lock:
+            places = list(self.history.held_out)
+        self._read = {place: self._read.get(place) or groups_at(self.path, *place) for place in places}
+        measured = [groups for groups in self._read.values() if groups]
+        if not measured:
+            return [], 0, 0
+        prompts = [group.prompt for group in measured[-1]]
+        at = self.problem % len(prompts)
+        found = [group for groups in reversed(measured) for group in groups if group.prompt == prompts[at]]
+        return [group for group in found if group.answers], at, len(prompts)
+
+
 def warnings(history: History) -> list[str]:
     """What the curves say in words. Hold the history's lock."""
     found = []

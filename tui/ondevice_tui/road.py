@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "d
          "next": "▸"}
 STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
           "waits": "$muted", "skipped": "$muted", "next": "$text"}
+OPEN = ("next", "skipped", "waits")  # states of what has not been begun
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
 
@@ -41,9 +42,11 @@ class RunsReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._rated: dict[Path, tuple[tuple[Any, ...], int]] = {}
 
     def read(self) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "stages": [state …]}], the newest first."""
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "stages": [state …]}], the
+        newest first."""
         found = []
         paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for run in (RunFolder(path) for path in paths if path.is_dir()):
@@ -51,7 +54,7 @@ class RunsReader:
             if stages or run.recipe.is_file():
                 began = min((stage["began"] for stage in stages), default=run.path.stat().st_mtime)
                 found.append({"run": run.path.name, "path": str(run.path), "began": began, "stages": stages,
-                              "recipe": recipe_stages(run)})
+                              "recipe": recipe_stages(run), "votes": self._votes(run.path)})
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
 
     def _state(self, stage: StageFolder) -> dict[str, Any]:
@@ -59,6 +62,24 @@ class RunsReader:
         known = self._known.get(stage.path)
         if known is None or known[0] != key:
             known = self._known[stage.path] = key, stage_state(stage)
+        return known[1]
+
+
+    def _votes(self, run: Path) -> int:
+        from ondevice.ratings import FILE, Ratings  # here, in a thread: the first screen waits for no database
+
+        file = run / FILE
+        key = (_stamp(file), _stamp(file.with_name(f"{FILE}-wal")))
+        known = self._rated.get(run)
+        if key[0] is None:
+            return 0
+        if known is None or known[0] != key:
+            try:
+                with Ratings.open(run) as ratings:
+                    known = key, sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False))
+            except UserError:
+                known = key, 0  # no database of ratings, or a damaged one: the screen that rates says which
+            self._rated[run] = known
         return known[1]
 
 
@@ -89,7 +110,10 @@ def rows(run: Mapping[str, Any] | None) -> list[Row]:
     recipe = list(run["recipe"]) if run else []
     names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe]
     names += [name for name in states if name not in STAGES]
-    return [_row(name, states, busy, recipe) for name in names]
+    made = [_row(name, states, busy, recipe) for name in names]
+    votes = run.get("votes") if run else 0
+    return [replace(row, told=f"{votes} rated by a person") if votes and row.enter == "rate" and row.state in OPEN
+            else row for row in made]
 
 
 def next_row(found: Sequence[Row]) -> int:
@@ -171,7 +195,14 @@ def _told(stage: Mapping[str, Any]) -> str:
     numbers = stage["numbers"]
     order = ("reward", "accuracy", "heldout_loss", "loss")
     chosen = {name.replace("heldout_loss", "held-out"): numbers[name] for name in order if name in numbers}
-    return numbers_line(dict(list(chosen.items())[:2]))
+    return numbers_line(dict(list((chosen or _marks(stage)).items())[:2]))
+
+
+def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
+    """What a stage that does not train has come to."""
+    words = {"queued": "pairs", "votes": "votes", "bits_per_byte": "bits a byte", "exact_match": "exact match"}
+    marks = stage.get("marks") or {}
+    return {word: marks[name] for name, word in words.items() if name in marks}
 
 
 def left(stage: Mapping[str, Any]) -> str:

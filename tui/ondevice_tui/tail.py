@@ -49,7 +49,8 @@ class History:
         self.newest: dict[str, dict[str, Any]] = {}  # kind of event → the newest one
         self.start: dict[str, Any] = {}
         self.samples: deque[tuple[int, int]] = deque(maxlen=NOTES)  # (step, byte offset in samples.jsonl)
-        self.groups: deque[tuple[int, int]] = deque(maxlen=4 * NOTES)
+        self.groups: deque[tuple[int, int]] = deque(maxlen=4 * NOTES)  # the same in groups.jsonl
+        self.held_out: deque[tuple[int, int]] = deque(maxlen=NOTES)  # and of the measurements on held-out prompts
         self.notes: deque[tuple[float, int | None, str]] = deque(maxlen=NOTES)  # (time, step, what happened)
         self.events = 0
         self.last_kind = ""
@@ -80,9 +81,10 @@ class History:
         elif kind in ("step", "eval") and isinstance(step, int):
             self._points(self.steps if kind == "step" else self.evals, event, step)
         if isinstance(step, int):
-            for kept, key in ((self.samples, "offset"), (self.groups, "groups")):
-                if isinstance(event.get(key), int) and (key == "groups" or kind == "sample"):
-                    kept.append((step, event[key]))
+            place = event.get("offset" if kind == "sample" else "groups")
+            kept = {"sample": self.samples, "step": self.groups, "eval": self.held_out}.get(kind)
+            if kept is not None and isinstance(place, int):
+                kept.append((step, place))
         self._note(kind, event, step if isinstance(step, int) else None)
 
     def _points(self, curves: dict[str, Series], event: dict[str, Any], step: int) -> None:

@@ -94,7 +94,8 @@ second model's is taken), and you say which is better."""
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
         Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
-        Binding("pageup", "scroll(-1)", "older", show=False), Binding("pagedown", "scroll(1)", "newer", show=False),
+        Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", tooltip="Scroll the conversation"),
+        Binding("pagedown", "scroll(1)", "newer", show=False),
     ]
 
     TYPES = True

@@ -29,11 +29,11 @@ class ChooseScreen(ModalScreen[None]):
             yield rows
         made = []
         for name in sorted(recipe_names(), key=lambda name: name != "minute"):
-            made.append((f"run:{name}", line((cell(name, 12), "bold $primary"), "recipe  ",
+            made.append((f"run:{name}", line((cell(name, 15), "bold $primary"), "recipe  ",
                                              (load_recipe(name).describe, "$muted"))))
         for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
             told = (cls.__doc__ or "").split("\n")[0]
-            made.append((name, line((cell(name, 12), "bold"), "stage   ", (told, "$muted"))))
+            made.append((name, line((cell(name, 15), "bold"), "stage   ", (told, "$muted"))))
         rows.show(made)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:

@@ -28,7 +28,9 @@ the share of held-out instructions answered to the letter. Below, the same promp
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("right_square_bracket,right", "prompt(1)", "prompt", key_display="[ ]", tooltip="The next prompt"),
         Binding("left_square_bracket,left", "prompt(-1)", "prompt before", show=False, key_display="["),
-        Binding("k", "table", "tables", tooltip="The next table: figures, exact match by kind, preference, reasoning"),
+        Binding("t", "table", "tables", tooltip="The next table: figures, exact match by kind, preference, reasoning"),
+        Binding("j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down; k: up"),
+        Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
         Binding("w", "write", "report", tooltip="Write report.md and report.html into the run folder"),
     ]
 
@@ -45,6 +47,10 @@ the share of held-out instructions answered to the letter. Below, the same promp
             yield SafeText(id="figures-text")
         with VerticalScroll(id="said", classes="box"):
             yield SafeText(id="said-text")
+
+    def on_mount(self) -> None:
+        for widget in self.query(VerticalScroll):
+            widget.can_focus = False  # the keys are the screen's
 
     def entered(self) -> None:
         self.runs_changed()
@@ -88,7 +94,7 @@ the share of held-out instructions answered to the letter. Below, the same promp
             return
         found = self._sections
         section = found[self._table % len(found)]
-        titled(box, section.title or "the ladder", f"k {self._table % len(found) + 1} of {len(found)} tables")
+        titled(box, section.title or "the ladder", f"t {self._table % len(found) + 1} of {len(found)} tables")
         notes = [content(note, "$muted") for note in section.notes]
         table = [table_content(section.table, max(box.size.width - 2, 40))] if section.table else []
         figures.show(lines([*table, *notes]))
@@ -100,12 +106,16 @@ the share of held-out instructions answered to the letter. Below, the same promp
         titled(self.query_one("#said"), f"prompt {self._prompt % len(prompts) + 1} of {len(prompts)}", "[ ] next")
         rows = [line("> ", (cell(prompt, 400).rstrip(), "bold")), content("")]
         for stage, text in given:
-            rows += [content(stage, "bold $primary"), content(text.strip() or "(nothing)", limit=4000), content("")]
+            said_by = content(text.strip() or "(nothing)", limit=4000)
+            rows.append(Content("").join([line((f"{cell(stage, 10)} ", "bold $primary")), said_by]))
         said.show(lines(rows))
 
     def action_prompt(self, by: int) -> None:
         self._prompt += by
         self._show()
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one("#said").scroll_relative(y=3 * by, animate=False)
 
     def action_table(self) -> None:
         self._table += 1

@@ -10,8 +10,8 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
-from textual.widgets import Footer
 
+from ondevice_tui.widgets.keys import Keys
 from ondevice_tui.widgets.safe import SafeText, line
 from ondevice_tui.widgets.safe import titled as titled
 
@@ -36,7 +36,7 @@ class Page(Screen[Any]):
     def compose(self) -> ComposeResult:
         yield SafeText(id="top")
         yield from self.body()
-        yield Footer(compact=True, show_command_palette=self.TYPES)
+        yield Keys()
 
     def body(self) -> Iterable[Widget]:
         raise NotImplementedError

@@ -12,7 +12,7 @@ from textual.widget import Widget
 from textual.widgets import OptionList
 
 from ondevice.progress import number
-from ondevice_tui.groups import FILTERS, Answer, Browser, Group, warnings
+from ondevice_tui.groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
 from ondevice_tui.screens.page import titled
 from ondevice_tui.screens.train import SHORT, StagePage
 from ondevice_tui.series import Columns, spark
@@ -25,33 +25,41 @@ BAR = 6  # cells of an advantage
 
 NO_STAGE = "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s starts one."
 
+NO_SUCH = "No such group in the last steps. f: another filter, p: every problem."
+NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
+
 
 class ReasonScreen(StagePage):
     ABOUT = """\
 Stages that learn from rewards (PPO, GRPO). Above: the mean reward with its spread, or another curve (v), and each \
 reward by itself. Below: a prompt with its completions, their rewards and advantages; ✓ right, ✗ wrong, … cut at the \
 length limit. █ is an advantage above the group's mean, ▒ one below: what has █ becomes likelier. Without [ or ] the \
-newest group is shown as training goes on."""
+newest group is shown as training goes on. h watches a held-out problem, from which nothing is learned: its answer at \
+each measurement, the newest first; [ ] go to another problem."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "group(-1)", "group", key_display="[ ]", tooltip="The group before"),
         Binding("right_square_bracket", "group(1)", "newer group", show=False, key_display="]"),
         Binding("f", "filter(1)", "filter", tooltip="Groups shown: all, all right, all wrong, mixed, cut, no spread"),
-        Binding("z", "no_spread", "no spread", show=False, tooltip="Only groups that taught nothing, or all again"),
+        Binding("z", "no_spread", "no spread", tooltip="Only groups that taught nothing, or all again"),
         Binding("p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"),
+        Binding("h", "held_out", "held-out", tooltip="One held-out problem over the steps, or the groups again"),
         Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
         Binding("v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"),
-        Binding("y", "scale", "y scale", show=False, tooltip="y axis: fit, full, logarithmic"),
-        Binding("space", "freeze", "freeze", show=False, tooltip="Hold the view still; training goes on"),
-        Binding("d", "details", "details", show=False, tooltip="The end of the log, messages"),
-        Binding("X", "stop", "stop", show=False, tooltip="Ask the stage to finish its step, save and stop"),
-        Binding("R", "resume", "resume", show=False, tooltip="Go on from the newest checkpoint"),
+        Binding("y", "scale", "y scale", tooltip="y axis: fit, full, logarithmic"),
+        Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
+        Binding("d", "details", "details", tooltip="The end of the log, messages"),
+        Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
+        Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.browser: Browser | None = None
+        self.held_out: HeldOut | None = None
+        self._watching = False  # a held-out problem over the steps, in place of the groups
         self._curve = "reward"
         self._group: Group | None = None
+        self._shown: list[tuple[str, str, Answer]] = []  # (title of its card, its prompt, an answer) of each row
 
     def wanted(self) -> str:
         """The stage that was asked for where it has rewards, else the newest that has some."""
@@ -78,7 +86,9 @@ newest group is shown as training goes on."""
         self.query_one("#completions").focus()
 
     def stage_changed(self) -> None:
-        self.browser = Browser(self.folder.path / "groups.jsonl", self.history) if self.folder is not None else None
+        file = self.folder.groups if self.folder is not None else None
+        self.browser = Browser(file, self.history) if file is not None else None
+        self.held_out = HeldOut(file, self.history) if file is not None else None
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.show_history)
@@ -91,7 +101,7 @@ newest group is shown as training goes on."""
             self._show_curve()
             self._show_rewards()
             self._show_told()
-        self._show_group()
+        self._show_answers()
 
     def _show_curve(self) -> None:
         curve = self.query_one("#reward-curve", Curve)
@@ -108,7 +118,8 @@ newest group is shown as training goes on."""
         if band is not None:
             columns = _with_spread(columns, band.columns(curve.places, first, last))
         traces = [Trace(columns)]
-        held = self.history.evals.get(name)
+        measured = "score" if name == "reward" and "score" in self.history.evals else name  # as PPO calls it
+        held = self.history.evals.get(measured)
         title = f"{SHORT.get(name, name)} {number(series.last)}"
         if band is not None:
             title += f" ±{number(band.last)}"
@@ -141,34 +152,71 @@ newest group is shown as training goes on."""
         shown.display = bool(rows)
         shown.show(lines(rows))
 
+    def _show_answers(self) -> None:
+        if self._watching:
+            self._show_held_out()
+        else:
+            self._show_group()
+        self._show_completion()
+
+    def _show_nothing(self, title: str, why: str) -> None:
+        self._shown = []
+        self.query_one("#completions", Rows).show([])
+        self.query_one("#head", SafeText).show("")
+        self.query_one("#prompt", SafeText).show(content(why, "$muted"))
+        titled(self.query_one("#group"), title, self._filter_told())
+
+    def _show_prompt(self, group: Group) -> None:
+        truth = ("   truth ", "$muted"), (cell(group.answer, 24).rstrip(), "bold $success") if group.answer else ""
+        self.query_one("#prompt", SafeText).show(line((cell(group.prompt, 200).rstrip(), "bold"), *truth))
+
+    def _show_held_out(self) -> None:
+        rows = self.query_one("#completions", Rows)
+        course, at, of = self.held_out.course() if self.held_out is not None else ([], 0, 0)
+        passing = [group for group in course if self.browser is not None and FILTERS[self.browser.filter](group)]
+        if not passing:
+            self._show_nothing("held-out problems", NO_SUCH if course else NO_STAGE if self.folder is None else NO_HELD)
+            return
+        right = sum(group.right for group in course)
+        told = f" · right at {right} of {len(course)} measurements" if course[0].answers[0].right is not None else ""
+        titled(self.query_one("#group"), f"held-out problem {at + 1} of {of}{told}",
+               f"h training  [ ] problem  {self._filter_told()}")
+        self._show_prompt(passing[0])
+        names = list(dict.fromkeys(name for group in passing for name in group.answers[0].rewards))
+        width = max(rows.size.width - 1, 30)
+        self.query_one("#head", SafeText).show(line((head(names, width, held_out=True), "$muted")))
+        newest = not rows.highlighted
+        self._shown = [(f"step {group.step:,} · held-out problem {at + 1}", group.prompt, group.answers[0])
+                       for group in passing]
+        rows.show([(f"held {group.step}", answer_line(f"{group.step:,}", group.answers[0], names, width, held_out=True))
+                   for group in passing])
+        if newest:
+            rows.highlighted = 0
+
     def _show_group(self) -> None:
         box, rows = self.query_one("#group"), self.query_one("#completions", Rows)
         group, at, of = self.browser.current() if self.browser is not None else (None, 0, 0)
         self._group = group
         if group is None:
-            rows.show([])
-            self.query_one("#head", SafeText).show("")
-            self.query_one("#prompt", SafeText).show(content(self._why_empty(), "$muted"))
-            titled(box, "groups", self._filter_told())
-            self._show_completion()
+            self._show_nothing("groups", self._why_empty())
             return
         following = self.browser is not None and self.browser.place is None
         told = f"{group.right} of {len(group.answers)} right"
         titled(box, f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",
                f"{'newest' if following else 'n newest'}  {self._filter_told()}")
-        truth = ("   truth ", "$muted"), (cell(group.answer, 24).rstrip(), "bold $success") if group.answer else ""
-        self.query_one("#prompt", SafeText).show(line((cell(group.prompt, 200).rstrip(), "bold"), *truth))
+        self._show_prompt(group)
         names = list(dict.fromkeys(name for a in group.answers for name in a.rewards))
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width), "$muted")))
-        rows.show([(str(i), answer_line(i, a, names, width)) for i, a in enumerate(group.answers)])
-        self._show_completion()
+        self._shown = [(f"step {group.step:,} · completion {i + 1}", group.prompt, answer)
+                       for i, answer in enumerate(group.answers)]
+        rows.show([(str(i), answer_line(str(i + 1), a, names, width)) for i, a in enumerate(group.answers)])
 
     def _why_empty(self) -> str:
         if self.folder is None:
             return NO_STAGE
         if self.browser is not None and (self.browser.filter != "all" or self.browser.pinned):
-            return "No such group among the last steps. f changes the filter, p lets the problem go."
+            return NO_SUCH
         return "No group written yet. The first step writes some."
 
     def _filter_told(self) -> str:
@@ -182,14 +230,14 @@ newest group is shown as training goes on."""
         if not box.display:
             return
         at = self.query_one("#completions", Rows).highlighted
-        answers = self._group.answers if self._group is not None else ()
-        if at is None or at >= len(answers):
+        if at is None or at >= len(self._shown):
             titled(box, "completion")
             text.show(content("The highlighted completion in full; the answer that was read from it is marked.",
                               "$muted"))
             return
-        titled(box, f"completion {at + 1} · {answers[at].tokens} tokens")
-        text.show(marked(answers[at]))
+        title, _, answer = self._shown[at]
+        titled(box, f"{title.split(' · ')[0 if self._watching else 1]} · {answer.tokens} tokens")
+        text.show(marked(answer))
 
     # keys
 
@@ -200,42 +248,50 @@ newest group is shown as training goes on."""
         from ondevice_tui.screens.ask import Details
 
         event.stop()
-        group, at = self._group, event.option_index
-        if group is not None and at < len(group.answers):
-            answer = group.answers[at]
-            told = line(("prompt  ", "$muted"), cell(group.prompt, 2000).rstrip())
-            marks = line(("reward  ", "$muted"), number(answer.reward), ("   advantage  ", "$muted"),
-                         f"{answer.advantage:+.2f}", ("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip())
-            self.app.push_screen(Details(f"step {group.step} · completion {at + 1}",
-                                         lines([told, marks, content(""), marked(answer)])))
+        if event.option_index < len(self._shown):
+            title, prompt, answer = self._shown[event.option_index]
+            told = line(("prompt  ", "$muted"), cell(prompt, 2000).rstrip())
+            marks = line(("reward  ", "$muted"), number(answer.reward),
+                         *([] if self._watching else [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]),
+                         ("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip())
+            self.app.push_screen(Details(title, lines([told, marks, content(""), marked(answer)])))
 
     def action_group(self, by: int) -> None:
-        if self.browser is not None and not self.browser.move(by):
+        if self._watching and self.held_out is not None:
+            self.held_out.problem += by
+        elif self.browser is not None and not self.browser.move(by):
             self.ui.say("no such group further back")
-        self._show_group()
+        self._show_answers()
+
+    def action_held_out(self) -> None:
+        self._watching = not self._watching
+        self._show_answers()
 
     def action_filter(self, by: int) -> None:
         if self.browser is not None:
             names = list(FILTERS)
             self.browser.filter = names[(names.index(self.browser.filter) + by) % len(names)]
             self.browser.place = None
-            self._show_group()
+            self._show_answers()
 
     def action_no_spread(self) -> None:
         if self.browser is not None:
             self.browser.filter = "all" if self.browser.filter == "no spread" else "no spread"
             self.browser.place = None
-            self._show_group()
+            self._show_answers()
 
     def action_pin(self) -> None:
         if self.browser is not None:
             self.browser.pinned = "" if self.browser.pinned or self._group is None else self._group.prompt
-            self._show_group()
+            self._show_answers()
 
     def action_newest(self) -> None:
-        if self.browser is not None:
+        rows = self.query_one("#completions", Rows)
+        if self._watching and rows.option_count:
+            rows.highlighted = 0
+        elif self.browser is not None:
             self.browser.place = None
-            self._show_group()
+        self._show_answers()
 
     def action_curve(self) -> None:
         with self.history.lock:
@@ -251,17 +307,19 @@ newest group is shown as training goes on."""
         self.show_history()
 
 
-def head(names: list[str], width: int) -> str:
+def head(names: list[str], width: int, *, held_out: bool = False) -> str:
     """The columns' names above the completions."""
     rewards = "".join(f" {cell(name, 8, right=True)}" for name in _fit(names, width))
-    return f"  #    reward  advantage{'':{BAR - 4}}{rewards}  answer"
+    return ("  step    reward" if held_out else f"  #    reward  advantage{'':{BAR - 4}}") + f"{rewards}  answer"
 
 
-def answer_line(number_: int, answer: Answer, names: list[str], width: int) -> Content:
-    """`1 ✓  1.200  +1.63 ██████  1.00  0.20  43   the first words`, in `width` cells."""
+def answer_line(label: str, answer: Answer, names: list[str], width: int, *, held_out: bool = False) -> Content:
+    """`1 ✓  1.200  +1.63 ██████  1.00  0.20  43   the first words`, in `width` cells; a held-out answer has no
+    advantage."""
     mark, style = {True: ("✓", "bold $success"), False: ("✗", "bold $error"), None: ("·", "$muted")}[answer.right]
-    made = line(f"{number_ + 1:>3} ", (mark, style), "…" if answer.truncated else " ",
-                cell(number(answer.reward), 7, right=True), "  ", f"{answer.advantage:+6.2f} ", bar(answer.advantage),
+    advantage = ("",) if held_out else ("  ", f"{answer.advantage:+6.2f} ", bar(answer.advantage))
+    made = line(f"{label:>{6 if held_out else 3}} ", (mark, style), "…" if answer.truncated else " ",
+                cell(number(answer.reward), 7, right=True), *advantage,
                 *(f" {cell(number(answer.rewards.get(n)), 8, right=True)}" for n in _fit(names, width)), "  ",
                 (cell(answer.parsed if answer.parsed is not None else "–", 8), "bold"), " ")
     return line(made, (cell(answer.text, max(width - made.cell_length, 0)), "$muted"))

@@ -23,7 +23,7 @@ from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
 
-NO_RUNS = "No run yet. n begins one: the recipe minute takes about two minutes and needs no data."
+NO_RUNS = "No run yet. n begins one: the recipe minute needs no data of yours."
 
 
 class RoadScreen(Page):
@@ -39,13 +39,13 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("w", "watch", "watch", tooltip="Curves and samples of the highlighted stage"),
         Binding("R", "resume", "resume", tooltip="Go on with an unfinished stage from its newest checkpoint"),
         Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
-        Binding("tab", "app.focus_next", "stages or runs", show=False),
+        Binding("tab", "app.focus_next", "lists", tooltip="From the stages to the runs and back"),
         Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
-        Binding("g", "app.go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
+        Binding("g", "app.go('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
-        Binding("p", "app.go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
-        Binding("d", "details", "details", show=False, tooltip="Last lines and messages of the highlighted stage"),
+        Binding("p", "app.go('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"),
+        Binding("d", "details", "details", tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),
     ]
 
@@ -53,6 +53,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         super().__init__()
         self.found: list[Row] = []
         self._shown_run: Path | None = None
+        self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="home"):
@@ -98,9 +99,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         wide = max(rows.size.width - 2, 40)
         options = [(row.stage, stage_line(i, row, states.get(row.stage), wide)) for i, row in enumerate(self.found)]
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
+        unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)
-        if fresh and self.found:
-            rows.highlighted = road.next_row(self.found)
+        if (fresh or unmoved) and self.found:
+            self._proposed = rows.highlighted = road.next_row(self.found)
         self._shown_run = self.ui.chosen
 
     def _show_runs(self) -> None:

@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Select
 
 from ondevice.config.load import from_mapping, to_mapping
-from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
+from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
 from ondevice.errors import UserError
 from ondevice.runfolder import RunFolder
@@ -86,20 +86,25 @@ class Field(Vertical):
         self.label.show(line(mark, (self.spec.name, "bold" if changed or wrong else "")))
 
 
+AT_ONCE = 8  # fields that a form begins with: it has up to fifty, and mounting them all takes a second or two
+
+
 class StartScreen(Page):
     ABOUT = """\
 The settings of a stage, with the names, help and checks of the command line. • marks what is not the default, ✗ what \
 is wrong. At the foot is the command that does the same; ctrl+y copies it.
 
 The stage is started as a process of its own: it goes on when this app is closed."""
+    # Priority: a key that only bubbled up from its field would come after letters that were typed later.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"),
-        Binding("ctrl+g", "go", "start", tooltip="Start it"),
-        Binding("ctrl+t", "model", "model", tooltip="Begin from a model of any run here (any other folder: type it)"),
-        Binding("ctrl+y", "copy", "copy command", tooltip="Copy the command line"),
-        Binding("ctrl+f", "find", "find a field", tooltip="Type a part of a field's name"),
-        Binding("tab", "app.focus_next", "next", show=False),
-        Binding("down", "step(1)", "field below", show=False),
+        Binding("ctrl+g", "go", "start", priority=True, tooltip="Start it"),
+        Binding("ctrl+t", "model", "model", priority=True,
+                tooltip="Begin from a model of any run here (any other folder: type it)"),
+        Binding("ctrl+y", "copy", "copy command", priority=True, tooltip="Copy the command line"),
+        Binding("ctrl+f", "find", "find a field", priority=True, tooltip="Type a part of a field's name"),
+        Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
+        Binding("down", "step(1)", "field", key_display="↑ ↓", tooltip="The field below; ↑ the one above"),
         Binding("up", "step(-1)", "field above", show=False),
     ]
 
@@ -117,6 +122,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
         self._words: list[str] = []
+        self._checking = False  # a check is on its way
+        self._coming = [Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs]
 
     def _base(self, recipe: str) -> dict[str, Any]:
         """What a field has where nothing is typed: the recipe's value, else the default."""
@@ -132,8 +139,7 @@ The stage is started as a process of its own: it goes on when this app is closed
                 if self.verb != "run":
                     yield from self._recipe_choice()
                 yield SafeInput(placeholder="a part of a field's name", id="find", compact=True)
-                for spec in self.specs:
-                    yield Field(spec, self.values[spec.name], self.base[spec.name])
+                yield from self._next_fields()
             with VerticalScroll(id="about", classes="box"):
                 yield SafeText(id="about-wide", classes="about")
         yield SafeText(id="command")
@@ -159,16 +165,41 @@ The stage is started as a process of its own: it goes on when this app is closed
         first = next((f for f in self.query(Field) if f.spec.name in ("recipe", "model", "data")), None)
         if first is not None:
             first.control.focus()
+        self.run_worker(self._fill(), group="fields")
+
+    def _next_fields(self, most: int = AT_ONCE) -> list[Field]:
+        made, self._coming = self._coming[:most], self._coming[most:]
+        return made
+
+    async def _fill(self) -> None:
+        """Mounts the other fields once the first ones are there, in two parts: more of them would cost more in all."""
+        while self._coming:
+            await self.query_one("#form").mount_all(self._next_fields(3 * AT_ONCE))
+            self._filter()
+        self._check_soon()
+
+    def _check_soon(self) -> None:
+        """One check for many changes: each field tells of its first value too."""
+        if not self._checking:
+            self._checking = True
+            self.call_later(self._check_now)
+
+    def _check_now(self) -> None:
+        self._checking = False
         self.check()
 
     # what is typed
 
     def on_input_changed(self, event: Input.Changed) -> None:
         if event.input.id == "find":
-            for field in self.query(Field):
-                field.display = event.value.lower().replace("-", "_") in field.spec.name
+            self._filter()
         else:
-            self.check()
+            self._check_soon()
+
+    def _filter(self) -> None:
+        part = self.query_one("#find", Input).value.lower().replace("-", "_")
+        for field in self.query(Field):
+            field.display = part in field.spec.name
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if event.input.id == "find":
@@ -179,25 +210,26 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.app.action_focus_next()
 
     def on_checkbox_changed(self) -> None:
-        self.check()
+        self._check_soon()
 
     def on_select_changed(self, event: Select.Changed) -> None:
         if event.select.id == "recipe" and event.value != self.recipe:
             self._take_recipe(str(event.value))
-        self.check()
+        self._check_soon()
 
     def _take_recipe(self, name: str) -> None:
         self.recipe, self.base = name, self._base(name)
-        for field in self.query(Field):
+        for field in [*self.query(Field), *self._coming]:
             field.default = self.base[field.spec.name]
             if field.spec.name not in ("out", "model", "reward_model"):
                 field.put(field.default)
 
     def check(self) -> bool:
         """Says whether it can start, marks the field at fault, shows the command."""
+        if self._coming:
+            self.query_one("#verdict", SafeText).show(content(" the other fields are coming …", "$muted"))
+            return False
         entries = {field.spec.name: field.entry for field in self.query(Field)}
-        if len(entries) < len(self.specs):
-            return False  # not all are mounted yet
         where, told = "", ""
         try:
             config = from_mapping(self.cls, settings(self.specs, entries))
@@ -232,6 +264,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         if values["resume"] or values.get("redo"):
             return "", ""
         if self.verb == "run":
+            try:
+                load_recipe(recipe_for(str(values["recipe"]), str(values["arch"])))
+            except UserError as problem:
+                return "recipe", f"recipe: {problem}"
             begun = [stage.name for stage in run.stages()]
             return ("out", "out: a run stands there already; resume goes on with it") if begun else ("", "")
         stage = run.stage(self.verb)
@@ -276,7 +312,7 @@ The stage is started as a process of its own: it goes on when this app is closed
     def action_find(self) -> None:
         box = self.query_one("#find", Input)
         box.display = True
-        box.focus()
+        self.set_focus(box)  # at once: what is typed next is meant for it
 
     def action_step(self, by: int) -> None:
         if by > 0:

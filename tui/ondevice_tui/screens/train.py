@@ -165,21 +165,23 @@ is no number. Below: the newest numbers with their course, and what the model an
         Binding("shift+tab", "metric(-1)", "curve back", show=False),
         Binding("y", "scale", "y scale", tooltip="y axis: fit (2 to 98 percent), full, logarithmic"),
         Binding("e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"),
-        Binding("x", "axis", "x axis", show=False, tooltip="x axis: steps, seconds, tokens"),
-        Binding("plus,equals_sign", "zoom(1)", "zoom", show=False, key_display="+", tooltip="Look at the newest half"),
+        Binding("x", "axis", "x axis", tooltip="x axis: steps, seconds, tokens"),
+        Binding("plus,equals_sign", "zoom(1)", "zoom", key_display="+ -", tooltip="Look at the newest half"),
         Binding("minus", "zoom(-1)", "zoom out", show=False, key_display="-"),
-        Binding("left_square_bracket", "sample(-1)", "older sample", show=False, key_display="["),
+        Binding("left_square_bracket", "sample(-1)", "older", key_display="[ ]",
+                tooltip="The sample before in training; ] the one after it"),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
-        Binding("s", "prompt", "sample", tooltip="Next prompt among the samples; [ and ] go through training"),
-        Binding("o", "overlay", "overlay", show=False, tooltip="Lay the same stage of another run over the curve"),
-        Binding("L", "details", "log", show=False, tooltip="The end of the log"),
-        Binding("d", "details", "details", show=False, tooltip="The end of the log, messages, settings"),
-        Binding("comma", "other_stage(-1)", "stage before", show=False, key_display=","),
+        Binding("s", "prompt", "prompt", tooltip="The next prompt among the samples"),
+        Binding("o", "overlay", "overlay", tooltip="Lay the same stage of another run over the curve"),
+        Binding("L", "details", "log", tooltip="The end of the log"),
+        Binding("d", "details", "details", tooltip="The end of the log, messages, settings"),
+        Binding("comma", "other_stage(-1)", "stage", key_display=", .",
+                tooltip="The stage before; . the next one"),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
-        Binding("space", "freeze", "freeze", show=False, tooltip="Hold the view still; training goes on"),
+        Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
         Binding("C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
-        Binding("R", "resume", "resume", show=False, tooltip="Go on from the newest checkpoint"),
+        Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
     ]
 
     def __init__(self) -> None:
@@ -240,6 +242,8 @@ is no number. Below: the newest numbers with their course, and what the model an
         if series is None or series.span is None:
             started = self.state is not None
             empty = EMPTY if started else "Nothing to watch yet. esc, then n begins a run."
+            if not started and self.ui.started:
+                empty = "It has been started: its first stage appears here."
             if started and self.state and self.state["state"] == "done":
                 empty = "This stage has no steps: it does not train."
             curve.show((), (0, 1), empty)

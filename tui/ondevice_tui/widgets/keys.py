@@ -1,0 +1,45 @@
+"""The foot of a screen: every action's key, on as many rows as they take."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual.app import ComposeResult
+from textual.containers import HorizontalGroup
+from textual.widgets import Footer
+from textual.widgets._footer import FooterKey
+
+MOST_ROWS = 3
+SHORT_ROWS = 1  # of a terminal of less than 24 lines; the palette and ? know the rest
+SHORT = 24
+
+
+class Keys(Footer):
+    """Textual's footer, wrapped: one row would hide most actions of a screen at 80 columns. A click presses the key."""
+
+    DEFAULT_CSS = """
+    Keys { layout: vertical; height: auto; }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(compact=True)
+        self._made_for = (0, 0)
+
+    def compose(self) -> ComposeResult:
+        width, height = self._made_for = self.app.size
+        rows: list[list[FooterKey]] = [[]]
+        used = 0
+        for key in super().compose():
+            assert isinstance(key, FooterKey)  # no binding of ours is grouped
+            key.remove_class("-command-palette")  # which would stand at the right end of its row
+            cells = cell_len(f"{key.key_display} {key.description} ")
+            if used + cells > width and rows[-1]:
+                rows.append([])
+                used = 0
+            rows[-1].append(key)
+            used += cells
+        for row in rows[:MOST_ROWS if height >= SHORT else SHORT_ROWS]:
+            yield HorizontalGroup(*row)
+
+    def on_resize(self) -> None:
+        if self._made_for != self.app.size and self._bindings_ready:
+            self.call_after_refresh(self.recompose)
