@@ -119,7 +119,12 @@ def test_the_cards_of_an_adapter(files: Path, tmp_path: Path) -> None:
     for card in ((folder / "README.md").read_text(), run_card(RunFolder(tmp_path / "run"), "sft", "me/mine").text):
         assert "library_name: peft" in card and "An adapter (LoRA, in PEFT's format)" in card
         assert str(tmp_path) not in card
-    assert "AutoPeftModelForSeq2SeqLM" in card and "mlx_lm" not in card
+        assert "## Use" not in card  # nobody else has its base
+    config = json.loads((folder / peft.CONFIG).read_text())
+    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "me/base"}))
+    card = run_card(RunFolder(tmp_path / "run"), "sft", "me/mine").text
+    assert 'base = AutoModelForSeq2SeqLM.from_pretrained("me/base")' in card and "mlx_lm" not in card
+    assert 'PeftModel.from_pretrained(base, "me/mine")' in card and "base_model: me/base" in card
     assert "ondevice generate" in card and "0 tokens" not in card
 
 
