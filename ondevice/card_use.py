@@ -6,6 +6,7 @@ A test runs each of these snippets as it stands.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class Subject:
     def base_name(self) -> str:
         """What the base is called."""
         return self.base or short_name(self._base) or "a base that is not named"
+
+    @property
+    def base_revision(self) -> str:
+        """An argument of `from_pretrained`: the commit of the base, where the adapter names one."""
+        commit = str(self.config.get("revision") or "")
+        return f', revision="{commit}"' if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
 
     @property
     def library(self) -> str:
@@ -139,7 +146,7 @@ from peft import PeftModel
 from transformers import {imports}
 
 tokenizer = AutoTokenizer.from_pretrained({arguments})
-base = {auto}.from_pretrained("{base}"{labels})
+base = {auto}.from_pretrained("{base}"{more})
 model = PeftModel.from_pretrained(base, {arguments})"""
 _MLX_LM = """
 {imports}
@@ -158,7 +165,7 @@ def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
     names = sorted([auto, "AutoTokenizer"]) + ["pipeline"] * (classes or task == FILLS)
     load = (_ADAPTER if subject.adapter else _MODEL).format(
         imports=", ".join(names), auto=auto, arguments=place.arguments, base=subject.base,
-        labels=", num_labels=1" if task == JUDGES else "")
+        more=subject.base_revision + (", num_labels=1" if task == JUDGES else ""))
     asked = (f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
              '                                    return_tensors="pt", return_dict=True)' if subject.chats else
              f'tokenizer({json.dumps(prompt)}, return_tensors="pt")')

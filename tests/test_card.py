@@ -210,6 +210,11 @@ def test_an_adapter_names_its_base(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     data = ModelCard(folder_card(tmp_path, "me/m").text).data
     assert (data.library_name, data.base_model) == ("peft", "org/base")
+    for revision, told in (("ab" * 20, f', revision="{"ab" * 20}")'), ('x")', ")")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({
+            "base_model_name_or_path": "org/base", "peft_type": "LORA", "revision": revision}))
+        line = f'base = AutoModelForCausalLM.from_pretrained("org/base"{told}\n'
+        assert line in folder_card(tmp_path, "me/m").text
     (tmp_path / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{SECRET}"}}')
     assert "secret" not in folder_card(tmp_path, "me/m").text
 
