@@ -155,6 +155,10 @@ def test_groups_are_read_defensively(tmp_path: Path) -> None:
     good, empty, strange = groups_at(tmp_path / "groups.jsonl", 1, offset)
     assert good.right == 2 and good.spread == pytest.approx(0.577, abs=1e-3) and good.answers[0].span == (13, 15)
     assert empty.answers == () and not FILTERS["all right"](empty) and not FILTERS["mixed"](empty)
+    unread = {"text": "4", "rewards": {"score": 0.5}, "reward": 0.5, "parsed": None}  # as PPO writes it
+    with LineFile(tmp_path / "groups.jsonl") as file:
+        offset = file.append({"step": 2, "groups": [{"answer": "4", "completions": [unread, unread]}]})
+    assert [a.right for a in groups_at(tmp_path / "groups.jsonl", 2, offset)[0].answers] == [None, None]
     first, second = strange.answers
     assert first.right is False and first.span is None and first.advantage == 0 and first.tokens == 0
     assert second.right is True and second.span is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,8 @@ def _group(step: int, raw: Mapping[str, Any]) -> Group:
     answer = None if truth is None else str(truth)
     found = raw.get("completions")
     made = [_answer(c, answer) for c in found if isinstance(c, Mapping)] if isinstance(found, Sequence) else []
+    if not any(a.parsed is not None or set(RIGHT) & set(a.rewards) for a in made):
+        made = [replace(a, right=None) for a in made]  # PPO reads no answers: nothing tells which is right
     return Group(step, str(raw.get("prompt", "")), answer, tuple(made))
 
 

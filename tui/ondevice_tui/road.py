@@ -200,7 +200,7 @@ def _told(stage: Mapping[str, Any]) -> str:
 
 def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
     """What a stage that does not train has come to."""
-    words = {"queued": "pairs", "votes": "votes", "bits_per_byte": "bits a byte", "exact_match": "exact match"}
+    words = {"queued": "pairs", "votes": "votes", "bits_per_byte": "bits/byte", "exact_match": "exact"}
     marks = stage.get("marks") or {}
     return {word: marks[name] for name, word in words.items() if name in marks}
 

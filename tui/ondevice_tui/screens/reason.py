@@ -201,7 +201,8 @@ each measurement, the newest first; [ ] go to another problem."""
             self._show_nothing("groups", self._why_empty())
             return
         following = self.browser is not None and self.browser.place is None
-        told = f"{group.right} of {len(group.answers)} right"
+        known = any(answer.right is not None for answer in group.answers)
+        told = f"{group.right} of {len(group.answers)} right" if known else f"completions {len(group.answers)}"
         titled(box, f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",
                f"{'newest' if following else 'n newest'}  {self._filter_told()}")
         self._show_prompt(group)
