@@ -63,8 +63,8 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         if kind == "eval" and "loss" in found:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
-    found = (done or {}).get("marks")
-    marks = found if isinstance(found, Mapping) else {}
+    held = (done or {}).get("marks")
+    marks = held if isinstance(held, Mapping) else {}
     began = first.get("t")
     last_t = max((event["t"] for event in newest.values() if isinstance(event.get("t"), (int, float))), default=None)
     return {"stage": stage.name, "state": state, "step": step, "steps": first.get("steps"),
