@@ -26,6 +26,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ondevice.errors import UserError
+
 SKIP = 2  # steps left out of the rate: caches fill
 FIELDS = {"sft": ("loss",), "reward": ("loss", "margin", "accuracy"), "dpo": ("loss", "margin", "accuracy")}
 
@@ -124,8 +126,8 @@ def prepare(job: Job) -> None:
     job.file("ids.json").write_text(json.dumps({"train": [train[i][1] for i in order], "held": [i for _, i in held]}))
     start = job.file("start")
     start.mkdir()
-    write(start, ctx.backend, with_adapter(
-        with_head(model, ctx.backend, job.seed) if job.stage == "reward" else model, cfg, ctx))
+    headed = with_head(model, ctx.backend, job.seed) if job.stage == "reward" else model
+    write(start, ctx.backend, with_adapter(headed, cfg, ctx))
 
 
 def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
@@ -314,10 +316,15 @@ def main() -> None:
         return
     Path(job.out).mkdir(parents=True, exist_ok=True)
     if not job.file("start").exists():
-        prepare(job)
+        try:
+            prepare(job)
+        except UserError as error:
+            raise SystemExit(str(error)) from None
     for side in ("ours", "trl"):
         if not job.file(f"{side}.json").exists():
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--who", side], check=True)
+            ended = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--who", side]).returncode
+            if ended:
+                raise SystemExit(ended)
     print(table(job))
 
 
