@@ -512,10 +512,12 @@ def test_the_foot_of_each_screen_shows_every_action(tmp_path: Path) -> None:
                 app.push_screen(StartScreen("sft", {}))
             else:
                 app.action_go(mode)
-            keys = app.screen.query(FooterKey)
-            await until(pilot, lambda keys=keys: keys and all(key.size for key in keys), mode)  # type: ignore[misc]
+            await until(pilot, lambda: [key for key in app.screen.query(FooterKey) if key.size], mode)
+            await pilot.pause()
+            keys = list(app.screen.query(FooterKey))
             wanted = {verb(binding.action) for binding, _ in own_bindings(app.screen)}
-            assert wanted == {verb(key.action) for key in keys} - {"command_palette"}, mode
+            textuals = {"focus_next", "focus_previous", "screen.copy_text"}  # tab and ctrl+c, as everywhere
+            assert wanted - textuals <= {verb(key.action) for key in keys}, mode
             assert all(app.screen.region.contains_region(key.region) for key in keys), mode
             assert max(key.region.y for key in keys) == 23
         app.screen.dismiss()

@@ -43,6 +43,7 @@ class RunsReader:
         self.folder = folder
         self._known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._rated: dict[Path, tuple[tuple[Any, ...], int]] = {}
+        self._recipes: dict[Path, tuple[Any, list[str]]] = {}
 
     def read(self) -> list[dict[str, Any]]:
         """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "stages": [state …]}], the
@@ -54,7 +55,7 @@ class RunsReader:
             if stages or run.recipe.is_file():
                 began = min((stage["began"] for stage in stages), default=run.path.stat().st_mtime)
                 found.append({"run": run.path.name, "path": str(run.path), "began": began, "stages": stages,
-                              "recipe": recipe_stages(run), "votes": self._votes(run.path)})
+                              "recipe": self._recipe(run), "votes": self._votes(run.path)})
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
 
     def _state(self, stage: StageFolder) -> dict[str, Any]:
@@ -64,6 +65,13 @@ class RunsReader:
             known = self._known[stage.path] = key, stage_state(stage)
         return known[1]
 
+
+    def _recipe(self, run: RunFolder) -> list[str]:
+        stamp = _stamp(run.recipe)  # parsing YAML takes longer than all the rest
+        known = self._recipes.get(run.path)
+        if known is None or known[0] != stamp:
+            known = self._recipes[run.path] = stamp, recipe_stages(run)
+        return known[1]
 
     def _votes(self, run: Path) -> int:
         from ondevice.ratings import FILE, Ratings  # here, in a thread: the first screen waits for no database
@@ -170,8 +178,10 @@ def _before(name: str, states: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _passed(name: str, states: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the run has gone by this stage: a later one has been begun."""
+    """Whether the run has gone by this stage: a later one has been begun, or the one in whose place it would stand."""
     order = list(STAGES)
+    if name == "dpo" and "ppo" in states:
+        return True
     return name in order and any(later in states for later in order[order.index(name) + 1:])
 
 
