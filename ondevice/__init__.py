@@ -169,7 +169,7 @@ def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """Bits per byte and exact match on held-out data (fields of `EvalConfig`)."""
+    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.exam.evaluate`."""
     from ondevice.config.use import EvalConfig
     from ondevice.exam import evaluate as function
 

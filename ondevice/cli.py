@@ -404,8 +404,14 @@ def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
         if isinstance(value, Mapping):
             lines += _flat(value, f"{before}{key}.")
         else:
-            lines.append(f"{before}{key}: {value:.4g}" if isinstance(value, float) else f"{before}{key}: {value}")
+            lines.append(f"{before}{key}: {_figure(value)}")
     return lines
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(part, float) for part in value):
+        return " to ".join(map(_figure, value)) if len(value) == 2 else ", ".join(map(_figure, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _ours() -> int:

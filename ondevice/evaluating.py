@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,23 +13,26 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
-from ondevice.models.folder import Model, writer
+from ondevice.models.folder import Model, load_writer, writer
 from ondevice.rating_stats import wilson
+from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
 from ondevice.rollout import Scorer
 from ondevice.stages.asked import need_template
 from ondevice.stages.pairs import read_pairs, to_tokens
 from ondevice.stages.reward import quality
-from ondevice.talk import chat_ids
+from ondevice.talk import chat_ids, find_model
 
 Messages = list[dict[str, Any]]
+ANY = ("hash", "boxed", "tag", "last_number")
+"""Forms that `any` tries, one after the other."""
 
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """{"accuracy", "interval" (Wilson's 95 %), "problems", "answered" (share with an answer in the asked form),
     "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
-    least one of so many answers at temperature 1 solves (pass@k, Chen 2021, with as many samples as tries).
+    least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
 
     The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
     UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
@@ -40,7 +44,8 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     if not asked:
         raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")
     prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in asked]
-    with Rewards(("correct", "format"), form=cfg.answer) as rewards:
+    form = "whole" if cfg.answer == "any" else cfg.answer
+    with Rewards(("correct", "format"), form=form) as rewards:
         rewards.check(_columns(asked))
 
         def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
@@ -48,8 +53,10 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
             generator = Generator(model, backend, Sampling(cfg.max_new_tokens, temperature, seed=cfg.seed))
             drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
             rows = [problem for problem in asked for _ in range(samples)]
-            scores = rewards.score([p.prompt for p in rows], [model.tokenizer.decode(c.ids) for c in drawn],
-                                   _columns(rows))
+            texts = [model.tokenizer.decode(c.ids) for c in drawn]
+            if cfg.answer == "any":
+                texts = [any_answer(text) or "" for text in texts]
+            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows))
             cut = np.array([not c.stopped for c in drawn])
             right, formed = (scores.by_name[name].reshape(len(asked), samples) >= 1 for name in ("correct", "format"))
             return right, formed, cut.reshape(len(asked), samples)
@@ -59,14 +66,28 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         out = {"accuracy": share.share, "interval": [share.low, share.high], "problems": len(asked),
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
         if cfg.tries:
-            out |= {"pass_at": float(judged(1.0, cfg.tries)[0].any(1).mean()), "tries": cfg.tries}
+            counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
+            out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}
+            out |= {f"pass@{k}": sum(pass_at(k, cfg.tries, n) for n in counts) / len(counts)
+                    for k in (2 ** n for n in range(cfg.tries.bit_length())) if k <= cfg.tries}
     return out
+
+
+def pass_at(k: int, samples: int, right: int) -> float:
+    """The chance that one of k answers is right where `right` of `samples` were, without bias (Chen 2021)."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def any_answer(text: str) -> str | None:
+    """The final answer in the first of the forms `ANY` that finds one."""
+    return next((found for form in ANY if (found := final_answer(text, form)) is not None), None)
 
 
 def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """How often a model prefers the chosen response of a pair: {"accuracy", "interval", "pairs", …}. A reward model by
     its score (with margin and calibration error); a model that writes by the log-probability of the whole response and
-    ("accuracy_per_token") by its mean over tokens. Raises UserError for data without pairs."""
+    ("accuracy_per_token") by its mean over tokens, with `cfg.reference` both less the reference's (DPO's implicit
+    reward). Raises UserError for data without pairs, and for a reference that does not fit."""
     need_template(model)
     made = [to_tokens(row, model.tokenizer) for row in read_pairs(cfg.data)]
     fit = [pair for pair in made if pair.length <= model.cfg.max_position_embeddings][:cfg.limit or None]
@@ -76,12 +97,21 @@ def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]
     left_out = {"too_long": len(made) - len(fit)} if not cfg.limit and len(fit) < len(made) else {}
     scorer = Scorer(model, backend, batch_size=16)
     if model.cfg.num_labels == 1:
+        if cfg.reference:
+            raise UserError("a reward model needs none", where="reference", hint="leave it out")
         found = quality(model.params, fit, scorer)
         return {**{name: found[name] for name in ("accuracy", "interval", "pairs", "margin", "calibration_error")},
                 **left_out}
     writer(model)
     rows = [side for pair in fit for side in (pair.chosen, pair.rejected)]
-    sums, means = (np.array([how(part) for part in scorer.logprobs(model.params, rows)]) for how in (np.sum, np.mean))
+    logps = scorer.logprobs(model.params, rows)
+    if cfg.reference:
+        start = load_writer(find_model(cfg.reference), backend)
+        if start.tokenizer.sha256() != model.tokenizer.sha256():
+            raise UserError("has another tokenizer than the model", where=cfg.reference, hint="name its start")
+        theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)
+        logps = [one - other for one, other in zip(logps, theirs, strict=True)]
+    sums, means = (np.array([how(part) for part in logps]) for how in (np.sum, np.mean))
     right = int((sums[0::2] > sums[1::2]).sum())
     share = wilson(right, len(fit))
     return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(fit),

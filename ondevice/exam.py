@@ -141,16 +141,23 @@ def bits_per_byte(model: Model, backend: Backend, exam: Exam, cache: Path) -> fl
 
     Documents are read as one stream cut into rows of `exam.sequence_length`; a row's first token is seen, not judged.
     """
+    nats, bytes_, _ = text_nats(model, backend, exam, cache)
+    return nats / math.log(2) / max(bytes_, 1.0)
+
+
+def text_nats(model: Model, backend: Backend, exam: Exam, cache: Path) -> tuple[float, float, int]:
+    """(-ln p of every token that is judged, their bytes, how many they are)."""
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
     source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
     loss = partial(causal_lm_loss, model=model.network)
     run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
-    nats = bytes_ = 0.0
+    nats = bytes_ = count = 0.0
     for batch in source.eval_batches(None):
         nats += float(backend.numpy(run(model.params, batch)))
         bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
-    return nats / math.log(2) / max(bytes_, 1.0)
+        count += float(batch["weights"].sum())
+    return nats, bytes_, int(count)
 
 
 def masked_accuracy(model: Model, backend: Backend, exam: Exam, cache: Path) -> float | None:
@@ -198,20 +205,21 @@ def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConf
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
-    text: {"bits_per_byte", "sequence_length"}, read in rows as long as those of the model's training where its run
-    folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens", "chats", "cut"} of the
-    assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. The tasks `problems` and `preference`
-    are those of `ondevice.evaluating`. Raises UserError for data or tasks that do not fit."""
+    text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the model's
+    training where its run folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens",
+    "chats", "cut"} of the assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. The tasks
+    `problems` and `preference` are those of `ondevice.evaluating`, `win` is `ondevice.judging.duel`. Raises UserError
+    for data or tasks that do not fit."""
     from ondevice.stages.material import corpus_of, plain_chats, plain_texts
     from ondevice.talk import find_model, find_reward_model
 
     cfg.check()
-    if cfg.tasks and cfg.tasks[0] in ("problems", "preference"):
-        from ondevice import evaluating
+    if cfg.tasks and cfg.tasks[0] in ("problems", "preference", "win"):
+        from ondevice import evaluating, judging
 
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = find_reward_model if cfg.tasks[0] == "preference" else find_model
-        own = {"problems": evaluating.solved, "preference": evaluating.preferred}[cfg.tasks[0]]
+        own = {"problems": evaluating.solved, "preference": evaluating.preferred, "win": judging.duel}[cfg.tasks[0]]
         return own(cfg, load_model(find(cfg.model), backend), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     limit = cfg.limit or None
@@ -263,7 +271,10 @@ def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path
     model could have used."""
     record = StageFolder(folder.resolve().parent).done_record() or {}
     length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
-    exam, figure = Exam(documents, [], lambda *_: False, length), masked_accuracy if fills(model.cfg) else bits_per_byte
+    exam, width = Exam(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
     with tempfile.TemporaryDirectory() as cache:
-        found = figure(model, backend, exam, Path(cache))
-    return {figure.__name__: found, "sequence_length": min(length, model.cfg.max_position_embeddings)}
+        if fills(model.cfg):
+            return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
+        nats, bytes_, tokens = text_nats(model, backend, exam, Path(cache))
+    return {"bits_per_byte": nats / math.log(2) / max(bytes_, 1.0), "perplexity": math.exp(nats / max(tokens, 1)),
+            "sequence_length": width}

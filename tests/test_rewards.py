@@ -91,6 +91,49 @@ def test_overlong_and_think_are_trls() -> None:
     assert one("think", said) == theirs
 
 
+# reward, prompt, completion, value: what a policy would try that is paid for something else
+ADVERSARIAL = [
+    ("format", "p", "#### 132", 1), ("format", "p", "#### 132\n#### 132", 0), ("format", "p", "####", 0),
+    ("format", "p", "End with #### and the number.", 0), ("format", "p", "#### 132\nor 131", 0),
+    ("correct", "p", "132\n####", 0), ("correct", "p", "#### 131\n#### 132", 0), ("correct", "p", "#### 132.0", 1),
+    ("correct", "p", "#### ١٣٢", 0), ("correct", "p", "#### 1.32e2", 0), ("correct", "p", "#### 264/2", 1),
+    ("correct", "p", "#### $132", 0), ("correct", "p", "<think>#### 132</think>", 0), ("correct", "p", "", 0),
+    ("exact", "p", "132 132", 0), ("exact", "p", "132\0", 0), ("exact", "p", "p 132", 0), ("exact", "p", "132..", 0),
+    ("think", "p", "<think>\n</think>132", 0), ("think", "p", "<think>a</think> \n", 0),
+    ("language", "What is it?", "It is 132.", 0), ("language", "What is it?", "Это 132", -1),
+    ("language", "What is it?", "It Это", -0.6), ("language", "What is it?", "132 = 132", 0),
+    ("language", "What is it?", "", 0), ("language", "1+1", "Это", 0), ("language", "これは何", "それは本", 0),
+    ("language", "What is it?", "Іt іs", -0.5),  # its i's are Cyrillic
+]
+
+
+@pytest.mark.parametrize(("name", "prompt", "completion", "value"), ADVERSARIAL,
+                         ids=[f"{name}-{text[:20]!a}" for name, _, text, _ in ADVERSARIAL])
+def test_adversarial_completions(name: str, prompt: str, completion: str, value: float) -> None:
+    with Rewards((name,), form="hash") as rewards:
+        found = rewards.score([prompt], [completion], stage([completion], answer=["132"])).by_name[name]
+    np.testing.assert_allclose(found, [value])
+
+
+SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}, "why": {"type": "string", "pattern": "^(a+)+$"}},
+          "required": ["sum"], "additionalProperties": False}
+
+
+@pytest.mark.slow
+def test_json_by_a_schema_of_each_row() -> None:
+    pytest.importorskip("jsonschema", reason="the extra rewards has it, and so has dev")
+    table = [('{"sum": 132}', 1), (' {"sum": 132}\n', 1), ('<think>{}</think>{"sum": 1}', 1), ('{"sum": "132"}', 0),
+             ('{"sum": 1.5}', 0), ('{"sum": NaN}', 0), ('{"sum": 131, "sum": 132}', 0), ('{"sum": 132} {"sum": 1}', 0),
+             ('{"sum": 132, "x": 1}', 0), ('{"sum": 132', 0), ("132", 0), ("", 0), ('```json\n{"sum": 132}\n```', 0),
+             ('<think>{"sum": 132}', 0), ("[" * 100_000, 0), ('{"sum": 1, "why": "' + "a" * 60 + 'b"}', None)]
+    said = [text for text, _ in table] + ["1", "1", "1"]
+    schema = [SCHEMA] * len(table) + ['{"type": "number"}', None, {"$ref": "http://127.0.0.1:9/schema"}]
+    with Rewards(("json",)) as rewards:
+        found = judge(rewards, said, schema=schema).by_name["json"]
+    wanted = [np.nan if value is None else value for _, value in table]
+    np.testing.assert_equal(found, [*wanted, 1, np.nan, np.nan])
+
+
 @pytest.mark.slow
 def test_regex_in_a_process_that_a_pattern_cannot_hang() -> None:
     with Rewards(("regex",)) as rewards:
@@ -104,7 +147,7 @@ def test_a_row_that_brings_its_judge_down_costs_its_own_row(write: WriteFile, mo
 import os, time
 def prepare(judge): return []
 def latex(completions): ...
-gym = latex
+gym = json = latex
 def regex(completions, pattern):
     if "crash" in completions: os._exit(9)
     if "hang" in completions: time.sleep(1000)
@@ -140,6 +183,8 @@ def test_boxed_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"math-verify \(pip install 'ondevice\[rewards\]'\)"):
         Rewards(("correct",), form="boxed")
+    with pytest.raises(UserError, match=r"reward json: is judged by the library jsonschema \(pip install"):
+        Rewards(("json",))
     Rewards(("format",), form="boxed").close()
 
 

@@ -153,7 +153,8 @@ def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
     assert 0.1 < found["bits_per_byte"] < 10
     done = command("eval", "runs/mine/pretrain", "book.txt", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"bits_per_byte: {found['bits_per_byte']:.4g}\nsequence_length: 128\n"
+    assert done.stdout == (f"bits_per_byte: {found['bits_per_byte']:.4g}\nperplexity: {found['perplexity']:.4g}\n"
+                           "sequence_length: 128\n")
     said = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you."}]}
     (folder / "said.jsonl").write_text(f"{json.dumps(said)}\n" * 2)
     found = strict_json(command("eval", "runs/mine/pretrain", "said.jsonl", "--json", cwd=folder).stdout)

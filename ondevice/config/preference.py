@@ -246,7 +246,7 @@ class GRPOConfig(RolloutConfig):
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ("correct", "format", "truncated")
-    """Rewards by name: correct, format, truncated, exact, choice, regex, think, length, overlong."""
+    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""

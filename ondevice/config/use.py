@@ -169,23 +169,32 @@ class EvalConfig(UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
-    """Held-out text, chats, problems or pairs: a file, a folder, builtin[:RECIPE], for problems gym:NAME too."""
-    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference"], ...] = ()
-    """text: bits per byte; instructions: exact match by kind; reasoning: problems solved, greedily and in 8 tries (both
-    of the built-in corpus); problems: those of your data, rows of question and answer; preference: how often the chosen
-    response of a pair is preferred. None named: those of text, instructions and reasoning that the data allows."""
+    """Held-out text, chats, problems, pairs or prompts: a file, a folder, hub:OWNER/NAME[/CONFIG][:SPLIT],
+    builtin[:RECIPE], for problems gym:NAME too."""
+    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win"], ...] = ()
+    """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
+    in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
+    often the chosen response of a pair is preferred; win: how often the answers to your prompts beat those of another
+    model. None named: those of text, instructions and reasoning that the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
     answer: str = "number"
-    """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
+    """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole; any: as
+    hash, boxed, tag or last_number."""
     shots: int = 0
     """The first so many problems are shown with their answers before each of the others."""
     tries: int = 0
-    """Answers to each problem at temperature 1 beside the greedy one: how many problems at least one of them solves."""
+    """Answers to each problem at temperature 1 beside the greedy one, for pass@k; 0: none."""
     max_new_tokens: int = 256
-    """Longest answer to a problem, in tokens."""
+    """Longest answer to a problem or prompt, in tokens."""
     system: str = ""
     """Instructions that stand before each problem."""
+    reference: str = ""
+    """preference: the model from which a policy was tuned; with it the policy is judged by DPO's implicit reward."""
+    against: str = ""
+    """win: the other model."""
+    judge: str = ""
+    """win: the reward model that says which answer is better."""
     seed: int = 0
     """Decides the draws of `tries`, and a gym's problems."""
 
@@ -193,8 +202,9 @@ class EvalConfig(UseConfig):
         super().check()
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
-        if len(self.tasks) > 1 and {"problems", "preference"} & set(self.tasks):
-            raise UserError("problems and preference are measured by themselves", where="tasks", hint="name one task")
+        if len(self.tasks) > 1 and {"problems", "preference", "win"} & set(self.tasks):
+            raise UserError("problems, preference and win are measured by themselves", where="tasks",
+                            hint="name one task")
 
 
 @dataclass(frozen=True, kw_only=True)

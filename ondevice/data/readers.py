@@ -105,7 +105,7 @@ class Rows:
 
 
 def read(spec: str | Path) -> Rows:
-    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[:SPLIT]`.
+    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`.
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
     Raises UserError for what does not exist or is of no known kind.
@@ -301,11 +301,13 @@ def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
     except ImportError as error:
         raise UserError("a data set of the Hub needs the library datasets", where=spec, hint=_EXTRA) from error
     name, _, split = spec.removeprefix("hub:").partition(":")
+    owner, *rest = name.split("/")
+    name, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
     try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
         raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                        where=spec, hint="hub:OWNER/NAME:SPLIT") from error
+                        where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
     for number, row in enumerate(rows, 1):
         yield dict(row), f"{spec}:row {number}"
 

@@ -66,6 +66,12 @@ def find_answer(completion: str, form: str) -> Answer | None:
     return None if start is None else _FINDERS[form](completion, start)
 
 
+def after_thoughts(completion: str) -> str | None:
+    """What stands after any `<think>…</think>`; None where a thought does not end."""
+    start = _after_thoughts(completion)
+    return None if start is None else completion[start:]
+
+
 def check_form(form: str) -> None:
     if form not in FORMS:
         raise UserError(f"unknown form {form!r}", where="form", hint=nearest(form, FORMS))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json as json_text
 import pickle
 import re
 import signal
@@ -32,6 +33,8 @@ def prepare(judge: str) -> list[float]:
         import math_verify  # noqa: F401
     if judge == "gym":
         import reasoning_gym  # noqa: F401
+    if judge == "json":
+        import jsonschema  # noqa: F401
     return []
 
 
@@ -43,6 +46,11 @@ def latex(completions: Sequence[str | None], answer: Sequence[str]) -> list[floa
 def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float | None]:
     """1 where the whole text matches the row's pattern, else 0."""
     return [_limited(_matches, text, wanted) for text, wanted in zip(completions, pattern, strict=True)]
+
+
+def json(completions: Sequence[str | None], schema: Sequence[str]) -> list[float | None]:
+    """1 where the text is JSON alone and fits the row's schema, else 0 (jsonschema)."""
+    return [_limited(_fits, text, wanted) for text, wanted in zip(completions, schema, strict=True)]
 
 
 def gym(completions: Sequence[str | None], gym: Sequence[dict[str, str]]) -> list[float | None]:
@@ -82,6 +90,32 @@ def _same_latex(given: str | None, right: str) -> float:
 
 def _matches(text: str, pattern: str) -> float:
     return float(re.fullmatch(pattern, text) is not None)
+
+
+def _fits(text: str | None, schema: str) -> float:
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    wanted = json_text.loads(schema)
+    kind = validator_for(wanted)
+    kind.check_schema(wanted)
+    try:
+        value = json_text.loads(text or "", parse_constant=_no_json, object_pairs_hook=_once)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(kind(wanted, registry=Registry()).is_valid(value))  # a registry of its own: nothing is fetched
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no key stands twice: two values for one are a bet."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def _gym_score(given: str | None, pickled: str, task: Any) -> float:

@@ -8,13 +8,15 @@ None: this reward says nothing about the row. The first line of its docstring is
 
 from __future__ import annotations
 
+import json as json_text
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ondevice.data.builtin.scoring import plain
-from ondevice.rewards.answers import final_answer, find_answer, marks, number, same_answer
+from ondevice.rewards.answers import after_thoughts, final_answer, find_answer, marks, number, same_answer
 
 Values = Sequence[float | None]
 Apart = Callable[[str, Mapping[str, Sequence[Any]]], Values]
@@ -83,6 +85,35 @@ def regex(prompts: Sequence[str], completions: Sequence[str], *, pattern: Sequen
     return values
 
 
+def json(prompts: Sequence[str], completions: Sequence[str], *, schema: Sequence[Any], apart: Apart,
+         **columns: Any) -> Values:
+    """1 where what follows any thoughts is JSON alone that fits the JSON schema in the column `schema`, else 0."""
+    rows = [n for n, wanted in enumerate(schema) if wanted is not None]
+    values: list[float | None] = [None] * len(completions)
+    said = [after_thoughts(completions[n]) for n in rows]
+    wanted = [text if isinstance(text := schema[n], str) else json_text.dumps(text) for n in rows]
+    for n, value in zip(rows, apart("json", {"completions": said, "schema": wanted}), strict=True):
+        values[n] = value
+    return values
+
+
+def language(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
+    """From 0 down to -1: the share of letters in scripts that are not the prompt's (French is not told from English).
+    """
+    return [-_foreign(text, prompt) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def _foreign(text: str, prompt: str) -> float:
+    known, said = set(_scripts(prompt)), _scripts(text)
+    return sum(script not in known for script in said) / len(said) if known and said else 0.0
+
+
+def _scripts(text: str) -> list[str]:
+    """The script of each letter by its Unicode name (LATIN, CYRILLIC, CJK; kana count with the latter)."""
+    named = [unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha()]
+    return ["CJK" if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else name for name in named]
+
+
 def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
     """1 for `<think>…</think>` once, at the start, neither it nor what follows empty; else 0."""
     return [float(_thinks(text)) for text in completions]
@@ -134,6 +165,8 @@ BUILTIN: Mapping[str, Builtin] = {
     "exact": Builtin(exact, needs=("answer",)),
     "choice": Builtin(choice, needs=("answer",)),
     "regex": Builtin(regex, needs=("pattern",)),
+    "json": Builtin(json, needs=("schema",)),
     "think": Builtin(think, 0.1),
+    "language": Builtin(language, 0.1),
     "length": Builtin(length, 0.1),
 }

@@ -48,8 +48,8 @@ class Rewards:
     `user_file`: `reward.py`, or `reward.py:name,name` for some of its functions. `timeout`: seconds a function may take
     for a batch. `log`: a file to which what a person's functions print is appended.
 
-    Raises UserError for an unknown name or form, weights that do not fit, a file that yields no functions, and for
-    `correct` with the form `boxed` where math-verify is not installed.
+    Raises UserError for an unknown name or form, weights that do not fit, a file that yields no functions, for
+    `correct` with the form `boxed` where math-verify is not installed, and for `json` where jsonschema is not.
     """
 
     def __init__(self, names: Sequence[str] = ("correct", "format", "truncated"), weights: Sequence[float] = (),
@@ -60,16 +60,17 @@ class Rewards:
         self.form = form
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
-        self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "gym"), timeout=timeout)
+        self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
         self._user = _host(user_file, timeout, log) if user_file else None
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
         try:
             self._functions = {f.name: f for f in (self._user.start() if self._user else ())}
             self.weights = self._weigh(tuple(names), tuple(weights))
-            if form == "boxed" and "correct" in self.weights and importlib.util.find_spec("math_verify") is None:
-                raise UserError("boxed answers are compared by the library math-verify", where="form",
-                                hint="pip install 'ondevice[rewards]'")
+            if form == "boxed" and "correct" in self.weights:
+                _need("math_verify", "boxed answers are compared by the library math-verify", "form")
+            if "json" in self.weights:
+                _need("jsonschema", "is judged by the library jsonschema", "reward json")
         except BaseException:
             self.close()
             raise
@@ -205,6 +206,11 @@ class Rewards:
     def _judge(self, judge: str, arguments: Mapping[str, Sequence[Any]], timeout: float | None) -> list[float | None]:
         self._judges.call("prepare", {"judge": judge}, START_S)
         return self._judges.call(judge, arguments, timeout)
+
+
+def _need(module: str, why: str, where: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(why, where=where, hint="pip install 'ondevice[rewards]'")
 
 
 def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: int) -> Array:

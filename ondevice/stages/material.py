@@ -78,6 +78,14 @@ def plain_texts(path: str) -> list[str]:
     return found
 
 
+def plain_rows(path: str, convert: Callable[[Any], T]) -> list[T]:
+    """A person's rows as `converted` makes them, where no run keeps account of bad rows."""
+    rows = _open(path)
+    found = [made for _, made in _convert(rows, convert)]
+    rows.check()
+    return found
+
+
 def plain_chats(path: str) -> list[list[dict[str, Any]]]:
     """A person's chats, where no run keeps account of bad rows; empty where the first row is none. Raises UserError as
     `chats` does."""
