@@ -1,4 +1,5 @@
-"""The recipe `minute` of an encoder, whole, and that of an encoder-decoder, shortened, on both backends."""
+"""The recipe `minute` of an encoder, whole, and that of an encoder-decoder, shortened, on the backend that the machine
+takes by itself: that both compute the same is held stage by stage (test_encoder, test_classify, test_corruption)."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ def test_a_recipe_that_an_architecture_has_not_is_named() -> None:
 
 
 @pytest.mark.slow
-def test_an_encoders_ladder_climbs(tmp_path: Path, backend_name: str) -> None:
-    run = od.run("minute", arch="encoder", out=tmp_path / "r", backend=backend_name, device="cpu")
+def test_an_encoders_ladder_climbs(tmp_path: Path) -> None:
+    run = od.run("minute", arch="encoder", out=tmp_path / "r", device="cpu")
     found = marks(run)
     assert found["init"]["masked_accuracy"] < 0.1
     assert found["pretrain"]["masked_accuracy"] > 0.5
@@ -46,11 +47,11 @@ def test_an_encoders_ladder_climbs(tmp_path: Path, backend_name: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_encoder_decoder_walks_the_whole_road(tmp_path: Path, backend_name: str) -> None:
+def test_an_encoder_decoder_walks_the_whole_road(tmp_path: Path) -> None:
     """Shortened: what the recipe reaches is told in docs/results/architectures.md."""
     sets = ["pretrain.steps=60", "pretrain.eval_every=20", "sft.steps=90", "sft.eval_every=30", "sample.prompts=120",
             "dpo.steps=6", "dpo.eval_every=3", "grpo.steps=2", "grpo.eval_every=1"]
-    run = od.run("minute", arch="seq2seq", out=tmp_path / "r", backend=backend_name, device="cpu",
+    run = od.run("minute", arch="seq2seq", out=tmp_path / "r", device="cpu",
                  sets=[f"stages.{one}" for one in sets] + ["exam.problems=20", "exam.duels=20"])
     found = marks(run)
     for stage, below in (("pretrain", 5.0), ("sft", 2.0)):  # a vocabulary of 544: 6.3 nats by guessing
