@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ondevice.config.use import (
         ChatConfig,
         CompareConfig,
+        DataConfig,
         EvalConfig,
         FillConfig,
         GenerateConfig,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
            "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample",
-           "serve", "sft"]
+           "serve", "sft", "show_data"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -174,6 +175,17 @@ def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.exam import evaluate as function
 
     return function(cfg or _made(EvalConfig, fields))
+
+
+def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig | None = None,
+              **fields: Any) -> dict[str, Any]:
+    """Examples of some data as a model will see them, and counts (fields of `DataConfig`): {"form", "rows", "used",
+    "cut", "skipped", "tokens", "learned", "examples", …}. See `ondevice.preview.show`."""
+    from ondevice.config.use import DataConfig
+    from ondevice.preview import show as function
+
+    given = {"action": "show", "data": str(data), "model": str(model), **fields}
+    return function(cfg or _made(DataConfig, given))
 
 
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:

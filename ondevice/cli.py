@@ -82,6 +82,8 @@ VERBS = {verb.name: verb for verb in (
          "pull", sets=False, render="ondevice.hub_pull:render"),
     Verb("export", "Share", "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
          f"{_HUB}:ExportConfig", ("model",), "export", sets=False, render="ondevice.exports.export:render"),
+    Verb("data", "Look", "data show FILE --model MODEL: examples as the model will see them, and counts",
+         f"{_USE}:DataConfig", ("action", "data"), "show_data", sets=False),
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
@@ -327,6 +329,10 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         _print_run(function(config.recipe, sets=tuple(line.sets), **settings), line)
     elif verb.name == "generate":
         _generate(function, config, line)
+    elif verb.name == "data" and not line.json:
+        from ondevice.preview import render
+
+        print(render(function(cfg=config), config.color))  # harmless already: only the colours are not text
     else:
         result = function() if config is None else function(cfg=config)
         if line.json and isinstance(result, Path):

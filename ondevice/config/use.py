@@ -208,6 +208,41 @@ class EvalConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data as a model will see it: examples with what is learned of them marked, and counts."""
+
+    action: Literal["show"]
+    """show: a few examples, and how many rows can be used."""
+    data: str
+    """A file, a folder, or hub:OWNER/NAME."""
+    model: str = ""
+    """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
+    form: Literal["auto", "text", "chat", "preference", "prompt"] = "auto"
+    """What the rows are to be: text (pretrain), chat (sft), preference (reward, dpo) or prompt (grpo, ppo). auto: what
+    the first row that can be read is."""
+    examples: int = 3
+    """Examples that are shown."""
+    limit: int = 10_000
+    """Rows that are counted at most; 0: all."""
+    sequence_length: int = 0
+    """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
+    chat_template: str = ""
+    """Name of a template for a model that has none: chatml or plain."""
+    color: Literal["auto", "always", "never"] = "auto"
+    """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours: by brackets."""
+
+    def check(self) -> None:
+        """Raises UserError naming the first field that is missing or out of range."""
+        if not self.data:
+            raise UserError("no data was named", where="data", hint="ondevice data show FILE --model MODEL")
+        if not self.model:
+            raise UserError("no model was named", where="model", hint="give the model that is to learn from this data")
+        for name in ("examples", "limit", "sequence_length"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunsConfig:
     """The runs in a folder: what they have done, their reports, going on with one."""
 

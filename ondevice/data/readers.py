@@ -55,11 +55,11 @@ class Rows:
     rows nor text in `ignored`.
 
     The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
-    rows later calls `check` again.
+    rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is trained on yet.
     """
 
-    def __init__(self, spec: str, files: list[Path], ignored: list[Path]) -> None:
-        self.spec, self.files, self.ignored = spec, files, ignored
+    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True) -> None:
+        self.spec, self.files, self.ignored, self.strict = spec, files, ignored, strict
         self.rejected: list[Rejected] = []
         self.seen = 0
 
@@ -78,13 +78,17 @@ class Rows:
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
         self.rejected.append(Rejected(where, reason, row))
-        if len(self.rejected) > 100 and len(self.rejected) > 0.5 * self.seen:
+        if self.strict and len(self.rejected) > 100 and len(self.rejected) > 0.5 * self.seen:
             self._stop()
 
     def check(self) -> None:
         """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
-        if len(self.rejected) > LIMIT * self.seen:
+        if self.strict and self.too_many():
             self._stop()
+
+    def too_many(self) -> bool:
+        """Whether more than 1 % of the rows were bad."""
+        return len(self.rejected) > LIMIT * self.seen
 
     def write_rejected(self, path: Path) -> None:
         """Writes the bad rows as JSON lines {"where", "reason", "row"}; nothing where there are none."""
@@ -104,7 +108,7 @@ class Rows:
             yield from _READERS[file.suffix.lower()](file)
 
 
-def read(spec: str | Path) -> Rows:
+def read(spec: str | Path, *, strict: bool = True) -> Rows:
     """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`.
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
@@ -112,7 +116,7 @@ def read(spec: str | Path) -> Rows:
     """
     name = str(spec)
     if name.startswith("hub:"):
-        return Rows(name, [], [])
+        return Rows(name, [], [], strict)
     path = Path(spec).expanduser()
     if path.is_dir():
         inside = sorted(f for f in path.rglob("*") if f.is_file()
@@ -122,13 +126,13 @@ def read(spec: str | Path) -> Rows:
         files = [f for f in inside if f.suffix.lower() in wanted]
         if not files:
             raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
-        return Rows(name, files, [f for f in inside if f not in set(files)])
+        return Rows(name, files, [f for f in inside if f not in set(files)], strict)
     if not path.is_file():
         raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
     if path.suffix.lower() not in _READERS:
         raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
                         hint=f"known: {_known()}")
-    return Rows(name, [path], [])
+    return Rows(name, [path], [], strict)
 
 
 def _known() -> str:

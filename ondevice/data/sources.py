@@ -157,12 +157,8 @@ class ChatSource(PackedSource):
         ids, masks = [], []
         for row in rows:
             mask = np.ones(len(row.ids), np.bool_) if loss_on == "all" else row.mask
-            learned = np.flatnonzero(mask[1:])
-            needed = int(learned[-1]) + 2 if len(learned) else 0
-            if needed > sequence_length + 1:
-                self.truncated += 1
-                learned = np.flatnonzero(mask[1:sequence_length + 1])
-                needed = int(learned[-1]) + 2 if len(learned) else 0
+            needed, cut = fitted(mask, sequence_length)
+            self.truncated += cut
             if not needed:
                 self.skipped += 1
                 continue
@@ -193,6 +189,15 @@ class ChatSource(PackedSource):
         index = destination[learned]
         size = packing.eighths(len(index), self.batch_size * width)
         return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, size)}
+
+
+def fitted(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:
+    """(how many tokens of an example are kept, whether that is a cut): up to the last target within a row. 0: none."""
+    learned = np.flatnonzero(mask[1:])
+    cut = bool(len(learned)) and int(learned[-1]) >= sequence_length
+    if cut:
+        learned = np.flatnonzero(mask[1:sequence_length + 1])
+    return (int(learned[-1]) + 2 if len(learned) else 0), cut
 
 
 def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,

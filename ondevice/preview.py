@@ -1,0 +1,253 @@
+"""Data as a model will see it: a few examples with what is learned of them marked, and what becomes of every row.
+
+Whoever trains on the wrong tokens finds out after hours, or never. The same code that prepares a stage's rows makes
+what is shown here: templates, masks, cuts and reasons are the stage's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.config.preference import RewardConfig
+from ondevice.config.stages import SFTConfig
+from ondevice.config.use import DataConfig
+from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
+from ondevice.data.formats import BadRow, Row, to_chat, to_prompt, to_text
+from ondevice.data.readers import Rows, read
+from ondevice.data.sources import fitted
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+from ondevice.inert import inert
+from ondevice.stages.pairs import to_pair, to_tokens
+from ondevice.talk import find_model
+
+LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
+BRACKETS = ("⟦", "⟧")
+SHOWN_REASONS = 8
+SHOWN_TEXT = 6000  # characters of one example
+_MEANS = {"text": "pretrain", "chat": "sft", "preference": "reward and dpo", "prompt": "grpo and ppo"}
+
+Pieces = list[tuple[str, bool]]
+
+
+@dataclass
+class Counts:
+    """What became of the rows. `skipped`: reason → [how many, where the first one is]."""
+
+    used: int = 0
+    cut: int = 0
+    tokens: int = 0
+    learned: int = 0
+    skipped: dict[str, list[Any]] = field(default_factory=dict)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, reason: str, where: str) -> None:
+        self.skipped.setdefault(reason, [0, where])[0] += 1
+
+    def use(self, tokens: int, learned: int, cut: bool) -> None:
+        self.used, self.cut = self.used + 1, self.cut + cut
+        self.tokens, self.learned = self.tokens + tokens, self.learned + learned
+
+
+def show(cfg: DataConfig) -> dict[str, Any]:
+    """The form of the rows, counts and examples, each {"where", parts: [[text, learned], …]}: raw text of a file, make
+    it inert before showing it. Raises UserError for data or a model that cannot be read, or where no row has a form."""
+    cfg.check()
+    rows = read(cfg.data, strict=False)
+    tokenizer = Tokenizer.load(find_model(cfg.model))
+    if cfg.chat_template:
+        tokenizer = add_template(tokenizer, cfg.chat_template)
+    form = _form(rows, cfg) if cfg.form == "auto" else cfg.form
+    if form != "text" and tokenizer.chat_template is None:
+        raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
+    length = cfg.sequence_length or (RewardConfig() if form == "preference" else SFTConfig()).sequence_length
+    counts = Counts()
+    _FORMS[form](islice(rows, cfg.limit or None), tokenizer, length, cfg.examples, counts)
+    for bad in rows.rejected:
+        counts.skip(bad.reason, bad.where)
+    return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen, "used": counts.used,
+            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference") else 0,
+            "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
+            "refused": rows.too_many(), "whole": not cfg.limit or rows.seen < cfg.limit,
+            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
+
+
+def render(shown: dict[str, Any], color: str = "never") -> str:
+    """What `show` found, safe for a terminal. `color` auto: where stdout is a terminal and NO_COLOR is not set."""
+    if color == "auto":
+        color = "always" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else "never"
+    marks = LEARNED if color == "always" else BRACKETS
+    lines: list[str] = []
+    for number, example in enumerate(shown["examples"], 1):
+        for part, pieces in example.items():
+            if part == "where":
+                continue
+            name = "" if part == "tokens" else f", {part}"
+            lines += [f"── {number}{name} ── {inert(example['where'], newlines=False)}", _marked(pieces, marks), ""]
+    return "\n".join(lines + _told(shown, marks))
+
+
+def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
+    rows = f"{shown['rows']:,} row{'s' * (shown['rows'] != 1)}"
+    rows = rows if shown["whole"] else f"the first {rows}"
+    lines = [f"{inert(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
+    said = f"{shown['used']:,} used, {shown['cut']:,} cut"
+    if shown["sequence_length"]:
+        said += f" at {shown['sequence_length']} tokens"
+    skipped = sum(entry["count"] for entry in shown["skipped"].values())
+    lines.append(f"{said}, {skipped:,} left out")
+    worst = sorted(shown["skipped"].items(), key=lambda item: -item[1]["count"])
+    for reason, entry in worst[:SHOWN_REASONS]:
+        first = f" (first: {inert(entry['first'], newlines=False)})" if entry["first"] else ""
+        lines.append(f"  {entry['count']:,} × {inert(reason, newlines=False, limit=200)}{first}")
+    if len(worst) > SHOWN_REASONS:
+        lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
+    if shown["refused"]:
+        lines.append("a stage would refuse this data: more than 1 % of its rows are bad")
+    share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
+    lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
+                 f"{marks[0]}what is learned looks like this{marks[1]}")
+    return lines
+
+
+def _marked(pieces: Pieces, marks: tuple[str, str]) -> str:
+    out, room = [], SHOWN_TEXT
+    for text, learned in pieces:
+        safe = inert(text, limit=max(room, 40))
+        room -= len(safe)
+        # A colour that goes on over a line's end would fill the terminal's whole line on some of them.
+        out.append("\n".join(f"{marks[0]}{line}{marks[1]}" for line in safe.split("\n"))
+                   if learned and marks is LEARNED else f"{marks[0]}{safe}{marks[1]}" if learned else safe)
+        if room <= 0:
+            break
+    return "".join(out)
+
+
+def _form(rows: Rows, cfg: DataConfig) -> str:
+    """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
+    why = ""
+    for row, where in islice(rows, 1000):
+        try:
+            return form_of(row)
+        except BadRow as error:
+            why = why or f"{where}: {error}"
+    first = f"{rows.rejected[0].where}: {rows.rejected[0].reason}" if rows.rejected else "no row can be read"
+    raise UserError(f"nothing to learn from in it; {why or first}", where=cfg.data)
+
+
+def form_of(row: Row) -> str:
+    """text, chat, preference or prompt. Raises BadRow for a row of no known form."""
+    if "chosen" in row and "rejected" in row:
+        return "preference"
+    if isinstance(row.get("text"), str):
+        return "text"
+    try:
+        return "chat" if to_chat(row)["messages"][-1]["role"] == "assistant" else "prompt"
+    except BadRow:
+        to_prompt(row)
+        return "prompt"
+
+
+# ---- one function a form: rows → counts and examples ----------------------------------------------------------------
+
+Found = Iterable[tuple[Row, str]]
+
+
+def _texts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+    for text, where in _made(rows, to_text, counts):
+        ids = np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
+        counts.use(len(ids), len(ids), False)
+        if len(counts.examples) < examples:
+            counts.examples.append({"where": where, "tokens": pieces(ids, np.ones(len(ids), np.bool_), tokenizer)})
+
+
+def _chats(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+    # One chat at a time where it is shown, a thousand at once where it is only counted.
+    for chat, where in islice(found := _made(rows, to_chat, counts), examples):
+        try:
+            _count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
+        except BadRow as error:
+            counts.skip(str(error), where)
+    places: list[str] = []
+
+    def messages() -> Iterator[Any]:
+        for chat, where in found:
+            places.append(where)
+            yield chat["messages"]
+
+    _count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
+           "", tokenizer, length, 0, counts)
+
+
+def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
+           counts: Counts) -> None:
+    for row in made:
+        kept, cut = fitted(row.mask, length)
+        if not kept:
+            counts.skip("nothing of an answer is within sequence_length" if cut else "no answer to learn", where)
+            continue
+        counts.use(kept, int(row.mask[:kept].sum()), cut)
+        if len(counts.examples) < examples:
+            # all of it where nothing is cut: what follows the last target is left out of the row, but is worth a look
+            end = kept if cut else len(row.ids)
+            counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
+
+
+def _pairs(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+    for pair, where in _made(rows, to_pair, counts):
+        try:
+            made = to_tokens(pair, tokenizer)
+        except UserError as error:
+            counts.skip(error.message, where)
+            continue
+        if made.length > length:
+            counts.skip(f"longer than {length} tokens", where)
+            continue
+        sides = {"chosen": made.chosen, "rejected": made.rejected}
+        counts.use(sum(side.length for side in sides.values()), sum(len(s.completion) for s in sides.values()), False)
+        if len(counts.examples) < examples:
+            counts.examples.append({"where": where, **{
+                name: pieces(np.array([*side.prompt, *side.completion], np.int32),
+                             np.arange(side.length) >= len(side.prompt), tokenizer)
+                for name, side in sides.items()}})
+
+
+def _prompts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+    for (messages, _), where in _made(rows, to_prompt, counts):
+        try:
+            ids = np.array(prompt_ids(messages, tokenizer), np.int32)
+        except BadRow as error:
+            counts.skip(str(error), where)
+            continue
+        counts.use(len(ids), 0, False)
+        if len(counts.examples) < examples:
+            counts.examples.append({"where": where, "tokens": pieces(ids, np.zeros(len(ids), np.bool_), tokenizer)})
+
+
+_FORMS: dict[str, Callable[[Found, Tokenizer, int, int, Counts], None]] = {
+    "text": _texts, "chat": _chats, "preference": _pairs, "prompt": _prompts}
+
+
+def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
+    for row, where in rows:
+        try:
+            made = make(row)
+        except BadRow as error:
+            counts.skip(str(error), where)
+        else:
+            yield made, where
+
+
+def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokenizer) -> Pieces:
+    """Runs of tokens that are learned, or not, as text with the special tokens in it."""
+    borders = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
+    return [(tokenizer.decode(ids[a:b], skip_special=False), bool(learned[a]))
+            for a, b in zip(borders, borders[1:], strict=False) if b > a]

@@ -1,0 +1,117 @@
+"""`data show`: what is marked is what the stage learns, and every row is accounted for."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ondevice as od
+import small_stages
+from ondevice import cli
+from ondevice.backend import load_backend
+from ondevice.data.chat import encode_chat
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+from ondevice.preview import LEARNED, render
+from test_hostile_commands import WRITTEN
+from test_inert import acts
+
+CHAT = {"messages": [{"role": "user", "content": "Anna"}, {"role": "assistant", "content": "12"},
+                     {"role": "user", "content": "Rome"}, {"role": "assistant", "content": "34 red"}]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.write(tmp_path_factory.mktemp("preview") / "model", load_backend("torch", "cpu"),
+                              small_stages.config())
+
+
+def write(folder: Path, *rows: Any) -> Path:
+    file = folder / "rows.jsonl"
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return file
+
+
+def marked(example: list[list[Any]]) -> list[str]:
+    return [text for text, learned in example if learned]
+
+
+def test_a_chat_is_marked_where_the_stage_learns(model: Path, tmp_path: Path) -> None:
+    found = od.show_data(write(tmp_path, CHAT), model)
+    tokenizer = Tokenizer.load(model)
+    row = encode_chat(CHAT["messages"], tokenizer)[0]
+    assert (found["form"], found["rows"], found["used"], found["learned"]) == ("chat", 1, 1, int(row.mask.sum()))
+    shown = found["examples"][0]["tokens"]
+    assert "".join(text for text, _ in shown) == tokenizer.decode(row.ids, skip_special=False)
+    assert [re.sub("<.*?>", "", text).strip() for text in marked(shown)] == ["12", "34 red"]
+    ends = np.flatnonzero(np.diff(row.mask.astype(int)) == -1)
+    assert all(int(row.ids[end]) in tokenizer.stop_ids for end in ends)
+
+
+@pytest.mark.parametrize(("row", "form", "learned"), [
+    ({"text": "Anna likes pears"}, "text", True),
+    ({"prompt": "Anna", "completion": "12"}, "chat", True),
+    ({"prompt": "Anna", "chosen": "12", "rejected": "34"}, "preference", True),
+    ({"question": "Anna 12?", "answer": "34"}, "chat", True),
+    ({"prompt": "Anna"}, "prompt", False),
+])
+def test_each_form_is_told(model: Path, tmp_path: Path, row: dict[str, str], form: str, learned: bool) -> None:
+    found = od.show_data(write(tmp_path, row), model)
+    assert (found["form"], found["used"], bool(found["learned"])) == (form, 1, learned)
+    if form == "preference":
+        sides = found["examples"][0]
+        assert [marked(sides[name])[0][:2] for name in ("chosen", "rejected")] == ["12", "34"]
+
+
+def test_every_row_is_accounted_for(model: Path, tmp_path: Path) -> None:
+    long = {"prompt": "Anna", "completion": "red " * 100}
+    lost = {"prompt": "Anna " * 100, "completion": "red"}
+    found = od.show_data(write(tmp_path, CHAT, long, lost, "{broken", {"colour": "red"}, CHAT), model,
+                         sequence_length=40, examples=2)
+    assert found["rows"] == 6 and found["refused"] and len(found["examples"]) == 2
+    skipped = {reason: entry["count"] for reason, entry in found["skipped"].items()}
+    assert found["used"] + sum(skipped.values()) == 6 and found["cut"] == 1 and len(skipped) == 3
+    shown = render(found)
+    assert "3 used, 1 cut at 40 tokens, 3 left out" in shown and "a stage would refuse" in shown
+    assert ":4" in shown  # where the broken line is
+
+
+@pytest.mark.parametrize("color", ["always", "never"])
+def test_what_a_file_holds_cannot_act(model: Path, tmp_path: Path, color: str) -> None:
+    rows = [{"prompt": text, "completion": text} for text in WRITTEN]
+    shown = render(od.show_data(write(tmp_path, *rows), model, examples=len(rows), sequence_length=10_000), color)
+    for mark in LEARNED:
+        shown = shown.replace(mark, "")
+    assert not acts(shown)
+
+
+def test_the_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, CHAT)
+    assert cli.main(["data", "show", str(file), "--model", str(model)]) == 0
+    out = capsys.readouterr().out
+    assert "⟦12" in out and "\x1b" not in out and "1 row, read as chat (for sft)" in out
+    assert cli.main(["data", "show", str(file), "--model", str(model), "--color", "always"]) == 0
+    assert LEARNED[0] + "12" in capsys.readouterr().out
+    assert cli.main(["data", "show", str(file), "--model", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["form"] == "chat"
+
+
+@pytest.mark.parametrize(("rows", "changes", "told"), [
+    ([CHAT], {"model": "nowhere"}, "nowhere"),
+    ([CHAT], {"model": ""}, "no model was named"),
+    ([CHAT], {"data": "none.jsonl"}, r"none\.jsonl: no such file"),
+    ([{"colour": "red"}], {}, "nothing to learn from"),
+    ([], {}, r"rows\.jsonl"),
+    ([CHAT], {"examples": -1}, "examples: -1 is too small"),
+    ([CHAT], {"form": "chats"}, "form"),
+])
+def test_bad_input_is_one_line(model: Path, tmp_path: Path, rows: list[Any], changes: dict[str, Any],
+                               told: str) -> None:
+    with pytest.raises(UserError, match=told) as error:
+        od.show_data(**{"data": write(tmp_path, *rows), "model": model, **changes})
+    assert "\n" not in str(error.value)
