@@ -113,6 +113,7 @@ def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyP
         assert cli.make_config(verb, RunsConfig, cli.take_apart(verb, RunsConfig, words[1:]))
         return
     monkeypatch.setattr(od, verb.function, stand_in)
+    monkeypatch.setattr("ondevice.preview.render", lambda *_: "")
     if verb.render:
         monkeypatch.setattr(verb.render.replace(":", "."), str)
     assert cli.main(words) == 0
