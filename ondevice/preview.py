@@ -21,7 +21,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
 from ondevice.data.formats import BadRow, Row, to_chat, to_prompt, to_text
-from ondevice.data.readers import Rows, read
+from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -40,16 +40,20 @@ Pieces = list[tuple[str, bool]]
 
 @dataclass
 class Counts:
-    """What became of the rows. `skipped`: reason → [how many, where the first one is]."""
+    """What became of the rows. `skipped`: reason → [how many, where the first one is]; `bad` of them a stage holds
+    against the data."""
 
     used: int = 0
+    bad: int = 0
+    parts: int = 0  # of documents that go on in the next row
     cut: int = 0
     tokens: int = 0
     learned: int = 0
     skipped: dict[str, list[Any]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def skip(self, reason: str, where: str) -> None:
+    def skip(self, reason: str, where: str, bad: bool = True) -> None:
+        self.bad += bad
         self.skipped.setdefault(reason, [0, where])[0] += 1
 
     def use(self, tokens: int, learned: int, cut: bool) -> None:
@@ -73,10 +77,10 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     _FORMS[form](islice(rows, cfg.limit or None), tokenizer, length, cfg.examples, counts)
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
-    return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen, "used": counts.used,
+    return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
-            "refused": rows.too_many(), "whole": not cfg.limit or rows.seen < cfg.limit,
+            "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
 
 
@@ -163,8 +167,10 @@ Found = Iterable[tuple[Row, str]]
 
 def _texts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
     for text, where in _made(rows, to_text, counts):
-        ids = np.array([*tokenizer.encode(text), tokenizer.eos_id], np.int32)
+        more = isinstance(text, Part) and text.more
+        ids = np.array([*tokenizer.encode(text), *([] if more else [tokenizer.eos_id])], np.int32)
         counts.use(len(ids), len(ids), False)
+        counts.parts, counts.used = counts.parts + more, counts.used - more
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, "tokens": pieces(ids, np.ones(len(ids), np.bool_), tokenizer)})
 
@@ -192,7 +198,7 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
     for row in made:
         kept, cut = fitted(row.mask, length)
         if not kept:
-            counts.skip("nothing of an answer is within sequence_length" if cut else "no answer to learn", where)
+            counts.skip("nothing of an answer is within sequence_length" if cut else "no answer to learn", where, False)
             continue
         counts.use(kept, int(row.mask[:kept].sum()), cut)
         if len(counts.examples) < examples:
@@ -209,7 +215,7 @@ def _pairs(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts
             counts.skip(error.message, where)
             continue
         if made.length > length:
-            counts.skip(f"longer than {length} tokens", where)
+            counts.skip(f"longer than {length} tokens", where, False)
             continue
         sides = {"chosen": made.chosen, "rejected": made.rejected}
         counts.use(sum(side.length for side in sides.values()), sum(len(s.completion) for s in sides.values()), False)

@@ -14,6 +14,7 @@ import ondevice as od
 import small_stages
 from ondevice import cli
 from ondevice.backend import load_backend
+from ondevice.data import readers
 from ondevice.data.chat import encode_chat
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -79,6 +80,23 @@ def test_every_row_is_accounted_for(model: Path, tmp_path: Path) -> None:
     shown = render(found)
     assert "3 used, 1 cut at 40 tokens, 3 left out" in shown and "a stage would refuse" in shown
     assert ":4" in shown  # where the broken line is
+
+
+def test_a_row_of_another_form_is_bad_and_a_long_one_is_not(model: Path, tmp_path: Path) -> None:
+    pair, long = {"prompt": "Anna", "chosen": "12", "rejected": "34"}, {"prompt": "Anna " * 100, "completion": "red"}
+    assert od.show_data(write(tmp_path, pair, CHAT), model, form="chat")["refused"]
+    found = od.show_data(write(tmp_path, CHAT, long), model, sequence_length=40)
+    assert not found["refused"] and found["used"] == 1
+
+
+def test_a_text_file_is_one_row_however_long(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_CHUNK", 1000)
+    file = tmp_path / "long.txt"
+    file.write_text("Anna likes pears.\n" * 300)
+    assert len(list(readers.read(file))) > 1  # it is read in pieces, and ends once
+    found = od.show_data(file, model)
+    assert (found["rows"], found["used"]) == (1, 1)
+    assert found["tokens"] == 1 + 300 * len(Tokenizer.load(model).encode("Anna likes pears.\n"))
 
 
 @pytest.mark.parametrize("color", ["always", "never"])

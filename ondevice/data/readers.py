@@ -83,12 +83,8 @@ class Rows:
 
     def check(self) -> None:
         """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
-        if self.strict and self.too_many():
+        if self.strict and len(self.rejected) > LIMIT * self.seen:
             self._stop()
-
-    def too_many(self) -> bool:
-        """Whether more than 1 % of the rows were bad."""
-        return len(self.rejected) > LIMIT * self.seen
 
     def write_rejected(self, path: Path) -> None:
         """Writes the bad rows as JSON lines {"where", "reason", "row"}; nothing where there are none."""
