@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -526,8 +527,8 @@ def test_what_looks_like_a_token_is_taken_out(monkeypatch: pytest.MonkeyPatch) -
 
 # killed anywhere
 
-POINTS = [(number, when) for number in range(1, 18) for when in ("before", "after", "half")]
-KILLED = POINTS[1::2][:20]
+POINTS = [(number, when) for number in range(1, 15) for when in ("before", "after", "half")]
+KILLED = random.Random(0).sample(POINTS, 20)
 
 
 @pytest.mark.slow
