@@ -50,13 +50,16 @@ def test_an_encoders_ladder_climbs(tmp_path: Path) -> None:
 def test_an_encoder_decoder_walks_the_whole_road(tmp_path: Path) -> None:
     """Shortened: what the recipe reaches is told in docs/results/architectures.md."""
     sets = ["pretrain.steps=60", "pretrain.eval_every=20", "sft.steps=90", "sft.eval_every=30", "sample.prompts=120",
-            "dpo.steps=6", "dpo.eval_every=3", "grpo.steps=2", "grpo.eval_every=1"]
+            "dpo.steps=6", "dpo.learning_rate=4.0e-4", "dpo.warmup_steps=1", "dpo.eval_every=3", "grpo.steps=2",
+            "grpo.eval_every=1"]
     run = od.run("minute", arch="seq2seq", out=tmp_path / "r", device="cpu",
                  sets=[f"stages.{one}" for one in sets] + ["exam.problems=20", "exam.duels=20"])
     found = marks(run)
     for stage, below in (("pretrain", 5.0), ("sft", 2.0)):  # a vocabulary of 544: 6.3 nats by guessing
         losses = [e["loss"] for e in events.read(run / stage / "events.jsonl") if e["event"] == "eval"]
         assert losses == sorted(losses, reverse=True) and losses[-1] < below
-    assert found["rate"]["votes"] > 0 and found["dpo"]["pairs"]["margin"] > 0
+    learned = [e["margin"] for e in events.read(run / "dpo" / "events.jsonl") if e["event"] == "step"]
+    # so few pairs are held out that they say nothing
+    assert found["rate"]["votes"] > 0 and abs(learned[0]) < 1e-5 and learned[-1] > 0.2
     ladder = (run / "report.md").read_text()
     assert all(f"| {stage} |" in ladder for stage in ("init", "pretrain", "sft", "sample", "rate", "dpo", "grpo"))

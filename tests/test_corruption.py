@@ -23,7 +23,6 @@ from ondevice.data.corruption import (
     CorruptedSource,
     infill,
     shuffle_sentences,
-    some_continued,
     span_corruption,
     spans,
     split_at_spans,
@@ -145,16 +144,6 @@ def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(t5: Tokenizer
         first, later = (one._collate([(epoch, 0)]) for epoch in (0, 1))
         assert not np.array_equal(first["source_ids"], later["source_ids"])
         assert sum(len(list(s.eval_batches(None))) for s in (one,)) == -(-one.rows // 3)
-
-
-def test_of_a_share_of_the_rows_the_beginning_is_read_and_the_rest_written(t5: Tokenizer) -> None:
-    """Cut anywhere, no token lost; the others have their spans hidden."""
-    ids, both = np.arange(100, 140, dtype=np.int32), some_continued(span_corruption(t5, 0.3, 3.0), 0.25)
-    made = [both(ids, generator(0, "prefix", row)) for row in range(800)]
-    cuts = [len(source) for source, target in made if np.array_equal(np.append(source, target), ids)]
-    assert 160 < len(cuts) < 240 and set(cuts) == set(range(1, 40))
-    hidden = [target for source, target in made if len(source) + len(target) != len(ids)]
-    assert len(hidden) == 800 - len(cuts) and all(target[0] == t5.sentinels[0] for target in hidden)
 
 
 def test_more_spans_than_sentinels_and_missing_tokens_are_named() -> None:

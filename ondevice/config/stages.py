@@ -241,9 +241,6 @@ class PretrainConfig(TrainingConfig):
     """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART."""
     mean_span: float = 3.0
     """Mean length of a hidden span in tokens (spans, infilling)."""
-    prefix_share: float = 0.0
-    """Part of an encoder-decoder's rows of which the beginning is read and the rest written, beside those with hidden
-    spans: it teaches to write long answers from left to right."""
     whole_words: bool = False
     """Hide all tokens of a word together."""
 
@@ -251,7 +248,6 @@ class PretrainConfig(TrainingConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
-        self._between(0, 1, "prefix_share")
         self._at_least(1, "mean_span")
 
 

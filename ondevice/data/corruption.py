@@ -80,17 +80,6 @@ def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], draw: np.random.Genera
     return np.concatenate([parts[i] for i in draw.permutation(len(parts))])
 
 
-def some_continued(corrupt: Corrupt, share: float) -> Corrupt:
-    """Of `share` of the windows the beginning is read and the rest written, cut anywhere (the prefix language model of
-    Raffel 2019; S-denoising in Tay 2022); the others are corrupted."""
-    def either(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
-        if draw.random() >= share:
-            return corrupt(ids, draw)
-        cut = int(draw.integers(1, len(ids)))
-        return ids[:cut], ids[cut:]
-    return either
-
-
 class CorruptedSource(RowSource):
     """Windows of `sequence_length` tokens; `corrupt` makes of each a source, and what to write after `start`."""
 

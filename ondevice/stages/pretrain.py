@@ -9,7 +9,7 @@ from typing import Any
 
 from ondevice.config.stages import PretrainConfig
 from ondevice.context import Context
-from ondevice.data.corruption import CorruptedSource, some_continued, span_corruption, text_infilling
+from ondevice.data.corruption import CorruptedSource, span_corruption, text_infilling
 from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import TextSource
 from ondevice.errors import UserError
@@ -64,11 +64,9 @@ def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
 def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
     def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
         assert model.network.start is not None
-        corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
-        if cfg.prefix_share:
-            corrupt = some_continued(corrupt, cfg.prefix_share)
-        return partial(CorruptedSource, corrupt=corrupt, start=model.network.start,
-                       sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed)
+        return partial(CorruptedSource, corrupt=make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span),
+                       start=model.network.start, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size,
+                       seed=cfg.seed)
     return source
 
 
