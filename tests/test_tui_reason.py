@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from textual.pilot import Pilot
 
 from ondevice.events import LineFile
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.groups import FILTERS, Browser, groups_at, warnings
+from ondevice_tui.groups import FILTERS, Answer, Browser, Group, groups_at, warnings
 from ondevice_tui.screens.reason import bar, head
 from ondevice_tui.tail import Follower, History
 from ondevice_tui.widgets.rows import Rows
@@ -198,3 +199,11 @@ def test_a_bar_tells_the_sign_by_its_glyph() -> None:
     assert bar(1.0).plain == "███   " and bar(-1.0).plain == "▒▒▒   " and bar(9).plain == "██████"
     assert not bar(0).plain.strip()
     assert "correct" in head(["correct", "format"], 80) and "correct" not in head(["correct"], 50)
+
+
+def test_rewards_that_are_all_alike_have_no_spread() -> None:
+    """Eight times 1.1 have a mean that is not 1.1, in binary."""
+    same = Answer("133.", 4, False, {"correct": 1.0}, 1.1, 0.0, "133", None, True)
+    alike = Group(30, "55+78", "133", (same,) * 8)
+    assert alike.spread == 0 and FILTERS["no spread"](alike)
+    assert not FILTERS["no spread"](replace(alike, answers=(*alike.answers, replace(same, reward=0.1))))

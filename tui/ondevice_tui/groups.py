@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,12 +46,9 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the rewards (unbiased): 0 teaches nothing."""
+        """Standard deviation of the rewards (unbiased): 0, exactly so where all are alike, teaches nothing."""
         found = [a.reward for a in self.answers if a.reward is not None]
-        if len(found) < 2:
-            return 0.0
-        mean = sum(found) / len(found)
-        return math.sqrt(sum((r - mean) ** 2 for r in found) / (len(found) - 1))
+        return statistics.stdev(found) if len(found) > 1 else 0.0
 
 
 FILTERS: Mapping[str, Callable[[Group], bool]] = {
