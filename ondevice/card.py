@@ -290,7 +290,7 @@ def _title(repo: str, otherwise: str) -> str:
 def _subject(model: Model | None) -> Subject:
     """Of what a stage has made, ahead of its folder."""
     if model is None:
-        return Subject({"model_type": ""})
+        return Subject({})
     config = model.cfg.to_json("float32")
     return Subject(config if model.adapter is None else {
         "architectures": config["architectures"], "base_model_name_or_path": model.adapter.base})

@@ -70,14 +70,14 @@ class Subject:
         return f', revision="{commit}"' if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
 
     @property
-    def library(self) -> str:
+    def opener(self) -> str:
         """As the Hub calls it: the one that opens the folder as it is."""
         if self.adapter:
             return "mlx" if "fine_tune_type" in self.config else "peft"
         return "mlx" if "quantization" in self.config else "transformers"
 
     def metadata(self) -> dict[str, str]:
-        return {"library_name": self.library, "pipeline_tag": self.task, "base_model": self.base}
+        return {"library_name": self.opener, "pipeline_tag": self.task, "base_model": self.base}
 
     @property
     def _base(self) -> str:
@@ -158,7 +158,7 @@ print(generate(model, tokenizer, prompt=prompt, max_tokens=64))
 
 
 def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
-    if subject.library not in ("transformers", "peft") or (subject.adapter and not subject.base):
+    if subject.opener not in ("transformers", "peft") or (subject.adapter and not subject.base):
         return ""
     task, auto = subject.task, _CLASSES[subject.task]
     classes = task == JUDGES and len(subject.config.get("id2label") or ()) > 1
@@ -177,7 +177,7 @@ def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
 
 def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
     """It opens decoders, at a repository's top alone, and adapters of its own kind, in a folder."""
-    if subject.task != WRITES or place.under or subject.library == "peft" or (subject.adapter and not subject.base):
+    if subject.task != WRITES or place.under or subject.opener == "peft" or (subject.adapter and not subject.base):
         return ""
     imports, what = "from mlx_lm import generate, load", f'"{place.repo}"'
     if subject.adapter:
@@ -189,7 +189,7 @@ def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
 
 
 def _here(subject: Subject, place: Place, prompt: str) -> str:
-    if subject.task == JUDGES or (subject.adapter and (subject.library != "peft" or not subject.base)):
+    if subject.task == JUDGES or (subject.adapter and (subject.opener != "peft" or not subject.base)):
         return ""
     name = place.repo.rpartition("/")[2]
     folder = f"{name}/{place.under}" if place.under else name
