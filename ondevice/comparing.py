@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ondevice.backend import Backend
+from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
-from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.readers import read
-from ondevice.decoding import Generator
+from ondevice.data.formats import to_prompt
+from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.inert import inert
+from ondevice.models.folder import Model
+from ondevice.stages import material
 from ondevice.stages.asked import need_template
 from ondevice.talk import chat_ids, find_model, open_model, sampling
 
@@ -28,12 +31,12 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     for a file without prompts, for a model without a chat template, and for a prompt that a context does not hold.
     """
     cfg.check()
-    asked = _prompts(cfg)
+    asked = conversations(cfg.prompts, cfg.limit)
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
-    first, second = (_answers(folder, asked, cfg) for folder in folders)
-    answers = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
+    first, second = (answers(*open_model(replace(cfg, model=folder)), asked, sampling(cfg)) for folder in folders)
+    found = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
                for messages, one, other in zip(asked, first, second, strict=True)]
-    return {"models": folders, "answers": answers, "same": sum(row["first"] == row["second"] for row in answers)}
+    return {"models": folders, "answers": found, "same": sum(row["first"] == row["second"] for row in found)}
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
@@ -64,24 +67,25 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     return "\n".join([*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"])
 
 
-def _prompts(cfg: CompareConfig) -> list[Messages]:
-    """Conversations that end with the user; a plain text is one prompt."""
-    rows, found = read(cfg.prompts), []
-    for row, where in rows:
-        try:
-            found.append(to_prompt({"prompt": row["text"]} if set(row) == {"text"} else row)[0])
-        except BadRow as error:
-            rows.reject(where, str(error), row)
-    rows.check()
+def conversations(data: str, limit: int = 0) -> list[Messages]:
+    """Conversations that end with the user: of a person's rows, of which a plain text is one prompt, or the built-in
+    corpus's held-out prompts. Raises UserError where there are none."""
+    corpus = material.corpus_of(data, CorpusConfig())
+    if corpus is not None:
+        from ondevice.data.builtin import build
+
+        found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
+    else:
+        found = material.plain_rows(data, lambda row: to_prompt(
+            {"prompt": row["text"]} if set(row) == {"text"} else row)[0])
     if not found:
-        raise UserError("holds no prompts", where=cfg.prompts, hint="give rows of prompt, question or messages")
-    return found[:cfg.limit] if cfg.limit else found
+        raise UserError("holds no prompts", where=data, hint="give rows of prompt, question or messages")
+    return found[:limit or None]
 
 
-def _answers(folder: str, asked: Sequence[Messages], cfg: CompareConfig) -> list[str]:
-    """One model's answers; it is forgotten afterwards."""
-    model, backend = open_model(replace(cfg, model=folder))
+def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
+    """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
+    context does not hold."""
     need_template(model)
-    generator = Generator(model, backend, sampling(cfg))
-    drawn = generator.run(model.params, [chat_ids(messages, model) for messages in asked])
+    drawn = Generator(model, backend, how).run(model.params, [chat_ids(messages, model) for messages in asked])
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

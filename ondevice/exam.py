@@ -15,7 +15,7 @@ import numpy as np
 from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
-from ondevice.config.use import EvalConfig
+from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats, prompt_ids
 from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
@@ -92,7 +92,7 @@ def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
     if fills(model.cfg):
         return Marks(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
     # an encoder-decoder gives no probability to a text as such
-    bits = bits_per_byte(model, backend, exam, cache) if exam.documents and model.network.start is None else None
+    bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.start is None else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
@@ -136,17 +136,12 @@ def answers(model: Model, backend: Backend, asked: Sequence[dict[str, Any]], lon
     return [texts[i * samples:(i + 1) * samples] for i in range(len(asked))]
 
 
-def bits_per_byte(model: Model, backend: Backend, exam: Exam, cache: Path) -> float:
-    """-log2 p of every token, end tokens included, over the UTF-8 bytes of the text: comparable between tokenizers.
+def text_figures(model: Model, backend: Backend, exam: Exam, cache: Path) -> tuple[float, float]:
+    """(bits per byte: -log2 p of every token, end tokens included, over the UTF-8 bytes of the text, comparable between
+    tokenizers; perplexity of a token).
 
     Documents are read as one stream cut into rows of `exam.sequence_length`; a row's first token is seen, not judged.
     """
-    nats, bytes_, _ = text_nats(model, backend, exam, cache)
-    return nats / math.log(2) / max(bytes_, 1.0)
-
-
-def text_nats(model: Model, backend: Backend, exam: Exam, cache: Path) -> tuple[float, float, int]:
-    """(-ln p of every token that is judged, their bytes, how many they are)."""
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
     source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
@@ -157,7 +152,7 @@ def text_nats(model: Model, backend: Backend, exam: Exam, cache: Path) -> tuple[
         nats += float(backend.numpy(run(model.params, batch)))
         bytes_ += float((model.tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
         count += float(batch["weights"].sum())
-    return nats, bytes_, int(count)
+    return nats / math.log(2) / max(bytes_, 1.0), math.exp(nats / max(count, 1.0))
 
 
 def masked_accuracy(model: Model, backend: Backend, exam: Exam, cache: Path) -> float | None:
@@ -214,7 +209,7 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     from ondevice.talk import find_model, find_reward_model
 
     cfg.check()
-    if cfg.tasks and cfg.tasks[0] in ("problems", "preference", "win"):
+    if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
         from ondevice import evaluating, judging
 
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
@@ -275,6 +270,5 @@ def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path
     with tempfile.TemporaryDirectory() as cache:
         if fills(model.cfg):
             return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
-        nats, bytes_, tokens = text_nats(model, backend, exam, Path(cache))
-    return {"bits_per_byte": nats / math.log(2) / max(bytes_, 1.0), "perplexity": math.exp(nats / max(tokens, 1)),
-            "sequence_length": width}
+        bits, perplexity = text_figures(model, backend, exam, Path(cache))
+    return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import models
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
+from ondevice import evaluating
 from ondevice.backend import load_backend
 from ondevice.errors import UserError
 from ondevice.models.folder import write_model
+from ondevice.stages.pairs import to_pair, to_tokens
 
 FEW: dict[str, Any] = {"max_new_tokens": 8, "device": "cpu", "answer": "whole"}
 QUESTIONS = ["Anna 12", "Rome 34", "red 46", "Oslo", "pears green", "Ben"]
@@ -56,8 +59,6 @@ def test_problems_are_counted_as_solved(files: Path, said: list[str], tmp_path: 
 
 def test_examples_stand_before_each_problem_and_are_not_asked(files: Path, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    from ondevice import evaluating
-
     seen: list[Any] = []
     ids = evaluating.chat_ids
     monkeypatch.setattr(evaluating, "chat_ids", lambda messages, model: seen.append(messages) or ids(messages, model))
@@ -90,6 +91,49 @@ def test_a_model_prefers_what_it_would_write(files: Path, said: list[str], tmp_p
     assert (found["pairs"], found["accuracy"], found["accuracy_per_token"]) == (6, 1.0, 1.0)
 
 
+@pytest.mark.parametrize(("samples", "right", "k", "value"), [
+    (4, 0, 1, 0), (4, 1, 2, 0.5), (4, 3, 2, 1), (8, 2, 1, 0.25)])
+def test_pass_at_k(samples: int, right: int, k: int, value: float) -> None:
+    assert evaluating.pass_at(k, samples, right) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(("text", "right"), [
+    ("#### 132", True), (r"It is $\boxed{132}$.", True), ("<answer>132</answer>", True), ("It is 132.", True),
+    ("131\n#### 132", True), ("132\n#### 131", False), ("131 or 132", False), ("", False), ("#### ١٣٢", False),
+])  # fmt: skip
+def test_any_form(text: str, right: bool) -> None:
+    found = evaluating.any_answer(text)
+    assert (found == "132") is right
+
+
+@pytest.mark.slow
+def test_pairs_by_dpos_implicit_reward(files: Path) -> None:
+    """Against the sums of log-probabilities that transformers gives."""
+    import torch
+    import transformers
+
+    lines = (files / "pairs.jsonl").read_text().splitlines()[:8]
+    (files / "few.jsonl").write_text("\n".join(lines))
+    pairs = [to_tokens(to_pair(json.loads(line)), small_stages.small_tokenizer()) for line in lines]
+    small_stages.write(files / "start", load_backend("torch", "cpu"), small_stages.config(), seed=9)
+
+    def apart(name: str) -> Any:
+        model = transformers.AutoModelForCausalLM.from_pretrained(files / name)
+
+        def logp(side: Any) -> float:
+            ids = torch.tensor([[*side.prompt, *side.completion]])
+            with torch.no_grad():
+                every = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
+            return float(every[len(side.prompt) - 1:].sum())
+        return np.array([logp(pair.chosen) - logp(pair.rejected) for pair in pairs])
+    policy, start = apart("policy"), apart("start")
+    assert ((policy > 0) != (policy > start)).any()  # else the reference would not show
+    for fields, wanted in (({}, policy), ({"reference": str(files / "start")}, policy - start)):
+        found = od.evaluate(model=str(files / "policy"), data=str(files / "few.jsonl"), tasks=("preference",),
+                            backend="torch", device="cpu", **fields)
+        assert (found["accuracy"], found["pairs"]) == ((wanted > 0).mean(), len(pairs))
+
+
 @pytest.mark.parametrize(("changes", "told"), [
     ({"tasks": ("problems",), "data": "none.jsonl"}, r"none\.jsonl"),
     ({"tasks": ("problems",), "data": "pairs.jsonl"}, r"pairs\.jsonl"),
@@ -97,6 +141,8 @@ def test_a_model_prefers_what_it_would_write(files: Path, said: list[str], tmp_p
     ({"tasks": ("problems",), "answer": "nowhere"}, "nowhere"),
     ({"tasks": ("problems",), "model": "judge"}, "reward model"),
     ({"tasks": ("preference",)}, r"prompts\.jsonl"),
+    ({"tasks": ("preference",), "reference": "policy"}, "none of 0 pairs"),
+    ({"tasks": ("preference",), "model": "judge", "data": "pairs.jsonl", "reference": "policy"}, "reference: .*none"),
     ({"tasks": ("problems", "text")}, "tasks: .*by themselves"),
 ])
 def test_bad_input_is_one_line(files: Path, changes: dict[str, Any], told: str,

@@ -156,12 +156,15 @@ class CompareConfig(SamplingConfig):
         self._between(0, float("inf"), "limit")
         for name in ("other", "prompts"):
             if not getattr(self, name):
-                raise UserError("is missing", where=name, hint="ondevice compare MODEL OTHER --prompts FILE")
+                raise UserError("is missing", where=name, hint="ondevice compare MODEL OTHER PROMPTS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(UseConfig):
     """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
+
+
+BY_ITSELF = ("problems", "preference", "win")  # tasks of `eval` whose data serves no other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +205,7 @@ class EvalConfig(UseConfig):
         super().check()
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
-        if len(self.tasks) > 1 and {"problems", "preference", "win"} & set(self.tasks):
+        if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
             raise UserError("problems, preference and win are measured by themselves", where="tasks",
                             hint="name one task")
 

@@ -72,10 +72,9 @@ def texts(data: str, ctx: Context) -> Iterator[str]:
 
 def plain_texts(path: str) -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
-    rows = _open(path)
-    found = list(_texts(rows))
-    rows.check()
-    return found
+    from ondevice.data.formats import to_text
+
+    return plain_rows(path, to_text)
 
 
 def plain_rows(path: str, convert: Callable[[Any], T]) -> list[T]:
@@ -96,9 +95,7 @@ def plain_chats(path: str) -> list[list[dict[str, Any]]]:
         to_chat(next(iter(rows))[0])
     except (BadRow, StopIteration):
         return []
-    found = [chat["messages"] for _, chat in _convert(rows, to_chat)]
-    rows.check()
-    return found
+    return [chat["messages"] for chat in plain_rows(path, to_chat)]
 
 
 def token_streams(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
