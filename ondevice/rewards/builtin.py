@@ -77,22 +77,22 @@ def _letter(text: str | None) -> str | None:
 def regex(prompts: Sequence[str], completions: Sequence[str], *, pattern: Sequence[str | None], apart: Apart,
           **columns: Any) -> Values:
     """1 where the whole completion matches the regular expression in the column `pattern`, else 0."""
-    rows = [n for n, wanted in enumerate(pattern) if wanted is not None]
-    values: list[float | None] = [None] * len(completions)
-    judged = apart("regex", {"completions": [completions[n] for n in rows], "pattern": [pattern[n] for n in rows]})
-    for n, value in zip(rows, judged, strict=True):
-        values[n] = value
-    return values
+    return _judged("regex", "pattern", pattern, completions, apart)
 
 
 def json(prompts: Sequence[str], completions: Sequence[str], *, schema: Sequence[Any], apart: Apart,
          **columns: Any) -> Values:
     """1 where what follows any thoughts is JSON alone that fits the JSON schema in the column `schema`, else 0."""
-    rows = [n for n, wanted in enumerate(schema) if wanted is not None]
-    values: list[float | None] = [None] * len(completions)
-    said = [after_thoughts(completions[n]) for n in rows]
-    wanted = [text if isinstance(text := schema[n], str) else json_text.dumps(text) for n in rows]
-    for n, value in zip(rows, apart("json", {"completions": said, "schema": wanted}), strict=True):
+    wanted = [one if one is None or isinstance(one, str) else json_text.dumps(one) for one in schema]
+    return _judged("json", "schema", wanted, list(map(after_thoughts, completions)), apart)
+
+
+def _judged(judge: str, column: str, wanted: Sequence[str | None], said: Sequence[str | None], apart: Apart) -> Values:
+    """What a judge of apart.py says of the rows that want something."""
+    rows = [n for n, one in enumerate(wanted) if one is not None]
+    values: list[float | None] = [None] * len(said)
+    judged = apart(judge, {"completions": [said[n] for n in rows], column: [wanted[n] for n in rows]})
+    for n, value in zip(rows, judged, strict=True):
         values[n] = value
     return values
 

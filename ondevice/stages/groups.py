@@ -41,10 +41,15 @@ class GroupLog:
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
 
-    def append_held_out(self, groups: Sequence[Mapping[str, Any]]) -> int:
-        """The same of a measurement after the step that was appended last."""
+    def append_held_out(self, asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
+                        totals: Any, form: str = "") -> int:
+        """The same of a measurement, of one completion a prompt, after the step that was appended last: the first few
+        prompts, always the same. Arguments as of `told`."""
+        few = slice(WATCHED)
+        groups = told(asked[few], sampled[few], {name: values[few] for name, values in rewards.items()}, totals[few],
+                      np.zeros(WATCHED), form)
         with LineFile(self.path) as file:
-            return file.append({"held_out": True, "step": self._step, "groups": list(groups)})
+            return file.append({"held_out": True, "step": self._step, "groups": groups})
 
 
 def cut_from(path: Path, step: int) -> None:

@@ -26,7 +26,7 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, fitting, need_template
-from ondevice.stages.groups import WATCHED, GroupLog, told
+from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
 
@@ -114,10 +114,8 @@ class GRPOFeed:
     def watch(self, params: Params) -> dict[str, float]:
         """`measure` during training: the answers to a few of the problems, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
-        asked, few = self.held[:WATCHED], slice(WATCHED)
-        groups = told(asked, sampled[few], {name: values[few] for name, values in scores.by_name.items()},
-                      scores.total[few], np.zeros(len(asked)), self.cfg.answer)
-        return {**figures, "groups": self.log.append_held_out(groups)}
+        place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer)
+        return {**figures, "groups": place}
 
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")

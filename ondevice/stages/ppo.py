@@ -34,7 +34,7 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, prompts
-from ondevice.stages.groups import WATCHED, GroupLog, told
+from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
@@ -164,9 +164,7 @@ class PPOFeed:
         """`measure` during training: the completions of a few of the prompts, always the same, go to the groups'
         file."""
         figures, sampled, scores = self._measured(params)
-        asked, few = self.held[:WATCHED], scores[:WATCHED]
-        groups = told(asked, sampled[:WATCHED], {"score": few}, few, np.zeros(len(asked)))
-        return {**figures, "groups": self.log.append_held_out(groups)}
+        return {**figures, "groups": self.log.append_held_out(self.held, sampled, {"score": scores}, scores)}
 
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], NDArray[np.float32]]:
         """The figures, the completions, (N,) their scores. The random numbers are the same at every measurement."""

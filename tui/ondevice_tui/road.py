@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
@@ -19,6 +19,7 @@ MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "d
 STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
           "waits": "$muted", "skipped": "$muted", "next": "$text"}
 OPEN = ("next", "skipped", "waits")  # states of what has not been begun
+T = TypeVar("T")
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
 
@@ -41,9 +42,7 @@ class RunsReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._rated: dict[Path, tuple[tuple[Any, ...], int]] = {}
-        self._recipes: dict[Path, tuple[Any, list[str]]] = {}
+        self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
 
     def read(self) -> list[dict[str, Any]]:
         """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "stages": [state …]}], the
@@ -58,37 +57,27 @@ class RunsReader:
                               "recipe": self._recipe(run), "votes": self._votes(run.path)})
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
 
-    def _state(self, stage: StageFolder) -> dict[str, Any]:
-        key = (_stamp(stage.events), _stamp(stage.done), stage.holder() is not None)
-        known = self._known.get(stage.path)
-        if known is None or known[0] != key:
-            known = self._known[stage.path] = key, stage_state(stage)
-        return known[1]
+    def _once(self, what: str, path: Path, stamp: Any, make: Callable[[], T]) -> T:
+        """What `make` gave when the stamp last changed."""
+        known = self._known.get((what, path))
+        if known is None or known[0] != stamp:
+            known = self._known[what, path] = stamp, make()
+        found: T = known[1]
+        return found
 
+    def _state(self, stage: StageFolder) -> dict[str, Any]:
+        stamp = (_stamp(stage.events), _stamp(stage.done), stage.holder() is not None)
+        return self._once("stage", stage.path, stamp, lambda: stage_state(stage))
 
     def _recipe(self, run: RunFolder) -> list[str]:
-        stamp = _stamp(run.recipe)  # parsing YAML takes longer than all the rest
-        known = self._recipes.get(run.path)
-        if known is None or known[0] != stamp:
-            known = self._recipes[run.path] = stamp, recipe_stages(run)
-        return known[1]
+        # parsing YAML takes longer than all the rest
+        return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
     def _votes(self, run: Path) -> int:
-        from ondevice.ratings import FILE, Ratings  # here, in a thread: the first screen waits for no database
+        from ondevice.ratings import FILE  # here, in a thread: the first screen waits for no database
 
-        file = run / FILE
-        key = (_stamp(file), _stamp(file.with_name(f"{FILE}-wal")))
-        known = self._rated.get(run)
-        if key[0] is None:
-            return 0
-        if known is None or known[0] != key:
-            try:
-                with Ratings.open(run) as ratings:
-                    known = key, sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False))
-            except UserError:
-                known = key, 0  # no database of ratings, or a damaged one: the screen that rates says which
-            self._rated[run] = known
-        return known[1]
+        stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
+        return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else 0
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -97,6 +86,17 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def votes_of_people(run: Path) -> int:
+    """None where there is no database of ratings or a damaged one: the screen that rates says which."""
+    from ondevice.ratings import Ratings
+
+    try:
+        with Ratings.open(run) as ratings:
+            return sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False))
+    except UserError:
+        return 0
 
 
 def recipe_stages(run: RunFolder) -> list[str]:

@@ -59,7 +59,7 @@ each measurement, the newest first; [ ] go to another problem."""
         self._watching = False  # a held-out problem over the steps, in place of the groups
         self._curve = "reward"
         self._group: Group | None = None
-        self._shown: list[tuple[str, str, Answer]] = []  # (title of its card, its prompt, an answer) of each row
+        self._shown: list[tuple[str, str, str, Answer]] = []  # (name on its card, title of its own, prompt, answer)
 
     def wanted(self) -> str:
         """The stage that was asked for where it has rewards, else the newest that has some."""
@@ -186,8 +186,8 @@ each measurement, the newest first; [ ] go to another problem."""
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width, held_out=True), "$muted")))
         newest = not rows.highlighted
-        self._shown = [(f"step {group.step:,} · held-out problem {at + 1}", group.prompt, group.answers[0])
-                       for group in passing]
+        self._shown = [(step := f"step {group.step:,}", f"{step} · held-out problem {at + 1}", group.prompt,
+                        group.answers[0]) for group in passing]
         rows.show([(f"held {group.step}", answer_line(f"{group.step:,}", group.answers[0], names, width, held_out=True))
                    for group in passing])
         if newest:
@@ -209,7 +209,7 @@ each measurement, the newest first; [ ] go to another problem."""
         names = list(dict.fromkeys(name for a in group.answers for name in a.rewards))
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width), "$muted")))
-        self._shown = [(f"step {group.step:,} · completion {i + 1}", group.prompt, answer)
+        self._shown = [(name := f"completion {i + 1}", f"step {group.step:,} · {name}", group.prompt, answer)
                        for i, answer in enumerate(group.answers)]
         rows.show([(str(i), answer_line(str(i + 1), a, names, width)) for i, a in enumerate(group.answers)])
 
@@ -236,8 +236,8 @@ each measurement, the newest first; [ ] go to another problem."""
             text.show(content("The highlighted completion in full; the answer that was read from it is marked.",
                               "$muted"))
             return
-        title, _, answer = self._shown[at]
-        titled(box, f"{title.split(' · ')[0 if self._watching else 1]} · {answer.tokens} tokens")
+        name, _, _, answer = self._shown[at]
+        titled(box, f"{name} · {answer.tokens} tokens")
         text.show(marked(answer))
 
     # keys
@@ -250,7 +250,7 @@ each measurement, the newest first; [ ] go to another problem."""
 
         event.stop()
         if event.option_index < len(self._shown):
-            title, prompt, answer = self._shown[event.option_index]
+            _, title, prompt, answer = self._shown[event.option_index]
             told = line(("prompt  ", "$muted"), cell(prompt, 2000).rstrip())
             marks = line(("reward  ", "$muted"), number(answer.reward),
                          *([] if self._watching else [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]),
