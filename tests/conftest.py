@@ -38,16 +38,6 @@ settings.load_profile("suite")
 BACKENDS = tuple(name for name in ("torch", "mlx") if importlib.util.find_spec(name))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests of a file, whose fixtures are made once; `minute` is run by one for each backend."""
-    for item in items:
-        group = item.path.stem
-        if group == "test_minute":
-            parameters = getattr(item, "callspec", None)
-            group += str(parameters.params.get("backend_name", BACKENDS[-1])) if parameters else BACKENDS[-1]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(params=BACKENDS)
 def backend_name(request: pytest.FixtureRequest) -> str:
     """Each installed backend's name in turn."""
