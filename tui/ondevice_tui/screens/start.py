@@ -123,6 +123,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         self.values = {**self.base, **given}
         self._words: list[str] = []
         self._checking = False  # a check is on its way
+        self._recipes: set[tuple[str, str]] = set()  # (recipe, arch) that have been read and are right
         self._coming = [Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs]
 
     def _base(self, recipe: str) -> dict[str, Any]:
@@ -264,10 +265,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         if values["resume"] or values.get("redo"):
             return "", ""
         if self.verb == "run":
-            try:
-                load_recipe(recipe_for(str(values["recipe"]), str(values["arch"])))
-            except UserError as problem:
-                return "recipe", f"recipe: {problem}"
+            if wrong := self._wrong_recipe(str(values["recipe"]), str(values["arch"])):
+                return "recipe", f"recipe: {wrong}"
             begun = [stage.name for stage in run.stages()]
             return ("out", "out: a run stands there already; resume goes on with it") if begun else ("", "")
         stage = run.stage(self.verb)
@@ -308,6 +307,16 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.ui.say(f"no run here has a {'reward ' if kind == 'reward' else ''}model yet")
         else:
             self.app.push_screen(ChooseModel(known), lambda model: field.put(model[1]) if model else None)
+
+    def _wrong_recipe(self, recipe: str, arch: str) -> str:
+        """A right one is read once: every key asks, and parsing YAML takes as long as all else that a key does."""
+        if (recipe, arch) not in self._recipes:
+            try:
+                load_recipe(recipe_for(recipe, arch))
+            except UserError as problem:
+                return str(problem)
+            self._recipes.add((recipe, arch))
+        return ""
 
     def action_find(self) -> None:
         box = self.query_one("#find", Input)
