@@ -23,21 +23,24 @@ from data_samples import small_tokenizer
 from gradients import by_name
 from ondevice.backend import Backend, OptimSettings
 from ondevice.config.preference import GRPOConfig, RewardConfig
-from ondevice.data.completions import Row
+from ondevice.data.completions import Row, completion_batch
+from ondevice.data.packing import set_denominator
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.events import read
-from ondevice.losses import grpo_loss, ppo_loss, preference_loss, reward_loss
-from ondevice.models.config import DecoderConfig
+from ondevice.losses import causal_lm_loss, grpo_loss, ppo_loss, preference_loss, reward_loss
+from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.folder import Model, load_model, write_model
 from ondevice.models.names import sub
+from ondevice.models.network import network
+from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
 from ondevice.stages.pairs import PairSource, TokenPair
 from ondevice.stages.reward import scored, whole
 from ondevice.stages.rollouts import micro_batches, spread
-from test_parity import MLX, TORCH, assert_close, host, rate
+from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate
 
 pytestmark = pytest.mark.slow
 Weights = dict[str, np.ndarray]
@@ -45,7 +48,7 @@ CFG = models.config("qwen3", hidden_size=16, head_dim=4, num_labels=0)
 JUDGE = replace(CFG, num_labels=1)
 
 
-def on(backend: Backend, cfg: DecoderConfig, weights: Weights) -> Model:
+def on(backend: Backend, cfg: ModelConfig, weights: Weights) -> Model:
     return Model(cfg, {n: backend.array(w) for n, w in weights.items()}, small_tokenizer(), Path("nowhere"))
 
 
@@ -61,8 +64,8 @@ def rows(count: int, seed: int) -> list[Row]:
             for _ in range(count)]
 
 
-def logps_of(weights: Weights, given: list[Row]) -> list[Any]:
-    return Scorer(on(TORCH, CFG, weights), TORCH, batch_size=4).logprobs(on(TORCH, CFG, weights).params, given)
+def logps_of(weights: Weights, given: list[Row], cfg: ModelConfig = CFG) -> list[Any]:
+    return Scorer(on(TORCH, cfg, weights), TORCH, batch_size=4).logprobs(on(TORCH, cfg, weights).params, given)
 
 
 def pair_batches(make: Callable[[list[TokenPair]], Any], step: int) -> list[Weights]:
@@ -72,15 +75,15 @@ def pair_batches(make: Callable[[list[TokenPair]], Any], step: int) -> list[Weig
     return PairSource(pairs, batch_size=4, seed=0, make=make(pairs), accumulate=2).batch(0)
 
 
-def reward_batches(step: int) -> list[Weights]:
-    return pair_batches(lambda _: partial(scored, cfg=RewardConfig(strength_margin=0.3)), step)
+def reward_batches(step: int, reads: str = "last") -> list[Weights]:
+    return pair_batches(lambda _: partial(scored, cfg=RewardConfig(strength_margin=0.3), reads=reads), step)
 
 
-def dpo_batches(kind: str, step: int) -> list[Weights]:
+def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     def make(pairs: list[TokenPair]) -> Any:
         sides = sides_of(pairs, kind)
-        sums = [[part.sum() for part in logps_of(near(models.weights(CFG)), side)] for side in sides]
-        return partial(compared, sides=sides, reference=np.array(sums, np.float32))
+        sums = [[part.sum() for part in logps_of(near(models.weights(cfg)), side, cfg)] for side in sides]
+        return partial(compared, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start)
     return pair_batches(make, step)
 
 
@@ -102,12 +105,12 @@ def ppo_batches(step: int) -> list[Weights]:
     return made
 
 
-def grpo_batches(step: int) -> list[Weights]:
+def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     found, rng = sampled(step)
-    given = [s.row for s in found]
-    tokens = {"advantages": spread(rng.normal(size=8), found), "old_logps": logps_of(near(models.weights(CFG)), given),
-              "ref_logps": logps_of(near(near(models.weights(CFG))), given)}
-    made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens)]
+    given, before = [s.row for s in found], near(models.weights(cfg))
+    tokens = {"advantages": spread(rng.normal(size=8), found), "old_logps": logps_of(before, given, cfg),
+              "ref_logps": logps_of(near(before), given, cfg)}
+    made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens, network(cfg).start)]
     divide(GRPOConfig(), made, 8)
     return made
 
@@ -131,6 +134,32 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], Weights], Callable[[int]
 }
 
 
+def answer_batches(step: int, cfg: Seq2SeqConfig) -> list[Weights]:
+    made = [completion_batch(rows(4, 2 * step + n), 4, start=cfg.decoder_start_token_id) for n in range(2)]
+    return set_denominator([{n: x for n, x in one.items() if n != "member"} for one in made])
+
+
+def masked_batches(step: int) -> list[Weights]:
+    return set_denominator([models.masked_batch(ENCODER, seed=2 * step + n) for n in range(2)])
+
+
+# the other architectures, through the same losses
+ENCODER = models.encoder_config("modernbert")
+CASES["masked, modernbert"] = (partial(causal_lm_loss, model=network(ENCODER)), lambda: models.weights(ENCODER),
+                               masked_batches)
+ENCODER_JUDGE = replace(ENCODER, num_labels=1)
+CASES["reward, modernbert"] = (partial(reward_loss, model=network(ENCODER_JUDGE), center=0.05),
+                               lambda: models.weights(ENCODER_JUDGE), partial(reward_batches, reads="first"))
+for family in ("t5-v1.1", "bart"):
+    cfg = models.seq2seq_config(family)
+    CASES[f"sft, {family}"] = (partial(causal_lm_loss, model=network(cfg)), partial(models.weights, cfg),
+                               partial(answer_batches, cfg=cfg))
+    CASES[f"dpo, {family}"] = (partial(preference_loss, model=network(cfg), kind="sigmoid", beta=0.3),
+                               partial(models.weights, cfg), partial(dpo_batches, "sigmoid", cfg=cfg))
+    CASES[f"grpo, {family}"] = (partial(grpo_loss, model=network(cfg), clip_low=0.05, clip_high=0.08, beta=0.1,
+                                        temperature=0.9), partial(models.weights, cfg), partial(grpo_batches, cfg=cfg))
+
+
 @lru_cache(maxsize=1)
 def batches_of(name: str) -> list[list[Weights]]:
     return [CASES[name][2](step) for step in range(20)]
@@ -148,7 +177,9 @@ def test_loss_and_gradients(name: str) -> None:
                                 weights, batch, compiled=compiled)
         assert abs(other - value) < 1e-5
         # where gains of both signs nearly cancel, a sum is smaller than the rounding of its parts would have it
-        assert_close(theirs, grads, 2e-5 if name == "grpo" else 1e-5)
+        kept = everywhere_alive(grads)
+        assert len(grads) - len(kept) == sum("bart" in name and n.endswith("k_proj.bias") for n in grads)
+        assert_close({n: theirs[n] for n in kept}, kept, 2e-5 if name.startswith("grpo") else 1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -165,8 +196,10 @@ def test_twenty_steps(name: str) -> None:
     for one, other in zip(*curves, strict=True):
         assert [n for n, _ in one] == [n for n, _ in other]
         np.testing.assert_allclose([x for _, x in other], [x for _, x in one], rtol=1e-4, atol=1e-4)
-    for n, value in ends[0].items():
-        np.testing.assert_allclose(ends[1][n], value, rtol=0, atol=1e-4, err_msg=n)
+    # only rounding moves a bias of BART's keys: see everywhere_alive
+    weights = {n: w for n, w in weights.items() if not ("bart" in name and n.endswith("k_proj.bias"))}
+    for n in weights:
+        np.testing.assert_allclose(ends[1][n], ends[0][n], rtol=0, atol=1e-4, err_msg=n)
     moved = {n: float(np.abs(ends[0][n] - w).max()) for n, w in weights.items()}
     assert min(moved.values()) > 3e-4  # all of them by more than they may differ
 
