@@ -25,7 +25,7 @@ from ondevice.errors import UserError, nearest
 from ondevice.hub import Kind
 from ondevice.inert import inert
 from ondevice.models.folder import weight_files
-from ondevice.ratings import ratings_file
+from ondevice.ratings_store import ratings_file
 from ondevice.runfolder import RunFolder, StageFolder, holds_model
 from ondevice.talk import find_model
 

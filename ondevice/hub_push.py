@@ -25,7 +25,7 @@ from ondevice.hub import Conflict, Hub, Missing, Sending, Unheard, patiently
 from ondevice.hub_plan import Plan, PlannedFile, find_target, pending, plan_push, plan_text, replaced
 from ondevice.inert import inert
 from ondevice.progress import size
-from ondevice.ratings import ratings_file
+from ondevice.ratings_store import ratings_file
 
 LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
 Tell = Callable[[Mapping[str, Any]], None]

@@ -21,7 +21,8 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.inert import LIMIT, inert
 from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
-from ondevice.ratings import Item, Progress, Ratings, clean, is_simulated
+from ondevice.ratings import Item, Progress, Ratings, is_simulated
+from ondevice.ratings_store import clean
 from ondevice.runfolder import clock, ticks
 
 LETTERS = "abcd"

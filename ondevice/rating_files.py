@@ -20,7 +20,8 @@ from ondevice.data.formats import BadRow, to_chat
 from ondevice.data.readers import read
 from ondevice.errors import UserError
 from ondevice.events import to_json
-from ondevice.ratings import Item, Outcome, Ratings, Response, Vote, clean
+from ondevice.ratings import Item, Outcome, Ratings, Response, Vote
+from ondevice.ratings_store import clean
 
 Row = Mapping[str, Any]
 IMPORTED = "imported"  # the rater of pairs that come without one

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,15 +25,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ondevice.errors import UserError
-from ondevice.ratings_schema import APPLICATION, SCHEMA, VERSION
+from ondevice.ratings_store import Store, clean
 from ondevice.runfolder import clock
 
 if TYPE_CHECKING:
     from ondevice.pairs import Pairs, Unpaireds
 
-FILE = "ratings.db"  # in a run folder
 SIMULATED = "simulated:"
-PATIENCE_S = 5.0  # how long another program may hold the file
 Outcome = Literal["ranked", "tie", "all_bad"]
 Kind = Literal["normal", "gold", "repeat"]
 Message = Mapping[str, Any]
@@ -125,69 +121,21 @@ def is_simulated(rater: str) -> bool:
     return rater.startswith(SIMULATED)
 
 
-def ratings_file(path: str | Path) -> Path:
-    """A database, or the one of a run folder."""
-    path = Path(path).expanduser()
-    return path / FILE if path.is_dir() else path
-
-
-class Ratings:
-    """An open database; a context manager. One thread uses it; other threads and programs open the file themselves.
-
-    Every method raises UserError where another program holds the file for too long, where it cannot be written, and
-    where it is damaged.
-    """
+class Ratings(Store):
+    """An open database: what was asked and answered, and what was said about it."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self.path = path
-        self._connection = connection
+        super().__init__(connection, path)
         self._places: dict[str, Counter[tuple[str, ...]]] = {}  # batch → sources → how many items
         self._places_of = -1
 
-    @classmethod
-    def open(cls, path: str | Path, *, create: bool = False) -> Ratings:
-        """Opens a file (or a run folder's). Raises UserError: missing (unless `create`), no ratings database, written
-        by a newer program, not to be written."""
-        file = ratings_file(path)
-        _look(file, create)
-        if create:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            connection = sqlite3.connect(file, timeout=PATIENCE_S, isolation_level=None)
-        except sqlite3.Error as error:
-            raise _refused(error, file) from error
-        connection.row_factory = sqlite3.Row
-        ratings = cls(connection, file)
-        try:
-            ratings._begin(create)
-        except BaseException:
-            connection.close()
-            raise
-        return ratings
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def __enter__(self) -> Ratings:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is done inside is done together, or, after an error, not at all; inside another one it joins that."""
-        if self._connection.in_transaction:
-            yield
-            return
-        self._rows("BEGIN IMMEDIATE")
         try:
-            yield
-            self._rows("COMMIT")
+            with super().transaction():
+                yield
         except BaseException:
-            self._places.clear()
-            if self._connection.in_transaction:  # a full disk has rolled it back already
-                self._connection.rollback()
+            self._places.clear()  # what was counted may have been taken back
             raise
 
     # Items
@@ -359,39 +307,6 @@ class Ratings:
 
     # Within
 
-    def _begin(self, create: bool) -> None:
-        for pragma in (f"busy_timeout = {int(PATIENCE_S * 1000)}", "foreign_keys = ON", "recursive_triggers = ON"):
-            self._rows(f"PRAGMA {pragma}")
-        if create:
-            with self.transaction():
-                if not self._rows("SELECT 1 FROM sqlite_master LIMIT 1"):
-                    for statement in SCHEMA:
-                        self._rows(statement)
-        if self._pragma("application_id") != APPLICATION:
-            raise UserError("is no ratings database", where=str(self.path))
-        if self._pragma("user_version") > VERSION:
-            raise UserError("was written by a newer ondevice", where=str(self.path), hint="update this one")
-        self._rows("PRAGMA journal_mode = WAL")
-        # fullfsync: on macOS a plain fsync leaves the data in the drive's own cache
-        self._rows("PRAGMA synchronous = FULL")
-        self._rows("PRAGMA fullfsync = ON")
-
-    def _pragma(self, name: str) -> int:
-        return int(self._rows(f"PRAGMA {name}")[0][0])
-
-    def _rows(self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
-        clean = ({name: _stored(value) for name, value in values.items()} if isinstance(values, Mapping)
-                 else [_stored(value) for value in values])
-        try:
-            return self._connection.execute(statement, clean).fetchall()
-        except sqlite3.Error as error:
-            raise _refused(error, self.path) from error
-
-    def _insert(self, table: str, row: Mapping[str, Any]) -> int:
-        columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        return int(self._rows(f"INSERT INTO {table}({columns}) VALUES ({marks}) RETURNING rowid",
-                              list(row.values()))[0][0])
-
     def _act(self, item: Item, rater: str, session: str, action: str, **given: Any) -> Vote:
         empty = dict.fromkeys(("outcome", "ranking", "strength", "shown", "undoes", "reason", "note", "seen_end",
                                "dwell_ms"))
@@ -446,40 +361,6 @@ class Ratings:
         return self._places[batch]
 
 
-def _look(file: Path, create: bool) -> None:
-    """Raises UserError for what SQLite would open all the same, or make."""
-    where = str(file)
-    if not file.exists():
-        if not create:
-            raise UserError("no such ratings database", where=where, hint="ondevice sample makes one")
-        return
-    if not file.is_file():
-        raise UserError("is no file", where=where)
-    try:
-        with file.open("rb") as start:
-            head = start.read(16)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=where) from error
-    if head != b"SQLite format 3\0" and (head or not create):
-        raise UserError("is no ratings database", where=where)
-    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
-        raise UserError("cannot be written, nor anything beside it", where=where,
-                        hint="SQLite needs both: copy it to a folder of your own")
-
-
-def _refused(error: sqlite3.Error, file: Path) -> Exception:
-    """What a person can mend as a UserError; anything else as it is."""
-    name = getattr(error, "sqlite_errorname", "") or ""
-    reasons = {"SQLITE_BUSY": "another program has held it for too long", "SQLITE_LOCKED": "another program holds it",
-               "SQLITE_READONLY": "cannot be written", "SQLITE_FULL": "the disk is full",
-               "SQLITE_IOERR": "the disk has failed to read or write it", "SQLITE_CANTOPEN": "cannot be opened",
-               "SQLITE_CORRUPT": "is damaged", "SQLITE_NOTADB": "is no ratings database"}
-    for code, reason in reasons.items():
-        if name == code or name.startswith(code + "_"):
-            return UserError(reason, where=str(file))
-    return error
-
-
 def _balanced(width: int) -> list[tuple[int, ...]]:
     """Orders in which every slot stands at every place equally often, and every two in either order: the rotations and
     their opposites (2 orders of two, 6 of three, 8 of four)."""
@@ -502,19 +383,6 @@ def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
     assert ranking and len(set(ranking)) == len(ranking) and set(ranking) <= set(range(width)), ranking
     rest = [slot for slot in range(width) if slot not in ranking]
     return tuple(ranking) + (tuple(rest) if len(rest) == 1 else ())
-
-
-def clean(text: str) -> str:
-    """Half a character, which JSON can spell and SQLite refuses, becomes U+FFFD."""
-    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-def _stored(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping | list | tuple):
-        return clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    return int(value) if isinstance(value, bool) else value
 
 
 def _vote(row: sqlite3.Row) -> Vote:

@@ -27,7 +27,8 @@ from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.pairs import held_out
 from ondevice.randomness import permutation
-from ondevice.ratings import FILE, Ratings
+from ondevice.ratings import Ratings
+from ondevice.ratings_store import FILE
 from ondevice.stages import material
 from ondevice.stages.asked import need_template
 

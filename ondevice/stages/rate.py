@@ -14,7 +14,8 @@ from ondevice.config.preference import RaterConfig
 from ondevice.context import Context, Made
 from ondevice.data.builtin.scoring import courteous, score
 from ondevice.errors import Interrupted, UserError
-from ondevice.ratings import FILE, SIMULATED, Item, Ratings, is_simulated
+from ondevice.ratings import SIMULATED, Item, Ratings, is_simulated
+from ondevice.ratings_store import FILE
 
 TOGETHER = 200  # votes between two commits
 

@@ -13,7 +13,8 @@ from ondevice.config.preference import SampleConfig
 from ondevice.context import Context, Made
 from ondevice.errors import Interrupted, UserError
 from ondevice.models.folder import load_writer
-from ondevice.ratings import FILE, Ratings, Response
+from ondevice.ratings import Ratings, Response
+from ondevice.ratings_store import FILE
 from ondevice.rollout import Sampled, Sampler
 from ondevice.runfolder import ticks
 from ondevice.stages.asked import Asked, prompts

@@ -25,7 +25,7 @@ from ondevice.hub_pull import origin
 from ondevice.inert import inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, write
-from ondevice.ratings import FILE as RATINGS
+from ondevice.ratings_store import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
 from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished

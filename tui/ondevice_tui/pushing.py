@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ondevice.config.hub import PushConfig
-from ondevice.ratings import FILE as RATINGS
+from ondevice.ratings_store import FILE as RATINGS
 from ondevice.runfolder import RunFolder
 from ondevice_tui import runner
 

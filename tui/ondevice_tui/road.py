@@ -74,7 +74,7 @@ class RunsReader:
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
     def _votes(self, run: Path) -> int:
-        from ondevice.ratings import FILE  # here, in a thread: the first screen waits for no database
+        from ondevice.ratings_store import FILE  # here, in a thread: the first screen waits for no database
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
         return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else 0

@@ -13,7 +13,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 
-from ondevice.ratings import FILE, Ratings, Response
+from ondevice.ratings import Ratings, Response
+from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock
 from ondevice_tui.pairing import rater_name
 from ondevice_tui.screens.page import titled

@@ -14,7 +14,7 @@ from textual.widgets import Input, Select
 
 from ondevice.config.use import RatingsConfig
 from ondevice.errors import UserError
-from ondevice.ratings import FILE
+from ondevice.ratings_store import FILE
 from ondevice_tui.model import models_in
 from ondevice_tui.pairing import Plan, Writer
 from ondevice_tui.screens.page import titled

@@ -21,7 +21,8 @@ from ondevice.active import in_turn
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
-from ondevice.ratings import FILE, Item, Progress, Ratings
+from ondevice.ratings import Item, Progress, Ratings
+from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.screens.ask import Details, ask
