@@ -23,11 +23,12 @@ from textual.widgets import Input
 
 from ondevice.ratings import Ratings, Response
 from ondevice.runfolder import RunFolder
-from ondevice_tui import road
+from ondevice_tui import pushing, road
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate, train
 from ondevice_tui.screens.chat import Pane
 from ondevice_tui.screens.start import StartScreen
+from test_tui_push import PLAN
 from tui_runs import SIZES, START, Clock, app_on, until, until_shown, write_done, write_grpo, write_stage
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -49,6 +50,11 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (road, train):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
     monkeypatch.setattr(rate, "rater_name", lambda: "vera")
+
+    async def plan(values: dict[str, Any]) -> dict[str, Any]:
+        return PLAN
+
+    monkeypatch.setattr(pushing, "ask_plan", plan)
     Clock.now = START
     run = RunFolder(Path("runs") / "first")
     write_stage(run.stage("init"), 0, answer="xq zz")
@@ -103,8 +109,13 @@ async def chat_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await until_shown(pilot, "Leo.")
 
 
+async def push_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    await pilot.press("7")
+    await until_shown(pilot, "model.safetensors", "logged in as me")
+
+
 SCREENS = {"road": road_, "start": start_, "train": train_, "rate": rate_, "reason": reason_, "ladder": ladder_,
-           "chat": chat_}
+           "chat": chat_, "push": push_}
 
 
 def picture(app: OndeviceApp) -> str:

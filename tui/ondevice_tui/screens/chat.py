@@ -96,6 +96,7 @@ second model's is taken), and you say which is better."""
         Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
         Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", tooltip="Scroll the conversation"),
         Binding("pagedown", "scroll(1)", "newer", show=False),
+        Binding("ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"),
     ]
 
     TYPES = True

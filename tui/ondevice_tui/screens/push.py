@@ -132,7 +132,8 @@ interrupted one is resumed and does not send again what has arrived."""
             return
         seen = ("PUBLIC: everyone can see it", "bold $warning") if self.public else ("private", "bold $success")
         also = "  with the optimizer's state" if self.optimizer and self.what not in (EVERY, VOTES) else ""
-        told.show(lines([line((f" {self.what}", "bold"), "  ", seen, (also, "$muted")), self._login()]))
+        where = f" → {self.plan['repo']}" if self.plan and self.plan.get("repo") else ""
+        told.show(lines([line((f" {self.what}", "bold"), where, "  ", seen, (also, "$muted")), self._login()]))
         titled(box, "files", self._sum())
         files.show(self._files(max(box.size.width - 4, 20)))
         self._show_state()

@@ -106,6 +106,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
         Binding("down", "step(1)", "field", key_display="↑ ↓", tooltip="The field below; ↑ the one above"),
         Binding("up", "step(-1)", "field above", show=False),
+        Binding("ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"),
     ]
 
     TYPES = True
