@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import CHATS, real_data, small_tokenizer, transformers_tokenizer
-from ondevice.data.chat import TEMPLATES, ChatRow, add_template, encode_chat, encode_chats, prompt_ids
+from ondevice.data import template as programs
+from ondevice.data.chat import TEMPLATES, ChatRow, add_template, encode_chat, encode_chats, prompt_ids, render
 from ondevice.data.formats import BadRow, chats
 from ondevice.data.readers import read
 from ondevice.data.tokenizer import SPECIAL, Tokenizer
@@ -104,6 +105,39 @@ def test_what_no_method_can_tell_is_said() -> None:
 def test_a_template_cannot_reach_the_machine() -> None:
     with pytest.raises(BadRow, match="unsafe"):
         encode_chat(TWO_TURNS, with_template("{{ messages.__class__.__mro__ }}"))
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "loops in loops": "{% for m in messages recursive %}{{ loop([m, m]) if loop.depth < 60 }}{% endfor %}",
+    "a product": "{{ 'a' * 10 ** 12 }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "sums": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "joined texts": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "written texts": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
+                     "{% set n.x = y %}{% endfor %}",
+    "a long answer": "{% for i in range(99999) %}{{ 'a' * 999 }}{% endfor %}"}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_template_that_does_not_end_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, as the model's fault: it is no row that is bad."""
+    monkeypatch.setattr(programs, "SECONDS", 0.3)
+    with pytest.raises(UserError, match="the model.s chat template"):
+        render(USER_ASSISTANT, with_template(ENDLESS[kind]))
+
+
+
+def test_a_template_that_calls_itself_for_ever_refuses_the_chat() -> None:
+    with pytest.raises(BadRow, match="recursion"):
+        render(USER_ASSISTANT, with_template("{% for m in messages recursive %}{{ loop([m]) }}{% endfor %}"))
+
+
+def test_what_a_template_writes_is_what_it_wrote_without_limits() -> None:
+    source = "{% set a = 'x' ~ 2 ~ none %}{{ a }}{{ 1 + 2 }}{{ [1] + [2] }}{{ 'ab' * 2 }}{{ 2 ** 10 }}{{ none }}"
+    assert render(USER_ASSISTANT, with_template(source)) == "x2None3[1, 2]abab1024None"
 
 
 def test_many_chats_are_one_chat_many_times() -> None:

@@ -13,23 +13,18 @@ The stop token is always inside the mask: a model that is not trained on it neve
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.formats import BadRow
+from ondevice.data.template import CLOSE, OPEN, run_template
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError, nearest
 
@@ -60,8 +55,8 @@ TEMPLATES = {
 }
 _BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}
 
-# Noncharacters of Unicode, never valid in exchanged text; where a content holds one all the same it is escaped.
-_OPEN, _CLOSE, _ESCAPE = "\ufdd0", "\ufdd1", "\ufdd2"
+# A noncharacter of Unicode as those of template.py; where a content holds one of the three all the same it is escaped.
+_ESCAPE = "\ufdd2"
 _ESCAPED = re.compile(f"{_ESCAPE}([0-9]+){_ESCAPE}")
 
 
@@ -170,51 +165,18 @@ def _in_parts(chat: Sequence[Message]) -> list[Message]:
 
 # ---- rendering ------------------------------------------------------------------------------------------------------
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` puts markers around what it holds; `_spans` takes them out again."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
-
-    def _marked(self, caller: Callable[[], str]) -> str:
-        return _OPEN + caller() + _CLOSE
-
-
-@lru_cache(maxsize=16)
-def _compiled(template: str) -> jinja2.Template:
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-               separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    room = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    room.filters["tojson"] = tojson
-    room.globals["raise_exception"] = raise_exception
-    room.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return room.from_string(template)
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template cannot be read: {error}", where="chat_template") from error
-
-
 def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
     """What the template writes, markers of `{% generation %}` included. Raises BadRow where it refuses."""
     if tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where="chat_template",
                         hint=f"name one: {', '.join(TEMPLATES)}")
     try:
-        return _compiled(tokenizer.chat_template).render(
-            messages=list(messages), tools=None, documents=None, add_generation_prompt=add_generation_prompt,
-            **tokenizer.named)
+        return run_template(tokenizer.chat_template, {
+            "messages": list(messages), "tools": None, "documents": None,
+            "add_generation_prompt": add_generation_prompt, **tokenizer.named})
     # Templates are programs: beside jinja's own errors they raise what the wrong type in a message makes them raise.
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
+            RecursionError) as error:
         raise BadRow(f"the chat template refuses this chat: {error}") from error
 
 
@@ -235,7 +197,7 @@ class _Escape:
 
 
 def _guarded(tokenizer: Tokenizer) -> tuple[str, ...]:
-    return (_OPEN, _CLOSE, _ESCAPE, *sorted(tokenizer.special))
+    return (OPEN, CLOSE, _ESCAPE, *sorted(tokenizer.special))
 
 
 @lru_cache(maxsize=16)
@@ -246,10 +208,10 @@ def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
 def _spans(marked: str) -> tuple[str, tuple[Span, ...]]:
     """The text without its markers, and the ranges between them."""
     parts, spans, length, start = [], [], 0, 0
-    for part in re.split(f"([{_OPEN}{_CLOSE}])", marked):
-        if part == _OPEN:
+    for part in re.split(f"([{OPEN}{CLOSE}])", marked):
+        if part == OPEN:
             start = length
-        elif part == _CLOSE:
+        elif part == CLOSE:
             spans.append((start, length))
         else:
             parts.append(part)
