@@ -3,13 +3,16 @@ tokens, what the model itself writes before an answer, and nothing else."""
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_samples import small_tokenizer
+from data_samples import small_tokenizer, transformers_tokenizer
 from ondevice.data.chat import encode_chat, prompt_ids
+from ondevice.data.formats import BadRow, to_chat, to_prompt
 from ondevice.data.tokenizer import Tokenizer
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is Anna?"},
@@ -74,3 +77,30 @@ def test_what_a_tool_says_is_passed_on_and_not_learned(name: str) -> None:
     learned = tokenizer.decode(row.ids[row.mask], skip_special=False)
     assert "Rome, said the tool" in tokenizer.decode(row.ids) and "said the tool" not in learned
     assert learned.endswith(f"In Rome.{stop}")
+
+
+SEARCH = {"type": "function", "function": {"name": "find", "description": "Finds a person.", "parameters": {
+    "type": "object", "properties": {"who": {"type": "string"}}, "required": ["who"]}}}
+
+
+@pytest.mark.parametrize("form", [list, json.dumps], ids=["objects", "JSON"])
+@pytest.mark.parametrize("name", ["llama3_1", "qwen2_5", "qwen3"])
+def test_a_rows_tools_reach_the_template(name: str, form: Any, tmp_path: Path) -> None:
+    """The ids are transformers' with the same tools; each part of the chat is asked with them; they are not learned."""
+    stop = TEMPLATES[name][0]
+    tokenizer = with_shipped(name, stop)
+    messages = [{"role": "user", "content": "Where is Anna?"}, {"role": "assistant", "content": "In Rome."}]
+    chat = to_chat({"messages": messages, "tools": form([SEARCH])})["messages"]
+    row = encode_chat(chat, tokenizer)[-1]
+    assert "Finds a person." in tokenizer.decode(row.ids)
+    assert tokenizer.decode(row.ids[row.mask], skip_special=False).endswith(f"In Rome.{stop}")
+    oracle: Any = transformers_tokenizer(tokenizer, tmp_path)
+    assert row.ids.tolist() == oracle.apply_chat_template(messages, tools=[SEARCH], return_dict=True)["input_ids"]
+    asked, known = to_prompt({"prompt": messages[:1], "tools": form([SEARCH]), "answer": "Rome"})
+    assert known == {"answer": "Rome"} and "Finds a person." in tokenizer.decode(prompt_ids(asked, tokenizer))
+
+
+@pytest.mark.parametrize("tools", ["{", "3", [1], {"name": "find"}])
+def test_tools_that_are_none_are_named(tools: Any) -> None:
+    with pytest.raises(BadRow, match="tools is no"):
+        to_chat({"messages": [{"role": "user", "content": "a"}], "tools": tools})

@@ -23,7 +23,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.formats import BadRow
+from ondevice.data.formats import TOOLS, BadRow
 from ondevice.data.template import CLOSE, OPEN, run_template
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError, nearest
@@ -170,9 +170,12 @@ def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation
     if tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where="chat_template",
                         hint=f"name one: {', '.join(TEMPLATES)}")
+    tools = messages[0].get(TOOLS) if messages else None
+    if tools:
+        messages = [{key: value for key, value in messages[0].items() if key != TOOLS}, *messages[1:]]
     try:
         return run_template(tokenizer.chat_template, {
-            "messages": list(messages), "tools": None, "documents": None,
+            "messages": list(messages), "tools": tools, "documents": None,
             "add_generation_prompt": add_generation_prompt, **tokenizer.named})
     # Templates are programs: beside jinja's own errors they raise what the wrong type in a message makes them raise.
     except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ _SPEAKERS = {
     "model": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
 }
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+TOOLS = "tools"
+"""A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
+part of the chat that is asked or answered."""
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"))
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
 
@@ -38,14 +42,18 @@ def to_text(row: Row) -> str:
 
 def to_chat(row: Row) -> Chat:
     """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question."""
+    return {"messages": _with_tools(_chat(row), row)}
+
+
+def _chat(row: Row) -> list[Chat]:
     for key in ("messages", "conversations", "conversation"):
         if isinstance(row.get(key), list):
-            return {"messages": _messages(row[key], key)}
+            return _messages(row[key], key)
     for asked, answered in _PAIRS:
         if asked in row and answered in row:
-            return {"messages": _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)}
+            return _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)
     if "instruction" in row and "output" in row:
-        return {"messages": _alpaca(row)}
+        return _alpaca(row)
     if "text" in row:
         raise BadRow("this row has a text and no chat")
     raise BadRow(f"none of the known forms: {_FORMS}")
@@ -56,17 +64,17 @@ def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
     elif isinstance(row.get("prompt"), list):
-        messages = to_chat({"messages": row["prompt"]})["messages"]
+        messages = _messages(row["prompt"], "prompt")
     elif isinstance(row.get("question"), str):
         messages = [{"role": "user", "content": row["question"]}]
     else:
-        messages = to_chat(row)["messages"]
+        messages = _chat(row)
     while messages and messages[-1]["role"] != "user":
         messages = messages[:-1]
     if not messages or not str(messages[-1]["content"]).strip():
         raise BadRow("holds nothing that a user says")
-    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion")}
-    return messages, known
+    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion", TOOLS)}
+    return _with_tools(messages, row), known
 
 
 def texts(rows: Rows) -> Iterator[str]:
@@ -89,6 +97,21 @@ def chats(rows: Rows) -> Iterator[Chat]:
             rows.reject(where, str(error), row)
             continue
         yield {**chat, "where": where}
+
+
+def _with_tools(messages: list[Chat], row: Row) -> list[Chat]:
+    """The chat, its first message holding the row's tools: a list of objects, or JSON of one."""
+    tools = row.get(TOOLS)
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"tools is not JSON: {error}") from error
+    if not tools or not messages:
+        return messages
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadRow("tools is no list of objects")
+    return [{**messages[0], TOOLS: _checked(tools, TOOLS)}, *messages[1:]]
 
 
 def _messages(value: list[Any], key: str) -> list[Chat]:
