@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from ondevice.runfolder import ticks
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     import rich.progress
 
 LINE_EVERY_S = 5.0
+PATIENCE_S = 2.0
+T = TypeVar("T")
 _SHORT = {"tokens_per_second": "tok/s", "learning_rate": "lr", "bits_per_byte": "bpb", "grad_norm": "norm"}
 
 
@@ -102,6 +105,18 @@ class Progress:
         self._task = self._bar.add_task(self.title, total=self.total or None, completed=self.first,
                                         numbers="", pace="", left="")
         self._bar.start()
+
+
+def counted(items: Iterable[T], title: str) -> Iterator[T]:
+    """The items, and a bar of how many have been taken where that lasts longer than `PATIENCE_S`."""
+    began, bar = ticks(), None
+    with ExitStack() as shown:
+        for count, item in enumerate(items, 1):
+            if bar is not None:
+                bar.update(count)
+            elif ticks() - began > PATIENCE_S:
+                bar = shown.enter_context(Progress(title, 0, count))
+            yield item
 
 
 def numbers_line(numbers: Mapping[str, float | None]) -> str:

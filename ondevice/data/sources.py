@@ -9,7 +9,7 @@ the sum of the weights over the whole accumulation window, at least 1.
 from __future__ import annotations
 
 import hashlib
-import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from ondevice.data import packing
 from ondevice.data.chat import ChatRow
 from ondevice.data.packing import Batch, Plan
 from ondevice.data.readers import Part
+from ondevice.data.stored import ChatRows, made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.randomness import permutation
@@ -154,24 +155,23 @@ class ChatSource(PackedSource):
     def __init__(self, rows: Iterable[ChatRow], *, sequence_length: int, batch_size: int, accumulate: int = 1,
                  seed: int = 0, packing: bool = True, loss_on: Literal["assistant", "all"] = "assistant") -> None:
         self.truncated = self.skipped = 0
-        ids, masks = [], []
-        for row in rows:
-            mask = np.ones(len(row.ids), np.bool_) if loss_on == "all" else row.mask
+        flat = ChatRows.of(rows)
+        starts, sizes = array("q"), array("q")   # numbers of a list would take more memory than all else
+        for start, end in zip(flat.starts[:-1].tolist(), flat.starts[1:].tolist(), strict=True):
+            mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
             needed, cut = fitted(mask, sequence_length)
             self.truncated += cut
             if not needed:
                 self.skipped += 1
                 continue
-            ids.append(row.ids[:needed])
-            masks.append(mask[:needed])
-        if not ids:
+            starts.append(start)
+            sizes.append(needed - 1)
+        if not starts:
             raise UserError("no chat has a token to learn", where="data",
                             hint=f"{self.skipped} were read, {self.truncated} of them longer than sequence_length")
-        self._ids = np.concatenate(ids).astype(np.int32)
-        self._mask = np.concatenate(masks)
-        sizes = np.array([len(i) for i in ids], np.int64)
-        self._starts = np.cumsum(sizes) - sizes
-        super().__init__(sizes - 1, sequence_length, packing, batch_size, accumulate, seed, "chat")
+        self._ids, self._mask = flat.ids, None if loss_on == "all" else flat.mask
+        self._starts = np.array(starts, np.int64)
+        super().__init__(np.array(sizes, np.int64), sequence_length, packing, batch_size, accumulate, seed, "chat")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen, row_of, column, number = self._members(group)
@@ -185,7 +185,7 @@ class ChatSource(PackedSource):
         if self.packed:
             batch["segments"] = np.zeros(shape, np.int32)
             batch["segments"].reshape(-1)[destination] = np.repeat(number, lengths)
-        learned = self._mask[source + 1]
+        learned = np.ones(len(source), np.bool_) if self._mask is None else self._mask[source + 1]
         index = destination[learned]
         size = packing.eighths(len(index), self.batch_size * width)
         return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, size)}
@@ -207,27 +207,19 @@ def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
     The file is named by a digest of the tokenizer and of `key`, or of the texts where no key is given, and is reused
     when it exists. A `Part` that goes on in the next text gets no end token. Raises UserError where there is no text.
     """
-    folder = Path(folder)
     if key is None:
         texts = texts if isinstance(texts, Sequence) else list(texts)
         key = _digest(texts)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
-    name = hashlib.sha256(f"{tokenizer.sha256()} {key}".encode()).hexdigest()[:20]
-    file = folder / f"tokens-{name}.{dtype.name}"
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as out:
-                for ids in _streams(texts, tokenizer):
-                    out.write(np.asarray(ids, dtype).tobytes())
-                if not out.tell():
-                    raise UserError("no text in the data", where="data")
-                out.flush()
-                os.fsync(out.fileno())
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+
+    def make(part: Path) -> None:
+        with part.open("wb") as out:
+            for ids in _streams(texts, tokenizer):
+                out.write(np.asarray(ids, dtype).tobytes())
+            if not out.tell():
+                raise UserError("no text in the data", where="data")
+
+    file = made_once(place_of(Path(folder), "tokens", tokenizer, key).with_suffix(f".{dtype.name}"), make)
     return np.memmap(file, dtype=dtype, mode="r")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +15,10 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.sources import hold_out, tokenize_corpus
+from ondevice.data.stored import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
+from ondevice.progress import counted
 from ondevice.randomness import permutation
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def texts(data: str, ctx: Context) -> Iterator[str]:
         yield from build(corpus).documents("train")
         return
     rows = _open(data)
-    yield from _texts(rows)
+    yield from counted(_texts(rows), f"{ctx.name}: documents read")
     settle(rows, ctx)
 
 
@@ -117,8 +120,8 @@ def token_streams(data: str, validation: str, tokenizer: Tokenizer, ctx: Context
 class Chats:
     """Conversations as rows of ids and masks."""
 
-    train: list[ChatRow]
-    held: list[ChatRow]
+    train: ChatRows
+    held: ChatRows
 
 
 def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Chats:
@@ -130,7 +133,7 @@ def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Cha
         made = build(corpus)
         train, held = (encode_chats([c["messages"] for c in found], tokenizer)
                        for found in (made.chats("train"), made.chats("validation")))
-        return Chats(list(train), list(held))
+        return Chats(ChatRows.of(train), ChatRows.of(held))
     rows = _chat_rows(data, tokenizer, ctx)
     if validation:
         return Chats(rows, _chat_rows(validation, tokenizer, ctx))
@@ -182,31 +185,44 @@ def labelled(data: str, validation: str, text: str, label: str, ctx: Context) ->
     return Labelled(train, held)
 
 
-def replayed(data: str, share: float, width: int, beside: list[ChatRow], seed: int, tokenizer: Tokenizer,
-             ctx: Context) -> list[ChatRow]:
-    """Pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so many that they are `share` of
-    all tokens, theirs and those of `beside` together. Raises UserError as `texts` does."""
+def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
+             ctx: Context) -> ChatRows:
+    """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
+    many that they are `share` of all tokens. Raises UserError as `texts` does."""
     key = f"{data} {data_digest(data, '', ctx.corpus)}"
     stream = tokenize_corpus(texts(data, ctx), tokenizer, ctx.folder.path / "data", key=key)
     pieces = max(1, (len(stream) - 1) // width)
-    wanted = round(share / (1 - share) * sum(len(row.ids) for row in beside) / width)
-    drawn = [start for epoch in range(-(-wanted // pieces)) for start in permutation(seed, "replay", epoch, pieces)]
-    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in drawn[:wanted])
-    return [ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids]
+    wanted = round(share / (1 - share) * beside.tokens / width)
+    drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-wanted // pieces)))
+    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in islice(drawn, wanted))
+    rows = (ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids)
+    # the chats themselves are known by how many they are: the key need only tell one setting of this stage from another
+    place = place_of(ctx.folder.path / "data", "replayed", tokenizer,
+                     digest([key, ctx.fingerprint, share, width, seed, len(beside), beside.tokens]))
+    return ChatRows.stored(place, lambda: chain(beside, rows))
 
 
-def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> list[ChatRow]:
+def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
+    """On the disk, row by row: a file may be larger than the memory."""
     from ondevice.data.formats import to_chat
 
-    rows = _open(path)
-    places: list[str] = []
-    found = []
-    for place, chat in _convert(rows, to_chat):
-        places.append(place)
-        found.append(chat["messages"])
-    encoded = list(encode_chats(found, tokenizer, reject=lambda n, reason: rows.reject(places[n], reason)))
-    settle(rows, ctx)
-    return encoded
+    def encoded() -> Iterator[ChatRow]:
+        rows = _open(path)
+        place = ""
+
+        def conversations() -> Iterator[list[dict[str, Any]]]:
+            nonlocal place
+            for here, chat in _convert(rows, to_chat):
+                place = here
+                yield chat["messages"]
+
+        # a chat is rendered, and so rejected, before the next one is asked for
+        yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
+                                reject=lambda _, reason: rows.reject(place, reason))
+        settle(rows, ctx)
+
+    key = f"{path} {data_digest(path, '', ctx.corpus)}"
+    return ChatRows.stored(place_of(ctx.folder.path / "data", "chats", tokenizer, key), encoded)
 
 
 def converted(path: str, convert: Callable[[Any], T], ctx: Context) -> list[T]:

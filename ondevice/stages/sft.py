@@ -35,17 +35,18 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
                         where="sequence_length", hint="give as many or fewer")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
     rows = _source(cfg, model)
-    replay = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
-                               model.tokenizer, ctx) if cfg.replay else []
-    source, held = rows([*found.train, *replay], accumulate=cfg.accumulate), rows(found.held)
+    train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
+                              model.tokenizer, ctx) if cfg.replay else found.train
+    source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
             ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
                      f"{part.skipped} left out because nothing of the answer remained")
-    chats = source.examples - len(replay)
-    ctx.events.emit("data", chats=chats, replayed=len(replay), held_chats=held.examples,
+    replay = len(train) - len(found.train)
+    chats = source.examples - replay
+    ctx.events.emit("data", chats=chats, replayed=replay, held_chats=held.examples,
                     cut=source.truncated + held.truncated, left_out=source.skipped + held.skipped)
-    beside = f" beside {len(replay):,} rows of plain text" if replay else ""
+    beside = f" beside {replay:,} rows of plain text" if replay else ""
     ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
