@@ -47,6 +47,6 @@ def write(folder: Path, kind: str, seed: int = 0) -> Path:
                 p.normal_(0, 0.15)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**raw, **written}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({**written, **raw}), encoding="utf-8")
     tokenizer.save(folder)
     return folder

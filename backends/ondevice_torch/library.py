@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,8 @@ class TorchLibrary:
         if self._body is model:
             raise odd_head(raw, where)
         self._prefix = model.base_model_prefix + "."
+        # its name from 5.24 on, and before
+        self._cache = "cache" if "cache" in inspect.signature(self._body.forward).parameters else "past_key_values"
         self._beside: dict[str, Params] = {}
         self._kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         named = dict(model.named_parameters())  # a tied head is the table, under the table's name
@@ -131,8 +134,8 @@ class TorchLibrary:
             nonlocal cache
             with self._with(params) as weights:
                 out = functional_call(self._body, weights, (), {
-                    "input_ids": ids.long(), "past_key_values": cache, "use_cache": True})
-            cache = out.past_key_values
+                    "input_ids": ids.long(), self._cache: cache, "use_cache": True})
+            cache = getattr(out, self._cache)
             last: Tensor = out[0][:, -1]
             return last
         return read
