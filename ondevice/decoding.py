@@ -209,6 +209,7 @@ class Generator:
     def _prefill_fn(self, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array,
                     room: Array) -> tuple[Array, list[Array], list[Array], Array, list[Array]]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
         b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
@@ -221,12 +222,14 @@ class Generator:
     def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                  fixed: list[Array], u: Array) -> tuple[Array, list[Array], list[Array], Array]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
         return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
 
     def _advance_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                     fixed: list[Array]) -> tuple[Array, list[Array], list[Array], Array]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
         return hidden.reshape(hidden.shape[0], -1), cache.keys, cache.values, cache.lengths
 

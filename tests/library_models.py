@@ -1,4 +1,4 @@
-"""Small random models of architectures that are not ours, as folders that transformers has written. No test by itself."""
+"""Small random models of architectures that are not ours, in folders that transformers writes. No test by itself."""
 
 from __future__ import annotations
 

@@ -13,8 +13,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ondevice.errors import UserError
 from ondevice.models.decoder import Head
-from ondevice.models.library import odd_head, scale_of
-from ondevice.models.lora import add_adapters, adapted
+from ondevice.models.folder import weight_files
+from ondevice.models.library import odd_head, scale_of, unknown
+from ondevice.models.lora import adapted, add_adapters
 from ondevice.models.names import is_embedding
 
 from .ops import DTYPES, MLXOps
@@ -27,16 +28,21 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
     """The model of a folder, and its weights in `dtype`. Raises UserError: mlx-lm is not there, does not know the
     architecture, or finds other weights than it looks for."""
     try:
-        from mlx_lm.utils import load_model
+        from mlx_lm.utils import _get_classes, load_model
     except ImportError:
         raise UserError(f"mlx-lm is not installed, which knows {raw['model_type']}", where=str(folder),
                         hint="pip install mlx-lm") from None
+    try:
+        _get_classes(raw)
+    except ValueError as error:
+        raise unknown(raw, "mlx-lm", folder) from error
+    weight_files(folder)
     try:
         model, _ = load_model(folder, lazy=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"mlx-lm cannot load it: {first}", where=str(folder),
-                        hint="code that a folder brings is not run") from error
+                        hint="is the download whole?") from error
     may = getattr(model, "cast_predicate", lambda _: True)
     cast = {n: p.astype(DTYPES[dtype]) if mx.issubdtype(p.dtype, mx.floating) and may(n) else p
             for n, p in tree_flatten(model.parameters())}

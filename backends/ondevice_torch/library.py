@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from ondevice.errors import UserError
 from ondevice.models.decoder import Head
-from ondevice.models.library import odd_head, scale_of
-from ondevice.models.lora import add_adapters, adapted
+from ondevice.models.folder import weight_files
+from ondevice.models.library import odd_head, scale_of, unknown
+from ondevice.models.lora import adapted, add_adapters
 
 from .ops import DTYPES, TorchOps
 
@@ -30,6 +31,9 @@ def load(folder: Path, raw: dict[str, Any], ops: TorchOps, dtype: str) -> tuple[
     except ImportError:
         raise UserError(f"transformers is not installed, which knows {raw['model_type']}", where=str(folder),
                         hint="pip install 'ondevice[transformers]'") from None
+    if raw["model_type"] not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise unknown(raw, f"transformers {transformers.__version__}", folder)
+    weight_files(folder)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
@@ -39,7 +43,7 @@ def load(folder: Path, raw: dict[str, Any], ops: TorchOps, dtype: str) -> tuple[
     except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise UserError(f"transformers {transformers.__version__} cannot load it: {first}", where=str(folder),
-                        hint="code that a folder brings is not run") from error
+                        hint="is the download whole?") from error
     for what in ("missing_keys", "mismatched_keys"):
         if told.get(what):
             name = min(str(name) for name in told[what])
@@ -86,7 +90,8 @@ class TorchLibrary:
             told = self._model(input_ids=ids, use_cache=False).logits[0].float()
             x = self._body(input_ids=ids, use_cache=False)[0][0]
             plain = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
-            head = Head(head.name, scale=scale_of(raw, float((plain * plain).sum()), float((plain * told).sum()), where))
+            scale = scale_of(raw, float((plain * plain).sum()), float((plain * told).sum()), where)
+            head = Head(head.name, scale=scale)
             made = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
         near = 1e-4 if self._ops.compute == x.dtype == torch.float32 else 0.05
         if not float((made - told).abs().max()) <= near * (1 + float(told.abs().max())):  # type: ignore[attr-defined]

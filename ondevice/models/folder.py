@@ -136,7 +136,6 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) ->
 
 
 def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
-    weight_files(folder)  # whole and unpickled, before the library looks
     library, params = backend.library(folder, cfg.raw, dtype)
     return replace(cfg, library=library), params
 

@@ -94,6 +94,11 @@ def scale_of(raw: Mapping[str, Any], product: float, told: float, where: str) ->
     return nearest
 
 
+def unknown(raw: Mapping[str, Any], library: str, folder: Path) -> UserError:
+    return UserError(f"unknown architecture {raw['model_type']!r}: neither ours nor one of {library}'s",
+                     where=f"{folder / 'config.json'}: model_type", hint="code that a folder brings is not run")
+
+
 def odd_head(raw: Mapping[str, Any], where: str) -> UserError:
     return UserError(f"the logits of a {raw.get('model_type')} model are no plain product of states and weights, which "
                      "is all that is known here of other architectures", where=where)
