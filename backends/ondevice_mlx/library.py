@@ -15,7 +15,7 @@ from ondevice.errors import UserError
 from ondevice.models.decoder import Head
 from ondevice.models.folder import weight_files
 from ondevice.models.library import odd_head, scale_of, unknown
-from ondevice.models.lora import adapted, add_adapters
+from ondevice.models.lora import add_adapters, by_module
 from ondevice.models.names import is_embedding
 
 from .ops import DTYPES, MLXOps
@@ -91,9 +91,7 @@ class MLXLibrary:
     @contextmanager
     def _with(self, params: Params) -> Iterator[None]:
         """Within, the modules hold the weights in the compute type, and their layers add their adapters."""
-        for module in adapted(params):
-            self._beside[module] = {n: p for n, p in params.items() if n.startswith(f"{module}.lora_")}
-        cast = self._ops.compute
+        self._beside, cast = by_module(params), self._ops.compute  # type: ignore[arg-type,assignment]
         try:
             self._model.update(tree_unflatten([
                 (n, p.astype(cast) if mx.issubdtype(p.dtype, mx.floating) and self._may(n) else p)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ondevice.errors import UserError
 from ondevice.models.decoder import Head
 from ondevice.models.folder import weight_files
 from ondevice.models.library import odd_head, scale_of, unknown
-from ondevice.models.lora import adapted, add_adapters
+from ondevice.models.lora import add_adapters, by_module
 
 from .ops import DTYPES, TorchOps
 
@@ -113,33 +112,33 @@ class TorchLibrary:
             return None if beside is None else add_adapters(self._ops, beside, name, args[0], out)  # type: ignore
         return add
 
-    @contextmanager
-    def _with(self, params: Params) -> Iterator[Params]:
-        """The body's weights in the compute type, under its own names; within, its layers add their adapters."""
-        for module in adapted(params):
-            self._beside[module] = {n: p for n, p in params.items() if n.startswith(f"{module}.lora_")}
-        cast = self._ops.compute
+    def _cast(self, params: Params) -> Params:
+        """The body's weights in the compute type, under its own names."""
+        return {n.removeprefix(self._prefix): p if not p.is_floating_point() or any(k in n for k in self._kept)
+                else p.to(self._ops.compute) for n, p in params.items()
+                if n.startswith(self._prefix) and n in self.shapes}
+
+    def _run(self, weights: Params, beside: dict[str, Params], **inputs: Any) -> Any:
+        """What the body gives where its layers add what their adapters say."""
+        self._beside = beside
         try:
-            yield {n.removeprefix(self._prefix): p if not p.is_floating_point() or any(k in n for k in self._kept)
-                   else p.to(cast) for n, p in params.items() if n.startswith(self._prefix) and n in self.shapes}
+            return functional_call(self._body, weights, (), inputs)
         finally:
             self._beside = {}
 
     @torch.compiler.disable
     def states(self, params: Params, ids: Tensor) -> Tensor:
-        with self._with(params) as weights:
-            found: Tensor = functional_call(self._body, weights, (), {"input_ids": ids.long(), "use_cache": False})[0]
-            return found
+        found: Tensor = self._run(self._cast(params), by_module(params), input_ids=ids.long(), use_cache=False)[0]
+        return found
 
     def reading(self, params: Params) -> Callable[[Tensor], Tensor]:
         cache: Any = None
+        weights, beside = self._cast(params), by_module(params)  # once for all tokens
 
         @torch.no_grad()
         def read(ids: Tensor) -> Tensor:
             nonlocal cache
-            with self._with(params) as weights:
-                out = functional_call(self._body, weights, (), {
-                    "input_ids": ids.long(), self._cache: cache, "use_cache": True})
+            out = self._run(weights, beside, input_ids=ids.long(), use_cache=True, **{self._cache: cache})
             cache = getattr(out, self._cache)
             last: Tensor = out[0][:, -1]
             return last
