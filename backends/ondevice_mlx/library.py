@@ -39,9 +39,9 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
     weight_files(folder)
     try:
         model, _ = load_model(folder, lazy=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"mlx-lm cannot load it: {first}", where=str(folder),
+    except Exception as error:  # of whatever kind: it is the folder's
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"mlx-lm cannot load it: {said}", where=str(folder),
                         hint="is the download whole?") from error
     may = getattr(model, "cast_predicate", lambda _: True)
     cast = {n: p.astype(DTYPES[dtype]) if mx.issubdtype(p.dtype, mx.floating) and may(n) else p

@@ -39,9 +39,9 @@ def load(folder: Path, raw: dict[str, Any], ops: TorchOps, dtype: str) -> tuple[
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=DTYPES[dtype], trust_remote_code=False, local_files_only=True, use_safetensors=True,
             output_loading_info=True)
-    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"transformers {transformers.__version__} cannot load it: {first}", where=str(folder),
+    except Exception as error:  # of whatever kind: it is the folder's
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"transformers {transformers.__version__} cannot load it: {said}", where=str(folder),
                         hint="is the download whole?") from error
     for what in ("missing_keys", "mismatched_keys"):
         if told.get(what):

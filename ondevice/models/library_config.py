@@ -42,6 +42,9 @@ class LibraryConfig:
         if not isinstance(raw.get("vocab_size"), int) or raw["vocab_size"] < 4:
             raise UserError(f"{raw.get('vocab_size')!r} is no size of a {kind} model's vocabulary", where="vocab_size",
                             hint="is it a model of text alone?")
+        for name, value in raw.items():  # transformers would fetch a kernel of that name, and run it
+            if name.endswith("_implementation") and "/" in str(value):
+                raise UserError(f"names code of the Hub, {value}, which is not run", where=name, hint="take it out")
         eos = raw.get("eos_token_id")
         context = raw.get("max_position_embeddings")
         return cls(model_type=kind, vocab_size=raw["vocab_size"], tie_word_embeddings=bool(
