@@ -257,7 +257,7 @@ def test_what_such_a_model_cannot_have_is_said(files: Path, tmp_path: Path, back
         od.export(model, to="gguf", out=str(tmp_path / "gguf"), backend=backend_name)
     with pytest.raises(UserError, match="cannot be quantised"):
         od.quantize(model, tmp_path / "packed")
-    done = ondevice("sft", str(model), chats, "--checkpointing", "--backend", backend_name, "--out", str(tmp_path / "o"))
+    done = ondevice("sft", str(model), chats, "--checkpointing", "--backend", backend_name, "--out", str(how["out"]))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "checkpointing" in done.stderr, done.stderr
 
 
