@@ -222,6 +222,27 @@ def test_killed_it_goes_on_as_if_it_had_not_been(kind: str, adapter: str, files:
     assert one == other
 
 
+def test_the_other_backend_does_not_go_on(files: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    how: dict[str, Any] = {**SFT, "steps": 4, "save_every": 2, "out": tmp_path}
+    od.sft(files / "hybrid", str(files / "chats.jsonl"), backend="torch", **how)
+    (tmp_path / "sft" / "done.json").unlink()
+    with pytest.raises(UserError, match="was begun on torch"):
+        od.sft(files / "hybrid", str(files / "chats.jsonl"), backend="mlx", resume=True, **how)
+
+
+def test_in_bfloat16(files: Path, tmp_path: Path, backend_name: str) -> None:
+    """The adapter is merged into the base as its file has it."""
+    made = od.sft(files / "hybrid", str(files / "chats.jsonl"), backend=backend_name, dtype="bfloat16", out=tmp_path,
+                  merge=True, **SFT, **LORA)
+    curve = losses(tmp_path, "sft")
+    assert np.mean(curve[-2:]) < np.mean(curve[:2]) - 0.3
+    backend = load_backend(backend_name, device="cpu", dtype="float32")
+    base, tuned = (load_model(folder, backend) for folder in (files / "hybrid", made))
+    same = {n for n, p in base.params.items() if np.array_equal(backend.numpy(p), backend.numpy(tuned.params[n]))}
+    assert set(base.params) - same == {f"{name}.weight" for name in base.cfg.library.linears}  # type: ignore[union-attr]
+
+
 def ondevice(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "ondevice", *words], input=said, capture_output=True, text=True)
 

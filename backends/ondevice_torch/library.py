@@ -88,6 +88,7 @@ class TorchLibrary:
         with torch.no_grad():
             told = self._model(input_ids=ids, use_cache=False).logits[0].float()
             x = self._body(input_ids=ids, use_cache=False)[0][0]
+            x = x.to(self._ops.compute)
             plain = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
             scale = scale_of(raw, float((plain * plain).sum()), float((plain * told).sum()), where)
             head = Head(head.name, scale=scale)
