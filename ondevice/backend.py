@@ -12,11 +12,14 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
 from ondevice.errors import UserError
+
+if TYPE_CHECKING:
+    from ondevice.models.library import Library
 
 HostArray = NDArray[Any]
 Batch = Mapping[str, HostArray]
@@ -172,6 +175,11 @@ class Backend(Protocol):
         ...
 
     def save(self, file: Path, params: Params, metadata: dict[str, str], dtype: str | None = None) -> None: ...
+    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, Params]:
+        """A model of another architecture than ours, by the library that knows it, and its weights. `raw` is its
+        config.json. Raises UserError where the library cannot load it."""
+        ...
+
     def array(self, x: HostArray) -> Array: ...
     def numpy(self, x: Array) -> HostArray:
         """On the host; bfloat16 comes as float32, since numpy has none."""

@@ -12,7 +12,7 @@ from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.formats import to_prompt
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.folder import Model
@@ -87,5 +87,5 @@ def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Samp
     """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
     context does not hold."""
     need_template(model)
-    drawn = Generator(model, backend, how).run(model.params, [chat_ids(messages, model) for messages in asked])
+    drawn = generator_of(model, backend, how).run(model.params, [chat_ids(messages, model) for messages in asked])
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

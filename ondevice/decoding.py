@@ -7,8 +7,9 @@ neighbours, nor on the backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
 from ondevice.models.folder import Model
+from ondevice.models.library import LibraryNetwork
 from ondevice.randomness import uniforms
 
 BLOCK = 32  # the cache grows by this many tokens
@@ -58,6 +60,12 @@ class _Row:
     uniforms: NDArray[np.float32]
 
 
+def generator_of(model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> Generator:
+    """What decodes with the model, whichever architecture it is of."""
+    kind = LibraryGenerator if isinstance(model.network, LibraryNetwork) else Generator
+    return kind(model, backend, sampling, compile=compile)
+
+
 class Generator:
     """Decodes with one model's shapes; parameters are given at each call, so that a training run can sample.
 
@@ -87,9 +95,7 @@ class Generator:
             self._check(prompt)
         out: list[Completion | None] = [None] * (len(prompts) * samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
-        together = max(1, batch_size // samples)
-        for start in range(0, len(order), together):
-            asked = order[start:start + together]
+        for asked in self._groups(order, prompts, max(1, batch_size // samples)):
             rows = []
             for i in asked:
                 taken = self.network.prompt_width(len(prompts[i]))
@@ -103,6 +109,11 @@ class Generator:
         """What stands behind a search among several continuations of one prompt."""
         self._check(prompt)
         return Reader(self, params, prompt)
+
+    def _groups(self, order: list[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
+        """The prompts that are read at once, by their numbers, at most `together`."""
+        for start in range(0, len(order), together):
+            yield order[start:start + together]
 
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
@@ -198,6 +209,7 @@ class Generator:
     def _prefill_fn(self, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array,
                     room: Array) -> tuple[Array, list[Array], list[Array], Array, list[Array]]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
         b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
@@ -210,12 +222,14 @@ class Generator:
     def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                  fixed: list[Array], u: Array) -> tuple[Array, list[Array], list[Array], Array]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
         return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
 
     def _advance_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                     fixed: list[Array]) -> tuple[Array, list[Array], list[Array], Array]:
         ops = self.backend.ops
+        assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
         return hidden.reshape(hidden.shape[0], -1), cache.keys, cache.values, cache.lengths
 
@@ -269,6 +283,47 @@ class Reader:
         self._last, keys, values, lengths = self._g._advance(self._params, token, cache.keys, cache.values,
                                                              cache.lengths, cache.fixed)
         self._cache = Cache(keys, values, lengths, cache.fixed)
+
+
+class LibraryGenerator(Generator):
+    """Decodes by a library's own cache, which may hold states of any kind: what is read at once has one length, and no
+    row leaves before the others. A search reads its texts anew at each token."""
+
+    def _groups(self, order: list[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
+        for _, alike in groupby(order, key=lambda i: len(prompts[i])):
+            yield from super()._groups(list(alike), prompts, together)
+
+    def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
+               out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
+        assert isinstance(self.network, LibraryNetwork)
+        read = self.network.library.reading(params)
+        ids = np.repeat(np.array(prompts, np.int32), len(rows) // len(prompts), 0)
+        for done in range(max(row.limit for row in rows)):
+            token = self._first(params, read(self.backend.array(ids)), _column(rows, done))
+            seen = self.backend.numpy(token).reshape(-1, 1)
+            if all([self._take(row, seen[i], out, on_token) for i, row in enumerate(rows)]):
+                return
+            ids = seen.astype(np.int32)
+
+    def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
+        self._check(prompt)
+        return _Rereader(self, params, prompt)
+
+
+class _Rereader(Reader):
+    def __init__(self, generator: LibraryGenerator, params: Params, prompt: Sequence[int]) -> None:
+        self._g, self._params, self._texts = generator, params, [list(prompt)]
+        self.limit = min(generator.sampling.max_new_tokens, generator.cfg.max_position_embeddings - len(prompt))
+        self._read()
+
+    def _read(self) -> None:
+        network = self._g.network
+        assert isinstance(network, LibraryNetwork)
+        self._last = network.library.reading(self._params)(self._g.backend.array(np.array(self._texts, np.int32)))
+
+    def go_on(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
+        self._texts = [[*self._texts[text], token] for text, token in zip(texts, tokens, strict=True)]
+        self._read()
 
 
 def _column(rows: list[_Row], token: int) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, load_writer, writer
 from ondevice.rating_stats import wilson
@@ -50,7 +50,7 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
 
         def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
             """(right, in the asked form, cut at the limit): (problems, samples) bools each."""
-            generator = Generator(model, backend, Sampling(cfg.max_new_tokens, temperature, seed=cfg.seed))
+            generator = generator_of(model, backend, Sampling(cfg.max_new_tokens, temperature, seed=cfg.seed))
             drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
             rows = [problem for problem in asked for _ in range(samples)]
             texts = [model.tokenizer.decode(c.ids) for c in drawn]

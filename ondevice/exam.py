@@ -19,7 +19,7 @@ from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats, prompt_ids
 from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_model, writer
@@ -130,7 +130,7 @@ def answers(model: Model, backend: Backend, asked: Sequence[dict[str, Any]], lon
             samples: int) -> list[list[str]]:
     """`samples` answers to each prompt; the draws depend on the prompt's place alone, not on the model."""
     prompts = [prompt_ids([{"role": "user", "content": one["prompt"]}], model.tokenizer) for one in asked]
-    generator = Generator(model, backend, Sampling(max_new_tokens=longest, temperature=temperature))
+    generator = generator_of(model, backend, Sampling(max_new_tokens=longest, temperature=temperature))
     found = generator.run(model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8)
     texts = [model.tokenizer.decode(c.ids) for c in found]
     return [texts[i * samples:(i + 1) * samples] for i in range(len(asked))]
@@ -175,7 +175,7 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
     fits = [i for i, p in enumerate(prompts) if len(p) < room]
-    generator = Generator(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
+    generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))
     counts: dict[str, list[int]] = {}

@@ -24,6 +24,7 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.hub_beside import Beside
 from ondevice.models.folder import Model, read_trained, write
 from ondevice.models.names import is_block_matrix, quantised, sub
+from ondevice.models.network import packs
 from ondevice.models.snapshot import is_name
 from ondevice.runfolder import ticks
 from ondevice.schedule import rate
@@ -186,6 +187,10 @@ class _Fit:
             raise UserError("quantised weights cannot be trained", where=str(model.folder),
                             hint="take the folder with whole weights")
         if self.found is not None:
+            begun = self.found.record.get("versions", {}).get("backend")
+            if begun != ctx.backend.name and not packs(model.cfg):
+                raise UserError(f"was begun on {begun}, whose tensors of a {model.cfg.model_type} model are others",
+                                where=str(ctx.folder.path), hint=f"go on with --backend {begun}")
             known = {k: v for k, v in self.found.record.items() if k in State.__dataclass_fields__}
             self.state = State(**known)
             self.feed.restore(self.found.record.get("feed", {}))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ondevice.backend import Array, Backend, Params
 from ondevice.data.completions import Ids, Row, completion_batch, like_lengths, text_batch
 from ondevice.data.packing import Batch
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Sampling, generator_of
 from ondevice.logprobs import token_logprobs
 from ondevice.models.folder import Model
 from ondevice.models.heads import scalar_head
@@ -43,7 +43,7 @@ class Sampler:
     def __init__(self, model: Model, backend: Backend, *, temperature: float, max_new_tokens: int, seed: int,
                  top_k: int = 0, top_p: float = 1.0, batch_size: int = 256) -> None:
         self.tokenizer, self.batch_size = model.tokenizer, batch_size
-        self.generator = Generator(model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
+        self.generator = generator_of(model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
 
     def draw(self, params: Params, prompts: Sequence[Sequence[int]], samples: int, *, stage: str, step: int = 0,
              first: int = 0) -> list[Sampled]:

@@ -12,7 +12,7 @@ from ondevice.beams import beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
@@ -60,7 +60,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else model.tokenizer.encode(prompt)
-    generator = Generator(model, backend, sampling(cfg))
+    generator = generator_of(model, backend, sampling(cfg))
     if cfg.beams > 1:
         best = beam_search(generator, model.params, ids, cfg.beams)[:cfg.samples]
         found = [model.tokenizer.decode(c.ids) for c in best]
@@ -84,7 +84,7 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     model, backend = open_model(cfg)
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
-    generator = Generator(model, backend, sampling(cfg))
+    generator = generator_of(model, backend, sampling(cfg))
     first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""

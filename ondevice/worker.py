@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 from ondevice.backend import Backend, load_backend
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig, WorkerConfig
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.models.folder import Model, load_model, writer
@@ -192,7 +192,7 @@ class _Worker:
     def _generator(self, settings: Sampling) -> Generator:
         """The one before where the settings are the same: it has compiled its step."""
         if self._made is None or self._made[0] != settings:
-            self._made = settings, Generator(self.model, self.backend, settings)
+            self._made = settings, generator_of(self.model, self.backend, settings)
         return self._made[1]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
+from ondevice.models.library import Library
 
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
@@ -43,6 +44,11 @@ class MLXBackend:
     def save(self, file: Path, params: dict[str, mx.array], metadata: dict[str, str], dtype: str | None = None) -> None:
         cast = {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
         mx.save_safetensors(str(file), cast, {"format": "pt", **metadata})
+
+    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, mx.array]]:
+        from .library import load
+
+        return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 
     def array(self, x: np.ndarray) -> mx.array:
         return mx.array(x)

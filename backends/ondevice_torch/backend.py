@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
+from ondevice.models.library import Library
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
@@ -48,6 +49,11 @@ class TorchBackend:
         host = {n: p.detach().to("cpu", cast if cast and p.is_floating_point() else p.dtype).contiguous()
                 for n, p in params.items()}
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
+
+    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:
+        from .library import load
+
+        return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 
     def array(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.asarray(x, order="C")).to(self._device, non_blocking=True)

@@ -26,7 +26,7 @@ from ondevice.inert import inert
 from ondevice.models.convert import quantised_model
 from ondevice.models.folder import Model, load_model, merged, write, write_model
 from ondevice.models.names import matrices, quantised
-from ondevice.models.network import writes
+from ondevice.models.network import packs, writes
 from ondevice.progress import size
 from ondevice.talk import find_model
 
@@ -53,6 +53,9 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     backend = load_backend(cfg.backend, "cpu", "float32")
     model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
         load_model(folder, backend, merge=False)
+    if not packs(model.cfg):
+        raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
+                        hint="take the folder as it is")
     with whole_folder(out.absolute()) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one

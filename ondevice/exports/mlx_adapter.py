@@ -17,6 +17,7 @@ import numpy as np
 from ondevice.backend import Backend, Params
 from ondevice.errors import UserError
 from ondevice.models.folder import Adapter, Model, load_model
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
 from ondevice.models.names import matrices
 from ondevice.models.tensors import read_tensors
@@ -70,6 +71,7 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
     if model.adapter.whole:
         raise UserError(f"trains {sorted(model.adapter.whole)[0]} whole, which mlx-lm's adapters cannot hold",
                         where=str(model.folder), hint="ondevice.merge makes a whole model, --to mlx writes it")
+    assert not isinstance(model.cfg, LibraryConfig)
     pairs, known = all_stacked(model.params, backend), matrices(model.cfg)
     parts = {module: _BLOCK.fullmatch(module) for module in pairs}
     outside = [module for module, found in parts.items() if found is None]

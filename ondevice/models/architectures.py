@@ -10,23 +10,23 @@ from ondevice.errors import UserError
 from ondevice.models.config import FAMILIES as DECODERS
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import ENCODERS, EncoderConfig
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.seq2seq_config import SEQ2SEQ, Seq2SeqConfig
 
-ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig
+ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig | LibraryConfig
 _CONFIGS: dict[str, type[DecoderConfig] | type[EncoderConfig] | type[Seq2SeqConfig]] = {
     **dict.fromkeys(DECODERS, DecoderConfig), **dict.fromkeys(ENCODERS, EncoderConfig),
     **dict.fromkeys(SEQ2SEQ, Seq2SeqConfig)}
 
 
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
-    """Raises UserError for an unknown family, or a field that we cannot honour."""
+    """Of one of our families, or of one that the backend's library may know. Raises UserError where no family is named,
+    or for a field that we cannot honour."""
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in _CONFIGS:
-        own = "; code that a folder brings is not run" if raw.get("auto_map") else ""
-        raise UserError(f"unknown architecture {kind!r}", where="model_type",
-                        hint=f"known: {', '.join(_CONFIGS)}{own}")
+    if not isinstance(kind, str) or not kind:
+        raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(_CONFIGS)}")
     _check_quantisation(raw)
-    return _CONFIGS[kind].parse(raw)
+    return _CONFIGS[kind].parse(raw) if kind in _CONFIGS else LibraryConfig.parse(raw)
 
 
 def _check_quantisation(raw: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def _check_quantisation(raw: dict[str, Any]) -> None:
 
 
 def load_config(folder: Path) -> ModelConfig:
-    """Raises UserError where the folder holds no config, an unknown family, or a field that we cannot honour."""
+    """Raises UserError where the folder holds no config, names no family, or a field that we cannot honour."""
     file = folder / "config.json"
     if not file.is_file():
         raise UserError("is no checkpoint: it holds no config.json", where=str(folder),

@@ -20,6 +20,8 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.library import LibraryNetwork
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
 from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.network import network, writes
@@ -55,7 +57,7 @@ class Model:
     adapter: Adapter | None = None
 
     @property
-    def network(self) -> Decoder | Encoder | Seq2Seq:
+    def network(self) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
         return network(self.cfg)
 
     def with_params(self, params: Params) -> Model:
@@ -114,6 +116,8 @@ def base_folder(folder: Path) -> Path:
 
 def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32") -> Params:
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
+    if isinstance(cfg, LibraryConfig):
+        return _read_by_library(folder, backend, cfg, dtype)[1]
     return take(_read_files(folder, backend, dtype), cfg, str(folder))
 
 
@@ -123,10 +127,17 @@ def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
 
 def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) -> tuple[ModelConfig, Params]:
     """The weights, and the config with what only they say."""
+    if isinstance(cfg, LibraryConfig):
+        return _read_by_library(folder, backend, cfg, dtype)
     found = _read_files(folder, backend, dtype)
     if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
         cfg = replace(cfg, tie_word_embeddings=False)
     return cfg, take(found, cfg, str(folder))
+
+
+def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
+    library, params = backend.library(folder, cfg.raw, dtype)
+    return replace(cfg, library=library), params
 
 
 def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
@@ -312,9 +323,15 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
+    if isinstance(cfg, LibraryConfig):
+        assert cfg.library is not None
+        cfg.library.save(folder, params, dtype)
+        _write_json(folder / "config.json", cfg.to_json(dtype))  # as it was, whatever the library makes of it
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
+    if isinstance(cfg, LibraryConfig):
+        return
     params = to_file(params)
     shards = _shards(params, dtype)
     if len(shards) == 1:

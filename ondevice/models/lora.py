@@ -68,6 +68,15 @@ def adapted(params: Iterable[str], adapter: str = "") -> list[str]:
                               if _A in name and name.endswith(_A + adapter if adapter else "")))
 
 
+def by_module(params: Mapping[str, Array]) -> dict[str, Params]:
+    """Module → all tensors of its adapters, under their own names."""
+    out: dict[str, Params] = {}
+    for name, p in params.items():
+        if is_adapter(name):
+            out.setdefault(name.partition(".lora_")[0], {})[name] = p
+    return out
+
+
 def fresh(modules: Mapping[str, tuple[int, int]], rank: int, scale: float, seed: int, what: str,
           backend: Backend) -> Params:
     """TRAINED adapters of `modules`, name → (outputs, inputs). A has the variance that PEFT draws it with, 1 / (3 ·

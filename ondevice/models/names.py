@@ -11,6 +11,7 @@ from ondevice.errors import UserError
 from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"
@@ -24,6 +25,9 @@ Shapes = dict[str, tuple[int, ...]]
 def shapes(cfg: ModelConfig) -> Shapes:
     """Every tensor of the model by its Hugging Face name, the table of tokens first; a tied head is left out, as files
     leave it out. A matrix is (outputs, inputs), also where its file has it transposed."""
+    if isinstance(cfg, LibraryConfig):
+        assert cfg.library is not None
+        return dict(cfg.library.shapes)
     if isinstance(cfg, EncoderConfig):
         return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
     if isinstance(cfg, Seq2SeqConfig):
@@ -105,6 +109,11 @@ def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and in_block(name)
 
 
+def is_router(name: str) -> bool:
+    """Whether the module says which experts read a token."""
+    return any(part in ("gate", "router", "shared_expert_gate") for part in name.split("."))
+
+
 def in_block(name: str) -> bool:
     return re.search(r"\.(layers?|block|h)\.\d+\.(?!.*relative_attention_bias)", name) is not None
 
@@ -129,6 +138,11 @@ def is_embedding(name: str) -> bool:
 def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]]:
     """Modules that are one matrix, by their names → (outputs, inputs). Without `every` those alone that a state goes
     through: no embeddings, and no head of scores."""
+    if isinstance(cfg, LibraryConfig):
+        assert cfg.library is not None
+        first = table(cfg)
+        whole = {first.removesuffix(".weight"): cfg.library.shapes[first]} if every else {}
+        return {**whole, **cfg.library.linears}  # type: ignore[dict-item]
     out = {}
     for name, shape in shapes(cfg).items():
         through = not (is_embedding(name) or name.endswith("relative_attention_bias.weight") or name in _SCORES)

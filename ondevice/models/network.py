@@ -10,6 +10,8 @@ from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder, Head, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.library import LibraryNetwork
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 
@@ -53,6 +55,11 @@ def fills(cfg: ModelConfig) -> bool:
     return isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
+def packs(cfg: ModelConfig) -> bool:
+    """Whether a row may hold several texts that do not see each other; where a library's model reads it, it may not."""
+    return not isinstance(cfg, LibraryConfig)
+
+
 def objective(cfg: ModelConfig) -> str:
     """By what the architecture learns from plain text."""
     if isinstance(cfg, Seq2SeqConfig):
@@ -60,8 +67,10 @@ def objective(cfg: ModelConfig) -> str:
     return "masked" if isinstance(cfg, EncoderConfig) else "causal"
 
 
-def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq:
+def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
     """The forward of the config's family."""
+    if isinstance(cfg, LibraryConfig):
+        return LibraryNetwork(cfg)
     if isinstance(cfg, EncoderConfig):
         return Encoder(cfg)
     return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else decoder_of(cfg)

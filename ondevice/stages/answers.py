@@ -9,7 +9,7 @@ from ondevice.backend import Backend, Params
 from ondevice.context import Context
 from ondevice.data.chat import prompt_ids
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.decoding import Generator, Sampling
+from ondevice.decoding import Sampling, generator_of
 from ondevice.filling import fill_all
 from ondevice.models.folder import Model
 from ondevice.models.network import fills
@@ -34,7 +34,7 @@ def answer(model: Model, params: Params, backend: Backend, prompts: Sequence[str
         return [{"prompt": p, "answer": text}
                 for p, text in zip(prompts, fill_all(model, params, backend, prompts), strict=True)]
     # few prompts, asked rarely: tracing a compiled step would cost more than it saves
-    generator = Generator(model, backend, Sampling(max_new_tokens=LONGEST, temperature=0), compile="never")
+    generator = generator_of(model, backend, Sampling(max_new_tokens=LONGEST, temperature=0), compile="never")
     found = generator.run(params, [encode_prompt(p, model.tokenizer) for p in prompts])
     return [{"prompt": p, "answer": model.tokenizer.decode(c.ids)} for p, c in zip(prompts, found, strict=True)]
 

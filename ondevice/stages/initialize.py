@@ -22,6 +22,7 @@ from ondevice.errors import UserError
 from ondevice.models.architectures import ModelConfig, parse_config
 from ondevice.models.encoder_config import ENCODERS
 from ondevice.models.folder import Model
+from ondevice.models.library_config import LibraryConfig
 from ondevice.models.names import adds_to_stream, in_block, is_between, is_embedding, shapes
 from ondevice.models.seq2seq_config import SEQ2SEQ
 from ondevice.randomness import normal
@@ -121,6 +122,7 @@ def initial_weights(cfg: InitConfig, shape: ModelConfig) -> dict[str, np.ndarray
 def _draw(cfg: InitConfig, shape: ModelConfig, name: str, size: tuple[int, ...]) -> np.ndarray:
     if len(size) == 1:
         return np.full(size, 0.0 if name.endswith("bias") else 1.0, np.float32)
+    assert not isinstance(shape, LibraryConfig)
     std = cfg.initializer_range
     if cfg.init == "fan_in" and (in_block(name) or is_between(name)):
         std = size[1] ** -0.5

@@ -16,7 +16,7 @@ from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_model
-from ondevice.models.network import objective
+from ondevice.models.network import objective, packs
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.summary import bytes_per_token
@@ -40,6 +40,9 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:
+    if not packs(model.cfg):
+        raise UserError(f"a {model.cfg.model_type} model can be tuned, not pre-trained here", where=cfg.model,
+                        hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
     if cfg.sequence_length > model.cfg.max_position_embeddings:

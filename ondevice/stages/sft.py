@@ -23,6 +23,7 @@ from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, writer
 from ondevice.models.names import shapes
+from ondevice.models.network import packs
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.start import load_start, with_adapter
@@ -34,6 +35,8 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
     found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
+    if cfg.packing and not packs(model.cfg):
+        ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = _source(cfg, model)
     train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
@@ -59,7 +62,7 @@ def _source(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
     common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
     start = model.network.start
     if start is None:
-        return partial(ChatSource, **common, packing=cfg.packing, loss_on=cfg.loss_on)
+        return partial(ChatSource, **common, packing=cfg.packing and packs(model.cfg), loss_on=cfg.loss_on)
     for name, usual in (("loss_on", "assistant"), ("replay", "")):
         if getattr(cfg, name) != usual:
             raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
@@ -83,6 +86,9 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
+    if not packs(model.cfg):
+        raise UserError(f"needs new tokens, for which a {model.cfg.model_type} model has no room here",
+                        where="chat_template", hint="take plain, which needs none")
     if cfg.adapter != "none":
         raise UserError("needs new tokens, for which an adapter's base has no room", where="chat_template",
                         hint="take plain, which needs none, or train all weights")

@@ -16,18 +16,26 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.convert import COST
 from ondevice.models.folder import Adapter, Model, load_model, merged
 from ondevice.models.lora import fresh, is_adapter, matching, scale_of
-from ondevice.models.names import is_block_matrix, is_embedding, judging, matrices, quantised
+from ondevice.models.names import is_block_matrix, is_embedding, is_router, judging, matrices, quantised
+from ondevice.models.network import packs
 
 
 def load_start(name: str, cfg: TuningConfig, ctx: Context) -> Model:
     """The model as training reads it: whole weights in float32, or a frozen base in the compute type with the adapters
     of earlier stages beside it. Raises UserError as `load_model`, and for quantised weights that were to be trained."""
     if cfg.adapter == "lora":
-        return load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False)
-    model = load_model(name, ctx.backend)
+        return _checked(load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False), cfg)
+    model = _checked(load_model(name, ctx.backend), cfg)
     if quantised(model.params):
         raise UserError("quantised weights cannot be trained", where=name,
                         hint="train an adapter beside them: --adapter lora")
+    return model
+
+
+def _checked(model: Model, cfg: TuningConfig) -> Model:
+    if not packs(model.cfg) and cfg.checkpointing:
+        raise UserError(f"cannot be had for a {model.cfg.model_type} model, whose layers are its library's",
+                        where="checkpointing", hint="leave it out")
     return model
 
 
@@ -47,7 +55,7 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
         raise UserError(f"{min(packed)} is quantised and cannot be trained whole", where="lora_whole",
                         hint="leave it out, or take a base with whole weights")
     targets = _chosen(through, cfg.lora_targets, "lora_targets") if cfg.lora_targets else [
-        name for name in through if is_block_matrix(f"{name}.weight", through[name])]
+        name for name in through if is_block_matrix(f"{name}.weight", through[name]) and not is_router(name)]
     targets = [name for name in targets if name not in whole]
     scale = scale_of(cfg.lora_alpha, cfg.lora_rank, cfg.lora_rslora)
     new = fresh({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
