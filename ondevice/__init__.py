@@ -170,9 +170,9 @@ def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.exam.evaluate`."""
+    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.evaluating.evaluate`."""
     from ondevice.config.use import EvalConfig
-    from ondevice.exam import evaluate as function
+    from ondevice.evaluating import evaluate as function
 
     return function(cfg or _made(EvalConfig, fields))
 

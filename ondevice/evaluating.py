@@ -1,32 +1,120 @@
-"""What `eval` measures on a person's own rows: problems with known answers, and pairs of which one was preferred."""
+"""What `eval` measures: the built-in held-out sets; of own rows text, chats, problems with known answers, and
+pairs of which one was preferred."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend
+from ondevice import judging
+from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
-from ondevice.config.use import EvalConfig
+from ondevice.config.use import BY_ITSELF, EvalConfig
+from ondevice.data.chat import encode_chats
+from ondevice.data.sources import ChatSource
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
-from ondevice.models.folder import Model, load_writer, writer
+from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, text_figures
+from ondevice.losses import causal_lm_loss
+from ondevice.models.folder import Model, load_model, load_writer, writer
+from ondevice.models.network import fills
 from ondevice.rating_stats import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
 from ondevice.rollout import Scorer
+from ondevice.runfolder import StageFolder
 from ondevice.stages.asked import need_template
+from ondevice.stages.material import corpus_of, plain_chats, plain_texts
 from ondevice.stages.pairs import read_pairs, to_tokens
 from ondevice.stages.reward import quality
-from ondevice.talk import chat_ids, find_model
+from ondevice.talk import chat_ids, find_model, find_reward_model
 
 Messages = list[dict[str, Any]]
 ANY = ("hash", "boxed", "tag", "last_number")
 """Forms that `any` tries, one after the other."""
+
+
+def evaluate(cfg: EvalConfig) -> dict[str, Any]:
+    """What `cfg.tasks` name: `problems` (`solved`), `preference` (`preferred`), `win` (`judging.duel`); else, on a
+    person's data, `on_own_data`, and on the built-in held-out sets {"bits_per_byte", "exact_match", "by_kind",
+    "reasoning"}, or {"masked_accuracy"} of a model that fills masks. Raises UserError for data or tasks that do not
+    fit."""
+    cfg.check()
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
+    if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
+        find = find_reward_model if cfg.tasks[0] == "preference" else find_model
+        task = {"problems": solved, "preference": preferred, "win": judging.duel}[cfg.tasks[0]]
+        return task(cfg, load_model(find(cfg.model), backend), backend)
+    corpus = corpus_of(cfg.data, CorpusConfig())
+    if corpus is None:
+        return on_own_data(cfg, backend)
+    wanted, limit = cfg.tasks or ("text", "instructions", "reasoning"), cfg.limit or None
+    exam = builtin_exam(corpus)
+    exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
+                   questions=exam.questions[:limit] if "instructions" in wanted else [],
+                   problems=exam.problems[:limit] if "reasoning" in wanted else [])
+    model = _opened(find_model(cfg.model), backend)
+    with tempfile.TemporaryDirectory() as cache:
+        return measure(model, backend, exam, Path(cache)).mapping()
+
+
+def on_own_data(cfg: EvalConfig, backend: Backend) -> dict[str, Any]:
+    """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the
+    model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks. On chats, where the
+    model has a chat template: {"loss", "tokens", "chats", "cut"} of the assistant's tokens."""
+    if set(cfg.tasks) - {"text"}:
+        raise UserError("needs questions with known answers", where="tasks",
+                        hint="--data builtin has them; --tasks problems takes your own")
+    folder, limit = find_model(cfg.model), cfg.limit or None
+    chats = plain_chats(cfg.data)
+    documents = [] if chats else plain_texts(cfg.data)[:limit]
+    model = _opened(folder, backend)
+    if chats and model.tokenizer.chat_template is not None:
+        return chat_loss(model, backend, chats[:limit])
+    return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], folder)
+
+
+def _opened(folder: Path, backend: Backend) -> Model:
+    """A model that writes or fills masks. Raises UserError for any other."""
+    model = load_model(folder, backend)
+    return model if fills(model.cfg) else writer(model)
+
+
+def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
+    where the context ends."""
+    rows = list(encode_chats(chats, model.tokenizer))
+    longest = max(len(row.ids) for row in rows)
+    source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
+                        packing=False)
+    loss = partial(causal_lm_loss, model=model.network)
+    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+    total = count = 0.0
+    for batch in source.eval_batches(None):
+        part, tokens = run(model.params, batch)
+        total, count = total + float(backend.numpy(part)), count + float(backend.numpy(tokens))
+    return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
+
+
+def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path) -> dict[str, Any]:
+    """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
+    model could have used."""
+    record = StageFolder(folder.resolve().parent).done_record() or {}
+    length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
+    exam, width = Exam(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
+    with tempfile.TemporaryDirectory() as cache:
+        if fills(model.cfg):
+            return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
+        bits, perplexity = text_figures(model, backend, exam, Path(cache))
+    return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}
 
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ondevice.backend import Backend, load_backend
+from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
-from ondevice.config.use import BY_ITSELF, EvalConfig
-from ondevice.data.chat import encode_chats, prompt_ids
+from ondevice.data.chat import prompt_ids
 from ondevice.data.masking import MaskedSource
-from ondevice.data.sources import ChatSource, TextSource, tokenize_corpus
+from ondevice.data.sources import TextSource, tokenize_corpus
 from ondevice.decoding import Sampling, generator_of
-from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model, writer
+from ondevice.models.folder import Model
 from ondevice.models.network import fills
-from ondevice.runfolder import StageFolder
 
 if TYPE_CHECKING:
     from ondevice.stages.rate import Rule
@@ -196,79 +192,3 @@ def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConf
     return Exam(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,
                 problems=list(made.problems(cfg.split))[:cfg.problems], passes=cfg.passes,
                 duels=list(made.prompts(cfg.split))[:cfg.duels] if rule else (), points=rule.points if rule else None)
-
-
-def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """Of a model on the built-in held-out sets: {"bits_per_byte", "exact_match", "by_kind", "reasoning"}. On a person's
-    text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the model's
-    training where its run folder tells. On a person's chats, where the model has a chat template: {"loss", "tokens",
-    "chats", "cut"} of the assistant's tokens. Of a model that fills masks: {"masked_accuracy"} on text. The tasks
-    `problems` and `preference` are those of `ondevice.evaluating`, `win` is `ondevice.judging.duel`. Raises UserError
-    for data or tasks that do not fit."""
-    from ondevice.stages.material import corpus_of, plain_chats, plain_texts
-    from ondevice.talk import find_model, find_reward_model
-
-    cfg.check()
-    if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
-        from ondevice import evaluating, judging
-
-        backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-        find = find_reward_model if cfg.tasks[0] == "preference" else find_model
-        own = {"problems": evaluating.solved, "preference": evaluating.preferred, "win": judging.duel}[cfg.tasks[0]]
-        return own(cfg, load_model(find(cfg.model), backend), backend)
-    corpus = corpus_of(cfg.data, CorpusConfig())
-    limit = cfg.limit or None
-    if corpus is None:
-        if set(cfg.tasks) - {"text"}:
-            raise UserError("needs questions with known answers", where="tasks",
-                            hint="--data builtin has them; --tasks problems takes your own")
-        chats = plain_chats(cfg.data)
-        documents = [] if chats else plain_texts(cfg.data)[:limit]
-        model, backend = _opened(cfg, find_model(cfg.model))
-        if chats and model.tokenizer.chat_template is not None:
-            return chat_loss(model, backend, chats[:limit])
-        return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], find_model(cfg.model))
-    wanted = cfg.tasks or ("text", "instructions", "reasoning")
-    exam = builtin_exam(corpus)
-    exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
-                   questions=exam.questions[:limit] if "instructions" in wanted else [],
-                   problems=exam.problems[:limit] if "reasoning" in wanted else [])
-    model, backend = _opened(cfg, find_model(cfg.model))
-    with tempfile.TemporaryDirectory() as cache:
-        return measure(model, backend, exam, Path(cache)).mapping()
-
-
-def _opened(cfg: EvalConfig, folder: Path) -> tuple[Model, Backend]:
-    """A model that writes or fills masks. Raises UserError for any other."""
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = load_model(folder, backend)
-    return model if fills(model.cfg) else writer(model), backend
-
-
-def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
-    where the context ends."""
-    rows = list(encode_chats(chats, model.tokenizer))
-    longest = max(len(row.ids) for row in rows)
-    source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
-                        packing=False)
-    loss = partial(causal_lm_loss, model=model.network)
-    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
-    total = count = 0.0
-    for batch in source.eval_batches(None):
-        part, tokens = run(model.params, batch)
-        total, count = total + float(backend.numpy(part)), count + float(backend.numpy(tokens))
-    return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
-
-
-def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path) -> dict[str, Any]:
-    """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
-    model could have used."""
-    record = StageFolder(folder.resolve().parent).done_record() or {}
-    length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
-    exam, width = Exam(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
-    with tempfile.TemporaryDirectory() as cache:
-        if fills(model.cfg):
-            return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
-        bits, perplexity = text_figures(model, backend, exam, Path(cache))
-    return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}
