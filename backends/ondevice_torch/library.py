@@ -66,10 +66,12 @@ class TorchLibrary:
         self._kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         named = dict(model.named_parameters())  # a tied head is the table, under the table's name
         first = model.get_input_embeddings().weight
-        own = {n for n, _ in model.named_buffers()} & set(model.state_dict())
+        kept = set(model.state_dict())
+        own = {n: b for n, b in model.named_buffers() if n in kept}
+        self._counts = {n: b for n, b in own.items() if not b.is_floating_point()}  # stay where they are
         self._weights: Params = {**{n: p.detach() for n, p in named.items() if p is first},
                                  **{n: p.detach() for n, p in named.items() if p is not first},
-                                 **{n: b for n, b in model.named_buffers() if n in own}}
+                                 **{n: b for n, b in own.items() if n not in self._counts}}
         self.shapes = {n: tuple(p.shape) for n, p in self._weights.items()}
         self.linears = {n: tuple(m.weight.shape) for n, m in model.named_modules() if type(m) is nn.Linear
                         and f"{n}.weight" in self.shapes}
@@ -148,4 +150,4 @@ class TorchLibrary:
     def save(self, folder: Path, params: Params, dtype: str) -> None:
         state = {n: params[n].detach().to("cpu", DTYPES[dtype] if params[n].is_floating_point() else None).contiguous()
                  for n in self.shapes}
-        self._model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
+        self._model.save_pretrained(folder, state_dict={**state, **self._counts}, max_shard_size="5GB")
