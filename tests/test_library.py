@@ -298,3 +298,10 @@ def test_a_folder_that_is_none(changes: dict[str, Any], match: str, files: Path,
     with pytest.raises(UserError, match=match):
         load_model(made, backend)
 
+
+
+def test_the_library_may_be_missing(files: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {"torch": "transformers", "mlx": "mlx_lm.utils"}[backend.name]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="is not installed, which knows qwen3_moe"):
+        load_model(files / "experts", backend)
