@@ -90,6 +90,18 @@ def test_log_probs_and_text_are_the_librarys(kind: str, files: Path, backend: Ba
     assert [c.ids for c in drawn.run(model.params, prompts[2:3], first=5)] == [together[5].ids]
 
 
+@pytest.mark.parametrize("kind", library_models.OTHERS)
+def test_others_in_passing(kind: str, tmp_path: Path, backend: Backend) -> None:
+    """Gemma 2 caps its logits, which is no plain product: better refused than computed otherwise."""
+    folder = library_models.write(tmp_path / kind, kind)
+    if kind == "gemma2":
+        with pytest.raises(UserError, match="no plain product"):
+            load_model(folder, backend)
+        return
+    np.testing.assert_allclose(logps(load_model(folder, backend), backend), their_logps(theirs(folder)), rtol=1e-5,
+                               atol=2e-5)
+
+
 def test_a_search_among_continuations(files: Path, backend: Backend) -> None:
     import torch
 
