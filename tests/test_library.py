@@ -296,6 +296,7 @@ def test_what_such_a_model_cannot_have_is_said(files: Path, tmp_path: Path, back
 
 @pytest.mark.parametrize(("changes", "match"), [
     ({"model_type": "their_own", "auto_map": {"AutoModelForCausalLM": "m.M"}}, "unknown architecture 'their_own'"),
+    ({"model_type": "cache"}, "unknown architecture 'cache'"),
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "not known here"),
     ({"architectures": ["Qwen3MoeForSequenceClassification"]}, "not known here"),
     ({"attn_implementation": "somebody/kernel"}, "code of the Hub"), ({"vocab_size": None}, "vocabulary"),

@@ -33,7 +33,7 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
                         hint="pip install mlx-lm") from None
     try:
         _get_classes(raw)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # no module of that name, or one that is no model
         raise unknown(raw, "mlx-lm", folder) from error
     weight_files(folder)
     try:
