@@ -29,6 +29,19 @@ LIBRARY: dict[str, dict[str, Any]] = {"experts": _QWEN, "hybrid": _LFM, "both": 
 """A mixture of experts; convolutions beside attention; a mixture of experts with Mamba beside attention, and logits
 that are divided."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 1e4, "sliding_window": None,
+                "tie_word_embeddings": False, "head_dim": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False, "rope_theta": 1e4},
+    "jamba": {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+              "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 8, "use_mamba_kernels": False},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1,
+                  "mamba_chunk_size": 16, "lm_head_multiplier": 0.5, "head_dim": 8, "rope_theta": 1e4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1, "chunk_size": 16},
+    "cohere": {"logit_scale": 0.3, "rope_theta": 1e4},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8}}
+"""What is looked at in passing: by `model_type`."""
+
 
 def write(folder: Path, kind: str, seed: int = 0) -> Path:
     """A folder as transformers writes it, with the small tokenizer."""
@@ -36,7 +49,8 @@ def write(folder: Path, kind: str, seed: int = 0) -> Path:
 
     transformers = pytest.importorskip("transformers", reason="transformers writes the folder")
     tokenizer = small_tokenizer()
-    raw = {**_COMMON, **LIBRARY[kind], "vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id,
+    own = LIBRARY[kind] if kind in LIBRARY else {"model_type": kind, **OTHERS[kind]}
+    raw = {**_COMMON, **own, "vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id,
            "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     config = transformers.AutoConfig.for_model(**raw)
     torch.manual_seed(seed)

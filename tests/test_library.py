@@ -90,6 +90,18 @@ def test_log_probs_and_text_are_the_librarys(kind: str, files: Path, backend: Ba
     assert [c.ids for c in drawn.run(model.params, prompts[2:3], first=5)] == [together[5].ids]
 
 
+@pytest.mark.parametrize("kind", library_models.OTHERS)
+def test_others_in_passing(kind: str, tmp_path: Path, backend: Backend) -> None:
+    """Gemma 2 caps its logits, which is no plain product: better refused than computed otherwise."""
+    folder = library_models.write(tmp_path / kind, kind)
+    if kind == "gemma2":
+        with pytest.raises(UserError, match="no plain product"):
+            load_model(folder, backend)
+        return
+    np.testing.assert_allclose(logps(load_model(folder, backend), backend), their_logps(theirs(folder)), rtol=1e-5,
+                               atol=2e-5)
+
+
 def test_a_search_among_continuations(files: Path, backend: Backend) -> None:
     import torch
 
@@ -284,6 +296,7 @@ def test_what_such_a_model_cannot_have_is_said(files: Path, tmp_path: Path, back
 
 @pytest.mark.parametrize(("changes", "match"), [
     ({"model_type": "their_own", "auto_map": {"AutoModelForCausalLM": "m.M"}}, "unknown architecture 'their_own'"),
+    ({"model_type": "cache"}, "unknown architecture 'cache'"),
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "not known here"),
     ({"architectures": ["Qwen3MoeForSequenceClassification"]}, "not known here"),
     ({"attn_implementation": "somebody/kernel"}, "code of the Hub"), ({"vocab_size": None}, "vocabulary"),
@@ -298,3 +311,10 @@ def test_a_folder_that_is_none(changes: dict[str, Any], match: str, files: Path,
     with pytest.raises(UserError, match=match):
         load_model(made, backend)
 
+
+
+def test_the_library_may_be_missing(files: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {"torch": "transformers", "mlx": "mlx_lm.utils"}[backend.name]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="is not installed, which knows qwen3_moe"):
+        load_model(files / "experts", backend)

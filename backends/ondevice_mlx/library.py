@@ -16,7 +16,6 @@ from ondevice.models.decoder import Head
 from ondevice.models.folder import weight_files
 from ondevice.models.library import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
-from ondevice.models.names import is_embedding
 
 from .ops import DTYPES, MLXOps
 
@@ -34,7 +33,7 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
                         hint="pip install mlx-lm") from None
     try:
         _get_classes(raw)
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:  # no module of that name, or one that is no model
         raise unknown(raw, "mlx-lm", folder) from error
     weight_files(folder)
     try:
@@ -58,7 +57,8 @@ class MLXLibrary:
         self._may = getattr(model, "cast_predicate", lambda _: True)
         self._body = next((getattr(model, name) for name in _BODIES if isinstance(getattr(model, name, None),
                                                                                  nn.Module)), None)
-        first = next((n for n in weights if is_embedding(n)), None)
+        tables = [f"{n}.weight" for n, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        first = max(tables, key=lambda n: weights[n].shape[0], default=None)
         if self._body is None or first is None:
             raise odd_head(raw, where)
         self._beside: dict[str, Params] = {}
