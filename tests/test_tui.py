@@ -14,13 +14,15 @@ from textual.widgets._footer import FooterKey
 
 from ondevice.config.recipe import STAGES, load_recipe
 from ondevice.events import EventWriter
+from ondevice.ratings import Ratings
+from ondevice.ratings_store import FILE
 from ondevice.runfolder import RunFolder
 from ondevice_tui import pushing, runner
 from ondevice_tui.app import OndeviceApp, own_bindings
-from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.start import Field, StartScreen, proposal
 from ondevice_tui.widgets.curve import Curve
 from ondevice_tui.widgets.rows import Rows
-from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_stage
+from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_done, write_stage
 
 ROAD = [name for name in STAGES if name != "classify"]  # a run without a classifier
 Script = Callable[[OndeviceApp, Pilot[Any]], Awaitable[None]]
@@ -579,3 +581,37 @@ def test_a_started_process_is_detached(tmp_path: Path) -> None:
     assert os.getsid(child.process.pid) == child.process.pid != os.getsid(0)
     assert child.process.wait() == 0 and child.ended() is not None and child.ended() is None
     assert "ondevice" in child.log.read_text()
+
+
+def test_a_complete_stage_is_proposed_anew_with_the_votes_that_are_there(tmp_path: Path) -> None:
+    """In a run of its own, whose ratings.db does not exist: the votes are those of the run that was looked at."""
+    run = RunFolder(tmp_path / "first")
+    write_done(run.stage("sft"), [])
+    Ratings.open(run.path, create=True).close()
+    assert "data" not in proposal("dpo", run) and proposal("dpo", run)["out"] == str(run.path)
+    write_done(run.stage("dpo"), [])
+    found = proposal("dpo", run)
+    assert found["data"] == str(run.path / FILE) and found["out"] != str(run.path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("dpo", found))
+        await until_shown(pilot, "ratings.db", "ready")
+        app.screen._take_recipe("tiny")
+        await until_shown(pilot, "ratings.db", "ready")
+
+    play(tmp_path, script, SIZES[1])
+
+
+def test_the_start_of_rating_is_the_screen_where_people_rate(tmp_path: Path) -> None:
+    """Also once the stage is complete: no command of that name runs it."""
+    run = a_run(tmp_path)
+    write_done(run.stage("rate"), [])
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        rows = app.screen.query(Rows).first()
+        await until(pilot, lambda: app.run_state is not None and "rate" in shown(app), "the road")
+        rows.highlighted = rows.get_option_index("rate")
+        await pilot.press("s")
+        await until(pilot, lambda: app.current_mode == "rate", "the rate screen")
+
+    play(tmp_path, script)

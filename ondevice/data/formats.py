@@ -42,7 +42,7 @@ def to_text(row: Row) -> str:
 
 def to_chat(row: Row) -> Chat:
     """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question."""
-    return {"messages": _with_tools(_chat(row), row)}
+    return {"messages": with_tools(_chat(row), row)}
 
 
 def _chat(row: Row) -> list[Chat]:
@@ -74,7 +74,7 @@ def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if not messages or not str(messages[-1]["content"]).strip():
         raise BadRow("holds nothing that a user says")
     known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion", TOOLS)}
-    return _with_tools(messages, row), known
+    return with_tools(messages, row), known
 
 
 def texts(rows: Rows) -> Iterator[str]:
@@ -99,7 +99,7 @@ def chats(rows: Rows) -> Iterator[Chat]:
         yield {**chat, "where": where}
 
 
-def _with_tools(messages: list[Chat], row: Row) -> list[Chat]:
+def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
     """The chat, its first message holding the row's tools: a list of objects, or JSON of one."""
     tools = row.get(TOOLS)
     if isinstance(tools, str) and tools.strip():

@@ -19,7 +19,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.context import Context, digest
 from ondevice.data.chat import encode_chat
 from ondevice.data.completions import Row
-from ondevice.data.formats import BadRow
+from ondevice.data.formats import BadRow, with_tools
 from ondevice.data.formats import Row as DataRow
 from ondevice.data.packing import Batch
 from ondevice.data.tokenizer import Tokenizer
@@ -159,6 +159,9 @@ def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: To
         ids, mask = encode_chat([*prompt, {"role": "assistant", "content": text}], tokenizer)[-1]
     except BadRow as error:
         raise UserError(str(error), where="data") from error
+    if not mask.any():
+        raise UserError("the chat template writes nothing for an empty answer, not even its end", where="data",
+                        hint="leave such pairs out, or take the template chatml")
     end = int(np.flatnonzero(mask)[-1]) + 1
     start = int(np.flatnonzero(~mask[:end])[-1]) + 1
     return Row(ids[:start], ids[start:end])
@@ -242,13 +245,14 @@ def to_pair(row: DataRow) -> dict[str, Any]:
         raise BadRow("chosen and rejected are the same")
     if not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in prompt):
         raise BadRow("the prompt is neither text nor messages")
-    return {"prompt": [dict(m) for m in prompt], "chosen": said[0], "rejected": said[1]}
+    return {"prompt": with_tools([dict(m) for m in prompt], row), "chosen": said[0], "rejected": said[1]}
 
 
 def _response(value: Any) -> str:
+    """May be empty: to say nothing, and stop, is a response that people rate."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
         value = value[0].get("content")
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise BadRow("a response is one text, or one message")
     return value
 

@@ -18,7 +18,7 @@ from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.runfolder import StageFolder
 from ondevice_tui import road, runner
-from ondevice_tui.road import MARKS, STYLES, Row
+from ondevice_tui.road import MARKS, STYLES, Row, startable
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
@@ -177,7 +177,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         from ondevice_tui.screens.start import StartScreen, proposal
 
         row = self.highlighted
-        if row is not None and row.enter == "rate":
+        if row is not None and row.stage in STAGES and not startable(row.stage):  # rate: people do it there
             self.ui.action_go("rate")
         elif row is not None and row.stage in STAGES:
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))

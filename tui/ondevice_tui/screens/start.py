@@ -25,10 +25,13 @@ from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
 
 DEFAULTS = "(defaults)"
+LEARN_FROM_VOTES = ("reward", "dpo")
+"""Their field `data`, where it is empty, is the run folder's ratings.db."""
 
 
 def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
-    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own recipe."""
+    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own recipe; where the
+    stage is complete in this run, a new run's folder, and the votes of this one."""
     if run is None:
         return {"out": str(RunFolder.new(stage).path)}
     order = list(STAGES)
@@ -41,6 +44,10 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
         models = [s.model for s in before if gives(s.name) == kind]
         if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
             found[field] = str(models[-1])
+    from ondevice.ratings_store import FILE  # here: the first screen waits for no database
+
+    if taken and stage in LEARN_FROM_VOTES and (run.path / FILE).is_file():
+        found["data"] = str(run.path / FILE)
     if run.recipe.is_file() and _has(str(run.path), stage):
         found["recipe"] = str(run.path)
     return found
@@ -122,6 +129,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         if verb == "run" and not given.get("out"):
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
+        self.kept = {"out", "model", "reward_model", *given}  # whatever recipe the other values are taken from
         self._words: list[str] = []
         self._checking = False  # a check is on its way
         self._recipes: set[tuple[str, str]] = set()  # (recipe, arch) that have been read and are right
@@ -223,7 +231,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         self.recipe, self.base = name, self._base(name)
         for field in [*self.query(Field), *self._coming]:
             field.default = self.base[field.spec.name]
-            if field.spec.name not in ("out", "model", "reward_model"):
+            if field.spec.name not in self.kept:
                 field.put(field.default)
 
     def check(self) -> bool:
