@@ -184,7 +184,7 @@ def test_folders_go_both_ways(family: str, labels: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "where"), [
-    ({"model_type": "roberta"}, "model_type"), ({"hidden_act": "relu"}, "hidden_act"),
+    ({"model_type": "roberta"}, "architectures"), ({"hidden_act": "relu"}, "hidden_act"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"), ({"vocab_size": 0}, "vocab_size"),
     ({"num_attention_heads": 5}, "num_attention_heads"), ({"is_decoder": True}, "is_decoder"),
     ({"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"],

@@ -36,7 +36,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     tokenizer = SimpleNamespace(chat_template="x", encode=lambda text: [1])
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={})
     monkeypatch.setattr(talk, "open_model", lambda cfg: (model, None))
-    monkeypatch.setattr(talk, "Generator", lambda *_: None)
+    monkeypatch.setattr(talk, "generator_of", lambda *_: None)
     monkeypatch.setattr(talk, "chat_ids", lambda messages, model: [1])
     monkeypatch.setattr(talk, "_stream", stream)
     return lambda text: said.update(text=text)
