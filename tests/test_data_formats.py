@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.data.formats import BadRow, to_chat, to_text
+from data_samples import small_tokenizer
+from ondevice.data.chat import prompt_ids
+from ondevice.data.formats import BadRow, to_chat, to_prompt, to_text
+from ondevice.stages.pairs import to_pair, to_tokens
 
 ASKED_AND_ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -85,3 +88,49 @@ def test_any_row_becomes_a_chat_or_is_bad(row: dict[str, Any]) -> None:
         assert isinstance(to_text(row), str)
     except BadRow as error:
         assert str(error)
+
+
+PAIRED = ["prompt", "question", "chosen", "rejected", "messages", "tools", "answer"]
+SAID = st.lists(st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls", "name"]),
+                                st.one_of(JSON, st.sampled_from(["user", "assistant", "system", "tool"])), max_size=4),
+                max_size=3)
+
+
+ANY = st.text(st.characters(), max_size=3)  # half characters too
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "a", "chosen": "\ud800", "rejected": "b"}, {"prompt": "\udfff", "chosen": "a", "rejected": "b"},
+    {"prompt": [{"role": "user", "content": "x\ud800"}], "chosen": "a", "rejected": "b"},
+    {"prompt": [{"role": 5, "content": "x"}], "chosen": "a", "rejected": "b"},
+    {"prompt": "a", "chosen": [{"role": "assistant", "content": "\ud800"}], "rejected": "b"}])
+def test_half_characters_and_unknown_speakers_make_a_pair_bad(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow):
+        to_pair(row)
+
+
+def test_half_characters_make_a_prompt_bad() -> None:
+    for row in ({"prompt": "\ud800"}, {"question": "\ud800", "answer": "1"}):
+        with pytest.raises(BadRow, match="surrogate"):
+            to_prompt(row)
+
+
+def test_to_say_nothing_is_a_response() -> None:
+    pair = to_tokens(to_pair({"prompt": "a", "chosen": "b", "rejected": ""}), small_tokenizer())
+    assert len(pair.rejected.completion) == 1 and pair.rejected.completion[0] in small_tokenizer().stop_ids
+
+
+@given(st.dictionaries(st.sampled_from(PAIRED), st.one_of(JSON, SAID, ANY), max_size=5))
+def test_any_row_becomes_a_pair_or_a_prompt_and_ids_or_is_bad(row: dict[str, Any]) -> None:
+    """Nulls and numbers for texts, lists of anything: what comes out can be written by a chat template."""
+    tokenizer = small_tokenizer()
+    for convert in (to_pair, to_prompt):
+        try:
+            made = convert(row)
+            asked = made["prompt"] if isinstance(made, dict) else made[0]
+            assert prompt_ids(asked, tokenizer)
+            if isinstance(made, dict):
+                pair = to_tokens(made, tokenizer)
+                assert len(pair.chosen.completion) and len(pair.rejected.completion)
+        except BadRow as error:
+            assert str(error)

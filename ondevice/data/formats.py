@@ -33,7 +33,7 @@ class BadRow(Exception):
 def to_text(row: Row) -> str:
     """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line between them."""
     if "text" in row:
-        text = _string(row["text"], "text")
+        text = text_of(row["text"], "text")
         if not text:
             raise BadRow("the text is empty")
         return text
@@ -48,7 +48,7 @@ def to_chat(row: Row) -> Chat:
 def _chat(row: Row) -> list[Chat]:
     for key in ("messages", "conversations", "conversation"):
         if isinstance(row.get(key), list):
-            return _messages(row[key], key)
+            return messages_of(row[key], key)
     for asked, answered in _PAIRS:
         if asked in row and answered in row:
             return _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)
@@ -62,11 +62,11 @@ def _chat(row: Row) -> list[Chat]:
 def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The conversation up to the last thing that the user says, and the row's other columns."""
     if isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
+        messages = [{"role": "user", "content": text_of(row["prompt"], "prompt")}]
     elif isinstance(row.get("prompt"), list):
-        messages = _messages(row["prompt"], "prompt")
+        messages = messages_of(row["prompt"], "prompt")
     elif isinstance(row.get("question"), str):
-        messages = [{"role": "user", "content": row["question"]}]
+        messages = [{"role": "user", "content": text_of(row["question"], "question")}]
     else:
         messages = _chat(row)
     while messages and messages[-1]["role"] != "user":
@@ -114,7 +114,8 @@ def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
     return [{**messages[0], TOOLS: _checked(tools, TOOLS)}, *messages[1:]]
 
 
-def _messages(value: list[Any], key: str) -> list[Chat]:
+def messages_of(value: list[Any], key: str) -> list[Chat]:
+    """Messages in our words for who speaks. Raises BadRow for what is none."""
     if not value:
         raise BadRow(f"{key} is empty")
     messages = []
@@ -136,18 +137,18 @@ def _messages(value: list[Any], key: str) -> list[Chat]:
 def _said(value: Any, role: str, key: str) -> list[Chat]:
     """A prompt or completion: a string, or a list of messages."""
     if isinstance(value, list):
-        return _messages(value, key)
+        return messages_of(value, key)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)   # answers of sums are often written as numbers
-    return [{"role": role, "content": _string(value, key)}]
+    return [{"role": role, "content": text_of(value, key)}]
 
 
 def _alpaca(row: Row) -> list[Chat]:
-    asked, more = _string(row["instruction"], "instruction"), row.get("input") or ""
-    asked = f"{asked}\n\n{_string(more, 'input')}" if more else asked
-    system = [{"role": "system", "content": _string(row["system"], "system")}] if row.get("system") else []
+    asked, more = text_of(row["instruction"], "instruction"), row.get("input") or ""
+    asked = f"{asked}\n\n{text_of(more, 'input')}" if more else asked
+    system = [{"role": "system", "content": text_of(row["system"], "system")}] if row.get("system") else []
     return [*system, {"role": "user", "content": asked},
-            {"role": "assistant", "content": _string(row["output"], "output")}]
+            {"role": "assistant", "content": text_of(row["output"], "output")}]
 
 
 def _content(value: Any, what: str) -> str:
@@ -160,10 +161,11 @@ def _content(value: Any, what: str) -> str:
                 raise BadRow(f"{what} has a part that is no text")
             parts.append(text)
         value = "".join(parts)
-    return _string(value, what)
+    return text_of(value, what)
 
 
-def _string(value: Any, what: str) -> str:
+def text_of(value: Any, what: str) -> str:
+    """A text that can be encoded. Raises BadRow for anything else."""
     if not isinstance(value, str):
         kind = "missing" if value is None else f"of the wrong kind ({type(value).__name__}, not text)"
         raise BadRow(f"{what} is {kind}")
@@ -178,7 +180,7 @@ def _string(value: Any, what: str) -> str:
 def _checked(value: Any, what: str) -> Any:
     """`value` with every string in it tested."""
     if isinstance(value, str):
-        return _string(value, what)
+        return text_of(value, what)
     if isinstance(value, Mapping):
-        return {_string(key, what): _checked(entry, what) for key, entry in value.items()}
+        return {text_of(key, what): _checked(entry, what) for key, entry in value.items()}
     return [_checked(entry, what) for entry in value] if isinstance(value, list) else value

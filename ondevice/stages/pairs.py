@@ -19,7 +19,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.context import Context, digest
 from ondevice.data.chat import encode_chat
 from ondevice.data.completions import Row
-from ondevice.data.formats import BadRow, with_tools
+from ondevice.data.formats import BadRow, messages_of, text_of, with_tools
 from ondevice.data.formats import Row as DataRow
 from ondevice.data.packing import Batch
 from ondevice.data.tokenizer import Tokenizer
@@ -240,12 +240,11 @@ def to_pair(row: DataRow) -> dict[str, Any]:
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise BadRow("a pair has a prompt")
+    asked = messages_of(prompt, "prompt")
     said = [_response(x) for x in (chosen, rejected)]
     if said[0] == said[1]:
         raise BadRow("chosen and rejected are the same")
-    if not all(isinstance(m, Mapping) and isinstance(m.get("content"), str) and m.get("role") for m in prompt):
-        raise BadRow("the prompt is neither text nor messages")
-    return {"prompt": with_tools([dict(m) for m in prompt], row), "chosen": said[0], "rejected": said[1]}
+    return {"prompt": with_tools(asked, row), "chosen": said[0], "rejected": said[1]}
 
 
 def _response(value: Any) -> str:
@@ -254,7 +253,7 @@ def _response(value: Any) -> str:
         value = value[0].get("content")
     if not isinstance(value, str):
         raise BadRow("a response is one text, or one message")
-    return value
+    return text_of(value, "a response")
 
 
 def by_parts(pairs: Sequence[TokenPair]) -> dict[str, list[int]]:
