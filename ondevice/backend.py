@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ondevice.errors import UserError
 
 if TYPE_CHECKING:
-    from ondevice.models.library import Library
+    from ondevice.models.libraries import Library
 
 HostArray = NDArray[Any]
 Batch = Mapping[str, HostArray]
@@ -175,7 +175,7 @@ class Backend(Protocol):
         ...
 
     def save(self, file: Path, params: Params, metadata: dict[str, str], dtype: str | None = None) -> None: ...
-    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, Params]:
+    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, Params]:
         """A model of another architecture than ours, by the library that knows it, and its weights. `raw` is its
         config.json. Raises UserError where the library cannot load it."""
         ...

@@ -20,7 +20,7 @@ from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
 from ondevice.models.folder import Model
-from ondevice.models.library import LibraryNetwork
+from ondevice.models.libraries import LibraryNetwork
 from ondevice.randomness import uniforms
 
 BLOCK = 32  # the cache grows by this many tokens
@@ -296,7 +296,7 @@ class LibraryGenerator(Generator):
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
         assert isinstance(self.network, LibraryNetwork)
-        read = self.network.library.reading(params)
+        read = self.network.lib.reading(params)
         ids = np.repeat(np.array(prompts, np.int32), len(rows) // len(prompts), 0)
         for done in range(max(row.limit for row in rows)):
             token = self._first(params, read(self.backend.array(ids)), _column(rows, done))
@@ -319,7 +319,7 @@ class _Rereader(Reader):
     def _read(self) -> None:
         network = self._g.network
         assert isinstance(network, LibraryNetwork)
-        self._last = network.library.reading(self._params)(self._g.backend.array(np.array(self._texts, np.int32)))
+        self._last = network.lib.reading(self._params)(self._g.backend.array(np.array(self._texts, np.int32)))
 
     def go_on(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
         self._texts = [[*self._texts[text], token] for text, token in zip(texts, tokens, strict=True)]

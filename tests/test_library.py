@@ -252,7 +252,7 @@ def test_in_bfloat16(files: Path, tmp_path: Path, backend_name: str) -> None:
     backend = load_backend(backend_name, device="cpu", dtype="float32")
     base, tuned = (load_model(folder, backend) for folder in (files / "hybrid", made))
     same = {n for n, p in base.params.items() if np.array_equal(backend.numpy(p), backend.numpy(tuned.params[n]))}
-    assert set(base.params) - same == {f"{name}.weight" for name in base.cfg.library.linears}  # type: ignore[union-attr]
+    assert set(base.params) - same == {f"{name}.weight" for name in base.cfg.lib.linears}  # type: ignore[union-attr]
 
 
 def ondevice(*words: str, said: str = "") -> subprocess.CompletedProcess[str]:

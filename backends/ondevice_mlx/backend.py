@@ -11,7 +11,7 @@ import numpy as np
 
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
-from ondevice.models.library import Library
+from ondevice.models.libraries import Library
 
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
@@ -45,8 +45,8 @@ class MLXBackend:
         cast = {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
         mx.save_safetensors(str(file), cast, {"format": "pt", **metadata})
 
-    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, mx.array]]:
-        from .library import load
+    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, mx.array]]:
+        from .libraries import load
 
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 

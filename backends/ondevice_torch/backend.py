@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ondevice.backend import Batch, Loss, Memory, OptimSettings
 from ondevice.errors import UserError
-from ondevice.models.library import Library
+from ondevice.models.libraries import Library
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
@@ -50,8 +50,8 @@ class TorchBackend:
                 for n, p in params.items()}
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
-    def library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:
-        from .library import load
+    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:
+        from .libraries import load
 
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 

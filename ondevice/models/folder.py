@@ -20,7 +20,7 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library import LibraryNetwork
+from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
 from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
@@ -136,8 +136,8 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) ->
 
 
 def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
-    library, params = backend.library(folder, cfg.raw, dtype)
-    return replace(cfg, library=library), params
+    library, params = backend.open_library(folder, cfg.raw, dtype)
+    return replace(cfg, lib=library), params
 
 
 def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
@@ -324,8 +324,8 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
     if isinstance(cfg, LibraryConfig):
-        assert cfg.library is not None
-        cfg.library.save(folder, params, dtype)
+        assert cfg.lib is not None
+        cfg.lib.save(folder, params, dtype)
         _write_json(folder / "config.json", cfg.to_json(dtype))  # as it was, whatever the library makes of it
     tokenizer.save(folder)
     if card:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ondevice.errors import UserError
 
 if TYPE_CHECKING:
-    from ondevice.models.library import Library
+    from ondevice.models.libraries import Library
 
 _CONTEXT = 2048  # where the config names none, as those of recurrent models
 
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryConfig:
-    """`library` is there once the folder is loaded (`models/library.py`)."""
+    """`lib` is there once the folder is loaded (`models/libraries.py`)."""
 
     model_type: str
     vocab_size: int
@@ -28,7 +28,7 @@ class LibraryConfig:
     label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
-    library: Library | None = field(default=None, compare=False, repr=False)
+    lib: Library | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> LibraryConfig:

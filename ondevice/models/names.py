@@ -26,8 +26,8 @@ def shapes(cfg: ModelConfig) -> Shapes:
     """Every tensor of the model by its Hugging Face name, the table of tokens first; a tied head is left out, as files
     leave it out. A matrix is (outputs, inputs), also where its file has it transposed."""
     if isinstance(cfg, LibraryConfig):
-        assert cfg.library is not None
-        return dict(cfg.library.shapes)
+        assert cfg.lib is not None
+        return dict(cfg.lib.shapes)
     if isinstance(cfg, EncoderConfig):
         return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
     if isinstance(cfg, Seq2SeqConfig):
@@ -139,10 +139,10 @@ def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]
     """Modules that are one matrix, by their names → (outputs, inputs). Without `every` those alone that a state goes
     through: no embeddings, and no head of scores."""
     if isinstance(cfg, LibraryConfig):
-        assert cfg.library is not None
+        assert cfg.lib is not None
         first = table(cfg)
-        whole = {first.removesuffix(".weight"): cfg.library.shapes[first]} if every else {}
-        return {**whole, **cfg.library.linears}  # type: ignore[dict-item]
+        whole = {first.removesuffix(".weight"): cfg.lib.shapes[first]} if every else {}
+        return {**whole, **cfg.lib.linears}  # type: ignore[dict-item]
     out = {}
     for name, shape in shapes(cfg).items():
         through = not (is_embedding(name) or name.endswith("relative_attention_bias.weight") or name in _SCORES)

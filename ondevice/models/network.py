@@ -10,7 +10,7 @@ from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder, Head, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library import LibraryNetwork
+from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig

@@ -1,4 +1,4 @@
-"""A transformers model behind our face (`ondevice/models/library.py`). Read beside `ondevice_mlx/library.py`."""
+"""A transformers model behind our face (`ondevice/models/libraries.py`). Read beside `ondevice_mlx/libraries.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ondevice.errors import UserError
 from ondevice.models.decoder import Head
 from ondevice.models.folder import weight_files
-from ondevice.models.library import odd_head, scale_of, unknown
+from ondevice.models.libraries import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
 
 from .ops import DTYPES, TorchOps

@@ -58,20 +58,20 @@ class LibraryNetwork:
     start: int | None = field(default=None, init=False)
 
     @property
-    def library(self) -> Library:
-        found = self.cfg.library
+    def lib(self) -> Library:
+        found = self.cfg.lib
         assert found is not None, "a config becomes a network once its folder is loaded"
         return found
 
     @property
     def head(self) -> Head:
-        return self.library.head
+        return self.lib.head
 
     def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
                checkpoint: bool = False) -> Array:
         """(N, D) states at the flat positions `at`; without `at` all of them, (B, T, D)."""
         assert "segments" not in batch, "a row holds one text"
-        x = self.library.states(params, batch["ids"])
+        x = self.lib.states(params, batch["ids"])
         return x if at is None else ops.take(x.reshape(-1, x.shape[-1]), at)
 
     def prompt_width(self, width: int) -> int:

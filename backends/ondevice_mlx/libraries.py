@@ -1,4 +1,4 @@
-"""An mlx-lm model behind our face (`ondevice/models/library.py`). Read beside `ondevice_torch/library.py`."""
+"""An mlx-lm model behind our face (`ondevice/models/libraries.py`). Read beside `ondevice_torch/libraries.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ondevice.errors import UserError
 from ondevice.models.decoder import Head
 from ondevice.models.folder import weight_files
-from ondevice.models.library import odd_head, scale_of, unknown
+from ondevice.models.libraries import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
 
 from .ops import DTYPES, MLXOps
@@ -69,7 +69,7 @@ class MLXLibrary:
             if type(module) is nn.Linear:
                 self.linears[name] = self.shapes[f"{name}.weight"]  # type: ignore[assignment]
                 module.__class__ = _Adapted
-                module.name, module.library = name, self
+                module.name, module.owner = name, self
         head = "lm_head.weight" if "lm_head.weight" in weights else first
         self.head = self._checked(Head(head), weights, raw, where)
 
@@ -135,9 +135,9 @@ class _Adapted(nn.Linear):
     """A linear layer that adds what its adapters say."""
 
     name: str
-    library: MLXLibrary
+    owner: MLXLibrary
 
     def __call__(self, x: mx.array) -> mx.array:
-        beside = self.library._beside.get(self.name)
+        beside = self.owner._beside.get(self.name)
         y = super().__call__(x)
-        return y if beside is None else add_adapters(self.library._ops, beside, self.name, x, y)  # type: ignore
+        return y if beside is None else add_adapters(self.owner._ops, beside, self.name, x, y)  # type: ignore
