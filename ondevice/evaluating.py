@@ -48,44 +48,46 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     "reasoning"}, or {"masked_accuracy"} of a model that fills masks. Raises UserError for data or tasks that do not
     fit."""
     cfg.check()
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
+        backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = find_reward_model if cfg.tasks[0] == "preference" else find_model
         task = {"problems": solved, "preference": preferred, "win": judging.duel}[cfg.tasks[0]]
         return task(cfg, load_model(find(cfg.model), backend), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
-        return on_own_data(cfg, backend)
+        return on_own_data(cfg)
     wanted, limit = cfg.tasks or ("text", "instructions", "reasoning"), cfg.limit or None
     exam = builtin_exam(corpus)
     exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
                    questions=exam.questions[:limit] if "instructions" in wanted else [],
                    problems=exam.problems[:limit] if "reasoning" in wanted else [])
-    model = _opened(find_model(cfg.model), backend)
+    model, backend = _opened(cfg)
     with tempfile.TemporaryDirectory() as cache:
         return measure(model, backend, exam, Path(cache)).mapping()
 
 
-def on_own_data(cfg: EvalConfig, backend: Backend) -> dict[str, Any]:
+def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the
     model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks. On chats, where the
     model has a chat template: {"loss", "tokens", "chats", "cut"} of the assistant's tokens."""
     if set(cfg.tasks) - {"text"}:
         raise UserError("needs questions with known answers", where="tasks",
                         hint="--data builtin has them; --tasks problems takes your own")
-    folder, limit = find_model(cfg.model), cfg.limit or None
+    limit = cfg.limit or None
     chats = plain_chats(cfg.data)
     documents = [] if chats else plain_texts(cfg.data)[:limit]
-    model = _opened(folder, backend)
+    model, backend = _opened(cfg)
     if chats and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit])
-    return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit], folder)
+    return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit])
 
 
-def _opened(folder: Path, backend: Backend) -> Model:
+def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
+    folder = find_model(cfg.model)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = load_model(folder, backend)
-    return model if fills(model.cfg) else writer(model)
+    return model if fills(model.cfg) else writer(model), backend
 
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
@@ -104,10 +106,10 @@ def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str,
     return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
 
 
-def _own_text(model: Model, backend: Backend, documents: list[str], folder: Path) -> dict[str, Any]:
+def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str, Any]:
     """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
     model could have used."""
-    record = StageFolder(folder.resolve().parent).done_record() or {}
+    record = StageFolder(model.folder.resolve().parent).done_record() or {}
     length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
     exam, width = Exam(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
     with tempfile.TemporaryDirectory() as cache:

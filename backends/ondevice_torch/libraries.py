@@ -90,12 +90,12 @@ class TorchLibrary:
         with torch.no_grad():
             told = self._model(input_ids=ids, use_cache=False).logits[0].float()
             x = self._body(input_ids=ids, use_cache=False)[0][0]
+            near = 1e-4 if self._ops.compute == x.dtype == torch.float32 else 0.05
             x = x.to(self._ops.compute)
             plain = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
             scale = scale_of(raw, float((plain * plain).sum()), float((plain * told).sum()), where)
             head = Head(head.name, scale=scale)
             made = head.logits(self._ops, self._weights, x)  # type: ignore[arg-type]
-        near = 1e-4 if self._ops.compute == x.dtype == torch.float32 else 0.05
         if not float((made - told).abs().max()) <= near * (1 + float(told.abs().max())):  # type: ignore[attr-defined]
             raise odd_head(raw, where)
         return head

@@ -12,6 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -157,7 +158,7 @@ class ChatSource(PackedSource):
         self.truncated = self.skipped = 0
         flat = ChatRows.of(rows)
         starts, sizes = array("q"), array("q")   # numbers of a list would take more memory than all else
-        for start, end in zip(flat.starts[:-1].tolist(), flat.starts[1:].tolist(), strict=True):
+        for start, end in pairwise(map(int, flat.starts)):
             mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
             needed, cut = fitted(mask, sequence_length)
             self.truncated += cut

@@ -17,7 +17,7 @@ import numpy as np
 from ondevice.backend import Backend, Params
 from ondevice.errors import UserError
 from ondevice.models.folder import Adapter, Model, load_model
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
 from ondevice.models.names import matrices
 from ondevice.models.tensors import read_tensors

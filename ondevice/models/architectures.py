@@ -10,7 +10,7 @@ from ondevice.errors import UserError
 from ondevice.models.config import FAMILIES as DECODERS
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import ENCODERS, EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.seq2seq_config import SEQ2SEQ, Seq2SeqConfig
 
 ModelConfig = DecoderConfig | EncoderConfig | Seq2SeqConfig | LibraryConfig

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ondevice.errors import UserError
+from ondevice.models.common_config import CommonConfig
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
@@ -22,19 +23,16 @@ _CANNOT = {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(CommonConfig):
     """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a window. SmolLM3 has
     layers without positions; Gemma 3 more norms, and two bases of rotation; GPT-2 a forward of its own."""
 
-    model_type: str
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    max_position_embeddings: int
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -46,13 +44,6 @@ class DecoderConfig:
     thetas: tuple[float, ...] = ()  # a base a layer, 0 no positions; empty: rope_theta everywhere
     query_pre_attn_scalar: float = 0.0  # whose root divides the scores; 0: head_dim
     initializer_range: float = 0.02
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    num_labels: int = 0  # 0: a language model; else a head of so many scores in place of the one that writes
-    label_names: tuple[str, ...] = ()
-    dtype: str = "float32"
-    raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def qkv_bias(self) -> bool:

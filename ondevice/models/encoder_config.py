@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ondevice.errors import UserError
+from ondevice.models.common_config import CommonConfig
 from ondevice.models.config import label_names, label_table, num_labels
 
 ENCODERS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}
@@ -20,17 +21,14 @@ _FIXED: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(CommonConfig):
     """BERT: norms after each part, learned positions, segment embeddings. ModernBERT: norms before, rotary positions,
     layers of local attention between global ones, gated GELU."""
 
-    model_type: str
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    max_position_embeddings: int
     norm_eps: float
     type_vocab_size: int = 0
     windows: tuple[int, ...] = ()  # a layer's reach to either side with itself, 0 the whole text; empty: 0 everywhere
@@ -42,13 +40,7 @@ class EncoderConfig:
     head_bias: bool = True  # of the layer between the blocks and the head
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
-    bos_token_id: int | None = None
     eos_token_id: int | None = None
-    pad_token_id: int | None = None
-    num_labels: int = 0  # 0: fills masks; else a head of so many scores, read at a text's first token
-    label_names: tuple[str, ...] = ()
-    dtype: str = "float32"
-    raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def head_dim(self) -> int:

@@ -21,7 +21,7 @@ from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.libraries import LibraryNetwork
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
 from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.network import network, writes
@@ -320,19 +320,20 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     cfg = replace(cfg, **special)
     if isinstance(cfg, Seq2SeqConfig):
         special["decoder_start_token_id"] = cfg.decoder_start_token_id
+    if isinstance(cfg, LibraryConfig):
+        assert cfg.lib is not None
+        cfg.lib.save(folder, params, dtype)  # first: it writes a config.json of its own
+    else:
+        _write_weights(folder, backend, to_file(params), dtype)
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
     _write_json(folder / "generation_config.json",
                 {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
-    if isinstance(cfg, LibraryConfig):
-        assert cfg.lib is not None
-        cfg.lib.save(folder, params, dtype)
-        _write_json(folder / "config.json", cfg.to_json(dtype))  # as it was, whatever the library makes of it
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
-    if isinstance(cfg, LibraryConfig):
-        return
-    params = to_file(params)
+
+
+def _write_weights(folder: Path, backend: Backend, params: Params, dtype: str) -> None:
     shards = _shards(params, dtype)
     if len(shards) == 1:
         backend.save(folder / "model.safetensors", params, {}, dtype)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ondevice.backend import Array, Ops, Params
 from ondevice.errors import UserError
 from ondevice.models.decoder import Head
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 
 SCALES = ("logit_scale", "lm_head_multiplier")
 """Fields of config.json by which logits are multiplied; `logits_scaling` divides them."""

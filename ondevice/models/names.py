@@ -11,7 +11,7 @@ from ondevice.errors import UserError
 from ondevice.models.architectures import ModelConfig
 from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 SCORE = "score.weight"

@@ -11,7 +11,7 @@ from ondevice.models.decoder import Decoder, Head, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.libraries import LibraryNetwork
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ondevice.errors import UserError
+from ondevice.models.common_config import CommonConfig
 
 SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",
            "bart": "BartForConditionalGeneration"}
@@ -23,19 +24,16 @@ _ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2SeqConfig:
+class Seq2SeqConfig(CommonConfig):
     """T5: RMS norms before each part, relative positions as a bias of the scores, no scaling of them, no biases. BART:
     norms after, learned positions, biases everywhere."""
 
-    model_type: str
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
     head_dim: int
     num_hidden_layers: int
     num_decoder_layers: int
     num_attention_heads: int
-    max_position_embeddings: int
     norm_eps: float
     gated: bool = False  # T5 v1.1: GELU(x W0) · (x W1) in place of ReLU(x W)
     relative_attention_num_buckets: int = 32
@@ -44,13 +42,6 @@ class Seq2SeqConfig:
     scale_decoder_outputs: bool = True  # by hidden_size^-0.5, before a tied head
     initializer_range: float = 0.02
     decoder_start_token_id: int = 0
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    num_labels: int = 0  # always: a text is written, not judged
-    label_names: tuple[str, ...] = ()
-    dtype: str = "float32"
-    raw: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def relative(self) -> bool:

@@ -22,7 +22,7 @@ from ondevice.errors import UserError
 from ondevice.models.architectures import ModelConfig, parse_config
 from ondevice.models.encoder_config import ENCODERS
 from ondevice.models.folder import Model
-from ondevice.models.library_config import LibraryConfig
+from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.names import adds_to_stream, in_block, is_between, is_embedding, shapes
 from ondevice.models.seq2seq_config import SEQ2SEQ
 from ondevice.randomness import normal

@@ -196,9 +196,8 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-wanted // pieces)))
     ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in islice(drawn, wanted))
     rows = (ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids)
-    # the chats themselves are known by how many they are: the key need only tell one setting of this stage from another
-    place = place_of(ctx.folder.path / "data", "replayed", tokenizer,
-                     digest([key, ctx.fingerprint, share, width, seed, len(beside), beside.tokens]))
+    # which chats, how much of which text, in which order: the stage's fingerprint says all of it
+    place = place_of(ctx.folder.path / "data", "replayed", tokenizer, digest(ctx.fingerprint))
     return ChatRows.stored(place, lambda: chain(beside, rows))
 
 

@@ -13,6 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Select
 
 from ondevice.config.load import from_mapping, to_mapping
+from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
 from ondevice.errors import UserError
@@ -25,8 +26,6 @@ from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
 
 DEFAULTS = "(defaults)"
-LEARN_FROM_VOTES = ("reward", "dpo")
-"""Their field `data`, where it is empty, is the run folder's ratings.db."""
 
 
 def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
@@ -44,10 +43,11 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
         models = [s.model for s in before if gives(s.name) == kind]
         if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
             found[field] = str(models[-1])
-    from ondevice.ratings_store import FILE  # here: the first screen waits for no database
+    if taken and issubclass(STAGES[stage], PairsConfig):  # no data means the votes of the run's own folder
+        from ondevice.ratings_store import FILE  # here: who starts something else waits for no database
 
-    if taken and stage in LEARN_FROM_VOTES and (run.path / FILE).is_file():
-        found["data"] = str(run.path / FILE)
+        if (run.path / FILE).is_file():
+            found["data"] = str(run.path / FILE)
     if run.recipe.is_file() and _has(str(run.path), stage):
         found["recipe"] = str(run.path)
     return found

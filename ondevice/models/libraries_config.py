@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ondevice.errors import UserError
+from ondevice.models.common_config import CommonConfig
 
 if TYPE_CHECKING:
     from ondevice.models.libraries import Library
@@ -14,20 +15,10 @@ _CONTEXT = 2048  # where the config names none, as those of recurrent models
 
 
 @dataclass(frozen=True, kw_only=True)
-class LibraryConfig:
+class LibraryConfig(CommonConfig):
     """`lib` is there once the folder is loaded (`models/libraries.py`)."""
 
-    model_type: str
-    vocab_size: int
-    max_position_embeddings: int
     tie_word_embeddings: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
-    num_labels: int = 0  # always: a text is written, not judged
-    label_names: tuple[str, ...] = ()
-    dtype: str = "float32"
-    raw: dict[str, Any] = field(default_factory=dict, compare=False)
     lib: Library | None = field(default=None, compare=False, repr=False)
 
     @classmethod
