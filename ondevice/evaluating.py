@@ -18,7 +18,10 @@ from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats
+from ondevice.data.formats import BadRow
 from ondevice.data.sources import ChatSource
+from ondevice.data.token_pairs import TokenPair, to_tokens
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, text_figures
@@ -33,7 +36,7 @@ from ondevice.rollout import Scorer
 from ondevice.runfolder import StageFolder
 from ondevice.stages.asked import need_template
 from ondevice.stages.material import corpus_of, plain_chats, plain_texts
-from ondevice.stages.pairs import read_pairs, to_tokens
+from ondevice.stages.pairs import read_pairs
 from ondevice.stages.reward import quality
 from ondevice.talk import chat_ids, find_model, find_reward_model
 
@@ -173,13 +176,20 @@ def any_answer(text: str) -> str | None:
     return next((found for form in ANY if (found := final_answer(text, form)) is not None), None)
 
 
+def _token_pairs(data: str, tokenizer: Tokenizer) -> list[TokenPair]:
+    try:
+        return [to_tokens(row, tokenizer) for row in read_pairs(data)]
+    except BadRow as error:
+        raise UserError(str(error), where=data) from error
+
+
 def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """How often a model prefers the chosen response of a pair: {"accuracy", "interval", "pairs", …}. A reward model by
     its score (with margin and calibration error); a model that writes by the log-probability of the whole response and
     ("accuracy_per_token") by its mean over tokens, with `cfg.reference` both less the reference's (DPO's implicit
     reward). Raises UserError for data without pairs, and for a reference that does not fit."""
     need_template(model)
-    made = [to_tokens(row, model.tokenizer) for row in read_pairs(cfg.data)]
+    made = _token_pairs(cfg.data, model.tokenizer)
     fit = [pair for pair in made if pair.length <= model.cfg.max_position_embeddings][:cfg.limit or None]
     if not fit:
         raise UserError(f"none of {len(made)} pairs can be used", where=cfg.data,

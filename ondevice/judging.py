@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
 from ondevice.config.use import EvalConfig
+from ondevice.data.token_pairs import completion_row
 from ondevice.decoding import Sampling
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, load_model, load_writer, writer
@@ -18,7 +19,6 @@ from ondevice.models.network import writes
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
 from ondevice.stages.asked import need_template
-from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.talk import find_model, find_reward_model
 

@@ -19,7 +19,7 @@ from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
-from ondevice.stages.material import corpus_of
+from ondevice.stages.material import builtin_in
 from ondevice.stages.rate import Rule
 from ondevice.stages.stage import Surroundings, run_stage, say
 from ondevice.talk import find_model, find_reward_model
@@ -88,7 +88,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
-    corpus = corpus_of(getattr(cfg, "data", ""), CorpusConfig())
+    corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
     exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128)) if corpus and cfg.gives == "policy" else None
     around = Surroundings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
     then = f"Go on: the same command with --out {folder.path} --resume"

@@ -20,13 +20,13 @@ from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
-from ondevice.data.formats import BadRow, Row, to_chat, to_prompt, to_text
+from ondevice.data.formats import BadRow, Row, to_chat, to_pair, to_prompt, to_text
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
+from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.inert import inert
-from ondevice.stages.pairs import to_pair, to_tokens
 from ondevice.talk import find_model
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
@@ -211,8 +211,8 @@ def _pairs(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts
     for pair, where in _made(rows, to_pair, counts):
         try:
             made = to_tokens(pair, tokenizer)
-        except UserError as error:
-            counts.skip(error.message, where)
+        except BadRow as error:
+            counts.skip(str(error), where)
             continue
         if made.length > length:
             counts.skip(f"longer than {length} tokens", where, False)

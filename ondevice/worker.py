@@ -154,8 +154,8 @@ class _Worker:
 
     def _score(self, name: str, request: Mapping[str, Any]) -> None:
         """What the reward model thinks of each response to the messages."""
+        from ondevice.data.token_pairs import completion_row
         from ondevice.rollout import Scorer
-        from ondevice.stages.pairs import completion_row
         from ondevice.stages.reward import whole
 
         if self.model.cfg.num_labels != 1:

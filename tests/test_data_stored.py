@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import ondevice as od
 import small_stages
 from ondevice import progress
 from ondevice.backend import load_backend
+from ondevice.data import token_pairs
 from ondevice.data.chat import ChatRow
+from ondevice.data.completions import Row
 from ondevice.data.sources import ChatSource
-from ondevice.data.stored import ChatRows, made_once
+from ondevice.data.stored import ChatRows, JsonLines, made_once
+from ondevice.data.token_pairs import StoredPairs, TokenPair
+from ondevice.errors import UserError
 from ondevice.progress import Progress, counted
-from ondevice.stages import material
+from ondevice.stages import asked, material
 from test_classify import killed_at_first_save
 from test_data_sources import chat_rows, same
 from test_resume import same as same_weights
@@ -98,3 +103,71 @@ def test_a_resumed_stage_reads_its_chats_from_the_disk(tmp_path: Path, monkeypat
     monkeypatch.setattr(material, "encode_chats", None)  # whoever reads the file again fails
     od.sft(**fields, out=str(tmp_path / "broken"), resume=True)
     assert same_weights(weights(tmp_path / "broken", "sft"), weights(tmp_path / "whole", "sft"))
+
+
+def test_json_lines_are_parsed_when_they_are_asked_for(tmp_path: Path) -> None:
+    rows = [{"n": n, "text": "é\n" * n} for n in range(4)]
+    lines = JsonLines.stored(tmp_path / "rows", lambda: rows)
+    assert list(lines) == rows and lines[-1] == rows[3] and list(lines[1:3]) == rows[1:3] and len(lines) == 4
+    assert list(JsonLines.stored(tmp_path / "rows", lambda: 1 / 0)) == rows  # type: ignore[arg-type, return-value]
+    assert not len(JsonLines.stored(tmp_path / "none", lambda: []))
+
+
+def test_pairs_come_back_from_the_disk(tmp_path: Path) -> None:
+    pairs = [TokenPair(Row([1, n], [3] * n), Row([1, n], [4, 5]), 1.0 + n / 2, "tone" * (n % 2)) for n in range(1, 5)]
+    rows = [{"held": n == 2, "source": n // 2, "raters": ["me"] * n, "simulated": n == 3} for n in range(4)]
+    found = StoredPairs.kept(tmp_path / "pairs", lambda: zip(pairs, rows, strict=True))
+    for made, pair in zip(found, pairs, strict=True):
+        assert (made.strength, made.by, made.length) == (pair.strength, pair.by, pair.length)
+        for one, other in ((made.chosen, pair.chosen), (made.rejected, pair.rejected)):
+            assert (list(one.prompt), list(one.completion)) == (other.prompt, other.completion)
+    assert found.held.tolist() == [False, False, True, False] and found.source.tolist() == [0, 0, 1, 1]
+    assert found.voted.tolist() == [False, True, True, True] and found.simulated.tolist() == [False] * 3 + [True]
+    assert found.lengths.tolist() == [pair.length for pair in pairs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["reward", "dpo", "ppo", "grpo"])
+def test_a_resumed_stage_reads_its_pairs_and_prompts_from_the_disk(stage: str, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    files = small_stages.make(tmp_path / "files", load_backend("torch", device="cpu", dtype="float32"))
+    fields = {**small_stages.settings(files, stage, tmp_path / "whole", "torch"), "steps": 4}
+    getattr(od, stage)(**fields)
+    killed_at_first_save(stage, {**fields, "out": str(tmp_path / "broken")})
+    for module, name in ((token_pairs, "encode_chat"), (asked, "prompt_ids")):
+        monkeypatch.setattr(module, name, None)  # whoever makes ids anew fails
+    getattr(od, stage)(**{**fields, "out": str(tmp_path / "broken")}, resume=True)
+    assert same_weights(weights(tmp_path / "broken", stage), weights(tmp_path / "whole", stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, name, key", [("dpo", "pairs", "chosen"), ("grpo", "prompts", "prompt")])
+def test_a_line_of_ten_megabytes_is_a_row_that_is_too_long(stage: str, name: str, key: str, tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    files = small_stages.make(tmp_path / "files", load_backend("torch", device="cpu", dtype="float32"))
+    lines = (files / f"{name}.jsonl").read_text().splitlines()
+    (files / f"{name}.jsonl").write_text("\n".join([json.dumps({**json.loads(lines[0]), key: "word " * 2_100_000}),
+                                                    *lines]))
+    getattr(od, stage)(**{**small_stages.settings(files, stage, tmp_path, "torch"), "steps": 2})
+    assert f"1 of 31 {name} " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pairs_that_the_template_refuses_are_set_aside(tmp_path: Path) -> None:
+    files = small_stages.make(tmp_path / "files", load_backend("torch", device="cpu", dtype="float32"))
+    template = json.loads((files / "policy" / "tokenizer_config.json").read_text())
+    template["chat_template"] = ("{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('not this') }}"
+                                 "{% endif %}{% endfor %}" + template["chat_template"])
+    (files / "policy" / "tokenizer_config.json").write_text(json.dumps(template))
+    rows = [json.loads(line) for line in (files / "pairs.jsonl").read_text().splitlines()]
+    many = [{**row, "prompt": f"{row['prompt']} {n}"} for n in range(4) for row in rows]
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*many, {**rows[0], "chosen": "no"}])))
+    fields = {**small_stages.settings(files, "dpo", tmp_path, "torch"), "steps": 2}
+    od.dpo(**fields)
+    [bad] = [json.loads(line) for line in (tmp_path / "dpo" / "rejected.jsonl").read_text().splitlines()]
+    assert bad["where"].endswith("pairs.jsonl:121") and "not this" in bad["reason"]
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*rows, {**rows[0], "chosen": "no"}])))
+    with pytest.raises(UserError, match=r"pairs\.jsonl:31: .*not this.*1 of 31 rows are bad"):
+        od.dpo(**{**fields, "out": str(tmp_path / "second")})
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))  # mended, and gone on with
+    od.dpo(**{**fields, "out": str(tmp_path / "second")}, resume=True)

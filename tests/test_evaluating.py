@@ -15,9 +15,10 @@ import small_stages
 from data_samples import small_tokenizer
 from ondevice import evaluating
 from ondevice.backend import load_backend
+from ondevice.data.formats import to_pair
+from ondevice.data.token_pairs import to_tokens
 from ondevice.errors import UserError
 from ondevice.models.folder import write_model
-from ondevice.stages.pairs import to_pair, to_tokens
 
 FEW: dict[str, Any] = {"max_new_tokens": 8, "device": "cpu", "answer": "whole"}
 QUESTIONS = ["Anna 12", "Rome 34", "red 46", "Oslo", "pears green", "Ben"]

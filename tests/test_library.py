@@ -27,6 +27,7 @@ from ondevice.events import read
 from ondevice.models.folder import Model, load_model, write
 from ondevice.models.lora import INHERITED, adapted
 from ondevice.rollout import Scorer
+from test_classify import killed_at_first_save
 from test_preference_resume import wait_for
 
 pytestmark = pytest.mark.slow
@@ -232,6 +233,21 @@ def test_killed_it_goes_on_as_if_it_had_not_been(kind: str, adapter: str, files:
     weights = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
     one, other = ((tmp_path / name / "sft" / "model" / weights).read_bytes() for name in ("broken", "whole"))
     assert one == other
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("stage", ["dpo", "grpo"])
+def test_preferences_and_rewards_killed_go_on_likewise(stage: str, kind: str, files: Path, tmp_path: Path,
+                                                       backend_name: str) -> None:
+    fields = {**small_stages.settings(files, stage, tmp_path / "whole", backend_name), "model": str(files / kind),
+              "steps": 4, **LORA}
+    made = getattr(od, stage)(**fields)
+    fields |= {"out": str(tmp_path / "broken")}
+    killed_at_first_save(stage, fields)
+    again = getattr(od, stage)(**fields, resume=True)
+    assert losses(tmp_path / "broken", stage) == losses(tmp_path / "whole", stage)
+    weights = "adapter_model.safetensors"
+    assert (made / weights).read_bytes() == (again / weights).read_bytes()
 
 
 def test_the_other_backend_does_not_go_on(files: Path, tmp_path: Path) -> None:

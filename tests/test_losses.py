@@ -17,11 +17,11 @@ from gradients import graded, on_device
 from ondevice.backend import Backend
 from ondevice.config.preference import DPOConfig, GRPOConfig, RewardConfig
 from ondevice.data.completions import Row
+from ondevice.data.token_pairs import PairSource, TokenPair
 from ondevice.losses import WITHOUT_REFERENCE, grpo_objective, k3, log_sigmoid, preference_objective, reward_objective
 from ondevice.rollout import Sampled
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
-from ondevice.stages.pairs import PairSource, TokenPair
 from ondevice.stages.reward import scored
 from ondevice.stages.rollouts import micro_batches, spread
 

@@ -18,6 +18,8 @@ from data_samples import small_tokenizer
 from ondevice.backend import load_backend
 from ondevice.config.preference import DPOConfig, PPOConfig
 from ondevice.data.completions import Row
+from ondevice.data.formats import to_pair
+from ondevice.data.token_pairs import TokenPair
 from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.models.folder import write_model
@@ -25,7 +27,7 @@ from ondevice.pairs import held_out
 from ondevice.rewards.rewards import Scores
 from ondevice.stages.dpo import sides_of
 from ondevice.stages.grpo import figures
-from ondevice.stages.pairs import TokenPair, sha_of, to_pair
+from ondevice.stages.pairs import sha_of
 from small_stages import settings
 
 TORCH = load_backend("torch", device="cpu", dtype="float32")

@@ -25,6 +25,7 @@ from ondevice.backend import Backend, OptimSettings
 from ondevice.config.preference import GRPOConfig, RewardConfig
 from ondevice.data.completions import Row, completion_batch
 from ondevice.data.packing import set_denominator
+from ondevice.data.token_pairs import PairSource, TokenPair
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.events import read
 from ondevice.losses import causal_lm_loss, grpo_loss, ppo_loss, preference_loss, reward_loss
@@ -37,7 +38,6 @@ from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
-from ondevice.stages.pairs import PairSource, TokenPair
 from ondevice.stages.reward import scored, whole
 from ondevice.stages.rollouts import micro_batches, spread
 from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate

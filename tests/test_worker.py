@@ -19,11 +19,11 @@ import ondevice as od
 from ondevice.backend import load_backend
 from ondevice.config.use import WorkerConfig
 from ondevice.data.chat import add_template
+from ondevice.data.token_pairs import completion_row
 from ondevice.errors import UserError
 from ondevice.models.folder import load_model, write_model
 from ondevice.models.heads import with_head
 from ondevice.rollout import Scorer
-from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.worker import serve
 

@@ -23,7 +23,7 @@ class SampleConfig(StageConfig):
     other: str = ""
     """A second checkpoint: then each writes one response. Empty: all are the first one's."""
     data: str = "builtin"
-    """Prompts: a file, a folder, or builtin[:RECIPE]."""
+    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
     ratings: str = ""
     """Where the pairs go: a ratings.db. Empty: the run folder's."""
     prompts: int = 1000
@@ -88,8 +88,8 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, or builtin[:RECIPE] (right answers and
-    others). Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, builtin[:RECIPE] (right answers and
+    others), or several with their shares of the pairs: mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = 0.1
@@ -171,7 +171,7 @@ class PPOConfig(RolloutConfig):
     reward_model: str = ""
     """The reward model's folder. The value model begins from it."""
     data: str = "builtin"
-    """Prompts: a file, a folder, or builtin[:RECIPE]."""
+    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
     steps: int = 20
     """Rollouts."""
     epochs: int = 4
@@ -219,7 +219,8 @@ class GRPOConfig(RolloutConfig):
     """Stage 4: reasoning from verifiable rewards. A completion is better or worse than the others of its group."""
 
     data: str = "builtin"
-    """Problems with answers: builtin[:RECIPE], a file of prompt and answer, or gym:NAME (reasoning-gym)."""
+    """Problems with answers: builtin[:RECIPE], a file of prompt and answer, gym:NAME (reasoning-gym), or several with
+    their shares: a.jsonl:2,gym:NAME:1."""
     validation: str = ""
     """Held-out problems; empty: a part of the data (builtin and gym have their own)."""
     steps: int = 60

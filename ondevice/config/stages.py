@@ -63,6 +63,8 @@ class TrainingConfig(StageConfig):
 
     steps: int = 1000
     """Optimizer steps."""
+    limit: int = 0
+    """Rows read of each source of the data at most, the first ones; 0: all."""
     batch_size: int = 16
     """Rows of one micro-batch."""
     accumulate: int = 1
@@ -118,7 +120,7 @@ class TrainingConfig(StageConfig):
         super().check()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
-        self._at_least(0, "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
+        self._at_least(0, "limit", "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
                        "clip_norm", "weight_decay")
         self._above(0, "learning_rate", "muon_learning_rate", "eps")
         self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
@@ -166,7 +168,9 @@ class InitConfig(StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
     data: str = "builtin"
-    """Text that the tokenizer learns from: a file, a folder, or builtin[:RECIPE]."""
+    """Text that the tokenizer learns from: a file, a folder, builtin[:RECIPE], or several as for pretrain."""
+    limit: int = 0
+    """Documents read of each source at most, the first ones; 0: all."""
     tokenizer: str = ""
     """Folder of a ready tokenizer; empty: train one on the data."""
     vocab_size: int = 1024
@@ -207,7 +211,7 @@ class InitConfig(StageConfig):
         super().check()
         self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                        "num_key_value_heads", "max_position_embeddings")
-        self._at_least(0, "head_dim", "sliding_window")
+        self._at_least(0, "limit", "head_dim", "sliding_window")
         self._at_least(300, "vocab_size")
         self._above(0, "rope_theta", "rms_norm_eps", "initializer_range", "embedding_std")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -226,7 +230,7 @@ class PretrainConfig(TrainingConfig):
     model: str = ""
     """The folder to start from: any decoder of the Llama kind, BERT, ModernBERT, T5 or BART."""
     data: str = "builtin"
-    """Text: a file, a folder, or builtin[:RECIPE]."""
+    """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens: a.txt:2,b.jsonl:1."""
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
     sequence_length: int = 128
@@ -258,7 +262,7 @@ class SFTConfig(TuningConfig):
     model: str = ""
     """The pre-trained folder to start from."""
     data: str = "builtin"
-    """Chats: a file, a folder, or builtin[:RECIPE]."""
+    """Chats: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
     validation: str = ""
     """Held-out chats; empty: the last part of the data (builtin has its own)."""
     sequence_length: int = 256
@@ -288,7 +292,8 @@ class ClassifyConfig(TrainingConfig):
     model: str = ""
     """The pre-trained folder to start from: an encoder, or a decoder."""
     data: str = "builtin"
-    """Rows of text and label: a file, a folder, or builtin[:RECIPE] (what kind of task a request is)."""
+    """Rows of text and label: a file, a folder, builtin[:RECIPE] (what kind of task a request is), or several with
+    their shares of the rows: a.csv:2,b.csv:1."""
     validation: str = ""
     """Held-out rows; empty: the last part of the data (builtin has its own)."""
     text: str = "text"

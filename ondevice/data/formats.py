@@ -77,6 +77,38 @@ def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return with_tools(messages, row), known
 
 
+def to_pair(row: Row) -> dict[str, Any]:
+    """{"prompt": messages, "chosen", "rejected"} of a row with these, strings or messages; without a prompt the two
+    share their beginning."""
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if chosen is None or rejected is None:
+        raise BadRow("a pair has chosen and rejected")
+    prompt = row.get("prompt", row.get("question"))
+    if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+            shared += 1
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise BadRow("a pair has a prompt")
+    asked = messages_of(prompt, "prompt")
+    said = [_response(x) for x in (chosen, rejected)]
+    if said[0] == said[1]:
+        raise BadRow("chosen and rejected are the same")
+    return {"prompt": with_tools(asked, row), "chosen": said[0], "rejected": said[1]}
+
+
+def _response(value: Any) -> str:
+    """May be empty: to say nothing, and stop, is a response that people rate."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        value = value[0].get("content")
+    if not isinstance(value, str):
+        raise BadRow("a response is one text, or one message")
+    return text_of(value, "a response")
+
+
 def texts(rows: Rows) -> Iterator[str]:
     """Texts of all rows; the bad ones are set aside in `rows`."""
     for row, where in rows:

@@ -56,21 +56,27 @@ class Rows:
 
     The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
     rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is trained on yet.
+    With a `limit` the first so many rows are all there is; a document in several parts is one.
     """
 
-    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True) -> None:
-        self.spec, self.files, self.ignored, self.strict = spec, files, ignored, strict
+    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0) -> None:
+        self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
         self.rejected: list[Rejected] = []
         self.seen = 0
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected = 0, []
+        self.seen, self.rejected, whole = 0, [], 0
         for item, where in self._found():
             self.seen += 1
             if isinstance(item, _Bad):
                 self.reject(where, item.reason, item.row)
+                goes_on = False
             else:
                 yield item, where
+                goes_on = isinstance(text := item.get("text"), Part) and text.more
+            whole += not goes_on
+            if 0 < self.limit <= whole:
+                break
         if not self.seen:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
@@ -87,10 +93,12 @@ class Rows:
             self._stop()
 
     def write_rejected(self, path: Path) -> None:
-        """Writes the bad rows as JSON lines {"where", "reason", "row"}; nothing where there are none."""
-        if self.rejected:
-            lines = (json.dumps(bad._asdict(), ensure_ascii=True, default=str) for bad in self.rejected)
-            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        """Adds the bad rows as JSON lines {"where", "reason", "row"}, those that are not there yet."""
+        lines = [json.dumps(bad._asdict(), ensure_ascii=True, default=str) for bad in self.rejected]
+        there = set(Path(path).read_text(encoding="utf-8").splitlines()) if Path(path).is_file() else set()
+        if lines := [line for line in lines if line not in there]:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
 
     def _stop(self) -> None:
         first = self.rejected[0]
@@ -104,15 +112,15 @@ class Rows:
             yield from _READERS[file.suffix.lower()](file)
 
 
-def read(spec: str | Path, *, strict: bool = True) -> Rows:
-    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`.
+def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
+    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
     Raises UserError for what does not exist or is of no known kind.
     """
     name = str(spec)
     if name.startswith("hub:"):
-        return Rows(name, [], [], strict)
+        return Rows(name, [], [], strict, limit)
     path = Path(spec).expanduser()
     if path.is_dir():
         inside = sorted(f for f in path.rglob("*") if f.is_file()
@@ -122,13 +130,13 @@ def read(spec: str | Path, *, strict: bool = True) -> Rows:
         files = [f for f in inside if f.suffix.lower() in wanted]
         if not files:
             raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
-        return Rows(name, files, [f for f in inside if f not in set(files)], strict)
+        return Rows(name, files, [f for f in inside if f not in set(files)], strict, limit)
     if not path.is_file():
         raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
     if path.suffix.lower() not in _READERS:
         raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
                         hint=f"known: {_known()}")
-    return Rows(name, [path], [], strict)
+    return Rows(name, [path], [], strict, limit)
 
 
 def _known() -> str:

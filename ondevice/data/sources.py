@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ondevice.data import packing
 from ondevice.data.chat import ChatRow
+from ondevice.data.mixture import counts_of
 from ondevice.data.packing import Batch, Plan
 from ondevice.data.readers import Part
 from ondevice.data.stored import ChatRows, made_once, place_of
@@ -236,6 +237,29 @@ def hold_out(tokens: NDArray[Any], fraction: float, eos: int, least: int = 2) ->
     if len(near):
         place = max(0, place - len(tokens) // 50) + int(near[-1]) + 1
     return tokens[:place], tokens[place:]
+
+
+def mixed_stream(parts: Sequence[NDArray[Any]], weights: Sequence[float | None], tokenizer: Tokenizer, folder: Path,
+                 key: str) -> NDArray[Any]:
+    """Several streams as one, a memory map of a file in `folder`: each as often as its weight says, the last time cut
+    after a document's end where one is near. One stream is itself."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def make(file: Path) -> None:
+        with file.open("wb") as out:
+            for part, count in zip(parts, counts_of(list(map(len, parts)), weights), strict=True):
+                for left in range(count, 0, -len(part)):
+                    end = left if left < len(part) else len(part)
+                    near = np.flatnonzero(part[max(0, end - len(part) // 50):end] == tokenizer.eos_id)
+                    if end < len(part) and len(near):
+                        end = max(0, end - len(part) // 50) + int(near[-1]) + 1
+                    for start in range(0, end, _CALL):
+                        out.write(part[start:min(start + _CALL, end)].tobytes())
+
+    dtype = parts[0].dtype
+    return np.memmap(made_once(place_of(Path(folder), "mixed", tokenizer, key).with_suffix(f".{dtype.name}"), make),
+                     dtype=dtype, mode="r")
 
 
 _PIECE = 1 << 16    # characters that are encoded at once; a longer document is cut at a line's end

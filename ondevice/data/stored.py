@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from array import array
@@ -46,6 +47,39 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+class JsonLines(Sequence[Any]):
+    """Rows of a file of JSON lines by number, parsed when they are asked for."""
+
+    def __init__(self, file: Path, starts: NDArray[np.int64]) -> None:
+        self._file, self._starts = file, starts
+
+    @classmethod
+    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]]) -> JsonLines:
+        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet."""
+        def make(part: Path) -> None:
+            part.mkdir()
+            starts = array("q")
+            with (part / "lines.jsonl").open("wb") as out:
+                for row in rows():
+                    starts.append(out.tell())
+                    out.write(json.dumps(row, default=str).encode() + b"\n")
+            with (part / "starts").open("wb") as file:
+                starts.tofile(file)
+
+        made_once(path, make)
+        return cls(path / "lines.jsonl", mapped(path / "starts", np.int64))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return JsonLines(self._file, self._starts[at])
+        with self._file.open("rb") as lines:
+            lines.seek(int(self._starts[at]))
+            return json.loads(lines.readline())
+
+
 class ChatRows(Sequence[ChatRow]):
     """Rows of chats as three flat arrays: ids (N,) int32 and mask (N,) bool of all tokens, starts (rows + 1,) int64."""
 
@@ -65,20 +99,8 @@ class ChatRows(Sequence[ChatRow]):
     @classmethod
     def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]]) -> ChatRows:
         """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not there yet."""
-        def make(part: Path) -> None:
-            part.mkdir()
-            starts = array("q", [0])
-            with (part / "ids").open("wb") as ids, (part / "mask").open("wb") as mask:
-                for row in rows():
-                    ids.write(np.asarray(row.ids, np.int32).tobytes())
-                    mask.write(np.asarray(row.mask, np.bool_).tobytes())
-                    starts.append(starts[-1] + len(row.ids))
-            with (part / "starts").open("wb") as file:
-                starts.tofile(file)
-
-        made_once(path, make)
-        kinds = {"ids": np.int32, "mask": np.bool_, "starts": np.int64}
-        return cls(*(_mapped(path / name, kind) for name, kind in kinds.items()))
+        made_once(path, lambda part: write_rows(part, rows()))
+        return mapped_rows(path)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -104,6 +126,25 @@ class ChatRows(Sequence[ChatRow]):
         return int(self.starts[-1] - self.starts[0])
 
 
-def _mapped(file: Path, dtype: Any) -> NDArray[Any]:
-    """Nothing can be mapped of an empty file."""
+def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
+    """Makes the folder with three files, ids, mask and starts."""
+    folder.mkdir()
+    starts = array("q", [0])
+    with (folder / "ids").open("wb") as ids, (folder / "mask").open("wb") as mask:
+        for row in rows:
+            ids.write(np.asarray(row.ids, np.int32).tobytes())
+            mask.write(np.asarray(row.mask, np.bool_).tobytes())
+            starts.append(starts[-1] + len(row.ids))
+    with (folder / "starts").open("wb") as file:
+        starts.tofile(file)
+
+
+def mapped_rows(folder: Path) -> ChatRows:
+    """Memory maps of what `write_rows` has written."""
+    kinds = {"ids": np.int32, "mask": np.bool_, "starts": np.int64}
+    return ChatRows(*(mapped(folder / name, kind) for name, kind in kinds.items()))
+
+
+def mapped(file: Path, dtype: Any) -> NDArray[Any]:
+    """A memory map of a file of numbers; nothing can be mapped of an empty one."""
     return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype)

@@ -29,9 +29,11 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 
 SECONDS = 5.0
 LARGEST = 10_000_000
-"""Characters, or items of a list, that a template may make; digits that a power may have are a thousandth of it."""
+"""Characters, or items of a list, that a template may make, and four times what it was given; digits that a power may
+have are a thousandth of it."""
 
 _until: ContextVar[float] = ContextVar("until")
+_most: ContextVar[int] = ContextVar("most")
 
 
 def run_template(template: str, names: dict[str, Any]) -> str:
@@ -40,16 +42,26 @@ def run_template(template: str, names: dict[str, Any]) -> str:
     Raises UserError for one that cannot be read, or is not done within `SECONDS` or `LARGEST` characters; and whatever
     a template raises that refuses what it is given: jinja2's errors, and those of operations on the wrong types.
     """
-    token = _until.set(time.monotonic() + SECONDS)
+    most = LARGEST + 4 * _characters(names)
+    until, room = _until.set(time.monotonic() + SECONDS), _most.set(most)
     try:
         text = _compiled(template).render(names)
     except MemoryError as error:
-        raise _endless(f"needs more than {LARGEST:,} characters") from error
+        raise _endless(f"needs more than {most:,} characters") from error
     finally:
-        _until.reset(token)
-    if len(text) > LARGEST:
-        raise _endless(f"writes more than {LARGEST:,} characters for one chat")
+        _until.reset(until)
+        _most.reset(room)
+    if len(text) > most:
+        raise _endless(f"writes more than {most:,} characters for one chat")
     return text
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _endless(what: str) -> UserError:
@@ -88,8 +100,8 @@ class _Limits(jinja2.ext.Extension):
             raise _endless(f"is not done after {SECONDS:g} seconds")
 
     def _part(self, value: Any) -> Any:
-        if isinstance(value, str) and len(value) > LARGEST:
-            raise _endless(f"makes a text of more than {LARGEST:,} characters")
+        if isinstance(value, str) and len(value) > _most.get():
+            raise _endless(f"makes a text of more than {_most.get():,} characters")
         return value
 
 
@@ -104,8 +116,8 @@ class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return made
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if _size(operator, left, right) > LARGEST:
-            raise _endless(f"makes something larger than {LARGEST:,} by {operator}")
+        if _size(operator, left, right) > _most.get():
+            raise _endless(f"makes something larger than {_most.get():,} by {operator}")
         return super().call_binop(context, operator, left, right)
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import BadRow
+from ondevice.data.mixture import Lazy
 from ondevice.data.readers import Rows, read
 from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.rewards import STAGE_GIVES
-from ondevice.stages.material import HELD_MOST, HELD_PART, corpus_of
+from ondevice.stages.material import corpus_of, held_rows
+
+T = TypeVar("T")
 
 GYM_COUNT = 1000
 """Problems of a gym's task where no count is given: it has no end."""
@@ -50,9 +56,7 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     elif spec.startswith("gym:"):
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
-        found = _part(_file(spec, settle), split, spec)
-        if 0 < count < len(found):
-            found = [found[n] for n in sorted(permutation(seed, "problems", 0, len(found))[:count])]
+        found = list(some_of(_part(list(file_problems(spec, settle)), split, spec), count, seed))
     if not found:
         raise UserError("no problems in it", where=spec)
     return found[:count] if count else found
@@ -80,27 +84,36 @@ def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
     return ("train", "validation", "heldout") if split == "all" else (split,)
 
 
-def _file(spec: str, settle: Callable[[Rows], None]) -> list[Problem]:
-    rows = read(spec)
+def some_of(found: Sequence[T], count: int, seed: int) -> Sequence[T]:
+    """At most `count` of them (0: all), drawn by the seed, in their order."""
+    if not 0 < count < len(found):
+        return found
+    return Lazy(found.__getitem__, np.sort(permutation(seed, "problems", 0, len(found))[:count]))
+
+
+def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0) -> Iterator[Problem]:
+    """The problems of a file, a folder or `hub:…`, one at a time: what is not asked twice. Raises UserError as
+    `problems` does."""
+    rows = read(spec, limit=limit)
     kind = Path(spec).stem
-    found: dict[str, Problem] = {}
+    seen: set[bytes] = set()
     for row, where in rows:
         try:
             problem = to_problem(row, kind)
         except BadRow as error:
             rows.reject(where, str(error), row)
             continue
-        found.setdefault(problem.prompt, problem)
+        key = hashlib.blake2b(problem.prompt.encode(), digest_size=16).digest()
+        if key not in seen:
+            seen.add(key)
+            yield problem
     settle(rows)
-    return list(found.values())
 
 
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
     if split == "all":
         return found
-    if len(found) < 2:
-        raise UserError("holds one problem only", where=spec, hint="give more: some are held out")
-    held = min(max(1, int(len(found) * HELD_PART)), HELD_MOST)
+    held = held_rows(len(found), spec, "problem")
     return found[:-held] if split == "train" else found[-held:]
 
 

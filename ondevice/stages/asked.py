@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from ondevice.context import Context
+from ondevice.data.builtin.splits import Split
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.mixture import Lazy, mixture, one_after_another
+from ondevice.data.stored import JsonLines, place_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.stages import material
+from ondevice.stages.material import Wanted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,47 +40,76 @@ class Asked:
 Part = Literal["train", "validation", "all"]
 
 
-def prompts(data: str, part: Part, model: Model, room: int, ctx: Context) -> list[Asked]:
-    """The prompts of `data`; those that leave no `room` tokens for an answer are left out and counted. Of a person's
-    own prompts the last tenth is `validation`; `all` of the built-in ones is their train split. Raises UserError for
-    data without any, as for a model without a chat template."""
+def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Asked]:
+    """The prompts of all sources; those that leave no `room` tokens for an answer are left out and counted. Of a
+    person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
+    Raises UserError for data without any, as for a model without a chat template."""
     need_template(model)
-    corpus = material.corpus_of(data, ctx.corpus)
-    if corpus is not None:
+
+    def rows(one: Wanted) -> Sequence[Asked]:
+        corpus = material.corpus_of(one.data, ctx.corpus)
+        if corpus is None:
+            found = stored(one, lambda: read(one), "prompts", model, room, ctx)
+            return found if part == "all" else parted(found, part, one.data, "prompt")
         from ondevice.data.builtin import build
 
-        rows = [([{"role": "user", "content": row["prompt"]}], {k: v for k, v in row.items() if k != "prompt"})
-                for row in build(corpus).prompts("validation" if part == "validation" else "train")]
-    else:
-        rows = material.converted(data, to_prompt, ctx)
-        held = min(max(1, int(len(rows) * material.HELD_PART)), material.HELD_MOST)
-        if part != "all" and len(rows) <= held:
-            raise UserError("holds one prompt only", where=data, hint="give more: some are held out")
-        rows = {"train": rows[:-held], "validation": rows[-held:], "all": rows}[part]
-    return fitting(rows, model, room, data, ctx)
+        split: Split = "validation" if part == "validation" else "train"
+        made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
+        told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)
+        return stored(one, lambda: told, f"{split} prompts", model, room, ctx)
+
+    def read(one: Wanted) -> Iterator[Asked]:
+        def to_asked(row: Any) -> Asked:
+            messages, known = to_prompt(row)
+            return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+        return (asked for _, asked in material.taken(one, to_asked, ctx))
+
+    parts = [rows(one) for one in wanted.alone()]
+    return one_after_another(parts) if part == "validation" else mixture(parts, wanted.weights, wanted.seed)
 
 
-def fitting(rows: Sequence[tuple[list[dict[str, Any]], Mapping[str, Any]]], model: Model, room: int, where: str,
-            ctx: Context) -> list[Asked]:
-    """Rows as ids, without those that leave no room for an answer. Raises UserError where none is left."""
-    found = [Asked(messages, _ids(messages, model.tokenizer), known) for messages, known in rows]
-    fit = [asked for asked in found if len(asked.ids) + room <= model.cfg.max_position_embeddings]
-    if not fit:
-        raise UserError(f"none of {len(found)} prompts leaves room for {room} tokens of an answer", where=where,
+def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
+    """A conversation of one message. Raises BadRow where the template refuses it."""
+    messages = [{"role": "user", "content": text}]
+    return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+
+
+def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model: Model, room: int,
+           ctx: Context) -> Sequence[Asked]:
+    """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
+    at a time, where a process before this one has not left them; `name` tells them from others of the same source.
+    Raises UserError where none is left."""
+    most = model.cfg.max_position_embeddings - room
+    left_out = 0
+
+    def fitting() -> Iterator[list[Any]]:
+        nonlocal left_out
+        try:
+            for asked in rows():
+                if len(asked.ids) <= most:
+                    yield [asked.messages, asked.ids, dict(asked.known)]
+                else:
+                    left_out += 1
+        except BadRow as error:
+            raise UserError(str(error), where=wanted.data) from error
+
+    place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer, f"{name} {most} {wanted.key(ctx.corpus)}")
+    lines = JsonLines.stored(place, fitting)
+    if not lines:
+        raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
                         hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")
-    if len(fit) < len(found):
-        ctx.warn(f"{len(found) - len(fit)} of {len(found)} prompts leave no room for an answer and are left out")
-    return fit
+    if left_out:
+        ctx.warn(f"{left_out} of {len(lines) + left_out} prompts leave no room for an answer and are left out")
+    return Lazy(lambda n: Asked(*lines[n]), np.arange(len(lines)))
+
+
+def parted(rows: Sequence[T], part: Literal["train", "validation"], where: str, what: str) -> Sequence[T]:
+    """What is learned from, or the last rows, which are held out. Raises UserError where there is one row only."""
+    held = material.held_rows(len(rows), where, what)
+    return rows[:-held] if part == "train" else rows[-held:]
 
 
 def need_template(model: Model) -> None:
     """Raises UserError for a model that was never taught to answer."""
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")
-
-
-def _ids(messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
-    try:
-        return prompt_ids(messages, tokenizer)
-    except BadRow as error:
-        raise UserError(str(error), where="data") from error

@@ -31,7 +31,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(cfg.data, cfg.validation, cfg.text, cfg.label, ctx)
+    found = material.labelled(material.Wanted.of(cfg), cfg.text, cfg.label, ctx)
     names = tuple(sorted({name for _, name in found.train}))
     if len(names) < 2:
         raise UserError(f"all rows are of the class {names[0]!r}", where=cfg.data, hint="give rows of two or more")

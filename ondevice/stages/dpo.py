@@ -5,6 +5,7 @@ The reference's log-probabilities are computed once and kept beside the stage: a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -16,21 +17,25 @@ from ondevice.backend import Params
 from ondevice.config.preference import DPOConfig
 from ondevice.context import Context, Made, digest
 from ondevice.data.completions import Row, completion_batch
+from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
+from ondevice.data.token_pairs import PairSource, TokenPair
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.models.folder import Model, writer
+from ondevice.progress import counted
 from ondevice.rollout import Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.pairs import PairSource, TokenPair, pairs
+from ondevice.stages.pairs import pairs
 from ondevice.stages.start import load_start, with_adapter
 
+TOGETHER = 1000  # responses of which every token's figure is in memory at once
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
 def run(cfg: DPOConfig, ctx: Context) -> Made:
     model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
-    found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, model, ctx)
+    found = pairs(cfg, model, ctx)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type)
@@ -58,42 +63,46 @@ def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOCo
     return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
 
 
-def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[list[Row]]:
+def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[Sequence[Row]]:
     """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next pair of another
     prompt, no longer than the longest pair."""
-    sides = [[p.chosen for p in pairs], [p.rejected for p in pairs]]
+    numbers = np.arange(len(pairs))
+    sides: list[Sequence[Row]] = [Lazy(lambda i: pairs[i].chosen, numbers), Lazy(lambda i: pairs[i].rejected, numbers)]
     if kind == "kto":
-        after, longest = mismatched(pairs), max(p.length for p in pairs)
-        sides.append([Row(p.chosen.prompt, q.chosen.completion[:longest - len(p.chosen.prompt)])
-                      for p, q in zip(pairs, after, strict=True)])
+        longest = max(p.length for p in pairs)
+
+        def crossed(i: int) -> Row:
+            prompt = pairs[i].chosen.prompt
+            return Row(prompt, mismatched(pairs, i).chosen.completion[:longest - len(prompt)])
+        sides.append(Lazy(crossed, numbers))
     return sides
 
 
-def mismatched(pairs: Sequence[TokenPair]) -> list[TokenPair]:
-    """For each pair the next one, in a circle, whose prompt is another; the next one where all have the same."""
-    count = len(pairs)
-
-    def other(i: int) -> TokenPair:
-        circle = (pairs[(i + n) % count] for n in range(1, count))
-        return next((p for p in circle if not np.array_equal(p.chosen.prompt, pairs[i].chosen.prompt)),
-                    pairs[(i + 1) % count])
-    return [other(i) for i in range(count)]
+def mismatched(pairs: Sequence[TokenPair], i: int) -> TokenPair:
+    """The next pair after number i, in a circle, whose prompt is another; the next one where all have the same."""
+    count, prompt = len(pairs), pairs[i].chosen.prompt
+    circle = (pairs[(i + n) % count] for n in range(1, count))
+    return next((p for p in circle if not np.array_equal(p.chosen.prompt, prompt)), pairs[(i + 1) % count])
 
 
 def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model,
                     ctx: Context) -> NDArray[np.float32]:
     """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read from a file beside
     the stage where an earlier process has left it."""
-    flat = [row for side in sides for row in side]
+    flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
+    rows = hashlib.sha256()
+    for row in flat:
+        rows.update(np.array([len(row.prompt), *row.prompt, len(row.completion), *row.completion], np.int32).tobytes())
     key = digest([ctx.fingerprint.get("model", str(model.folder)), ctx.backend.name, ctx.backend.dtype,
-                  [[*map(int, row.prompt), -1, *map(int, row.completion)] for row in flat]])
+                  rows.hexdigest()])
     file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
     if file.is_file():
         sums: NDArray[np.float32] = np.load(file)
         return sums
     ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
-    each = [part.sum(dtype=np.float64) for part in scorer.logprobs(model.params, flat)]
+    parts = counted((flat[n:n + TOGETHER] for n in range(0, len(flat), TOGETHER)), f"{ctx.name}: thousands scored")
+    each = [row.sum(dtype=np.float64) for part in parts for row in scorer.logprobs(model.params, list(part))]
     sums = np.array(each, np.float32).reshape(len(sides), -1)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.{os.getpid()}.part")

@@ -31,8 +31,11 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
+    if not out.get("limit"):
+        out.pop("limit", None)  # a run of before there was one goes on
     if isinstance(cfg, PairsConfig):
-        out["data"] = pairs_digest(cfg.data, out.pop("validation"), folder.path, resume, corpus)
+        out.pop("validation")
+        out["data"] = pairs_digest(cfg, folder.path, resume, corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), corpus)
     for name in ("replay", "sft_data"):

@@ -6,7 +6,7 @@ over the group; `updates` updates. Nothing but right answers is shown: how to re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -16,16 +16,17 @@ from ondevice.advantages import group_advantages, without_spread
 from ondevice.backend import Params
 from ondevice.config.preference import GRPOConfig
 from ondevice.context import Context, Made
+from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import grpo_loss
 from ondevice.models.folder import Model, writer
 from ondevice.rewards.rewards import Rewards, Scores
-from ondevice.rewards.tasks import problems
+from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, fitting, need_template
+from ondevice.stages.asked import Asked, from_user, need_template, parted, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
@@ -54,7 +55,7 @@ class GRPOFeed:
     def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
         self.cfg, self.ctx, self.rewards = cfg, ctx, rewards
         self.reference = policy.params
-        self.asked, self.held = self._asked("train", 0, policy), self._asked("validation", HELD, policy)
+        self.asked, self.held = self._asked("train", policy), self._asked("validation", policy)
         rewards.check({name for one in self.asked for name in one.known})
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
                                seed=cfg.seed, batch_size=cfg.rollout_batch)
@@ -133,14 +134,31 @@ class GRPOFeed:
     def restore(self, kept: Mapping[str, Any]) -> None:
         """A rollout follows from the parameters and the step's number."""
 
-    def _asked(self, split: Literal["train", "validation"], count: int, policy: Model) -> list[Asked]:
-        cfg = self.cfg
-        spec, part = (cfg.validation, "all") if split == "validation" and cfg.validation else (cfg.data, split)
-        found = problems(spec, part, count, cfg.seed, self.ctx.corpus,  # type: ignore[arg-type]
-                         settle=partial(material.settle, ctx=self.ctx))
-        rows = [([{"role": "user", "content": p.prompt}], {**p.columns, "answer": p.answer, "kind": p.kind})
-                for p in found]
-        return fitting(rows, policy, cfg.max_new_tokens, spec, self.ctx)
+    def _asked(self, part: Literal["train", "validation"], policy: Model) -> Sequence[Asked]:
+        wanted = material.Wanted.of(self.cfg)
+        if part == "train":
+            parts = [self._of(one, part, one.limit, policy) for one in wanted.alone()]
+            return mixture(parts, wanted.weights, wanted.seed)
+        ones = wanted.held() or wanted.alone()
+        each = -(-HELD // len(ones))
+        return one_after_another([self._of(one, "all" if wanted.validation else part, each, policy) for one in ones])
+
+    def _of(self, one: material.Wanted, part: Literal["train", "validation", "all"], count: int,
+            policy: Model) -> Sequence[Asked]:
+        """At most `count` problems (0: all) of one source; of a person's own the last tenth is `validation`."""
+        seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
+
+        def asked(found: Iterable[Problem]) -> Iterator[Asked]:
+            return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
+
+        if one.data.startswith("gym:") or material.corpus_of(one.data, ctx.corpus) is not None:
+            return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
+                          f"{part} problems {count} {seed}", policy, room, ctx)
+        settle = partial(material.settle, ctx=ctx)
+        found = stored(one, lambda: asked(file_problems(one.data, settle, one.limit)), "problems", policy, room, ctx)
+        if part == "train":
+            return parted(found, part, one.data, "problem")
+        return some_of(found if part == "all" else parted(found, part, one.data, "problem"), count, seed)
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ondevice.config.corpus import CorpusConfig
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.chat import ChatRow, encode_chats
-from ondevice.data.sources import hold_out, tokenize_corpus
+from ondevice.data.mixture import BY_NAME, mixture, one_after_another, sources
+from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus
 from ondevice.data.stored import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -28,15 +29,54 @@ T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
-HELD_MOST = 500  # chats
-BY_NAME = ("hub:", "gym:")  # data that is no file
+HELD_MOST = 500  # rows
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage asks for: one source or several, what is held out (empty: the last rows of each), how many rows of
+    each source at most (0: all), and the seed of what a mixture repeats."""
+
+    data: str
+    validation: str = ""
+    limit: int = 0
+    seed: int = 0
+
+    @classmethod
+    def of(cls, cfg: Any) -> Wanted:
+        """What the settings of a stage say."""
+        return cls(cfg.data, cfg.validation, cfg.limit, cfg.seed)
+
+    @property
+    def weights(self) -> list[float | None]:
+        return [source.weight for source in sources(self.data)]
+
+    def key(self, corpus: CorpusConfig) -> str:
+        """Names everything that decides what is read."""
+        return f"{self} {data_digest(self.data, self.validation, corpus)}"
+
+    def alone(self) -> list[Wanted]:
+        """Each source by itself."""
+        return [Wanted(source.data, "", self.limit, self.seed) for source in sources(self.data)]
+
+    def held(self) -> list[Wanted]:
+        """The sources of `validation`, all of them."""
+        return [Wanted(source.data) for source in sources(self.validation)] if self.validation else []
+
+
+def held_rows(rows: int, where: str, what: str) -> int:
+    """How many of a person's own rows are held out, the last ones. Raises UserError where none would be left."""
+    if rows < 2:
+        raise UserError(f"holds one {what} only", where=where, hint="give more, or --validation FILE")
+    return min(max(1, int(rows * HELD_PART)), HELD_MOST)
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
-    """What `builtin` (the run's corpus) or `builtin:RECIPE` means; None: `data` is a path."""
+    """What `builtin` (the run's corpus) or `builtin:RECIPE` means; None: `data` is a path, or several sources."""
     if data == "builtin":
         return default
-    if data.startswith("builtin:"):
+    if data.startswith("builtin:") and len(sources(data)) == 1:
         from ondevice.config.recipe import load_recipe
 
         return load_recipe(data.partition(":")[2]).corpus
@@ -48,29 +88,43 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
     a stage's fingerprint. Raises UserError for a file that is not there."""
     from ondevice.config.load import to_mapping
 
-    corpus = corpus_of(data, default)
-    if corpus is not None:
-        return digest(to_mapping(corpus))
-    return digest([p if p.startswith(BY_NAME) else digest_path(_existing(p)) for p in (data, validation) if p])
+    def one(name: str) -> Any:
+        corpus = corpus_of(name, default)
+        if corpus is not None:
+            return to_mapping(corpus)
+        return name if name.startswith(BY_NAME) else digest_path(_existing(name))
+
+    if corpus_of(data, default) is not None:
+        return digest(one(data))
+    return digest([one(source.data) if len(found) == 1 else [one(source.data), source.weight]
+                   for named in (data, validation) if named for found in (sources(named),) for source in found])
+
+
+def builtin_in(data: str, default: CorpusConfig) -> CorpusConfig | None:
+    """The built-in corpus, where it is among the sources."""
+    return next((corpus for source in sources(data) if (corpus := corpus_of(source.data, default)) is not None), None)
 
 
 def _existing(path: str) -> Path:
     if not Path(path).exists():
-        raise UserError("there is no such file or folder", where=path, hint="give a path, or builtin")
+        several = ", or several as a.jsonl:2,b.jsonl:1" if "," in path else ""
+        raise UserError("there is no such file or folder", where=path, hint=f"give a path, or builtin{several}")
     return Path(path)
 
 
-def texts(data: str, ctx: Context) -> Iterator[str]:
-    """Training documents. Raises UserError for missing, empty or unreadable data."""
-    corpus = corpus_of(data, ctx.corpus)
-    if corpus is not None:
-        from ondevice.data.builtin import build
+def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
+    """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
+    data."""
+    for one in wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            from ondevice.data.builtin import build
 
-        yield from build(corpus).documents("train")
-        return
-    rows = _open(data)
-    yield from counted(_texts(rows), f"{ctx.name}: documents read")
-    settle(rows, ctx)
+            yield from islice(build(corpus).documents("train"), one.limit or None)
+            continue
+        rows = _open(one.data, one.limit)
+        yield from counted(_texts(rows), f"{ctx.name}: documents read")
+        settle(rows, ctx)
 
 
 def plain_texts(path: str) -> list[str]:
@@ -101,19 +155,33 @@ def plain_chats(path: str) -> list[list[dict[str, Any]]]:
     return [chat["messages"] for chat in plain_rows(path, to_chat)]
 
 
-def token_streams(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
-    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth is held out."""
+def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
+    out."""
     cache = ctx.folder.path / "data"
-    corpus = corpus_of(data, ctx.corpus)
-    train = tokenize_corpus(texts(data, ctx), tokenizer, cache, key=f"{data} {data_digest(data, '', ctx.corpus)}")
-    if corpus is not None:
-        from ondevice.data.builtin import build
 
-        return train, tokenize_corpus(build(corpus).documents("validation"), tokenizer, cache)
-    if validation:
-        key = f"{validation} {data_digest(validation, '', ctx.corpus)}"
-        return train, tokenize_corpus(texts(validation, ctx), tokenizer, cache, key=key)
-    return hold_out(train, HELD_PART, tokenizer.eos_id)
+    def stream(one: Wanted) -> Tokens:
+        return tokenize_corpus(texts(one, ctx), tokenizer, cache, key=one.key(ctx.corpus))
+
+    train, held = [], []
+    for one in wanted.alone():
+        tokens, corpus = stream(one), corpus_of(one.data, ctx.corpus)
+        if wanted.validation:
+            pass
+        elif corpus is not None:
+            from ondevice.data.builtin import build
+
+            held.append(tokenize_corpus(build(corpus).documents("validation"), tokenizer, cache))
+        else:
+            tokens, last = hold_out(tokens, HELD_PART, tokenizer.eos_id)
+            held.append(last)
+        train.append(tokens)
+    held += map(stream, wanted.held())
+    if len(train) == len(held) == 1:
+        return train[0], held[0]
+    key = wanted.key(ctx.corpus)
+    return (mixed_stream(train, wanted.weights, tokenizer, cache, key),
+            mixed_stream(held, [None] * len(held), tokenizer, cache, f"held out {key}"))
 
 
 @dataclass(frozen=True)
@@ -124,23 +192,38 @@ class Chats:
     held: ChatRows
 
 
-def chats(data: str, validation: str, tokenizer: Tokenizer, ctx: Context) -> Chats:
+def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
     """Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
-    corpus = corpus_of(data, ctx.corpus)
-    if corpus is not None:
-        from ondevice.data.builtin import build
+    train, held = [], []
+    for one in wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            rows, last = _builtin_chats(corpus, one.limit, tokenizer)
+        else:
+            rows = _chat_rows(one, tokenizer, ctx)
+            count = 0 if wanted.validation else held_rows(len(rows), one.data, "chat")
+            rows, last = rows[:len(rows) - count], rows[len(rows) - count:]
+        train.append(rows)
+        held.append(last)
+    if wanted.validation:
+        held = [_chat_rows(one, tokenizer, ctx) for one in wanted.held()]
 
-        made = build(corpus)
-        train, held = (encode_chats([c["messages"] for c in found], tokenizer)
-                       for found in (made.chats("train"), made.chats("validation")))
-        return Chats(ChatRows.of(train), ChatRows.of(held))
-    rows = _chat_rows(data, tokenizer, ctx)
-    if validation:
-        return Chats(rows, _chat_rows(validation, tokenizer, ctx))
-    if len(rows) < 2:
-        raise UserError("holds one chat only", where=data, hint="give more, or --validation FILE")
-    held_rows = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
-    return Chats(rows[:-held_rows], rows[-held_rows:])
+    def together(name: str, parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
+        if len(parts) == 1:
+            return parts[0]
+        place = place_of(ctx.folder.path / "data", "mixed", tokenizer, f"{name} {wanted.key(ctx.corpus)}")
+        return ChatRows.stored(place, lambda: mixture(parts, weights, wanted.seed))
+
+    return Chats(together("train", train, wanted.weights), together("held", held, [None] * len(held)))
+
+
+def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
+    from ondevice.data.builtin import build
+
+    made = build(corpus)
+    train, held = (ChatRows.of(encode_chats([c["messages"] for c in found], tokenizer))
+                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
+    return train, held
 
 
 @dataclass(frozen=True)
@@ -151,62 +234,70 @@ class Labelled:
     held: list[tuple[str, str]]
 
 
-def labelled(data: str, validation: str, text: str, label: str, ctx: Context) -> Labelled:
+def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
     """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
     Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
-    corpus = corpus_of(data, ctx.corpus)
-    if corpus is not None:
-        from ondevice.data.builtin import build
+    def to_pair(row: Any) -> tuple[str, str]:
+        from ondevice.data.formats import BadRow
 
-        made = build(corpus)
-        train, held = ([(chat["messages"][0]["content"], chat["kind"]) for chat in found]
-                       for found in (made.chats("train"), made.chats("validation")))
-    else:
-        def to_pair(row: Any) -> tuple[str, str]:
-            from ondevice.data.formats import BadRow
+        if not isinstance(row.get(text), str) or not row[text].strip():
+            raise BadRow(f"the column {text!r} holds no text")
+        if not isinstance(row.get(label), str | int):
+            raise BadRow(f"the column {label!r} holds no class")
+        return row[text], str(row[label])
 
-            if not isinstance(row.get(text), str) or not row[text].strip():
-                raise BadRow(f"the column {text!r} holds no text")
-            if not isinstance(row.get(label), str | int):
-                raise BadRow(f"the column {label!r} holds no class")
-            return row[text], str(row[label])
-
-        train = converted(data, to_pair, ctx)
-        if validation:
-            held = converted(validation, to_pair, ctx)
-        elif len(train) < 2:
-            raise UserError("holds one row only", where=data, hint="give more, or --validation FILE")
+    train: list[Sequence[tuple[str, str]]] = []
+    held: list[Sequence[tuple[str, str]]] = []
+    for one in wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            rows, last = _builtin_labels(corpus, one.limit)
         else:
-            count = min(max(1, int(len(train) * HELD_PART)), HELD_MOST)
-            train, held = train[:-count], train[-count:]
-    if unknown := {name for _, name in held} - {name for _, name in train}:
-        raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from", where=validation or data,
-                        hint="mix the rows, or give --validation FILE")
-    return Labelled(train, held)
+            rows = converted(one, to_pair, ctx)
+            count = 0 if wanted.validation else held_rows(len(rows), one.data, "row")
+            rows, last = rows[:len(rows) - count], rows[len(rows) - count:]
+        train.append(rows)
+        held.append(last)
+    if wanted.validation:
+        held = [converted(one, to_pair, ctx) for one in wanted.held()]
+    found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
+    if unknown := {name for _, name in found.held} - {name for _, name in found.train}:
+        raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
+                        where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
+    return found
+
+
+def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    from ondevice.data.builtin import build
+
+    made = build(corpus)
+    train, held = ([(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
+    return train, held
 
 
 def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
              ctx: Context) -> ChatRows:
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
     many that they are `share` of all tokens. Raises UserError as `texts` does."""
-    key = f"{data} {data_digest(data, '', ctx.corpus)}"
-    stream = tokenize_corpus(texts(data, ctx), tokenizer, ctx.folder.path / "data", key=key)
+    wanted = Wanted(data)
+    stream = tokenize_corpus(texts(wanted, ctx), tokenizer, ctx.folder.path / "data", key=wanted.key(ctx.corpus))
     pieces = max(1, (len(stream) - 1) // width)
-    wanted = round(share / (1 - share) * beside.tokens / width)
-    drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-wanted // pieces)))
-    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in islice(drawn, wanted))
+    count = round(share / (1 - share) * beside.tokens / width)
+    drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces)))
+    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in islice(drawn, count))
     rows = (ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids)
     # which chats, how much of which text, in which order: the stage's fingerprint says all of it
     place = place_of(ctx.folder.path / "data", "replayed", tokenizer, digest(ctx.fingerprint))
     return ChatRows.stored(place, lambda: chain(beside, rows))
 
 
-def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
+def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
     from ondevice.data.formats import to_chat
 
     def encoded() -> Iterator[ChatRow]:
-        rows = _open(path)
+        rows = _open(wanted.data, wanted.limit)
         place = ""
 
         def conversations() -> Iterator[list[dict[str, Any]]]:
@@ -220,22 +311,26 @@ def _chat_rows(path: str, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
                                 reject=lambda _, reason: rows.reject(place, reason))
         settle(rows, ctx)
 
-    key = f"{path} {data_digest(path, '', ctx.corpus)}"
+    key = wanted.key(ctx.corpus)
     return ChatRows.stored(place_of(ctx.folder.path / "data", "chats", tokenizer, key), encoded)
 
 
-def converted(path: str, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list[T]:
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
-    rows = _open(path)
-    found = [made for _, made in _convert(rows, convert)]
+    return [made for _, made in taken(wanted, convert, ctx)]
+
+
+def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
+    """(place, row) of `converted`, one at a time."""
+    rows = _open(wanted.data, wanted.limit)
+    yield from counted(_convert(rows, convert), f"{ctx.name}: rows read")
     settle(rows, ctx)
-    return found
 
 
-def _open(path: str) -> Rows:
+def _open(path: str, limit: int = 0) -> Rows:
     from ondevice.data.readers import read
 
-    return read(path)
+    return read(path, limit=limit)
 
 
 def _texts(rows: Rows) -> Iterator[str]:
@@ -262,6 +357,6 @@ def settle(rows: Rows, ctx: Context) -> None:
     """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
     rows.check()
     if rows.rejected:
-        file = ctx.folder.path / "rejected.jsonl"
+        file = ctx.folder.path / REJECTED
         rows.write_rejected(file)
         ctx.warn(f"{len(rows.rejected)} of {rows.seen} rows could not be used; {file} lists them")

@@ -23,6 +23,7 @@ from ondevice.config.preference import PPOConfig
 from ondevice.context import Context, Made
 from ondevice.data.packing import Batch
 from ondevice.data.sources import ChatSource
+from ondevice.data.token_pairs import completion_row
 from ondevice.errors import UserError
 from ondevice.loop import Better, Work, fit
 from ondevice.losses import ppo_loss
@@ -35,7 +36,6 @@ from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, prompts
 from ondevice.stages.groups import GroupLog, told
-from ondevice.stages.pairs import completion_row
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
 from ondevice.stages.start import load_start, with_adapter
@@ -96,8 +96,9 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        self.asked = prompts(cfg.data, "train", policy, room, ctx)
-        self.held = prompts(cfg.data, "validation", policy, room, ctx)[-HELD:]
+        wanted = material.Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
+        self.asked = prompts(wanted, "train", policy, room, ctx)
+        self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
                                batch_size=cfg.rollout_batch)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
@@ -187,7 +188,7 @@ class PPOFeed:
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = material.chats(self.cfg.sft_data, "", policy.tokenizer, self.ctx)
+        found = material.chats(material.Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
                           seed=self.cfg.seed)

@@ -25,7 +25,7 @@ from ondevice.stages.summary import bytes_per_token
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(cfg.data, cfg.validation, model.tokenizer, ctx)
+    train, held = material.token_streams(material.Wanted.of(cfg), model.tokenizer, ctx)
     rows = SOURCES[objective(model.cfg)](cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}

@@ -18,18 +18,19 @@ from ondevice.config.preference import RewardConfig
 from ondevice.context import Context, Made
 from ondevice.data.completions import Row, text_batch
 from ondevice.data.packing import Batch
+from ondevice.data.token_pairs import PairSource, TokenPair, by_parts
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
 from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
-from ondevice.stages.pairs import PairSource, TokenPair, by_parts, pairs
+from ondevice.stages.pairs import pairs
 from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
     writer = load_start(cfg.model, cfg, ctx)
-    found = pairs(cfg.data, cfg.validation, cfg.held_share, cfg.sequence_length, writer, ctx)
+    found = pairs(cfg, writer, ctx)
     model = with_adapter(with_head(writer, ctx.backend, cfg.seed), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
                      make=partial(scored, cfg=cfg, reads=model.network.reads))

@@ -34,7 +34,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(cfg.data, cfg.validation, model.tokenizer, ctx)
+    found = material.chats(material.Wanted.of(cfg), model.tokenizer, ctx)
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = _source(cfg, model)

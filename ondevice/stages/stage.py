@@ -29,6 +29,7 @@ from ondevice.ratings_store import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
 from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished
+from ondevice.stages.material import REJECTED
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
@@ -90,7 +91,8 @@ def _clear(folder: StageFolder) -> None:
 
     for path in (folder.checkpoints, folder.model, folder.path / "value_model", folder.path / PUSH):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS):
+    for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
+                 folder.path / REJECTED):
         path.unlink(missing_ok=True)
 
 

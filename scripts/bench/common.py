@@ -164,10 +164,10 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
     """
     from ondevice.backend import load_backend
     from ondevice.data.chat import prompt_ids
+    from ondevice.data.token_pairs import to_tokens
     from ondevice.models.folder import load_model, write_model
     from ondevice.models.heads import with_head
     from ondevice.randomness import permutation
-    from ondevice.stages.pairs import to_tokens
 
     shape, folder = SIZES[size], work / size
     backend = load_backend(backend_name, "cpu")

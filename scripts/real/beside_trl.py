@@ -133,8 +133,8 @@ def prepare(job: Job) -> None:
 def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
     """A row's ids by TRL's names; None for one that is too long or cannot be read."""
     from ondevice.data.chat import encode_chat
-    from ondevice.data.formats import BadRow, to_chat
-    from ondevice.stages.pairs import to_pair, to_tokens
+    from ondevice.data.formats import BadRow, to_chat, to_pair
+    from ondevice.data.token_pairs import to_tokens
 
     try:
         if job.stage == "sft":
