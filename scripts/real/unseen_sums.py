@@ -1,0 +1,34 @@
+"""Problems of a task that a GRPO run has neither learned from nor held out, as JSON lines of prompt and answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import islice
+from pathlib import Path
+
+from ondevice.config.corpus import CorpusConfig
+from ondevice.rewards.tasks import problems
+from ondevice.stages.grpo import HELD
+
+
+def main() -> None:
+    """`TASK RUN COUNT --seed N`: the run's own problems follow from its seed, which its recipe tells."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", help="gym:NAME?key=value, as the run was given it")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, required=True, help="another than the run's")
+    given = parser.parse_args()
+    cfg = json.loads((given.run / "grpo" / "done.json").read_text())["fingerprint"]
+    known = {p.prompt for part, count in (("train", 0), ("validation", HELD))
+             for p in problems(given.task, part, count, cfg["seed"], CorpusConfig())}  # type: ignore[arg-type]
+    drawn = (p for p in problems(given.task, "all", 0, given.seed, CorpusConfig()) if p.prompt not in known)
+    found = [json.dumps({"prompt": p.prompt, "answer": p.answer}) for p in islice(drawn, given.count)]
+    if len(found) < given.count:
+        parser.exit(1, f"{len(found)} are all that there are\n")
+    print("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()
