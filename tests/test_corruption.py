@@ -18,7 +18,8 @@ import small_stages
 from data_samples import TEXTS
 from ondevice.backend import load_backend
 from ondevice.cli import main
-from ondevice.data.completions import rows_of
+from ondevice.data.chat import ChatRow
+from ondevice.data.completions import answers_of
 from ondevice.data.corruption import (
     CorruptedSource,
     infill,
@@ -29,6 +30,7 @@ from ondevice.data.corruption import (
     text_infilling,
 )
 from ondevice.data.sources import tokenize_corpus
+from ondevice.data.stored import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.errors import UserError
 from ondevice.randomness import generator
@@ -157,8 +159,11 @@ def test_more_spans_than_sentinels_and_missing_tokens_are_named() -> None:
 
 def test_every_answer_is_a_row_with_what_stands_before_it() -> None:
     ids = np.arange(9, dtype=np.int32)
-    made = rows_of(ids, np.array([0, 0, 1, 1, 0, 0, 0, 1, 0], bool))
-    assert [(list(r.prompt), list(r.completion)) for r in made] == [([0, 1], [2, 3]), ([0, 1, 2, 3, 4, 5, 6], [7])]
+    mask = np.array([0, 0, 1, 1, 0, 0, 0, 1, 0], bool)
+    made = answers_of(ChatRows.of([ChatRow(ids[:3] + 20, mask[:3]), ChatRow(ids, mask)]))
+    assert [(list(r.prompt), list(r.completion)) for r in made] == [
+        ([20, 21], [22]), ([0, 1], [2, 3]), ([0, 1, 2, 3, 4, 5, 6], [7])]
+    assert not len(answers_of(ChatRows.of([])))
 
 
 # the road

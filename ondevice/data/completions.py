@@ -6,14 +6,18 @@ token; rows are padded at the end, where causal attention cannot reach.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch, bucket, eighths, pad_targets
 from ondevice.data.sources import RowSource
+from ondevice.data.stored import ChatRows
 from ondevice.errors import UserError
 
 Ids = Sequence[int] | NDArray[np.int32]
@@ -60,11 +64,22 @@ def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequen
     return batch
 
 
-def rows_of(ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> list[Row]:
-    """A chat's answers, each with all that stands before it as its prompt; `mask` says which tokens are answers."""
-    begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
-    ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1
-    return [Row(ids[:a], ids[a:b]) for a, b in zip(begins.tolist(), ends.tolist(), strict=True) if a]
+def answers_of(chats: ChatRows) -> Sequence[Row]:
+    """Every answer of every chat, with all that stands before it as its prompt, made when it is asked for."""
+    places = array("q")  # where the chat, the answer and what follows it begin
+    for start, end in pairwise(map(int, chats.starts)):
+        mask = chats.mask[start:end]
+        begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
+        ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1
+        for a, b in zip(begins.tolist(), ends.tolist(), strict=True):
+            if a:
+                places.extend((start, start + a, start + b))
+    each = np.array(places, np.int64).reshape(-1, 3)
+
+    def row(number: int) -> Row:
+        start, begin, end = each[number]
+        return Row(chats.ids[start:begin], chats.ids[begin:end])
+    return Lazy(row, np.arange(len(each)))
 
 
 class CompletionSource(RowSource):
@@ -77,11 +92,13 @@ class CompletionSource(RowSource):
             raise UserError("no chat has a token to learn", where="data", hint="give chats with answers")
         self.start, self.examples, self.skipped = start, len(rows), 0
         self.truncated = sum(max(len(r.prompt), len(r.completion)) > sequence_length for r in rows)
-        self._rows = [Row(r.prompt[-sequence_length:], r.completion[:sequence_length]) for r in rows]
+        self._rows, self._most = rows, sequence_length
         super().__init__(len(rows), batch_size, accumulate, seed, "completions")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        batch = completion_batch([self._rows[row] for _, row in group], self.batch_size, start=self.start)
+        chosen = (self._rows[row] for _, row in group)
+        batch = completion_batch([Row(r.prompt[-self._most:], r.completion[:self._most]) for r in chosen],
+                                 self.batch_size, start=self.start)
         del batch["member"]
         return batch
 

@@ -16,8 +16,9 @@ import numpy as np
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
 from ondevice.data.chat import ChatRow, add_template
-from ondevice.data.completions import CompletionSource, rows_of
+from ondevice.data.completions import CompletionSource, answers_of
 from ondevice.data.sources import ChatSource
+from ondevice.data.stored import ChatRows
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
@@ -68,8 +69,7 @@ def _source(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
             raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
 
     def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
-        rows = [row for chat in chats for row in rows_of(chat.ids, chat.mask)]
-        return CompletionSource(rows, **common, start=start, accumulate=accumulate)
+        return CompletionSource(answers_of(ChatRows.of(chats)), **common, start=start, accumulate=accumulate)
     return source
 
 
