@@ -19,7 +19,7 @@ from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.rewards import STAGE_GIVES
-from ondevice.stages.material import corpus_of, held_rows
+from ondevice.stages.material import corpus_of, last_held
 
 T = TypeVar("T")
 
@@ -113,8 +113,8 @@ def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0) -> 
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
     if split == "all":
         return found
-    held = held_rows(len(found), spec, "problem")
-    return found[:-held] if split == "train" else found[-held:]
+    train, held = last_held(found, spec, "problem")
+    return train if split == "train" else held  # type: ignore[no-any-return]
 
 
 def to_problem(row: Mapping[str, Any], kind: str) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.stages import material
 from ondevice.stages.material import Wanted
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
         corpus = material.corpus_of(one.data, ctx.corpus)
         if corpus is None:
             found = stored(one, lambda: read(one), "prompts", model, room, ctx)
-            return found if part == "all" else parted(found, part, one.data, "prompt")
+            return found if part == "all" else material.last_held(found, one.data, "prompt")[part == "validation"]
         from ondevice.data.builtin import build
 
         split: Split = "validation" if part == "validation" else "train"
@@ -101,12 +99,6 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
     if left_out:
         ctx.warn(f"{left_out} of {len(lines) + left_out} prompts leave no room for an answer and are left out")
     return Lazy(lambda n: Asked(*lines[n]), np.arange(len(lines)))
-
-
-def parted(rows: Sequence[T], part: Literal["train", "validation"], where: str, what: str) -> Sequence[T]:
-    """What is learned from, or the last rows, which are held out. Raises UserError where there is one row only."""
-    held = material.held_rows(len(rows), where, what)
-    return rows[:-held] if part == "train" else rows[-held:]
 
 
 def need_template(model: Model) -> None:

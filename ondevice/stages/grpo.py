@@ -26,7 +26,7 @@ from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, from_user, need_template, parted, stored
+from ondevice.stages.asked import Asked, from_user, need_template, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
@@ -152,13 +152,15 @@ class GRPOFeed:
             return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
 
         if one.data.startswith("gym:") or material.corpus_of(one.data, ctx.corpus) is not None:
+            part = "train" if part == "train" else "validation"  # they have their own
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
         settle = partial(material.settle, ctx=ctx)
         found = stored(one, lambda: asked(file_problems(one.data, settle, one.limit)), "problems", policy, room, ctx)
-        if part == "train":
-            return parted(found, part, one.data, "problem")
-        return some_of(found if part == "all" else parted(found, part, one.data, "problem"), count, seed)
+        if part == "all":
+            return some_of(found, count, seed)
+        train, held = material.last_held(found, one.data, "problem")
+        return train if part == "train" else some_of(held, count, seed)
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.mixture import BY_NAME, mixture, one_after_another, sources
@@ -65,11 +67,12 @@ class Wanted:
         return [Wanted(source.data) for source in sources(self.validation)] if self.validation else []
 
 
-def held_rows(rows: int, where: str, what: str) -> int:
-    """How many of a person's own rows are held out, the last ones. Raises UserError where none would be left."""
-    if rows < 2:
+def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
+    """A person's own rows in two: the last tenth of them is held out. Raises UserError where none would be left."""
+    if len(rows) < 2:
         raise UserError(f"holds one {what} only", where=where, hint="give more, or --validation FILE")
-    return min(max(1, int(rows * HELD_PART)), HELD_MOST)
+    held = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
+    return rows[:-held], rows[-held:]
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
@@ -86,15 +89,13 @@ def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
 def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
     """A hash of what will be read (of the name, where it is a data set of the Hub or a task of reasoning-gym): part of
     a stage's fingerprint. Raises UserError for a file that is not there."""
-    from ondevice.config.load import to_mapping
-
     def one(name: str) -> Any:
         corpus = corpus_of(name, default)
         if corpus is not None:
             return to_mapping(corpus)
         return name if name.startswith(BY_NAME) else digest_path(_existing(name))
 
-    if corpus_of(data, default) is not None:
+    if corpus_of(data, default) is not None and not validation:
         return digest(one(data))
     return digest([one(source.data) if len(found) == 1 else [one(source.data), source.weight]
                    for named in (data, validation) if named for found in (sources(named),) for source in found])
@@ -155,28 +156,45 @@ def plain_chats(path: str) -> list[list[dict[str, Any]]]:
     return [chat["messages"] for chat in plain_rows(path, to_chat)]
 
 
+def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
+           own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
+    """What is learned from and what is held out, a list with one entry a source: `builtin` gives both of the built-in
+    corpus (its first rows), `own` reads all of a person's source, of which `split` holds the last part out where there
+    is no validation file."""
+    train, held = [], []
+    for one in wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            rows, last = builtin(corpus, one.limit)
+            held.append(last)
+        elif wanted.validation:
+            rows = own(one)
+        else:
+            rows, last = split(own(one), one.data)
+            held.append(last)
+        train.append(rows)
+    if wanted.validation:
+        held = [own(one) if corpus is None else builtin(corpus, 0)[1]
+                for one in wanted.held() for corpus in (corpus_of(one.data, ctx.corpus),)]
+    return train, held
+
+
 def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
     out."""
     cache = ctx.folder.path / "data"
 
-    def stream(one: Wanted) -> Tokens:
-        return tokenize_corpus(texts(one, ctx), tokenizer, cache, key=one.key(ctx.corpus))
+    def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
+        from ondevice.data.builtin import build
 
-    train, held = [], []
-    for one in wanted.alone():
-        tokens, corpus = stream(one), corpus_of(one.data, ctx.corpus)
-        if wanted.validation:
-            pass
-        elif corpus is not None:
-            from ondevice.data.builtin import build
+        made = build(corpus)
+        train = tokenize_corpus(islice(made.documents("train"), limit or None), tokenizer, cache,
+                                key=digest([to_mapping(corpus), limit]))
+        return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
 
-            held.append(tokenize_corpus(build(corpus).documents("validation"), tokenizer, cache))
-        else:
-            tokens, last = hold_out(tokens, HELD_PART, tokenizer.eos_id)
-            held.append(last)
-        train.append(tokens)
-    held += map(stream, wanted.held())
+    train, held = halves(
+        wanted, ctx, builtin, lambda one: tokenize_corpus(texts(one, ctx), tokenizer, cache, key=one.key(ctx.corpus)),
+        lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
     if len(train) == len(held) == 1:
         return train[0], held[0]
     key = wanted.key(ctx.corpus)
@@ -194,19 +212,8 @@ class Chats:
 
 def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
     """Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
-    train, held = [], []
-    for one in wanted.alone():
-        corpus = corpus_of(one.data, ctx.corpus)
-        if corpus is not None:
-            rows, last = _builtin_chats(corpus, one.limit, tokenizer)
-        else:
-            rows = _chat_rows(one, tokenizer, ctx)
-            count = 0 if wanted.validation else held_rows(len(rows), one.data, "chat")
-            rows, last = rows[:len(rows) - count], rows[len(rows) - count:]
-        train.append(rows)
-        held.append(last)
-    if wanted.validation:
-        held = [_chat_rows(one, tokenizer, ctx) for one in wanted.held()]
+    train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
+                         lambda one: _chat_rows(one, tokenizer, ctx), partial(last_held, what="chat"))
 
     def together(name: str, parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
@@ -246,20 +253,8 @@ def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
             raise BadRow(f"the column {label!r} holds no class")
         return row[text], str(row[label])
 
-    train: list[Sequence[tuple[str, str]]] = []
-    held: list[Sequence[tuple[str, str]]] = []
-    for one in wanted.alone():
-        corpus = corpus_of(one.data, ctx.corpus)
-        if corpus is not None:
-            rows, last = _builtin_labels(corpus, one.limit)
-        else:
-            rows = converted(one, to_pair, ctx)
-            count = 0 if wanted.validation else held_rows(len(rows), one.data, "row")
-            rows, last = rows[:len(rows) - count], rows[len(rows) - count:]
-        train.append(rows)
-        held.append(last)
-    if wanted.validation:
-        held = [converted(one, to_pair, ctx) for one in wanted.held()]
+    train, held = halves(wanted, ctx, _builtin_labels, lambda one: converted(one, to_pair, ctx),
+                         partial(last_held, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
     if unknown := {name for _, name in found.held} - {name for _, name in found.train}:
         raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
