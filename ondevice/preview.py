@@ -21,6 +21,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
 from ondevice.data.formats import BadRow, Row, to_chat, to_pair, to_prompt, to_text
+from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
 from ondevice.data.token_pairs import to_tokens
@@ -65,6 +66,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     """The form of the rows, counts and examples, each {"where", parts: [[text, learned], …]}: raw text of a file, make
     it inert before showing it. Raises UserError for data or a model that cannot be read, or where no row has a form."""
     cfg.check()
+    if len(sources(cfg.data)) > 1:
+        raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
     rows = read(cfg.data, strict=False)
     tokenizer = Tokenizer.load(find_model(cfg.model))
     if cfg.chat_template:

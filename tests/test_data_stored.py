@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,36 @@ def test_pairs_that_the_template_refuses_are_set_aside(tmp_path: Path) -> None:
         od.dpo(**{**fields, "out": str(tmp_path / "second")})
     (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))  # mended, and gone on with
     od.dpo(**{**fields, "out": str(tmp_path / "second")}, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, key", [("sft", "messages"), ("grpo", "prompt"), ("dpo", "chosen"),
+                                        ("pretrain", "text")])
+def test_what_one_run_has_read_another_beside_it_does_not_read_again(stage: str, key: str, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    files = small_stages.make(tmp_path / "files", load_backend("torch", device="cpu", dtype="float32"))
+    name = {"sft": "chats", "grpo": "prompts", "dpo": "pairs", "pretrain": "text"}[stage]
+    rows = ([{"text": f"Anna lives in Rome {n}."} for n in range(150)] if stage == "pretrain" else
+            [{**row, "n": n, **({"prompt": f"{row['prompt']} {n}"} if "prompt" in row else {})} for n in range(5)
+             for row in map(json.loads, (files / f"{name}.jsonl").read_text().splitlines())])
+    data = files / f"{name}.jsonl"
+    data.write_text("\n".join(map(json.dumps, [*rows, {**rows[0], key: None}])))
+    fields: dict[str, Any] = {**small_stages.LOOP, "model": str(files / "policy"), "data": str(data), "batch_size": 2,
+                              "sequence_length": 48, "backend": "torch", "steps": 2}
+    if stage in small_stages.STAGES:
+        fields = {**small_stages.settings(files, stage, tmp_path, "torch"), "steps": 2}
+    runs = tmp_path / "runs"
+    made = getattr(od, stage)(**{**fields, "out": str(runs / "one")})
+    for module, function in ((token_pairs, "encode_chat"), (asked, "prompt_ids"), (material, "encode_chats"),
+                             (material, "_texts")):
+        monkeypatch.setattr(module, function, None)  # whoever reads anew fails
+    again = getattr(od, stage)(**{**fields, "out": str(runs / "two"), "steps": 2})
+    assert same_weights(weights(runs / "one", stage), weights(runs / "two", stage)) and made != again
+    [bad] = [json.loads(line) for line in (runs / "two" / stage / "rejected.jsonl").read_text().splitlines()]
+    assert bad["where"] == f"{data}:151"
+    shutil.rmtree(runs / "one")
+    (runs / "two" / stage / "done.json").unlink()
+    getattr(od, stage)(**{**fields, "out": str(runs / "two")}, resume=True)
+    data.write_text("\n".join(map(json.dumps, rows[:-1])))
+    with pytest.raises(TypeError):
+        getattr(od, stage)(**{**fields, "out": str(runs / "three")})

@@ -94,11 +94,7 @@ class Rows:
 
     def write_rejected(self, path: Path) -> None:
         """Adds the bad rows as JSON lines {"where", "reason", "row"}, those that are not there yet."""
-        lines = [json.dumps(bad._asdict(), ensure_ascii=True, default=str) for bad in self.rejected]
-        there = set(Path(path).read_text(encoding="utf-8").splitlines()) if Path(path).is_file() else set()
-        if lines := [line for line in lines if line not in there]:
-            with Path(path).open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
+        add_lines(path, [json.dumps(bad._asdict(), ensure_ascii=True, default=str) for bad in self.rejected])
 
     def _stop(self) -> None:
         first = self.rejected[0]
@@ -110,6 +106,16 @@ class Rows:
             yield from _hub(self.spec)
         for file in self.files:
             yield from _READERS[file.suffix.lower()](file)
+
+
+def add_lines(path: Path, lines: list[str]) -> int:
+    """Adds those that the file does not hold yet; how many these are."""
+    there = set(Path(path).read_text(encoding="utf-8").splitlines()) if Path(path).is_file() else set()
+    new = [line for line in lines if line not in there]
+    if new:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write("\n".join(new) + "\n")
+    return len(new)
 
 
 def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:

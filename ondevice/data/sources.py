@@ -212,7 +212,7 @@ def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
     if key is None:
         texts = texts if isinstance(texts, Sequence) else list(texts)
         key = _digest(texts)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
+    dtype = _dtype(tokenizer)
 
     def make(part: Path) -> None:
         with part.open("wb") as out:
@@ -221,8 +221,16 @@ def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
             if not out.tell():
                 raise UserError("no text in the data", where="data")
 
-    file = made_once(place_of(Path(folder), "tokens", tokenizer, key).with_suffix(f".{dtype.name}"), make)
-    return np.memmap(file, dtype=dtype, mode="r")
+    return np.memmap(made_once(tokens_at(folder, tokenizer, key), make), dtype=dtype, mode="r")
+
+
+def tokens_at(folder: Path, tokenizer: Tokenizer, key: str) -> Path:
+    """The file of `tokenize_corpus`."""
+    return place_of(Path(folder), "tokens", tokenizer, key).with_suffix(f".{_dtype(tokenizer).name}")
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
 
 
 def hold_out(tokens: NDArray[Any], fraction: float, eos: int, least: int = 2) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -92,7 +92,7 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
             raise UserError(str(error), where=wanted.data) from error
 
     place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer, f"{name} {most} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(place, fitting)
+    lines = JsonLines.stored(material.reused(place, wanted, ctx), fitting)
     if not lines:
         raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
                         hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")

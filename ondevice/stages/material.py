@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +18,8 @@ from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.mixture import BY_NAME, mixture, one_after_another, sources
-from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus
-from ondevice.data.stored import ChatRows, place_of
+from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
+from ondevice.data.stored import ChatRows, link_from, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.progress import counted
@@ -136,10 +137,12 @@ def plain_texts(path: str) -> list[str]:
 
 
 def plain_rows(path: str, convert: Callable[[Any], T]) -> list[T]:
-    """A person's rows as `converted` makes them, where no run keeps account of bad rows."""
-    rows = _open(path)
-    found = [made for _, made in _convert(rows, convert)]
-    rows.check()
+    """A person's rows as `converted` makes them, of one source or several, where no run keeps account of bad rows."""
+    found: list[T] = []
+    for source in sources(path):
+        rows = _open(source.data)
+        found += [made for _, made in _convert(rows, convert)]
+        rows.check()
     return found
 
 
@@ -148,7 +151,7 @@ def plain_chats(path: str) -> list[list[dict[str, Any]]]:
     `chats` does."""
     from ondevice.data.formats import BadRow, to_chat
 
-    rows = _open(path)
+    rows = _open(sources(path)[0].data)
     try:
         to_chat(next(iter(rows))[0])
     except (BadRow, StopIteration):
@@ -193,13 +196,19 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[T
         return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
 
     train, held = halves(
-        wanted, ctx, builtin, lambda one: tokenize_corpus(texts(one, ctx), tokenizer, cache, key=one.key(ctx.corpus)),
+        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx),
         lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
     if len(train) == len(held) == 1:
         return train[0], held[0]
     key = wanted.key(ctx.corpus)
     return (mixed_stream(train, wanted.weights, tokenizer, cache, key),
             mixed_stream(held, [None] * len(held), tokenizer, cache, f"held out {key}"))
+
+
+def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Tokens:
+    cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
+    reused(tokens_at(cache, tokenizer, key), wanted, ctx)
+    return tokenize_corpus(texts(wanted, ctx), tokenizer, cache, key=key)
 
 
 @dataclass(frozen=True)
@@ -276,7 +285,7 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
     many that they are `share` of all tokens. Raises UserError as `texts` does."""
     wanted = Wanted(data)
-    stream = tokenize_corpus(texts(wanted, ctx), tokenizer, ctx.folder.path / "data", key=wanted.key(ctx.corpus))
+    stream = _stream(wanted, tokenizer, ctx)
     pieces = max(1, (len(stream) - 1) // width)
     count = round(share / (1 - share) * beside.tokens / width)
     drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces)))
@@ -306,8 +315,31 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
                                 reject=lambda _, reason: rows.reject(place, reason))
         settle(rows, ctx)
 
-    key = wanted.key(ctx.corpus)
-    return ChatRows.stored(place_of(ctx.folder.path / "data", "chats", tokenizer, key), encoded)
+    place = place_of(ctx.folder.path / "data", "chats", tokenizer, wanted.key(ctx.corpus))
+    return ChatRows.stored(reused(place, wanted, ctx), encoded)
+
+
+def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
+    """`place`, filled with what the same stage of another run beside this one has made of the same files by the same
+    tokenizer: its name says so. What the Hub or a gym gives under a name may be another thing tomorrow: not that."""
+    if place.exists() or wanted.data.startswith(BY_NAME):
+        return place
+    from ondevice.data.readers import add_lines
+
+    names = tuple(str(Path(source.data).expanduser()) for source in sources(wanted.data))
+    for run in sorted(ctx.folder.path.parent.parent.iterdir()):
+        stage = run / ctx.folder.path.name
+        if not (stage / "data" / place.name).exists():
+            continue
+        link_from(stage / "data" / place.name, place)
+        ctx.say(f"{ctx.name}: {wanted.data} was read by {run.name} already")
+        if (stage / REJECTED).is_file():
+            lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
+            own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
+            if new := add_lines(ctx.folder.path / REJECTED, own):
+                ctx.warn(f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them")
+        break
+    return place
 
 
 def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list[T]:

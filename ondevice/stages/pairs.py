@@ -58,7 +58,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx))
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, sha256(copy))
-        found = StoredPairs.kept(place, lambda: _tokenised(copy, model.tokenizer, ctx))
+        found = StoredPairs.kept(material.reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
         return _parted(found, min(cfg.sequence_length, model.cfg.max_position_embeddings), wanted, ctx)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
