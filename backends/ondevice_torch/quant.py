@@ -11,27 +11,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TOGETHER = 1 << 22
+"""Weights that stand unpacked at once: a vocabulary's matrix as a whole would be the largest thing of a training."""
+
 
 def dequantize(packed: Tensor, scales: Tensor, biases: Tensor, width: int) -> Tensor:
     """(…, width) in the type of `scales` from words (…, width · bits / 32), scales and biases (…, groups)."""
-    words = packed.view(torch.int32)
-    bits = 32 * words.shape[-1] // width
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
-    q = (words[..., None] >> shifts) & (2**bits - 1)
+    octets = packed.view(torch.uint8)  # a word's first byte holds its lowest bits
+    bits = 8 * octets.shape[-1] // width
+    q = octets if bits == 8 else torch.stack([(octets >> low) & (2**bits - 1) for low in range(0, 8, bits)], -1)
     grouped = q.reshape(*scales.shape, -1).to(scales.dtype)
-    return torch.addcmul(biases[..., None], grouped, scales[..., None]).reshape(*words.shape[:-1], width)
+    torch.addcmul(biases[..., None], grouped, scales[..., None], out=grouped)
+    return grouped.reshape(*packed.shape[:-1], width)
 
 
 class QuantizedLinear(torch.autograd.Function):
     """x · Wᵀ. Only what is packed is kept for the backward pass, which unpacks it again: else all layers of a model
-    would stand unpacked at once."""
+    would stand unpacked at once. Of a large matrix some rows are unpacked at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
         ctx.save_for_backward(packed, scales, biases)
         ctx.width = x.shape[-1]
-        return x @ dequantize(packed, scales, biases, x.shape[-1]).T
+        parts = [x @ dequantize(*(t[rows] for t in (packed, scales, biases)), x.shape[-1]).T
+                 for rows in _parts(len(packed), x.shape[-1])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0] @ dequantize(*ctx.saved_tensors, ctx.width), None, None, None
+        each = (grads[0][..., rows] @ dequantize(*(t[rows] for t in ctx.saved_tensors), ctx.width)
+                for rows in _parts(grads[0].shape[-1], ctx.width))
+        total = next(each)
+        for part in each:
+            total = total + part
+        return total, None, None, None
+
+
+def _parts(rows: int, width: int) -> list[slice]:
+    step = max(1, TOGETHER // width)
+    return [slice(start, start + step) for start in range(0, rows, step)]
