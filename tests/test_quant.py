@@ -51,6 +51,27 @@ def test_values_are_mlxs(bits: int, group_size: int) -> None:
     assert np.abs(back - weight).max() <= np.abs(scales).max()  # the far end met, the other a little cut
 
 
+@pytest.mark.parametrize("together", [1, 256 * 7, 1 << 22])
+@pytest.mark.parametrize(("bits", "group_size"), FORMATS)
+def test_torch_multiplies_by_some_rows_at_a_time(bits: int, group_size: int, together: int,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from ondevice_torch import quant
+
+    rng = np.random.default_rng(bits)
+    parts = packed(rng.standard_normal((24, 256)).astype(np.float32), bits, group_size)
+    whole = torch.tensor(unpacked(*parts, 256))
+    words, scales, biases = (torch.tensor(part) for part in parts)
+    torch.testing.assert_close(quant.dequantize(words, scales, biases, 256), whole, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(quant, "TOGETHER", together)
+    x, grad = torch.randn(2, 3, 256, requires_grad=True), torch.randn(2, 3, 24)
+    y = quant.QuantizedLinear.apply(x, words, scales, biases)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(y, x @ whole.T)
+    y.backward(grad)
+    torch.testing.assert_close(x.grad, grad @ whole)
+
+
 def test_scales_are_numbers_of_the_files_type() -> None:
     weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
     torch = pytest.importorskip("torch")
