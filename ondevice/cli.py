@@ -124,9 +124,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in _REFUSED or (error.filename is None and not full):
             return _ours()
-        _complain(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _complain(f"{where}{(error.strerror or 'cannot be used').lower()}"
+                  + (" (make room; what was saved is whole, and --resume goes on)" if full else ""))
         return 2
     except Exception:
         return _ours()

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,10 @@ def digest(value: Any) -> str:
 def digest_path(path: Path) -> str:
     """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    return digest([(p.name, checkpoint.sha256(p)) for p in files])
+    return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """Read once in a process while the file is as it was."""
+    return checkpoint.sha256(path)

@@ -100,7 +100,7 @@ def test_a_resumed_stage_reads_its_chats_from_the_disk(tmp_path: Path, monkeypat
     od.sft(**fields, out=str(tmp_path / "whole"))
     killed_at_first_save("sft", {**fields, "out": str(tmp_path / "broken")})
     data = tmp_path / "broken" / "sft" / "data"
-    assert sorted(path.name.partition("-")[0] for path in data.iterdir()) == ["chats", "replayed", "tokens"]
+    assert sorted(path.name.partition("-")[0] for path in data.iterdir()) == ["chats", "tokens"]
     monkeypatch.setattr(material, "encode_chats", None)  # whoever reads the file again fails
     od.sft(**fields, out=str(tmp_path / "broken"), resume=True)
     assert same_weights(weights(tmp_path / "broken", "sft"), weights(tmp_path / "whole", "sft"))

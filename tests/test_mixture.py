@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ondevice as od
 import small_stages
 from ondevice.backend import load_backend
-from ondevice.data.mixture import Lazy, Source, mixed, one_after_another, sources
+from ondevice.data.mixture import Joined, Lazy, Source, mixed, one_after_another, sources
 from ondevice.data.readers import read
 from ondevice.errors import UserError
 from test_classify import killed_at_first_save
@@ -31,7 +31,8 @@ SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=4)
     ("hub:me/set/main:train:3, a.jsonl:1", [("hub:me/set/main:train", 3.0), ("a.jsonl", 1.0)]),
     ("gym:sums?min_digits=1&ops=+,-:2,a.jsonl:1", [("gym:sums?min_digits=1&ops=+,-", 2.0), ("a.jsonl", 1.0)]),
     ("gym:sums?ops=+,-", [("gym:sums?ops=+,-", None)]), ("builtin,gym:sums", [("builtin", None), ("gym:sums", None)]),
-    ("builtin,none.jsonl", [("builtin,none.jsonl", None)]), ("a.jsonl:2,b.jsonl", [("a.jsonl:2,b.jsonl", None)]),
+    ("none.jsonl,nor.jsonl", [("none.jsonl,nor.jsonl", None)]), ("builtin : 1e3 , a.jsonl:1,", [("builtin", 1000.0),
+                                                                                         ("a.jsonl", 1.0)]),
     ("", [("", None)])])
 def test_sources_are_named_with_or_without_weights(named: str, found: list[tuple[str, float | None]]) -> None:
     assert sources(named) == tuple(Source(*each) for each in found)
@@ -44,8 +45,39 @@ def test_a_file_may_be_called_like_a_mixture(tmp_path: Path, monkeypatch: pytest
     for name in ("a", "b"):
         Path(name).touch()
     assert sources("a,b") == (Source("a"), Source("b")) and sources("a:1,b:3")[1] == Source("b", 3.0)
-    with pytest.raises(UserError, match="weight of 0"):
-        sources("a:1,b:0")
+    assert sources(",".join(["a"] * 200)) == (Source("a"),) * 200
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources("~/a:1,~/b:1")[1] == Source(f"{tmp_path}/b", 1.0) and sources("~/a") == (Source(f"{tmp_path}/a"),)
+
+
+@pytest.mark.parametrize("named, match", [
+    ("a:1,b:0", "b:0: 0 is no weight"), ("a:1,b:-1", "b:-1: '-1' is no weight"), ("a:inf,b:2", "a:inf: 'inf' is no"),
+    ("a:2,b", "some of its sources have a weight"),
+    ("a,none", "none: there is no such file"), ("builtin:tiny,none", "none: there is no such file"),
+    ("a:２,b:1", "is no weight"), ("a:1e999,b:1", "is no weight")])
+def test_what_is_wrong_with_a_mixture_is_named(named: str, match: str, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).touch()
+    with pytest.raises(UserError, match=match):
+        sources(named)
+
+
+@pytest.mark.parametrize("weights", [[1e9, 1.0], [1e23, 1.0], [1e-18, 1.0]])
+def test_weights_out_of_all_proportion_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UserError, match="would read one source"):
+        mixed([30, 12], weights, 0)
+
+
+def test_joined_arrays_are_one(tmp_path: Path) -> None:
+    parts = [np.arange(3, dtype=np.uint16), np.arange(0), np.arange(10, 14)]
+    whole = np.concatenate(parts)
+    joined = Joined(parts, np.int32)
+    assert len(joined) == 7 and joined[np.array([[6, 0], [3, 2]])].tolist() == [[13, 0], [10, 2]]
+    for start in range(8):
+        for end in range(start, 9):
+            assert joined[start:end].tolist() == whole[start:end].tolist() and joined[start:end].dtype == np.int32
 
 
 @given(SIZES, st.data())
@@ -158,9 +190,32 @@ def test_a_stage_learns_from_two_sources_and_is_resumed_exactly(files: Path, tmp
 def test_another_weight_or_limit_is_another_result(files: Path, tmp_path: Path) -> None:
     plain = fields(files, "sft", tmp_path, "torch")
     od.sft(**plain)
-    for change in ({"data": plain["data"].replace(":3", ":2")}, {"limit": 5}):
-        with pytest.raises(UserError, match=f"complete, with {next(iter(change))}"):
+    for change, told in (({"data": plain["data"].replace(":3", ":2")}, "with other contents of data than now"),
+                         ({"limit": 5}, "with limit 0, not 5")):
+        with pytest.raises(UserError, match=f"is complete, {told}"):
             od.sft(**{**plain, **change}, resume=True)
+    pairs = {**fields(files, "dpo", tmp_path, "torch"), "limit": 20}
+    od.dpo(**pairs)
+    with pytest.raises(UserError, match="is complete, with sources .*none.jsonl"):
+        od.dpo(**{**pairs, "data": f"{files}/pairs.jsonl:3,{files}/none.jsonl:1"}, resume=True)
+    with pytest.raises(UserError, match="is complete, with limit 20, not 0"):
+        od.dpo(**{**pairs, "limit": 0}, resume=True)
+
+
+@pytest.mark.slow
+def test_what_is_held_out_of_one_source_is_not_learned_from_another(files: Path, tmp_path: Path) -> None:
+    rows = (files / "prompts.jsonl").read_text().splitlines()
+    for name, order in (("forth", rows), ("back", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(order))
+    data = f"{tmp_path}/forth.jsonl,{tmp_path}/back.jsonl"
+    od.grpo(**small_stages.settings(files, "grpo", tmp_path, "torch", data=data, steps=1))
+    assert {name: told(tmp_path, "grpo")[name] for name in ("problems", "held_problems")} == {
+        "problems": 48, "held_problems": 6}
+    od.sample(str(files / "policy"), data=f"{tmp_path}/forth.jsonl:9,{tmp_path}/forth.jsonl:1", out=str(tmp_path),
+              max_new_tokens=8, backend="torch")
+    [last] = [event for event in map(json.loads, (tmp_path / "sample" / "events.jsonl").read_text().splitlines())
+              if event["event"] == "step"][-1:]
+    assert last["step"] == 60, "thirty of each, none of them twice"
 
 
 @pytest.mark.slow

@@ -84,6 +84,7 @@ def test_a_persons_file(tmp_path: Path) -> None:
     ({"prompt": "", "answer": "2"}, "prompt is empty"),
     ({"prompt": "1+1", "answer": None}, "answer is missing"),
     ({"prompt": "1+1", "answer": ["2"]}, "answer is no text but list"),
+    ({"prompt": "1+1", "answer": float("nan")}, "answer is no text but float"),
     ({"prompt": "1+1", "answer": "\ud800"}, "answer holds a lone surrogate"),
     ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "prompt must be a text or one message of a user"),
     ({"prompt": "1+1", "answer": "2", "completions": "x"}, "a column may not be called completions"),

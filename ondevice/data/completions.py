@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +66,7 @@ def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequen
 def answers_of(chats: ChatRows) -> Sequence[Row]:
     """Every answer of every chat, with all that stands before it as its prompt, made when it is asked for."""
     places = array("q")  # where the chat, the answer and what follows it begin
-    for start, end in pairwise(map(int, chats.starts)):
+    for start, end in zip(map(int, chats.starts), map(int, chats.ends), strict=True):
         mask = chats.mask[start:end]
         begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
         ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _said(value: Any, role: str, key: str) -> list[Chat]:
     """A prompt or completion: a string, or a list of messages."""
     if isinstance(value, list):
         return messages_of(value, key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)   # answers of sums are often written as numbers
     return [{"role": role, "content": text_of(value, key)}]
 

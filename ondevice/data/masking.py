@@ -21,6 +21,7 @@ from ondevice.errors import UserError
 from ondevice.randomness import generator
 
 MASKED, REPLACED = 0.8, 0.1
+_READ = 1 << 24  # tokens looked through at once
 
 
 class Hidden(NamedTuple):
@@ -94,7 +95,8 @@ class MaskedSource(PackedSource):
 
 def pieces(tokens: NDArray[Any], eos: int, room: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(start, length) of every document of the stream, without its end token; longer ones in pieces of `room`."""
-    ends = np.append(np.flatnonzero(np.asarray(tokens) == eos), len(tokens))
+    found = [np.flatnonzero(tokens[start:start + _READ] == eos) + start for start in range(0, len(tokens), _READ)]
+    ends = np.append(np.concatenate([np.zeros(0, np.int64), *found]), len(tokens)).astype(np.int64)
     starts = np.append(0, ends[:-1] + 1)
     count = -(-(ends - starts) // room)
     nth = packing.ranges(count)

@@ -20,7 +20,10 @@ from ondevice.randomness import permutation
 T = TypeVar("T")
 
 BY_NAME = ("hub:", "gym:")  # data that is no file
-_WEIGHTED = re.compile(r"(.+?):(\d+\.?\d*|\.\d+)(?:,|$)")
+MOST_REPEATED, MOST_ROWS = 10_000, 1 << 28
+"""A mixture beyond these is a mistake: times that a row comes in an epoch, and rows of an epoch (unless the sources
+themselves have a quarter of it)."""
+_WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\s*|$)", re.ASCII)
 
 
 class Source(NamedTuple):
@@ -31,24 +34,47 @@ class Source(NamedTuple):
 
 
 def sources(data: str) -> tuple[Source, ...]:
-    """What `data` names: one source, or several with or without weights. Raises UserError for a weight that is none."""
-    if not data or Path(data).expanduser().exists():
-        return (Source(data),)
-    found = list(_WEIGHTED.finditer(data))
-    if found and "".join(match.group() for match in found) == data and not data.endswith(","):
+    """What `data` names: one source, or several with or without weights. Raises UserError for a mixture in which a
+    weight is none, some have none, or a file is not there."""
+    if not data or _is_file(data):
+        return (_source(data),)
+    plain = data.strip().rstrip(", ")
+    found = list(_WEIGHT.finditer(plain))
+    whole = "".join(match.group() for match in found) == plain
+    if found and whole and all("," not in match[1] or _is_there(match[1]) for match in found):
         for match in found:
-            if not float(match[2]):
-                raise UserError("a weight of 0 takes nothing", where=match[0].rstrip(","), hint="leave it out")
-        return tuple(Source(match[1].strip(), float(match[2])) for match in found)
-    names = [name.strip() for name in data.split(",")]
-    if len(names) > 1 and all(map(_is_there, names)):
-        return tuple(map(Source, names))
-    return (Source(data),)
+            if not 0 < float(match[2]) < float("inf"):
+                raise UserError(f"{match[2]} is no weight", where=match[0].rstrip(", "),
+                                hint="give a number above 0, or leave the source out")
+        return tuple(_source(match[1], float(match[2])) for match in found)
+    names = [name.strip() for name in plain.split(",")]
+    there = [_is_there(name) or bool(_WEIGHT.fullmatch(name)) for name in names]
+    if len(names) == 1 or not any(there) or (data.startswith(BY_NAME) and not all(there)):
+        return (_source(data),)
+    if all(map(_is_there, names)):
+        return tuple(map(_source, names))
+    for name in names:
+        if _is_there(name) or _WEIGHT.fullmatch(name):
+            continue
+        if _is_there(name.rpartition(":")[0]):
+            raise UserError(f"{name.rpartition(':')[2]!r} is no weight", where=name, hint="give a number above 0")
+        raise UserError("there is no such file or folder", where=name, hint="several sources: a.jsonl:2,b.jsonl:1")
+    raise UserError("some of its sources have a weight and some have none", where=data, hint="give all one, or none")
+
+
+def _source(data: str, weight: float | None = None) -> Source:
+    return Source(str(Path(data).expanduser()) if data.startswith("~") else data, weight)
 
 
 def _is_there(name: str) -> bool:
-    return name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or bool(
-        name and Path(name).expanduser().exists())
+    return name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except OSError:  # a long list of names is too long for one
+        return False
 
 
 def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
@@ -75,12 +101,45 @@ def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> N
 
 
 def counts_of(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """Rows (or tokens) of each source in an epoch."""
+    """Rows (or tokens) of each source in an epoch. Raises UserError where that is out of all proportion."""
     given = [weight for weight in weights if weight is not None]
     if not given:
         return list(sizes)
-    epoch = max(size * sum(given) / weight for size, weight in zip(sizes, given, strict=True))
-    return [max(size, round(epoch * weight / sum(given))) for size, weight in zip(sizes, given, strict=True)]
+    shares = [weight / sum(given) for weight in given]
+    epoch = max(size / share if share else float("inf") for size, share in zip(sizes, shares, strict=True))
+    repeated = max(epoch * share / max(size, 1) for size, share in zip(sizes, shares, strict=True))
+    if not (repeated <= MOST_REPEATED and epoch <= max(MOST_ROWS, 4 * sum(sizes))):
+        raise UserError(f"an epoch would read one source {repeated:,.0f} times", where="data",
+                        hint="give weights that are nearer to the sources' sizes")
+    return [max(size, round(epoch * share)) for size, share in zip(sizes, shares, strict=True)]
+
+
+class Joined:
+    """Arrays (N_i,) one after the other as one, of which nothing is copied: indexed by numbers of any shape, or by a
+    slice."""
+
+    def __init__(self, parts: Sequence[Any], dtype: Any) -> None:
+        self.parts, self.dtype = parts, np.dtype(dtype)
+        self.firsts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def __getitem__(self, at: Any) -> NDArray[Any]:
+        if isinstance(at, slice):
+            start, end, step = at.indices(len(self))
+            assert step == 1
+            part = int(np.searchsorted(self.firsts, start, side="right")) - 1
+            if part < len(self.parts) and end <= self.firsts[part + 1]:
+                return np.asarray(self.parts[part][start - self.firsts[part]:end - self.firsts[part]], self.dtype)
+            at = np.arange(start, end)
+        at = np.asarray(at)
+        where = np.searchsorted(self.firsts, at, side="right") - 1
+        out = np.empty(at.shape, self.dtype)
+        for part in np.unique(where):
+            here = where == part
+            out[here] = self.parts[part][at[here] - self.firsts[part]]
+        return out
 
 
 class Lazy(Sequence[T]):

@@ -125,6 +125,8 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
     Raises UserError for what does not exist or is of no known kind.
     """
     name = str(spec)
+    if name.startswith("gym:"):
+        raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
     if name.startswith("hub:"):
         return Rows(name, [], [], strict, limit)
     path = Path(spec).expanduser()

@@ -12,7 +12,6 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from ondevice.data import packing
 from ondevice.data.chat import ChatRow
-from ondevice.data.mixture import counts_of
+from ondevice.data.mixture import Joined, counts_of
 from ondevice.data.packing import Batch, Plan
 from ondevice.data.readers import Part
 from ondevice.data.stored import ChatRows, made_once, place_of
@@ -159,7 +158,7 @@ class ChatSource(PackedSource):
         self.truncated = self.skipped = 0
         flat = ChatRows.of(rows)
         starts, sizes = array("q"), array("q")   # numbers of a list would take more memory than all else
-        for start, end in pairwise(map(int, flat.starts)):
+        for start, end in zip(map(int, flat.starts), map(int, flat.ends), strict=True):
             mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
             needed, cut = fitted(mask, sequence_length)
             self.truncated += cut
@@ -247,27 +246,19 @@ def hold_out(tokens: NDArray[Any], fraction: float, eos: int, least: int = 2) ->
     return tokens[:place], tokens[place:]
 
 
-def mixed_stream(parts: Sequence[NDArray[Any]], weights: Sequence[float | None], tokenizer: Tokenizer, folder: Path,
-                 key: str) -> NDArray[Any]:
-    """Several streams as one, a memory map of a file in `folder`: each as often as its weight says, the last time cut
-    after a document's end where one is near. One stream is itself."""
+def mixed_stream(parts: Sequence[NDArray[Any]], weights: Sequence[float | None], eos: int) -> Any:
+    """Several streams as one, of which nothing is copied: each as often as its weight says, the last time cut after a
+    document's end where one is near. One stream is itself."""
     if len(parts) == 1:
         return parts[0]
-
-    def make(file: Path) -> None:
-        with file.open("wb") as out:
-            for part, count in zip(parts, counts_of(list(map(len, parts)), weights), strict=True):
-                for left in range(count, 0, -len(part)):
-                    end = left if left < len(part) else len(part)
-                    near = np.flatnonzero(part[max(0, end - len(part) // 50):end] == tokenizer.eos_id)
-                    if end < len(part) and len(near):
-                        end = max(0, end - len(part) // 50) + int(near[-1]) + 1
-                    for start in range(0, end, _CALL):
-                        out.write(part[start:min(start + _CALL, end)].tobytes())
-
-    dtype = parts[0].dtype
-    return np.memmap(made_once(place_of(Path(folder), "mixed", tokenizer, key).with_suffix(f".{dtype.name}"), make),
-                     dtype=dtype, mode="r")
+    found: list[NDArray[Any]] = []
+    for part, count in zip(parts, counts_of(list(map(len, parts)), weights), strict=True):
+        whole, rest = divmod(count, len(part))
+        found += [part] * whole
+        if rest:
+            near = np.flatnonzero(part[max(0, rest - len(part) // 50):rest] == eos)
+            found.append(part[:max(0, rest - len(part) // 50) + int(near[-1]) + 1 if len(near) else rest])
+    return Joined(found, parts[0].dtype)
 
 
 _PIECE = 1 << 16    # characters that are encoded at once; a longer document is cut at a line's end

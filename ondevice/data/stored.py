@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.chat import ChatRow
+from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
 
@@ -29,6 +30,7 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         make(part)
@@ -48,6 +50,27 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
     return path
 
 
+def _tidy(path: Path) -> None:
+    """Removes what a process that was killed while it made `path` has left."""
+    for part in path.parent.glob(f"{path.name}.*.part"):
+        number = part.name.removeprefix(f"{path.name}.").removesuffix(".part")
+        if number.isdigit() and not _lives(int(number)):
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def link_from(other: Path, path: Path) -> None:
     """`path` as what `other` is, a file or a folder that nobody writes to again: the same bytes on the disk, which stay
     when one of the two is deleted. Nothing where the file system has no links."""
@@ -62,43 +85,46 @@ def link_from(other: Path, path: Path) -> None:
 
 
 class JsonLines(Sequence[Any]):
-    """Rows of a file of JSON lines by number, parsed when they are asked for."""
+    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N,) uint64: a hash of what `key`
+    said of each row."""
 
-    def __init__(self, file: Path, starts: NDArray[np.int64]) -> None:
-        self._file, self._starts = file, starts
+    def __init__(self, octets: NDArray[np.uint8], starts: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        self._octets, self._starts, self.keys = octets, starts, keys
 
     @classmethod
-    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]]) -> JsonLines:
+    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]], key: Callable[[Any], str] = str) -> JsonLines:
         """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet."""
         def make(part: Path) -> None:
             part.mkdir()
-            starts = array("q")
+            starts, keys = array("q", [0]), array("Q")
             with (part / "lines.jsonl").open("wb") as out:
                 for row in rows():
-                    starts.append(out.tell())
                     out.write(json.dumps(row, default=str).encode() + b"\n")
-            with (part / "starts").open("wb") as file:
-                starts.tofile(file)
+                    starts.append(out.tell())
+                    keys.append(int.from_bytes(hashlib.blake2b(key(row).encode(), digest_size=8).digest(), "little"))
+            for name, values in (("starts", starts), ("keys", keys)):
+                with (part / name).open("wb") as file:
+                    values.tofile(file)
 
         made_once(path, make)
-        return cls(path / "lines.jsonl", mapped(path / "starts", np.int64))
+        return cls(mapped(path / "lines.jsonl", np.uint8), mapped(path / "starts", np.int64),
+                   mapped(path / "keys", np.uint64))
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.keys)
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
-            return JsonLines(self._file, self._starts[at])
-        with self._file.open("rb") as lines:
-            lines.seek(int(self._starts[at]))
-            return json.loads(lines.readline())
+            return [self[n] for n in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return json.loads(bytes(self._octets[int(self._starts[at]):int(self._starts[at + 1])]))
 
 
 class ChatRows(Sequence[ChatRow]):
-    """Rows of chats as three flat arrays: ids (N,) int32 and mask (N,) bool of all tokens, starts (rows + 1,) int64."""
+    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of each row among them."""
 
-    def __init__(self, ids: NDArray[np.int32], mask: NDArray[np.bool_], starts: NDArray[np.int64]) -> None:
-        self.ids, self.mask, self.starts = ids, mask, starts
+    def __init__(self, ids: Any, mask: Any, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+        self.ids, self.mask, self.starts, self.ends = ids, mask, starts, ends
 
     @classmethod
     def of(cls, rows: Iterable[ChatRow]) -> ChatRows:
@@ -106,9 +132,9 @@ class ChatRows(Sequence[ChatRow]):
         if isinstance(rows, ChatRows):
             return rows
         found = list(rows)
-        sizes = np.array([0, *(len(row.ids) for row in found)], np.int64)
+        places = np.cumsum(np.array([0, *(len(row.ids) for row in found)], np.int64))
         return cls(np.concatenate([np.zeros(0, np.int32), *(row.ids for row in found)]).astype(np.int32),
-                   np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]), np.cumsum(sizes))
+                   np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]), places[:-1], places[1:])
 
     @classmethod
     def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]]) -> ChatRows:
@@ -116,8 +142,18 @@ class ChatRows(Sequence[ChatRow]):
         made_once(path, lambda part: write_rows(part, rows()))
         return mapped_rows(path)
 
+    @classmethod
+    def joined(cls, parts: Sequence[ChatRows], order: NDArray[np.int64]) -> ChatRows:
+        """The rows `order`, numbered through all parts; their tokens stay where they are."""
+        firsts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        starts, ends = (np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts[:-1],
+                                                                                           strict=True)])
+                        for name in ("starts", "ends"))
+        return cls(Joined([part.ids for part in parts], np.int32), Joined([part.mask for part in parts], np.bool_),
+                   starts[order], ends[order])
+
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.starts)
 
     @overload
     def __getitem__(self, at: int) -> ChatRow: ...
@@ -125,11 +161,8 @@ class ChatRows(Sequence[ChatRow]):
     def __getitem__(self, at: slice) -> ChatRows: ...
     def __getitem__(self, at: int | slice) -> ChatRow | ChatRows:
         if isinstance(at, slice):
-            first, end, stride = at.indices(len(self))
-            assert stride == 1
-            return ChatRows(self.ids, self.mask, self.starts[first:max(first, end) + 1])
-        place = range(len(self))[at]
-        part = slice(int(self.starts[place]), int(self.starts[place + 1]))
+            return ChatRows(self.ids, self.mask, self.starts[at], self.ends[at])
+        part = slice(int(self.starts[at]), int(self.ends[at]))
         return ChatRow(self.ids[part], self.mask[part])
 
     def __iter__(self) -> Iterator[ChatRow]:
@@ -137,7 +170,7 @@ class ChatRows(Sequence[ChatRow]):
 
     @property
     def tokens(self) -> int:
-        return int(self.starts[-1] - self.starts[0])
+        return int((self.ends - self.starts).sum())
 
 
 def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
@@ -155,8 +188,8 @@ def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
 
 def mapped_rows(folder: Path) -> ChatRows:
     """Memory maps of what `write_rows` has written."""
-    kinds = {"ids": np.int32, "mask": np.bool_, "starts": np.int64}
-    return ChatRows(*(mapped(folder / name, kind) for name, kind in kinds.items()))
+    places = mapped(folder / "starts", np.int64)
+    return ChatRows(mapped(folder / "ids", np.int32), mapped(folder / "mask", np.bool_), places[:-1], places[1:])
 
 
 def mapped(file: Path, dtype: Any) -> NDArray[Any]:

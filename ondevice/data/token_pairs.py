@@ -6,6 +6,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class StoredPairs(Sequence[TokenPair]):
         self._rows, self._names = rows, names
         self.held, self.voted, self.simulated = (about[:, n] > 0 for n in range(3))
         self.source, self._strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
-        self.lengths = np.diff(rows.starts).reshape(-1, 2).max(1)
+        self.lengths = (rows.ends - rows.starts).reshape(-1, 2).max(1)
 
     @classmethod
     def kept(cls, path: Path, pairs: Callable[[], Iterable[tuple[TokenPair, Mapping[str, Any]]]]) -> StoredPairs:
@@ -123,12 +124,12 @@ class PairSource:
     def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
                  accumulate: int = 1) -> None:
         self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, "pairs", epoch, len(rows)))
 
     def batch(self, step: int) -> list[Batch]:
         count = self.batch_size * self.accumulate
         places = np.arange(step * count, (step + 1) * count)
-        epochs = {int(e): permutation(self.seed, "pairs", int(e), len(self.rows)) for e in places // len(self.rows)}
-        chosen = [int(epochs[int(p) // len(self.rows)][int(p) % len(self.rows)]) for p in places]
+        chosen = [int(self._order(int(p) // len(self.rows))[int(p) % len(self.rows)]) for p in places]
         groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
         return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
 

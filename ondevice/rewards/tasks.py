@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import BadRow
-from ondevice.data.mixture import Lazy
 from ondevice.data.readers import Rows, read
 from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.rewards import STAGE_GIVES
 from ondevice.stages.material import corpus_of, last_held
-
-T = TypeVar("T")
 
 GYM_COUNT = 1000
 """Problems of a gym's task where no count is given: it has no end."""
@@ -56,7 +55,8 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     elif spec.startswith("gym:"):
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
-        found = list(some_of(_part(list(file_problems(spec, settle)), split, spec), count, seed))
+        all_of_it = _part(list(file_problems(spec, settle)), split, spec)
+        found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
     return found[:count] if count else found
@@ -84,11 +84,9 @@ def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
     return ("train", "validation", "heldout") if split == "all" else (split,)
 
 
-def some_of(found: Sequence[T], count: int, seed: int) -> Sequence[T]:
-    """At most `count` of them (0: all), drawn by the seed, in their order."""
-    if not 0 < count < len(found):
-        return found
-    return Lazy(found.__getitem__, np.sort(permutation(seed, "problems", 0, len(found))[:count]))
+def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Numbers of at most `count` (0: all) of `size` problems, drawn by the seed, in their order."""
+    return np.sort(permutation(seed, "problems", 0, size)[:count]) if 0 < count < size else np.arange(size)
 
 
 def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0) -> Iterator[Problem]:
@@ -146,7 +144,7 @@ def _prompt(value: Any, name: str) -> str:
 
 
 def _text(value: Any, name: str) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
         raise BadRow(f"{name} is {'missing' if value is None else f'no text but {type(value).__name__}'}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.context import Context
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.mixture import Lazy, mixture, one_after_another
+from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
 from ondevice.data.stored import JsonLines, place_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
@@ -38,13 +40,41 @@ class Asked:
 Part = Literal["train", "validation", "all"]
 
 
+class Prompts(Sequence[Asked]):
+    """Prompts on the disk. `keys` (N,) uint64: alike where the conversations are."""
+
+    def __init__(self, lines: JsonLines, order: NDArray[np.int64]) -> None:
+        self._lines, self._order = lines, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, at: int) -> Asked: ...
+    @overload
+    def __getitem__(self, at: slice) -> Prompts: ...
+    def __getitem__(self, at: int | slice) -> Asked | Prompts:
+        if isinstance(at, slice):
+            return Prompts(self._lines, self._order[at])
+        return Asked(*self._lines[int(self._order[at])])
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        return self._lines.keys[self._order]
+
+    def only(self, which: NDArray[Any]) -> Prompts:
+        """Those of which `which` is true, or the numbers."""
+        return Prompts(self._lines, self._order[which])
+
+
 def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Asked]:
     """The prompts of all sources; those that leave no `room` tokens for an answer are left out and counted. Of a
     person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
-    Raises UserError for data without any, as for a model without a chat template."""
+    What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
+    any, as for a model without a chat template."""
     need_template(model)
 
-    def rows(one: Wanted) -> Sequence[Asked]:
+    def rows(one: Wanted, part: Part) -> Prompts:
         corpus = material.corpus_of(one.data, ctx.corpus)
         if corpus is None:
             found = stored(one, lambda: read(one), "prompts", model, room, ctx)
@@ -62,8 +92,25 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
             return Asked(messages, prompt_ids(messages, model.tokenizer), known)
         return (asked for _, asked in material.taken(one, to_asked, ctx))
 
-    parts = [rows(one) for one in wanted.alone()]
-    return one_after_another(parts) if part == "validation" else mixture(parts, wanted.weights, wanted.seed)
+    if part == "validation":
+        return one_after_another([rows(one, part) for one in wanted.alone()])
+    parts = [rows(one, part) for one in wanted.alone()]
+    if part == "train":
+        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
+        return mixture(parts, wanted.weights, wanted.seed)
+    order = mixed([len(rows) for rows in parts], wanted.weights, wanted.seed)
+    once = np.sort(np.unique(order, return_index=True)[1])
+    return Lazy.over(parts, order[once])
+
+
+def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> list[Prompts]:
+    """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
+    known = np.concatenate([part.keys for part in held])
+    left = [part.only(~np.isin(part.keys, known)) for part in train]
+    for part, source in zip(left, sources(wanted.data), strict=True):
+        if not part:
+            raise UserError("all of it is held out too", where=source.data, hint="give other rows to learn from")
+    return left
 
 
 def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
@@ -73,32 +120,32 @@ def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
 
 
 def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model: Model, room: int,
-           ctx: Context) -> Sequence[Asked]:
+           ctx: Context) -> Prompts:
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
     at a time, where a process before this one has not left them; `name` tells them from others of the same source.
     Raises UserError where none is left."""
     most = model.cfg.max_position_embeddings - room
-    left_out = 0
 
     def fitting() -> Iterator[list[Any]]:
-        nonlocal left_out
+        fit = left_out = 0
         try:
             for asked in rows():
                 if len(asked.ids) <= most:
+                    fit += 1
                     yield [asked.messages, asked.ids, dict(asked.known)]
                 else:
                     left_out += 1
         except BadRow as error:
             raise UserError(str(error), where=wanted.data) from error
+        if not fit:
+            raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
+                            hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")
+        if left_out:
+            ctx.warn(f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out")
 
     place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer, f"{name} {most} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(material.reused(place, wanted, ctx), fitting)
-    if not lines:
-        raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
-                        hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")
-    if left_out:
-        ctx.warn(f"{left_out} of {len(lines) + left_out} prompts leave no room for an answer and are left out")
-    return Lazy(lambda n: Asked(*lines[n]), np.arange(len(lines)))
+    lines = JsonLines.stored(material.reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
+    return Prompts(lines, np.arange(len(lines)))
 
 
 def need_template(model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from ondevice.stages.pairs import pairs_digest
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
+_BEFORE = {"limit": 0}
+"""What a field was taken to be where a fingerprint has none."""
+_HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
 
 
@@ -31,10 +35,8 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
-    if not out.get("limit"):
-        out.pop("limit", None)  # a run of before there was one goes on
     if isinstance(cfg, PairsConfig):
-        out.pop("validation")
+        out["sources"] = [cfg.data, out.pop("validation")]  # the stage goes on with its copy, whatever they hold now
         out["data"] = pairs_digest(cfg, folder.path, resume, corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), corpus)
@@ -80,9 +82,11 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
-        if old.get(field) != plain[field]:
-            raise UserError(f"{what}, with {field} {old.get(field)}, not {plain[field]}", where=str(folder.path),
-                            hint=f"set it back, or {anew}")
+        before, now = old.get(field, _BEFORE.get(field, plain[field] if field == "sources" else None)), plain[field]
+        if before != now:
+            differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
+                       f"with {field} {before}, not {now}")
+            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {anew}")
 
 
 def refuse_unfinished(folder: StageFolder, anew: str) -> None:

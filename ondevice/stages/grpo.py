@@ -26,7 +26,7 @@ from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, from_user, need_template, stored
+from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
@@ -55,8 +55,8 @@ class GRPOFeed:
     def __init__(self, cfg: GRPOConfig, ctx: Context, policy: Model, rewards: Rewards) -> None:
         self.cfg, self.ctx, self.rewards = cfg, ctx, rewards
         self.reference = policy.params
-        self.asked, self.held = self._asked("train", policy), self._asked("validation", policy)
-        rewards.check({name for one in self.asked for name in one.known})
+        self.asked, self.held, columns = self._asked(policy)
+        rewards.check(columns)
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
                                seed=cfg.seed, batch_size=cfg.rollout_batch)
         self.greedy = Sampler(policy, ctx.backend, temperature=0.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
@@ -134,18 +134,21 @@ class GRPOFeed:
     def restore(self, kept: Mapping[str, Any]) -> None:
         """A rollout follows from the parameters and the step's number."""
 
-    def _asked(self, part: Literal["train", "validation"], policy: Model) -> Sequence[Asked]:
+    def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
+        """Problems to learn from, those held out, and the columns of all."""
         wanted = material.Wanted.of(self.cfg)
-        if part == "train":
-            parts = [self._of(one, part, one.limit, policy) for one in wanted.alone()]
-            return mixture(parts, wanted.weights, wanted.seed)
-        ones = wanted.held() or wanted.alone()
-        each = -(-HELD // len(ones))
-        return one_after_another([self._of(one, "all" if wanted.validation else part, each, policy) for one in ones])
+        held_of = wanted.held() or wanted.alone()
+        each = -(-HELD // len(held_of))
+        held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
+        train = apart([self._of(one, "train", one.limit, policy, whole=bool(wanted.validation))
+                       for one in wanted.alone()], held, wanted)
+        names = {name for part in train for one in part for name in one.known}
+        return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
 
-    def _of(self, one: material.Wanted, part: Literal["train", "validation", "all"], count: int,
-            policy: Model) -> Sequence[Asked]:
-        """At most `count` problems (0: all) of one source; of a person's own the last tenth is `validation`."""
+    def _of(self, one: material.Wanted, part: Literal["train", "validation", "all"], count: int, policy: Model,
+            whole: bool = False) -> Prompts:
+        """At most `count` problems (0: all) of one source; of a person's own the last tenth is `validation`, and in
+        train only where `whole`."""
         seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
 
         def asked(found: Iterable[Problem]) -> Iterator[Asked]:
@@ -158,9 +161,11 @@ class GRPOFeed:
         settle = partial(material.settle, ctx=ctx)
         found = stored(one, lambda: asked(file_problems(one.data, settle, one.limit)), "problems", policy, room, ctx)
         if part == "all":
-            return some_of(found, count, seed)
+            return found.only(some_of(len(found), count, seed))
         train, held = material.last_held(found, one.data, "problem")
-        return train if part == "train" else some_of(held, count, seed)
+        if part == "train":
+            return found if whole else train
+        return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:

@@ -17,7 +17,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.chat import ChatRow, encode_chats
-from ondevice.data.mixture import BY_NAME, mixture, one_after_another, sources
+from ondevice.data.mixture import BY_NAME, mixed, mixture, one_after_another, sources
 from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
 from ondevice.data.stored import ChatRows, link_from, place_of
 from ondevice.data.tokenizer import Tokenizer
@@ -71,7 +71,8 @@ class Wanted:
 def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
     """A person's own rows in two: the last tenth of them is held out. Raises UserError where none would be left."""
     if len(rows) < 2:
-        raise UserError(f"holds one {what} only", where=where, hint="give more, or --validation FILE")
+        raise UserError(f"holds one {what} only, or one within the limit", where=where,
+                        hint="give more: the last tenth is held out where there is no validation file")
     held = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
     return rows[:-held], rows[-held:]
 
@@ -103,14 +104,14 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
 
 
 def builtin_in(data: str, default: CorpusConfig) -> CorpusConfig | None:
-    """The built-in corpus, where it is among the sources."""
-    return next((corpus for source in sources(data) if (corpus := corpus_of(source.data, default)) is not None), None)
+    """The built-in corpus, where it is among the sources: before those of recipes `builtin` itself."""
+    named = sorted((source.data for source in sources(data)), key=lambda name: name != "builtin")
+    return next((corpus for name in named if (corpus := corpus_of(name, default)) is not None), None)
 
 
 def _existing(path: str) -> Path:
     if not Path(path).exists():
-        several = ", or several as a.jsonl:2,b.jsonl:1" if "," in path else ""
-        raise UserError("there is no such file or folder", where=path, hint=f"give a path, or builtin{several}")
+        raise UserError("there is no such file or folder", where=path, hint="give a path, or builtin")
     return Path(path)
 
 
@@ -198,11 +199,8 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[T
     train, held = halves(
         wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx),
         lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
-    if len(train) == len(held) == 1:
-        return train[0], held[0]
-    key = wanted.key(ctx.corpus)
-    return (mixed_stream(train, wanted.weights, tokenizer, cache, key),
-            mixed_stream(held, [None] * len(held), tokenizer, cache, f"held out {key}"))
+    eos = tokenizer.eos_id
+    return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
 def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Tokens:
@@ -224,13 +222,12 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
                          lambda one: _chat_rows(one, tokenizer, ctx), partial(last_held, what="chat"))
 
-    def together(name: str, parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
+    def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
             return parts[0]
-        place = place_of(ctx.folder.path / "data", "mixed", tokenizer, f"{name} {wanted.key(ctx.corpus)}")
-        return ChatRows.stored(place, lambda: mixture(parts, weights, wanted.seed))
+        return ChatRows.joined(parts, mixed(list(map(len, parts)), weights, wanted.seed))
 
-    return Chats(together("train", train, wanted.weights), together("held", held, [None] * len(held)))
+    return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
 
 
 def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
@@ -285,15 +282,14 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
     many that they are `share` of all tokens. Raises UserError as `texts` does."""
     wanted = Wanted(data)
-    stream = _stream(wanted, tokenizer, ctx)
+    stream = mixed_stream([_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id)
     pieces = max(1, (len(stream) - 1) // width)
     count = round(share / (1 - share) * beside.tokens / width)
     drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces)))
-    ids = (np.asarray(stream[start * width:start * width + width + 1], np.int32) for start in islice(drawn, count))
-    rows = (ChatRow(piece, np.ones(len(piece), np.bool_)) for piece in ids)
-    # which chats, how much of which text, in which order: the stage's fingerprint says all of it
-    place = place_of(ctx.folder.path / "data", "replayed", tokenizer, digest(ctx.fingerprint))
-    return ChatRows.stored(place, lambda: chain(beside, rows))
+    starts = np.fromiter(islice(drawn, count), np.int64, count) * width
+    learned = np.broadcast_to(np.True_, len(stream))  # one byte for all
+    text = ChatRows(stream, learned, starts, np.minimum(starts + width + 1, len(stream)))
+    return ChatRows.joined([beside, text], np.arange(len(beside) + count))
 
 
 def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:

@@ -109,7 +109,7 @@ def _parted(found: StoredPairs, limit: int, wanted: Wanted, ctx: Context) -> Fou
     held = Lazy(found.__getitem__, np.flatnonzero(fits & found.held))
     if not train or not held:
         raise UserError(f"{len(train)} pairs to learn from and {len(held)} held out are too few", where=wanted.data,
-                        hint="rate more pairs, or give --validation FILE")
+                        hint="rate or give more pairs, or give --validation FILE")
     if empty := [source.data for source, part in zip(sources(wanted.data), parts, strict=True) if not part]:
         raise UserError("no pair of it is left to learn from", where=empty[0], hint="leave it out of the mixture")
     simulated = int(found.simulated.sum())
@@ -157,17 +157,19 @@ def sha_of(row: Mapping[str, Any]) -> str:
 
 def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None) -> Iterator[dict[str, Any]]:
     """The pairs of one source. With `ctx` bad rows are kept account of, and what votes there are is told."""
-    made, limit = material.corpus_of(wanted.data, corpus), wanted.limit or None
+    made = material.corpus_of(wanted.data, corpus)
     path = Path(wanted.data)
     if path.is_dir() and (path / FILE).is_file():
         path = path / FILE
     if made is not None:
-        yield from islice(builtin_pairs(made), limit)
+        found = builtin_pairs(made)  # kind by kind: the first ones would be of one kind
+        yield from (found[n] for n in np.linspace(0, len(found), min(wanted.limit or len(found), len(found)),
+                                                  endpoint=False).astype(int))
     elif path.suffix == ".db":
-        found, told = _voted(path)
+        voted, told = _voted(path)
         if ctx is not None:
             ctx.say(f"{ctx.name}: {told}")
-        yield from islice(found, limit)
+        yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
         yield from ({**row, "where": place} for place, row in material.taken(wanted, to_pair, ctx))
     else:

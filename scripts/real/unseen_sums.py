@@ -13,7 +13,8 @@ from ondevice.stages.grpo import HELD
 
 
 def main() -> None:
-    """`TASK RUN COUNT --seed N`: the run's own problems follow from its seed, which its recipe tells."""
+    """`TASK RUN COUNT --seed N`; what the run has learned from stands in its groups, what it holds out follows from its
+    seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", help="gym:NAME?key=value, as the run was given it")
     parser.add_argument("run", type=Path, help="the run folder")
@@ -21,8 +22,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True, help="another than the run's")
     given = parser.parse_args()
     cfg = json.loads((given.run / "grpo" / "done.json").read_text())["fingerprint"]
-    known = {p.prompt for part, count in (("train", 0), ("validation", HELD))
-             for p in problems(given.task, part, count, cfg["seed"], CorpusConfig())}  # type: ignore[arg-type]
+    known = {p.prompt for p in problems(given.task, "validation", HELD, cfg["seed"], CorpusConfig())}
+    for line in (given.run / "grpo" / "groups.jsonl").read_text(encoding="utf-8").splitlines():
+        known |= {group["prompt"] for group in json.loads(line).get("groups", ())}
     drawn = (p for p in problems(given.task, "all", 0, given.seed, CorpusConfig()) if p.prompt not in known)
     found = [json.dumps({"prompt": p.prompt, "answer": p.answer}) for p in islice(drawn, given.count)]
     if len(found) < given.count:
