@@ -65,11 +65,12 @@ def test_torch_multiplies_by_some_rows_at_a_time(bits: int, group_size: int, tog
     words, scales, biases = (torch.tensor(part) for part in parts)
     torch.testing.assert_close(quant.dequantize(words, scales, biases, 256), whole, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(quant, "TOGETHER", together)
+    torch.manual_seed(0)
     x, grad = torch.randn(2, 3, 256, requires_grad=True), torch.randn(2, 3, 24)
     y = quant.QuantizedLinear.apply(x, words, scales, biases)  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(y, x @ whole.T)
+    torch.testing.assert_close(y, x @ whole.T, rtol=1e-5, atol=1e-4)
     y.backward(grad)
-    torch.testing.assert_close(x.grad, grad @ whole)
+    torch.testing.assert_close(x.grad, grad @ whole, rtol=1e-5, atol=1e-4)
 
 
 def test_scales_are_numbers_of_the_files_type() -> None:

@@ -33,17 +33,16 @@ class QuantizedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, packed: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
         ctx.save_for_backward(packed, scales, biases)
         ctx.width = x.shape[-1]
-        parts = [x @ dequantize(*(t[rows] for t in (packed, scales, biases)), x.shape[-1]).T
+        parts = [x @ dequantize(packed[rows], scales[rows], biases[rows], x.shape[-1]).T
                  for rows in _parts(len(packed), x.shape[-1])]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        each = (grads[0][..., rows] @ dequantize(*(t[rows] for t in ctx.saved_tensors), ctx.width)
-                for rows in _parts(grads[0].shape[-1], ctx.width))
-        total = next(each)
-        for part in each:
-            total = total + part
+        first, *others = _parts(grads[0].shape[-1], ctx.width)
+        total = grads[0][..., first] @ dequantize(*[t[first] for t in ctx.saved_tensors], ctx.width)
+        for rows in others:
+            total = total + grads[0][..., rows] @ dequantize(*[t[rows] for t in ctx.saved_tensors], ctx.width)
         return total, None, None, None
 
 
