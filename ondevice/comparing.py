@@ -16,8 +16,8 @@ from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.folder import Model
-from ondevice.stages import material
 from ondevice.stages.asked import need_template
+from ondevice.stages.wanted import corpus_of, plain_rows
 from ondevice.talk import chat_ids, find_model, open_model, sampling
 
 Messages = list[dict[str, Any]]
@@ -70,13 +70,13 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
 def conversations(data: str, limit: int = 0) -> list[Messages]:
     """Conversations that end with the user: of a person's rows, of which a plain text is one prompt, or the built-in
     corpus's held-out prompts. Raises UserError where there are none."""
-    corpus = material.corpus_of(data, CorpusConfig())
+    corpus = corpus_of(data, CorpusConfig())
     if corpus is not None:
         from ondevice.data.builtin import build
 
         found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
     else:
-        found = material.plain_rows(data, lambda row: to_prompt(
+        found = plain_rows(data, lambda row: to_prompt(
             {"prompt": row["text"]} if set(row) == {"text"} else row)[0])
     if not found:
         raise UserError("holds no prompts", where=data, hint="give rows of prompt, question or messages")

@@ -35,9 +35,9 @@ from ondevice.rewards.tasks import Problem, problems
 from ondevice.rollout import Scorer
 from ondevice.runfolder import StageFolder
 from ondevice.stages.asked import need_template
-from ondevice.stages.material import corpus_of, plain_chats, plain_texts
 from ondevice.stages.pairs import read_pairs
 from ondevice.stages.reward import quality
+from ondevice.stages.wanted import corpus_of, plain_chats, plain_texts
 from ondevice.talk import chat_ids, find_model, find_reward_model
 
 Messages = list[dict[str, Any]]

@@ -19,9 +19,9 @@ from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
-from ondevice.stages.material import builtin_in
 from ondevice.stages.rate import Rule
 from ondevice.stages.stage import Surroundings, run_stage, say
+from ondevice.stages.wanted import builtin_in
 from ondevice.talk import find_model, find_reward_model
 
 

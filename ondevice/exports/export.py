@@ -160,7 +160,7 @@ def _measures(model: Model) -> bool:
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
     from ondevice.exam import builtin_exam
-    from ondevice.stages.material import corpus_of, plain_texts
+    from ondevice.stages.wanted import corpus_of, plain_texts
 
     corpus = corpus_of(cfg.data, CorpusConfig())
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)

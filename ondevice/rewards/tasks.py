@@ -20,7 +20,7 @@ from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.rewards import STAGE_GIVES
-from ondevice.stages.material import corpus_of, last_held
+from ondevice.stages.wanted import corpus_of, last_held
 
 GYM_COUNT = 1000
 """Problems of a gym's task where no count is given: it has no end."""

@@ -19,8 +19,7 @@ from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sourc
 from ondevice.data.stored import JsonLines, place_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
-from ondevice.stages import material
-from ondevice.stages.material import Wanted
+from ondevice.stages.wanted import Wanted, corpus_of, last_held, reused, taken
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     need_template(model)
 
     def rows(one: Wanted, part: Part) -> Prompts:
-        corpus = material.corpus_of(one.data, ctx.corpus)
+        corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
             found = stored(one, lambda: read(one), "prompts", model, room, ctx)
-            return found if part == "all" else material.last_held(found, one.data, "prompt")[part == "validation"]
+            return found if part == "all" else last_held(found, one.data, "prompt")[part == "validation"]
         from ondevice.data.builtin import build
 
         split: Split = "validation" if part == "validation" else "train"
@@ -90,7 +89,7 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
         def to_asked(row: Any) -> Asked:
             messages, known = to_prompt(row)
             return Asked(messages, prompt_ids(messages, model.tokenizer), known)
-        return (asked for _, asked in material.taken(one, to_asked, ctx))
+        return (asked for _, asked in taken(one, to_asked, ctx))
 
     if part == "validation":
         return one_after_another([rows(one, part) for one in wanted.alone()])
@@ -144,7 +143,7 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
             ctx.warn(f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out")
 
     place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer, f"{name} {most} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(material.reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
+    lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
     return Prompts(lines, np.arange(len(lines)))
 
 

@@ -24,6 +24,7 @@ from ondevice.models.folder import Model, load_model
 from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.stages import material
+from ondevice.stages.wanted import Wanted
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
@@ -31,7 +32,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(material.Wanted.of(cfg), cfg.text, cfg.label, ctx)
+    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx)
     names = tuple(sorted({name for _, name in found.train}))
     if len(names) < 2:
         raise UserError(f"all rows are of the class {names[0]!r}", where=cfg.data, hint="give rows of two or more")

@@ -18,8 +18,8 @@ from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
 from ondevice.runfolder import StageFolder
-from ondevice.stages.material import data_digest
 from ondevice.stages.pairs import pairs_digest
+from ondevice.stages.wanted import data_digest
 
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}

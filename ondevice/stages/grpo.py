@@ -24,12 +24,12 @@ from ondevice.models.folder import Model, writer
 from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
-from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
+from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
 
 HELD = 64  # held-out problems of a measurement
 
@@ -136,7 +136,7 @@ class GRPOFeed:
 
     def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
         """Problems to learn from, those held out, and the columns of all."""
-        wanted = material.Wanted.of(self.cfg)
+        wanted = Wanted.of(self.cfg)
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
@@ -145,7 +145,7 @@ class GRPOFeed:
         names = {name for part in train for one in part for name in one.known}
         return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
 
-    def _of(self, one: material.Wanted, part: Literal["train", "validation", "all"], count: int, policy: Model,
+    def _of(self, one: Wanted, part: Literal["train", "validation", "all"], count: int, policy: Model,
             whole: bool = False) -> Prompts:
         """At most `count` problems (0: all) of one source; of a person's own the last tenth is `validation`, and in
         train only where `whole`."""
@@ -154,15 +154,15 @@ class GRPOFeed:
         def asked(found: Iterable[Problem]) -> Iterator[Asked]:
             return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
 
-        if one.data.startswith("gym:") or material.corpus_of(one.data, ctx.corpus) is not None:
+        if one.data.startswith("gym:") or corpus_of(one.data, ctx.corpus) is not None:
             part = "train" if part == "train" else "validation"  # they have their own
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
-        settle = partial(material.settle, ctx=ctx)
-        found = stored(one, lambda: asked(file_problems(one.data, settle, one.limit)), "problems", policy, room, ctx)
+        found = stored(one, lambda: asked(file_problems(one.data, partial(settle, ctx=ctx), one.limit)), "problems",
+                       policy, room, ctx)
         if part == "all":
             return found.only(some_of(len(found), count, seed))
-        train, held = material.last_held(found, one.data, "problem")
+        train, held = last_held(found, one.data, "problem")
         if part == "train":
             return found if whole else train
         return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ from ondevice.models.names import adds_to_stream, in_block, is_between, is_embed
 from ondevice.models.seq2seq_config import SEQ2SEQ
 from ondevice.randomness import normal
 from ondevice.stages import material
+from ondevice.stages.wanted import Wanted, builtin_in
 
 
 def run(cfg: InitConfig, ctx: Context) -> Model:
@@ -39,8 +40,8 @@ def run(cfg: InitConfig, ctx: Context) -> Model:
 def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
-    corpus = material.builtin_in(cfg.data, ctx.corpus)
-    words = material.texts(material.Wanted(cfg.data, limit=cfg.limit), ctx)
+    corpus = builtin_in(cfg.data, ctx.corpus)
+    words = material.texts(Wanted(cfg.data, limit=cfg.limit), ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(words, (m["content"] for chat in build(corpus).chats("train") for m in chat["messages"]))
     return train_tokenizer(words, cfg.vocab_size, fills=cfg.family in (*ENCODERS, "bart"),

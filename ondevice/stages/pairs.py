@@ -32,9 +32,8 @@ from ondevice.pairs import held_out
 from ondevice.progress import counted
 from ondevice.ratings import Ratings
 from ondevice.ratings_store import FILE
-from ondevice.stages import material
 from ondevice.stages.asked import need_template
-from ondevice.stages.material import Wanted
+from ondevice.stages.wanted import Wanted, corpus_of, reused, settle, taken
 
 COPY = "pairs.jsonl"
 BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
@@ -58,7 +57,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx))
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, sha256(copy))
-        found = StoredPairs.kept(material.reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
+        found = StoredPairs.kept(reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
         return _parted(found, min(cfg.sequence_length, model.cfg.max_position_embeddings), wanted, ctx)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
@@ -96,7 +95,7 @@ def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context) -> Iterator[tuple
             yield to_tokens(row, tokenizer), row
         except BadRow as error:
             rows.reject(row.get("where", place), str(error), row)
-    material.settle(rows, ctx)
+    settle(rows, ctx)
 
 
 def _parted(found: StoredPairs, limit: int, wanted: Wanted, ctx: Context) -> Found:
@@ -157,7 +156,7 @@ def sha_of(row: Mapping[str, Any]) -> str:
 
 def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None) -> Iterator[dict[str, Any]]:
     """The pairs of one source. With `ctx` bad rows are kept account of, and what votes there are is told."""
-    made = material.corpus_of(wanted.data, corpus)
+    made = corpus_of(wanted.data, corpus)
     path = Path(wanted.data)
     if path.is_dir() and (path / FILE).is_file():
         path = path / FILE
@@ -171,7 +170,7 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None) -> I
             ctx.say(f"{ctx.name}: {told}")
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
-        yield from ({**row, "where": place} for place, row in material.taken(wanted, to_pair, ctx))
+        yield from ({**row, "where": place} for place, row in taken(wanted, to_pair, ctx))
     else:
         from ondevice.data.readers import read
 

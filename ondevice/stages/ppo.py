@@ -39,6 +39,7 @@ from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
 from ondevice.stages.start import load_start, with_adapter
+from ondevice.stages.wanted import Wanted
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -96,7 +97,7 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = material.Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
+        wanted = Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
@@ -188,7 +189,7 @@ class PPOFeed:
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = material.chats(material.Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
+        found = material.chats(Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
                           seed=self.cfg.seed)

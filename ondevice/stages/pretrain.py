@@ -20,12 +20,13 @@ from ondevice.models.network import objective, packs
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.summary import bytes_per_token
+from ondevice.stages.wanted import Wanted
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(material.Wanted.of(cfg), model.tokenizer, ctx)
+    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx)
     rows = SOURCES[objective(model.cfg)](cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}

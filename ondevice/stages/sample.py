@@ -18,7 +18,7 @@ from ondevice.ratings_store import FILE
 from ondevice.rollout import Sampled, Sampler
 from ondevice.runfolder import ticks
 from ondevice.stages.asked import Asked, prompts
-from ondevice.stages.material import Wanted
+from ondevice.stages.wanted import Wanted
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits

@@ -28,6 +28,7 @@ from ondevice.models.network import packs
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.start import load_start, with_adapter
+from ondevice.stages.wanted import Wanted
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
@@ -35,7 +36,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(material.Wanted.of(cfg), model.tokenizer, ctx)
+    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx)
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = _source(cfg, model)

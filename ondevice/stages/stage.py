@@ -29,10 +29,10 @@ from ondevice.ratings_store import FILE as RATINGS
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
 from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished
-from ondevice.stages.material import REJECTED
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
+from ondevice.stages.wanted import REJECTED
 
 MODULES = {"init": "initialize", "pretrain": "pretrain", "classify": "classify", "sft": "sft", "sample": "sample",
            "rate": "rate", "reward": "reward", "dpo": "dpo", "ppo": "ppo", "grpo": "grpo"}
