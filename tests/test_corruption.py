@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from ondevice.data.sources import tokenize_corpus
 from ondevice.data.stored import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.errors import UserError
+from ondevice.events import read
 from ondevice.randomness import generator
 from test_classify import killed_at_first_save
 from test_masking import CRITICAL, chi_square
@@ -138,8 +140,8 @@ def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(t5: Tokenizer
     bart = train_tokenizer(TEXTS, 420, fills=True)
     for tokens, corrupt in ((stream, span_corruption(t5, 0.15, 3.0)),
                             (np.asarray(tokenize_corpus(TEXTS, bart, tmp_path)), text_infilling(bart, 0.3, 3.0))):
-        one, other = (CorruptedSource(tokens, corrupt=corrupt, start=1, sequence_length=40, batch_size=3, accumulate=2)
-                      for _ in range(2))
+        one, other = (CorruptedSource(tokens, corrupt=corrupt, start=1, sequence_length=40, batch_size=3, accumulate=2,
+                                      longest=99) for _ in range(2))
         other.batch(0)
         for a, b in zip(one.batch(3), other.batch(3), strict=True):
             assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
@@ -208,6 +210,28 @@ def test_a_killed_stage_goes_on_as_if_it_had_not_been(files: Path, tmp_path: Pat
     if stage == "sft":
         transformers = pytest.importorskip("transformers")
         transformers.AutoModelForSeq2SeqLM.from_pretrained(made)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
+def test_learned_positions_reach_as_far_as_the_context_and_padding_beyond(files: Path, tmp_path: Path, stage: str,
+                                                                          backend_name: str) -> None:
+    """A context of 60 is padded to 64; what the model writes whole has its end as well."""
+    small = {**SMALL, "max_position_embeddings": 60}
+    model = od.init(str(files / "text.txt"), out=tmp_path, family="bart", backend=backend_name,
+                    tie_word_embeddings=True, **small)
+    longest = 59 if stage == "pretrain" else 60
+    fields = {**settings(files, stage, "bart", tmp_path, backend_name), "model": str(model), "steps": 2}
+    if "sequence_length" in fields:
+        fields["sequence_length"] = longest + 1
+        with suppress(UserError) if stage == "dpo" else pytest.raises(UserError, match=f"{longest} or fewer|as many"):
+            getattr(od, stage)(**fields)
+        fields |= {"sequence_length": longest, "out": str(tmp_path / "fits")}
+    if stage == "pretrain":
+        fields |= {"mean_span": 1.0, "mask_share": 0.5}  # marks of spans of nothing make a source longer than its text
+    getattr(od, stage)(**fields)
+    events = read(Path(fields["out"]) / stage / "events.jsonl")
+    assert all(np.isfinite(e["loss"]) for e in events if e["event"] == "step")
 
 
 @pytest.mark.slow

@@ -195,3 +195,15 @@ def test_what_we_cannot_honour_is_named(change: dict[str, Any], where: str) -> N
     with pytest.raises(UserError) as error:
         parse_config(json.loads(json.dumps(raw)))
     assert error.value.where == where
+
+
+@pytest.mark.parametrize("changes", [
+    {"layer_types": ["foo", "full_attention"]}, {"global_attn_every_n_layers": 0}, {"local_attention": "a"},
+    {"rope_parameters": [1]}, {"rope_parameters": {"rope_type": "yarn"}}, {"global_rope_theta": "z"},
+    {"norm_eps": "x"}])
+def test_a_modernbert_that_none_can_be(changes: dict[str, Any]) -> None:
+    raw = {"model_type": "modernbert", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
+           "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    parse_config(raw)
+    with pytest.raises(UserError, match=next(iter(changes))):
+        parse_config({**raw, **changes})

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import models
-from data_samples import small_tokenizer
+from data_samples import TEXTS, small_tokenizer
 from gradients import by_name, on_device
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import beam_search
 from ondevice.data.completions import Row, completion_batch
 from ondevice.data.packing import set_denominator
+from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
@@ -232,3 +233,31 @@ def test_beam_search_of_a_decoder_is_transformers(family: str, backend: Backend,
         done = beam_search(generator, model.params, prompt, 4)[0]
         got = [*done.ids, *([] if done.stop is None else [done.stop])]
         assert got == want[:len(got)] and set(want[len(got):]) <= {1}
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ({"relative_attention_num_buckets": "x"}, "relative_attention_num_buckets"),
+    ({"relative_attention_num_buckets": 2}, "relative_attention_num_buckets"),
+    ({"relative_attention_max_distance": 8}, "relative_attention_max_distance"),
+    ({"num_decoder_layers": "a"}, "num_decoder_layers"), ({"layer_norm_epsilon": "x"}, "layer_norm_epsilon")])
+def test_a_t5_that_none_can_be(changes: dict[str, Any], match: str) -> None:
+    raw = {"model_type": "t5", "vocab_size": 100, "d_model": 8, "d_ff": 16, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    assert parse_config(raw).relative_attention_num_buckets == 32
+    with pytest.raises(UserError, match=match):
+        parse_config({**raw, **changes})
+
+
+def test_an_mt5_that_says_nothing_is_gated() -> None:
+    raw = {"model_type": "mt5", "vocab_size": 100, "d_model": 8, "d_ff": 16, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    assert parse_config(raw).gated and not parse_config({**raw, "feed_forward_proj": "relu"}).gated
+
+
+def test_a_source_has_the_tokens_that_its_tokenizer_puts_around_a_text() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = train_tokenizer(TEXTS, 420)
+    bare, eos = tokenizer.encode("Anna lives"), tokenizer.eos_id
+    assert tokenizer.encode_source("Anna lives") == [*bare, eos]
+    tokenizer.inner.post_processor = TemplateProcessing(single="<|end|> $A <|end|>", special_tokens=[("<|end|>", eos)])
+    again = Tokenizer(tokenizer.inner, tokenizer.config, None, ())
+    assert again.encode_source("Anna lives") == [eos, *bare, eos]

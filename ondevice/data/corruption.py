@@ -81,13 +81,15 @@ def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], draw: np.random.Genera
 
 
 class CorruptedSource(RowSource):
-    """Windows of `sequence_length` tokens; `corrupt` makes of each a source, and what to write after `start`."""
+    """Windows of `sequence_length` tokens; `corrupt` makes of each a source, and what to write after `start`. A source
+    that many marks make longer than `longest` is cut before its last token."""
 
     def __init__(self, tokens: NDArray[Any], *, corrupt: Corrupt, start: int, sequence_length: int, batch_size: int,
-                 accumulate: int = 1, seed: int = 0) -> None:
+                 longest: int, accumulate: int = 1, seed: int = 0) -> None:
         if len(tokens) < 2:
             raise UserError("too little text to learn from", where="data", hint="two tokens are the least")
         self.tokens, self.length, self.corrupt, self.start = tokens, sequence_length, corrupt, start
+        self.longest = longest
         # what is left at the end is a row too where there is something to hide and something to show
         rows = len(tokens) // sequence_length + (len(tokens) % sequence_length > 1)
         super().__init__(rows, batch_size, accumulate, seed, "corrupted")
@@ -96,7 +98,10 @@ class CorruptedSource(RowSource):
         rows = []
         for epoch, row in group:
             window = np.asarray(self.tokens[row * self.length:(row + 1) * self.length], np.int32)
-            rows.append(Row(*self.corrupt(window, generator(self.seed, "corrupt", epoch, row))))
+            source, target = self.corrupt(window, generator(self.seed, "corrupt", epoch, row))
+            if len(source) > self.longest:
+                source = np.append(source[:self.longest - 1], source[-1:])
+            rows.append(Row(source, target))
         batch = completion_batch(rows, self.batch_size, start=self.start)
         del batch["member"]
         return batch

@@ -143,6 +143,13 @@ class Tokenizer:
         """Ids of `text`. special=False: a special token's name in the text stays text."""
         return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)
 
+    def encode_source(self, text: str) -> list[int]:
+        """Ids of a text that an encoder-decoder reads: with the tokens that its tokenizer puts around one, at the least
+        the token that ends it."""
+        bare = self.encode(text)
+        ids = list(self._text_only.encode(text, add_special_tokens=True).ids)
+        return ids if ids != bare else [*bare, self.eos_id]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel; special tokens are never recognised."""
         # The fast call leaves out offsets, which nobody asked for.

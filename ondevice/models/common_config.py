@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ondevice.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +23,23 @@ class CommonConfig:
     label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def whole(raw: Mapping[str, Any], name: str, usual: int, least: int = 1) -> int:
+    """A whole number of a config, `usual` where it says nothing. Raises UserError for anything else."""
+    value = raw.get(name)
+    if value is None:
+        return usual
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{value!r} is no whole number of {least} or more", where=name)
+    return value
+
+
+def number(raw: Mapping[str, Any], name: str, usual: float) -> float:
+    """A number above 0 of a config, `usual` where it says nothing. Raises UserError for anything else."""
+    value = raw.get(name)
+    if value is None:
+        return usual
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise UserError(f"{value!r} is no number above 0", where=name)
+    return float(value)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.errors import UserError
-from ondevice.models.common_config import CommonConfig
+from ondevice.models.common_config import CommonConfig, number, whole
 from ondevice.models.config import label_names, label_table, num_labels
 
 ENCODERS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}
@@ -74,12 +74,12 @@ class EncoderConfig(CommonConfig):
                             hint="a text is read at its first token: cls")
         eos = raw.get("eos_token_id")
         own = _modern(raw) if kind == "modernbert" else {
-            "norm_eps": float(raw.get("layer_norm_eps", 1e-12)), "type_vocab_size": raw.get("type_vocab_size", 2)}
+            "norm_eps": number(raw, "layer_norm_eps", 1e-12), "type_vocab_size": whole(raw, "type_vocab_size", 2)}
         return cls(
             model_type=kind, eos_token_id=eos[0] if isinstance(eos, list) else eos, num_labels=labels,
             label_names=label_names(raw), dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", True)),
-            initializer_range=float(raw.get("initializer_range", 0.02)),
+            initializer_range=number(raw, "initializer_range", 0.02),
             **{name: raw[name] for name in _WHOLE},
             **{name: raw[name] for name in ("bos_token_id", "pad_token_id") if raw.get(name) is not None}, **own)
 
@@ -117,22 +117,31 @@ class EncoderConfig(CommonConfig):
                             for i in range(self.num_hidden_layers)]}
 
 
+_KINDS = ("full_attention", "sliding_attention")
+
+
 def _modern(raw: dict[str, Any]) -> dict[str, Any]:
-    layers, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
+    layers, every = raw["num_hidden_layers"], whole(raw, "global_attn_every_n_layers", 3)
     types = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
     if len(types) != layers:
         raise UserError(f"names {len(types)} layers, there are {layers}", where="layer_types")
+    if unknown := set(map(str, types)) - {"full_attention", "sliding_attention"}:
+        raise UserError(f"cannot be {min(unknown)!r} here", where="layer_types",
+                        hint="known: full_attention, sliding_attention")
     # either side of a token sees half of the window, the token at the border included
-    reach = raw.get("local_attention", 128) // 2 + 1
+    reach = whole(raw, "local_attention", 128) // 2 + 1
     rope = raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or not all(isinstance(rope.get(kind) or {}, dict) for kind in _KINDS):
+        raise UserError(f"{rope!r} does not say it of each kind of layer", where="rope_parameters")
     theta = {}
     for name, kind, usual in (("global_rope_theta", "full_attention", 160000.0),
                               ("local_rope_theta", "sliding_attention", 10000.0)):
         own = rope.get(kind) or {}
-        if own.get("rope_type", "default") != "default" or raw.get("rope_scaling"):
+        scaled = {own.get("rope_type", "default"), rope.get("rope_type", "default")} != {"default"}
+        if scaled or raw.get("rope_scaling"):
             raise UserError("scaled rotary positions are not known here", where="rope_parameters")
-        theta[name] = float(own.get("rope_theta") or raw.get(name) or usual)
-    return {"norm_eps": float(raw.get("norm_eps", 1e-5)), "norm_bias": bool(raw.get("norm_bias", False)),
+        theta[name] = number(own, "rope_theta", number(rope, "rope_theta", number(raw, name, usual)))
+    return {"norm_eps": number(raw, "norm_eps", 1e-5), "norm_bias": bool(raw.get("norm_bias", False)),
             "attention_bias": bool(raw.get("attention_bias", False)), "mlp_bias": bool(raw.get("mlp_bias", False)),
             "head_bias": bool(raw.get("classifier_bias", False)),
             "windows": tuple(reach if t == "sliding_attention" else 0 for t in types), **theta}

@@ -110,7 +110,9 @@ class Seq2Seq:
         if self.cfg.relative:
             return ops.embed(params, "shared", ids)
         x = ops.embed(params, "model.shared", ids)
-        x = x + ops.embed(params, f"model.{side}.embed_positions", positions + OFFSET)
+        # padding may stand beyond the context
+        at = ops.minimum(positions, self.cfg.max_position_embeddings - 1) + OFFSET
+        x = x + ops.embed(params, f"model.{side}.embed_positions", at)
         return ops.layer_norm(params, f"model.{side}.layernorm_embedding", x, self.cfg.norm_eps)
 
     def _leave(self, ops: Ops, params: Params, side: str, x: Array) -> Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.errors import UserError
-from ondevice.models.common_config import CommonConfig
+from ondevice.models.common_config import CommonConfig, number, whole
 
 SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",
            "bart": "BartForConditionalGeneration"}
@@ -90,16 +90,18 @@ class Seq2SeqConfig(CommonConfig):
 
 
 def _t5(raw: dict[str, Any]) -> dict[str, Any]:
-    kind, shape = raw["model_type"], raw.get("feed_forward_proj", "relu")
+    kind = raw["model_type"]
+    shape = raw.get("feed_forward_proj") or ("relu" if kind == "t5" else "gated-gelu")  # as transformers' own configs
     if shape not in _ACTIVATIONS:
         raise UserError(f"cannot be {shape!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu")
     tied = raw.get("tie_word_embeddings", True) is not False
+    buckets = whole(raw, "relative_attention_num_buckets", 32, least=4)  # half to either side, half of those exact
     return {
-        "num_decoder_layers": raw.get("num_decoder_layers") or raw["num_layers"], "gated": shape == "gated-gelu",
-        "norm_eps": float(raw.get("layer_norm_epsilon", 1e-6)),
-        "max_position_embeddings": raw.get("n_positions") or CONTEXT,
-        "relative_attention_num_buckets": raw.get("relative_attention_num_buckets", 32),
-        "relative_attention_max_distance": raw.get("relative_attention_max_distance", 128),
+        "num_decoder_layers": whole(raw, "num_decoder_layers", raw["num_layers"]), "gated": shape == "gated-gelu",
+        "norm_eps": number(raw, "layer_norm_epsilon", 1e-6),
+        "max_position_embeddings": whole(raw, "n_positions", CONTEXT),
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": whole(raw, "relative_attention_max_distance", 128, least=buckets // 2 + 1),
         # left out, it means a tied head whose states are scaled: as transformers writes the first T5
         "tie_word_embeddings": tied,
         "scale_decoder_outputs": bool(raw.get("scale_decoder_outputs", tied and kind == "t5"))}
@@ -110,9 +112,9 @@ def _bart(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get(b, raw[a]) != raw[a]:
             raise UserError(f"must be {a}, {raw[a]}, here", where=b)
     for name, only in (("activation_function", "gelu"), ("scale_embedding", False), ("tie_word_embeddings", True)):
-        if raw.get(name, only) != only:
+        if raw.get(name) not in (None, only):
             raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
     if raw["d_model"] % raw["encoder_attention_heads"]:
         raise UserError("must divide d_model", where="encoder_attention_heads")
     return {"head_dim": raw["d_model"] // raw["encoder_attention_heads"], "norm_eps": 1e-5,
-            "initializer_range": float(raw.get("init_std", 0.02))}
+            "initializer_range": number(raw, "init_std", 0.02)}

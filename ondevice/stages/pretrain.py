@@ -46,9 +46,11 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
-    if cfg.sequence_length > model.cfg.max_position_embeddings:
+    # what writes a text whole writes its end too
+    room = model.cfg.max_position_embeddings - (objective(model.cfg) == "infilling")
+    if cfg.sequence_length > room:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint="give as many or fewer")
+                        where="sequence_length", hint=f"give {room} or fewer")
     if cfg.objective not in ("auto", objective(model.cfg)):
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
@@ -68,9 +70,9 @@ def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
 def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
     def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
         assert model.network.start is not None
-        return partial(CorruptedSource, corrupt=make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span),
-                       start=model.network.start, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size,
-                       seed=cfg.seed)
+        corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
+        return partial(CorruptedSource, corrupt=corrupt, start=model.network.start, batch_size=cfg.batch_size,
+                       sequence_length=cfg.sequence_length, longest=model.cfg.max_position_embeddings, seed=cfg.seed)
     return source
 
 
