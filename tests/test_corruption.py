@@ -4,6 +4,7 @@ row; the stages of an encoder-decoder run on both backends, resume exactly, and 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from ondevice.data.corruption import (
     infill,
     shuffle_sentences,
     span_corruption,
+    span_lengths,
     spans,
     split_at_spans,
     text_infilling,
@@ -113,26 +115,64 @@ def test_spans_are_as_long_as_in_the_reference() -> None:
     assert chi_square(ours, together) + chi_square(theirs, together) < 3 * CRITICAL[3]  # places of a span go together
 
 
-def test_infilling_hides_its_share_behind_masks_and_keeps_the_order() -> None:
-    lengths = Counter()
-    for row in range(400):
-        ids = np.arange(10, 110, dtype=np.int32)
-        seen = infill(ids, 0.3, 3.0, MASK, generator(0, "infill", row))
+def test_lengths_of_spans_are_poissons() -> None:
+    """Spans of nothing are among them; 0 … 7 and more than 7, at 1 %."""
+    lengths = span_lengths(60_000, 3.0, generator(2, "lengths"))
+    assert lengths.sum() == 60_000
+    pmf = np.array([math.exp(-3) * 3**n / math.factorial(n) for n in range(8)])
+    counts = np.bincount(np.minimum(lengths[:-1], 8), minlength=9)
+    assert chi_square(counts, np.append(pmf, 1 - pmf.sum())) < 20.09  # 8 degrees of freedom
+
+
+@pytest.mark.parametrize("length", [5, 40, 512])
+@pytest.mark.parametrize("share, mean", [(0.3, 3.0), (0.15, 1.0), (0.5, 3.0), (0.9, 3.0)])
+def test_infilling_hides_its_share_behind_masks_and_keeps_the_order(length: int, share: float, mean: float) -> None:
+    ids, masks, spans_found = np.arange(10, 10 + length, dtype=np.int32), 0, 0
+    for row in range(60):
+        seen = infill(ids, share, mean, MASK, generator(0, "infill", row))
         left = seen[seen != MASK]
-        assert (np.diff(left) > 0).all() and 68 <= len(left) <= 100
-        gaps = np.diff(np.concatenate([[9], left, [110]])) - 1
-        lengths.update(gaps[gaps > 0].tolist())
-        assert (seen == MASK).sum() >= (gaps > 0).sum()
-    hidden = sum(n * count for n, count in lengths.items())
-    assert 0.25 < hidden / 40_000 <= 0.30  # spans of length 0 take their part of the share
-    assert lengths[2] > lengths[5] > lengths[8]  # as Poisson's law has it around 3
+        assert (np.diff(left) > 0).all() and length - len(left) == round(length * share)
+        assert not ((seen[1:] == MASK) & (seen[:-1] == MASK)).any(), "spans do not touch"
+        masks += int((seen == MASK).sum())
+        spans_found += int((np.diff(np.concatenate([[9], left, [10 + length]])) > 1).sum())
+    if (length, share, mean) == (512, 0.3, 3.0):
+        assert abs((masks - spans_found) / masks - math.exp(-3)) < 0.012  # masks of nothing
 
 
-def test_sentences_change_places_whole() -> None:
+def test_every_place_for_a_span_is_as_likely() -> None:
+    """One of five tokens, and where spans of one are in two of six places that do not touch: ten ways."""
+    ids = np.arange(10, 15, dtype=np.int32)
+    found = Counter()
+    for row in range(3000):
+        seen = infill(ids, 0.2, 3.0, MASK, generator(1, "place", row))
+        if (seen == MASK).sum() == 1:
+            found[int(np.flatnonzero(seen == MASK)[0])] += 1
+    assert sorted(found) == list(range(5)) and chi_square(np.array([*found.values()]), np.ones(5)) < 13.28
+    pairs = Counter(tuple(np.flatnonzero(seen == MASK).tolist()) for seen in (
+        infill(np.arange(10, 16, dtype=np.int32), 1 / 3, 0.3, MASK, generator(2, "places", row)) for row in range(9000))
+        if len(seen) == 6 and (seen == MASK).sum() == 2)
+    assert len(pairs) == 10 and chi_square(np.array([*pairs.values()]), np.ones(10)) < 21.67
+
+
+def test_sentences_change_places_within_their_document() -> None:
     ids = np.array([1, 2, 9, 3, 9, 4, 5], np.int32)
-    orders = {tuple(shuffle_sentences(ids, ids == 9, generator(0, "s", n)).tolist()) for n in range(60)}
+    orders = {tuple(shuffle_sentences(ids, ids == 9, EOS, generator(0, "s", n)).tolist()) for n in range(60)}
     assert len(orders) == 6 and all(sorted(order) == sorted(ids.tolist()) for order in orders)
     assert (9, 1, 2) not in {order[:3] for order in orders}
+    two = np.concatenate([ids, [EOS], ids + 20, [EOS, EOS]]).astype(np.int32)
+    for n in range(20):
+        made = shuffle_sentences(two, two % 20 == 9, EOS, generator(0, "s", n))
+        assert np.flatnonzero(made == EOS).tolist() == [7, 15, 16]
+        assert sorted(made[:7]) == sorted(ids.tolist()) and sorted(made[8:15]) == sorted((ids + 20).tolist())
+
+
+def test_infilled_text_stands_between_what_opens_and_closes_one() -> None:
+    bart = train_tokenizer(TEXTS, 420, fills=True)
+    ids = np.array(bart.encode(TEXTS[0])[:40], np.int32)
+    source, target = text_infilling(bart, 0.3, 3.0)(ids, generator(0, "corrupt"))
+    assert target.tolist() == [bart.cls_id, *ids.tolist(), bart.eos_id]
+    assert (source[0], source[-1]) == (bart.cls_id, bart.eos_id)
+    assert bart.encode_source("Anna")[0] == bart.cls_id and bart.encode_source("Anna")[-1] == bart.eos_id
 
 
 def test_a_batch_follows_from_its_step_and_each_epoch_hides_others(t5: Tokenizer, tmp_path: Path) -> None:
@@ -216,11 +256,11 @@ def test_a_killed_stage_goes_on_as_if_it_had_not_been(files: Path, tmp_path: Pat
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
 def test_learned_positions_reach_as_far_as_the_context_and_padding_beyond(files: Path, tmp_path: Path, stage: str,
                                                                           backend_name: str) -> None:
-    """A context of 60 is padded to 64; what the model writes whole has its end as well."""
+    """A context of 60 is padded to 64; what the model writes whole has its beginning and end as well."""
     small = {**SMALL, "max_position_embeddings": 60}
     model = od.init(str(files / "text.txt"), out=tmp_path, family="bart", backend=backend_name,
                     tie_word_embeddings=True, **small)
-    longest = 59 if stage == "pretrain" else 60
+    longest = 58 if stage == "pretrain" else 60
     fields = {**settings(files, stage, "bart", tmp_path, backend_name), "model": str(model), "steps": 2}
     if "sequence_length" in fields:
         fields["sequence_length"] = longest + 1
@@ -252,13 +292,16 @@ def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: s
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "48"], "objective"),
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--mask_share", "0.45", "--mean_span", "1", "--sequence_length", "96"],
      "sentinels"),
-    (["init", "TEXT", "--out", "OUT", "--family", "bart"], "tie_word_embeddings"),
+    (["pretrain", "BART", "TEXT", "--out", "OUT", "--sequence_length", "48", "--whole_words"], "whole_words"),
+    (["pretrain", "POLICY", "TEXT", "--out", "OUT", "--sequence_length", "48", "--mask_share", "0.2"], "mask_share"),
+    (["pretrain", "POLICY", "TEXT", "--out", "OUT", "--sequence_length", "48", "--mean_span", "2"], "mean_span"),
     (["init", "TEXT", "--out", "OUT", "--family", "t5", "--sliding_window", "4"], "sliding_window"),
     (["generate", "T5", "Anna", "--beams", "2", "--samples", "3"], "samples")])
 def test_wrong_input_gets_one_line(argv: list[str], said: str, files: Path, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     places = {"T5": files / "t5" / "init" / "model", "TEXT": files / "text.txt", "OUT": tmp_path / "r",
-              "PAIRS": files / "pairs.jsonl", "CHATS": files / "chats.jsonl"}
+              "PAIRS": files / "pairs.jsonl", "CHATS": files / "chats.jsonl", "POLICY": files / "policy",
+              "BART": files / "bart" / "init" / "model"}
     assert main([str(places.get(word, word)) for word in argv]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in told and told.startswith("ondevice: ")

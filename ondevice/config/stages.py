@@ -196,7 +196,7 @@ class InitConfig(StageConfig):
     rms_norm_eps: float = 1e-6
     """Epsilon of the norms."""
     tie_word_embeddings: bool = False
-    """Share the head's weights with the embeddings."""
+    """Share the head's weights with the embeddings; bart always does."""
     sliding_window: int = 0
     """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides together); 0: whole
     context."""

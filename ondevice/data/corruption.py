@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.completions import Row, completion_batch
-from ondevice.data.packing import Batch
+from ondevice.data.packing import Batch, ranges
 from ondevice.data.sources import RowSource
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -54,30 +54,51 @@ def split_at_spans(ids: Ints, hidden: NDArray[np.bool_], sentinels: Ints, eos: i
     return np.append(source, eos).astype(np.int32), np.append(target[kept], eos).astype(np.int32)
 
 
+def span_lengths(hidden: int, mean: float, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Lengths of spans, each drawn from Poisson(`mean`), until they hide so many tokens; the last is cut to fit. Spans
+    of nothing are among them."""
+    found = np.zeros(0, np.int64)
+    while found.sum() < hidden:
+        found = np.append(found, draw.poisson(mean, max(8, hidden)))
+    count = int(np.searchsorted(np.cumsum(found), hidden)) + 1
+    return np.append(found[:count - 1], hidden - found[:count - 1].sum())
+
+
 def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Generator) -> Ints:
-    """The text with spans of Poisson(`mean`) tokens put behind one mask each, until `share` of the tokens is hidden; a
-    span of length 0 puts a mask between two tokens."""
-    left = round(len(ids) * share)
-    hidden, before = np.zeros(len(ids), np.bool_), np.zeros(len(ids) + 1, np.int64)
-    while left > 0:
-        length = min(int(draw.poisson(mean)), left)
-        start = int(draw.integers(len(ids) - length + 1))
-        around = hidden[max(start - 1, 0):start + length + 1]
-        if around.any() and draw.random() < 0.98:  # spans do not touch; where hardly any place is left they may
-            continue
-        hidden[start:start + length] = True
-        before[start] = 1
-        left -= max(length, 1)
-    pieces = np.concatenate([np.stack([np.full(len(ids), mask), ids], 1).reshape(-1), [mask]])
+    """The text with round(L·`share`) of its tokens in spans of Poisson(`mean`) behind one mask each; a span of nothing
+    puts a mask between two tokens. Spans do not touch, and all places for them are equally likely; where the tokens
+    shown are too few to part them, some are joined."""
+    count = len(ids)
+    lengths = span_lengths(min(max(round(count * share), 1), count), mean, draw)
+    sizes, nothing = lengths[lengths > 0], int((lengths == 0).sum())
+    shown = count - int(sizes.sum())
+    if len(sizes) > shown + 1:
+        sizes = np.add.reduceat(sizes, np.arange(shown + 1) * len(sizes) // (shown + 1))
+    sizes = draw.permutation(sizes)  # the last one was cut
+    # what is shown, in so many parts: before, between (one token at least) and behind the spans
+    free = shown - (len(sizes) - 1)
+    borders = np.sort(draw.choice(free + len(sizes), len(sizes), replace=False)) - np.arange(len(sizes))
+    starts = borders + np.arange(len(sizes)) + np.cumsum(sizes) - sizes
+    hidden, before = np.zeros(count, np.bool_), np.zeros(count + 1, np.int64)
+    hidden[np.repeat(starts, sizes) + ranges(sizes)] = True
+    before[starts] = 1
+    apart = np.flatnonzero(~np.append(hidden, False) & ~np.append(False, hidden))
+    before[draw.permutation(apart)[:nothing]] = 1
+    pieces = np.concatenate([np.stack([np.full(count, mask), ids], 1).reshape(-1), [mask]])
     kept = np.concatenate([np.stack([before[:-1] > 0, ~hidden], 1).reshape(-1), before[-1:] > 0])
     made: Ints = pieces[kept].astype(np.int32)
     return made
 
 
-def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], draw: np.random.Generator) -> Ints:
-    """The sentences of a text in another order; `ends` (L,) says which tokens end one."""
-    parts = np.split(ids, np.flatnonzero(ends[:-1]) + 1)
-    return np.concatenate([parts[i] for i in draw.permutation(len(parts))])
+def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], eos: int, draw: np.random.Generator) -> Ints:
+    """The sentences of each document in another order; `ends` (L,) says which tokens end a sentence, a document ends at
+    `eos`, which stays where it is."""
+    made = ids.copy()
+    borders = np.flatnonzero(ids == eos)
+    for start, end in zip(np.append(0, borders + 1), np.append(borders, len(ids)), strict=True):
+        parts = np.split(ids[start:end], np.flatnonzero(ends[start:end][:-1]) + 1)
+        made[start:end] = np.concatenate([parts[i] for i in draw.permutation(len(parts))])
+    return made
 
 
 class CorruptedSource(RowSource):
@@ -118,14 +139,15 @@ def span_corruption(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
 
 
 def text_infilling(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
-    """Raises UserError for a tokenizer without a mask."""
+    """What is read and what is written stand between the tokens that open and close a text, as BART's do. Raises
+    UserError for a tokenizer without a mask."""
     if tokenizer.mask_id is None:
         raise UserError("the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token")
-    mask = tokenizer.mask_id
+    mask, opening, closing = tokenizer.mask_id, [tokenizer.cls_id], [tokenizer.eos_id]
 
     def corrupt(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
-        ends = tokenizer.ends_sentence[ids] | (ids == tokenizer.eos_id)
-        source = infill(shuffle_sentences(ids, ends, draw), share, mean, mask, draw)
-        closing = [tokenizer.eos_id]
-        return np.append(source, closing).astype(np.int32), np.append(ids, closing).astype(np.int32)
+        shuffled = shuffle_sentences(ids, tokenizer.ends_sentence[ids], tokenizer.eos_id, draw)
+        source = infill(shuffled, share, mean, mask, draw)
+        read, written = (np.concatenate([opening, part, closing]).astype(np.int32) for part in (source, ids))
+        return read, written
     return corrupt

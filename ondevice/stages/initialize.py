@@ -54,7 +54,8 @@ def model_config(cfg: InitConfig, tokenizer: Tokenizer) -> ModelConfig:
         "model_type": cfg.family, "vocab_size": tokenizer.vocab_size, "hidden_size": cfg.hidden_size,
         "intermediate_size": cfg.intermediate_size, "num_hidden_layers": cfg.num_hidden_layers,
         "num_attention_heads": cfg.num_attention_heads, "max_position_embeddings": cfg.max_position_embeddings,
-        "tie_word_embeddings": cfg.tie_word_embeddings, "initializer_range": cfg.initializer_range}
+        "tie_word_embeddings": cfg.tie_word_embeddings or cfg.family == "bart",
+        "initializer_range": cfg.initializer_range}
     part = _encoder_part if cfg.family in ENCODERS else _seq2seq_part if cfg.family in SEQ2SEQ else _decoder_part
     return parse_config(raw | part(cfg, tokenizer))
 
@@ -100,9 +101,6 @@ def _seq2seq_part(cfg: InitConfig, tokenizer: Tokenizer) -> dict[str, Any]:
                 "pad_token_id": tokenizer.pad_id, "decoder_start_token_id": tokenizer.pad_id}
     if cfg.head_dim:
         raise UserError("bart has heads of hidden_size / num_attention_heads", where="head_dim", hint="leave it at 0")
-    if not cfg.tie_word_embeddings:
-        raise UserError("bart shares its head's weights with the embeddings", where="tie_word_embeddings",
-                        hint="give --tie_word_embeddings")
     return {"d_model": cfg.hidden_size, "decoder_start_token_id": tokenizer.eos_id, "init_std": cfg.initializer_range,
             **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (
                 ("ffn_dim", cfg.intermediate_size), ("layers", cfg.num_hidden_layers),

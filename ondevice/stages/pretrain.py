@@ -46,14 +46,21 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
-    # what writes a text whole writes its end too
-    room = model.cfg.max_position_embeddings - (objective(model.cfg) == "infilling")
+    # what writes a text whole writes what opens and what closes it too
+    room = model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling")
     if cfg.sequence_length > room:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint=f"give {room} or fewer")
     if cfg.objective not in ("auto", objective(model.cfg)):
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
+
+
+    for name, usual, known in (("whole_words", False, ("masked",)), ("mean_span", 3.0, ("spans", "infilling")),
+                               ("mask_share", 0.0, ("masked", "spans", "infilling"))):
+        if getattr(cfg, name) != usual and objective(model.cfg) not in known:
+            raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
+                            hint=f"leave it out; it is for {' and '.join(known)}")
 
 
 def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
