@@ -34,7 +34,8 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         return text
 
     tokenizer = SimpleNamespace(chat_template="x", encode=lambda text: [1])
-    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={})
+    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={},
+                            network=SimpleNamespace(start=None))
     monkeypatch.setattr(talk, "open_model", lambda cfg: (model, None))
     monkeypatch.setattr(talk, "generator_of", lambda *_: None)
     monkeypatch.setattr(talk, "chat_ids", lambda messages, model: [1])
