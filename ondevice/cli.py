@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _ours()
         where = f"{error.filename}: " if error.filename is not None else ""
         _complain(f"{where}{(error.strerror or 'cannot be used').lower()}"
-                  + (" (make room; what was saved is whole, and --resume goes on)" if full else ""))
+                  + (" (make room)" if full else ""))
         return 2
     except Exception:
         return _ours()

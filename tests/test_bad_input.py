@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -267,3 +268,16 @@ def test_what_may_not_be_written_or_read(closed: Path, typed: str, where: str,
     code = cli.main(typed.split())
     out, err = capfd.readouterr()
     agrees(Case(typed, where, "permission denied", ""), code, out, err.lower())
+
+
+@pytest.mark.parametrize("named", [(), ("runs/a",)])
+def test_a_full_disk_is_one_line(named: tuple[str, ...], capsys: pytest.CaptureFixture[str],
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not the system says which file it was: a write has no name."""
+    def full(argv: list[str]) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", *named)
+
+    monkeypatch.setattr(cli, "_command", full)
+    assert cli.main(("runs",)) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no space left on device (make room)" in said and "".join(named) in said

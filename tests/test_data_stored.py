@@ -193,11 +193,14 @@ def test_what_one_run_has_read_another_beside_it_does_not_read_again(stage: str,
     for module, function in ((token_pairs, "encode_chat"), (asked, "prompt_ids"), (material, "encode_chats"),
                              (material, "_texts")):
         monkeypatch.setattr(module, function, None)  # whoever reads anew fails
-    again = getattr(od, stage)(**{**fields, "out": str(runs / "two"), "steps": 2})
+    (tmp_path / "runs" / "closed").write_text("no run")
+    again = getattr(od, stage)(**{**fields, "out": str(runs / "two")})
+    getattr(od, stage)(**{**fields, "out": str(runs / "seeded"), "seed": 3})
     assert same_weights(weights(runs / "one", stage), weights(runs / "two", stage)) and made != again
     [bad] = [json.loads(line) for line in (runs / "two" / stage / "rejected.jsonl").read_text().splitlines()]
     assert bad["where"] == f"{data}:151"
-    shutil.rmtree(runs / "one")
+    for gone in ("one", "seeded"):
+        shutil.rmtree(runs / gone)
     (runs / "two" / stage / "done.json").unlink()
     getattr(od, stage)(**{**fields, "out": str(runs / "two")}, resume=True)
     data.write_text("\n".join(map(json.dumps, rows[:-1])))

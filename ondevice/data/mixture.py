@@ -80,8 +80,8 @@ def _is_file(name: str) -> bool:
 def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
     """Numbers of the rows of one epoch, counted through sources of `sizes` rows one after the other.
 
-    Source i is Σ sizes_i at least and has its share of the whole; what is left over after whole repetitions is drawn by
-    the seed. Any beginning of the epoch holds the sources in about the same shares. One source is itself, in order.
+    Every row is there, and each source has its share of the whole; what is left over after whole repetitions is drawn
+    by the seed. Any beginning of the epoch holds the sources in about the same shares. One source is itself, in order.
     """
     if len(sizes) == 1:
         return np.arange(sizes[0])

@@ -92,7 +92,8 @@ def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, m
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
     rows = hashlib.sha256()
     for row in flat:
-        rows.update(np.array([len(row.prompt), *row.prompt, len(row.completion), *row.completion], np.int32).tobytes())
+        for ids in row:
+            rows.update(len(ids).to_bytes(4, "little") + np.asarray(ids, np.int32).tobytes())
     key = digest([ctx.fingerprint.get("model", str(model.folder)), ctx.backend.name, ctx.backend.dtype,
                   rows.hexdigest()])
     file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,8 +51,8 @@ class Wanted:
         return f"{self} {data_digest(self.data, self.validation, corpus)}"
 
     def alone(self) -> list[Wanted]:
-        """Each source by itself."""
-        return [Wanted(source.data, "", self.limit, self.seed) for source in sources(self.data)]
+        """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
+        return [Wanted(source.data, limit=self.limit) for source in sources(self.data)]
 
     def held(self) -> list[Wanted]:
         """The sources of `validation`, all of them."""
@@ -142,20 +143,31 @@ def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
         return place
     from ondevice.data.readers import add_lines
 
-    names = tuple(str(Path(source.data).expanduser()) for source in sources(wanted.data))
-    for run in sorted(ctx.folder.path.parent.parent.iterdir()):
-        stage = run / ctx.folder.path.name
-        if not (stage / "data" / place.name).exists():
-            continue
-        link_from(stage / "data" / place.name, place)
-        ctx.say(f"{ctx.name}: {wanted.data} was read by {run.name} already")
+    names = tuple(source.data for source in sources(wanted.data))
+    other = _elsewhere(place, ctx)
+    if other is None:
+        return place
+    link_from(other, place)
+    if place.exists():
+        stage = other.parent.parent
+        ctx.say(f"{ctx.name}: {wanted.data} was read by {stage.parent.name} already")
         if (stage / REJECTED).is_file():
             lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
             if new := add_lines(ctx.folder.path / REJECTED, own):
                 ctx.warn(f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them")
-        break
     return place
+
+
+def _elsewhere(place: Path, ctx: Context) -> Path | None:
+    """`place` in the same stage of another run; None where there is none, or the runs cannot be looked into."""
+    with suppress(OSError):
+        for run in sorted(ctx.folder.path.parent.parent.iterdir()):
+            other = run / ctx.folder.path.name / "data" / place.name
+            with suppress(OSError):  # a neighbour that is no run may be closed to us
+                if other.exists():
+                    return other
+    return None
 
 
 def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list[T]:
