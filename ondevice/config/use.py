@@ -106,14 +106,19 @@ class GenerateConfig(SamplingConfig):
     chat: bool = False
     """Send the prompt as a user's message through the chat template."""
     beams: int = 1
-    """More than 1: search for the likeliest text with so many beams, in place of drawing tokens; the best `samples` of
-    them are shown."""
+    """More than 1: search for the likeliest text with so many beams; the best `samples` of them are shown. Nothing is
+    drawn then: temperature, top_k, top_p and seed say nothing."""
 
     def check(self) -> None:
         super().check()
         self._between(1, float("inf"), "samples", "beams")
         if self.beams > 1 and self.samples > self.beams:
             raise UserError(f"{self.samples} are more than the beams", where="samples", hint=f"give 1 to {self.beams}")
+        drawn = [name for name in ("temperature", "top_k", "top_p", "seed")
+                 if getattr(self, name) not in (getattr(SamplingConfig, name), 0)]
+        if self.beams > 1 and drawn:
+            raise UserError("means nothing for a search with beams, which draws nothing", where=drawn[0],
+                            hint="leave it out, or leave beams out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,8 +81,9 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
     wanted = replace(policy.cfg, num_labels=1)
     if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokens(judge, policy):
         return judge.with_params(dict(judge.params))
+    made = with_head(policy, ctx.backend, cfg.seed)
     ctx.say(f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy")
-    return with_head(policy, ctx.backend, cfg.seed)
+    return made
 
 
 def same_tokens(one: Model, other: Model) -> bool:
