@@ -28,6 +28,8 @@ from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.inert import inert
+from ondevice.models.architectures import load_config
+from ondevice.models.folder import base_folder, is_adapter_folder, tokenizer_of
 from ondevice.talk import find_model
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
@@ -69,7 +71,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
     rows = read(cfg.data, strict=False)
-    tokenizer = Tokenizer.load(find_model(cfg.model))
+    folder = find_model(cfg.model)
+    tokenizer = tokenizer_of(folder, load_config(base_folder(folder) if is_adapter_folder(folder) else folder))
     if cfg.chat_template:
         tokenizer = add_template(tokenizer, cfg.chat_template)
     form = _form(rows, cfg) if cfg.form == "auto" else cfg.form

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ondevice.backend import Backend, load_backend
-from ondevice.beams import beam_search
+from ondevice.beams import Search, beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.formats import BadRow
@@ -63,7 +64,10 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
     generator = generator_of(model, backend, sampling(cfg))
     if cfg.beams > 1:
-        best = beam_search(generator, model.params, ids, cfg.beams)[:cfg.samples]
+        how = Search.of(model.folder, lambda said: print(f"generate: {said}", file=sys.stderr))
+        if cfg.length_penalty is not None:
+            how = replace(how, length_penalty=cfg.length_penalty)
+        best = beam_search(generator, model.params, ids, cfg.beams, how)[:cfg.samples]
         found = [model.tokenizer.decode(c.ids) for c in best]
         if write is not None:
             write("\n\n".join(found))

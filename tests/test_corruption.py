@@ -281,8 +281,8 @@ def test_learned_positions_reach_as_far_as_the_context_and_padding_beyond(files:
 @pytest.mark.parametrize("family", TIED)
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo", "grpo"])
 def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: str, family: str) -> None:
-    """GRPO's rollouts too, word by word. Its reward is another number for nearly every text: where a group has no spread,
-    AdamW makes whole steps of the rounding that is left."""
+    """GRPO's rollouts too, word by word. Its reward is another number for nearly every text: where a group has no
+    spread, AdamW makes whole steps of the rounding that is left."""
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
     fields = {}

@@ -56,7 +56,8 @@ def with_template(template: str) -> Tokenizer:
 def test_the_answers_and_their_stop_tokens_are_learned(name: str, chat: list[dict[str, str]]) -> None:
     tokenizer = small_tokenizer() if name == "own" else add_template(small_tokenizer(), name)
     [row] = encode_chat(chat, tokenizer)
-    end = {"own": "<|end|>", "chatml": "<|im_end|>", "plain": "<|endoftext|>"}[name]
+    end = {"own": "<|end|>", "chatml": "<|im_end|>", "plain": "<|endoftext|>",
+           "bare": "<|endoftext|>"}[name]
     space = " " if name == "plain" else ""
     answers = [m["content"] for m in chat if m["role"] == "assistant"]
     assert learned(row, tokenizer) == "".join(space + answer + end for answer in answers)

@@ -10,20 +10,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers.processors import TemplateProcessing
 
 import models
+import ondevice as od
 from data_samples import TEXTS, small_tokenizer
 from gradients import by_name, on_device
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import beam_search
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.chat import encode_chat, prompt_ids
+from ondevice.data.completions import Row, answers_of, completion_batch
 from ondevice.data.packing import set_denominator
+from ondevice.data.stored import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
 from ondevice.models.architectures import load_config, parse_config
-from ondevice.models.folder import Model, load_model, write_model
+from ondevice.models.folder import Model, load_model, tokenizer_of, write_model
 from ondevice.models.seq2seq import Seq2Seq, distance_buckets
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 
@@ -215,6 +220,114 @@ def test_transformers_writes_the_same_texts(family: str, backend: Backend, tmp_p
             assert got == want[:len(got)] and set(want[len(got):]) <= {1}
 
 
+# published folders
+
+def t5_tokenizer() -> tuple[Any, dict[str, str]]:
+    """As T5's: pieces of a Unigram, sentinels, the token that ends a text behind it."""
+    inner = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    inner.train_from_iterator(TEXTS, tokenizers.trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    inner.add_special_tokens([f"<extra_id_{n}>" for n in reversed(range(20))])
+    inner.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return inner, {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def bart_tokenizer() -> tuple[Any, dict[str, str]]:
+    """As BART's: pairs of bytes, a token before and one behind a text."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    special = {"cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+               "mask_token": "<mask>"}
+    inner.train_from_iterator(TEXTS, tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(special.values()), show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+    inner.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return inner, {**special, "bos_token": "<s>", "sep_token": "</s>"}
+
+
+def published(family: str, folder: Path) -> Any:
+    """A folder that transformers has written: (tokenizer, model), both as transformers reads them again."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    inner, named = t5_tokenizer() if family == "t5" else bart_tokenizer()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+    torch.manual_seed(0)
+    if family == "t5":
+        made = transformers.T5ForConditionalGeneration(transformers.T5Config(
+            vocab_size=len(fast), d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0,
+            initializer_factor=2.0))
+    else:
+        sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (
+            ("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))}
+        made = transformers.BartForConditionalGeneration(transformers.BartConfig(
+            vocab_size=len(fast), d_model=32, max_position_embeddings=64, decoder_start_token_id=2, init_std=0.3,
+            forced_eos_token_id=None, **sides))
+    with torch.no_grad():  # so that a text ends now and then
+        if family == "t5":
+            made.shared.weight[1] *= 2.0
+        else:
+            made.final_logits_bias[0, 2] = 7.0
+    fast.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return (transformers.AutoTokenizer.from_pretrained(folder),
+            transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval())
+
+
+# what published folders ask of a search, bart-base's and bart-large-cnn's among them
+SEARCHES: list[dict[str, Any]] = [
+    {}, {"forced_bos_token_id": 0, "forced_eos_token_id": 2, "no_repeat_ngram_size": 3, "early_stopping": True},
+    {"forced_bos_token_id": 0, "min_length": 6, "length_penalty": 2.0, "no_repeat_ngram_size": 2,
+     "early_stopping": True},
+    {"early_stopping": "never", "length_penalty": 0.5}, {"length_penalty": -1.0, "min_length": 3},
+    {"no_repeat_ngram_size": 1}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_text_to_text_is_transformers(family: str, backend_name: str, tmp_path: Path) -> None:
+    """From a folder as they are published, without a chat template: greedily, and by beams however the folder asks."""
+    torch = pytest.importorskip("torch")
+    tokenizer, theirs = published(family, tmp_path / "m")
+    common: dict[str, Any] = {"model": tmp_path / "m", "max_new_tokens": 12, "backend": backend_name, "device": "cpu"}
+    file = tmp_path / "m" / "generation_config.json"
+    plain = json.loads(file.read_text())
+    ended = 0
+    for asked in SEARCHES:
+        file.write_text(json.dumps({**plain, **asked}))
+        for text in ("Anna lives in Rome.", "Where does Ben live?  He", "pears 12+34, naïve"):
+            given = torch.tensor([tokenizer(text).input_ids])
+            for beams in (1, 4) if not asked else (4,):
+                with torch.no_grad():
+                    want = theirs.generate(given, max_new_tokens=12, num_beams=beams, do_sample=False, **asked)[0]
+                got = od.generate(prompt=text, beams=beams, temperature=0.0, **common)
+                assert got == [tokenizer.decode(want, skip_special_tokens=True)]
+                assert od.generate(prompt=text, beams=beams, temperature=0.0, chat=True, **common) == got
+                ended += len(want) < 13
+    assert ended > 3
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_prompt_and_a_completion_are_read_as_they_are(family: str, tmp_path: Path) -> None:
+    """The ids of both are those that transformers trains on; what opens and closes a text is no part of a content."""
+    transformers = pytest.importorskip("transformers")
+    inner, named = t5_tokenizer() if family == "t5" else bart_tokenizer()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named).save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer = tokenizer_of(tmp_path, models.seq2seq_config(family))
+    for prompt, completion in (("Where does Ben live?", "In Oslo."), (" two  spaces ", "\n12"), ("x", "")):
+        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        row, = answers_of(ChatRows.of(encode_chat(chat, tokenizer)))
+        assert list(row.prompt) == theirs(prompt).input_ids == prompt_ids(chat[:1], tokenizer)
+        assert list(row.completion) == theirs(text_target=completion).input_ids
+        assert tokenizer.encode_source(prompt) == list(row.prompt)
+    closing = tokenizer.eos_id
+    turns = ("user", "a</s>b"), ("assistant", "c"), ("user", "d"), ("assistant", "e")
+    chat = [{"role": role, "content": content} for role, content in turns]
+    first, second = answers_of(ChatRows.of(encode_chat(chat, tokenizer)))
+    assert [list(part).count(closing) for part in (first.prompt, first.completion, second.prompt)] == [1, 1, 3]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_beam_search_of_a_decoder_is_transformers(family: str, backend: Backend, tmp_path: Path) -> None:
@@ -253,8 +366,6 @@ def test_an_mt5_that_says_nothing_is_gated() -> None:
 
 
 def test_a_source_has_the_tokens_that_its_tokenizer_puts_around_a_text() -> None:
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer = train_tokenizer(TEXTS, 420)
     bare, eos = tokenizer.encode("Anna lives"), tokenizer.eos_id
     assert tokenizer.encode_source("Anna lives") == [*bare, eos]

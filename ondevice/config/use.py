@@ -106,8 +106,11 @@ class GenerateConfig(SamplingConfig):
     chat: bool = False
     """Send the prompt as a user's message through the chat template."""
     beams: int = 1
-    """More than 1: search for the likeliest text with so many beams; the best `samples` of them are shown. Nothing is
-    drawn then: temperature, top_k, top_p and seed say nothing."""
+    """More than 1: search for the likeliest text with so many beams, as the model's generation_config.json asks; the
+    best `samples` of them are shown. Nothing is drawn then: temperature, top_k, top_p and seed say nothing."""
+    length_penalty: float | None = None
+    """Of a search: more favours long texts. A finished text's log-probability is divided by its length to this power.
+    Empty: as the model's generation_config.json says, else 1."""
 
     def check(self) -> None:
         super().check()
@@ -119,6 +122,9 @@ class GenerateConfig(SamplingConfig):
         if self.beams > 1 and drawn:
             raise UserError("means nothing for a search with beams, which draws nothing", where=drawn[0],
                             hint="leave it out, or leave beams out")
+        if self.beams == 1 and self.length_penalty is not None:
+            raise UserError("is for a search with beams", where="length_penalty",
+                            hint="give --beams 4, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +241,7 @@ class DataConfig:
     sequence_length: int = 0
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
     chat_template: str = ""
-    """Name of a template for a model that has none: chatml or plain."""
+    """Name of a template for a model that has none: chatml, plain or bare."""
     color: Literal["auto", "always", "never"] = "auto"
     """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours: by brackets."""
 

@@ -31,7 +31,9 @@ from ondevice.errors import UserError, nearest
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
-# Templates for base models that have none. chatml brings two special tokens; plain needs none beside end of text.
+# Templates for base models that have none. chatml brings two special tokens; plain needs none beside end of text. bare
+# is for what reads a prompt and writes an answer apart from it: each content stands between the tokens that open and
+# close a text, as those models were trained, and nothing says who spoke.
 TEMPLATES = {
     "chatml": (
         "{%- for message in messages -%}"
@@ -52,8 +54,15 @@ TEMPLATES = {
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
     ),
+    "bare": (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- (cls_token or '') + message['content'] + eos_token -}}{%- endgeneration -%}"
+        "{%- else -%}{{- (cls_token or '') + message['content'] + eos_token -}}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
 }
-_BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}
+_BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": (), "bare": ()}
 
 # A noncharacter of Unicode as those of template.py; where a content holds one of the three all the same it is escaped.
 _ESCAPE = "\ufdd2"

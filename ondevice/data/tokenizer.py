@@ -100,11 +100,11 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
-        config = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         template = _template(folder, config.pop("chat_template", None))
         stops: list[int] = []
         for name in ("generation_config.json", "config.json"):
-            ids = _json(folder / name).get("eos_token_id")
+            ids = read_json(folder / name).get("eos_token_id")
             stops += [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
         return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None])
 
@@ -123,9 +123,10 @@ class Tokenizer:
 
     def with_template(self, template: str, special: Sequence[str] = ()) -> Tokenizer:
         """A copy with another chat template and with the special tokens that it needs, added where missing."""
-        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
-        missing = [word for word in special if inner.token_to_id(word) is None]
-        inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
+        inner = self.inner
+        if missing := [word for word in special if inner.token_to_id(word) is None]:
+            inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+            inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
         return Tokenizer(inner, self.config, template, self._stops)
 
     def padded_apart(self) -> Tokenizer:
@@ -249,7 +250,10 @@ class Tokenizer:
     @cached_property
     def _text_only(self) -> Any:
         # A second copy, because the switch is a state of the object and threads may encode at once.
-        inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
+        raw = self.inner.to_str()
+        if isinstance(self.inner.model, tokenizers.models.Unigram):
+            raw = _pieces_of_text(raw)
+        inner = tokenizers.Tokenizer.from_str(raw)
         inner.encode_special_tokens = True
         return inner
 
@@ -407,13 +411,26 @@ def _spelt_bytes(word: str, byte_level: bool) -> int:
     return len(word.replace("\u2581", " ").removeprefix("##").encode())
 
 
+def _pieces_of_text(raw: str) -> str:
+    """A Unigram's file in which a special token that is one of its pieces, and so found in a text that spells it, has a
+    name that no text has."""
+    config = json.loads(raw)
+    special = {token["content"] for token in config["added_tokens"] if token["special"]}
+    pieces: list[tuple[str, float]] = config["model"]["vocab"]
+    hidden = {word for word, _ in pieces if word in special}
+    config["model"]["vocab"] = [(f"\ufdd3 {word}" if word in hidden else word, score) for word, score in pieces]
+    config["added_tokens"] = [token for token in config["added_tokens"] if token["content"] not in hidden]
+    return json.dumps(config, ensure_ascii=False)
+
+
 def _content(value: Any) -> str | None:
     """A named token is written as a string or as an object with `content`."""
     value = value.get("content") if isinstance(value, dict) else value
     return value if isinstance(value, str) else None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """{} where there is no file. Raises UserError for one that holds no JSON object."""
     if not file.is_file():
         return {}
     try:
@@ -430,7 +447,7 @@ def _template(folder: Path, value: Any) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    value = _json(folder / "chat_template.json").get("chat_template", value)
+    value = read_json(folder / "chat_template.json").get("chat_template", value)
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
         value = named.get("default")

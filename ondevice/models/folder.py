@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.backend import Backend, Params
+from ondevice.data.chat import add_template
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
@@ -84,9 +85,19 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
     _need_folder(folder)
     if is_adapter_folder(folder):
         return _load_adapted(folder, backend, dtype, merge)
-    cfg, tokenizer = load_config(folder), Tokenizer.load(folder)
+    cfg = load_config(folder)
+    tokenizer = tokenizer_of(folder, cfg)
     _need_same_words(tokenizer, cfg, folder)
     return Model(*_read_whole(folder, backend, cfg, dtype), tokenizer, folder)
+
+
+def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
+    """A folder's tokenizer. An encoder-decoder whose folder has no chat template, as none that is published has, reads
+    a prompt and writes an answer as they are."""
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.chat_template is None and isinstance(cfg, Seq2SeqConfig):
+        return add_template(tokenizer, "bare")
+    return tokenizer
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -157,7 +168,7 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     whole, params = _read_whole(base, backend, load_config(base), dtype)
     found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
     cfg = _changed(whole, found.whole)
-    tokenizer = Tokenizer.load(folder if (folder / "tokenizer.json").is_file() else base)
+    tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
     _need_same_words(tokenizer, cfg, folder)
     known = matrices(cfg)
     adapters: Params = {}
