@@ -134,6 +134,10 @@ class OptimSettings:
     muon_ratio: float = 1.0  # Muon's rate as a multiple of the rate that `step` is given
     muon_names: frozenset[str] = frozenset()  # the tensors Muon updates; AdamW has the rest
 
+    def decay(self, name: str, dimensions: int) -> float:
+        """AdamW's decay of a tensor: matrices shrink, gains and biases do not, whatever their shape (BART's is (1, V))."""
+        return self.weight_decay if dimensions >= 2 and not name.endswith("bias") else 0.0
+
 
 @dataclass(frozen=True)
 class Memory:

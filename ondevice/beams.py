@@ -69,7 +69,7 @@ class Finished:
 
 
 def beam_search(generator: Generator, params: Params, prompt: Sequence[int], beams: int,
-                how: Search = Search()) -> list[Completion]:
+                how: Search = Search()) -> list[Finished]:
     """Up to `beams` completions of a prompt, best first.
 
     Each step keeps the `beams` likeliest texts that go on. One that stops is finished where it is among the `beams`
@@ -113,7 +113,7 @@ def beam_search(generator: Generator, params: Params, prompt: Sequence[int], bea
         texts = [[*texts[beam], token] for _, beam, token in going]
         scores = np.array([score for score, _, _ in going], np.float32)
         reader.go_on([beam for _, beam, _ in going], [token for _, _, token in going])
-    return [one.completion for one in done]
+    return done
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Guessing what is hidden in a text: the likeliest tokens at each mask, with their probabilities."""
+"""Guessing what is hidden in a text: the likeliest tokens at each mask of an encoder's, with their probabilities; what
+an encoder-decoder writes there is found in `gaps.py`."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,27 +15,29 @@ from ondevice.config.use import FillConfig
 from ondevice.data.completions import text_batch
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
+from ondevice.gaps import WRITTEN, fill_gaps, parts_around
 from ondevice.models.folder import Model, load_model
-from ondevice.models.network import fills
-
-WRITTEN = "[MASK]"  # what a person writes, whatever the tokenizer calls it
+from ondevice.models.network import fills, objective
 
 
 def fill(cfg: FillConfig) -> dict[str, Any]:
-    """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token", "probability"}]}. The
-    tokens are a model's: make them inert before showing them. Raises UserError for a model that fills no masks, a text
-    without one, or one that is too long."""
+    """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token", "probability"}]}; a token
+    of an encoder-decoder's may be several, or none. They are a model's: make them inert before showing them. Raises
+    UserError for a model that fills no masks, a text without one, or one that is too long."""
     from ondevice.talk import find_model, given
 
     cfg.check()
     text = given(lambda: cfg.text or sys.stdin.read())
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = load_model(find_model(cfg.model), backend)
-    if not fills(model.cfg):
-        raise UserError("fills no masks", where=str(model.folder), hint="take an encoder's folder of init or pretrain")
-    ids = mask_ids(text, model.tokenizer)
-    if model.tokenizer.mask_id not in ids:
+    if not fills(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
+        raise UserError("fills no masks", where=str(model.folder),
+                        hint="take an encoder's or an encoder-decoder's folder of init or pretrain")
+    if len(parts_around(text, model.tokenizer)) == 1:
         raise UserError("hides nothing", where="text", hint=f'write {WRITTEN}, as in "The {WRITTEN} bird"')
+    if not fills(model.cfg):
+        return fill_gaps(model, backend, text, cfg.top)
+    ids = mask_ids(text, model.tokenizer)
     if len(ids) > model.cfg.max_position_embeddings:
         raise UserError(f"has {len(ids)} tokens, the model's context holds {model.cfg.max_position_embeddings}",
                         where="text", hint="shorten it")
@@ -51,18 +53,16 @@ def render(found: Mapping[str, Any]) -> str:
     lines = [found["text"]]
     for number, candidates in enumerate(found["masks"], 1):
         told = ", ".join(f"{one['token'].strip() or repr(one['token'])} {one['probability']:.1%}" for one in candidates)
-        lines.append(f"{WRITTEN} {number}: {told}")
+        lines.append(f"{WRITTEN} {number}: {told or 'the text around it was written otherwise'}")
     return "\n".join(lines)
 
 
 def mask_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The text between the tokens that open and close one. A mask takes the space before it along, as the words that it
-    may stand for do. Raises UserError for a tokenizer without a mask."""
+    """The text between the tokens that open and close one. Raises UserError for a tokenizer without a mask."""
     if tokenizer.mask_id is None:
         raise UserError("the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token")
-    names = "|".join(map(re.escape, dict.fromkeys((WRITTEN, tokenizer.named["mask_token"]))))
     ids = [tokenizer.cls_id]
-    for number, part in enumerate(re.split(f" ?(?:{names})", text)):
+    for number, part in enumerate(parts_around(text, tokenizer)):
         ids += [tokenizer.mask_id] * (number > 0) + tokenizer.encode(part)
     return [*ids, tokenizer.sep_id]
 

@@ -68,7 +68,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         if cfg.length_penalty is not None:
             how = replace(how, length_penalty=cfg.length_penalty)
         best = beam_search(generator, model.params, ids, cfg.beams, how)[:cfg.samples]
-        found = [model.tokenizer.decode(c.ids) for c in best]
+        found = [model.tokenizer.decode(one.completion.ids) for one in best]
         if write is not None:
             write("\n\n".join(found))
         return found

@@ -107,7 +107,7 @@ def test_a_search_among_continuations(files: Path, backend: Backend) -> None:
     import torch
 
     model, prompt = load_model(files / "hybrid", backend), list(ROWS[0].prompt)
-    best = beam_search(generator_of(model, backend, Sampling(max_new_tokens=6)), model.params, prompt, 3)[0]
+    best = beam_search(generator_of(model, backend, Sampling(max_new_tokens=6)), model.params, prompt, 3)[0].completion
     wanted = theirs(files / "hybrid").generate(
         torch.tensor([prompt]), max_new_tokens=6, num_beams=3, do_sample=False, pad_token_id=0,
         eos_token_id=list(model.tokenizer.stop_ids))[0, len(prompt):].tolist()

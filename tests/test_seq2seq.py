@@ -215,7 +215,7 @@ def test_transformers_writes_the_same_texts(family: str, backend: Backend, tmp_p
                                        use_cache=cfg.num_hidden_layers == cfg.num_decoder_layers,
                                        eos_token_id=list(small_tokenizer().stop_ids), pad_token_id=1)[0].tolist()[1:]
             done = generator.run(model.params, [prompt])[0] if beams == 1 else \
-                beam_search(generator, model.params, prompt, beams)[0]
+                beam_search(generator, model.params, prompt, beams)[0].completion
             got = [*done.ids, *([] if done.stop is None else [done.stop])]
             assert got == want[:len(got)] and set(want[len(got):]) <= {1}
 
@@ -343,7 +343,7 @@ def test_beam_search_of_a_decoder_is_transformers(family: str, backend: Backend,
         with torch.no_grad():
             want = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, num_beams=4, do_sample=False,
                                    pad_token_id=1)[0].tolist()[len(prompt):]
-        done = beam_search(generator, model.params, prompt, 4)[0]
+        done = beam_search(generator, model.params, prompt, 4)[0].completion
         got = [*done.ids, *([] if done.stop is None else [done.stop])]
         assert got == want[:len(got)] and set(want[len(got):]) <= {1}
 

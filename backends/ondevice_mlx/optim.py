@@ -51,7 +51,7 @@ class Optimizer:
             library = optim.AdamW(0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True)
             library.state["step"], library.state["learning_rate"] = step, lr
             for n in self.rest:
-                if (s.weight_decay if params[n].ndim >= 2 else 0.0) != decay:
+                if s.decay(n, params[n].ndim) != decay:
                     continue
                 held: dict[str, Any] = {"m": state[f"{n}.exp_avg"], "v": state[f"{n}.exp_avg_sq"]}
                 new[n] = library.apply_single(grads[n], params[n], held)

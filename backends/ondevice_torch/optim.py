@@ -19,9 +19,10 @@ class Optimizer:
         self.muon = [n for n in params if n in settings.muon_names]
         self.momentum = {n: torch.zeros_like(params[n]) for n in self.muon}
         rest = [n for n in params if n not in settings.muon_names]
-        groups = [{"params": [params[n] for n in rest if (params[n].ndim >= 2) is decays], "weight_decay": rate}
-                  for decays, rate in ((True, settings.weight_decay), (False, 0.0))]
-        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, fused=True, eps=settings.eps,
+        decays = {n: settings.decay(n, params[n].ndim) for n in rest}
+        groups = [{"params": [params[n] for n in rest if decays[n] == rate], "weight_decay": rate}
+                  for rate in sorted({*decays.values()}, reverse=True)]
+        self.adamw = torch.optim.AdamW(groups, lr=1.0, fused=True, eps=settings.eps,
                                        betas=(settings.beta1, settings.beta2)) if rest else None
         self.rest = rest
         self.steps = 0

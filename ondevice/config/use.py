@@ -142,7 +142,7 @@ class FillConfig(UseConfig):
     text: str = ""
     """The text, with [MASK] where something is to be guessed. Empty: read it from stdin."""
     top: int = 5
-    """Likeliest tokens shown for each."""
+    """Likeliest tokens (an encoder-decoder: pieces of text) shown for each."""
 
     def check(self) -> None:
         super().check()

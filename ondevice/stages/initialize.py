@@ -119,7 +119,7 @@ def initial_weights(cfg: InitConfig, shape: ModelConfig) -> dict[str, np.ndarray
 
 
 def _draw(cfg: InitConfig, shape: ModelConfig, name: str, size: tuple[int, ...]) -> np.ndarray:
-    if len(size) == 1:
+    if len(size) == 1 or name.endswith("bias"):
         return np.full(size, 0.0 if name.endswith("bias") else 1.0, np.float32)
     assert not isinstance(shape, LibraryConfig)
     std = cfg.initializer_range
