@@ -135,7 +135,7 @@ class OptimSettings:
     muon_names: frozenset[str] = frozenset()  # the tensors Muon updates; AdamW has the rest
 
     def decay(self, name: str, dimensions: int) -> float:
-        """AdamW's decay of a tensor: matrices shrink, gains and biases do not, whatever their shape (BART's is (1, V))."""
+        """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1, V)) do not."""
         return self.weight_decay if dimensions >= 2 and not name.endswith("bias") else 0.0
 
 

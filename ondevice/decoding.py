@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Array, Backend, Ops, Params
+from ondevice.data.completions import places
 from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
@@ -118,7 +119,7 @@ class Generator:
     def _check(self, prompt: Sequence[int]) -> None:
         if not prompt:
             raise UserError("is empty", where="prompt", hint="write something")
-        if len(prompt) >= self.cfg.max_position_embeddings:
+        if places(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ondevice import judging
-from ondevice.backend import Backend, load_backend
+from ondevice.backend import Array, Backend, Params, load_backend
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats
 from ondevice.data.formats import BadRow
-from ondevice.data.sources import ChatSource
+from ondevice.data.sources import RowSource, tokenize_corpus
 from ondevice.data.token_pairs import TokenPair, to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling, generator_of
@@ -27,7 +28,7 @@ from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, text_figures
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model, load_model, load_writer, writer
-from ondevice.models.network import fills
+from ondevice.models.network import fills, objective
 from ondevice.rating_stats import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
@@ -36,7 +37,9 @@ from ondevice.rollout import Scorer
 from ondevice.runfolder import StageFolder
 from ondevice.stages.asked import need_template
 from ondevice.stages.pairs import read_pairs
+from ondevice.stages.pretrain import most_of, source_of
 from ondevice.stages.reward import quality
+from ondevice.stages.sft import rows_of
 from ondevice.stages.wanted import corpus_of, plain_chats, plain_texts
 from ondevice.talk import chat_ids, find_model, find_reward_model
 
@@ -71,8 +74,9 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
 
 def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the
-    model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks. On chats, where the
-    model has a chat template: {"loss", "tokens", "chats", "cut"} of the assistant's tokens."""
+    model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks, {"loss", "accuracy",
+    "tokens"} of what an encoder-decoder writes into a text with holes. On chats, where the model has a chat template:
+    {"loss", "tokens", "chats", "cut"} of the assistant's tokens."""
     if set(cfg.tasks) - {"text"}:
         raise UserError("needs questions with known answers", where="tasks",
                         hint="--data builtin has them; --tasks problems takes your own")
@@ -98,15 +102,22 @@ def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str,
     where the context ends."""
     rows = list(encode_chats(chats, model.tokenizer))
     longest = max(len(row.ids) for row in rows)
-    source = ChatSource(rows, sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
-                        packing=False)
-    loss = partial(causal_lm_loss, model=model.network)
-    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
-    total = count = 0.0
-    for batch in source.eval_batches(None):
-        part, tokens = run(model.params, batch)
-        total, count = total + float(backend.numpy(part)), count + float(backend.numpy(tokens))
-    return {"loss": total / max(count, 1.0), "tokens": int(count), "chats": source.examples, "cut": source.truncated}
+    source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
+                               packing=False), model)(rows)
+    found = _figures(model, backend, source)
+    return {"loss": found["loss"], "tokens": found["tokens"], "chats": source.examples, "cut": source.truncated}
+
+
+def _figures(model: Model, backend: Backend, source: RowSource) -> dict[str, Any]:
+    """{"loss" (nats a target), "accuracy" (share of targets that are the likeliest), "tokens" (targets)}."""
+    loss = partial(causal_lm_loss, model=model.network, accuracy=True)
+
+    def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
+        found = loss(backend.ops, params, batch)[1]
+        return [*found["loss"], found["accuracy"][0]]
+    run = backend.evaluate(metrics)
+    sums = np.sum([[float(backend.numpy(x)) for x in run(model.params, b)] for b in source.eval_batches(None)], 0)
+    return {"loss": sums[0] / max(sums[1], 1.0), "accuracy": sums[2] / max(sums[1], 1.0), "tokens": int(sums[1])}
 
 
 def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str, Any]:
@@ -118,6 +129,11 @@ def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str,
     with tempfile.TemporaryDirectory() as cache:
         if fills(model.cfg):
             return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
+        if model.network.start is not None:  # it gives no probability to a text as such
+            fit = most_of(model, length)
+            tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
+            source = source_of(PretrainConfig(sequence_length=fit, batch_size=ROWS), model)(tokens)
+            return {**_figures(model, backend, source), "objective": objective(model.cfg), "sequence_length": fit}
         bits, perplexity = text_figures(model, backend, exam, Path(cache))
     return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}
 
@@ -190,7 +206,8 @@ def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]
     reward). Raises UserError for data without pairs, and for a reference that does not fit."""
     need_template(model)
     made = _token_pairs(cfg.data, model.tokenizer)
-    fit = [pair for pair in made if pair.length <= model.cfg.max_position_embeddings][:cfg.limit or None]
+    room = model.cfg.max_position_embeddings
+    fit = [pair for pair in made if pair.places(model.network.start) <= room][:cfg.limit or None]
     if not fit:
         raise UserError(f"none of {len(made)} pairs can be used", where=cfg.data,
                         hint=f"rows of prompt, chosen and rejected, within {model.cfg.max_position_embeddings} tokens")

@@ -15,6 +15,7 @@ from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.data.chat import prompt_ids
+from ondevice.data.completions import places
 from ondevice.data.masking import MaskedSource
 from ondevice.data.sources import TextSource, tokenize_corpus
 from ondevice.decoding import Sampling, generator_of
@@ -170,7 +171,7 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
     """Kind of question → (right, asked), greedy answers to the last user message."""
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
-    fits = [i for i, p in enumerate(prompts) if len(p) < room]
+    fits = [i for i, p in enumerate(prompts) if places(len(p), 1, model.network.start) <= room]
     generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.config.preference import RewardConfig
-from ondevice.config.stages import SFTConfig
+from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
-from ondevice.data.formats import BadRow, Row, to_chat, to_pair, to_prompt, to_text
+from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
@@ -29,14 +29,20 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
-from ondevice.models.folder import base_folder, is_adapter_folder, tokenizer_of
+from ondevice.models.folder import Model, base_folder, is_adapter_folder, tokenizer_of
+from ondevice.models.network import fills, objective
+from ondevice.stages.classify import text_ids
+from ondevice.stages.pretrain import most_of, source_of
 from ondevice.talk import find_model
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")
 SHOWN_REASONS = 8
 SHOWN_TEXT = 6000  # characters of one example
-_MEANS = {"text": "pretrain", "chat": "sft", "preference": "reward and dpo", "prompt": "grpo and ppo"}
+_MEANS = {"text": "pretrain", "label": "classify", "chat": "sft", "preference": "reward and dpo",
+          "prompt": "grpo and ppo"}
+_STAGES: dict[str, Any] = {"text": PretrainConfig, "label": ClassifyConfig, "chat": SFTConfig,
+                           "preference": RewardConfig, "prompt": SFTConfig}  # whose usual sequence_length is taken
 
 Pieces = list[tuple[str, bool]]
 
@@ -71,23 +77,28 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
     rows = read(cfg.data, strict=False)
-    folder = find_model(cfg.model)
-    tokenizer = tokenizer_of(folder, load_config(base_folder(folder) if is_adapter_folder(folder) else folder))
-    if cfg.chat_template:
-        tokenizer = add_template(tokenizer, cfg.chat_template)
-    form = _form(rows, cfg) if cfg.form == "auto" else cfg.form
-    if form != "text" and tokenizer.chat_template is None:
+    model = _reader(cfg)
+    form = _form(rows, cfg, model) if cfg.form == "auto" else cfg.form
+    if form not in ("text", "label") and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
-    length = cfg.sequence_length or (RewardConfig() if form == "preference" else SFTConfig()).sequence_length
+    length = cfg.sequence_length or _STAGES[form].sequence_length
     counts = Counts()
-    _FORMS[form](islice(rows, cfg.limit or None), tokenizer, length, cfg.examples, counts)
+    _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
-            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference") else 0,
+            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
+
+
+def _reader(cfg: DataConfig) -> Model:
+    """The model without its weights: what it makes of a text."""
+    folder = find_model(cfg.model)
+    shape = load_config(base_folder(folder) if is_adapter_folder(folder) else folder)
+    tokenizer = tokenizer_of(folder, shape)
+    return Model(shape, {}, add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer, folder)
 
 
 def render(shown: dict[str, Any], color: str = "never") -> str:
@@ -141,10 +152,12 @@ def _marked(pieces: Pieces, marks: tuple[str, str]) -> str:
     return "".join(out)
 
 
-def _form(rows: Rows, cfg: DataConfig) -> str:
+def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
     """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
     why = ""
     for row, where in islice(rows, 1000):
+        if fills(model.cfg) and isinstance(row.get("text"), str) and isinstance(row.get("label"), str | int):
+            return "label"
         try:
             return form_of(row)
         except BadRow as error:
@@ -171,17 +184,54 @@ def form_of(row: Row) -> str:
 Found = Iterable[tuple[Row, str]]
 
 
-def _texts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+    tokenizer = model.tokenizer
     for text, where in _made(rows, to_text, counts):
         more = isinstance(text, Part) and text.more
         ids = np.array([*tokenizer.encode(text), *([] if more else [tokenizer.eos_id])], np.int32)
-        counts.use(len(ids), len(ids), False)
+        seen, learned, targets = _pretrained(ids, model, length)
+        counts.use(len(ids), targets, False)
         counts.parts, counts.used = counts.parts + more, counts.used - more
         if len(counts.examples) < examples:
-            counts.examples.append({"where": where, "tokens": pieces(ids, np.ones(len(ids), np.bool_), tokenizer)})
+            counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
 
 
-def _chats(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
+    """Tokens of a text as the model learns it, which of them are learned, and how many are in all: every token, what is
+    hidden, or what is written after a text with holes. Of the last two the text's first row is shown."""
+    if objective(model.cfg) == "causal" or len(ids) < 2:
+        return ids, np.ones(len(ids), np.bool_), len(ids)
+    source = source_of(PretrainConfig(sequence_length=most_of(model, length), batch_size=16), model)(ids)
+    batches = source.eval_batches(None)
+    batch = next(batches)
+    real = batch["weights"] > 0
+    targets = int(real.sum()) + sum(int((later["weights"] > 0).sum()) for later in batches)
+    if "source_ids" in batch:
+        first = real & (batch["index"] < batch["ids"].shape[1])
+        read, written = batch["source_ids"][0, :batch["source_lengths"][0]], batch["targets"][first]
+        return np.concatenate([read, written]), np.arange(len(read) + len(written)) >= len(read), targets
+    learned = np.zeros(batch["ids"].shape, np.bool_)
+    learned.reshape(-1)[batch["index"][real]] = True
+    kept = batch["segments"][0] > 0
+    return batch["ids"][0][kept], learned[0][kept], targets
+
+
+def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+    for row, where in rows:
+        try:
+            text, label = to_label(row, "text", "label")
+        except BadRow as error:
+            counts.skip(str(error), where)
+            continue
+        ids, = text_ids([text], model.tokenizer, model.network.reads)
+        counts.use(min(len(ids), length), 1, len(ids) > length)
+        if len(counts.examples) < examples:
+            shown = pieces(ids[:length], np.zeros(min(len(ids), length), np.bool_), model.tokenizer)
+            counts.examples.append({"where": where, "tokens": [*shown, (f" {label}", True)]})
+
+
+def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+    tokenizer = model.tokenizer
     # One chat at a time where it is shown, a thousand at once where it is only counted.
     for chat, where in islice(found := _made(rows, to_chat, counts), examples):
         try:
@@ -213,14 +263,15 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
             counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
 
 
-def _pairs(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+    tokenizer = model.tokenizer
     for pair, where in _made(rows, to_pair, counts):
         try:
             made = to_tokens(pair, tokenizer)
         except BadRow as error:
             counts.skip(str(error), where)
             continue
-        if made.length > length:
+        if made.places(model.network.start) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
         sides = {"chosen": made.chosen, "rejected": made.rejected}
@@ -232,7 +283,8 @@ def _pairs(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts
                 for name, side in sides.items()}})
 
 
-def _prompts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, counts: Counts) -> None:
+def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+    tokenizer = model.tokenizer
     for (messages, _), where in _made(rows, to_prompt, counts):
         try:
             ids = np.array(prompt_ids(messages, tokenizer), np.int32)
@@ -244,8 +296,8 @@ def _prompts(rows: Found, tokenizer: Tokenizer, length: int, examples: int, coun
             counts.examples.append({"where": where, "tokens": pieces(ids, np.zeros(len(ids), np.bool_), tokenizer)})
 
 
-_FORMS: dict[str, Callable[[Found, Tokenizer, int, int, Counts], None]] = {
-    "text": _texts, "chat": _chats, "preference": _pairs, "prompt": _prompts}
+_FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
+    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs, "prompt": _prompts}
 
 
 def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:

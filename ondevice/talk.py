@@ -12,6 +12,7 @@ from ondevice.backend import Backend, load_backend
 from ondevice.beams import Search, beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
+from ondevice.data.completions import places
 from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
@@ -104,7 +105,7 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             return
         turns.append({"role": "user", "content": said})
         ids, turns = fitting_ids(first, turns, model)
-        if asking and len(ids) >= model.cfg.max_position_embeddings:
+        if asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             turns.pop()
@@ -124,7 +125,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
     """(ids of `first` and the turns, the turns kept): where the context is full, the first turns are forgotten."""
     kept = list(turns)
     ids = chat_ids([*first, *kept], model)
-    while len(ids) + 16 > model.cfg.max_position_embeddings and len(kept) > 1:
+    while places(len(ids), 16, model.network.start) > model.cfg.max_position_embeddings and len(kept) > 1:
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept

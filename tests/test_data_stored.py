@@ -124,7 +124,8 @@ def test_pairs_come_back_from_the_disk(tmp_path: Path) -> None:
             assert (list(one.prompt), list(one.completion)) == (other.prompt, other.completion)
     assert found.held.tolist() == [False, False, True, False] and found.source.tolist() == [0, 0, 1, 1]
     assert found.voted.tolist() == [False, True, True, True] and found.simulated.tolist() == [False] * 3 + [True]
-    assert found.lengths.tolist() == [pair.length for pair in pairs]
+    assert found.places(None).tolist() == [pair.length for pair in pairs]
+    assert found.places(3).tolist() == [pair.places(3) for pair in pairs]
 
 
 @pytest.mark.slow

@@ -231,9 +231,9 @@ class DataConfig:
     """A file, a folder, or hub:OWNER/NAME."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
-    form: Literal["auto", "text", "chat", "preference", "prompt"] = "auto"
-    """What the rows are to be: text (pretrain), chat (sft), preference (reward, dpo) or prompt (grpo, ppo). auto: what
-    the first row that can be read is."""
+    form: Literal["auto", "text", "label", "chat", "preference", "prompt"] = "auto"
+    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo) or prompt (grpo,
+    ppo). auto: what the first row that can be read is; an encoder takes text with a label for label."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000

@@ -33,7 +33,8 @@ Span = tuple[int, int]
 
 # Templates for base models that have none. chatml brings two special tokens; plain needs none beside end of text. bare
 # is for what reads a prompt and writes an answer apart from it: each content stands between the tokens that open and
-# close a text, as those models were trained, and nothing says who spoke.
+# close a text, as those models were trained, and nothing says who spoke. pair is for an encoder that judges: one text,
+# a separator behind each content (Devlin 2018).
 TEMPLATES = {
     "chatml": (
         "{%- for message in messages -%}"
@@ -61,8 +62,16 @@ TEMPLATES = {
         "{%- else -%}{{- (cls_token or '') + message['content'] + eos_token -}}{%- endif -%}"
         "{%- endfor -%}"
     ),
+    "pair": (
+        "{%- for message in messages -%}"
+        "{%- if loop.first -%}{{- cls_token -}}{%- endif -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- message['content'] + (sep_token or eos_token) -}}{%- endgeneration -%}"
+        "{%- else -%}{{- message['content'] + (sep_token or eos_token) -}}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
 }
-_BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": (), "bare": ()}
+_BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": (), "bare": (), "pair": ()}
 
 # A noncharacter of Unicode as those of template.py; where a content holds one of the three all the same it is escaped.
 _ESCAPE = "\ufdd2"

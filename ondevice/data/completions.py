@@ -33,6 +33,12 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
+def places(prompt: Any, completion: Any, start: int | None) -> Any:
+    """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both together, or, where
+    the completion is written after `start` and the prompt read beside it, the longer one."""
+    return prompt + completion if start is None else np.maximum(prompt, completion + 1)
+
+
 def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
                      start: int | None = None) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index, weights (K,),

@@ -41,6 +41,15 @@ def to_text(row: Row) -> str:
     return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
 
 
+def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
+    """(text, class) of a row with such columns."""
+    if not isinstance(row.get(text), str) or not row[text].strip():
+        raise BadRow(f"the column {text!r} holds no text")
+    if not isinstance(row.get(label), str | int):
+        raise BadRow(f"the column {label!r} holds no class")
+    return row[text], str(row[label])
+
+
 def to_chat(row: Row) -> Chat:
     """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question."""
     return {"messages": with_tools(_chat(row), row)}

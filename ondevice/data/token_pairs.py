@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.data.chat import ChatRow, encode_chat
-from ondevice.data.completions import Row
+from ondevice.data.completions import Row, places
 from ondevice.data.formats import BadRow
 from ondevice.data.packing import Batch
 from ondevice.data.stored import ChatRows, made_once, mapped, mapped_rows, write_rows
@@ -36,6 +36,10 @@ class TokenPair:
     @property
     def length(self) -> int:
         return max(self.chosen.length, self.rejected.length)
+
+    def places(self, start: int | None) -> int:
+        """Tokens of a context that the longer side takes (see `completions.places`)."""
+        return max(int(places(len(side.prompt), len(side.completion), start)) for side in (self.chosen, self.rejected))
 
 
 def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
@@ -67,14 +71,22 @@ def _completion(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Token
 class StoredPairs(Sequence[TokenPair]):
     """Pairs of which only those that are asked for are in memory.
 
-    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number, `lengths` (N,) tokens of the longer side.
+    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number.
     """
 
     def __init__(self, rows: ChatRows, about: NDArray[np.float64], names: Sequence[str]) -> None:
         self._rows, self._names = rows, names
         self.held, self.voted, self.simulated = (about[:, n] > 0 for n in range(3))
         self.source, self._strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
-        self.lengths = (rows.ends - rows.starts).reshape(-1, 2).max(1)
+
+    def places(self, start: int | None) -> NDArray[np.int64]:
+        """(N,) tokens of a context that each pair takes, its longer side (see `completions.places`)."""
+        lengths = self._rows.ends - self._rows.starts
+        written = np.zeros_like(lengths)
+        if start is not None and len(lengths):
+            written = np.add.reduceat(self._rows.mask, self._rows.starts, dtype=np.int64)
+        found: NDArray[np.int64] = places(lengths - written, written, start).reshape(-1, 2).max(1)
+        return found
 
     @classmethod
     def kept(cls, path: Path, pairs: Callable[[], Iterable[tuple[TokenPair, Mapping[str, Any]]]]) -> StoredPairs:
@@ -99,7 +111,7 @@ class StoredPairs(Sequence[TokenPair]):
         return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 6), names)
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.source)
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):

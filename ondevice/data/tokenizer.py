@@ -47,6 +47,13 @@ OWN_TEMPLATE = (
 # Contractions, words with their leading space, single digits, runs of signs, white space.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SINGLE_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# What published folders leave to transformers' class of a tokenizer, by config.json's model_type.
+_PIECES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_USUAL: dict[Any, dict[str, str]] = {
+    "bert": {name: f"[{name.removesuffix('_token').upper()}]" for name in (
+        "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")},
+    "t5": _PIECES, "mt5": _PIECES,
+    "bart": {**_PIECES, "bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}}
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -101,6 +108,9 @@ class Tokenizer:
         inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+        usual = _USUAL.get(read_json(folder / "config.json").get("model_type"), {})
+        config |= {name: word for name, word in usual.items()
+                   if config.get(name) is None and inner.token_to_id(word) is not None}
         template = _template(folder, config.pop("chat_template", None))
         stops: list[int] = []
         for name in ("generation_config.json", "config.json"):

@@ -256,7 +256,8 @@ def label_table(count: int, names: tuple[str, ...]) -> dict[str, Any]:
     """The names of the scores as config.json has them."""
     names = names or _numbered(count)
     return {"num_labels": count, "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)}}
+            "label2id": {name: i for i, name in enumerate(names)},
+            "problem_type": None}  # what a base was made for may be another
 
 
 def _numbered(count: int) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ class EncoderConfig(CommonConfig):
             "mlp_bias": self.mlp_bias, "classifier_bias": self.head_bias, "hidden_activation": "gelu",
             "classifier_activation": "gelu", "decoder_bias": True, "rope_parameters": rope,
             "global_rope_theta": self.global_rope_theta, "local_rope_theta": self.local_rope_theta,
-            "local_attention": 2 * (max(self.windows, default=1) - 1), "global_attn_every_n_layers": first_global,
+            "local_attention": 2 * max(max(self.windows, default=0) - 1, 0) or 1,
+            "global_attn_every_n_layers": first_global,
             "layer_types": ["sliding_attention" if self.window(i) else "full_attention"
                             for i in range(self.num_hidden_layers)]}
 

@@ -7,13 +7,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template
-from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer import Tokenizer, read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
@@ -75,9 +76,11 @@ class Model:
         return self.adapter is None or name in self.adapter.trained
 
 
-def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", merge: bool = True) -> Model:
+def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", merge: bool = True,
+               body: bool = False) -> Model:
     """A model's folder, an adapter's, or the name of a model on the Hub. Weights come in `dtype`. An adapter is merged
-    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32.
+    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32. Of a `body`, which is
+    to have another head, an encoder's head may be missing.
 
     Raises UserError for a folder that is no checkpoint, or one that does not fit its config.
     """
@@ -88,16 +91,15 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
     _need_same_words(tokenizer, cfg, folder)
-    return Model(*_read_whole(folder, backend, cfg, dtype), tokenizer, folder)
+    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder)
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
-    """A folder's tokenizer. An encoder-decoder whose folder has no chat template, as none that is published has, reads
-    a prompt and writes an answer as they are."""
+    """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
+    prompt with its answer behind it, the second reads a prompt and writes an answer as they are."""
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.chat_template is None and isinstance(cfg, Seq2SeqConfig):
-        return add_template(tokenizer, "bare")
-    return tokenizer
+    name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
+    return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
 
 def is_adapter_folder(folder: Path) -> bool:
@@ -125,25 +127,27 @@ def base_folder(folder: Path) -> Path:
     return found
 
 
-def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32") -> Params:
+def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32",
+                body: bool = False) -> Params:
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
-    return take(_read_files(folder, backend, dtype), cfg, str(folder))
+    return take(_read_files(folder, backend, dtype), cfg, str(folder), body)
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
     return {name: p for file in weight_files(folder) for name, p in read_tensors(file, backend, dtype).items()}
 
 
-def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str) -> tuple[ModelConfig, Params]:
+def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
+                body: bool = False) -> tuple[ModelConfig, Params]:
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
     found = _read_files(folder, backend, dtype)
     if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
         cfg = replace(cfg, tie_word_embeddings=False)
-    return cfg, take(found, cfg, str(folder))
+    return cfg, take(found, cfg, str(folder), body)
 
 
 def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
@@ -301,7 +305,8 @@ def weight_files(folder: Path) -> list[Path]:
 def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32", card: str = "") -> None:
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
-        write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card)
+        write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
+                    generation=read_json(model.folder / "generation_config.json"))
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
@@ -319,8 +324,9 @@ def _task(cfg: ModelConfig) -> str:
 
 
 def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
-                dtype: str = "float32", card: str = "") -> None:
-    """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json."""
+                dtype: str = "float32", card: str = "", generation: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json,
+    which says of `generation` what is no token's id and no version."""
     if isinstance(cfg, DecoderConfig) and cfg.num_labels:
         tokenizer = tokenizer.padded_apart()
     special: dict[str, Any] = {
@@ -337,8 +343,9 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     else:
         _write_weights(folder, backend, to_file(params), dtype)
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
+    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
     _write_json(folder / "generation_config.json",
-                {k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None})
+                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -156,19 +156,22 @@ def quantised(params: Mapping[str, Array]) -> list[str]:
     return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
-def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
+def take(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool = False) -> Params:
     """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
-    Raises UserError for one that is missing or misshapen.
+    Raises UserError for one that is missing or misshapen; of a `body` the head may be missing.
 
     Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
     """
-    if cfg.model_type == "gpt2" and "wte.weight" in params:  # as OpenAI's own file has them
-        params = {name if name == SCORE else f"transformer.{name}": p for name, p in params.items()}
+    params = _prefixed(params, cfg)
     params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
+        if name not in params and body and is_head(name):
+            continue
         if name not in params:
-            raise UserError(f"lacks the tensor {name}", where=where, hint="is the download whole?")
+            told = cfg.raw.get("architectures")
+            raise UserError(f"lacks the tensor {name}", where=where, hint="is the download whole?" + (
+                f" config.json says that it is a {told[0]}" if isinstance(told, list) and told else ""))
         module, found = name.removesuffix(".weight"), params[name]
         if f"{module}.scales" in params:
             out |= _packed(params, module, shape, where)
@@ -182,6 +185,27 @@ def take(params: Mapping[str, Array], cfg: ModelConfig, where: str) -> Params:
     if extra:
         raise UserError(f"holds {extra[0]}, which a {cfg.model_type} model has not", where=where)
     return out
+
+
+# What stands before all names but the head's, where a file is not of the body alone.
+_BODY = {"bert": "bert.", "modernbert": "model.", "bart": "model.", "gpt2": "transformer."}
+
+
+def _prefixed(params: Mapping[str, Array], cfg: ModelConfig) -> Mapping[str, Array]:
+    """The tensors of a file that holds a body alone (BertModel, BartModel, OpenAI's GPT-2) by the names that they have
+    beside a head."""
+    prefix = _BODY.get(cfg.model_type)
+    if prefix is None or any(name.startswith(prefix) for name in params):
+        return params
+    named = {name if name == SCORE else prefix + name: p for name, p in params.items()}
+    if cfg.model_type == "bart" and "model.shared.weight" in named:  # its bias is 0 until someone sets it
+        named.setdefault("final_logits_bias", named["model.shared.weight"][None, :, 0] * 0)
+    return named
+
+
+def is_head(name: str) -> bool:
+    """Whether it is a part of what stands on an encoder's body."""
+    return name.startswith(("cls.predictions.", "head.", "decoder.bias", "decoder.weight"))
 
 
 def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], where: str) -> Params:
@@ -217,7 +241,9 @@ def to_file(params: Mapping[str, Array]) -> Params:
 # what BERT's folders hold for other tasks than this model's.
 _SPARE = re.compile(r"^lm_head\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.position_ids$"
                     r"|^cls\.seq_relationship\.|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
-                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$")
+                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$"
+                    # the first T5's files hold distances between source and target, which no version reads
+                    r"|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$")
 
 
 def _new_norm(old: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ondevice.context import Context
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat import prompt_ids
+from ondevice.data.completions import places
 from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
 from ondevice.data.stored import JsonLines, place_of
@@ -123,13 +124,13 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
     at a time, where a process before this one has not left them; `name` tells them from others of the same source.
     Raises UserError where none is left."""
-    most = model.cfg.max_position_embeddings - room
+    context, start = model.cfg.max_position_embeddings, model.network.start
 
     def fitting() -> Iterator[list[Any]]:
         fit = left_out = 0
         try:
             for asked in rows():
-                if len(asked.ids) <= most:
+                if places(len(asked.ids), room, start) <= context:
                     fit += 1
                     yield [asked.messages, asked.ids, dict(asked.known)]
                 else:
@@ -138,11 +139,12 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
             raise UserError(str(error), where=wanted.data) from error
         if not fit:
             raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
-                            hint=f"the context holds {model.cfg.max_position_embeddings}; lower max_new_tokens")
+                            hint=f"the context holds {context}; lower max_new_tokens")
         if left_out:
             ctx.warn(f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out")
 
-    place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer, f"{name} {most} {wanted.key(ctx.corpus)}")
+    place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer,
+                     f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}")
     lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
     return Prompts(lines, np.arange(len(lines)))
 

@@ -28,7 +28,7 @@ from ondevice.stages.wanted import Wanted
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
-    body = load_model(cfg.model, ctx.backend)
+    body = load_model(cfg.model, ctx.backend, body=True)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")

@@ -76,35 +76,38 @@ def _decoder_part(cfg: InitConfig, _: Tokenizer) -> dict[str, Any]:
 
 def _encoder_part(cfg: InitConfig, _: Tokenizer) -> dict[str, Any]:
     _without_groups(cfg)
-    if cfg.head_dim:
-        raise UserError(f"{cfg.family} has heads of hidden_size / num_attention_heads", where="head_dim",
-                        hint="leave it at 0")
+    _without(cfg, "head_dim", "rms_norm_eps")
     if cfg.family == "modernbert":
         reach = cfg.sliding_window or 2 * cfg.max_position_embeddings
         return {"local_attention": reach, "global_rope_theta": cfg.rope_theta, "local_rope_theta": cfg.rope_theta}
-    if cfg.sliding_window:
-        raise UserError(f"{cfg.family} has no window", where="sliding_window", hint="take --family modernbert")
+    _without(cfg, "sliding_window", "rope_theta")
     return {}
 
 
 def _seq2seq_part(cfg: InitConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """As many blocks on either side."""
     _without_groups(cfg)
-    if cfg.sliding_window:
-        raise UserError(f"{cfg.family} has no window", where="sliding_window", hint="leave it at 0")
+    _without(cfg, "sliding_window", "rope_theta")
     if cfg.family == "t5":
         # untied it is T5 v1.1, whose feed-forward part is gated
         return {"d_model": cfg.hidden_size, "d_ff": cfg.intermediate_size, "num_layers": cfg.num_hidden_layers,
                 "num_heads": cfg.num_attention_heads, "n_positions": cfg.max_position_embeddings,
+                "layer_norm_epsilon": cfg.rms_norm_eps,
                 "d_kv": cfg.head_dim or cfg.hidden_size // cfg.num_attention_heads,
                 "feed_forward_proj": "relu" if cfg.tie_word_embeddings else "gated-gelu",
                 "pad_token_id": tokenizer.pad_id, "decoder_start_token_id": tokenizer.pad_id}
-    if cfg.head_dim:
-        raise UserError("bart has heads of hidden_size / num_attention_heads", where="head_dim", hint="leave it at 0")
+    _without(cfg, "head_dim", "rms_norm_eps")
     return {"d_model": cfg.hidden_size, "decoder_start_token_id": tokenizer.eos_id, "init_std": cfg.initializer_range,
             **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (
                 ("ffn_dim", cfg.intermediate_size), ("layers", cfg.num_hidden_layers),
                 ("attention_heads", cfg.num_attention_heads))}}
+
+
+def _without(cfg: InitConfig, *names: str) -> None:
+    """Raises UserError for a setting that the family has not."""
+    for name in names:
+        if getattr(cfg, name) != getattr(InitConfig, name):
+            raise UserError(f"{cfg.family} has none", where=name, hint="leave it out")
 
 
 def _without_groups(cfg: InitConfig) -> None:

@@ -146,16 +146,10 @@ class Labelled:
 def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
     """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
     Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
-    def to_pair(row: Any) -> tuple[str, str]:
-        from ondevice.data.formats import BadRow
+    from ondevice.data.formats import to_label
 
-        if not isinstance(row.get(text), str) or not row[text].strip():
-            raise BadRow(f"the column {text!r} holds no text")
-        if not isinstance(row.get(label), str | int):
-            raise BadRow(f"the column {label!r} holds no class")
-        return row[text], str(row[label])
-
-    train, held = halves(wanted, ctx, _builtin_labels, lambda one: converted(one, to_pair, ctx),
+    train, held = halves(wanted, ctx, _builtin_labels,
+                         lambda one: converted(one, partial(to_label, text=text, label=label), ctx),
                          partial(last_held, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
     if unknown := {name for _, name in found.held} - {name for _, name in found.train}:

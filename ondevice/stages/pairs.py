@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.checkpoint import sha256
 from ondevice.config.corpus import CorpusConfig
@@ -58,7 +59,8 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, sha256(copy))
         found = StoredPairs.kept(reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
-        return _parted(found, min(cfg.sequence_length, model.cfg.max_position_embeddings), wanted, ctx)
+        limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
+        return _parted(found, found.places(model.network.start) <= limit, limit, wanted, ctx)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise
@@ -98,8 +100,7 @@ def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context) -> Iterator[tuple
     settle(rows, ctx)
 
 
-def _parted(found: StoredPairs, limit: int, wanted: Wanted, ctx: Context) -> Found:
-    fits = found.lengths <= limit
+def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wanted, ctx: Context) -> Found:
     if not fits.all():
         ctx.warn(f"{(~fits).sum()} of {len(found)} pairs are longer than {limit} tokens and are left out")
     parts = [Lazy(found.__getitem__, np.flatnonzero(fits & ~found.held & (found.source == n)))

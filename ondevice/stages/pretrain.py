@@ -27,7 +27,7 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
     train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx)
-    rows = SOURCES[objective(model.cfg)](cfg, model)
+    rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}
     if isinstance(measured, TextSource):  # every token is a target: a loss is bits per byte
@@ -46,21 +46,29 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
-    # what writes a text whole writes what opens and what closes it too
-    room = model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling")
+    room = most_of(model, cfg.sequence_length)
     if cfg.sequence_length > room:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint=f"give {room} or fewer")
     if cfg.objective not in ("auto", objective(model.cfg)):
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
-
-
     for name, usual, known in (("whole_words", False, ("masked",)), ("mean_span", 3.0, ("spans", "infilling")),
                                ("mask_share", 0.0, ("masked", "spans", "infilling"))):
         if getattr(cfg, name) != usual and objective(model.cfg) not in known:
             raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
                             hint=f"leave it out; it is for {' and '.join(known)}")
+
+
+def most_of(model: Model, length: int) -> int:
+    """At most `length`: the tokens of a text that a row can hold. What writes a text whole writes what opens and what
+    closes it too."""
+    return min(length, model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling"))
+
+
+def source_of(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
+    """What makes batches of a stream of tokens, by the model's objective."""
+    return SOURCES[objective(model.cfg)](cfg, model)
 
 
 def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:

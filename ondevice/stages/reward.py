@@ -29,7 +29,7 @@ from ondevice.stages.start import load_start, with_adapter
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
-    writer = load_start(cfg.model, cfg, ctx)
+    writer = load_start(cfg.model, cfg, ctx, body=True)
     found = pairs(cfg, writer, ctx)
     model = with_adapter(with_head(writer, ctx.backend, cfg.seed), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,

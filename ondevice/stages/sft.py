@@ -39,7 +39,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     found = material.chats(Wanted.of(cfg), model.tokenizer, ctx)
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
-    rows = _source(cfg, model)
+    rows = rows_of(cfg, model)
     train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
@@ -58,7 +58,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     return model.with_params(params)
 
 
-def _source(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
+def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
     """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
     Raises UserError for settings that only the first can keep."""
     common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}

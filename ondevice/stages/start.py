@@ -20,12 +20,13 @@ from ondevice.models.names import is_block_matrix, is_embedding, is_router, judg
 from ondevice.models.network import packs
 
 
-def load_start(name: str, cfg: TuningConfig, ctx: Context) -> Model:
+def load_start(name: str, cfg: TuningConfig, ctx: Context, *, body: bool = False) -> Model:
     """The model as training reads it: whole weights in float32, or a frozen base in the compute type with the adapters
-    of earlier stages beside it. Raises UserError as `load_model`, and for quantised weights that were to be trained."""
+    of earlier stages beside it; `body` as in `load_model`. Raises UserError as that does, and for quantised weights
+    that were to be trained."""
     if cfg.adapter == "lora":
-        return _checked(load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False), cfg)
-    model = _checked(load_model(name, ctx.backend), cfg)
+        return _checked(load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False, body=body), cfg)
+    model = _checked(load_model(name, ctx.backend, body=body), cfg)
     if quantised(model.params):
         raise UserError("quantised weights cannot be trained", where=name,
                         hint="train an adapter beside them: --adapter lora")
