@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EvalConfig,
         FillConfig,
         GenerateConfig,
+        LabelConfig,
         RateConfig,
         RatingsConfig,
         WorkerConfig,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from ondevice.hub_push import Tell
 
 __all__ = ["chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
-           "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run", "sample",
-           "serve", "sft", "show_data"]
+           "label", "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run",
+           "sample", "serve", "sft", "show_data"]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -151,6 +152,14 @@ def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.filling import fill as function
 
     return function(cfg or _made(FillConfig, fields))
+
+
+def label(*, cfg: LabelConfig | None = None, **fields: Any) -> dict[str, Any]:
+    """Which class a text is of (fields of `LabelConfig`). See `ondevice.labelling.label`."""
+    from ondevice.config.use import LabelConfig
+    from ondevice.labelling import label as function
+
+    return function(cfg or _made(LabelConfig, fields))
 
 
 def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:

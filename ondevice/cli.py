@@ -67,6 +67,8 @@ VERBS = {verb.name: verb for verb in (
          "generate"),
     Verb("fill", "Use", "guess what is hidden in a text: \"The [MASK] bird\"", f"{_USE}:FillConfig", ("model", "text"),
          "fill", sets=False, render="ondevice.filling:render"),
+    Verb("label", "Use", "tell which class a text is of", f"{_USE}:LabelConfig", ("model", "text"), "label", sets=False,
+         render="ondevice.labelling:render"),
     Verb("compare", "Use", "the same prompts answered by two models, side by side", f"{_USE}:CompareConfig",
          ("model", "other", "prompts"), "compare", sets=False, render="ondevice.comparing:render"),
     Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",

@@ -26,22 +26,23 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, text_figures
+from ondevice.labelling import classified
 from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model, load_writer, writer
+from ondevice.models.folder import Model, labels, load_model, load_writer, writer
 from ondevice.models.network import fills, objective
 from ondevice.rating_stats import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
 from ondevice.rollout import Scorer
-from ondevice.runfolder import StageFolder
+from ondevice.runfolder import StageFolder, holds_model
 from ondevice.stages.asked import need_template
 from ondevice.stages.pairs import read_pairs
 from ondevice.stages.pretrain import most_of, source_of
 from ondevice.stages.reward import quality
 from ondevice.stages.sft import rows_of
 from ondevice.stages.wanted import corpus_of, plain_chats, plain_texts
-from ondevice.talk import chat_ids, find_model, find_reward_model
+from ondevice.talk import chat_ids, find_classifier, find_model, find_reward_model
 
 Messages = list[dict[str, Any]]
 ANY = ("hash", "boxed", "tag", "last_number")
@@ -49,15 +50,18 @@ ANY = ("hash", "boxed", "tag", "last_number")
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """What `cfg.tasks` name: `problems` (`solved`), `preference` (`preferred`), `win` (`judging.duel`); else, on a
-    person's data, `on_own_data`, and on the built-in held-out sets {"bits_per_byte", "exact_match", "by_kind",
-    "reasoning"}, or {"masked_accuracy"} of a model that fills masks. Raises UserError for data or tasks that do not
-    fit."""
+    """What `cfg.tasks` name: `problems` (`solved`), `preference` (`preferred`), `win` (`judging.duel`), `classes`
+    (`labelling.classified`; a classifier's without being named); else, on a person's data, `on_own_data`, and on the
+    built-in held-out sets {"bits_per_byte", "exact_match", "by_kind", "reasoning"}, or {"masked_accuracy"} of a model
+    that fills masks. Raises UserError for data or tasks that do not fit."""
     cfg.check()
-    if cfg.tasks and cfg.tasks[0] in BY_ITSELF:
+    alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
+    if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
+        alone = "classes"
+    if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-        find = find_reward_model if cfg.tasks[0] == "preference" else find_model
-        task = {"problems": solved, "preference": preferred, "win": judging.duel}[cfg.tasks[0]]
+        find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
+        task = {"problems": solved, "preference": preferred, "win": judging.duel, "classes": classified}[alone]
         return task(cfg, load_model(find(cfg.model), backend), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:

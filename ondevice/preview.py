@@ -190,7 +190,7 @@ def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts
         more = isinstance(text, Part) and text.more
         ids = np.array([*tokenizer.encode(text), *([] if more else [tokenizer.eos_id])], np.int32)
         seen, learned, targets = _pretrained(ids, model, length)
-        counts.use(len(ids), targets, False)
+        counts.use(max(len(ids), targets), targets, False)  # what opens and closes a row may be written too
         counts.parts, counts.used = counts.parts + more, counts.used - more
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})

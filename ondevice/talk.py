@@ -37,10 +37,20 @@ def find_model(path: str) -> Path:
 
 def find_reward_model(path: str) -> Path:
     """A reward model's folder, or the newest one of a run folder."""
+    return _newest(path, lambda scores: scores == 1)
+
+
+def find_classifier(path: str) -> Path:
+    """A classifier's folder, or the newest one of a run folder."""
+    return _newest(path, lambda scores: scores > 1)
+
+
+def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
+    """A model's folder, or of a run folder's that whose number of scores is wanted."""
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder
-    found = [s.model for s in RunFolder(folder).stages() if s.has_model and labels(s.model) == 1]
+    found = [s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))]
     return found[-1] if found else find_model(path)
 
 

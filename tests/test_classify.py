@@ -22,7 +22,7 @@ from ondevice.cli import main
 from ondevice.config.corpus import CorpusConfig
 from ondevice.events import read
 from ondevice.losses import classification_loss
-from ondevice.models.folder import load_model
+from ondevice.models.folder import load_model, write
 from ondevice.models.heads import with_head
 from ondevice.rollout import Scorer
 from ondevice.stages.classify import text_ids
@@ -123,6 +123,50 @@ def test_going_on_after_a_kill_gives_the_uninterrupted_run(files: Path, tmp_path
     assert len(curve(tmp_path / "whole", "classify")) == LOOP["steps"]
     assert same(weights(tmp_path / "broken", "classify"), weights(tmp_path / "whole", "classify"))
     assert any(e["event"] == "resume" for e in read(tmp_path / "broken" / "classify" / "events.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_classifier_is_asked_and_measured(files: Path, tmp_path: Path, backend_name: str,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """Its probabilities are transformers'; what it is right in is what its stage has measured on the same rows."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    made = od.classify(**fields(files, "modernbert", tmp_path / "r", backend_name, steps=60,
+                                validation=str(files / "rows.jsonl")))
+    common: dict[str, Any] = {"backend": backend_name, "device": "cpu"}
+    text = "Anna and Ben like pears here."
+    found = od.label(model=tmp_path / "r", text=text, **common)
+    assert found["label"] == "food" == found["classes"][0]["label"]
+    model = load_model(made, load_backend("torch", device="cpu", dtype="float32"))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(made, attn_implementation="eager").eval()
+    with torch.no_grad():
+        ids = torch.tensor(text_ids([text], model.tokenizer, "first")[0][None]).long()
+        want = torch.softmax(theirs(input_ids=ids).logits[0], -1).numpy()
+    got = {one["label"]: one["probability"] for one in found["classes"]}
+    np.testing.assert_allclose([got[theirs.config.id2label[n]] for n in range(2)], want, atol=1e-5)
+    marks = json.loads((made.parent / "done.json").read_text())["marks"]["classes"]
+    told = od.evaluate(model=made, data=files / "rows.jsonl", **common)
+    assert (told["accuracy"], told["texts"]) == (marks["accuracy"], 120) and told["accuracy"] > 0.9
+    assert sum(right for right, _ in told["by_class"].values()) == round(told["accuracy"] * 120)
+    assert main(["label", str(made), text, "--top", "1", "--backend", backend_name, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "food"
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["label", "BASE", "Anna"], "tells no classes apart"),
+    (["label", "BASE", " "], "is empty"),
+    (["eval", "BASE", "--tasks", "classes", "--data", "ROWS"], "tells no classes apart"),
+    (["eval", "MADE", "--data", "OTHER"], "the class 'place'"),
+    (["eval", "MADE", "--data", "ROWS", "--label", "kind"], "'kind' holds no class")])
+def test_what_cannot_be_told_apart_is_said(argv: list[str], said: str, files: Path, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    base = files / "bert" / "init" / "model"
+    (tmp_path / "made").mkdir()
+    write(tmp_path / "made", backend, with_head(load_model(base, backend), backend, 0, 2, ("colour", "food")))
+    (tmp_path / "other.jsonl").write_text('{"text": "Rome", "label": "place"}')
+    places = {"BASE": base, "MADE": tmp_path / "made", "ROWS": files / "rows.jsonl", "OTHER": tmp_path / "other.jsonl"}
+    assert main([str(places.get(word, word)) for word in argv]) == 2
+    assert said in capsys.readouterr().err
 
 
 def killed_at_first_save(stage: str, settings: dict[str, Any]) -> None:

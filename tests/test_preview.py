@@ -133,3 +133,27 @@ def test_bad_input_is_one_line(model: Path, tmp_path: Path, rows: list[Any], cha
     with pytest.raises(UserError, match=told) as error:
         od.show_data(**{"data": write(tmp_path, *rows), "model": model, **changes})
     assert "\n" not in str(error.value)
+
+
+def test_a_text_is_shown_as_each_architecture_learns_it(tmp_path: Path) -> None:
+    """With its masks between what opens and closes it; with sentinels, and what they hide; a class beside its text."""
+    text = "Anna lives in Rome. Anna likes red apples, and Ben likes green pears. Ben: 12 + 34 = 46. " * 30
+    (tmp_path / "text.txt").write_text(text)
+    shown = {}
+    for family in ("modernbert", "t5", "bart"):
+        model = od.init(str(tmp_path / "text.txt"), out=tmp_path / family, family=family, backend="torch", device="cpu",
+                        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+                        num_key_value_heads=2, vocab_size=340, max_position_embeddings=96)
+        shown[family] = od.show_data(tmp_path / "text.txt", model, sequence_length=90)
+        assert shown[family]["form"] == "text" and shown[family]["used"] == 1
+    share = {family: found["learned"] / found["tokens"] for family, found in shown.items()}
+    assert 0.24 < share["modernbert"] < 0.36 and 0.15 < share["t5"] < 0.3 and share["bart"] == 1
+    masked, spans, infilled = (found["examples"][0]["tokens"] for found in shown.values())
+    assert masked[0][0].startswith("<|open|>") and any(part.strip() == "<|mask|>" for part in marked(masked))
+    assert len(spans) == 2 and spans[1][0].startswith("<extra_id_0>") and "<extra_id_0>" in spans[0][0]
+    assert len(infilled) == 2 and "<|mask|>" in infilled[0][0] and "<|mask|>" not in infilled[1][0]
+    row = write(tmp_path, {"text": "Anna", "label": "who"}, {"text": "Rome", "label": 3}, {"text": "x", "label": None})
+    found = od.show_data(row, tmp_path / "modernbert")
+    assert (found["form"], found["used"], found["learned"]) == ("label", 2, 2)
+    assert marked(found["examples"][0]["tokens"]) == [" who"] and len(found["skipped"]) == 1
+    assert od.show_data(row, tmp_path / "t5")["form"] == "text"

@@ -150,6 +150,20 @@ class FillConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelConfig(UseConfig):
+    """Tell which class a text is of."""
+
+    text: str = ""
+    """The text. Empty: read it from stdin."""
+    top: int = 5
+    """Likeliest classes shown."""
+
+    def check(self) -> None:
+        super().check()
+        self._between(1, float("inf"), "top")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareConfig(SamplingConfig):
     """The same prompts answered by two models, side by side."""
 
@@ -175,7 +189,7 @@ class WorkerConfig(UseConfig):
     """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
 
 
-BY_ITSELF = ("problems", "preference", "win")  # tasks of `eval` whose data serves no other
+BY_ITSELF = ("problems", "preference", "win", "classes")  # tasks of `eval` whose data serves no other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +199,17 @@ class EvalConfig(UseConfig):
     data: str = "builtin"
     """Held-out text, chats, problems, pairs or prompts: a file, a folder, hub:OWNER/NAME[/CONFIG][:SPLIT],
     builtin[:RECIPE], for problems gym:NAME too."""
-    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win"], ...] = ()
+    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"], ...] = ()
     """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
     in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
     often the chosen response of a pair is preferred; win: how often the answers to your prompts beat those of another
-    model. None named: those of text, instructions and reasoning that the data allows."""
+    model; classes: a classifier's, rows of text and label. None named: what the model is for and the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
+    text: str = "text"
+    """Column of the text (classes)."""
+    label: str = "label"
+    """Column of the class (classes)."""
     answer: str = "number"
     """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole; any: as
     hash, boxed, tag or last_number."""
@@ -217,7 +235,7 @@ class EvalConfig(UseConfig):
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
-            raise UserError("problems, preference and win are measured by themselves", where="tasks",
+            raise UserError("problems, preference, win and classes are measured by themselves", where="tasks",
                             hint="name one task")
 
 
