@@ -1,4 +1,4 @@
-"""Which of two models is preferred: a win rate by a reward model."""
+"""What is preferred: the chosen response of a pair, by a model; one of two models, by a reward model (a win rate)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
 from ondevice.config.use import EvalConfig
-from ondevice.data.token_pairs import completion_row
+from ondevice.data.formats import BadRow
+from ondevice.data.token_pairs import TokenPair, completion_row, to_tokens
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, load_model, load_writer, writer
@@ -19,7 +21,8 @@ from ondevice.models.network import writes
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
 from ondevice.stages.asked import need_template
-from ondevice.stages.reward import whole
+from ondevice.stages.pairs import read_pairs
+from ondevice.stages.reward import quality, whole
 from ondevice.talk import find_model, find_reward_model
 
 ROWS = 32
@@ -58,3 +61,46 @@ def _scores(judge: Model, backend: Backend, chats: Sequence[Messages], said: Seq
                         f"{judge.cfg.max_position_embeddings}", where="max_new_tokens", hint="lower it")
     scores = Scorer(judge, backend, batch_size=ROWS).scores(judge.params, [whole(row) for row in rows])
     return np.asarray(scores, np.float32)
+
+
+def _token_pairs(data: str, tokenizer: Tokenizer) -> list[TokenPair]:
+    try:
+        return [to_tokens(row, tokenizer) for row in read_pairs(data)]
+    except BadRow as error:
+        raise UserError(str(error), where=data) from error
+
+
+def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
+    """How often a model prefers the chosen response of a pair: {"accuracy", "interval", "pairs", …}. A reward model by
+    its score (with margin and calibration error); a model that writes by the log-probability of the whole response and
+    ("accuracy_per_token") by its mean over tokens, with `cfg.reference` both less the reference's (DPO's implicit
+    reward). Raises UserError for data without pairs, and for a reference that does not fit."""
+    need_template(model)
+    made = _token_pairs(cfg.data, model.tokenizer)
+    room = model.cfg.max_position_embeddings
+    fit = [pair for pair in made if pair.places(model.network.start) <= room][:cfg.limit or None]
+    if not fit:
+        raise UserError(f"none of {len(made)} pairs can be used", where=cfg.data,
+                        hint=f"rows of prompt, chosen and rejected, within {model.cfg.max_position_embeddings} tokens")
+    left_out = {"too_long": len(made) - len(fit)} if not cfg.limit and len(fit) < len(made) else {}
+    scorer = Scorer(model, backend, batch_size=16)
+    if model.cfg.num_labels == 1:
+        if cfg.reference:
+            raise UserError("a reward model needs none", where="reference", hint="leave it out")
+        found = quality(model.params, fit, scorer)
+        return {**{name: found[name] for name in ("accuracy", "interval", "pairs", "margin", "calibration_error")},
+                **left_out}
+    writer(model)
+    rows = [side for pair in fit for side in (pair.chosen, pair.rejected)]
+    logps = scorer.logprobs(model.params, rows)
+    if cfg.reference:
+        start = load_writer(find_model(cfg.reference), backend)
+        if start.tokenizer.sha256() != model.tokenizer.sha256():
+            raise UserError("has another tokenizer than the model", where=cfg.reference, hint="name its start")
+        theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)
+        logps = [one - other for one, other in zip(logps, theirs, strict=True)]
+    sums, means = (np.array([how(part) for part in logps]) for how in (np.sum, np.mean))
+    right = int((sums[0::2] > sums[1::2]).sum())
+    share = wilson(right, len(fit))
+    return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(fit),
+            "accuracy_per_token": float((means[0::2] > means[1::2]).mean()), **left_out}

@@ -156,7 +156,7 @@ def test_own_text_and_chats_are_measured(family: str, files: Path, tmp_path: Pat
     common = {"model": tmp_path / "m", "backend": backend_name, **CPU}
     text, chats = (od.evaluate(data=files / name, **common) for name in ("text.txt", "sft.jsonl"))
     assert text["objective"] == {"t5": "spans", "bart": "infilling"}[family]
-    assert 1 < text["loss"] < 300 and 0 <= text["accuracy"] < 1 and text["tokens"] > 100
+    assert 1 < text["loss"] < 300 and 0 <= text["accuracy"] < 1 and text["tokens"] > 50
     assert 1 < chats["loss"] < 300 and chats["chats"] == 12 and not chats["cut"]
 
 

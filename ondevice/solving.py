@@ -1,0 +1,96 @@
+"""Problems with known answers, solved by a model: how many greedily, and how many in several tries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ondevice.backend import Backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.use import EvalConfig
+from ondevice.decoding import Sampling, generator_of
+from ondevice.errors import UserError
+from ondevice.models.folder import Model, writer
+from ondevice.rating_stats import wilson
+from ondevice.rewards.answers import final_answer
+from ondevice.rewards.rewards import Rewards
+from ondevice.rewards.tasks import Problem, problems
+from ondevice.stages.asked import need_template
+from ondevice.talk import chat_ids
+
+Messages = list[dict[str, Any]]
+ANY = ("hash", "boxed", "tag", "last_number")
+"""Forms that `any` tries, one after the other."""
+
+
+def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
+    """{"accuracy", "interval" (Wilson's 95 %), "problems", "answered" (share with an answer in the asked form),
+    "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
+    least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
+
+    The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
+    UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
+    """
+    writer(model)
+    need_template(model)
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig())
+    shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
+    if not asked:
+        raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")
+    prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in asked]
+    form = "whole" if cfg.answer == "any" else cfg.answer
+    with Rewards(("correct", "format"), form=form) as rewards:
+        rewards.check(_columns(asked))
+
+        def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
+            """(right, in the asked form, cut at the limit): (problems, samples) bools each."""
+            generator = generator_of(model, backend, Sampling(cfg.max_new_tokens, temperature, seed=cfg.seed))
+            drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
+            rows = [problem for problem in asked for _ in range(samples)]
+            texts = [model.tokenizer.decode(c.ids) for c in drawn]
+            if cfg.answer == "any":
+                texts = [any_answer(text) or "" for text in texts]
+            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows))
+            cut = np.array([not c.stopped for c in drawn])
+            right, formed = (scores.by_name[name].reshape(len(asked), samples) >= 1 for name in ("correct", "format"))
+            return right, formed, cut.reshape(len(asked), samples)
+
+        right, formed, cut = judged(0.0, 1)
+        share = wilson(int(right.sum()), len(asked))
+        out = {"accuracy": share.share, "interval": [share.low, share.high], "problems": len(asked),
+               "answered": float(formed.mean()), "truncated": float(cut.mean())}
+        if cfg.tries:
+            counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
+            out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}
+            out |= {f"pass@{k}": sum(pass_at(k, cfg.tries, n) for n in counts) / len(counts)
+                    for k in (2 ** n for n in range(cfg.tries.bit_length())) if k <= cfg.tries}
+    return out
+
+
+def pass_at(k: int, samples: int, right: int) -> float:
+    """The chance that one of k answers is right where `right` of `samples` were, without bias (Chen 2021)."""
+    return 1 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
+def any_answer(text: str) -> str | None:
+    """The final answer in the first of the forms `ANY` that finds one."""
+    return next((found for form in ANY if (found := final_answer(text, form)) is not None), None)
+
+
+def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Messages:
+    """Examples as turns that were answered before, then the question. A row's `solution` shows how, if it has one."""
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    for problem in shown:
+        messages += [{"role": "user", "content": problem.prompt},
+                     {"role": "assistant", "content": str(problem.columns.get("solution") or problem.answer)}]
+    return [*messages, {"role": "user", "content": asked.prompt}]
+
+
+def _columns(rows: Sequence[Problem]) -> dict[str, list[Any]]:
+    """As rewards take them, None where a problem has none of that name."""
+    names = dict.fromkeys(name for problem in rows for name in problem.columns)
+    return {"answer": [problem.answer for problem in rows], "kind": [problem.kind for problem in rows],
+            **{name: [problem.columns.get(name) for problem in rows] for name in names}}
