@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ondevice.backend import Backend
+from ondevice.losses import causal_lm_loss
+from ondevice.models.architectures import ModelConfig
+from ondevice.models.network import network
 
 Array = np.ndarray
 Weights = dict[str, np.ndarray]
@@ -39,3 +43,18 @@ def graded(backend: Backend, fn: Callable[..., Any], *at: Array) -> tuple[float,
 
 def on_device(backend: Backend, batch: dict[str, Array]) -> dict[str, Any]:
     return {name: backend.array(np.asarray(x)) for name, x in batch.items()}
+
+
+def loss_of(cfg: ModelConfig, backend: Backend, *, checkpoint: bool = False) -> Any:
+    """The mean over target tokens of a model of this shape, as a function of (params, batch)."""
+    loss = partial(causal_lm_loss, model=network(cfg), checkpoint=checkpoint)
+    return lambda p, b: loss(backend.ops, p, b)[0]
+
+
+def assert_close(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> None:
+    """Tensor by tensor, within 1e-5 of its largest value."""
+    top = max(np.abs(w).max() for w in want.values())
+    for name, w in want.items():
+        # a bias of keys shifts all scores of a query alike: without rotation its gradient is 0 but for rounding
+        scale = top if name.endswith(("key.bias", "k_proj.bias")) else np.abs(w).max()
+        assert np.abs(got[name] - w).max() <= 1e-5 * scale, name

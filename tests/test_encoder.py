@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 
 import models
 from data_samples import small_tokenizer
-from gradients import by_name, on_device
+from gradients import assert_close, by_name, loss_of, on_device
 from ondevice.backend import Backend
 from ondevice.errors import UserError
-from ondevice.losses import causal_lm_loss
 from ondevice.models.architectures import load_config, parse_config
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
@@ -54,19 +52,6 @@ def alone(batch: Weights) -> tuple[Weights, np.ndarray]:
            "targets": batch["targets"][kept], "weights": batch["weights"][kept],
            "denominator": np.float32(kept.sum())}
     return own, kept
-
-
-def loss_of(cfg: EncoderConfig, backend: Backend, *, checkpoint: bool = False) -> Any:
-    loss = partial(causal_lm_loss, model=Encoder(cfg), checkpoint=checkpoint)
-    return lambda p, b: loss(backend.ops, p, b)[0]
-
-
-def assert_close(got: Weights, want: Weights) -> None:
-    top = max(np.abs(w).max() for w in want.values())
-    for name, w in want.items():
-        # a bias of keys shifts all scores of a query alike: without rotation its gradient is 0 but for rounding
-        scale = top if name.endswith("key.bias") else np.abs(w).max()
-        assert np.abs(got[name] - w).max() <= 1e-5 * scale, name
 
 
 @pytest.mark.slow

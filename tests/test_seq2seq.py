@@ -4,7 +4,6 @@ greedily and with beams; folders go both ways; decoding with caches is the forwa
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 import models
 import ondevice as od
 from data_samples import TEXTS, small_tokenizer
-from gradients import by_name, on_device
+from gradients import assert_close, by_name, loss_of, on_device
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import beam_search
 from ondevice.data.chat import encode_chat, prompt_ids
@@ -26,7 +25,6 @@ from ondevice.data.stored import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.decoding import Generator, Sampling
 from ondevice.errors import UserError
-from ondevice.losses import causal_lm_loss
 from ondevice.models.architectures import load_config, parse_config
 from ondevice.models.folder import Model, load_model, tokenizer_of, write_model
 from ondevice.models.seq2seq import Seq2Seq, distance_buckets
@@ -56,19 +54,6 @@ def oracle(cfg: Seq2SeqConfig, weights: Weights, folder: Path) -> Any:
                                                                     attn_implementation="eager")
     assert not told["unexpected_keys"] and not told["mismatched_keys"] and not told["missing_keys"]
     return made.eval()
-
-
-def loss_of(cfg: Seq2SeqConfig, backend: Backend, *, checkpoint: bool = False) -> Any:
-    loss = partial(causal_lm_loss, model=Seq2Seq(cfg), checkpoint=checkpoint)
-    return lambda p, b: loss(backend.ops, p, b)[0]
-
-
-def assert_close(got: Weights, want: Weights) -> None:
-    top = max(np.abs(w).max() for w in want.values())
-    for name, w in want.items():
-        # a bias of keys shifts all scores of a query alike: its gradient is 0 but for rounding
-        scale = top if name.endswith("k_proj.bias") else np.abs(w).max()
-        assert np.abs(got[name] - w).max() <= 1e-5 * scale, name
 
 
 def config(family: str, **changes: Any) -> Seq2SeqConfig:

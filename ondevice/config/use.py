@@ -136,20 +136,6 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig(UseConfig):
-    """Guess what is hidden in a text."""
-
-    text: str = ""
-    """The text, with [MASK] where something is to be guessed. Empty: read it from stdin."""
-    top: int = 5
-    """Likeliest tokens (an encoder-decoder: pieces of text) shown for each."""
-
-    def check(self) -> None:
-        super().check()
-        self._between(1, float("inf"), "top")
-
-
-@dataclass(frozen=True, kw_only=True)
 class LabelConfig(UseConfig):
     """Tell which class a text is of."""
 
@@ -161,6 +147,16 @@ class LabelConfig(UseConfig):
     def check(self) -> None:
         super().check()
         self._between(1, float("inf"), "top")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillConfig(LabelConfig):
+    """Guess what is hidden in a text."""
+
+    text: str = ""
+    """The text, with [MASK] where something is to be guessed. Empty: read it from stdin."""
+    top: int = 5
+    """Likeliest tokens (an encoder-decoder: pieces of text) shown for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
