@@ -34,6 +34,15 @@ def test_a_recipe_that_an_architecture_has_not_is_named() -> None:
         recipe_for("own.yaml", "encoder")
 
 
+@pytest.mark.parametrize(("recipe", "family", "said"), [
+    ("minute", "t5", "no reward"), ("minute", "modernbert", "no sft"), ("minute-encoder", "bart", "no classify"),
+    ("minute-seq2seq", "bert", "no sft")])
+def test_a_family_that_a_recipe_is_not_for_is_named_before_it_begins(recipe: str, family: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_recipe(recipe, sets=[f"stages.init.family={family}"])
+    assert load_recipe("minute-seq2seq", sets=["stages.init.family=t5"]).stages
+
+
 @pytest.mark.slow
 def test_an_encoders_ladder_climbs(tmp_path: Path) -> None:
     run = od.run("minute", arch="encoder", out=tmp_path / "r", device="cpu")

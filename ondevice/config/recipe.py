@@ -168,9 +168,10 @@ def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) 
     head = from_mapping(_Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where)
     corpus = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
     exam = from_mapping(ExamConfig, mapping.get("exam") or {}, join(where, "exam"))
-    stages = _stages(mapping.get("stages"), join(where, "stages"), common, wanted)
+    stages = _one_way(_stages(mapping.get("stages"), join(where, "stages"), common, wanted), head.preference, where)
+    _for_one_architecture(stages, where)
     return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, exam=exam,
-                  preference=head.preference, prompts=head.prompts, stages=_one_way(stages, head.preference, where))
+                  preference=head.preference, prompts=head.prompts, stages=stages)
 
 
 def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, StageConfig]:
@@ -183,6 +184,26 @@ def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, 
                         hint="add it to the recipe, or take the other way")
     left_out = {name for other, names in WAYS.items() if other != way for name in names}
     return {name: cfg for name, cfg in stages.items() if name not in left_out}
+
+
+# Architecture → (its families, the stages that it has not): what would else be found out after minutes of training.
+_HAS_NOT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "encoder": (("bert", "modernbert"), ("sft", "sample", "dpo", "ppo", "grpo")),
+    "seq2seq": (("t5", "bart"), ("classify", "reward", "ppo"))}
+
+
+def _for_one_architecture(stages: Mapping[str, StageConfig], where: str) -> None:
+    """Raises UserError for a stage that a model of the family begun with cannot have."""
+    init, sft = stages.get("init"), stages.get("sft")
+    if not isinstance(init, InitConfig):
+        return
+    for arch, (families, missing) in _HAS_NOT.items():
+        found = [name for name in missing if name in stages]
+        if arch == "seq2seq" and isinstance(sft, SFTConfig) and sft.replay:
+            found.append("sft.replay")
+        if init.family in families and found:
+            raise UserError(f"a {init.family} model has no {found[0]}", where=join(where, "stages.init.family"),
+                            hint=f"--arch {arch} has recipes for it")
 
 
 @dataclass(frozen=True, kw_only=True)
