@@ -49,3 +49,8 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 def backend(backend_name: str) -> Backend:
     """Each installed backend in turn, on the CPU in float32: where results can be compared."""
     return load_backend(backend_name, device="cpu", dtype="float32")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole recipes first: no worker is left with them at the end, nor waits for another that runs the same one."""
+    items.sort(key=lambda item: item.path.name not in ("test_minute.py", "test_arch_roads.py"))
