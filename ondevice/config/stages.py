@@ -277,8 +277,8 @@ class SFTConfig(TuningConfig):
     replay_share: float = 0.1
     """Part of the tokens that are of this text."""
     chat_template: str = ""
-    """Name of a template for a base model that has none: chatml, plain, or bare (which an encoder-decoder takes by
-    itself)."""
+    """Template for a base model that has none: chatml, plain or bare.
+    An encoder-decoder takes bare by itself."""
 
     def check(self) -> None:
         super().check()
