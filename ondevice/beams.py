@@ -46,13 +46,13 @@ class Search:
             value = said.get(field.name)
             if value is None:
                 continue
-            wanted = float if field.name == "length_penalty" else (bool, str) if field.name == "early_stopping" else int
-            if not isinstance(value, (int, float) if wanted is float else wanted):
+            if not isinstance(value, _KINDS.get(field.name, int)):
                 raise UserError(f"{field.name} is {value!r}", where=str(file), hint="leave it out")
             found[field.name] = value
         return cls(**found)
 
 
+_KINDS: dict[str, Any] = {"length_penalty": (int, float), "early_stopping": (bool, str)}  # the others: int
 # Settings that change what a search finds, and with which of their values they do not.
 _LEFT_OUT: dict[str, Any] = {
     "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,

@@ -6,22 +6,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ondevice import judging, labelling, solving
-from ondevice.backend import Array, Backend, Params, load_backend
+from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats
-from ondevice.data.sources import RowSource, tokenize_corpus
+from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
-from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, text_figures
-from ondevice.losses import causal_lm_loss
+from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, target_figures, text_figures
 from ondevice.models.folder import Model, labels, load_model, writer
 from ondevice.models.network import fills, objective
 from ondevice.runfolder import StageFolder, holds_model
@@ -62,8 +58,8 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
 def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the
     model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks, {"loss", "accuracy",
-    "tokens"} of what an encoder-decoder writes into a text with holes. On chats, where the model has a chat template:
-    {"loss", "tokens", "chats", "cut"} of the assistant's tokens."""
+    "tokens"} of what an encoder-decoder writes into a text with holes. On chats, where the model writes and has a chat
+    template: {"loss", "tokens", "chats", "cut"} of the assistant's tokens; else they are read as text."""
     if set(cfg.tasks) - {"text"}:
         raise UserError("needs questions with known answers", where="tasks",
                         hint="--data builtin has them; --tasks problems takes your own")
@@ -71,7 +67,7 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     chats = plain_chats(cfg.data)
     documents = [] if chats else plain_texts(cfg.data)[:limit]
     model, backend = _opened(cfg)
-    if chats and model.tokenizer.chat_template is not None:
+    if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit])
     return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit])
 
@@ -91,21 +87,8 @@ def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str,
     longest = max(len(row.ids) for row in rows)
     source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
                                packing=False), model)(rows)
-    found = _figures(model, backend, source)
+    found = target_figures(model, backend, source)
     return {"loss": found["loss"], "tokens": found["tokens"], "chats": source.examples, "cut": source.truncated}
-
-
-def _figures(model: Model, backend: Backend, source: RowSource) -> dict[str, Any]:
-    """{"loss" (nats a target), "accuracy" (share of targets that are the likeliest), "tokens" (targets)}."""
-    loss = partial(causal_lm_loss, model=model.network, accuracy=True)
-
-    def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
-        found = loss(backend.ops, params, batch)[1]
-        return [*found["loss"], found["accuracy"][0]]
-    run = backend.evaluate(metrics)
-    sums = np.sum([[float(backend.numpy(x)) for x in run(model.params, b)] for b in source.eval_batches(None)], 0)
-    nats, tokens, right = sums.tolist()
-    return {"loss": nats / max(tokens, 1.0), "accuracy": right / max(tokens, 1.0), "tokens": int(tokens)}
 
 
 def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str, Any]:
@@ -121,6 +104,6 @@ def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str,
             fit = most_of(model, length)
             tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
             source = source_of(PretrainConfig(sequence_length=fit, batch_size=ROWS), model)(tokens)
-            return {**_figures(model, backend, source), "objective": objective(model.cfg), "sequence_length": fit}
+            return {**target_figures(model, backend, source), "objective": objective(model.cfg), "sequence_length": fit}
         bits, perplexity = text_figures(model, backend, exam, Path(cache))
     return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}

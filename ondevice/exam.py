@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ondevice.backend import Backend
+from ondevice.backend import Array, Backend, Params
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.completions import places
 from ondevice.data.masking import MaskedSource
-from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.data.sources import RowSource, TextSource, tokenize_corpus
 from ondevice.decoding import Sampling, generator_of
 from ondevice.losses import causal_lm_loss
 from ondevice.models.folder import Model
@@ -160,11 +160,21 @@ def masked_accuracy(model: Model, backend: Backend, exam: Exam, cache: Path) -> 
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
     source = MaskedSource(tokens, tokenizer=model.tokenizer, batch_size=ROWS,
                           sequence_length=min(exam.sequence_length, model.cfg.max_position_embeddings))
+    found: float = target_figures(model, backend, source)["accuracy"]
+    return found
+
+
+def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[str, Any]:
+    """{"loss" (nats a target), "accuracy" (share of targets that are the likeliest), "tokens" (targets)}."""
     loss = partial(causal_lm_loss, model=model.network, accuracy=True)
-    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["accuracy"])
-    found = [[float(backend.numpy(x)) for x in run(model.params, batch)] for batch in source.eval_batches(None)]
-    right, asked = np.sum(found, 0)
-    return float(right / max(asked, 1.0))
+
+    def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
+        found = loss(backend.ops, params, batch)[1]
+        return [*found["loss"], found["accuracy"][0]]
+    run = backend.evaluate(metrics)
+    sums = np.sum([[float(backend.numpy(x)) for x in run(model.params, b)] for b in source.eval_batches(None)], 0)
+    nats, tokens, right = sums.tolist()
+    return {"loss": nats / max(tokens, 1.0), "accuracy": right / max(tokens, 1.0), "tokens": int(tokens)}
 
 
 def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[int, int]]:

@@ -60,11 +60,12 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
         filling = _by_spans(ids, between, marks, tokenizer) if by_spans else _by_text(ids, parts, tokenizer)
         if filling is not None:
             ways.append((filling, math.exp(one.score - found[0].score)))
+    total = sum(weight for _, weight in ways)
     masks = []
     for gap in range(len(marks)):
         likely: dict[str, float] = defaultdict(float)
         for filling, weight in ways:
-            likely[filling.spans[gap]] += weight / sum(weight for _, weight in ways)
+            likely[filling.spans[gap]] += weight / total
         best = sorted(likely.items(), key=lambda one: -one[1])[:top]
         masks.append([{"token": span, "probability": probability} for span, probability in best])
     return {"text": ways[0][0].text if ways else tokenizer.decode(found[0].completion.ids), "masks": masks}

@@ -160,6 +160,12 @@ def test_own_text_and_chats_are_measured(family: str, files: Path, tmp_path: Pat
     assert 1 < chats["loss"] < 300 and chats["chats"] == 12 and not chats["cut"]
 
 
+def test_an_encoder_reads_chats_as_text(files: Path, tmp_path: Path, backend_name: str) -> None:
+    """It answers none, whatever template its folder has."""
+    found = od.evaluate(model=bert(tmp_path / "m"), data=files / "sft.jsonl", backend=backend_name, **CPU)
+    assert set(found) == {"masked_accuracy", "sequence_length"} and 0 <= found["masked_accuracy"] <= 1
+
+
 def test_what_a_search_leaves_out_and_cannot_keep_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     published("t5", tmp_path / "m")
     asks, asked = tmp_path / "m" / "generation_config.json", {"model": tmp_path / "m", "prompt": "x", "beams": 2,

@@ -39,6 +39,11 @@ def places(prompt: Any, completion: Any, start: int | None) -> Any:
     return prompt + completion if start is None else np.maximum(prompt, completion + 1)
 
 
+def shortened(ids: NDArray[np.int32], most: int) -> NDArray[np.int32]:
+    """At most so many of a text's tokens, the one that closes it among them."""
+    return ids if len(ids) <= most else np.append(ids[:most - 1], ids[-1:])
+
+
 def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
                      start: int | None = None) -> Batch:
     """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index, weights (K,),

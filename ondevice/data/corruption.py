@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.completions import Row, completion_batch, shortened
 from ondevice.data.packing import Batch, ranges
 from ondevice.data.sources import RowSource
 from ondevice.data.tokenizer import Tokenizer
@@ -120,9 +120,7 @@ class CorruptedSource(RowSource):
         for epoch, row in group:
             window = np.asarray(self.tokens[row * self.length:(row + 1) * self.length], np.int32)
             source, target = self.corrupt(window, generator(self.seed, "corrupt", epoch, row))
-            if len(source) > self.longest:
-                source = np.append(source[:self.longest - 1], source[-1:])
-            rows.append(Row(source, target))
+            rows.append(Row(shortened(source, self.longest), target))
         batch = completion_batch(rows, self.batch_size, start=self.start)
         del batch["member"]
         return batch

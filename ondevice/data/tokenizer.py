@@ -108,13 +108,13 @@ class Tokenizer:
         inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
-        usual = _USUAL.get(read_json(folder / "config.json").get("model_type"), {})
+        told = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
+        usual = _USUAL.get(told[1].get("model_type"), {})
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
         template = _template(folder, config.pop("chat_template", None))
         stops: list[int] = []
-        for name in ("generation_config.json", "config.json"):
-            ids = read_json(folder / name).get("eos_token_id")
+        for ids in (one.get("eos_token_id") for one in told):
             stops += [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
         return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None])
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ondevice.config.stages import ClassifyConfig
 from ondevice.context import Context, Made
 from ondevice.data import packing
-from ondevice.data.completions import text_batch
+from ondevice.data.completions import shortened, text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.sources import RowSource
 from ondevice.data.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ class LabelledSource(RowSource):
         self.reads, number = model.network.reads, {name: n for n, name in enumerate(names)}
         whole = text_ids([text for text, _ in rows], model.tokenizer, self.reads)
         self.cut = sum(len(ids) > width for ids in whole)
-        self._texts = [ids if len(ids) <= width else np.append(ids[:width - 1], ids[-1]) for ids in whole]
+        self._texts = [shortened(ids, width) for ids in whole]
         self._classes = np.array([number[name] for _, name in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")
 
