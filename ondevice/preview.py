@@ -29,7 +29,7 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
-from ondevice.models.folder import Model, base_folder, is_adapter_folder, tokenizer_of
+from ondevice.models.folder import Model, tokenizer_of, whole_folder
 from ondevice.models.network import fills, objective
 from ondevice.stages.classify import text_ids
 from ondevice.stages.pretrain import most_of, source_of
@@ -96,7 +96,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
 def _reader(cfg: DataConfig) -> Model:
     """The model without its weights: what it makes of a text."""
     folder = find_model(cfg.model)
-    shape = load_config(base_folder(folder) if is_adapter_folder(folder) else folder)
+    shape = load_config(whole_folder(folder))
     tokenizer = tokenizer_of(folder, shape)
     return Model(shape, {}, add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer, folder)
 

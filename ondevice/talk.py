@@ -18,7 +18,7 @@ from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
-from ondevice.models.folder import Model, labels, load_writer
+from ondevice.models.folder import Model, labels, load_writer, whole_folder
 from ondevice.runfolder import RunFolder, holds_model
 
 
@@ -75,7 +75,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
     generator = generator_of(model, backend, sampling(cfg))
     if cfg.beams > 1:
-        how = Search.of(model.folder, lambda said: print(f"generate: {said}", file=sys.stderr))
+        how = Search.of(whole_folder(model.folder), lambda said: print(f"generate: {said}", file=sys.stderr))
         if cfg.length_penalty is not None:
             how = replace(how, length_penalty=cfg.length_penalty)
         best = beam_search(generator, model.params, ids, cfg.beams, how)[:cfg.samples]

@@ -181,6 +181,17 @@ def test_what_a_search_leaves_out_and_cannot_keep_is_named(tmp_path: Path, capsy
         od.generate(**{**asked, "beams": 1, "length_penalty": 2.0})
 
 
+@pytest.mark.slow
+def test_an_adapters_search_follows_its_base(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    published("t5", tmp_path / "m")
+    made = od.sft(model=tmp_path / "m", data=files / "sft.jsonl", out=tmp_path / "r", sequence_length=40,
+                  backend="torch", adapter="lora", **LOOP)
+    (tmp_path / "m" / "generation_config.json").write_text('{"repetition_penalty": 1.3}')
+    capsys.readouterr()
+    od.generate(model=made, prompt="x", beams=2, max_new_tokens=3, backend="torch", **CPU)
+    assert "repetition_penalty" in capsys.readouterr().err
+
+
 def test_a_longer_text_wins_where_length_is_paid(tmp_path: Path, backend: Backend) -> None:
     published("bart", tmp_path / "m")
     model = load_model(tmp_path / "m", backend)

@@ -113,6 +113,11 @@ def labels(folder: Path) -> int:
     return int(peft.judges(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
 
 
+def whole_folder(folder: Path) -> Path:
+    """The folder itself, or of an adapter's its base."""
+    return base_folder(folder) if is_adapter_folder(folder) else folder
+
+
 def base_folder(folder: Path) -> Path:
     """Where the base of an adapter is. Raises UserError where it is not to be had."""
     base = peft.base_of(folder)
