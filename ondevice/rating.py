@@ -22,7 +22,8 @@ from ondevice.inert import LIMIT, inert
 from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
 from ondevice.ratings import Item, Progress, Ratings, is_simulated
-from ondevice.ratings_store import clean
+from ondevice.ratings_repair import open_for_rating
+from ondevice.ratings_store import Damaged, clean
 from ondevice.runfolder import clock, ticks
 
 LETTERS = "abcd"
@@ -41,7 +42,10 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
     """Asks until everything is rated or the rater leaves; returns how far they are. Raises UserError where nothing was
     ever queued, Interrupted on Ctrl-C."""
     cfg.check()
-    with Ratings.open(cfg.ratings) as ratings, Keys() as keys:
+    opened, told = open_for_rating(cfg.ratings)
+    with opened as ratings, Keys() as keys:
+        for line in told:
+            _say(line)
         session = Session(ratings, keys, cfg)
         try:
             session.run()
@@ -98,27 +102,41 @@ class Session:
             dwell = round((ticks() - began) * 1000)
             if answer is None or answer == "q":
                 return None
-            if answer == "u":
-                back = self.ratings.undo(self.rater, self.name)
-                if back is not None:
-                    self._skipped.discard(back.id)
-                    _say("undone: here it is again")
-                    return back
-                _say("nothing to undo")
-            elif answer == "?":
+            if answer == "?":
                 _say(_HELP)
-            elif answer == "n":
-                self._note(item)
-            elif answer == "f":
-                self.ratings.flag(item.id, self.rater, self.name)
-                _say("flagged")
-            elif answer == "s":
-                self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
-                self._skipped.add(item.id)
-                return self._next()
-            else:
-                self._vote(item, answer, dwell)
-                return self._next()
+                continue
+            try:
+                then = self._do(item, answer, dwell)
+            except Damaged:
+                raise
+            except UserError as problem:  # held by another program, a full disk: what is not stored is asked again
+                _say(f"not saved: {problem}")
+                continue
+            if then is not item:
+                return then
+
+    def _do(self, item: Item, answer: str, dwell: int) -> Item | None:
+        """Stores what the answer says; returns the item to show then, `item` itself where it is not done with."""
+        if answer == "u":
+            back = self.ratings.undo(self.rater, self.name)
+            _say("nothing to undo" if back is None else "undone: here it is again")
+            if back is None:
+                return item
+            self._skipped.discard(back.id)
+            return back
+        if answer == "n":
+            self._note(item)
+            return item
+        if answer == "f":
+            self.ratings.flag(item.id, self.rater, self.name)
+            _say("flagged")
+            return item
+        if answer == "s":
+            self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
+            self._skipped.add(item.id)
+        else:
+            self._vote(item, answer, dwell)
+        return self._next()
 
     def _vote(self, item: Item, answer: str, dwell: int) -> None:
         seen = all(len(response.text) <= LIMIT for response in item.responses)
@@ -130,7 +148,10 @@ class Session:
             self.ratings.vote(item.id, self.rater, self.name, ranking=ranking, strength=2 if answer.isupper() else 1,
                               seen_end=seen, dwell_ms=dwell)
         self.voted += 1
-        queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
+        try:
+            queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
+        except UserError as problem:  # the vote is saved; the repeat is due again after the next one
+            _say(f"no repeat was queued: {problem}")
 
     def _note(self, item: Item) -> None:
         _say("note: ", end="")

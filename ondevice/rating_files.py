@@ -21,7 +21,9 @@ from ondevice.data.readers import read
 from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.ratings import Item, Outcome, Ratings, Response, Vote
-from ondevice.ratings_store import clean
+from ondevice.ratings_copies import is_ours
+from ondevice.ratings_repair import repair_if_damaged
+from ondevice.ratings_store import clean, ratings_file
 
 Row = Mapping[str, Any]
 IMPORTED = "imported"  # the rater of pairs that come without one
@@ -35,6 +37,9 @@ def manage(cfg: RatingsConfig) -> dict[str, Any]:
     cfg.check()
     if cfg.action == "import":
         return import_file(cfg)
+    if cfg.action == "repair":
+        made = repair_if_damaged(cfg.ratings)
+        return {"ratings": str(ratings_file(cfg.ratings)), "repair": str(made or "nothing is wrong with it")}
     with Ratings.open(cfg.ratings) as found:
         if cfg.action == "export":
             return export(found, cfg)
@@ -79,6 +84,8 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
     file = Path(cfg.file).expanduser()
     if file.is_dir() or not file.parent.is_dir():
         raise UserError("is a folder" if file.is_dir() else "its folder does not exist", where=cfg.file)
+    if file.exists() and is_ours(file) and file.stat().st_size:
+        raise UserError("holds ratings, which an export would replace", where=cfg.file, hint="give another file")
     write_file(file, "".join(to_json(row) + "\n" for row in rows))
     return {**result, "file": str(file)}
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ondevice.errors import UserError
-from ondevice.ratings_store import Store, clean
+from ondevice.ratings_store import REPAIR, Damaged, Store, clean
 from ondevice.runfolder import clock
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ SIMULATED = "simulated:"
 Outcome = Literal["ranked", "tie", "all_bad"]
 Kind = Literal["normal", "gold", "repeat"]
 Message = Mapping[str, Any]
+Row = sqlite3.Row | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -315,23 +316,32 @@ class Ratings(Store):
                "at": clock(), "app": _app()}
         with self.transaction():
             vote = self.insert_vote(row)
-        return _vote(self._rows("SELECT * FROM vote WHERE id = ?", (vote,))[0])
+        return vote_of(self._rows("SELECT * FROM vote WHERE id = ?", (vote,))[0])
 
     def _items(self, where: str, values: Mapping[str, Any]) -> list[Item]:
-        responses: dict[int, list[Response]] = {}
-        for row in self._rows("SELECT response.* FROM response WHERE item IN (SELECT id FROM item WHERE "
-                              f"{where}) ORDER BY item, slot", values):
-            responses.setdefault(row["item"], []).append(Response(row["text"], row["source"], json.loads(row["meta"])))
-        return [Item(**{**dict(row), "shown": tuple(json.loads(row["shown"])), "meta": json.loads(row["meta"])},
-                     responses=tuple(responses[row["id"]]))
-                for row in self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)]
+        with self._readable("an item"):
+            responses: dict[int, list[sqlite3.Row]] = {}
+            for row in self._rows("SELECT response.* FROM response WHERE item IN (SELECT id FROM item WHERE "
+                                  f"{where}) ORDER BY item, slot", values):
+                responses.setdefault(row["item"], []).append(row)
+            return [item_of(row, responses.get(row["id"], []))
+                    for row in self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)]
 
     def _votes(self, table: str, batch: str | None, raters: Iterable[str], simulated: bool) -> list[Vote]:
         rows = self._rows(f"SELECT v.* FROM {table} v JOIN item ON item.id = v.item "
                           "WHERE ? IS NULL OR batch = ? ORDER BY v.id", (batch, batch))
         wanted = {clean(rater) for rater in raters}
-        return [_vote(row) for row in rows if (not wanted or row["rater"] in wanted)
-                and (simulated or not is_simulated(row["rater"]))]
+        with self._readable("a vote"):
+            return [vote_of(row) for row in rows if (not wanted or row["rater"] in wanted)
+                    and (simulated or not is_simulated(row["rater"]))]
+
+    @contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """Raises Damaged for JSON in the database that is not what it should be."""
+        try:
+            yield
+        except Unreadable as error:
+            raise Damaged(f"{what} in it is damaged ({error})", where=str(self.path), hint=REPAIR) from error
 
     def _draw_shown(self, batch: str, sources: Sequence[str], seed: int) -> tuple[int, ...]:
         """The order of the next item with these sources. Orders come in blocks that are balanced in themselves, each
@@ -385,8 +395,44 @@ def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
     return tuple(ranking) + (tuple(rest) if len(rest) == 1 else ())
 
 
-def _vote(row: sqlite3.Row) -> Vote:
-    lists = {name: tuple(json.loads(row[name] or "[]")) for name in ("ranking", "shown")}
+class Unreadable(ValueError):
+    """A row says what no version of ours has written."""
+
+
+def _parsed(text: str, kind: type) -> Any:
+    """JSON of one kind. Raises Unreadable."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(str(error)) from error
+    if not isinstance(value, kind):
+        raise Unreadable(f"{text[:40]!r} is not a {kind.__name__}")
+    return value
+
+
+def _slots(text: str | None, width: int = 4) -> tuple[int, ...]:
+    """Slots out of JSON: different ones, each below `width`."""
+    slots = _parsed(text or "[]", list)
+    if not all(type(slot) is int and 0 <= slot < width for slot in slots) or len(set(slots)) != len(slots):
+        raise Unreadable(f"{text!r} are not slots")
+    return tuple(slots)
+
+
+def item_of(row: Row, responses: Sequence[Row]) -> Item:
+    """Rows of `item` and `response`, by slot, as they are stored. Raises Unreadable."""
+    told = tuple(Response(each["text"], each["source"], _parsed(each["meta"], dict)) for each in responses)
+    item = Item(**{**dict(row), "shown": _slots(row["shown"]), "meta": _parsed(row["meta"], dict)}, responses=told)
+    if len(item.responses) < 2 or sorted(item.shown) != list(range(len(item.responses))):
+        raise Unreadable(f"item {item.id} has {len(item.responses)} responses, shown as {row['shown']}")
+    if item.meta.get("form") == "messages" and not all(
+            isinstance(message, dict) for message in _parsed(item.prompt, list)):
+        raise Unreadable(f"item {item.id} has a prompt that is not a chat")
+    return item
+
+
+def vote_of(row: Row) -> Vote:
+    """A row of `vote` as it is stored. Raises Unreadable."""
+    lists = {name: _slots(row[name]) for name in ("ranking", "shown")}
     seen = None if row["seen_end"] is None else bool(row["seen_end"])
     return Vote(**{**dict(row), **lists, "seen_end": seen})
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 VERSION = 1  # PRAGMA user_version: a program refuses a file of a higher one
 APPLICATION = 0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
 
+_VOTE = ("id", "item", "rater", "session", "action", "outcome", "ranking", "strength", "shown", "undoes", "reason",
+         "note", "seen_end", "dwell_ms", "at", "app")
+COLUMNS = {
+    "item": ("id", "batch", "prompt", "prompt_sha", "shown", "kind", "gold", "repeat_of", "meta", "created"),
+    "response": ("item", "slot", "text", "source", "meta"), "vote": _VOTE, "live": _VOTE,
+}
+"""The tables and the view by name, with their columns in order: what a file is checked for when it is opened."""
+
 SCHEMA = ("""
 CREATE TABLE item(
   id INTEGER PRIMARY KEY,

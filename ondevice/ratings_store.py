@@ -1,4 +1,9 @@
-"""The file that ratings are kept in: an open SQLite database of our kind, durable, shared with other programs."""
+"""The file that ratings are kept in: an open SQLite database of our kind, durable, shared with other programs.
+
+Nothing but SQLite ever opens this file. Whoever opens and closes it otherwise, even to read its first bytes, drops
+all locks that this process has on it (POSIX; SQLite, "How To Corrupt An SQLite Database File", 2.2), and the next
+program to close it deletes the write-ahead log under those that still write to it.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +15,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
+from ondevice import ratings_lock
 from ondevice.errors import UserError
-from ondevice.ratings_schema import APPLICATION, SCHEMA, VERSION
+from ondevice.ratings_schema import APPLICATION, COLUMNS, SCHEMA, VERSION
 
 FILE = "ratings.db"  # in a run folder
 PATIENCE_S = 5.0  # how long another program may hold the file
+NOT_OURS = "is not a ratings database"
+REPAIR = "ondevice ratings repair FILE saves what can be read"
 
 
 def ratings_file(path: str | Path) -> Path:
     """A database, or the one of a run folder."""
     path = Path(path).expanduser()
     return path / FILE if path.is_dir() else path
+
+
+class Damaged(UserError):
+    """The database cannot be read as it should; `ratings_repair` makes a new one of what can."""
 
 
 class Store:
@@ -34,30 +47,66 @@ class Store:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.path = path
         self._connection = connection
+        self._lock: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, *, create: bool = False) -> Self:
-        """Opens a file (or a run folder's). Raises UserError: missing (unless `create`), no ratings database, written
-        by a newer program, not to be written."""
+    def open(cls, path: str | Path, *, create: bool = False, patience_s: float = PATIENCE_S) -> Self:
+        """Opens a file (or a run folder's). Raises UserError: missing (unless `create`), not a ratings database,
+        written by a newer program, not to be written, held by another program for longer than `patience_s`; Damaged
+        (a UserError) where it cannot be read."""
         file = ratings_file(path)
-        _look(file, create)
+        while True:
+            ratings_lock.finish_repair(file, patience_s)
+            _refuse_path(file, create)
+            before = file.stat().st_ino if file.exists() else None
+            opened = cls._connect(file, create, patience_s)
+            try:
+                opened._lock = ratings_lock.take(file, patience_s=patience_s)
+                if before is None or file.stat().st_ino == before:
+                    return opened
+            except BaseException:
+                opened.close()
+                raise
+            opened.close()  # a repair has put another file in its place
+
+    @classmethod
+    def _connect(cls, file: Path, create: bool, patience_s: float) -> Self:
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
+        address = f"file:{quote(str(file.absolute()))}?mode={'rwc' if create else 'rw'}"
         try:
-            connection = sqlite3.connect(file, timeout=PATIENCE_S, isolation_level=None)
+            connection = sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)
         except sqlite3.Error as error:
-            raise _refused(error, file) from error
+            raise refused(error, file) from error
         connection.row_factory = sqlite3.Row
         opened = cls(connection, file)
         try:
-            opened._begin(create)
+            opened._begin(create, patience_s)
         except BaseException:
             connection.close()
             raise
         return opened
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        return self._connection
+
     def close(self) -> None:
         self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with the whole file; empty where nothing is. Reads all of it."""
+        try:
+            rows = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
+        except sqlite3.DatabaseError as error:
+            if not isinstance(refused(error, self.path), Damaged):
+                raise refused(error, self.path) from error
+            return str(error)
+        lines = [line for row in rows for line in str(row[0]).splitlines() if not line.startswith("***")]
+        return "" if lines == ["ok"] else "; ".join(lines[:3])
 
     def __enter__(self) -> Self:
         return self
@@ -82,8 +131,8 @@ class Store:
 
     # Within
 
-    def _begin(self, create: bool) -> None:
-        for pragma in (f"busy_timeout = {int(PATIENCE_S * 1000)}", "foreign_keys = ON", "recursive_triggers = ON"):
+    def _begin(self, create: bool, patience_s: float) -> None:
+        for pragma in (f"busy_timeout = {int(patience_s * 1000)}", "foreign_keys = ON", "recursive_triggers = ON"):
             self._rows(f"PRAGMA {pragma}")
         if create:
             with self.transaction():
@@ -91,13 +140,27 @@ class Store:
                     for statement in SCHEMA:
                         self._rows(statement)
         if self._pragma("application_id") != APPLICATION:
-            raise UserError("is no ratings database", where=str(self.path))
+            raise UserError(NOT_OURS, where=str(self.path))
         if self._pragma("user_version") > VERSION:
             raise UserError("was written by a newer ondevice", where=str(self.path), hint="update this one")
+        self._check_tables()
         self._rows("PRAGMA journal_mode = WAL")
         # fullfsync: on macOS a plain fsync leaves the data in the drive's own cache
         self._rows("PRAGMA synchronous = FULL")
         self._rows("PRAGMA fullfsync = ON")
+
+    def _check_tables(self) -> None:
+        """Raises Damaged where a table is missing or has other columns, so that no later statement meets it."""
+        for table, columns in COLUMNS.items():
+            try:
+                found = tuple(row["name"] for row in self._connection.execute(f"PRAGMA table_info({table})"))
+            except sqlite3.Error as error:
+                if "no such" not in str(error):
+                    raise refused(error, self.path) from error
+                found = ()  # a view whose table is missing
+            if found != columns:
+                told = f"has other columns in {table} than it should" if found else f"lacks the table {table}"
+                raise Damaged(told, where=str(self.path), hint=REPAIR)
 
     def _pragma(self, name: str) -> int:
         return int(self._rows(f"PRAGMA {name}")[0][0])
@@ -108,7 +171,7 @@ class Store:
         try:
             return self._connection.execute(statement, clean).fetchall()
         except sqlite3.Error as error:
-            raise _refused(error, self.path) from error
+            raise refused(error, self.path) from error
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> int:
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
@@ -116,37 +179,34 @@ class Store:
                               list(row.values()))[0][0])
 
 
-def _look(file: Path, create: bool) -> None:
-    """Raises UserError for what SQLite would open all the same, or make."""
+def _refuse_path(file: Path, create: bool) -> None:
+    """Raises UserError for what SQLite would open all the same, or make. Looks at names alone."""
     where = str(file)
     if not file.exists():
         if not create:
             raise UserError("no such ratings database", where=where, hint="ondevice sample makes one")
         return
     if not file.is_file():
-        raise UserError("is no file", where=where)
-    try:
-        with file.open("rb") as start:
-            head = start.read(16)
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=where) from error
-    if head != b"SQLite format 3\0" and (head or not create):
-        raise UserError("is no ratings database", where=where)
-    if not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)):
+        raise UserError("is not a file", where=where)
+    if not create and not file.stat().st_size:
+        raise UserError(NOT_OURS, where=where)
+    if not (os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK)):
         raise UserError("cannot be written, nor anything beside it", where=where,
                         hint="SQLite needs both: copy it to a folder of your own")
 
 
-def _refused(error: sqlite3.Error, file: Path) -> Exception:
-    """What a person can mend as a UserError; anything else as it is."""
+def refused(error: sqlite3.Error, file: Path) -> Exception:
+    """What a person can mend as a UserError (Damaged where a repair is what mends it); anything else as it is."""
     name = getattr(error, "sqlite_errorname", "") or ""
     reasons = {"SQLITE_BUSY": "another program has held it for too long", "SQLITE_LOCKED": "another program holds it",
                "SQLITE_READONLY": "cannot be written", "SQLITE_FULL": "the disk is full",
                "SQLITE_IOERR": "the disk has failed to read or write it", "SQLITE_CANTOPEN": "cannot be opened",
-               "SQLITE_CORRUPT": "is damaged", "SQLITE_NOTADB": "is no ratings database"}
+               "SQLITE_NOTADB": NOT_OURS}
     for code, reason in reasons.items():
         if name == code or name.startswith(code + "_"):
             return UserError(reason, where=str(file))
+    if name.startswith("SQLITE_CORRUPT") or "Could not decode to UTF-8" in str(error):
+        return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
 
 

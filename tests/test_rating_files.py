@@ -239,13 +239,13 @@ def test_the_command(full: Ratings, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (("ratings", "stats", "{}/no.db"), "no such ratings database"),
-    (("ratings", "stats", "{}/text.jsonl"), "is no ratings database"),
+    (("ratings", "stats", "{}/text.jsonl"), "is not a ratings database"),
     (("ratings", "stats", "{}"), "ratings.db: no such ratings database"),
     (("ratings", "stats"), "RATINGS is missing"),
     (("ratings", "starts", "{}/r.db"), "'starts' is none of its values"),
     (("ratings", "import", "{}/r.db"), "nothing to import"),
     (("ratings", "import", "{}/r.db", "{}/no.jsonl"), "no such file"),
-    (("ratings", "import", "{}/text.jsonl", "{}/rows.jsonl"), "is no ratings database"),
+    (("ratings", "import", "{}/text.jsonl", "{}/rows.jsonl"), "is not a ratings database"),
     (("ratings", "export", "{}/ok.db", "{}/no/where.jsonl"), "folder does not exist"),
     (("ratings", "export", "{}/ok.db", "{}"), "is a folder"),
     (("ratings", "export", "{}/ok.db", "--form", "dpo"), "none of its values"),

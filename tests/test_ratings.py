@@ -229,7 +229,7 @@ def test_open_refuses_what_is_no_ratings_database(tmp_path: Path) -> None:
     with sqlite3.connect(foreign) as other:
         other.execute("CREATE TABLE item(id)")
     for file, create in ((text, False), (text, True), (empty, False), (foreign, False), (foreign, True)):
-        with pytest.raises(UserError, match="is no ratings database"):
+        with pytest.raises(UserError, match="is not a ratings database"):
             Ratings.open(file, create=create)
     with sqlite3.connect(foreign) as other:
         assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)  # untouched

@@ -49,6 +49,13 @@ def votes(run: RunFolder) -> list[Any]:
         return ratings.live_votes()
 
 
+async def settled(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+    """Until the database has done what the last key asked for."""
+    await pilot.pause()
+    await until(pilot, lambda: not (isinstance(app.screen, RateScreen) and app.screen.busy))
+    await pilot.pause()
+
+
 def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str:
     """The screen after these keys."""
     seen: list[str] = []
@@ -56,10 +63,10 @@ def rate(folder: Path, keys: list[str], size: tuple[int, int] = (80, 24)) -> str
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         await until(pilot, lambda: isinstance(app.screen, RateScreen))
-        await pilot.pause()
+        await settled(app, pilot)
         for key in keys:
             await pilot.press(key)
-            await pilot.pause()
+            await settled(app, pilot)
         seen.append(shown(app))
 
     play(folder, script, size)
@@ -178,7 +185,7 @@ def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     assert "No pairs to rate in this run yet" in rate(tmp_path, ["left", "u", "s", "n", "f", "r", "d", "w", "S"])
     (run.path / "ratings.db").write_text("no database")
-    assert "is no ratings database" in rate(tmp_path, ["left", "u"])
+    assert "is not a ratings database" in rate(tmp_path, ["left", "u"])
 
 
 # behind the voting

@@ -317,8 +317,9 @@ class RateConfig:
 class RatingsConfig:
     """Ratings in and out of files, and what they are worth."""
 
-    action: Literal["stats", "export", "import"]
-    """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from one."""
+    action: Literal["stats", "export", "import", "repair"]
+    """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from one; repair: a damaged
+    database is made anew of what can be read."""
     ratings: str
     """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is missing."""
     file: str = ""

@@ -13,14 +13,16 @@ import getpass
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ondevice.active import doubt
 from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response
+from ondevice.ratings import Ratings, Response, Waiting
 from ondevice.runfolder import RunFolder
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning
+from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.road import gives
 
 AHEAD, LOW = 12, 4  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
@@ -154,7 +156,7 @@ class Pairing:
     """What goes on behind one rate screen. `ratings` gives its open database, `rater` who rates, `run` the run; `news`
     is called when there are new pairs, or something else is to be told (`told`)."""
 
-    def __init__(self, ratings: Callable[[], Ratings | None], rater: Callable[[], str],
+    def __init__(self, ratings: Callable[[], RatingsThread | None], rater: Callable[[], str],
                  run: Callable[[], RunFolder | None], news: Callable[[], None]) -> None:
         self._ratings, self._rater, self._run, self._news = ratings, rater, run, news
         self.plan: Plan | None = None
@@ -205,12 +207,13 @@ class Pairing:
 
     async def _score_some(self) -> bool:
         """Scores some of what waits; True where something was done."""
-        ratings, judge = self._ratings(), self._look_for_judge()
+        ratings, judge, rater = self._ratings(), self._look_for_judge(), self._rater()
         if ratings is None or judge is None or self._silent:
             return False
-        waiting = [w.item for w in ratings.waiting(self._rater()) if w.kind == "normal"]
-        wanted = [item for item in (*waiting, *ratings.repeatable(self._rater())[0]) if item not in self.scores]
-        if not wanted or (self._sampling(ratings) and len(wanted) <= AHEAD):  # what takes turns must load each time
+        waiting, voted = await ratings.do(lambda found: (found.waiting(rater), found.repeatable(rater)[0]))
+        normal = [w.item for w in waiting if w.kind == "normal"]
+        wanted = [item for item in (*normal, *voted) if item not in self.scores]
+        if not wanted or (self._sampling(waiting) and len(wanted) <= AHEAD):  # what takes turns must load each time
             return False
         self._tell(f"the reward model reads {len(wanted)} pairs")
         try:
@@ -218,7 +221,7 @@ class Pairing:
             for number in wanted[:SCORED]:
                 if self._ratings() is not ratings:  # another run was chosen meanwhile
                     return False
-                item = ratings.item(number)
+                item = await ratings.do(partial(Ratings.item, id=number))
                 await self._score(process, number, item.messages, [response.text for response in item.responses])
         except WorkerGone as gone:
             self._silent = True
@@ -251,7 +254,8 @@ class Pairing:
         plan, ratings, run = self.plan, self._ratings(), self._run()
         if plan is None or ratings is None or run is None:
             return False
-        if not self._sampling(ratings):
+        rater = self._rater()
+        if not self._sampling(await ratings.do(lambda found: found.waiting(rater))):
             self._tell("the next pairs are ready")
             return False
         try:
@@ -260,7 +264,8 @@ class Pairing:
                 if self.plan is not plan or self._ratings() is not ratings:
                     return False
                 self._prompts = found
-                done = [int(item.meta.get("number", -1)) for item in ratings.items(plan.batch)]
+                items = await ratings.do(lambda found: found.items(plan.batch))
+                done = [int(item.meta.get("number", -1)) for item in items]
                 self._next = 1 + max(done, default=-1)
             asked = self._prompts[self._next:][:1 if len(plan.folders) == 1 else TOGETHER]
             if not asked:
@@ -270,12 +275,12 @@ class Pairing:
         except (WorkerGone, Refused, UserError) as reason:
             return self._end(f"✗ no more pairs: {reason}") if self.plan is plan else False
         if self.plan is plan:
-            self._queue(plan, asked, texts)
+            await self._queue(plan, asked, texts)
         return True
 
-    def _sampling(self, ratings: Ratings) -> bool:
+    def _sampling(self, waiting: Sequence[Waiting]) -> bool:
         """Whether further pairs are wanted now."""
-        ahead = sum(not w.skipped for w in ratings.waiting(self._rater()))
+        ahead = sum(not w.skipped for w in waiting)
         self._filling = self.plan is not None and (ahead < AHEAD if self._filling else ahead < LOW)
         return self._filling
 
@@ -310,17 +315,22 @@ class Pairing:
                 break
         return text
 
-    def _queue(self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]) -> None:
+    async def _queue(self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]) -> None:
         """Those that differ go into the database, all or none of this round."""
         ratings = self._ratings()
         if ratings is None:
             return
-        with ratings.transaction():
-            for n, (messages, said) in enumerate(zip(asked, texts, strict=True)):
-                if len({text.strip() for text in said} - {""}) == plan.responses:
-                    responses = [Response(text, writer.name, {"temperature": writer.temperature})
-                                 for text, writer in zip(said, plan.slots, strict=True)]
-                    ratings.add(plan.batch, messages, responses, meta={"number": self._next + n}, seed=plan.seed)
+        first = self._next
+
+        def work(found: Ratings) -> None:
+            with found.transaction():
+                for n, (messages, said) in enumerate(zip(asked, texts, strict=True)):
+                    if len({text.strip() for text in said} - {""}) == plan.responses:
+                        responses = [Response(text, writer.name, {"temperature": writer.temperature})
+                                     for text, writer in zip(said, plan.slots, strict=True)]
+                        found.add(plan.batch, messages, responses, meta={"number": first + n}, seed=plan.seed)
+
+        await ratings.do(work)
         self._next += len(asked)
         self._news()
 

@@ -20,6 +20,7 @@ STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "fai
           "waits": "$muted", "skipped": "$muted", "next": "$text"}
 OPEN = ("next", "skipped", "waits")  # states of what has not been begun
 T = TypeVar("T")
+LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
 
@@ -45,16 +46,17 @@ class RunsReader:
         self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
 
     def read(self) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "stages": [state …]}], the
-        newest first."""
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's,
+        "ratings_trouble": why its ratings cannot be read, "stages": [state …]}], the newest first."""
         found = []
         paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for run in (RunFolder(path) for path in paths if path.is_dir()):
             stages = [self._state(stage) for stage in run.stages()]
             if stages or run.recipe.is_file():
                 began = min((stage["began"] for stage in stages), default=run.path.stat().st_mtime)
+                votes, trouble = self._votes(run.path)
                 found.append({"run": run.path.name, "path": str(run.path), "began": began, "stages": stages,
-                              "recipe": self._recipe(run), "votes": self._votes(run.path)})
+                              "recipe": self._recipe(run), "votes": votes, "ratings_trouble": trouble})
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
 
     def _once(self, what: str, path: Path, stamp: Any, make: Callable[[], T]) -> T:
@@ -73,11 +75,11 @@ class RunsReader:
         # parsing YAML takes longer than all the rest
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
-    def _votes(self, run: Path) -> int:
+    def _votes(self, run: Path) -> tuple[int, str]:
         from ondevice.ratings_store import FILE  # here, in a thread: the first screen waits for no database
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
-        return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else 0
+        return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else (0, "")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -88,15 +90,15 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def votes_of_people(run: Path) -> int:
-    """None where there is no database of ratings or a damaged one: the screen that rates says which."""
+def votes_of_people(run: Path) -> tuple[int, str]:
+    """(how many there are, why they cannot be read): this is looked at again once the database has changed."""
     from ondevice.ratings import Ratings
 
     try:
-        with Ratings.open(run) as ratings:
-            return sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False))
-    except UserError:
-        return 0
+        with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
+            return sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False)), ""
+    except UserError as problem:
+        return 0, problem.message
 
 
 def recipe_stages(run: RunFolder) -> list[str]:
@@ -119,9 +121,9 @@ def rows(run: Mapping[str, Any] | None) -> list[Row]:
     names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe]
     names += [name for name in states if name not in STAGES]
     made = [_row(name, states, busy, recipe) for name in names]
-    votes = run.get("votes") if run else 0
-    return [replace(row, told=f"{votes} rated by a person") if votes and row.enter == "rate" and row.state in OPEN
-            else row for row in made]
+    votes, trouble = (run.get("votes"), run.get("ratings_trouble")) if run else (0, "")
+    told = f"its ratings: {trouble}" if trouble else f"{votes} rated by a person" if votes else ""
+    return [replace(row, told=told) if told and row.enter == "rate" and row.state in OPEN else row for row in made]
 
 
 def next_row(found: Sequence[Row]) -> int:

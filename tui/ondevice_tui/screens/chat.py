@@ -285,12 +285,16 @@ second model's is taken), and you say which is better."""
         return str(done.get("text", ""))
 
     def _store(self, kept: Kept, choice: str | None) -> None:
-        if choice is None:
-            return
+        if choice is not None:
+            self.run_worker(self._stored(kept, choice), group="kept")
+
+    async def _stored(self, kept: Kept, choice: str) -> None:
+        """In a thread: another program may hold the database for seconds."""
         try:
-            self.ui.say(kept.store(choice))
+            self.ui.say(await asyncio.to_thread(kept.store, choice))
         except UserError as problem:
             self.ui.say(f"not kept: {problem}", bad=True)
+            self.app.push_screen(Keep(kept), lambda again: self._store(kept, again))
 
     def action_model(self, at: int) -> None:
         known = models_in(self.ui.runs or ())

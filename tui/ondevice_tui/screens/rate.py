@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
@@ -21,10 +23,11 @@ from ondevice.active import in_turn
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
-from ondevice.ratings import Item, Progress, Ratings
+from ondevice.ratings import Item, Outcome, Progress, Ratings
 from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
+from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
@@ -36,6 +39,19 @@ if TYPE_CHECKING:
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
+WAIT_S = 0.3  # what the database takes longer for is told
+RETRY_S = 5.0  # between two tries to open a database that could not be opened
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the database says at one moment: what waits for this rater, in order, the first of it, and how far they
+    are."""
+
+    waiting: list[int]
+    item: Item | None
+    progress: Progress
 
 
 class RateScreen(Page):
@@ -78,7 +94,8 @@ least; p says why this one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ratings: Ratings | None = None
+        self.ratings: RatingsThread | None = None
+        self.progress: Progress | None = None
         self.item: Item | None = None
         self.rater = ""
         self.reasons: list[str] = []  # for the next vote
@@ -86,6 +103,8 @@ least; p says why this one."""
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
         self.trouble = ""
         self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news)
+        self.busy = False  # something is being stored or looked up; keys that vote wait for the next pair
+        self._failed_at = -RETRY_S
         self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
@@ -110,8 +129,9 @@ least; p says why this one."""
     # the database
 
     def entered(self) -> None:
+        self._failed_at = -RETRY_S
         self._open()
-        self.next()
+        self.show()
         self.run_worker(self.pairing.run(), group="pairing", exclusive=True)
 
     def left(self) -> None:
@@ -125,7 +145,7 @@ least; p says why this one."""
     def _close(self) -> None:
         if self.ratings is not None:
             self.ratings.close()
-        self.ratings, self.item = None, None
+        self.ratings, self.item, self.progress, self.busy = None, None, None, False
 
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
@@ -133,36 +153,102 @@ least; p says why this one."""
         wanted = run.path / FILE if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
             self._close()
+            self.trouble = ""
             self.pairing.forget()
             self.pairing.begin(None)
+            self._failed_at = -RETRY_S
         if self.ratings is None:
             self._open()
         if self.item is None:
             self.next()
 
     def _open(self, *, create: bool = False) -> None:
+        """Begins to open the run's database, where it has one."""
         run = self.ui.run_folder
-        self.trouble = ""
         if self.ratings is not None or run is None or not (create or (run.path / FILE).is_file()):
             return
-        try:
-            self.ratings = Ratings.open(run.path, create=create)
-            self.rater = self.rater or rater_name()
-        except UserError as problem:
-            self.trouble = str(problem)
+        if not create and ticks() - self._failed_at < RETRY_S:
+            return
+        self.ratings, self.busy = RatingsThread(run.path / FILE), True
+        self.rater = self.rater or rater_name()
+        begun = self.ratings.open(create=create)
+        self.run_worker(partial(self._opened, self.ratings, begun), group="ratings")
 
-    def waiting(self) -> list[int]:
-        """What this rater is shown, in this order."""
+    async def _opened(self, ratings: RatingsThread, begun: Awaitable[list[str]]) -> None:
+        try:
+            told = await begun
+        except UserError as problem:
+            ratings.close()
+            if self.ratings is ratings:
+                self._close()
+                self.trouble, self._failed_at = str(problem), ticks()
+                self.show()
+            return
+        for text in told:
+            self.ui.say(text, bad=True)
+        if self.ratings is ratings:
+            self.trouble, self.busy = "", False
+            self.next()
+
+    def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
+            failed: Callable[[UserError], None] | None = None) -> None:
+        """Has something done in the database, then goes on with what came of it; where it fails, that is told. One
+        thing at a time: while one is being done, keys that ask for another one are told to wait."""
         if self.ratings is None:
-            return []
-        found = in_turn(self.ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts)
-        return [i for i in found if i not in self._skipped]
+            return
+        if self.busy:
+            self._show_told("one moment: the database is being written")
+            return
+        self.busy = True
+        begun = self.ratings.do(work)
+        self.run_worker(partial(self._done, self.ratings, begun, then, failed or self._not_saved), group="ratings")
+
+    async def _done(self, ratings: RatingsThread, begun: Awaitable[T], then: Callable[[T], None],
+                    failed: Callable[[UserError], None]) -> None:
+        slow = self.set_timer(WAIT_S, lambda: self._show_told("waiting for the database: another program holds it"))
+        try:
+            result = await begun
+        except UserError as problem:
+            if self.ratings is ratings:
+                self.busy = False
+                failed(problem)
+            else:  # the screen was left meanwhile
+                self.ui.say(f"not saved: {problem}", bad=True)
+            return
+        finally:
+            slow.stop()
+        if self.ratings is ratings:
+            self.busy = False
+            then(result)
+
+    def _not_saved(self, problem: UserError) -> None:
+        self.ranking = []
+        self._show_told(f"not saved: {problem}", "$error")
+
+    def look(self, ratings: Ratings) -> Look:
+        """On the database's thread."""
+        found = in_turn(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
+        waiting = [i for i in found if i not in self._skipped]
+        return Look(waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater))
 
     def next(self) -> None:
-        """The next item of the queue, or why there is none."""
+        """Looks for the next item of the queue, and shows it or why there is none."""
+        if self.ratings is None:
+            self._show_next(None)
+        elif not self.busy:
+            self._do(self.look, self._show_next, self._not_read)
+
+    def _not_read(self, problem: UserError) -> None:
+        """It is looked for again at the next look at the runs."""
+        self.item, self.trouble = None, str(problem)
+        self.show()
+
+    def _show_next(self, found: Look | None) -> None:
         self.ranking, self.reasons, self._warned, self._said = [], [], False, ("", "")
-        waiting = self.waiting()
-        self.item = self.ratings.item(waiting[0]) if waiting and self.ratings is not None else None
+        self.item = found.item if found is not None else None
+        self.progress = found.progress if found is not None else None
+        if found is not None:
+            self.trouble = ""
         self._shown_at = ticks()
         self.show()
 
@@ -173,24 +259,36 @@ least; p says why this one."""
         if self.item is None:
             self.next()
         else:
-            self._show_top(self.ratings.progress(self.rater))
+            rater = self.rater
+            begun = self.ratings.do(lambda found: found.progress(rater))
+            self.run_worker(partial(self._count_anew, self.ratings, begun), group="ratings-count", exclusive=True)
+
+    async def _count_anew(self, ratings: RatingsThread, begun: Awaitable[Progress]) -> None:
+        try:
+            progress = await begun
+        except UserError as problem:
+            self._show_told(str(problem), "$error")
+            return
+        if self.ratings is ratings:
+            self.progress = progress
+            self._show_top()
             self._show_told(*self._said)
 
     # what is shown
 
     def show(self, *, again: bool = False) -> None:
         """`again`: the same item drawn anew."""
-        progress = self.ratings.progress(self.rater) if self.ratings is not None else None
-        self._show_top(progress)
+        self._show_top()
         self.query_one("#rate-prompt-box").display = self.item is not None
         self.answers.show(self.item, again=again)
         if self.item is None:
-            self.query_one("#rate-told", SafeText).show(lines(self._nothing(progress)))
+            self.query_one("#rate-told", SafeText).show(lines(self._nothing(self.progress)))
             return
         self.query_one("#rate-prompt", SafeText).show(prompt_of(self.item))
         self._show_told()
 
-    def _show_top(self, progress: Progress | None) -> None:
+    def _show_top(self) -> None:
+        progress = self.progress
         if progress is None or not progress.total:
             self.top(("rate", "bold"))
             return
@@ -206,6 +304,8 @@ least; p says why this one."""
         behind = [line(" … ", (self.pairing.told, "$primary"))] if self.pairing.told else []
         if self.trouble:
             return [line((" ✗ ", "bold $error"), self.trouble)]
+        if self.ratings is not None and progress is None:
+            return [content(" reading the ratings …", "$muted")]
         if progress is None or not progress.total:
             return [*behind, content(" No pairs to rate in this run yet. g samples some from a model of this run, or "
                                      "takes them from a file;", "$muted"),
@@ -239,7 +339,7 @@ least; p says why this one."""
 
     def _ready(self, *, voting: bool = True) -> Item | None:
         """The item that a key is for; None where there is none, or the key came too soon or before the end was read."""
-        if self.item is None or self.ratings is None or ticks() - self._shown_at < self.GUARD_S:
+        if self.item is None or self.ratings is None or self.busy or ticks() - self._shown_at < self.GUARD_S:
             return None
         if voting and not self._warned and not self.answers.all_read:
             self._warned = True
@@ -262,45 +362,51 @@ least; p says why this one."""
         if item is not None and self.ranking:
             self._vote(item, "ranked", 1)
 
-    def action_outcome(self, outcome: str) -> None:
+    def action_outcome(self, outcome: Outcome) -> None:
         item = self._ready()
         if item is not None:
             self._vote(item, outcome, None)
 
-    def _vote(self, item: Item, outcome: str, strength: int | None) -> None:
-        if self.ratings is None:
-            return
+    def _vote(self, item: Item, outcome: Outcome, strength: int | None) -> None:
         from ondevice.rating import queue_repeat
 
-        seconds = ticks() - self._shown_at
+        seconds, rater = ticks() - self._shown_at, self.rater
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
-        try:
-            self.ratings.vote(item.id, self.rater, self.session, outcome, ranking,  # type: ignore[arg-type]
-                              strength=strength, reason=", ".join(self.reasons) or None,
-                              seen_end=self.answers.all_read, dwell_ms=round(seconds * 1000))
-            queue_repeat(self.ratings, self.rater, None, REPEAT_SHARE, 0)
-        except UserError as problem:  # a full disk: what is not stored is not shown as done
-            self.ranking = []
-            self._show_told(f"not saved: {problem}", "$error")
-            return
-        self._paces = [*self._paces[-20:], seconds]
-        self.next()
+        reason, seen_end = ", ".join(self.reasons) or None, self.answers.all_read
+
+        def work(ratings: Ratings) -> None:
+            with ratings.transaction():  # both or neither: what is told as not saved is not there
+                ratings.vote(item.id, rater, self.session, outcome, ranking, strength=strength, reason=reason,
+                             seen_end=seen_end, dwell_ms=round(seconds * 1000))
+                queue_repeat(ratings, rater, None, REPEAT_SHARE, 0)
+
+        def then(_: None) -> None:
+            self._paces = [*self._paces[-20:], seconds]
+            self.next()
+
+        self._do(work, then)
 
     def action_skip(self) -> None:
         item = self._ready(voting=False)
-        if item is not None and self.ratings is not None:
-            self.ratings.skip(item.id, self.rater, self.session, dwell_ms=round((ticks() - self._shown_at) * 1000))
+        if item is None:
+            return
+        rater, dwell = self.rater, round((ticks() - self._shown_at) * 1000)
+
+        def then(_: object) -> None:
             self._skipped.add(item.id)
             self.next()
 
+        self._do(lambda ratings: ratings.skip(item.id, rater, self.session, dwell_ms=dwell), then)
+
     def action_undo(self) -> None:
-        if self.ratings is None:
-            return
         if self.ranking:
             self.ranking.pop()
             self._show_told()
             return
-        back = self.ratings.undo(self.rater, self.session)
+        rater = self.rater
+        self._do(lambda ratings: ratings.undo(rater, self.session), self._undone)
+
+    def _undone(self, back: Item | None) -> None:
         if back is None:
             self._show_told("nothing to undo")
             return
@@ -308,27 +414,39 @@ least; p says why this one."""
         self.item, self.reasons, self._warned, self._shown_at = back, [], False, ticks()
         self.show()
         self._show_told("taken back: here it is again")
+        self._news()
 
     # beside the vote
 
     def action_note(self) -> None:
-        item, ratings = self.item, self.ratings
-        if item is None or ratings is None:
-            return
-        before = [vote.note for vote in ratings.votes(raters=[self.rater])
-                  if vote.action == "note" and vote.item == item.id and vote.note]
+        item, rater = self.item, self.rater
+        if item is not None:
+            self._do(lambda ratings: ratings.votes(raters=[rater]), lambda rows: self._ask_note(
+                item, ([row.note for row in rows if row.action == "note" and row.item == item.id and row.note]
+                       or [""])[-1]))
 
-        def keep(text: str | None) -> None:
-            if text and text.strip() and text.strip() not in before[-1:]:
-                ratings.note(item.id, self.rater, self.session, text.strip())
-                self._show_told("noted", "$success")
+    def _ask_note(self, item: Item, before: str, text: str = "") -> None:
+        """`before`: the note there is; `text`: what was typed and could not be stored."""
+        rater = self.rater
 
-        self.app.push_screen(Ask("a note on this pair", (before or [""])[-1]), keep)
+        def keep(typed: str | None) -> None:
+            note = (typed or "").strip()
+            if note and note != before:
+                self._do(lambda ratings: ratings.note(item.id, rater, self.session, note),
+                         lambda _: self._show_told("noted", "$success"),
+                         lambda problem: self._ask_note_again(item, before, note, problem))
+
+        self.app.push_screen(Ask("a note on this pair", text or before), keep)
+
+    def _ask_note_again(self, item: Item, before: str, note: str, problem: UserError) -> None:
+        self._not_saved(problem)
+        self._ask_note(item, before, note)
 
     def action_flag(self) -> None:
-        if self.item is not None and self.ratings is not None:
-            self.ratings.flag(self.item.id, self.rater, self.session)
-            self._show_told("flagged", "$success")
+        item, rater = self.item, self.rater
+        if item is not None:
+            self._do(lambda ratings: ratings.flag(item.id, rater, self.session),
+                     lambda _: self._show_told("flagged", "$success"))
 
     def action_reasons(self) -> None:
         if self.item is not None:
@@ -336,7 +454,11 @@ least; p says why this one."""
 
     def action_why(self) -> None:
         if self.item is not None:
-            self.app.push_screen(Details("why this pair", why_this(self.item, self.pairing, self.waiting())))
+            self._do(self.look, lambda found: self._explain(found.waiting))
+
+    def _explain(self, waiting: list[int]) -> None:
+        if self.item is not None:
+            self.app.push_screen(Details("why this pair", why_this(self.item, self.pairing, waiting)))
 
     def action_rater(self) -> None:
         def take(name: str | None) -> None:

@@ -1,0 +1,66 @@
+"""The ratings database of the Rate screen, on a thread of its own.
+
+What waits for the disk, or for another program that holds the database, waits there: the app goes on drawing and taking
+keys. One thread, so that what is asked is done in the order in which it was asked, and by the connection's own thread,
+as SQLite's module wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from ondevice.errors import UserError
+from ondevice.ratings import Ratings
+from ondevice.ratings_repair import open_for_rating
+from ondevice.ratings_store import ratings_file
+
+T = TypeVar("T")
+
+
+class RatingsThread:
+    """Call `open` once, then `do` as often as is needed, then `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = ratings_file(path)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratings")
+        self._ratings: Ratings | None = None
+        self._closed = False
+
+    def open(self, *, create: bool = False) -> Awaitable[list[str]]:
+        """Checks, repairs and copies as a rating session begins; gives what is to be told of it. Raises UserError."""
+        def work() -> list[str]:
+            self._ratings, told = open_for_rating(self.path, create=create)
+            return told
+
+        return self._submit(work)
+
+    def do(self, work: Callable[[Ratings], T]) -> Awaitable[T]:
+        """What `work` gives for the open database. It is begun when this is called, and done to its end even where
+        nobody waits for it any more. Raises what `work` raises: UserError for a database that is held, full or damaged;
+        UserError where it was closed before."""
+        def with_ratings() -> T:
+            assert self._ratings is not None, "not open"
+            return work(self._ratings)
+
+        return self._submit(with_ratings)
+
+    def close(self) -> None:
+        """After what was asked before; waits for nothing."""
+        if not self._closed:
+            self._closed = True
+            self._thread.submit(self._close)
+            self._thread.shutdown(wait=False)
+
+    def _submit(self, work: Callable[[], T]) -> Awaitable[T]:
+        if self._closed:
+            raise UserError("was closed", where=str(self.path))
+        return asyncio.shield(asyncio.wrap_future(self._thread.submit(work)))
+
+    def _close(self) -> None:
+        if self._ratings is not None:
+            self._ratings.close()
+            self._ratings = None
