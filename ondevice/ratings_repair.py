@@ -28,8 +28,8 @@ _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how ma
 
 @dataclass(frozen=True)
 class Repair:
-    """What came of a repair. `lost_votes`: as far as the numbers of the readable ones show; `copied`: rows that the
-    damaged file lacked and a copy had; `kept`: where the damaged file is."""
+    """What came of a repair. `lost_votes`, `lost_items`: as far as the numbers of the readable ones show; `copied`:
+    rows that the damaged file lacked and a copy had; `kept`: where the damaged file is."""
 
     file: Path
     damage: str
@@ -126,7 +126,8 @@ def _repair(file: Path, damage: str) -> Repair:
                         where=str(file), hint="put a copy of your own in its place, or give another file")
     os.replace(aside, ratings_lock.repaired(file))
     kept = ratings_lock.replace_with_repaired(file)
-    top = max(saved.tables["item"], default=0)
+    named = {row["item"] for table in ("response", "vote") for row in saved.tables[table].values()}
+    top = max(named | saved.tables["item"].keys(), default=0)
     return Repair(file, damage, votes, max(saved.highest, max(saved.tables["vote"], default=0)) - votes, items,
                   top - items, copied, kept)
 

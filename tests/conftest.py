@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 
 # Before any array library is imported. Threads that wait must not spin: the cores are shared with other workers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -34,6 +36,33 @@ from ondevice.backend import Backend, load_backend  # noqa: E402
 # No deadline: a shared machine is slow now and then. The same examples every time: a failure can be seen again.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
+
+# Whoever opens a ratings database outside SQLite, even to read its first bytes, drops the process's locks on it.
+_OWN = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), part, "")
+             for part in ("ondevice", "tui", "backends"))
+_opened: list[str] = []
+
+
+def _watch_ratings(event: str, args: tuple[object, ...]) -> None:
+    if event == "open" and str(args[0]).endswith(("ratings.db", "ratings.db-wal", "ratings.db-shm")):
+        caller = sys._getframe(1)
+        while caller is not None:
+            if caller.f_code.co_filename.startswith(_OWN):
+                _opened.append(f"{caller.f_code.co_filename}:{caller.f_lineno} opened {args[0]}")
+                return
+            caller = caller.f_back  # type: ignore[assignment]
+
+
+sys.addaudithook(_watch_ratings)
+
+
+@pytest.fixture(autouse=True)
+def only_sqlite_opens_ratings() -> Iterator[None]:
+    """No code of ours opens a ratings database but through SQLite (whose own opening raises no such event)."""
+    _opened.clear()
+    yield
+    assert not _opened, _opened
+
 
 BACKENDS = tuple(name for name in ("torch", "mlx") if importlib.util.find_spec(name))
 
