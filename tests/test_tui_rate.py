@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
+from ondevice.runfolder import RunFolder, ticks
 from ondevice_tui import model, pairing
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.model import ModelProcess
@@ -427,3 +428,93 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
         wanted += ["tie" if key == "t" else "all_bad" if key == "b" else "ranked" for key in keys]
         assert [vote.outcome for vote in votes(run)] == wanted
     assert len({vote.item for vote in votes(run)}) == 20
+
+
+@pytest.mark.parametrize("key", ["left", "t", "s", "u", "f"])
+def test_a_held_database_freezes_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          key: str) -> None:
+    """Another program holds it for longer than anyone waits, then lets it go: the same key does its deed."""
+    monkeypatch.setattr("ondevice.ratings_store.PATIENCE_S", 1.5)
+    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 1.5})
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 1?")
+        held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        await pilot.press(key)
+        await until_shown(pilot, "waiting for the database")
+        began = ticks()
+        await pilot.press("question_mark")  # the app goes on meanwhile
+        await until(pilot, lambda: not isinstance(app.screen, RateScreen))
+        assert ticks() - began < 1
+        await pilot.press("escape")
+        await until_shown(pilot, "not saved: ratings.db: another program")
+        assert "Question 1?" in shown(app)
+        held.rollback()
+        await pilot.press(key)
+        await until(pilot, lambda: len(acts()) == 2)
+
+    def acts() -> list[str]:
+        with Ratings.open(run.path) as ratings:
+            return [row.action for row in ratings.votes()]
+
+    play(tmp_path, script)
+    assert acts() == ["vote", {"left": "vote", "t": "vote", "s": "skip", "u": "undo", "f": "flag"}[key]]
+
+
+def test_a_note_that_cannot_be_stored_stays_in_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 0.2})
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("n")
+        await until_shown(pilot, "a note on this pair")
+        await pilot.press(*"why")
+        held = sqlite3.connect(run.path / "ratings.db", isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        await pilot.press("enter")
+        await until_shown(pilot, "not saved (another program", "why")
+        held.rollback()
+        await pilot.press("enter")
+        await until_shown(pilot, "noted")
+
+    play(tmp_path, script)
+    with Ratings.open(run.path) as ratings:
+        assert [(row.action, row.note) for row in ratings.votes()] == [("note", "why")]
+
+
+def test_an_odd_database_is_named_and_repaired(tmp_path: Path) -> None:
+    """One whose view is gone: the list of runs says so, and the screen that rates makes it whole."""
+    run = a_run(tmp_path)
+    queue(run, 3)
+    with sqlite3.connect(run.path / "ratings.db") as raw:
+        raw.execute("DROP VIEW live")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await until_shown(pilot, "its ratings: lacks the table live")
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?", "was damaged")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 1?")
+
+    play(tmp_path, script, (120, 36))
+    assert len(votes(run)) == 1
+    assert [path.suffix[:9] for path in run.path.glob("*.damaged-*") if "-wal" not in path.name
+            and "-shm" not in path.name] == [".damaged-"]
+
+
+def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+    with Ratings.open(run.path) as held:
+        held.connection.execute("DROP VIEW live")
+        assert "another program has it open" in " ".join(rate(tmp_path, ["left", "u"], (120, 36)).split())
+    assert "pair 2/3" in rate(tmp_path, ["left"])

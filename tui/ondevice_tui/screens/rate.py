@@ -223,7 +223,7 @@ least; p says why this one."""
 
     def _not_saved(self, problem: UserError) -> None:
         self.ranking = []
-        self._show_told(f"not saved: {problem}", "$error")
+        self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
@@ -425,7 +425,7 @@ least; p says why this one."""
                 item, ([row.note for row in rows if row.action == "note" and row.item == item.id and row.note]
                        or [""])[-1]))
 
-    def _ask_note(self, item: Item, before: str, text: str = "") -> None:
+    def _ask_note(self, item: Item, before: str, text: str = "", title: str = "a note on this pair") -> None:
         """`before`: the note there is; `text`: what was typed and could not be stored."""
         rater = self.rater
 
@@ -436,11 +436,11 @@ least; p says why this one."""
                          lambda _: self._show_told("noted", "$success"),
                          lambda problem: self._ask_note_again(item, before, note, problem))
 
-        self.app.push_screen(Ask("a note on this pair", text or before), keep)
+        self.app.push_screen(Ask(title, text or before), keep)
 
     def _ask_note_again(self, item: Item, before: str, note: str, problem: UserError) -> None:
         self._not_saved(problem)
-        self._ask_note(item, before, note)
+        self._ask_note(item, before, note, f"not saved ({problem.message}): Enter tries again")
 
     def action_flag(self) -> None:
         item, rater = self.item, self.rater
