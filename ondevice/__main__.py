@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from ondevice.cli import main
+from ondevice.launch import leave_working_folder
+
+leave_working_folder()  # `-m` searches it first, and a person's folder may hold a `yaml.py`
+
+from ondevice.cli import main  # noqa: E402
 
 sys.exit(main())

@@ -13,13 +13,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ondevice.errors import UserError
+from ondevice.processes import TOKENS
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -29,7 +30,6 @@ LONGEST_WAIT_S = 120.0  # that a server may ask for
 TRAILER = "ondevice-push: "  # before a push's id in its commit's description
 _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{6,}")
 _MAY_NOT = "take a name of your own, or a token that may write there"
-_SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 
 
 class Unheard(Exception):
@@ -265,17 +265,12 @@ def git_blob_of(file: Path) -> str:
 
 def redacted(text: str) -> str:
     """`text` without a token: what looks like one, and the one that is in use, whatever it looks like."""
-    for name in _SECRET:
+    for name in TOKENS:
         text = _without(text, os.environ.get(name, ""))
     client = sys.modules.get("huggingface_hub")  # not imported for this
     if client is not None:
         text = _without(text, client.get_token() or "")
     return _TOKEN.sub("hf_…", text)
-
-
-def without_token(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that has nothing to do with the Hub."""
-    return {name: value for name, value in environment.items() if name not in _SECRET}
 
 
 def _without(text: str, token: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ondevice import checkpoint
+from ondevice import checkpoint, processes
 from ondevice.card import run_card
 from ondevice.checkpoint import Checkpoint, whole_folder
 from ondevice.errors import UserError
@@ -86,8 +86,9 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
 def start(stage: StageFolder, repo: str) -> subprocess.Popen[bytes]:
     """The pushing process: its output goes to push.log; it outlives this one."""
     with open(stage.path / LOG, "ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "ondevice.hub_beside", str(stage.path.absolute()), repo],
-                                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return processes.start(processes.command("ondevice.hub_beside", str(stage.path.absolute()), repo),
+                               processes.Access.HUB, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                               start_new_session=True)
 
 
 def last_words(stage: StageFolder) -> str:

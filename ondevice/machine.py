@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from ondevice.backend import available, choose, load_backend
 from ondevice.errors import UserError
+from ondevice.processes import output_of
 
 Report = dict[str, Any]
 
@@ -161,7 +161,7 @@ def memory_available() -> int | None:
         return int(found[1]) * 1024 if found else None
     if not shutil.which("vm_stat"):
         return None
-    text = subprocess.run(["vm_stat"], capture_output=True, text=True, check=False).stdout
+    text = output_of("vm_stat")
     pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)", text, re.MULTILINE)
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE") if pages else None
 

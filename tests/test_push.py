@@ -522,7 +522,6 @@ def test_what_looks_like_a_token_is_taken_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_TOKEN", "eyJ.an-odd.token")
     assert hub.redacted("a hf_abcDEF123456 b eyJ.an-odd.token c") == "a hf_… b hf_… c"
     assert hub.redacted("half_life of hf_x") == "half_life of hf_x"
-    assert "HF_TOKEN" not in hub.without_token({"HF_TOKEN": "x", "HOME": "/"})
 
 
 # killed anywhere

@@ -7,7 +7,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ondevice
+from ondevice import processes
 from ondevice.errors import UserError
-from ondevice.hub import without_token
 from ondevice.inert import inert
 from ondevice.runfolder import ticks
 
@@ -138,17 +136,13 @@ class Host:
 
 
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
-    """A group of its own (so that all of it can be ended, and Ctrl-C does not reach it); -P: the working folder's files
-    must not stand in for the library's."""
-    root = Path(ondevice.__file__).parent.parent  # not found by itself where it is a checkout
-    checkout = "" if root.name in ("site-packages", "dist-packages") else str(root)
-    path = os.pathsep.join(filter(None, (checkout, os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-P", "-m", "ondevice.rewards.host", str(file), str(os.getpid()),
-               *([",".join(names)] if names else [])]
+    """A group of its own, so that all of it can be ended, and Ctrl-C does not reach it."""
+    command = processes.command("ondevice.rewards.host", str(file), str(os.getpid()),
+                                *([",".join(names)] if names else []))
     printed = open(log, "ab") if log else open(os.devnull, "wb")  # noqa: SIM115 closed below, the child has its own
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, bufsize=0,
-                                   start_new_session=True, env={**without_token(os.environ), "PYTHONPATH": path})
+        process = processes.start(command, processes.Access.REWARD, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=printed, bufsize=0, start_new_session=True)
     finally:
         printed.close()
     assert process.stdin is not None

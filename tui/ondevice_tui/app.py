@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
 
+from ondevice import processes
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.runfolder import RunFolder
@@ -169,8 +169,8 @@ class OndeviceApp(App[str]):
         """In a process of its own: it loads the array libraries to see whether they work. An app that is closed before
         the answer comes does not wait for it."""
         quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-        doctor = await asyncio.create_subprocess_exec(sys.executable, "-m", "ondevice", "doctor", "--json", stdin=quiet,
-                                                      stdout=pipe, stderr=quiet)
+        doctor = await processes.start_async(processes.command("ondevice", "doctor", "--json"), processes.Access.OWN,
+                                             stdin=quiet, stdout=pipe, stderr=quiet)
         try:
             said, _ = await doctor.communicate()
             self.post_message(MachineRead(machine_line(json.loads(said))))

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ondevice import processes
 from ondevice.config.use import SamplingConfig
 from ondevice.events import to_json
-from ondevice.hub import without_token
+from ondevice.models.snapshot import is_name
 from ondevice.runfolder import RunFolder
 from ondevice_tui import runner
 from ondevice_tui.road import gives
 
-COMMAND = (sys.executable, "-m", "ondevice", "worker")
+COMMAND = tuple(processes.command("ondevice", "worker"))
 LINE = 1 << 24  # bytes of the longest event
 PATIENCE_S = 2.0  # for a worker to leave by itself once its stdin is closed
 
@@ -45,9 +44,9 @@ class ModelProcess:
 
     async def open(self) -> dict[str, Any]:
         """Loads the model: seconds. Raises WorkerGone with the reason where that fails."""
-        self._process = await asyncio.create_subprocess_exec(
-            *COMMAND, self.path, stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE, env=without_token(os.environ))
+        self._process = await processes.start_async(
+            [*COMMAND, self.path], access(self.path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, limit=LINE)
         self._listening = asyncio.create_task(self._listen())
         self.ready = await self._next()
         return self.ready
@@ -149,16 +148,29 @@ def models_in(runs: Sequence[Mapping[str, Any]], kind: str = "policy") -> list[t
     return found
 
 
+def access(path: str) -> processes.Access:
+    """What the worker of a model is told: the Hub's token only where the model, or an adapter's base, is named there
+    and so may have to be fetched."""
+    remote = not Path(path).is_dir() or is_name(base := _base(path)) and not (Path(path) / base).is_dir()
+    return processes.Access.HUB if remote else processes.Access.OWN
+
+
+def _base(folder: str) -> str:
+    """The base that an adapter's folder names; empty where it is none."""
+    try:
+        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
 def weight_bytes(folder: str) -> int:
     """Bytes of the weights in a model folder, of an adapter's base with them where that is a folder: what loading it
     takes at least."""
     size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-    try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-        base = Path(folder) / str(config["base_model_name_or_path"])
-    except (OSError, ValueError, LookupError, TypeError):
+    if not (base := _base(folder)):
         return size  # no adapter
-    return size + sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    return size + sum(file.stat().st_size for file in (Path(folder) / base).glob("*.safetensors"))
 
 
 def memory_warning(folder: str) -> str:

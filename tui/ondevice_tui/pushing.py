@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ondevice import processes
 from ondevice.config.hub import PushConfig
 from ondevice.ratings_store import FILE as RATINGS
 from ondevice.runfolder import RunFolder
 from ondevice_tui import runner
 
-COMMAND = (sys.executable, "-m", "ondevice")
+COMMAND = tuple(processes.command("ondevice"))
 EVERY, VOTES = "every stage", "the ratings"  # what can be sent beside a stage's model
 PENDING = "pending-push.json"
 
@@ -56,7 +56,8 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     """What would be sent, where to, and who is logged in. Raises PlanFailed."""
     words = runner.words_for("push", PushConfig, {**values, "dry_run": True})
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(*COMMAND, *words, "--json", stdin=quiet, stdout=pipe, stderr=pipe)
+    process = await processes.start_async([*COMMAND, *words, "--json"], processes.Access.HUB, stdin=quiet, stdout=pipe,
+                                          stderr=pipe)
     try:
         said, wrong = await process.communicate()
     finally:

@@ -13,12 +13,12 @@ import dataclasses
 import json
 import shlex
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ondevice import processes
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
@@ -50,8 +50,8 @@ def start(words: Sequence[str], run: Path) -> Child:
     run.mkdir(parents=True, exist_ok=True)
     log = run / f"{words[0]}.log" if words[0] != "runs" else run / "run.log"
     with open(log, "ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "ondevice", *words], stdin=subprocess.DEVNULL, stdout=out,
-                                   stderr=out, start_new_session=True)
+        process = processes.start(processes.command("ondevice", *words), processes.Access.HUB,
+                                  stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     return Child(shown(words), process, log)
 
 
