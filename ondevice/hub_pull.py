@@ -71,7 +71,10 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def origin(folder: str | Path) -> dict[str, str]:
-    """Where a folder was pulled from: {"repo", "commit", "kind"}; empty where it was not."""
+    """Where a folder was pulled from: {"repo", "commit", "kind"}; empty where it was not, or where none is named: `""`
+    is no folder, while `Path("")` is the working one."""
+    if not str(folder) or folder == Path():
+        return {}
     try:
         value = json.loads((Path(folder) / ORIGIN).read_text(encoding="utf-8"))
         return {name: str(value[name]) for name in ("repo", "commit", "kind")}

@@ -116,8 +116,12 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
 
 
 def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
-    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from nowhere there."""
-    if found := origin(getattr(cfg, "model", "")):
+    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from nowhere there, as of
+    a stage that starts from no model."""
+    start = getattr(cfg, "model", "")
+    if not start:
+        return {}
+    if found := origin(start):
         return found
     repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
     return {"repo": repo, "commit": commit, "kind": "model"} if commit else {}
