@@ -18,21 +18,33 @@ from ondevice.context import Made
 from ondevice.curves import curves, picture
 from ondevice.figures import sections
 from ondevice.history import (
+    RATINGS,
     Past,
+    base_of,
     data_names,
+    data_read,
     history,
     hub_datasets,
     licences,
+    lineage,
     made_with,
     notes,
     parameters,
     raters,
-    short_name,
     start_of,
 )
 from ondevice.inert import inert
 from ondevice.models.folder import Model
 from ondevice.progress import duration, size
+from ondevice.public_names import (
+    CORPUS,
+    own_name,
+    plain_values,
+    short_name,
+    sources_value,
+    without_home,
+    without_places,
+)
 from ondevice.report import cell, markdown
 from ondevice.runfolder import RunFolder
 
@@ -46,7 +58,9 @@ WHAT: Mapping[str, str] = {
     "grpo": "reasoning, from verifiable rewards (GRPO)"}
 _LEFT_OUT = {"out", "resume", "backend", "device", "dtype", "model", "reward_model", "keep", "save_every",
              "sample_every", "push_every", "push_to", "ratings"}
-_NAMES = {"data", "validation", "replay", "sft_data", "tokenizer", "reward_file"}  # their folders are nobody's business
+_SOURCES = {"data", "validation", "replay", "sft_data"}
+_FOLDERS = {"tokenizer", "reward_file", "other", "chat_template"}
+"""Settings that name files and folders: where these lie is not told."""
 _METRICS = (("bits_per_byte", "bits_per_byte", "Bits per byte on held-out text"),
             ("exact_match", "exact_match", "Exact match on held-out instructions"))
 _COUNTED = {"tokens": "tokens", "chats": "chats", "pairs": "pairs", "problems": "problems", "prompts": "prompts",
@@ -66,13 +80,14 @@ def model_card(stage: str, cfg: StageConfig, made: Made, run: str, part: str = "
     folder of the stage that the model stands in."""
     subject = _subject(made.model)
     beside = "" if part == "model" else f", {part.replace('_', ' ')}"
-    lines = [metadata(**subject.metadata(), tags=["ondevice"]), f"# {cell(run)}: {cell(stage)}{beside}", "",
+    lines = [metadata(**subject.metadata(), tags=["ondevice"]), f"# {cell(own_name(run))}: {cell(stage)}{beside}", "",
              f"Made by ondevice: {WHAT.get(part) or WHAT.get(stage, stage)}.", ""]
     if subject.adapter:
         lines += [f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.", ""]
     if start := getattr(cfg, "model", ""):
         lines += [f"Start: {cell(short_name(start))}", ""]
-    lines += [f"* {cell(note)}" for note in made.notes] + ([""] if made.notes else [])
+    known = [value for value in to_mapping(cfg).values() if isinstance(value, str)]
+    lines += [f"* {cell(without_places(note, known))}" for note in made.notes] + ([""] if made.notes else [])
     return "\n".join([*lines, *_settings(to_mapping(cfg))]) + "\n"
 
 
@@ -80,10 +95,11 @@ def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
     """Of a model of which no run is known: its own card where it has one, else what its config says."""
     own = folder / "README.md"
     if own.is_file():
-        return Card(own.read_text(encoding="utf-8", errors="replace"))
+        return Card(without_home(own.read_text(encoding="utf-8", errors="replace")))
     subject = Subject.of(folder)
     head = metadata(**subject.metadata(), license=license, tags=["ondevice"])
-    text = [head, f"# {cell(_title(repo, folder.name))}", "", "Pushed by ondevice; how it was trained is not known."]
+    text = [head, f"# {cell(_title(repo, own_name(folder)))}", "",
+            "Pushed by ondevice; how it was trained is not known."]
     return Card("\n".join([*text, "", *use(subject, Place(repo), "Hello")]) + "\n")
 
 
@@ -96,7 +112,7 @@ def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license:
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
     folder = model or run.stage(stage).model
-    subject, title = Subject.of(folder), _title(repo, run.path.name)
+    subject, title = Subject.of(folder), _title(repo, own_name(run.path))
     pictures = {} if under else _pictures(pasts)
     parts = [
         _head(pasts, subject, title, license), f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
@@ -115,8 +131,8 @@ def metadata(**values: Any) -> str:
 
 
 def _head(pasts: Sequence[Past], subject: Subject, title: str, license: str) -> str:
-    found, base = subject.metadata(), pasts[0].record.get("base") or {}
-    return metadata(**{**found, "base_model": found["base_model"] or base.get("repo")}, license=license,
+    found = subject.metadata()
+    return metadata(**{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])}, license=license,
                     datasets=hub_datasets(list(pasts)), tags=["ondevice", *(past.name for past in pasts)],
                     **{"model-index": _index(pasts[-1], title, subject.task)})
 
@@ -136,20 +152,21 @@ def _index(past: Past, name: str, task: str) -> list[dict[str, Any]]:
         found.append({"type": "pass_at_k", "value": reasoning["pass_at"], "name": f"pass@{reasoning['passes']}"})
     if not found:
         return []
-    whose = " and ".join(dict.fromkeys(name for name, _ in data_names(past))) or "built-in corpus"
+    whose = " and ".join(data_names(past)) or CORPUS
     data = {"name": f"{whose}, held out", "type": "ondevice-held-out"}
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}]
 
 
 def _about(pasts: Sequence[Past], subject: Subject, folder: Path) -> str:
-    past = pasts[-1]
-    way = " → ".join(p.name for p in pasts)
+    past, chain = pasts[-1], lineage(list(pasts))
+    # what was sampled and rated in between belongs to the way; a model that it did not begin from does not
+    way = " → ".join(p.name for p in pasts if p in chain or not p.makes_policy)
     what = f"A {subject.config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
     if subject.adapter:
         what = (f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
                 "which it needs")
     half = "" if past.record else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
-    return (f"{cell(what)}, trained with ondevice. It began from {cell(start_of(pasts[0]))}; its stages: "
+    return (f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
             f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n")
 
 
@@ -164,7 +181,7 @@ def _walk(folders: Sequence[str], repo: str) -> list[str]:
 def _stages(pasts: Sequence[Past]) -> list[str]:
     table = [["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]]
     for past in pasts:
-        data = ", ".join(f"{name} ({mark})" if mark else name for name, mark in data_names(past))
+        data = ", ".join(" + ".join(names) + (f" ({mark})" if mark else "") for names, mark in data_read(past))
         amount = ", ".join(f"{past.data[key]:,} {word}" for key, word in _COUNTED.items()
                            if isinstance(past.data.get(key), int))
         steps = past.outcome.get("steps") if past.record else past.step
@@ -178,13 +195,13 @@ def _stages(pasts: Sequence[Past]) -> list[str]:
 
 
 def _licences(pasts: Sequence[Past]) -> list[str]:
-    names = dict.fromkeys(name for past in pasts for name, _ in data_names(past))
+    names = dict.fromkeys(name for past in pasts for name in data_names(past))
     stated = {name: licence for past in pasts for name, licence in licences(past).items()}
     told = [f"The licence of {cell(name)} is {cell(licence)}, as its card states." for name, licence in stated.items()]
-    if "built-in corpus" in names:
+    if CORPUS in names:
         told.insert(0, "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
                        "chats.")
-    if names.keys() - {"built-in corpus", "the run's ratings", *stated}:
+    if names.keys() - {CORPUS, RATINGS, *stated}:
         told.append("Licences of the other data are not recorded.")
     return [" ".join(told) + "\n"] if told else []
 
@@ -246,13 +263,23 @@ def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
     context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
     if context:
         told.insert(0, f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.")
-    names = [name for past in pasts for name, _ in data_names(past)]
-    if names and set(names) <= {"built-in corpus", "the run's ratings"} and start_of(pasts[0]) == "random weights":
+    if _corpus_alone(pasts):
         told.append("It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
                     "nothing.")
     if any((found := raters(past)) is not None and found[2] for past in pasts):
         told.append("Its simulated ratings say what a rule prefers, and nothing of what people do.")
     return ["## Limits\n", *(f"- {line}" for line in told), ""]
+
+
+def _corpus_alone(pasts: Sequence[Past]) -> bool:
+    """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the run's own models
+    wrote, and no weights came from elsewhere. People rate chats and imported pairs as well."""
+    names = {name for past in pasts for name in data_names(past)}
+    rated = [raters(past) for past in pasts if RATINGS in data_names(past)]
+    own = all(found is not None and found[1] == 0 for found in rated) and (
+        not rated or any(past.name == "sample" and not past.config.get("other") for past in pasts))
+    return (bool(names) and own and names <= {CORPUS, RATINGS}
+            and start_of(lineage(list(pasts))[0]) == "random weights")
 
 
 def _all_settings(pasts: Sequence[Past]) -> list[str]:
@@ -265,10 +292,11 @@ def _all_settings(pasts: Sequence[Past]) -> list[str]:
 def _settings(config: Mapping[str, Any]) -> list[str]:
     table = [["setting", "value"]]
     for name, value in config.items():
-        if name in _NAMES and isinstance(value, str) and not value.startswith(("builtin", "hub:")):
-            value = Path(value).name
-        if name not in _LEFT_OUT and value not in ("", None, [], ()):
-            table.append([name, str(value)])
+        if name in _LEFT_OUT or value in ("", None, [], ()):
+            continue
+        if isinstance(value, str):
+            value = sources_value(value) if name in _SOURCES else own_name(value) if name in _FOLDERS else value
+        table.append([name, str(plain_values(value))])
     return markdown(table)
 
 

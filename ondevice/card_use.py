@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice.history import short_name
+from ondevice.hub_pull import origin
 from ondevice.models.snapshot import is_name
+from ondevice.public_names import short_name
 
 _ADAPTER_CONFIG = "adapter_config.json"
 WRITES, WRITES_ANEW = "text-generation", "text2text-generation"
@@ -37,6 +38,9 @@ class Subject:
     @classmethod
     def of(cls, folder: Path) -> Subject:
         config = _json(folder / "config.json") or _json(folder / _ADAPTER_CONFIG)
+        if base := hub_base(folder, config):
+            key = "model" if "fine_tune_type" in config else "base_model_name_or_path"
+            config = {**config, key: base[0], **({"revision": base[1]} if base[1] else {})}
         template = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(
             folder / "tokenizer_config.json")
         return cls(config, template)
@@ -56,7 +60,7 @@ class Subject:
     @property
     def base(self) -> str:
         """The base that an adapter names, where it is one of the Hub: a folder is nobody's business."""
-        return self._base if is_name(self._base) else ""
+        return self._base if is_name(self._base) and not Path(self._base).is_dir() else ""
 
     @property
     def base_name(self) -> str:
@@ -86,9 +90,22 @@ class Subject:
 
 
 def base_may_be_told(folder: Path) -> bool:
-    """Whether what an adapter's folder names as its base, if anything, is a name of the Hub."""
-    subject = Subject(_json(folder / _ADAPTER_CONFIG))
-    return bool(subject.base) or not subject._base
+    """Whether what an adapter's folder names as its base, if anything, is a model of the Hub."""
+    config = _json(folder / _ADAPTER_CONFIG)
+    return bool(hub_base(folder, config)) or not Subject(config)._base
+
+
+def hub_base(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(name, commit or nothing) on the Hub of the base that an adapter's config names: by that name, or as a folder
+    that was pulled from there. None: it is none of the Hub's, or there is no base."""
+    base = Subject(config)._base
+    if not base:
+        return None
+    for place in (folder / base, Path(base).expanduser()):  # a folder goes before a name, as where it is loaded
+        if place.is_dir():
+            found = origin(place)
+            return (found["repo"], found["commit"]) if found.get("kind") == "model" else None
+    return (base, "") if is_name(base) else None
 
 
 @dataclass(frozen=True)

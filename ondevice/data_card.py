@@ -13,6 +13,7 @@ from ondevice.card import metadata
 from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.pairs import Pairs
+from ondevice.public_names import plain_values
 from ondevice.ratings import Ratings, is_simulated
 from ondevice.report import cell, markdown
 
@@ -25,7 +26,8 @@ def data_files(ratings: Path, repo: str, *, with_raters: bool = False, license: 
         pairs = found.pairs()
     if not pairs.rows:
         raise UserError("no pair can be made of these ratings", where=str(ratings), hint=f"ondevice rate {ratings}")
-    rows = "".join(to_json({**row.trl(), **(row.extras() if with_raters else {})}) + "\n" for row in pairs)
+    rows = "".join(to_json({**row.trl(), **(plain_values(row.extras()) if with_raters else {})}) + "\n"
+                   for row in pairs)
     return {ROWS: rows, "README.md": _card(pairs, repo, with_raters, license)}
 
 

@@ -16,15 +16,19 @@ from typing import Any
 
 from ondevice import events
 from ondevice.config.load import read_yaml
+from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.hub import cached_card
 from ondevice.hub_pull import ORIGIN
 from ondevice.models import peft
 from ondevice.models.folder import is_adapter_folder, weight_files
+from ondevice.models.snapshot import is_name
+from ondevice.public_names import CORPUS, parts, short_name, source_name, without_places
 from ondevice.ratings import is_simulated
 from ondevice.runfolder import RunFolder, StageFolder
 from ondevice.stages.pairs import COPY as PAIRS
 
+RATINGS = "the run's ratings"
 
 @dataclass(frozen=True)
 class Past:
@@ -41,6 +45,11 @@ class Past:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def makes_policy(self) -> bool:
+        """Whether its model is one of those that later stages go on with."""
+        return self.name in STAGES and STAGES[self.name].gives == "policy"
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
@@ -81,8 +90,23 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> Past:
     return Past(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
 
 
-def data_names(past: Past) -> list[tuple[str, str]]:
-    """(name, hash or nothing) of each data set that the stage learned from, without the folder that it lies in."""
+def data_read(past: Past) -> list[tuple[tuple[str, ...], str]]:
+    """(names, hash or nothing) of what each setting names that the stage learned from: one source or a mixture of
+    several, none by the folder that it lies in."""
+    found = []
+    for field, value in _learned_from(past):
+        names = tuple(dict.fromkeys(source_name(one) for one in _sources(value))) if value else (RATINGS,)
+        found.append((names, str(past.fingerprint.get(field) or "")))
+    return list(dict.fromkeys(found))
+
+
+def data_names(past: Past) -> list[str]:
+    """Every source that the stage learned from, by its own name."""
+    return list(dict.fromkeys(name for names, _ in data_read(past) for name in names))
+
+
+def _learned_from(past: Past) -> list[tuple[str, str]]:
+    """(field, value) of the settings that name data; an empty value is the run's ratings."""
     found = []
     for field in ("data", "replay", "sft_data"):
         value = past.config.get(field)
@@ -90,39 +114,38 @@ def data_names(past: Past) -> list[tuple[str, str]]:
             continue
         if field == "sft_data" and not past.config.get("sft_coef"):
             continue
-        found.append((data_name(value) if value else "the run's ratings", str(past.fingerprint.get(field) or "")))
-    return list(dict.fromkeys(found))
+        found.append((field, value))
+    return found
 
 
-def data_name(value: str) -> str:
-    """builtin, a Hub id, or a file's own name."""
-    if value.startswith("builtin"):
-        return "built-in corpus"
-    return value.removeprefix("hub:") if value.startswith("hub:") else Path(value).name
+def _sources(value: str) -> list[str]:
+    return [source.data for source in parts(value)]
 
 
 def hub_datasets(pasts: list[Past]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
     values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
-    return sorted({value.split(":")[1] for value in values if isinstance(value, str) and value.startswith("hub:")})
+    found = [one for value in values if isinstance(value, str) for one in _sources(value) if one.startswith("hub:")]
+    return sorted({name for one in found if is_name(name := one.split(":")[1])})
 
 
 def licences(past: Past) -> dict[str, str]:
-    """Name → licence of those of the stage's data sets whose own card states one: the README.md beside a data set that
+    """Name → licence of those of the stage's sources whose own card states one: the README.md beside a data set that
     lies here, or what the Hub's client has kept of one from there."""
     found: dict[str, str] = {}
-    for field in ("data", "replay", "sft_data"):
-        value = past.config.get(field)
-        if isinstance(value, str) and value and not value.startswith("builtin"):
-            stated = _front_matter(_card_of(value)).get("license")
-            found |= {data_name(value): str(stated)} if stated else {}
+    for source in (one for _, value in _learned_from(past) for one in _sources(value)):
+        if source and source_name(source) != CORPUS:
+            stated = _front_matter(_card_of(source)).get("license")
+            found |= {source_name(source): str(stated)} if stated else {}
     return found
 
 
 def _card_of(data: str) -> str:
     if data.startswith("hub:"):
         return cached_card(data.split(":")[1])
-    path = Path(data)
+    path = Path(data).expanduser()
+    if not path.exists():  # gone, or meant in another folder: a README.md that is found now would be another's
+        return ""
     folder = path if path.is_dir() else path.parent
     if not path.is_dir() and (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
         folder = folder.parent
@@ -154,14 +177,39 @@ def start_of(past: Past) -> str:
     return short_name(value)
 
 
+def lineage(pasts: list[Past]) -> list[Past]:
+    """The stages whose weights the last one's are, it last: each began from the model of the one before it. The first
+    may have begun from a model of another run."""
+    chain, names = [pasts[-1]], {past.name: past for past in pasts[:-1]}
+    while before := names.pop(_start_in_run(chain[0]), None):
+        chain.insert(0, before)
+    return chain
+
+
+def _start_in_run(past: Past) -> str:
+    """The stage of the same run whose model this one began from; empty: it began elsewhere, or from none."""
+    value = past.config.get("model")
+    if not isinstance(value, str) or not value:
+        return ""
+    start, run = Path(value).expanduser(), past.folder.path.parent
+    out = past.config.get("out")
+    runs = [run.absolute(), *([Path(out).expanduser()] if isinstance(out, str) and out else [])]
+    if start.name != "model" or start.parent.parent not in runs and start.absolute().parent.parent not in runs:
+        return ""
+    return start.parent.name
+
+
+def base_of(past: Past) -> str:
+    """The model of the Hub that the stage began from; empty where it began from none."""
+    return str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
+
+
 def notes(past: Past) -> list[str]:
     """What the stage noted, without the folders of this machine."""
-    told = [str(note) for note in past.record.get("notes") or ()]
-    paths = [value for value in past.config.values()
-             if isinstance(value, str) and "/" in value and not value.startswith("hub:")]
-    for path in sorted(paths, key=len, reverse=True):  # one may be the beginning of another
-        told = [note.replace(path, short_name(path)) for note in told]
-    return told
+    values = [value for value in past.config.values() if isinstance(value, str)]
+    known = [*values, *(one for value in values for one in _sources(value)), str(past.folder.path.parent.absolute())]
+    known = [path for path in known if not path.startswith("hub:")]
+    return [without_places(str(note), known) for note in past.record.get("notes") or ()]
 
 
 def made_with(past: Past) -> str:
@@ -208,12 +256,6 @@ def parameters(folder: Path) -> int:
             head = json.loads(opened.read(length))
         total += sum(prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
     return total
-
-
-def short_name(path: str) -> str:
-    """The stage that a model's folder belongs to, else the folder's own name."""
-    found = Path(path)
-    return found.parent.name if found.name == "model" and found.parent.name else found.name
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -23,7 +23,8 @@ BY_NAME = ("hub:", "gym:")  # data that is no file
 MOST_REPEATED, MOST_ROWS = 10_000, 1 << 28
 """A mixture beyond these is a mistake: times that a row comes in an epoch, and rows of an epoch (unless the sources
 themselves have a quarter of it)."""
-_WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\s*|$)", re.ASCII)
+WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\s*|$)", re.ASCII)
+"""A source with its weight, and the comma behind it."""
 
 
 class Source(NamedTuple):
@@ -36,27 +37,27 @@ class Source(NamedTuple):
 def sources(data: str) -> tuple[Source, ...]:
     """What `data` names: one source, or several with or without weights. Raises UserError for a mixture in which a
     weight is none, some have none, or a file is not there."""
-    if not data or _is_file(data):
+    if not data or is_file(data):
         return (_source(data),)
     plain = data.strip().rstrip(", ")
-    found = list(_WEIGHT.finditer(plain))
+    found = list(WEIGHT.finditer(plain))
     whole = "".join(match.group() for match in found) == plain
-    if found and whole and all("," not in match[1] or _is_there(match[1]) for match in found):
+    if found and whole and all("," not in match[1] or is_there(match[1]) for match in found):
         for match in found:
             if not 0 < float(match[2]) < float("inf"):
                 raise UserError(f"{match[2]} is no weight", where=match[0].rstrip(", "),
                                 hint="give a number above 0, or leave the source out")
         return tuple(_source(match[1], float(match[2])) for match in found)
     names = [name.strip() for name in plain.split(",")]
-    there = [_is_there(name) or bool(_WEIGHT.fullmatch(name)) for name in names]
+    there = [is_there(name) or bool(WEIGHT.fullmatch(name)) for name in names]
     if len(names) == 1 or not any(there) or (data.startswith(BY_NAME) and not all(there)):
         return (_source(data),)
-    if all(map(_is_there, names)):
+    if all(map(is_there, names)):
         return tuple(map(_source, names))
     for name in names:
-        if _is_there(name) or _WEIGHT.fullmatch(name):
+        if is_there(name) or WEIGHT.fullmatch(name):
             continue
-        if _is_there(name.rpartition(":")[0]):
+        if is_there(name.rpartition(":")[0]):
             raise UserError(f"{name.rpartition(':')[2]!r} is no weight", where=name, hint="give a number above 0")
         raise UserError("there is no such file or folder", where=name, hint="several sources: a.jsonl:2,b.jsonl:1")
     raise UserError("some of its sources have a weight and some have none", where=data, hint="give all one, or none")
@@ -66,11 +67,13 @@ def _source(data: str, weight: float | None = None) -> Source:
     return Source(str(Path(data).expanduser()) if data.startswith("~") else data, weight)
 
 
-def _is_there(name: str) -> bool:
-    return name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or _is_file(name)
+def is_there(name: str) -> bool:
+    """Whether it is data that has a name of its own, or a file or folder that is here."""
+    return name.partition(":")[0] == "builtin" or name.startswith(BY_NAME) or is_file(name)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
+    """Whether a file or folder of this name is here."""
     try:
         return bool(name) and Path(name).expanduser().exists()
     except OSError:  # a long list of names is too long for one
