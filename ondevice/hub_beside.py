@@ -27,6 +27,8 @@ from ondevice.hub import Conflict, Hub, patiently, redacted
 from ondevice.hub_plan import CARD, PENDING, Plan, PlannedFile, model_files, pending
 from ondevice.hub_push import send
 from ondevice.inert import inert
+from ondevice.public_names import own_name
+from ondevice.push_files import real_file
 from ondevice.runfolder import RunFolder, StageFolder
 
 FOLDER, LOG = "push", "push.log"
@@ -71,6 +73,8 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
     target = root / saved.path.name
     with whole_folder(target) as folder:
         for file in sorted(saved.model.iterdir()):
+            if file.is_symlink():
+                raise UserError("is a link, and is not sent", where=str(file))
             try:
                 os.link(file, folder / file.name)
             except OSError:  # a disk without links
@@ -111,6 +115,7 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
         repo = repo if "/" in repo else f"{account.name}/{repo}"
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
+            real_file(folder / PENDING, stage.path)
             plan = pending(folder) if (folder / PENDING).is_file() else plan_checkpoint(stage, folder, repo)
             try:
                 send(plan, client, lambda event: None)
@@ -129,8 +134,8 @@ def plan_checkpoint(stage: StageFolder, folder: Path, repo: str) -> Plan:
     card = run_card(run, stage.name, repo, model=folder, step=step)
     written = [PlannedFile(path, len(text.encode()), text=text)
                for path, text in {CARD: card.text, **card.pictures}.items()]
-    message = inert(f"Push {run.path.name}: {stage.name}, step {step}", newlines=False, limit=200)
-    return Plan(repo, "model", False, str(folder), message, (*model_files(folder), *written),
+    message = inert(f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200)
+    return Plan(repo, "model", False, str(folder), message, (*model_files(folder, folder), *written),
                 f"{stage.name}-step-{step}")
 
 

@@ -25,6 +25,8 @@ from ondevice.errors import UserError, nearest
 from ondevice.hub import Kind
 from ondevice.inert import inert
 from ondevice.models.folder import weight_files
+from ondevice.public_names import own_name
+from ondevice.push_files import OPTIMIZER, plain_settings, real_file
 from ondevice.ratings_store import ratings_file
 from ondevice.runfolder import RunFolder, StageFolder, holds_model
 from ondevice.talk import find_model
@@ -37,7 +39,6 @@ TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
          "adapter_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 """What is sent beside the weights, where it is there. The card is written anew."""
 ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
-OPTIMIZER = ("optimizer.safetensors", "trainer.json")
 REPLACED = re.compile(r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|adapters\.safetensors|"
                       r"adapter_model\.safetensors|adapter_config\.json|optimizer\.safetensors|trainer\.json)")
 """Names whose files of an earlier push must not stay beside a new push's: together they would be neither model."""
@@ -84,8 +85,9 @@ class Plan:
         return Path(self.folder) / PENDING
 
     def hashed(self) -> Plan:
-        """With every file's hash. Raises UserError for a file that has gone, or changed since it was hashed."""
-        return dataclasses.replace(self, files=tuple(map(_hashed, self.files)))
+        """With every file's hash. Raises UserError for a file that has gone, changed since it was hashed, or leads out
+        of the folder."""
+        return dataclasses.replace(self, files=tuple(_hashed(file, Path(self.folder)) for file in self.files))
 
     def told(self) -> dict[str, Any]:
         """For people and programs: what goes where."""
@@ -122,12 +124,16 @@ def plan_push(cfg: PushConfig) -> Plan:
         return _every_stage(cfg, target)
     if target.model is None:
         raise UserError("holds no model", where=cfg.model, hint="give the folder of a model or of a run")
-    files = model_files(target.model)
+    files = model_files(target.model, target.home)
     if cfg.with_optimizer:
         files += _optimizer(target)
-    card = run_card(target.run, target.stage.name, cfg.repo_id, license=cfg.license) if target.run and target.stage \
-        else folder_card(target.model, cfg.repo_id, license=cfg.license)
-    told = f"{target.run.path.name}: {target.stage.name}" if target.run and target.stage else target.model.name
+    if target.run and target.stage:
+        card = run_card(_records_inside(target.run), target.stage.name, cfg.repo_id, license=cfg.license)
+    else:
+        real_file(target.model / CARD, target.home)
+        card = folder_card(target.model, cfg.repo_id, license=cfg.license)
+    told = f"{own_name(target.run.path.resolve())}: {target.stage.name}" if target.run and target.stage else \
+        own_name(target.model.resolve())
     return _plan(cfg, target.home, f"Push {told}", files, card)
 
 
@@ -172,10 +178,10 @@ def find_target(path: str, stage: str = "") -> Target:
     return Target(folder, newest if holds_model(newest) else None, run if made else None, last)
 
 
-def model_files(folder: Path, under: str = "") -> list[PlannedFile]:
-    """The listed files of a model's or an adapter's folder, placed `under` a folder of the repository. Raises
-    UserError where weights are missing, or are pickled, or where an adapter's base is a folder of this machine: nobody
-    else would have it."""
+def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
+    """The listed files of a model's or an adapter's folder, placed `under` a folder of the repository; `home` is the
+    folder that was named. Raises UserError where weights are missing, or are pickled, where a file leads out of `home`,
+    or where an adapter's base is a folder of this machine: nobody else would have it."""
     names = [name for name in TEXTS if (folder / name).is_file()]
     weights = [folder / name for name in ADAPTERS if (folder / name).is_file()]
     if weights and not base_may_be_told(folder):
@@ -185,7 +191,21 @@ def model_files(folder: Path, under: str = "") -> list[PlannedFile]:
         weights = weight_files(folder)
         index = folder / "model.safetensors.index.json"
         names += [index.name] if index.is_file() and weights[0].name != "model.safetensors" else []
-    return [_on_disk(f"{under}{path.name}", path) for path in [*(folder / name for name in names), *weights]]
+    found = []
+    for path in [*(folder / name for name in names), *weights]:
+        real_file(path, home)
+        text = plain_settings(path, home)
+        found.append(_on_disk(f"{under}{path.name}", path, home) if text is None else
+                     _written(f"{under}{path.name}", text))
+    return found
+
+
+def _records_inside(run: RunFolder) -> RunFolder:
+    """The run, whose records are its own. Raises UserError for one that leads out of its folder."""
+    for stage in run.stages():
+        for record in (stage.done, stage.events):
+            real_file(record, run.path)
+    return run
 
 
 def _every_stage(cfg: PushConfig, target: Target) -> Plan:
@@ -194,21 +214,24 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     stages = [s for s in run.stages() if holds_model(s.model) and s.done_record()] if run else []
     if run is None or target.stage is None or len(stages) < 1:
         raise UserError("is no run with finished stages", where=cfg.model, hint="leave --all-stages out")
-    files = model_files(target.stage.model) if target.model else []
+    _records_inside(run)
+    files = model_files(target.stage.model, target.home) if target.model else []
     for stage in stages:
-        files += model_files(stage.model, f"{stage.name}/")
+        files += model_files(stage.model, target.home, f"{stage.name}/")
         files.append(_written(f"{stage.name}/{CARD}", run_card(run, stage.name, cfg.repo_id, under=stage.name,
                                                               license=cfg.license).text))
     card = run_card(run, target.stage.name, cfg.repo_id, license=cfg.license, folders=[s.name for s in stages])
-    return _plan(cfg, target.home, f"Push {run.path.name}: every stage", files, card)
+    return _plan(cfg, target.home, f"Push {own_name(run.path.resolve())}: every stage", files, card)
 
 
 def _dataset(cfg: PushConfig) -> Plan:
     file = ratings_file(cfg.model)
+    if file != Path(cfg.model).expanduser():
+        real_file(file, file.parent)
     files = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
     made = [_written(path, text) for path, text in files.items()]
-    return Plan(cfg.repo_id, "dataset", cfg.public, str(file.parent), f"Push ratings of {file.resolve().parent.name}",
-                tuple(made), cfg.tag)
+    message = f"Push ratings of {own_name(file.resolve().parent)}"
+    return Plan(cfg.repo_id, "dataset", cfg.public, str(file.parent), message, tuple(made), cfg.tag)
 
 
 def _plan(cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card) -> Plan:
@@ -221,30 +244,39 @@ def _optimizer(target: Target) -> list[PlannedFile]:
     """The optimizer's state of the checkpoint that holds these very weights."""
     model = target.model
     if model is not None and (model.parent / "optimizer.safetensors").is_file():  # a checkpoint's own model
-        return [_on_disk(name, model.parent / name) for name in OPTIMIZER]
+        return _state(model.parent, target.home)
     if model is not None and target.stage is not None:
         wanted = checkpoint.sha256(model / "model.safetensors") if (model / "model.safetensors").is_file() else ""
         for path in reversed(checkpoint.steps(target.stage.checkpoints)):
             weights = path / "model" / "model.safetensors"
             if weights.is_file() and wanted == checkpoint.sha256(weights) and checkpoint.damage(path) is None:
-                return [_on_disk(name, path / name) for name in OPTIMIZER]
+                return _state(path, target.home)
     raise UserError("no checkpoint with these weights is on disk, so that there is no optimizer's state",
                     where=str(model), hint="leave --with-optimizer out")
 
 
-def _on_disk(path: str, source: Path) -> PlannedFile:
-    return PlannedFile(path, source.stat().st_size, source=str(source.absolute()))
+def _state(checkpoint_folder: Path, home: Path) -> list[PlannedFile]:
+    files = []
+    for path in (checkpoint_folder / name for name in OPTIMIZER):
+        text = plain_settings(path, home)
+        files.append(_on_disk(path.name, path, home) if text is None else _written(path.name, text))
+    return files
+
+
+def _on_disk(path: str, source: Path, home: Path) -> PlannedFile:
+    real = real_file(source, home)
+    return PlannedFile(path, real.stat().st_size, source=str(real))
 
 
 def _written(path: str, text: str) -> PlannedFile:
     return PlannedFile(path, len(text.encode()), text=text)
 
 
-def _hashed(file: PlannedFile) -> PlannedFile:
+def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
     if not file.source:
         found = hashlib.sha256(file.text.encode()).hexdigest()
     else:
-        source = Path(file.source)
+        source = real_file(Path(file.source), home)
         if not source.is_file():
             raise UserError("is not there any more", where=file.source, hint="push without --resume")
         found = checkpoint.sha256(source) if source.stat().st_size == file.size else "another size"

@@ -25,6 +25,7 @@ from ondevice.hub import Conflict, Hub, Missing, Sending, Unheard, patiently
 from ondevice.hub_plan import Plan, PlannedFile, find_target, pending, plan_push, plan_text, replaced
 from ondevice.inert import inert
 from ondevice.progress import size
+from ondevice.push_files import content, real_file
 from ondevice.ratings_store import ratings_file
 
 LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
@@ -131,7 +132,7 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
     """The commit's id, made now or by an earlier try. Raises UserError: a conflict, or no reply for too long."""
     if head != plan.parent:
         return _found(plan, client, tell)
-    files = [Sending(f.path, Path(f.source) if f.source else f.text.encode()) for f in plan.files]
+    files = [Sending(f.path, _source(f, plan)) for f in plan.files]
     trouble = Unheard("no reply")
     for wait in (*hub.WAITS_S, 0.0):
         try:
@@ -151,6 +152,16 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
     raise hub.given_up(plan.repo, trouble)
 
 
+def _source(file: PlannedFile, plan: Plan) -> Path | bytes:
+    """What is sent: of small files the very bytes whose hash was planned, so that nothing can be put in their place
+    while large ones are under way."""
+    if not file.source:
+        return file.text.encode()
+    if file.path.endswith(".safetensors"):
+        return Path(file.source)
+    return content(file.source, Path(plan.folder), file.sha256)
+
+
 def _found(plan: Plan, client: Hub, tell: Tell) -> str:
     """This push's commit in a branch that has moved. Raises UserError where it was somebody else who moved it."""
     commit = patiently(lambda: client.find(plan.repo, plan.mark), plan.repo)
@@ -167,6 +178,8 @@ def _upload(plan: Plan, client: Hub, files: list[Sending], tell: Tell) -> None:
     sent = 0
     for planned, file in zip(plan.files, files, strict=True):
         if planned.size >= LARGE_BYTES or planned.path.endswith(".safetensors"):
+            if planned.source:
+                real_file(Path(planned.source), Path(plan.folder))
             client.upload(plan.repo, file)
             sent += planned.size
             tell({"event": "file", "path": planned.path, "sent": sent, "of": plan.size})
