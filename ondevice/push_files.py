@@ -23,6 +23,7 @@ SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "a
 """JSON in which programs write down where they found what."""
 _NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file", "vocab_file", "merges_file")
 _OF_TOKENIZER = "tokenizer_config.json"
+_LABELS = ("id2label", "label2id")
 
 
 def real_file(path: Path, home: Path) -> Path:
@@ -62,8 +63,9 @@ def plain_settings(file: Path, folder: Path) -> str | None:
     if file.name == "adapter_config.json" and (base := hub_base(folder, given)):
         key = "model" if "fine_tune_type" in given else "base_model_name_or_path"
         found = {**given, key: base[0], **({"revision": base[1]} if base[1] else {})}
-    # a tokenizer's other strings are tokens and templates, which may look like a path
-    told = {key: plain_values(value) if file.name != _OF_TOKENIZER else value for key, value in found.items()}
+    # a tokenizer's other strings are tokens and templates, and a class may be called /business/finance
+    told = {key: value if file.name == _OF_TOKENIZER or key in _LABELS else plain_values(value)
+            for key, value in found.items()}
     told |= {key: _named(str(told[key])) for key in _NAMES if isinstance(told.get(key), str)}
     return json.dumps(told, indent=2, ensure_ascii=False) + "\n" if told != given else None
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,12 +181,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
 
     def look(pid: int, given: Mapping[str, str]) -> None:
-        try:
-            raw = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:  # not Linux
-            found.append(dict(given))
-        else:
-            found.append(dict(entry.split("=", 1) for entry in raw.decode().split("\0") if "=" in entry))
+        raw = b""
+        for _ in range(200):  # empty for a moment, until the program has replaced its parent's image
+            try:
+                raw = raw or Path(f"/proc/{pid}/environ").read_bytes()
+            except OSError:  # not Linux
+                raw = "\0".join(f"{name}={value}" for name, value in given.items()).encode()
+            if raw:
+                break
+            time.sleep(0.01)
+        found.append(dict(entry.split("=", 1) for entry in raw.decode().split("\0") if "=" in entry))
 
     popen = subprocess.Popen
 

@@ -256,6 +256,17 @@ def test_a_folder_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     assert "whose base is a folder" in refused(folder)
 
 
+def test_tokens_and_classes_that_look_like_paths_stay(server: HubServer, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    for name, more in (("config.json", {"id2label": {"0": "/business/finance"}, "label2id": {"/business/finance": 0}}),
+                       ("tokenizer_config.json", {"pad_token": "/a/pad", "extra_special_tokens": {"x": "/b/c"}})):
+        given = {**json.loads((folder / name).read_text()), **more, "_name_or_path": f"{HOME}/base"}
+        (folder / name).write_text(json.dumps(given))
+        push(folder)
+        sent = json.loads(server.repo("me/m").commits[-1].files[name])
+        assert sent == {**given, "_name_or_path": "base"}
+
+
 # links
 
 OUT = "leads out of the folder"
