@@ -373,6 +373,7 @@ least; p says why this one."""
         seconds, rater = ticks() - self._shown_at, self.rater
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
         reason, seen_end = ", ".join(self.reasons) or None, self.answers.all_read
+        self.ranking = []
 
         def work(ratings: Ratings) -> None:
             with ratings.transaction():  # both or neither: what is told as not saved is not there
