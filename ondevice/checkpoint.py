@@ -12,17 +12,21 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ondevice import atomic
+from ondevice.events import to_json
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
+RECORD = "trainer.json"
 _STEP = re.compile(r"step-\d{8,}")
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,26 +81,49 @@ def write_file(path: Path, text: str) -> None:
         atomic.sync(path.parent)
 
 
-def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: dict[str, Any], *,
-         keep: int, best: int | None, say: Callable[[str], None] = atomic.to_stderr) -> Checkpoint:
-    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then the newest `keep` and `best` remain.
+def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Mapping[str, Any], *,
+         keep: int, best: int | None, say: Say = atomic.to_stderr) -> Checkpoint:
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `settle` decides which ones remain.
 
     `best` None: no better one is on disk than the one that was called the best so far, which then stays. `say` is told
     of what stood in the way. Raises UserError on a full disk.
     """
-    target = checkpoints / f"step-{step:08d}"
+    target = at(checkpoints, step)
     with whole_folder(target, {"step": step}) as folder:
         write(folder)
-        (folder / "trainer.json").write_text(json.dumps(record, indent=1) + "\n")
-    if best is not None:
-        _point(checkpoints / "best", checkpoints / f"step-{best:08d}", say)
+        (folder / RECORD).write_text(to_json(record, indent=1) + "\n")
     reason = damage(target)
     if reason is None:  # older ones go only after the new one is known to be readable
-        kept = {target.name, (checkpoints / "best").resolve().name, *(p.name for p in steps(checkpoints)[-keep:])}
-        for old in steps(checkpoints):
-            if old.name not in kept:
-                atomic.remove(old)
-    return Checkpoint(target, step, record)
+        settle(checkpoints, step, keep=keep, best=best, say=say)
+    else:
+        say(f"{target.name} cannot be read back ({reason}): the ones before it stay")
+    return Checkpoint(target, step, dict(record))
+
+
+def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
+    """Points `best` to the best one and removes what is not to be kept of the checkpoints up to `step`: there remain
+    the newest `keep`, the best, and the newest that is sound with the one that was the best then: a way back, where
+    the newest are not."""
+    if best is not None:
+        _point(checkpoints / "best", at(checkpoints, best), say)
+    found = [path for path in steps(checkpoints) if _number(path) <= step]
+    kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
+    for path in reversed(found):
+        record = record_of(path)
+        if record.get("sound"):
+            kept |= {path.name, f"step-{record.get('best_saved_step') or 0:08d}"}
+            break
+    for old in found:
+        if old.name not in kept:
+            atomic.remove(old, say)
+
+
+def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:
+    """Removes the checkpoints of later steps, the newest first: a process that is killed on the way goes on from what
+    it would have gone on from before."""
+    for path in reversed(steps(checkpoints)):
+        if _number(path) > step:
+            atomic.remove(path, say)
 
 
 def steps(checkpoints: Path) -> list[Path]:
@@ -104,7 +131,7 @@ def steps(checkpoints: Path) -> list[Path]:
     return sorted(p for p in checkpoints.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
 
 
-def clear(checkpoints: Path, say: Callable[[str], None] = atomic.to_stderr) -> None:
+def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
     """Removes all checkpoints. What else lies there stays, and a link to a folder elsewhere stays one. Raises OSError
     where one cannot be removed."""
     if checkpoints.is_dir():
@@ -115,7 +142,7 @@ def clear(checkpoints: Path, say: Callable[[str], None] = atomic.to_stderr) -> N
             atomic.remove(path, say)
 
 
-def newest(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
     """The newest whole checkpoint; `say` is told of each that was left out."""
     if checkpoints.is_dir():
         atomic.sweep(checkpoints, say)  # one that was being replaced when a process was killed is put back
@@ -128,11 +155,30 @@ def newest(checkpoints: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
 
 def load(path: Path) -> Checkpoint:
-    record = json.loads((path / "trainer.json").read_text())
+    record = json.loads((path / RECORD).read_text())
     return Checkpoint(path, int(record["step"]), record)
 
 
+def record_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's record; empty where it cannot be read."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def at(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, whole or not."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
 def best(checkpoints: Path) -> Checkpoint | None:
+    """The one that the link `best` points to, if it is whole. A stage's result goes by the record, not by the link."""
     path = checkpoints / "best"
     return load(path.resolve()) if path.is_dir() and damage(path) is None else None
 
@@ -162,7 +208,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _point(link: Path, target: Path, say: Callable[[str], None]) -> None:
+def _point(link: Path, target: Path, say: Say) -> None:
     """Makes `link` point to its neighbour `target`. A folder at its place is moved aside, and that is said."""
     if link.is_dir() and not link.is_symlink():
         number = next(n for n in itertools.count(1) if not os.path.lexists(link.with_name(f"{link.name}-copy-{n}")))

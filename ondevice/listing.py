@@ -63,6 +63,10 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         if kind == "eval" and "loss" in found:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
+    given = (done or {}).get("outcome")
+    if isinstance(given, Mapping) and isinstance(given.get("value"), (int, float)):  # of the weights that it gives
+        name = {"loss": "heldout_loss"}.get(str(given.get("figure")), str(given.get("figure")))
+        numbers.update({name: given["value"]} if name in _HEADLINE else {})
     held = (done or {}).get("marks")
     marks = held if isinstance(held, Mapping) else {}
     began = first.get("t")

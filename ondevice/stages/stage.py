@@ -26,9 +26,10 @@ from ondevice.inert import inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, write
 from ondevice.ratings_store import FILE as RATINGS
+from ondevice.recovery import FOLDER as RUINED
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
-from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished
+from ondevice.stages.fingerprint import changed_rates, compare, complete, fingerprint_of, refuse_unfinished
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
@@ -99,7 +100,7 @@ def _clear(folder: StageFolder) -> None:
                                 hint="move it away, or give another --out")
     try:
         checkpoint.clear(folder.checkpoints, say)
-        for path in (*made, folder.path / PUSH):
+        for path in (*made, folder.path / PUSH, folder.path / RUINED):
             atomic.remove(path, say)
         for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
                      folder.path / REJECTED):
@@ -113,7 +114,10 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
              begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
-        compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+        before = found.record.get("fingerprint", {})
+        ctx.changed = changed_rates(before, ctx.fingerprint)
+        compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
+                "has a checkpoint", anew)
         ctx.spent.add(found.record.get("spent", {}))
     begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,
@@ -150,7 +154,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
         record["base"] = found
     model = None if made.model is None else result(made.model, cfg, ctx)
     if model is not None:
-        ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
+        ended = outcome(ctx)
         record["outcome"] = ended.mapping()
         for name, one in {"model": model, **made.beside}.items():
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:
