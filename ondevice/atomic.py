@@ -156,7 +156,8 @@ def _sweep(place: Path, target: Path, say: Say) -> None:
     except OSError:  # not ours, or another person's
         return
     try:
-        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _abandoned(lock):
+            return
         old = place / OLD
         if os.path.lexists(old) and not os.path.lexists(target):
             os.rename(old, target)
@@ -166,13 +167,19 @@ def _sweep(place: Path, target: Path, say: Say) -> None:
             say(f"{old}: what stood at {target} before a process was killed; something else stands there now")
             return
         _remove(place, say)
-    except (BlockingIOError, FileNotFoundError):  # its maker lives, or another process removes it at this moment
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-            raise
+    except OSError as error:  # whoever writes beside it can do so all the same
+        say(f"{place}, which a process that was killed has left, cannot be put in order ({error.strerror})")
     finally:
         lock.close()
+
+
+def _abandoned(lock: _Lock) -> bool:
+    """Whether a marker's maker is dead, and no other process removes its folder at this moment."""
+    try:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or no locks here, and nothing is proved
+        return False
+    return os.fstat(lock.descriptor).st_nlink > 0
 
 
 def _claim(target: Path) -> tuple[Path, _Lock]:

@@ -104,7 +104,7 @@ def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Sa
     """Points `best` to the best one and removes what is not to be kept of the checkpoints up to `step`: there remain
     the newest `keep`, the best, and the newest that is sound with the one that was the best then: a way back, where
     the newest are not."""
-    if best is not None:
+    if best is not None and at(checkpoints, best).is_dir():
         _point(checkpoints / "best", at(checkpoints, best), say)
     found = [path for path in steps(checkpoints) if _number(path) <= step]
     kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}

@@ -5,6 +5,7 @@ Real processes: killed at each file operation, beside each other, forked.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -161,7 +162,7 @@ def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path: Path, monkeypa
     process.communicate()
 
     def refuse(*_: Any) -> None:
-        raise OSError(37, "no locks available")
+        raise OSError(errno.ENOLCK, "no locks available")
     monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     fill(tmp_path / "m", "ours")
     assert len(names(tmp_path)) == 2 and contents(tmp_path / "m")["a"] == "ours"

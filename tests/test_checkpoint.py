@@ -60,6 +60,24 @@ def test_the_best_stays_while_a_better_one_was_measured_but_never_saved(tmp_path
     assert names(tmp_path) == ["best", "step-00000010", "step-00000030", "step-00000040"]
 
 
+def test_the_newest_sound_one_and_its_best_stay_as_a_way_back(tmp_path: Path) -> None:
+    """However many come after it whose gradient or figure was not finite."""
+    for step, sound in ((10, True), (20, True), (30, False), (40, False), (50, False)):
+        record = {"step": step, "sound": sound, "best_saved_step": 10, "score": float("nan")}
+        checkpoint.save(tmp_path, step, write(step), record, keep=2, best=40 if step > 30 else 10)
+    assert names(tmp_path) == ["best", *(f"step-000000{n}" for n in (10, 20, 40, 50))]
+    assert "NaN" not in (tmp_path / "step-00000050" / "trainer.json").read_text()
+    checkpoint.drop_after(tmp_path, 20)
+    checkpoint.settle(tmp_path, 20, keep=2, best=10)
+    assert names(tmp_path) == ["best", "step-00000010", "step-00000020"]
+    assert os.readlink(tmp_path / "best") == "step-00000010"
+
+
+def test_no_link_points_to_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    save(tmp_path, 10, best=5)
+    assert names(tmp_path) == ["step-00000010"]
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     save(tmp_path, 3)
     found = checkpoint.newest(tmp_path, print)
