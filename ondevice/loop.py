@@ -304,7 +304,8 @@ class _Fit:
                             f"already; {where} is the newest whose figure is finite", where=str(ctx.folder.path),
                             hint="--resume with a lower --learning_rate goes on from there; or look at the data")
         now = self.state
-        now.left_out, now.rate_factor = [*now.left_out, number], now.rate_factor * FACTOR
+        now.left_out, now.rate_factor = [*left.left_out, number], left.rate_factor * FACTOR
+        now.fingerprint, now.changes = left.fingerprint, left.changes  # a person's may be newer than the checkpoint
         now.rolled_back = {"at": left.step, "to": step, "tensor": broken[0] if broken else None, "batch": number}
         self.suspects = {}
         ctx.events.emit("resume", step, checkpoint=target.path.name if target is not None else None)

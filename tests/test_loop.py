@@ -86,14 +86,15 @@ class Stage:
         self.folder: StageFolder = RunFolder(path).create().stage("pretrain").create()
         self.said: list[str] = []
 
-    def fit(self, script: Scripted, *, resume: bool = False, **settings: Any) -> dict[str, np.ndarray]:
+    def fit(self, script: Scripted, *, resume: bool = False, changed: dict[str, tuple[float, float]] | None = None,
+            **settings: Any) -> dict[str, np.ndarray]:
         cfg = PretrainConfig(**{"steps": 8, "schedule": "constant", "learning_rate": 1e-2, "eval_every": 1,
                                 "save_every": 0, **settings})
         stop = StopRequest()
         stop.begin(self.folder)
         with EventWriter(self.folder.events) as events:
             ctx = Context("pretrain", self.folder, self.backend, events, stop, CorpusConfig(), (), resume,
-                          say=self.said.append)
+                          say=self.said.append, changed=changed or {})
             params = fit(self.model, scripted_loss, script, script, ctx, cfg)
         return {n: self.backend.numpy(p).copy() for n, p in params.items()}
 

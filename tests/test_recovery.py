@@ -164,6 +164,19 @@ def test_the_second_time_it_stops_with_one_line_and_a_lower_rate_goes_on(stage: 
     assert [e["step"] for e in stage.events("step")] == list(range(1, 21))
 
 
+def test_what_a_person_has_changed_stays_changed_when_the_stage_goes_back(stage: Stage) -> None:
+    """To a checkpoint that is older than the change: half of the new rate is what it goes on with, once."""
+    stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
+    stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True, learning_rate=2e-3,
+              changed={"learning_rate": (1e-2, 2e-3)})
+    assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [1e-3] * 4
+    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 8)).record
+    assert record["changes"] == [{"step": 4, "field": "learning_rate", "before": 1e-2, "now": 2e-3}]
+    assert record["fingerprint"]["learning_rate"] == 2e-3
+    assert (record["rate_factor"], record["left_out"], record["rolled_back"]["to"]) == (0.5, [5], 4)
+    assert any("learning_rate is 0.002 from here on; it was 0.01" in text for text in stage.said)
+
+
 def test_ten_in_a_row_that_are_the_datas_end_the_stage_with_one_line(stage: Stage) -> None:
     with pytest.raises(UserError, match="10 steps in a row.*learning_rate"):
         stage.fit(Scripted(factors={n: float("nan") for n in range(3, 60)}), steps=40, save_every=2)
