@@ -22,7 +22,6 @@ LIMIT = 0.01
 _ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 _TEXTS = {".txt", ".md", ".text"}
 _CHUNK = 1 << 20
-_EXTRA = "pip install 'ondevice[data]'"
 
 
 class Part(str):
@@ -299,7 +298,9 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UserError("Parquet files need pyarrow", where=str(file), hint=_EXTRA) from error
+        from ondevice.distribution import install_hint
+
+        raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0
     try:
         with parquet.ParquetFile(file) as source:
@@ -315,7 +316,10 @@ def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("a data set of the Hub needs the library datasets", where=spec, hint=_EXTRA) from error
+        from ondevice.distribution import install_hint
+
+        raise UserError("a data set of the Hub needs the library datasets", where=spec,
+                        hint=install_hint("data")) from error
     name, _, split = spec.removeprefix("hub:").partition(":")
     owner, *rest = name.split("/")
     name, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
