@@ -171,5 +171,6 @@ class TestGym:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=rf"gym:gcd: needs the library reasoning-gym \({re.escape(install_hint('rewards'))}"):
+    hint = re.escape(install_hint("rewards"))
+    with pytest.raises(UserError, match=rf"gym:gcd: needs the library reasoning-gym \({hint}\)"):
         problems("gym:gcd", "train", 3, 0, CORPUS)
