@@ -157,7 +157,7 @@ def test_no_text_tells_people_to_install_our_name_from_an_index() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with scripts/setup and a .venv whose pip only writes down what it was asked for."""
+    """A folder with scripts/setup and a .venv that has torch, whose pip only writes down what it was asked for."""
     root = tmp_path / "a checkout"
     (root / "scripts").mkdir(parents=True)
     (root / ".venv" / "bin").mkdir(parents=True)
@@ -165,12 +165,14 @@ def checkout(tmp_path: Path) -> Path:
         (root / name).write_bytes((ROOT / name).read_bytes())
     python = root / ".venv" / "bin" / "python"
     python.write_text(f"""#!/bin/sh
-if [ "$1 $2" = "-m pip" ] && [ "$3" != --version ]; then
+if [ "$2" = "import torch" ]; then exit 0; fi
+if [ "$1 $2 $3" = "-m pip --version" ]; then exit 0; fi
+if [ "$1 $2" = "-m pip" ]; then
     shift 2; echo "$@" >>pip.log
     if [ "$1" = install ] && [ -e broken ]; then echo "no network" >&2; exit 1; fi
     exit 0
 fi
-exec {shlex.quote(sys.executable)} "$@"
+exec {shlex.quote(sys.executable)} -S "$@"
 """, encoding="utf-8")
     python.chmod(0o755)
     return root
