@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def main(run: Path, steps: int) -> None:
     start = Path(recipe.stages["grpo"].model or run / "ppo" / "model")  # type: ignore[attr-defined]
     if not start.is_dir():
         start = run / "dpo" / "model"
+    if not (run / "grpo" / "model").is_dir():
+        sys.exit(f"{run} has no complete stage grpo")
     tokens = max(e["tokens"] for e in events.read(run / "grpo" / "events.jsonl") if e["event"] == "step")
     with tempfile.TemporaryDirectory() as folder:
         answers = Path(folder) / "answers.jsonl"

@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="starts of either app")
     parser.add_argument("--rounds", type=int, default=8, help="three keys each, of either app")
     options = parser.parse_args()
+    if not Path("/proc/self/stat").exists():
+        parser.error("the app's CPU and memory are read from /proc, which Linux has")
     columns, rows = map(int, options.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(Path(folder) / "runs", options.lines, options.rate, options.seconds, (columns, rows),
