@@ -98,7 +98,7 @@ def test_a_checkout_in_its_own_environment_says_setup(
 _LEFT_OUT = {".git", ".venv", ".venv-hub", "runs", "dist", "build"}
 _OURS = r"""['"]?ondevice(?:-trainer)?(?![\w./-])"""  # not a path, not ondevice.cli, not ondevice-something
 ADVICE = re.compile(
-    r"ondevice(?:-trainer)?\[[a-z]"  # an extra of ours by name
+    r"ondevice(?:-trainer)?\\*\[[a-z]"  # an extra of ours by name
     rf"|(?:\bpipx?3?|\buv|\btool) (?:install|add|run|inject)(?: (?!ondevice)['\"]?[\w.=/<>-]+['\"]?){{0,6}}? {_OURS}"
     rf"|\buvx (?:--?\S+ )*{_OURS}"
 )
