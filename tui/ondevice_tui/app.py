@@ -23,13 +23,14 @@ from ondevice import processes
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.runfolder import RunFolder
-from ondevice_tui import runner
+from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.road import RoadScreen
 
 SOON_S = 0.5  # after the start: the first screen stands
+BETWEEN_S = 0.02  # between two modules that are imported ahead: keys have their turn
 LOOK_S = 1.0  # between two looks at the folder of runs
 
 # Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
@@ -46,9 +47,9 @@ LIGHT = Theme(name="ondevice-light", dark=False, primary="#0072B2", secondary="#
 def later(module: str, name: str) -> Callable[[], Screen[Any]]:
     """A screen that is imported when it is first opened, or a moment after the start: the first one waits for none."""
     def make() -> Screen[Any]:
+        imports.load_all()  # it may start threads, and they import nothing
         return getattr(importlib.import_module(f"ondevice_tui.screens.{module}"), name)()  # type: ignore[no-any-return]
 
-    make.module = module  # type: ignore[attr-defined]
     return make
 
 
@@ -98,17 +99,18 @@ class OndeviceApp(App[str]):
     def on_mount(self) -> None:
         if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
             self.theme = DARK.name
-        self.look()
+        self.call_after_refresh(self.look)
         self.set_interval(LOOK_S, self.look)
-        self.set_timer(SOON_S, lambda: self.run_worker(self._import_screens, thread=True, group="ahead"))
+        self.set_timer(SOON_S, self._import_ahead)
         if self._look_at_machine:
             self.run_worker(self._ask_doctor(), group="machine")
 
-    def _import_screens(self) -> None:
-        """In a thread, so that the first key that opens a screen does not wait for it."""
-        for mode in self.MODES.values():
-            if module := getattr(mode, "module", ""):
-                importlib.import_module(f"ondevice_tui.screens.{module}")
+    def _import_ahead(self) -> None:
+        """One module, then the next a moment later, so that the first key that opens a screen waits for none. Here and
+        in no thread: see `imports`."""
+        if left := imports.waiting():
+            imports.load(left[0])
+            self.set_timer(BETWEEN_S, self._import_ahead)
 
     # what stands in the folder of runs
 
@@ -121,6 +123,7 @@ class OndeviceApp(App[str]):
                 self.post_message(ChildEnded(child.what, *ended))
         if not self._reading:
             self._reading = True
+            imports.load(*imports.FOR_READING_RUNS)
             self.run_worker(self._read_runs, thread=True, group="runs")
 
     def _read_runs(self) -> None:

@@ -7,7 +7,6 @@ model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -119,8 +118,6 @@ least; p says why this one."""
         for widget in self.query(VerticalScroll):
             widget.can_focus = False
         titled(self.query_one("#rate-prompt-box"), "prompt")
-        # it loads numpy, and the first vote is not to wait for that
-        self.run_worker(lambda: importlib.import_module("ondevice.rating"), thread=True, group="ahead")
 
     @property
     def answers(self) -> Answers:
