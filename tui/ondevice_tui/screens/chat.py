@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input
 
@@ -24,7 +23,7 @@ from ondevice_tui.fields import field_help, fields_of, settings
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.page import Page, titled
+from ondevice_tui.screens.page import Card, Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, lines
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
@@ -338,7 +337,7 @@ second model's is taken), and you say which is better."""
                 pane.process.kill()
 
 
-class Settings(ModalScreen[dict[str, Any] | None]):
+class Settings(Card[dict[str, Any] | None]):
     """The fields of `SamplingConfig`, with its help and its checks."""
 
     AUTO_FOCUS = "Input"

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 
 from ondevice.ratings import Ratings, Response
 from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock
 from ondevice_tui.pairing import rater_name
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line
 
 BATCH = "chat"
@@ -42,7 +41,7 @@ class Kept:
         return f"kept in {self.run.name}/{FILE}"
 
 
-class Keep(ModalScreen[str | None]):
+class Keep(Card[str | None]):
     """Comes back with 1, 2, tie or bad; None where nothing is kept."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -8,20 +8,19 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input
 
 from ondevice.active import doubt, forecast
 from ondevice.ratings import Item
 from ondevice_tui.pairing import Judge, Pairing
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, lines
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 BAR = 20  # cells of a bit
 
 
-class Ask(ModalScreen[str | None]):
+class Ask(Card[str | None]):
     """One line of text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
@@ -40,7 +39,7 @@ class Ask(ModalScreen[str | None]):
         self.dismiss(event.value)
 
 
-class Reasons(ModalScreen[None]):
+class Reasons(Card[None]):
     """Numbers switch the reasons for the next vote on and off."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
