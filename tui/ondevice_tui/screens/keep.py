@@ -47,7 +47,8 @@ class Keep(Card[str | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", "leave", key_display="esc"),
         Binding("1,left", "dismiss('1')", "first"), Binding("2,right", "dismiss('2')", "second"),
-        Binding("t", "dismiss('tie')", "tie"), Binding("b", "dismiss('bad')", "both bad"),
+        Binding("t", "dismiss('tie')", "tie"), Binding("x", "dismiss('bad')", "both bad"),
+        Binding("a,b,A,B", "letter", show=False),  # as on the screen that rates: no vote by habit
         Binding("j,down", "scroll(1)", "down", show=False), Binding("k,up", "scroll(-1)", "up", show=False)]
 
     def __init__(self, kept: Kept) -> None:
@@ -64,7 +65,11 @@ class Keep(Card[str | None]):
                         titled(box, f"{number} · {answer.source}")
                         yield SafeText(content(answer.text.strip() or "(nothing)"))
             yield SafeText(line(("1 ", "bold $primary"), "the first   ", ("2 ", "bold $primary"), "the second   ",
-                                ("t ", "bold $primary"), "tie   ", ("b ", "bold $primary"), "both bad"))
+                                ("t ", "bold $primary"), "tie   ", ("x ", "bold $primary"), "both bad"), id="keep-keys")
+
+    def action_letter(self) -> None:
+        told = "a and b do nothing here: 1 or 2 is better, t a tie, x both are bad"
+        self.query_one("#keep-keys", SafeText).show(told, "$warning")
 
     def action_scroll(self, by: int) -> None:
         for box in self.query(VerticalScroll):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input
 
@@ -14,6 +14,7 @@ from ondevice.active import doubt, forecast
 from ondevice.ratings import Item
 from ondevice_tui.pairing import Judge, Pairing
 from ondevice_tui.screens.page import Card, titled
+from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, lines
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
@@ -37,6 +38,39 @@ class Ask(Card[str | None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
+
+
+class Conversation(Card[bool]):
+    """Every message of a prompt, to read. Comes back with whether its end was in sight."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,c,enter", "close", "close", key_display="esc"),
+        Binding("j,J,down", "scroll(2)", "down", show=False), Binding("k,K,up", "scroll(-2)", "up", show=False),
+        Binding("space,pagedown", "page(1)", "page down", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("home", "page(-1000)", "top", show=False), Binding("end", "page(1000)", "end", show=False)]
+
+    def __init__(self, text: Content) -> None:
+        super().__init__()
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="card", classes="-conversation") as card:
+            titled(card, "the whole conversation", "j k, space a page, end   esc closes")
+            yield Readable(self._text, id="conversation", classes="")
+
+    @property
+    def box(self) -> Readable:
+        return self.query_one(Readable)
+
+    def action_scroll(self, by: int) -> None:
+        self.box.scroll_relative(y=by, animate=False)
+
+    def action_page(self, by: int) -> None:
+        self.box.scroll_relative(y=by * max(self.box.size.height - 1, 1), animate=False)
+
+    def action_close(self) -> None:
+        self.dismiss(self.box.read_to_end)
 
 
 class Reasons(Card[None]):
