@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -117,6 +118,25 @@ def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
     assert [row.action for row in rows] == ["vote", "undo", "vote", "flag", "note", "skip", "vote"]
     assert rows[0].reason == "wrong, style" and rows[2].reason is None and rows[4].note == "why"
     assert [vote.action for vote in votes(run)] == ["vote", "skip", "vote"]
+
+
+def test_a_note_of_several_lines(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 1)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("n")
+        await until_shown(pilot, "a note on this pair")
+        app.post_message(Paste("one\ntwo"))
+        await until_shown(pilot, "two")
+        await pilot.press("ctrl+j", *"three", "enter")
+        await until_shown(pilot, "noted")
+
+    play(tmp_path, script)
+    with Ratings.open(run.path) as ratings:
+        assert [row.note for row in ratings.votes()] == ["one\ntwo\nthree"]
 
 
 def test_four_answers_are_ranked(tmp_path: Path) -> None:

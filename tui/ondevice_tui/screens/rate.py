@@ -28,7 +28,7 @@ from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page
-from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
+from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -432,7 +432,7 @@ least; p says why this one."""
                          lambda _: self._show_told("noted", "$success"),
                          lambda problem: self._ask_note_again(item, before, note, problem))
 
-        self.app.push_screen(Ask(title, text or before), keep)
+        self.app.push_screen(Note(title, text or before), keep)
 
     def _ask_note_again(self, item: Item, before: str, note: str, problem: UserError) -> None:
         self._not_saved(problem)

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
+from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.active import doubt, forecast
@@ -15,7 +16,7 @@ from ondevice.ratings import Item
 from ondevice_tui.pairing import Judge, Pairing
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.answers import Readable
-from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, lines
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 BAR = 20  # cells of a bit
@@ -25,6 +26,7 @@ class Ask(Card[str | None]):
     """One line of text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+    KEYS = "Enter keeps it   esc leaves"
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__()
@@ -33,11 +35,26 @@ class Ask(Card[str | None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card", classes="-small") as card:
             card.can_focus = False
-            titled(card, self._title, "Enter keeps it   esc leaves")
-            yield SafeInput(self._text, compact=True)
+            titled(card, self._title, self.KEYS)
+            yield self.control()
+
+    def control(self) -> Widget:
+        return SafeInput(self._text, compact=True)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
+
+
+class Note(Ask):
+    """Text of some lines."""
+
+    KEYS = "Enter keeps it   ctrl+j a line   esc leaves"
+
+    def control(self) -> Widget:
+        return SafeArea(self._text)
+
+    def on_safe_area_sent(self, event: SafeArea.Sent) -> None:
+        self.dismiss(event.text)
 
 
 class Conversation(Card[bool]):
