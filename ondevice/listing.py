@@ -19,7 +19,8 @@ _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy",
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """Every run in `folder`, the oldest first: {"run", "path", "began", "stages": [{"stage", "state", "step", …}]}.
+    """Every run in `folder`, the oldest first: {"run", "path", "began", "ratings": has some, "stages":
+    [{"stage", "state", "step", "steps", …}]}.
 
     A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises UserError where
     `folder` itself cannot be read.
@@ -46,7 +47,8 @@ def _run(path: Path) -> dict[str, Any] | None:
         stages = [stage_state(stage) for stage in run.stages()]
         if not stages and not is_run(run):
             return None
-        return {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages}
+        return {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages,
+                "ratings": has_ratings(run)}
     except Exception as problem:  # whatever it is, the other runs are listed, and it is told
         return unreadable(path, problem)
 
@@ -142,8 +144,10 @@ def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
     """`list_runs` as lines for people: a run, and under it a line for each stage."""
     lines = []
     for run in runs:
-        wrong = f"cannot be read: {run['wrong']}" if run.get("wrong") else "nothing begun"
-        lines.append(run["path"] if run["stages"] else f"{run['path']}  ({wrong})")
+        empty = "pairs to rate" if run.get("ratings") else "nothing begun"
+        if run.get("wrong"):
+            empty = f"cannot be read: {run['wrong']}"
+        lines.append(run["path"] if run["stages"] else f"{run['path']}  ({empty})")
         for stage in run["stages"]:
             step = "" if stage["step"] is None else f"step {stage['step']}"
             if step and stage["steps"]:
