@@ -32,15 +32,15 @@ class Question(Card[bool]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("y,enter", "dismiss(True)", "yes"),
                                              Binding("n,escape,q", "dismiss(False)", "no")]
 
-    def __init__(self, title: str, text: str, yes: str) -> None:
+    def __init__(self, title: str, text: str, yes: str, no: str = "leave it") -> None:
         super().__init__()
-        self._title, self._text, self._yes = title, text, yes
+        self._title, self._text, self._yes, self._no = title, text, yes, no
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card", classes="-small") as card:
             titled(card, self._title)
             yield SafeText(lines([content(self._text), content(""), line(
-                ("y ", "bold $primary"), self._yes, ("    n ", "bold $primary"), "leave it")]))
+                ("y ", "bold $primary"), self._yes, ("    n ", "bold $primary"), self._no)]))
 
 
 class Details(Card[None]):
@@ -58,8 +58,8 @@ class Details(Card[None]):
             yield SafeText(self._text)
 
 
-def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], None]) -> None:
-    ui.push_screen(Question(title, text, yes), lambda said: then() if said else None)
+def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], None], no: str = "leave it") -> None:
+    ui.push_screen(Question(title, text, yes, no), lambda said: then() if said else None)
 
 
 def ask_to_stop(ui: OndeviceApp) -> None:

@@ -22,6 +22,7 @@ from ondevice_tui import guide, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.model import models_in
 from ondevice_tui.road import gives
+from ondevice_tui.screens.ask import ask
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line
 
@@ -68,6 +69,8 @@ class Field(Vertical):
         else:
             self.control = SafeInput(spec.text(value), compact=True)
         self.label = SafeText(spec.name, classes="field-name")
+        # what it holds before anybody changes it; a choice knows its own only once it is mounted
+        self.begun: str | bool = (bool(value) if spec.flag else str(value) if spec.choices else spec.text(value))
 
     def compose(self) -> Iterable[Widget]:
         with Horizontal(classes="field-row"):
@@ -93,6 +96,7 @@ class Field(Vertical):
         self.label.show(line(mark, (self.spec.name, "bold" if changed or wrong else "")))
 
 
+FIND = "a part of a field's name"
 AT_ONCE = 8  # fields that a form begins with: it has up to fifty, and mounting them all takes a second or two
 
 
@@ -130,8 +134,10 @@ The stage is started as a process of its own: it goes on when this app is closed
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
         self.kept = {"out", "model", "reward_model", *given}  # whatever recipe the other values are taken from
-        self._words: list[str] = []
+        self._words: list[str] = []  # the command that the form stands for; none while something is wrong
+        self._wrong = ""  # the field that is at fault
         self._checking = False  # a check is on its way
+        self._goal: Field | None = None  # a field that was looked for and is not mounted yet: what is typed is for it
         self._recipes: set[tuple[str, str]] = set()  # (recipe, arch) that have been read and are right
         self._coming = [Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs]
 
@@ -148,7 +154,7 @@ The stage is started as a process of its own: it goes on when this app is closed
                 yield SafeText(id="about-narrow", classes="about")
                 if self.verb != "run":
                     yield from self._recipe_choice()
-                yield SafeInput(placeholder="a part of a field's name", id="find", compact=True)
+                yield SafeInput(placeholder=FIND, id="find", compact=True)
                 yield from self._next_fields()
             with VerticalScroll(id="about", classes="box"):
                 yield SafeText(id="about-wide", classes="about")
@@ -186,6 +192,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         while self._coming:
             await self.query_one("#form").mount_all(self._next_fields(3 * AT_ONCE))
             self._filter()
+            if self._goal is not None and self._goal not in self._coming:
+                self._reach(self._goal)
         self._check_soon()
 
     def _check_soon(self) -> None:
@@ -201,23 +209,66 @@ The stage is started as a process of its own: it goes on when this app is closed
     # what is typed
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        if event.input.id == "find":
-            self._filter()
-        else:
+        if event.input.id != "find":
             self._check_soon()
+        elif event.input.display or not event.value:
+            self._filter()
+        else:  # a key was on its way to the search box as it was put away
+            event.input.value = ""
+            if isinstance(self.focused, Input):
+                self.focused.insert_text_at_cursor(event.value)
 
     def _filter(self) -> None:
-        part = self.query_one("#find", Input).value.lower().replace("-", "_")
+        box = self.query_one("#find", Input)
+        part = _as_name(box.value) if self._goal is None and box.display else ""
         for field in self.query(Field):
             field.display = part in field.spec.name
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if event.input.id == "find":
-            shown = next((field for field in self.query(Field) if field.display), None)
-            if shown is not None:
-                shown.control.focus()
-        else:
+        if event.input.id != "find":
             self.app.action_focus_next()
+        elif self._goal is not None:  # a whole value, for a field that is still coming
+            self._end_find()
+        elif (name := best_field([spec.name for spec in self.specs], event.value)) is None:
+            self.ui.say(f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True)
+        else:
+            self._find_field(name)
+
+    def _find_field(self, name: str) -> None:
+        """Goes to this field. Where it is not mounted yet, the search box takes what is typed for it."""
+        field = next(field for field in [*self.query(Field), *self._coming] if field.spec.name == name)
+        if field.is_mounted:
+            self._reach(field)
+            return
+        self._goal = field
+        box = self.query_one("#find", Input)
+        box.value, box.placeholder = "", f"{name}: what is typed here goes into this field, which is being drawn"
+        self._filter()
+
+    def _reach(self, field: Field) -> None:
+        """The cursor stands in this field, behind what was typed for it meanwhile; every field is shown again."""
+        typed = self._end_find()
+        if typed and isinstance(field.control, Input):
+            field.control.select_on_focus = False  # what is typed next goes on with it and does not replace it
+            self.set_focus(field.control)
+            field.control.cursor_position = len(field.control.value)
+            field.control.call_later(setattr, field.control, "select_on_focus", True)  # after it has taken the focus
+        else:
+            self.set_focus(field.control)
+
+    def _end_find(self) -> bool:
+        """Puts the search box away; gives whether it held a value for the field looked for, which has it now."""
+        box, goal = self.query_one("#find", Input), self._goal
+        typed = bool(goal is not None and box.value)
+        if goal is not None and typed and isinstance(goal.control, Input):
+            goal.control.value = box.value
+        self._goal = None
+        had_focus = box.has_focus
+        box.value, box.display, box.placeholder = "", False, FIND
+        if had_focus and (first := next(iter(self.query(Field)), None)) is not None:
+            self.set_focus(first.control)
+        self._filter()
+        return typed
 
     def on_checkbox_changed(self) -> None:
         self._check_soon()
@@ -233,6 +284,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             field.default = self.base[field.spec.name]
             if field.spec.name not in self.kept:
                 field.put(field.default)
+                field.begun = str(field.default) if field.spec.choices else field.entry
 
     def check(self) -> bool:
         """Says whether it can start, marks the field at fault, shows the command."""
@@ -241,6 +293,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             return False
         entries = {field.spec.name: field.entry for field in self.query(Field)}
         where, told = "", ""
+        self._words = []
         try:
             config = from_mapping(self.cls, settings(self.specs, entries))
             values = to_mapping(config)
@@ -251,10 +304,12 @@ The stage is started as a process of its own: it goes on when this app is closed
             where, told = problem.where.partition("[")[0], str(problem)
         except (OSError, ValueError) as problem:  # a path that no disk takes: too long, with a NUL in it
             told = f"a path cannot be used: {problem}"
+        self._wrong = where.partition(".")[0]
         for field in self.query(Field):
-            field.mark(field.spec.name == where.partition(".")[0])
+            field.mark(field.spec.name == self._wrong)
         self.query_one("#command", SafeText).show(
-            line((" $ ", "bold $primary"), runner.shown(self._words) if self._words else ""))
+            line((" $ ", "bold $primary"), runner.shown(self._words) if self._words else
+                 ("no command while a setting is wrong", "$muted")))
         self.query_one("#verdict", SafeText).show(
             line((" ✗ ", "bold $error"), (told, "$error")) if told else
             line((" ✓ ", "bold $success"), ("ready: ctrl+g starts it as a process of its own", "$success")))
@@ -290,6 +345,8 @@ The stage is started as a process of its own: it goes on when this app is closed
     def action_go(self) -> None:
         if not self.check():
             self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
+            if self._wrong in {spec.name for spec in self.specs} and not self._coming:
+                self._find_field(self._wrong)
             return
         out = next(field.entry for field in self.query(Field) if field.spec.name == "out")
         if self.ui.start(self._words, Path(str(out))):
@@ -297,6 +354,9 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.ui.action_go("train")
 
     def action_copy(self) -> None:
+        if not self._words:
+            self.ui.say("nothing copied: a setting is wrong, so there is no command", bad=True)
+            return
         # a path that is no UTF-8 holds lone surrogates, which no terminal takes
         self.app.copy_to_clipboard(runner.shown(self._words).encode("utf-8", "replace").decode())
         self.ui.say(f"copied: {runner.shown(self._words)}")
@@ -328,6 +388,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         return ""
 
     def action_find(self) -> None:
+        if self._goal is not None:
+            self._end_find()
         box = self.query_one("#find", Input)
         box.display = True
         self.set_focus(box)  # at once: what is typed next is meant for it
@@ -339,12 +401,27 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.app.action_focus_previous()
 
     def action_back(self) -> None:
-        box = self.query_one("#find", Input)
-        if box.display:
-            box.value, box.display = "", False
-            self.query(Field).first().control.focus()
-        else:
+        if self.query_one("#find", Input).display:
+            self._end_find()
+            return
+        changed = [field.spec.name for field in [*self.query(Field), *self._coming] if field.entry != field.begun]
+        if not changed:
             self.dismiss(None)
+            return
+        ask(self.ui, "leave the form", f"What you changed is lost: {', '.join(changed)}.", "close the form",
+            lambda: self.dismiss(None), no="go on with it")
+
+
+def best_field(names: Iterable[str], part: str) -> str | None:
+    """The name that somebody means who types this: the whole name, else the first that begins with it, else the first
+    that has it in it; None where there is none, or nothing was typed."""
+    wanted = _as_name(part)
+    found = [name for name in names if wanted and wanted in name]
+    return min(found, key=lambda name: (name != wanted, not name.startswith(wanted)), default=None)
+
+
+def _as_name(part: str) -> str:
+    return part.strip().lower().replace("-", "_")
 
 
 def _has(recipe: str, stage: str) -> bool:

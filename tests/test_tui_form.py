@@ -1,0 +1,127 @@
+"""The form that starts a stage: what is typed lands where it is meant to, and nothing that was typed is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.screens.ask import Question
+from ondevice_tui.screens.start import Field, StartScreen, best_field
+from test_tui import play
+from tui_runs import a_run, until, until_shown
+
+
+@pytest.mark.parametrize("part, found", [
+    ("out", "out"), ("reward", "reward_model"), ("reward-t", "reward_timeout"), ("time", "reward_timeout"),
+    (" OUT ", "out"), ("nothing", None), ("", None)])
+def test_the_field_that_is_meant(part: str, found: str | None) -> None:
+    """The whole name before one that begins with it, before one that has it inside."""
+    assert best_field(["reward_timeout", "reward_model", "out"] if part != "reward" else ["reward_model", "out"],
+                      part) == found
+
+
+def entries(app: OndeviceApp) -> dict[str, Any]:
+    return {field.spec.name: field.entry for field in app.screen.query(Field)}
+
+
+def form(app: OndeviceApp) -> StartScreen:
+    assert isinstance(app.screen, StartScreen)
+    return app.screen
+
+
+@pytest.mark.slow
+def test_what_is_looked_for_is_found_and_every_field_is_shown_again(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model = str(run.stage("pretrain").model)
+        await app.push_screen(StartScreen("grpo", {"out": str(tmp_path / "x"), "model": model}))
+        await until_shown(pilot, "✓ ready")
+        await pilot.press("ctrl+f", *"nowhere", "enter")
+        await until(pilot, lambda: any("nowhere" in note.message for note in app._notifications))
+        await pilot.press("escape")
+        await pilot.press("ctrl+f", *"out", "enter", *"other")
+        await until(pilot, lambda: entries(app)["out"] == "other")
+        assert entries(app)["reward_timeout"] != "other"
+        assert all(field.display for field in app.screen.query(Field))
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_what_is_typed_while_fields_are_coming_reaches_its_field(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    go = asyncio.Event()
+    fill = StartScreen._fill
+
+    async def slow(screen: StartScreen) -> None:
+        await go.wait()
+        await fill(screen)
+
+    monkeypatch.setattr(StartScreen, "_fill", slow)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x")}))
+        await until_shown(pilot, "start pretrain")
+        assert "seed" not in entries(app)
+        await pilot.press("ctrl+f", *"seed", "enter", *"12")
+        await pilot.press("ctrl+f", *"out", "enter", *"elsewh")
+        await until(pilot, lambda: app.screen.query_one("#find", Input).value == "elsewh")
+        go.set()
+        await until(pilot, lambda: "seed" in entries(app) and entries(app)["out"] == "elsewh")
+        await until(pilot, lambda: isinstance(app.focused, Input) and not form(app).query_one("#find").display)
+        await pilot.press(*"ere")
+        await until(pilot, lambda: entries(app)["out"] == "elsewhere")
+        assert entries(app)["seed"] == "12"
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_a_wrong_form_has_no_command_and_leads_to_the_field_at_fault(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model = str(run.stage("pretrain").model)
+        await app.push_screen(StartScreen("sft", {"out": str(tmp_path / "x"), "model": model}))
+        text = await until_shown(pilot, "✓ ready")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        fields["steps"].put("abc")
+        text = await until_shown(pilot, "✗ steps: expected", "no command while")
+        assert "$ ondevice" not in text
+        await pilot.press("ctrl+y")
+        await until(pilot, lambda: any("nothing copied" in note.message for note in app._notifications))
+        assert not app.clipboard
+        await pilot.press("ctrl+f", *"seed")
+        await pilot.press("ctrl+g")
+        await until(pilot, lambda: app.focused is fields["steps"].control)
+        assert fields["steps"].display
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x")}))
+        await until(pilot, lambda: "seed" in entries(app))
+        await pilot.press("ctrl+f", *"seed", "enter", *"12", "escape")
+        await until_shown(pilot, "What you changed is lost: seed")
+        await pilot.press("n")
+        await until(pilot, lambda: entries(app).get("seed") == "12")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, Question))
+        await pilot.press("y")
+        await until(pilot, lambda: app.current_mode == "road" and not isinstance(app.screen, (StartScreen, Question)))
+        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x")}))
+        await until(pilot, lambda: "seed" in entries(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, (StartScreen, Question)), "nothing was changed")
+
+    play(tmp_path, script)
