@@ -21,7 +21,7 @@ from ondevice.errors import Interrupted, UserError
 from ondevice.inert import LIMIT, inert
 from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
-from ondevice.ratings import Item, Progress, Ratings, is_simulated
+from ondevice.ratings import Item, Progress, Ratings, is_simulated, said
 from ondevice.ratings_repair import open_for_rating
 from ondevice.ratings_store import Damaged, clean
 from ondevice.runfolder import clock, ticks
@@ -36,7 +36,7 @@ _HELP = """\
   s          skip, it comes again last u  undo, as often as you like
   n          note, then a line         f  flag, for someone to look at
   q          quit, all votes are saved ?  this help"""
-_COMMANDS = "txsunfq?"
+_COMMANDS = "txsunfq?y"
 
 
 def rate(cfg: RateConfig) -> dict[str, Any]:
@@ -65,6 +65,7 @@ class Session:
         self.name = f"{int(clock() * 1000):x}-{os.getpid()}"
         self.voted = 0
         self._skipped: set[int] = set()  # in this session: each is offered once
+        self._asked = -1  # the vote whose loss was asked about by the last key
         if not ratings.progress(self.rater, self.batch).total:
             known = ratings.batches()
             hint = f"known: {', '.join(known)}" if known else "ondevice sample queues some"
@@ -118,13 +119,15 @@ class Session:
 
     def _do(self, item: Item, answer: str, dwell: int) -> Item | None:
         """Stores what the answer says; returns the item to show then, `item` itself where it is not done with."""
+        asked, self._asked = self._asked, -1
         if answer == "u":
-            back = self.ratings.undo(self.rater, self.name)
-            _say("nothing to undo" if back is None else "undone: here it is again")
-            if back is None:
+            return self._undo(item, asked=False)
+        if answer == "y":
+            newest = self.ratings.newest(self.rater)
+            if newest is None or newest.id != asked:
+                _say("y means nothing here: nothing was asked")
                 return item
-            self._skipped.discard(back.id)
-            return back
+            return self._undo(item, asked=True)
         if answer == "n":
             self._note(item)
             return item
@@ -132,12 +135,45 @@ class Session:
             self.ratings.flag(item.id, self.rater, self.name)
             _say("flagged")
             return item
+        if answer == "s" and self.ratings.voted(item.id, self.rater) is not None:  # in another window: it stays
+            return self._next()
+        if self._voted_elsewhere(item, asked):
+            return item
         if answer == "s":
             self.ratings.skip(item.id, self.rater, self.name, dwell_ms=dwell)
             self._skipped.add(item.id)
         else:
             self._vote(item, answer, dwell)
         return self._next()
+
+    def _undo(self, item: Item, asked: bool) -> Item:
+        """Takes the newest vote back and returns its item. For one of an earlier session it asks, by another key: a key
+        that is held down ends at what this session did."""
+        newest = self.ratings.newest(self.rater)
+        if newest is None:
+            _say("nothing to undo")
+            return item
+        was = said(newest, LETTERS.upper())
+        if newest.session != self.name and not asked:
+            self._asked = newest.id
+            _say(f"the vote before is of an earlier session (it was: {was}); y takes it back")
+            return item
+        back = self.ratings.undo(self.rater, self.name)
+        if back is None:
+            return item
+        _say(f"undone: here it is again (it was: {was})")
+        self._skipped.discard(back.id)
+        return back
+
+    def _voted_elsewhere(self, item: Item, asked: int) -> bool:
+        """Whether this rater has voted on the item since it was shown, in another window, and has not been told."""
+        other = self.ratings.voted(item.id, self.rater)
+        if other is None or other.id == asked:
+            return False
+        self._asked = other.id
+        _say(f"you have rated this one in another window meanwhile: {said(other, LETTERS.upper())}. "
+             "The answer again replaces that, s leaves it")
+        return True
 
     def _vote(self, item: Item, answer: str, dwell: int) -> None:
         seen = all(len(response.text) <= LIMIT for response in item.responses)

@@ -102,6 +102,17 @@ class Vote:
     app: str
 
 
+def said(vote: Vote, marks: str = "1234") -> str:
+    """A vote in a word or two, by the places at which the responses were shown: "2 is better", "3 > 1", "tie"."""
+    if vote.action == "skip":
+        return "skipped"
+    if vote.outcome != "ranked":
+        return "all bad" if vote.outcome == "all_bad" else str(vote.outcome)
+    places = [marks[vote.shown.index(slot)] for slot in vote.ranking]
+    much = "much better" if vote.strength == 2 else "better"
+    return f"{places[0]} is {much}" if len(places) == 1 or len(vote.shown) == 2 else " > ".join(places)
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far one rater is, repeats left out. `usable`: (better, worse) pairs that the ranked votes give."""
@@ -266,6 +277,18 @@ class Ratings(Store):
     def flag(self, item: int, rater: str, session: str, note: str | None = None) -> Vote:
         """Marks an item as one to look at."""
         return self._act(self.item(item), rater, session, "flag", note=note)
+
+    def newest(self, rater: str) -> Vote | None:
+        """This rater's newest live vote or skip: what `undo` would take back."""
+        rows = self._rows("SELECT * FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (clean(rater),))
+        with self._readable("a vote"):
+            return vote_of(rows[0]) if rows else None
+
+    def voted(self, item: int, rater: str) -> Vote | None:
+        """This rater's live vote on an item, a skip left out: another window may have stored one."""
+        rows = self._rows("SELECT * FROM live WHERE item = ? AND rater = ? AND action = 'vote'", (item, clean(rater)))
+        with self._readable("a vote"):
+            return vote_of(rows[0]) if rows else None
 
     def undo(self, rater: str, session: str) -> Item | None:
         """Takes this rater's newest live vote or skip back, whatever session it is from; returns its item, None where

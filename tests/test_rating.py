@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ondevice.ratings import Ratings, Response
+from ondevice import rating
+from ondevice.config.use import RateConfig
+from ondevice.ratings import Ratings, Response, said
 
 PROMPT = b"? help > "
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"
@@ -100,8 +103,10 @@ def test_what_means_nothing_votes_nothing(tmp_path: Path, wrong: str) -> None:
 def test_undo_over_sessions(tmp_path: Path) -> None:
     path = fill(tmp_path / "r.db", 3)
     rate(path, "a\na\nq\n")
-    said = rate(path, "u\nu\nu\nb\nb\nb\n").stdout
-    assert said.count("undone: here it is again") == 2 and "nothing to undo" in said
+    out = rate(path, "u\nu\ny\ny\nu\ny\nu\nb\nb\nb\n").stdout  # u held down asks and asks
+    assert out.count("of an earlier session (it was: A is better); y takes it back") == 3
+    assert out.count("undone: here it is again (it was: A is better)") == 2
+    assert out.count("nothing was asked") == 1 and "nothing to undo" in out
     with Ratings.open(path) as ratings:
         assert [(v.item, v.ranking) for v in ratings.live_votes()] == [(n, best(ratings, n, "b")) for n in (1, 2, 3)]
         assert len(ratings.votes()) == 7
@@ -204,6 +209,51 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
     made = Terminal("rate", str(fill(tmp_path / "r.db", 5)), "--rater", "ann")
     yield made
     made.close()
+
+
+class Typed:
+    """Keys that were typed beforehand; `before` is called ahead of each."""
+
+    interactive = False
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+
+
+def test_a_vote_of_another_window_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = fill(tmp_path / "r.db", 2)
+    with Ratings.open(path) as ratings:
+        session = rating.Session(ratings, Typed(), RateConfig(ratings=str(path), rater="ann"))  # type: ignore[arg-type]
+        item = ratings.item(1)
+        with Ratings.open(path) as other:
+            other.vote(1, "ann", "another window", "tie")
+            other.vote(1, "bob", "his", "all_bad")
+        assert session._do(item, "a", 1000) is item
+        assert "you have rated this one in another window meanwhile: tie" in capsys.readouterr().out
+        assert ratings.voted(1, "ann").outcome == "tie"  # type: ignore[union-attr]
+        assert session._do(item, "f", 1000) is item, "another key between the two: it is asked again"
+        assert session._do(item, "a", 1000) is item
+        assert session._do(item, "a", 1000) == ratings.item(2)
+        assert ratings.voted(1, "ann").ranking[:1] == (item.shown[0],)  # type: ignore[union-attr]
+        assert ratings.voted(1, "bob").outcome == "all_bad"  # type: ignore[union-attr]
+        with Ratings.open(path) as other:
+            other.vote(2, "ann", "another window", "all_bad")
+        assert session._do(ratings.item(2), "s", 1000) is None
+        assert ratings.voted(2, "ann").outcome == "all_bad", "a skip takes no vote back"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("width, given, told", [
+    (2, {"outcome": "ranked", "ranking": [1]}, "B is better"), (2, {"outcome": "tie"}, "tie"),
+    (2, {"outcome": "ranked", "ranking": [0], "strength": 2}, "A is much better"),
+    (2, {"outcome": "all_bad"}, "all bad"),
+    (4, {"outcome": "ranked", "ranking": [2, 0]}, "C > A"), (4, {"outcome": "ranked", "ranking": [2]}, "C is better")])
+def test_a_vote_in_words(tmp_path: Path, width: int, given: dict[str, Any], told: str) -> None:
+    with Ratings.open(fill(tmp_path / "r.db", 1, width)) as ratings:
+        if "ranking" in given:
+            given = {**given, "ranking": [ratings.item(1).shown[place] for place in given["ranking"]]}
+        assert said(ratings.vote(1, "ann", "s", **given), "ABCD") == told
+        assert said(ratings.newest("ann"), "ABCD") == told  # type: ignore[arg-type]
+        assert ratings.newest("bob") is None
 
 
 @pytest.mark.slow

@@ -618,3 +618,64 @@ def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path
         held.connection.execute("DROP VIEW live")
         assert "another program has it open" in " ".join(rate(tmp_path, ["left", "u"], (120, 36)).split())
     assert "pair 2/3" in rate(tmp_path, ["left"])
+
+
+def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path: Path) -> None:
+    """u held down once deleted every vote of every session."""
+    run = a_run(tmp_path)
+    queue(run, 5)
+    with Ratings.open(run.path) as ratings:
+        ratings.vote(1, pairing.rater_name(), "last week", "tie")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 1?")
+        for key in ("shift+right", "x", "s"):
+            await settled(app, pilot)
+            await pilot.press(key)
+        await settled(app, pilot)
+        for said in ("taken back (1): it was skipped", "taken back (2): it was all bad",
+                     "taken back (3): it was 2 is much better"):
+            await pilot.press("u")
+            await until_shown(pilot, said)
+            await settled(app, pilot)
+        for _ in range(5):  # held down
+            await pilot.press("u")
+        await until_shown(pilot, "of an earlier session", "ago: tie.")
+        await pilot.press("n")
+        await settled(app, pilot)
+        assert [vote.outcome for vote in votes(run)] == ["tie"]
+        await pilot.press("left")  # the first one is rated anew, so that only the other two come back
+        await until_shown(pilot, "Question 2?")
+        await pilot.press("U")
+        await until(pilot, lambda: len(votes(run)) == 3)
+        await settled(app, pilot)
+        assert [vote.outcome for vote in votes(run)] == ["tie", "ranked", "all_bad"]
+        await pilot.press("U")
+        await until(pilot, lambda: [vote.action for vote in votes(run)][-1] == "skip")
+        await settled(app, pilot)
+        await pilot.press("U")
+        await until_shown(pilot, "nothing to store again")
+
+    play(tmp_path, script)
+
+
+def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        with Ratings.open(run.path) as other:
+            other.vote(1, pairing.rater_name(), "another window", "tie")
+            other.vote(2, pairing.rater_name(), "another window", "all_bad")
+        await settled(app, pilot)
+        await pilot.press("left")
+        await until_shown(pilot, "in another window meanwhile: tie", "Question 0?")
+        assert [vote.outcome for vote in votes(run)] == ["tie", "all_bad"]
+        await pilot.press("left")
+        await until_shown(pilot, "Question 2?")
+        assert [vote.outcome for vote in votes(run)] == ["all_bad", "ranked"]
+
+    play(tmp_path, script)

@@ -21,11 +21,12 @@ from ondevice.active import in_turn
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
-from ondevice.ratings import Item, Outcome, Progress, Ratings
+from ondevice.ratings import Item, Outcome, Progress, Ratings, Vote, said
 from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
+from ondevice_tui.road import ago
 from ondevice_tui.screens.ask import Details, ask
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
@@ -50,6 +51,16 @@ class Look:
     waiting: list[int]
     item: Item | None
     progress: Progress
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What came of an undo: the item that is rated anew and what the vote had been; `ask`: nothing yet, for the vote is
+    of an earlier session."""
+
+    item: Item
+    was: Vote
+    ask: bool
 
 
 class RateScreen(Page):
@@ -77,6 +88,7 @@ least; p says why this one."""
         Binding("a,b,A,B", "letter", "", show=False),  # answers in `ondevice rate`; here b once meant: all bad
         Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
         Binding("u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"),
+        Binding("U", "redo", "redo", tooltip="Store a vote again that u has taken back"),
         Binding("n", "note", "note", tooltip="A note on this pair, or another text for the one there is"),
         Binding("r", "reasons", "reasons", tooltip="Reasons for the next vote"),
         Binding("f", "flag", "flag", tooltip="Mark this pair for someone to look at"),
@@ -111,6 +123,9 @@ least; p says why this one."""
         self._skipped: set[int] = set()
         self._paces: list[float] = []
         self._said: tuple[str, str] = ("", "")
+        self._known = -1  # a vote of another window, which the next key replaces
+        self._undone_of: tuple[str, str] = ("", "")  # (database, rater) of the votes that may be stored again
+        self._undone: list[Vote] = []  # taken back in this session, the newest last
 
     def body(self) -> Iterable[Widget]:
         question = Question()
@@ -184,6 +199,7 @@ least; p says why this one."""
             self.ui.say(text, bad=True)
         if self.ratings is ratings:
             self.trouble, self.busy = "", False
+            self._forget_undone()
             self.next()
 
     def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
@@ -227,26 +243,30 @@ least; p says why this one."""
         waiting = [i for i in found if i not in self._skipped]
         return Look(waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater))
 
-    def next(self) -> None:
-        """Looks for the next item of the queue, and shows it or why there is none."""
+    def next(self, told: str = "") -> None:
+        """Looks for the next item of the queue, and shows it or why there is none; `told` stands beneath it."""
         if self.ratings is None:
             self._show_next(None)
         elif not self.busy:
-            self._do(self.look, self._show_next, self._not_read)
+            self._do(self.look, lambda found: self._show_next(found, told), self._not_read)
 
     def _not_read(self, problem: UserError) -> None:
         """It is looked for again at the next look at the runs."""
         self.item, self.trouble = None, str(problem)
         self.show()
 
-    def _show_next(self, found: Look | None) -> None:
-        self.ranking, self.reasons, self._warned, self._said = [], [], False, ("", "")
+    def _show_next(self, found: Look | None, told: str = "") -> None:
+        self.ranking, self.reasons, self._warned, self._said, self._known = [], [], False, ("", ""), -1
         self.item = found.item if found is not None else None
         self.progress = found.progress if found is not None else None
         if found is not None:
             self.trouble = ""
         self._shown_at = ticks()
         self.show()
+        if told and self.item is not None:
+            self._show_told(told)
+        elif told:
+            self.ui.say(told)
 
     def _news(self) -> None:
         """Something has happened behind: pairs are there, or it has something to say."""
@@ -370,13 +390,24 @@ least; p says why this one."""
         reason, seen_end = ", ".join(self.reasons) or None, self.answers.all_read
         self.ranking = []
 
-        def work(ratings: Ratings) -> None:
+        known = self._known
+
+        def work(ratings: Ratings) -> Vote | None:
             with ratings.transaction():  # both or neither: what is told as not saved is not there
+                other = ratings.voted(item.id, rater)
+                if other is not None and other.id != known:
+                    return other
                 ratings.vote(item.id, rater, self.session, outcome, ranking, strength=strength, reason=reason,
                              seen_end=seen_end, dwell_ms=round(seconds * 1000))
                 queue_repeat(ratings, rater, None, REPEAT_SHARE, 0)
+                return None
 
-        def then(_: None) -> None:
+        def then(other: Vote | None) -> None:
+            if other is not None:
+                self._known = other.id
+                self._show_told(f"you rated this one in another window meanwhile: {said(other)}. A vote replaces that, "
+                                "s leaves it")
+                return
             self._paces = [*self._paces[-20:], seconds]
             self.next()
 
@@ -388,29 +419,94 @@ least; p says why this one."""
             return
         rater, dwell = self.rater, round((ticks() - self._shown_at) * 1000)
 
-        def then(_: object) -> None:
+        def work(ratings: Ratings) -> None:
+            with ratings.transaction():
+                if ratings.voted(item.id, rater) is None:  # else another window has voted, and that stays
+                    ratings.skip(item.id, rater, self.session, dwell_ms=dwell)
+
+        def then(_: None) -> None:
             self._skipped.add(item.id)
             self.next()
 
-        self._do(lambda ratings: ratings.skip(item.id, rater, self.session, dwell_ms=dwell), then)
+        self._do(work, then)
 
     def action_undo(self) -> None:
         if self.ranking:
             self.ranking.pop()
             self._show_told()
             return
-        rater = self.rater
-        self._do(lambda ratings: ratings.undo(rater, self.session), self._undone)
+        self._undo(-1)
 
-    def _undone(self, back: Item | None) -> None:
-        if back is None:
+    def _undo(self, asked: int) -> None:
+        """`asked`: the vote of an earlier session of which a person has said that it is to be taken back."""
+        rater = self.rater
+
+        def work(ratings: Ratings) -> Undone | None:
+            with ratings.transaction():
+                newest = ratings.newest(rater)
+                if newest is None:
+                    return None
+                if newest.session != self.session and newest.id != asked:
+                    return Undone(ratings.item(newest.item), newest, ask=True)
+                item = ratings.undo(rater, self.session)
+                assert item is not None
+                return Undone(item, newest, ask=False)
+
+        self._do(work, self._taken_back)
+
+    def _taken_back(self, found: Undone | None) -> None:
+        if found is None:
             self._show_told("nothing to undo")
             return
+        was, back = found.was, found.item
+        if found.ask and self.app.screen is not self:  # it is asked already
+            return
+        if found.ask:  # a key that is held down ends here
+            ask(self.ui, "undo", f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
+                "take it back", lambda: self._undo(was.id))
+            return
         self._skipped.discard(back.id)
-        self.item, self.reasons, self._warned, self._shown_at = back, [], False, ticks()
+        self._undone.append(was)
+        self.item, self.reasons, self._warned, self._shown_at, self._known = back, [], False, ticks(), -1
         self.show()
-        self._show_told("taken back: here it is again")
+        self._show_told(f"taken back ({len(self._undone)}): it was {said(was)}   U stores it again")
         self._news()
+
+    def action_redo(self) -> None:
+        """The vote that was taken back last and stands for nothing else now."""
+        rater, undone = self.rater, list(self._undone)
+        if not undone:
+            self._show_told("nothing to store again")
+            return
+
+        def work(ratings: Ratings) -> tuple[Vote | None, int]:
+            with ratings.transaction():
+                while undone:
+                    was = undone.pop()
+                    if ratings.voted(was.item, rater) is not None:  # rated anew since
+                        continue
+                    if was.action == "skip":
+                        ratings.skip(was.item, rater, self.session, dwell_ms=was.dwell_ms)
+                    else:
+                        assert was.outcome is not None
+                        ratings.vote(was.item, rater, self.session, was.outcome, was.ranking, strength=was.strength,
+                                     reason=was.reason, seen_end=was.seen_end, dwell_ms=was.dwell_ms)
+                    return was, len(undone)
+            return None, 0
+
+        def then(found: tuple[Vote | None, int]) -> None:
+            was, left = found
+            self._undone = self._undone[:left]
+            told = f"stored again: {said(was)} ({left} left)" if was is not None else "nothing to store again"
+            self.next(told)
+
+        self._do(work, then)
+
+    def _forget_undone(self) -> None:
+        """Another database, or another person: what was taken back belongs to neither."""
+        of = (str(self.ratings.path) if self.ratings is not None else "", self.rater)
+        if of != self._undone_of:
+            self._undone, self._undone_of = [], of
 
     # beside the vote
 
@@ -460,6 +556,7 @@ least; p says why this one."""
         def take(name: str | None) -> None:
             if name and name.strip():
                 self.rater, self._skipped = name.strip(), set()
+                self._forget_undone()
                 self.next()
 
         self.app.push_screen(Ask("who rates?", self.rater), take)
