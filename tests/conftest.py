@@ -11,6 +11,7 @@ import importlib.util
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 
@@ -21,6 +22,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What a person has set must not decide what a test sees.
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# What the app remembers of a person's choices neither comes into a test nor out of it.
+_CONFIG = tempfile.TemporaryDirectory(prefix="ondevice-config-")
+os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
 
 # A shell starts what it puts in the background deaf to Ctrl-C, and so is all that this starts in turn: what a test
 # starts is to hear it.
@@ -62,6 +67,16 @@ def only_sqlite_opens_ratings() -> Iterator[None]:
     _opened.clear()
     yield
     assert not _opened, _opened
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> Iterator[None]:
+    """Each test begins as a person does who has never opened the app."""
+    yield
+    for name in ("app.json", "app.json.damaged"):
+        path = os.path.join(_CONFIG.name, "ondevice", name)
+        if os.path.lexists(path):
+            os.remove(path)
 
 
 BACKENDS = tuple(name for name in ("torch", "mlx") if importlib.util.find_spec(name))

@@ -26,6 +26,7 @@ from ondevice.inert import inert
 from ondevice.runfolder import RunFolder
 from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
+from ondevice_tui.remembered import Remembered
 from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.road import RoadScreen
@@ -85,6 +86,7 @@ class OndeviceApp(Steady, App[str]):
     def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False) -> None:
         super().__init__()
         self.survives = survives
+        self.remembered = Remembered()
         self.runs_folder = Path(runs)
         self.reader = RunsReader(self.runs_folder)
         self.runs: list[dict[str, Any]] | None = None  # None: not read yet
@@ -104,7 +106,10 @@ class OndeviceApp(Steady, App[str]):
 
     def on_mount(self) -> None:
         if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
-            self.theme = DARK.name
+            self.theme = self.remembered.get("theme", lambda name: name in self.available_themes) or DARK.name
+            self.watch(self, "theme", lambda name: self.keep("theme", name), init=False)
+        if self.remembered.trouble:
+            self.say(self.remembered.trouble, bad=True)
         self.call_after_refresh(self.look)
         self.set_interval(LOOK_S, self.look)
         self.set_timer(SOON_S, self._import_ahead)
@@ -222,6 +227,11 @@ class OndeviceApp(Steady, App[str]):
         """A toast. The one place that makes them: text is made inert, and read as no markup."""
         self.notify(inert(text, limit=1500), severity="error" if bad else "information", markup=False,
                     timeout=15 if bad else 5)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Remembers what a person chose, for the next time the app is opened."""
+        if trouble := self.remembered.keep(name, value):
+            self.say(f"{name.replace('_', ' ')} is not remembered: {trouble}", bad=True)
 
     # errors that nobody foresaw
 

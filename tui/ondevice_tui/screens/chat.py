@@ -114,6 +114,7 @@ second model's is taken), and you say which is better."""
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
+        self.sampling = self.ui.remembered.get("sampling", _samples) or self.sampling
         self.query_one("#say").focus()
 
     @property
@@ -340,6 +341,7 @@ second model's is taken), and you say which is better."""
     def _take_settings(self, made: dict[str, Any] | None) -> None:
         if made is not None:
             self.sampling = made
+            self.ui.keep("sampling", made)
             self._show_top()
 
     def on_unmount(self) -> None:
@@ -378,6 +380,17 @@ class Settings(Card[dict[str, Any] | None]):
             self.query_one("#settings-verdict", SafeText).show(f"✗ {problem}", "$error")
             return
         self.dismiss({spec.name: getattr(made, spec.name) for spec in self._specs})
+
+
+def _samples(values: Any) -> bool:
+    """Whether these are settings of answers, whole and within their bounds."""
+    if not isinstance(values, dict) or values.keys() != sampling_defaults().keys():
+        return False
+    try:
+        from_mapping(SamplingConfig, {**values, "model": "-"})
+    except UserError:
+        return False
+    return True
 
 
 def _ending(event: dict[str, Any]) -> str:

@@ -133,6 +133,9 @@ least; p says why this one."""
         yield Answers(question)
         yield SafeText(id="rate-told")
 
+    def on_mount(self) -> None:
+        self.answers.beside = self.ui.remembered.get("answers_beside", lambda value: isinstance(value, bool))
+
     @property
     def answers(self) -> Answers:
         return self.query_one(Answers)
@@ -181,7 +184,7 @@ least; p says why this one."""
         if not create and ticks() - self._failed_at < RETRY_S:
             return
         self.ratings, self.busy = RatingsThread(run.path / FILE), True
-        self.rater = self.rater or rater_name()
+        self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
         begun = self.ratings.open(create=create)
         self.run_worker(partial(self._opened, self.ratings, begun), group="ratings")
 
@@ -556,6 +559,7 @@ least; p says why this one."""
         def take(name: str | None) -> None:
             if name and name.strip():
                 self.rater, self._skipped = name.strip(), set()
+                self.ui.keep("rater", self.rater)
                 self._forget_undone()
                 self.next()
 
@@ -568,6 +572,7 @@ least; p says why this one."""
     def action_side(self) -> None:
         if self.item is not None:
             self.answers.beside = not self.answers.stand_beside(len(self.item.responses))
+            self.ui.keep("answers_beside", self.answers.beside)
             self.show(again=True)
 
     def action_scroll(self, by: int) -> None:
@@ -635,3 +640,7 @@ least; p says why this one."""
         """No vote: by habit from the plain terminal it would be another one than by habit from earlier versions."""
         if self.item is not None:
             self._show_told("a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip()) <= 200

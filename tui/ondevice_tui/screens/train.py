@@ -206,6 +206,10 @@ is no number. Below: the newest numbers with their course, and what the model an
         for widget in self.query(VerticalScroll):
             widget.can_focus = False
         titled(self.query_one("#notes"), "events")
+        for curve in self.query(Curve):
+            smoothing = self.ui.remembered.get("smoothing", lambda value: value in SMOOTHINGS)  # 0 is one of them
+            curve.smoothing = curve.smoothing if smoothing is None else float(smoothing)
+            curve.scale = self.ui.remembered.get("scale", lambda value: value in SCALES) or curve.scale
 
     def stage_changed(self) -> None:
         self._metric, self._back, self._halvings, self._prompt = "", 0, 0, 0
@@ -360,11 +364,13 @@ is no number. Below: the newest numbers with their course, and what the model an
     def action_scale(self) -> None:
         for curve in self.query(Curve):
             curve.scale = SCALES[(SCALES.index(curve.scale) + 1) % len(SCALES)]
+        self.ui.keep("scale", self.query_one("#curve", Curve).scale)
         self.show_history()
 
     def action_smoothing(self) -> None:
         for curve in self.query(Curve):
             curve.smoothing = SMOOTHINGS[(SMOOTHINGS.index(curve.smoothing) + 1) % len(SMOOTHINGS)]
+        self.ui.keep("smoothing", self.query_one("#curve", Curve).smoothing)
         self.show_history()
 
     def action_axis(self) -> None:
