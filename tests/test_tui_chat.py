@@ -16,6 +16,7 @@ from ondevice.ratings import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen, Pane
+from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeArea
 from test_tui import fits, play
 from test_tui_safe import harmless
@@ -53,12 +54,17 @@ def test_a_conversation(tmp_path: Path, size: tuple[int, int]) -> None:
         assert fits(shown(app), size)
         await pilot.press("ctrl+n")
         await until(pilot, lambda: "more" not in shown(app))
+        assert isinstance(app.screen, ChatScreen)
+        app.screen.sampling["max_new_tokens"] = 3
         await say(pilot, "long")
-        await until_shown(pilot, "1 long 0", "cut at the length limit")
+        await until_shown(pilot, "1 long 0", "cut at max_new_tokens, 3;")
+        app.screen.sampling["max_new_tokens"] = 256
+        await say(pilot, "full")
+        await until_shown(pilot, "cut: the model's context of 64 tokens is full, 61 of them")
         await say(pilot, "forget")
         await until_shown(pilot, "the first 2 turns no longer fit")
         await say(pilot, "refuse")
-        await until_shown(pilot, "the model's context holds 64 shorten it")
+        await until_shown(pilot, "the model's context holds 64 (shorten it)")
 
     play(tmp_path, script, size)
 
@@ -258,7 +264,9 @@ def test_several_lines_are_pasted_typed_and_sent(tmp_path: Path, size: tuple[int
     play(tmp_path, script, size)
 
 
-@pytest.mark.parametrize(("text", "says"), [("refuse", "shorten it"), ("crash", "out of memory")])
+@pytest.mark.parametrize(("text", "says"), [
+    ("refuse", "your message: has 99 tokens"), ("crash", "out of memory"),
+    ("crash later", "had begun: half an answer")])
 def test_what_was_refused_stands_in_the_input_again(tmp_path: Path, text: str, says: str) -> None:
     a_run(tmp_path)
 
@@ -274,3 +282,61 @@ def test_what_was_refused_stands_in_the_input_again(tmp_path: Path, text: str, s
         assert [turn["role"] for turn in app.screen.query_one(Pane).turns] == ["user", "assistant"]
 
     play(tmp_path, script)
+
+
+def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: Path) -> None:
+    a_run(tmp_path, "first")
+    a_run(tmp_path, "second")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.choose(tmp_path / "first")
+        await until_shown(pilot, "▸ first")
+        rows = app.screen.query_one("#stages", Rows)
+        rows.highlighted = 0
+        await pilot.press("c")
+        await until_shown(pilot, "first · init")
+        await say(pilot, "hello")
+        await until_shown(pilot, "tok/s")
+        await pilot.press("escape")
+        app.choose(tmp_path / "second")
+        await until_shown(pilot, "▸ second")
+        rows.highlighted = 1
+        await pilot.press("c")
+        text = await until_shown(pilot, "second · pretrain", "From here on second · pretrain answers", "hello")
+        assert "init" in text, "what init said is still said to be init's"
+        pane = app.screen.query_one(Pane)
+        assert pane.speakers == ["first · init"] * 2 and len(pane.turns) == 2
+        await pilot.press("escape")
+        rows.highlighted = 2  # it died, and left no model
+        await pilot.press("c")
+        await until(pilot, lambda: any("sft of this run has no model" in n.message for n in app._notifications))
+        await until_shown(pilot, "second · pretrain")
+
+    play(tmp_path, script)
+
+
+def test_another_model_takes_the_conversation_over(tmp_path: Path) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · pretrain")
+        await say(pilot, "hello")
+        await until_shown(pilot, "1 hello 0")
+        await pilot.press("ctrl+o")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until_shown(pilot, "first · init")
+        one, two = app.screen.query(Pane)
+        assert one.turns == two.turns and len(two.turns) == 2
+        await say(pilot, "more")
+        await until(pilot, lambda: len(one.turns) == len(two.turns) == 4)
+        assert len(one.turns) == 4 and two.turns is not one.turns
+        await pilot.press("ctrl+t")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: one.name_shown == "first · init")
+        assert [turn["content"] for turn in one.turns[:2]] == ["hello", "1 hello 0"]
+        assert one.speakers == ["first · pretrain"] * 4
+
+    play(tmp_path, script, (120, 36))

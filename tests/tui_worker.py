@@ -1,7 +1,8 @@
 """Stands in for `ondevice worker` where a test needs no model: it says the last message back, word by word.
 
     slow …        one word, then it waits for a cancel
-    crash         it ends with a complaint
+    crash         it ends with a complaint; crash later: after a word
+    long, full    an answer that is cut: by the settings, where they allow three tokens, or by the context
     Question …    another answer to each number that is asked for
     \\x1b…         whatever is asked comes back as it is
 
@@ -33,7 +34,9 @@ def main() -> None:
             first = 0.0 if "3" in said else 5.0
             tell(event="done", id=name, scores=[first] + [0.0] * (len(request["responses"]) - 1), seconds=0.1)
             continue
-        if said == "crash":
+        if said.startswith("crash"):
+            if said != "crash":
+                tell(event="token", id=name, text="half an answer")
             sys.exit("out of memory")
         if said == "refuse":
             told = "has 99 tokens, the model's context holds 64"
@@ -49,7 +52,8 @@ def main() -> None:
         if cancelled:
             while json.loads(sys.stdin.readline())["op"] != "cancel":
                 pass
-        tell(event="done", id=name, text=" ".join(words), tokens=len(words), prompt_tokens=3, stopped=said != "long",
+        tell(event="done", id=name, text=" ".join(words), tokens=len(words), stopped=said not in ("long", "full"),
+             prompt_tokens=64 - len(words) if said == "full" else 3,
              cancelled=cancelled, forgotten=2 if said == "forget" else 0, seconds=0.5)
 
 

@@ -41,6 +41,7 @@ class Pane(Vertical):
         self.process: ModelProcess | None = None
         self.model: tuple[str, str] | None = None  # (run · stage, folder)
         self.turns: list[dict[str, str]] = []
+        self.speakers: list[str] = []  # who said each turn: a model that takes another's place goes on with its turns
         self.writing = ""
         self.told = ""
         self.pace = ""
@@ -54,12 +55,21 @@ class Pane(Vertical):
     def name_shown(self) -> str:
         return self.model[0] if self.model else "no model"
 
+    def add(self, role: str, text: str) -> None:
+        self.turns.append({"role": role, "content": text})
+        self.speakers.append(self.name_shown)
+
+    def take_back(self) -> None:
+        """The last turn: no answer came to it."""
+        self.turns.pop()
+        self.speakers.pop()
+
     def show(self) -> None:
-        who = self.name_shown.rsplit(" ", 1)[-1]
+        who = _stage_of(self.name_shown)
         rows = []
-        for turn in self.turns[-SHOWN_TURNS:]:
+        for turn, by in list(zip(self.turns, self.speakers, strict=True))[-SHOWN_TURNS:]:
             mine = turn["role"] == "user"
-            rows += [content("you" if mine else who, "bold $muted" if mine else "bold $primary"),
+            rows += [content("you" if mine else _stage_of(by), "bold $muted" if mine else "bold $primary"),
                      content(turn["content"].strip() or "(nothing)"), content("")]
         if self.writing:
             rows += [content(who, "bold $primary"), content(self.writing + "▌")]
@@ -82,13 +92,14 @@ class ChatScreen(Page):
 A conversation with a stage's model. The model is loaded into a process of its own at the first message and let go \
 when you leave this screen. A model before sft has no chat format: it continues your text instead of answering it.
 
-With a second model beside it, both get the same messages and the same draws.
+It begins with the model of the run and stage that you come from. Another model goes on with the conversation that \
+stands there; ctrl+n begins anew. With a second model beside it, both get the same messages and the same draws.
 
 ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model"),
-        Binding("ctrl+o", "second", "second", tooltip="A second model beside it, or none"),
+        Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model; it goes on with the conversation"),
+        Binding("ctrl+o", "second", "second", tooltip="A second model beside it: it takes the talk up; or none"),
         Binding("ctrl+e", "settings", "settings", priority=True, tooltip="Temperature, top-p, length, seed"),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
@@ -105,6 +116,7 @@ second model's is taken), and you say which is better."""
         super().__init__()
         self.sampling = sampling_defaults()
         self.busy = False
+        self._of: tuple[Path | None, str] | None = None  # (run, stage) that the first model was taken for
         self.all_panes = [Pane("pane-a"), Pane("pane-b")]
 
     def body(self) -> Iterable[Widget]:
@@ -135,14 +147,26 @@ second model's is taken), and you say which is better."""
             await pane.let_go()
 
     def runs_changed(self) -> None:
-        first = self.all_panes[0]
-        if first.model is None:
-            known = models_in(self.ui.runs or ())
-            here = [m for m in known if self.ui.chosen is not None and m[0].startswith(f"{self.ui.chosen.name} ·")]
-            first.model = (here or known or [None])[0]  # type: ignore[list-item]
-            first.told = "" if first.model or self.ui.runs is None else NO_MODEL
-            first.show()
+        first, of = self.all_panes[0], (self.ui.chosen, self.ui.talk_with)
+        if first.model is None or (of != self._of and not self.busy):
+            self._follow(of)
         self._show_top()
+
+    def _follow(self, of: tuple[Path | None, str]) -> None:
+        """The model of the run and stage that a person comes from; the run's newest where that stage has none."""
+        first, (chosen, stage) = self.all_panes[0], of
+        known = models_in(self.ui.runs or ())
+        here = [m for m in known if chosen is not None and Path(m[1]).parent.parent == chosen]
+        asked = [m for m in here if Path(m[1]).parent.name == stage]
+        model = next(iter(asked or here or known), None)
+        self._of = of if known else None
+        if model is None:
+            first.told = "" if self.ui.runs is None else NO_MODEL
+            first.show()
+        elif model != first.model:
+            self._take_model(0, model)
+        if model is not None and stage and not asked:
+            self.ui.say(f"{stage} of this run has no model that writes: this is {model[0]}")
 
     def _show_top(self) -> None:
         s = self.sampling
@@ -172,14 +196,15 @@ second model's is taken), and you say which is better."""
             self.busy = False
 
     async def _answer_in(self, pane: Pane, said: str) -> None:
-        pane.turns.append({"role": "user", "content": said})
+        pane.add("user", said)
         pane.told, pane.writing, pane.pace = "", "", ""
         try:
             await self._open(pane)
             await self._listen(pane, said)
         except WorkerGone as gone:
-            pane.turns.pop()  # an answer to it never came
-            pane.told = f"The model's process ended: {gone}"
+            pane.take_back()
+            had = f"\nIt had begun: {pane.writing.strip()}" if pane.writing.strip() else ""
+            pane.told = f"The model's process ended: {gone}{had}"
             self._give_back(said)
             await pane.let_go()
         pane.writing = ""
@@ -207,7 +232,8 @@ second model's is taken), and you say which is better."""
         chats = bool(process.ready.get("chat"))
         asked: dict[str, Any] = {"messages": pane.turns} if chats else {"text": said}
         shown = time.monotonic()
-        async for event in process.ask(self.sampling, number=len(pane.turns), **asked):
+        sampling = dict(self.sampling)
+        async for event in process.ask(sampling, number=len(pane.turns), **asked):
             kind = event.get("event")
             if kind == "token":
                 pane.writing += str(event.get("text", ""))
@@ -215,12 +241,13 @@ second model's is taken), and you say which is better."""
                     shown = time.monotonic()
                     pane.show()
             elif kind == "error":
-                pane.turns.pop()
-                pane.told = f"✗ {event.get('message', '')} {event.get('hint', '')}".strip()
+                pane.take_back()
+                said_so = {key: str(event.get(key) or "") for key in ("message", "where", "hint")}
+                pane.told = f"✗ {UserError(**{**said_so, 'where': said_so['where'] or 'your message'})}"
                 self._give_back(said)
             elif kind == "done":
-                pane.turns.append({"role": "assistant", "content": str(event.get("text", ""))})
-                pane.told, pane.pace = _ending(event), _pace(event)
+                pane.add("assistant", str(event.get("text", "")))
+                pane.told, pane.pace = _ending(event, sampling, process.ready.get("context")), _pace(event)
 
     def _give_back(self, said: str) -> None:
         """What was not answered stands in the input again, unless something else was typed meanwhile."""
@@ -241,7 +268,7 @@ second model's is taken), and you say which is better."""
             self.ui.say("the answer is still being written; ctrl+x stops it")
             return
         for pane in self.all_panes:
-            pane.turns, pane.told, pane.pace = [], "", ""
+            pane.turns, pane.speakers, pane.told, pane.pace = [], [], "", ""
             pane.show()
 
     def action_scroll(self, by: int) -> None:
@@ -273,7 +300,8 @@ second model's is taken), and you say which is better."""
             return
         finally:
             self.busy = False
-        sources = [pane.name_shown.replace(" · ", "-") for pane in (panes * 2)[:2]]
+        sources = [name.replace(" · ", "-") for name in
+                   (panes[0].speakers[-1], panes[1].speakers[-1] if len(panes) > 1 else panes[0].name_shown)]
         answers = tuple(Response(text, source) for text, source in zip(texts, sources, strict=True))
         model = panes[0].model
         if len(set(texts)) == 1:
@@ -319,12 +347,14 @@ second model's is taken), and you say which is better."""
     def _take_model(self, at: int, model: tuple[str, str] | None) -> None:
         if model is None:
             return
-        pane = self.all_panes[at]
+        pane, first = self.all_panes[at], self.all_panes[0]
         pane.display = True
-        pane.model, pane.turns, pane.told, pane.pace = model, [], "", ""
-        self.run_worker(pane.let_go(), group="closing")
+        pane.model, pane.told, pane.pace = model, "", ""
         if at:
-            self.action_anew()
+            pane.turns, pane.speakers = list(first.turns), list(first.speakers)
+        if pane.turns:
+            pane.told = f"From here on {model[0]} answers. ctrl+n begins anew."
+        self.run_worker(pane.let_go(), group="closing")
         pane.show()
 
     def action_second(self) -> None:
@@ -393,12 +423,22 @@ def _samples(values: Any) -> bool:
     return True
 
 
-def _ending(event: dict[str, Any]) -> str:
+def _stage_of(name: str) -> str:
+    """The stage of a model's name (run · stage)."""
+    return name.rsplit(" ", 1)[-1]
+
+
+def _ending(event: dict[str, Any], sampling: dict[str, Any], context: Any) -> str:
     told = []
     if event.get("cancelled"):
         told.append("stopped")
     elif not event.get("stopped"):
-        told.append("cut at the length limit")
+        limit = sampling["max_new_tokens"]
+        if int(event.get("tokens") or 0) >= limit:
+            told.append(f"cut at max_new_tokens, {limit}; ctrl+e changes it")
+        else:
+            told.append(f"cut: the model's context of {context} tokens is full, {event.get('prompt_tokens')} of them "
+                        "with what was said before; ctrl+n begins anew")
     if event.get("forgotten"):
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
     return f"({', '.join(told)})" if told else ""

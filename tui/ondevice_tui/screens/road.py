@@ -43,7 +43,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
         Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
         Binding("g", "app.go('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
-        Binding("c", "app.go('chat')", "chat", tooltip="Talk with a stage's model"),
+        Binding("c", "chat", "chat", tooltip="Talk with the highlighted stage's model"),
         Binding("p", "app.go('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"),
         Binding("d", "details", "details", tooltip="Last lines and messages of the highlighted stage"),
         Binding("escape", "none", "", show=False),
@@ -192,6 +192,12 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         if self.highlighted is not None:
             self.ui.stage = self.highlighted.stage
             self.ui.action_go("train")
+
+    def action_chat(self) -> None:
+        """With the highlighted stage's model, where it has been begun; else with the run's newest."""
+        row = self.highlighted
+        self.ui.talk_with = row.stage if row is not None and row.state not in road.OPEN else ""
+        self.ui.action_go("chat")
 
     def action_stop(self) -> None:
         from ondevice_tui.screens.ask import ask_to_stop
