@@ -90,15 +90,24 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     """A stage's state, its newest step and headline numbers.
 
     The state is done, training, stopped (a person asked for it), failed (its `message` says why) or died (its process
-    is gone and left no word). `holder` names the process that trains, `last` is the time of the newest event.
+    is gone and left no word). `holder` names the process that trains, `last` is the time of the newest event. `since`
+    (time, step): where it began or went on last, or the first step in the part of the file that is read; `paused`:
+    seconds between a stop and its resume, of those resumes that are in that part.
     """
     first = _first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
     step = None
     last: Mapping[str, Any] = {}
+    since: tuple[float, int] | None = None
+    paused = 0.0
     for event in events.read(stage.events, tail=TAIL):
+        at, before = _number(event.get("t")), _number(last.get("t"))
         last = newest[str(event.get("event", ""))] = event
         step = event["step"] if isinstance(event.get("step"), int) else step
+        if event.get("event") == "resume" and at is not None and before is not None:
+            paused += max(at - before, 0.0)
+        if at is not None and step is not None and (since is None or event.get("event") == "resume"):
+            since = at, step
     holder, done = stage.holder(), stage.done_record()
     ended = last if last.get("event") == "failed" else {}
     if done is not None:
@@ -128,7 +137,8 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     return {"stage": stage.name, "state": state, "step": step, "steps": steps if isinstance(steps, int) else None,
             "began": began if began is not None else stage.path.stat().st_mtime, "numbers": numbers,
             "marks": {key: marks[key] for key in _MARKS if _number(marks.get(key)) is not None},
-            "last": max(times, default=None), "holder": holder, "message": str(ended.get("message", "")),
+            "last": max(times, default=None), "since": since, "paused": paused, "holder": holder,
+            "message": str(ended.get("message", "")),
             "seconds": _number((done or {}).get("seconds"))}
 
 

@@ -21,13 +21,14 @@ from textual.theme import Theme
 from textual.worker import WorkerFailed
 
 from ondevice import processes
+from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.runfolder import RunFolder
 from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
+from ondevice_tui.reading import RunsReader
 from ondevice_tui.remembered import Remembered
-from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.trouble import Steady, write_trouble
@@ -136,11 +137,12 @@ class OndeviceApp(Steady, App[str]):
         if not self._reading:
             self._reading = True
             imports.load(*imports.FOR_READING_RUNS)
-            self.run_worker(self._read_runs, thread=True, group="runs")
+            chosen = self.chosen
+            self.run_worker(lambda: self._read_runs(chosen), thread=True, group="runs")
 
-    def _read_runs(self) -> None:
+    def _read_runs(self, chosen: Path | None) -> None:
         try:
-            self.post_message(RunsRead(self.reader.read()))
+            self.post_message(RunsRead(self.reader.read(chosen)))
         except UserError as problem:
             self.post_message(RunsRead([], f"the folder of runs {problem.message}"))
         finally:
@@ -148,6 +150,8 @@ class OndeviceApp(Steady, App[str]):
 
     def on_runs_read(self, message: RunsRead) -> None:
         self.runs, self.runs_trouble = message.runs, message.trouble
+        for child in self.started:
+            child.look(self._state_of(child.run))
         if self.chosen is None or not self.chosen.is_dir():
             busy = [run for run in self.runs if any(stage["state"] == "training" for stage in run["stages"])]
             first = next(iter(busy or self.runs), None)
@@ -166,7 +170,16 @@ class OndeviceApp(Steady, App[str]):
     @property
     def run_state(self) -> dict[str, Any] | None:
         """The chosen run, as it was last read."""
-        return next((run for run in self.runs or () if Path(run["path"]) == self.chosen), None)
+        return self._state_of(self.chosen) if self.chosen is not None else None
+
+    def _state_of(self, path: Path) -> dict[str, Any] | None:
+        return next((run for run in self.runs or () if Path(run["path"]) == path), None)
+
+    @property
+    def starting(self) -> set[str]:
+        """Stages of the chosen run whose process was started here and has not begun them."""
+        here = [child for child in self.started if child.run == self.chosen]
+        return {stage for child in here if (stage := child.starts(self.run_state))}
 
     @property
     def run_folder(self) -> RunFolder | None:
@@ -205,7 +218,13 @@ class OndeviceApp(Steady, App[str]):
     # starting and stopping
 
     def start(self, words: Sequence[str], run: Path) -> bool:
-        """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one."""
+        """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one. False where it could not, or
+        where one that does the same is only just starting."""
+        stage = words[0] if words[0] in STAGES else ""
+        if any(child.run == run and not child.begun and (not stage or child.stage in ("", stage))
+               for child in self.started):
+            self.say("it is starting already: loading takes some seconds")
+            return False
         try:
             child = runner.start(words, run)
         except (OSError, UserError) as problem:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ondevice.config.load import read_yaml
+from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
 from ondevice.progress import duration, number, numbers_line
-from ondevice.runfolder import RunFolder, StageFolder, clock
-from ondevice_tui.trouble import write_trouble
+from ondevice.runfolder import clock
 
 MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "skipped": "·",
-         "next": "▸", "wrong": "✗"}
+         "next": "▸", "wrong": "✗", "starting": "▶"}
 STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
-          "waits": "$muted", "skipped": "$muted", "next": "$text", "wrong": "$error"}
+          "waits": "$muted", "skipped": "$muted", "next": "$text", "wrong": "$error", "starting": "$accent"}
 OPEN = ("next", "skipped", "waits")  # states of what has not been begun
-T = TypeVar("T")
-LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
 
@@ -39,152 +34,111 @@ class Row:
     why: str
 
 
-class RunsReader:
-    """`listing.list_runs` for a screen that asks every second: a stage that has not changed is not read again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
-        self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
-
-    def read(self) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "ratings": whether it has
-        any, "ratings_trouble": why they cannot be read, "stages": [state …]}], the newest first.
-
-        A run that cannot be read has no stages, says why under "wrong", and hides no other. Raises UserError where
-        the folder of runs itself cannot be read.
-        """
-        found = [run for path in run_paths(self.folder) if (run := self._run(path)) is not None]
-        return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
-
-    def _run(self, path: Path) -> dict[str, Any] | None:
-        try:
-            if not path.is_dir():
-                return None
-            run = RunFolder(path)
-            stages = [self._state(stage) for stage in run.stages()]
-            if not stages and not is_run(run):
-                return None
-            votes, trouble = self._votes(path)
-            read = {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages,
-                    "recipe": self._recipe(run), "ratings": has_ratings(run), "votes": votes,
-                    "ratings_trouble": trouble}
-        except Exception as problem:  # whatever it is, the other runs are read, and it is told
-            wrong = unreadable(path, problem)
-            if self._wrong.get(path) != wrong["wrong"]:  # once, not every second
-                self._wrong[path] = wrong["wrong"]
-                write_trouble(f"reading the run {path}", problem)
-            return {**wrong, "recipe": [], "votes": 0, "ratings_trouble": ""}
-        self._wrong.pop(path, None)
-        return read
-
-    def _once(self, what: str, path: Path, stamp: Any, make: Callable[[], T]) -> T:
-        """What `make` gave when the stamp last changed."""
-        known = self._known.get((what, path))
-        if known is None or known[0] != stamp:
-            known = self._known[what, path] = stamp, make()
-        found: T = known[1]
-        return found
-
-    def _state(self, stage: StageFolder) -> dict[str, Any]:
-        stamp = (_stamp(stage.events), _stamp(stage.done), stage.holder() is not None)
-        return self._once("stage", stage.path, stamp, lambda: stage_state(stage))
-
-    def _recipe(self, run: RunFolder) -> list[str]:
-        # parsing YAML takes longer than all the rest
-        return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
-
-    def _votes(self, run: Path) -> tuple[int, str]:
-        from ondevice.ratings_store import FILE  # here, in a thread: the first screen waits for no database
-
-        stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
-        return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else (0, "")
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def votes_of_people(run: Path) -> tuple[int, str]:
-    """(how many there are, why they cannot be read): this is looked at again once the database has changed."""
-    from ondevice.ratings import Ratings
-
-    try:
-        with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
-            return sum(vote.outcome is not None for vote in ratings.live_votes(simulated=False)), ""
-    except UserError as problem:
-        return 0, problem.message
-
-
-def recipe_stages(run: RunFolder) -> list[str]:
-    """The stages that the run's recipe names; none where it has no recipe or a damaged one."""
-    if not run.recipe.is_file():
-        return []
-    try:
-        stages = read_yaml(run.recipe).get("stages")
-    except UserError:
-        return []
-    return [str(name) for name in stages] if isinstance(stages, Mapping) else []
-
-
-def rows(run: Mapping[str, Any] | None) -> list[Row]:
+def rows(run: Mapping[str, Any] | None, starting: Collection[str] = ()) -> list[Row]:
     """Every stage there is, in the order of the road; what a run has beside them comes last. A classifier is a side
-    road, of encoders for the most part: it is shown where a run has one or its recipe makes one."""
+    road, of encoders for the most part: it is shown where a run has one or its recipe makes one. `starting`: stages
+    whose process was started here and has not begun them yet."""
     states = {stage["stage"]: stage for stage in run["stages"]} if run else {}
-    busy = next((name for name, stage in states.items() if stage["state"] == "training"), "")
-    recipe, order = list(run["recipe"]) if run else [], list(STAGES)
-    names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe]
+    recipe = list(run["recipe"]) if run else []
+    names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe
+             or name in starting]
     names += [name for name in states if name not in STAGES]
-    waits = bool(run and run.get("ratings")) and not states  # pairs came from a file: only a person is wanted
-    made = [_to_rate(name) if waits and name in order[:order.index("rate") + 1] else _row(name, states, busy, recipe)
-            for name in names]
-    votes, trouble = (run.get("votes"), run.get("ratings_trouble")) if run else (0, "")
-    told = f"its ratings: {trouble}" if trouble else f"{votes} rated by a person" if votes else ""
-    return [replace(row, told=told) if told and row.enter == "rate" and row.state in OPEN else row for row in made]
+    return [_starting(name) if name in starting and states.get(name, {}).get("state") != "training"
+            else _begun(name, states[name]) if name in states else _open(name, states, run or {}) for name in names]
 
 
 def next_row(found: Sequence[Row]) -> int:
     """The row of the next sensible action: what trains, what stopped short, else the first that can be begun."""
-    for wanted in (("training",), ("failed", "died", "stopped"), ("next",)):
+    for wanted in (("training", "starting"), ("failed", "died", "stopped"), ("next",)):
         for i, row in enumerate(found):
             if row.state in wanted:
                 return i
     return max((i for i, row in enumerate(found) if row.state == "done"), default=0)
 
 
-def _row(name: str, states: Mapping[str, Mapping[str, Any]], busy: str, recipe: Sequence[str]) -> Row:
-    stage = states.get(name)
-    if stage is not None:
-        by_person = not startable(name) and stage["state"] in ("stopped", "failed", "died")
-        return Row(name, stage["state"], _share(stage), _told(stage), _seconds(stage), stage["last"],
-                   "rate" if by_person else "watch", stage["message"])
-    before = _before(name, states)
-    enter = "start" if startable(name) else "rate"
+def _starting(name: str) -> Row:
+    return Row(name, "starting", None, "its process was started and loads …", None, None, "", "it is starting")
+
+
+def _begun(name: str, stage: Mapping[str, Any]) -> Row:
+    by_person = not startable(name) and stage["state"] in ("stopped", "failed", "died")
+    return Row(name, stage["state"], _share(stage), _told(stage), _seconds(stage), stage["last"],
+               "rate" if by_person else "watch", stage["message"])
+
+
+def _open(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> Row:
+    """A stage that has not been begun."""
+
+    def row(state: str, told: str, why: str = "", enter: str = "start" if startable(name) else "rate") -> Row:
+        return Row(name, state, None, told, None, None, enter, why)
+
+    busy = next((stage for stage, state in states.items() if state["state"] == "training"), "")
+    recipe = list(run.get("recipe") or ())
+    if unstarted := (run.get("unstarted") or {}).get(name):
+        return row("failed", f"did not start: {unstarted}", unstarted)
+    if busy and name in recipe:
+        return row("waits", "comes by itself", "the run's recipe begins it", "")
     if busy:
-        queued = name in recipe
-        return Row(name, "waits", None, "comes by itself" if queued else f"waits for {busy}", None, None,
-                   "" if queued else enter, "the run's recipe begins it" if queued else f"{busy} trains now")
-    if _passed(name, states):
-        told = f"left out; can start from {before}" if before and enter == "start" else "left out by this run"
-        return Row(name, "skipped", None, told, None, None, enter, "")
+        return row("waits", "not in this run's recipe" if recipe else f"waits for {busy}", f"{busy} trains now")
+    if not startable(name):
+        return _to_rate(row, name, states, run)
+    before, wants = _before(name, states), _wants(name, states, run)
+    if _passed(name, states) or _passed_by_pairs(name, states, run):
+        ready = before and not wants
+        return row("skipped", f"left out; can start from {before}" if ready else "left out by this run")
+    halted = next((stage for stage, state in states.items() if state["state"] in ("stopped", "failed", "died")), "")
+    if halted in recipe and name in recipe:
+        return row("waits", f"comes by itself once {halted} goes on", f"R on {halted} goes on with the run's recipe")
+    if wants:
+        return row("waits", *wants)
     if name == "init" or before:
-        told = f"can start from {before}" if before else "a tokenizer and random weights"
-        if enter == "rate":
-            told = "a person's choice among the sampled answers"
-        return Row(name, "next", None, told, None, None, enter, "")
-    needs = "needs a model: begin with init, or start it from any folder"
-    return Row(name, "waits", None, "needs a model", None, None, "start", needs)
+        return row("next", f"can start from {before}" if before else "a tokenizer and random weights")
+    if _learns_from_votes(name) and run.get("votes"):
+        return row("next", "there are votes; its form asks for the model", "ctrl+t in its form chooses the model")
+    return row("waits", "needs a model", "needs a model: begin with init, or start it from any folder")
 
 
-def _to_rate(name: str) -> Row:
-    """The road up to a person's choice, in a run that has pairs and nothing else."""
-    if name == "rate":
-        return Row(name, "next", None, "a person's choice among the pairs that were imported", None, None, "rate", "")
-    return Row(name, "skipped", None, "left out by this run", None, None, "start" if startable(name) else "rate", "")
+def _to_rate(row: Any, name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> Row:
+    """The row of a person's choice. It can be made as soon as there are pairs, whatever else the run has."""
+    made: Row
+    votes, pending, trouble = run.get("votes") or 0, run.get("pending") or 0, run.get("ratings_trouble")
+    waiting = f", {pending} wait" if pending else ""
+    told = (f"its ratings: {trouble}" if trouble else f"{votes} rated by a person{waiting}" if votes else
+            f"a person's choice among {pending} pairs" if pending else "a person's choice among answers")
+    if not run.get("ratings"):
+        made = row("waits", "needs answers to choose among: sample writes some", "no pairs yet: g there samples some")
+    elif pending or trouble:
+        made = row("skipped" if _passed(name, states) else "next", told)
+    else:
+        made = row("done" if votes else "waits", told if votes else "its ratings hold no pair yet")
+    return made
+
+
+def _wants(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(what a stage wants beside a model and has not, what to do about it)."""
+    if _learns_from_votes(name) and not run.get("votes") and states.get("rate", {}).get("state") != "done":
+        return "needs pairs: rate some answers first", "no votes yet: r rates, or name a file of pairs in its form"
+    judged = any(state["state"] == "done" and gives(stage) == "reward" for stage, state in states.items())
+    if _needs_reward_model(name) and not judged:
+        return "needs a reward model", "no reward model yet: start reward, or name another run's in its form"
+    return None
+
+
+def _learns_from_votes(name: str) -> bool:
+    return name in STAGES and issubclass(STAGES[name], PairsConfig)
+
+
+def _needs_reward_model(name: str) -> bool:
+    fields = dataclasses.fields(STAGES[name]) if name in STAGES else ()
+    return any(field.name == "reward_model" and field.default == "" for field in fields)
+
+
+def _passed_by_pairs(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> bool:
+    """Whether a run has pairs, and no model that would go the road up to them: they came from a file, or from a model
+    of elsewhere. What comes next is a person's choice, and what learns from it."""
+    order = list(STAGES)
+    return (bool(run.get("ratings")) and not any(gives(stage) == "policy" for stage in states)
+            and name in order[:order.index("rate")])
 
 
 def startable(name: str) -> bool:
@@ -221,9 +175,10 @@ def _share(stage: Mapping[str, Any]) -> float | None:
 
 
 def _seconds(stage: Mapping[str, Any]) -> float | None:
+    """Of work: what passed between a stop and its resume is none."""
     if stage["state"] == "done" and isinstance(stage["seconds"], (int, float)):
         return float(stage["seconds"])
-    return stage["last"] - stage["began"] if stage["last"] is not None else None
+    return stage["last"] - stage["began"] - stage["paused"] if stage["last"] is not None else None
 
 
 def _told(stage: Mapping[str, Any]) -> str:
@@ -246,11 +201,12 @@ def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
 
 
 def left(stage: Mapping[str, Any]) -> str:
-    """Time left by the pace so far: "9:12 left"."""
-    share, seconds = _share(stage), _seconds(stage)
-    if not share or not seconds or share >= 1:
+    """Time left by the pace since it began, or since it went on last: "9:12 left". Empty while that is not known."""
+    step, total, since, last = stage["step"], stage["steps"], stage["since"], stage["last"]
+    if not isinstance(step, int) or not isinstance(total, int) or since is None or last is None or step >= total:
         return ""
-    return f"{duration(seconds * (1 - share) / share)} left"
+    done, seconds = step - since[1], last - since[0]
+    return f"{duration(seconds * (total - step) / done)} left" if done > 0 and seconds > 0 else ""
 
 
 def ago(t: float | None) -> str:

@@ -23,7 +23,7 @@ from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.events import read
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runfolder import RunFolder, StageFolder, clock
 from ondevice_tui.tail import log_tail
 
 
@@ -35,6 +35,33 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
     told: bool = field(default=False)
+    begun: bool = field(default=False)  # a stage of it has been seen at work since
+    at: float = field(default_factory=clock)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.log.parent
+
+    @property
+    def stage(self) -> str:
+        """The stage that it runs; empty for a recipe, which runs several."""
+        return self.log.stem if self.log.stem in STAGES else ""
+
+    def look(self, run: Mapping[str, Any] | None) -> None:
+        """Whether what was read of its run shows that it has begun."""
+        for stage in run["stages"] if run else ():
+            newer = stage["last"] is not None and stage["last"] >= self.at
+            if (stage["state"] == "training" or newer) and self.stage in ("", stage["stage"]):
+                self.begun = True
+
+    def starts(self, run: Mapping[str, Any] | None) -> str:
+        """The stage that is being started; empty once something has begun."""
+        if self.begun:
+            return ""
+        done = {stage["stage"] for stage in run["stages"] if stage["state"] == "done"} if run else set()
+        recipe = [name for name in (run["recipe"] if run else ()) if name not in done]
+        return self.stage or next(iter(recipe), "init")
 
     def ended(self) -> tuple[int, str] | None:
         """(exit code, the end of its log), once and only once it has ended. Asking also buries the process."""

@@ -77,7 +77,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def runs_changed(self) -> None:
         state = self.ui.run_state
-        self.found = road.rows(state)
+        self.found = road.rows(state, self.ui.starting) if self.ui.runs is not None else []
         self._show_top(state)
         self._show_stages(state)
         self._show_runs()
@@ -110,7 +110,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         wide = max(rows.size.width - 2, 40)
         runs = self.ui.runs
         rows.show([(run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide)) for run in runs or ()])
-        titled(rows, f"runs in {self.ui.runs_folder}", "Enter chooses" if runs else "n begins one")
+        told = "being read …" if runs is None else "Enter chooses" if runs else "n begins one"
+        titled(rows, f"runs in {self.ui.runs_folder}", told)
 
     def _show_next(self) -> None:
         told = self.query_one("#next", SafeText)
@@ -119,6 +120,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
                                          if state is not None and state.get("wrong") else "")
         if wrong:
             told.show(line((" ✗ ", "bold $error"), (wrong, "$error")), layout=False)
+            return
+        if self.ui.runs is None:
+            told.show(line((" … ", "bold $primary"), (f"reading the runs in {self.ui.runs_folder}", "$muted")),
+                      layout=False)
             return
         if self.ui.runs == [] and not self.ui.started:
             told.show(line((" next ▸ ", "bold $primary"), NO_RUNS), layout=False)
@@ -227,6 +232,8 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
         return [("watch ", "bold"), row.stage, "   X stops it (saved)"]
     if row.enter == "rate":
         return [("rate ", "bold"), "answers two by two", (f"   {row.why}" if row.why else "", "$muted")]
+    if row.state == "failed" and row.enter == "start":
+        return [("start ", "bold"), row.stage, " once more   d details", (f" {row.told}", "$muted")]
     if row.state in ("died", "failed", "stopped"):
         why = f" {row.why.splitlines()[0]}" if row.why else ""
         return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]

@@ -1,0 +1,227 @@
+"""The road of a run: what is ready, what waits and for what, how much time is left, and what is looked at how often."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from ondevice.events import EventWriter
+from ondevice.listing import stage_state
+from ondevice.ratings import Ratings, Response
+from ondevice.runfolder import RunFolder, clock
+from ondevice_tui import reading, road, runner
+from ondevice_tui.app import OndeviceApp
+from ondevice_tui.reading import RunsReader
+from ondevice_tui.road import Row, next_row
+from ondevice_tui.widgets.rows import Rows
+from test_tui import play
+from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
+
+
+def rows(run: RunFolder, *starting: str) -> dict[str, Row]:
+    (read,) = [found for found in RunsReader(run.path.parent).read() if found["run"] == run.path.name]
+    return {row.stage: row for row in road.rows(read, starting)}
+
+
+def pairs(run: RunFolder, count: int = 3, votes: int = 0) -> None:
+    with Ratings.open(run.path, create=True) as ratings:
+        for n in range(count):
+            ratings.add("b", f"Question {n}?", [Response("yes"), Response("no")], seed=0)
+        for n in range(votes):
+            ratings.vote(n + 1, "ann", "s", "tie")
+
+
+def ready(found: dict[str, Row]) -> list[str]:
+    return [name for name, row in found.items() if row.state == "next"]
+
+
+def test_after_a_stop_what_is_ready_has_what_it_needs(tmp_path: Path) -> None:
+    """Every later row once said that it could start from init."""
+    run = RunFolder(tmp_path / "one")
+    write_stage(run.stage("init"), 0)
+    write_stage(run.stage("pretrain"), 40, of=100, end="stopped")
+    found = rows(run)
+    assert ready(found) == ["sft", "sample", "grpo"]
+    assert found["rate"].told == "needs answers to choose among: sample writes some"
+    assert found["dpo"].told == found["reward"].told == "needs pairs: rate some answers first"
+    assert found["ppo"].told == "needs a reward model"
+    pairs(run, votes=1)
+    found = rows(run)
+    assert ready(found) == ["sft", "sample", "rate", "reward", "dpo", "grpo"]
+    assert found["rate"].told == "1 rated by a person, 2 wait"
+    write_stage(run.stage("reward"))
+    write_done(run.stage("reward"), [])
+    assert "ppo" in ready(rows(run))
+
+
+def test_the_rest_of_a_recipe_that_stopped_comes_by_itself(tmp_path: Path) -> None:
+    run = a_run(tmp_path)  # sft died
+    found = rows(run)
+    assert found["reward"].told == "comes by itself once sft goes on" and found["reward"].state == "waits"
+    assert found["dpo"].told != "comes by itself once sft goes on", "the recipe goes by ppo"
+
+
+def test_what_a_recipe_does_not_make_waits_for_nothing(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    (read,) = RunsReader(tmp_path).read()
+    read["stages"][2]["state"] = "training"
+    found = {row.stage: row for row in road.rows(read)}
+    assert run.recipe.is_file() and found["dpo"].told == "not in this run's recipe"
+    assert found["reward"].told == "comes by itself"
+
+
+def test_pairs_of_a_model_of_elsewhere_are_rated_and_then_learned_from(tmp_path: Path) -> None:
+    """The stage sample in a run of its own: the road once said that everything needs a model."""
+    run = RunFolder(tmp_path / "own")
+    write_stage(run.stage("sample"), 0)
+    pairs(run, 3)
+    read = list(rows(run).values())
+    assert read[next_row(read)].stage == "rate" and read[next_row(read)].told == "a person's choice among 3 pairs"
+    with Ratings.open(run.path) as ratings:
+        for n in (1, 2, 3):
+            ratings.vote(n, "ann", "s", "tie")
+        ratings.repeat(1, "ann")
+        ratings.vote(4, "ann", "s", "tie")
+    read = list(rows(run).values())
+    assert read[next_row(read)].stage in ("reward", "dpo") and "form asks for the model" in read[next_row(read)].told
+    rate = next(row for row in read if row.stage == "rate")
+    assert rate.told == "3 rated by a person" and rate.enter == "rate", "a repeat counts for none"
+
+
+def test_a_process_that_began_nothing_is_on_the_row(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "new")
+    run.create()
+    (run.path / "pretrain.log").write_text("loading …\nondevice: data: no such file\n")
+    found = rows(run)
+    assert (found["pretrain"].state, found["pretrain"].enter) == ("failed", "start")
+    assert found["pretrain"].told == "did not start: ondevice: data: no such file"
+    assert rows(run, "pretrain")["pretrain"].state == "starting"
+    (run.path / "sft.log").touch()
+    assert rows(run)["sft"].state == "waits"
+    os.utime(run.path / "sft.log", (clock() - 100, clock() - 100))
+    assert rows(run)["sft"].told == "did not start: it said nothing"
+    write_stage(run.stage("pretrain"), 5, of=10, end="died")
+    assert rows(run)["pretrain"].state == "died"
+
+
+def test_the_pause_between_a_stop_and_its_resume_is_no_work(tmp_path: Path) -> None:
+    stage = RunFolder(tmp_path / "run").stage("sft")
+    stage.create()
+    times = iter([0.0, *range(10, 60, 10), 50.0, 72_050.0, 72_060.0, 72_070.0])
+    with EventWriter(stage.events, now=lambda: next(times)) as events:
+        events.emit("start", 0, stage="sft", steps=100, config={})
+        for step in range(1, 6):
+            events.emit("step", step, loss=1.0)
+        events.emit("failed", reason="stopped", message="stopped")
+        events.emit("resume", 5)
+        events.emit("step", 6, loss=1.0)
+        events.emit("step", 7, loss=1.0)
+    found = stage_state(stage)
+    assert found["since"] == (72_050.0, 5) and found["paused"] == 72_000.0
+    assert road.left(found) == "15:30 left"  # 93 steps of ten seconds
+    assert road._seconds({**found, "state": "died"}) == 70.0
+    assert road.left({**found, "step": 5, "last": 72_050.0}) == "", "nothing is known of the pace"
+
+
+def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(30):
+        write_stage(RunFolder(tmp_path / f"run-{n:02}").stage("pretrain"), 5)
+    now = [100.0]
+    monkeypatch.setattr(reading, "ticks", lambda: now[0])
+    looked: list[str] = []
+    look = RunsReader._run
+
+    def counted(reader: RunsReader, path: Path) -> Any:
+        looked.append(path.name)
+        return look(reader, path)
+
+    monkeypatch.setattr(RunsReader, "_run", counted)
+    reader = RunsReader(tmp_path)
+
+    def read(after: float = 1.0) -> list[str]:
+        looked.clear()
+        now[0] += after
+        assert len(reader.read(tmp_path / "run-03")) == 30
+        return sorted(looked)
+
+    assert len(read()) == 30
+    assert read() == ["run-03"], "the chosen one"
+    write_stage(RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died")  # something new in its folder
+    assert read() == ["run-03", "run-20"]
+    most = 0
+    seen: set[str] = set()
+    for _ in range(10):
+        found = read()
+        most, seen = max(most, len(found)), seen | set(found)
+    assert len(seen) == 30 and most <= 20, "each within ten seconds"
+    (tmp_path / "run-31").mkdir()
+    assert "run-31" in read()
+
+
+def test_a_child_has_begun_once_its_stage_is_seen(tmp_path: Path) -> None:
+    class Alive:
+        def poll(self) -> None:
+            return None
+
+    child = runner.Child("x", Alive(), tmp_path / "run" / "sft.log")  # type: ignore[arg-type]
+    state = {"stages": [{"stage": "pretrain", "state": "done", "last": child.at - 50}], "recipe": ["pretrain", "sft"]}
+    assert child.run == tmp_path / "run" and child.starts(None) == "sft"
+    child.look(state)
+    assert not child.begun
+    recipe = runner.Child("x", Alive(), tmp_path / "run" / "run.log")  # type: ignore[arg-type]
+    assert recipe.stage == "" and recipe.starts(state) == "sft" and recipe.starts(None) == "init"
+    state["stages"] += [{"stage": "sft", "state": "training", "last": None}]
+    child.look(state)
+    assert child.begun and child.starts(state) == ""
+
+
+@pytest.mark.slow
+def test_a_second_key_starts_nothing_and_the_road_says_that_it_starts(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path)
+    calls: list[list[str]] = []
+
+    def start(words: list[str], run: Path) -> runner.Child:
+        calls.append(list(words))
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        return runner.Child(runner.shown(words), process, run / "run.log")
+
+    monkeypatch.setattr(runner, "start", start)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.screen.query_one("#stages", Rows).highlighted = 2
+        await until_shown(pilot, "R resumes")
+        await pilot.press("R")
+        await until_shown(pilot, "▶ starting", "its process was started and loads")
+        await pilot.press("R")
+        app.start(["runs", "resume", str(tmp_path / "first")], tmp_path / "first")
+        await until(pilot, lambda: any("it is starting already" in n.message for n in app._notifications))
+        assert len(calls) == 1
+        (child,) = app.started
+        child.process.kill()
+        await until(pilot, lambda: not app.starting)
+        await until_shown(pilot, "✗ died")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_not_read_is_not_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_run(tmp_path)
+    monkeypatch.setattr(OndeviceApp, "on_runs_read", lambda self, message: None)
+
+    async def run() -> None:
+        app = app_on(tmp_path)
+        async with app.run_test(size=(80, 24)) as pilot:
+            text = await until_shown(pilot, "reading the runs in", "being read")
+            assert "start init" not in text and "No run yet" not in text and "ready" not in text
+            await pilot.press("enter")
+
+    asyncio.run(run())
