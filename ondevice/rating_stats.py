@@ -1,7 +1,8 @@
 """What the votes are worth: agreement, biases, and how strong each source of responses is.
 
 A response's source is the checkpoint that wrote it. Every vote on an item of more than two responses counts as one on
-each pair that it orders; intervals take these as independent, which makes them a little narrow there.
+each pair that it orders. Votes on one prompt go together, so that intervals of shares are as wide as the prompts' own
+spread makes them (a design effect), those of strengths come from bootstraps over prompts.
 """
 
 from __future__ import annotations
@@ -80,15 +81,36 @@ class Strengths:
     prompts: int
 
 
-def wilson(count: float, of: int, z: float = 1.959964) -> Share:
-    """Wilson's score interval of a share (Wilson 1927)."""
+def wilson(count: float, of: int, z: float = 1.959964, *, independent: float = 0) -> Share:
+    """Wilson's score interval of a share (Wilson 1927). `independent`: how many independent ones these are worth (0:
+    all of them)."""
     if not of:
         return Share(count, of, None, None, None)
-    share, square = count / of, z * z / of
+    worth = independent or of
+    share, square = count / of, z * z / worth
     middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / of + square / (4 * of)) / (1 + square)
+    half = z * math.sqrt(share * (1 - share) / worth + square / (4 * worth)) / (1 + square)
     # at the ends the interval reaches them, but for rounding
     return Share(count, of, share, 0.0 if not count else middle - half, 1.0 if count == of else middle + half)
+
+
+def clustered(scores: Sequence[tuple[Hashable, float]]) -> Share:
+    """The share of (cluster, score of 0 to 1), with Wilson's interval for as many independent ones as they are worth:
+    their number by the design effect, the variance between clusters over that of independent ones (Kish 1965). Where
+    all are alike nothing shows how they go together: each cluster counts as one."""
+    of, count = len(scores), sum(score for _, score in scores)
+    sizes = Counter(cluster for cluster, _ in scores)
+    if len(sizes) == of:
+        return wilson(count, of)
+    share = count / of
+    apart: dict[Hashable, float] = {}
+    for cluster, score in scores:
+        apart[cluster] = apart.get(cluster, 0.0) + score - share
+    if not 0 < share < 1 or len(sizes) == 1:
+        return wilson(count, of, independent=len(sizes))
+    between = sum(d * d for d in apart.values()) * len(sizes) / (len(sizes) - 1)
+    effect = between / (of * share * (1 - share))
+    return wilson(count, of, independent=of / max(effect, 1.0))
 
 
 def cohen_kappa(judged: Sequence[tuple[Hashable, Hashable]]) -> Agreement:
@@ -187,8 +209,8 @@ def statistics(ratings: Ratings, batch: str | None = None, *, raters: Iterable[s
         "raters": {rater: _of_rater(items, [vote for vote in votes if vote.rater == rater])
                    for rater in sorted({vote.rater for vote in votes})},
         "agreement": _between(items, given),
-        "first_shown": asdict(wilson(sum(c.score for c in decided), len(decided))),
-        "longer": asdict(wilson(sum(c.score == (c.longer > 0) for c in unequal), len(unequal))),
+        "first_shown": asdict(clustered([(c.prompt_sha, c.score) for c in decided])),
+        "longer": asdict(clustered([(c.prompt_sha, float(c.score == (c.longer > 0))) for c in unequal])),
         "win_rate": {source: asdict(rate) for source, rate in win_rates(compared).items()},
         "strengths": None if strengths is None else asdict(strengths),
     }
@@ -215,13 +237,12 @@ def judged(items: Mapping[int, Item], votes: Iterable[Vote], scores: Mapping[int
 
 def win_rates(compared: Sequence[Comparison]) -> dict[str, Share]:
     """Of each named source: how often it was preferred to another one, ties as ½."""
-    won, of = Counter[str](), Counter[str]()
+    scores: dict[str, list[tuple[Hashable, float]]] = {}
     for c in compared:
         if c.left and c.right and c.left != c.right:
             for source, score in ((c.left, c.score), (c.right, 1 - c.score)):
-                won[source] += score  # type: ignore[assignment]  # halves
-                of[source] += 1
-    return {source: wilson(won[source], of[source]) for source in sorted(of)}
+                scores.setdefault(source, []).append((c.prompt_sha, score))
+    return {source: clustered(scores[source]) for source in sorted(scores)}
 
 
 def labels(item: Item, vote: Vote) -> dict[tuple[int, int], Hashable]:
@@ -309,7 +330,7 @@ def text(found: Mapping[str, Any]) -> str:
              + "".join(f", {count} {word}" for word, count in found["outcomes"].items() if count),
              "items       " + (", ".join(f"{count} {kind}" for kind, count in found["items"].items()) or "none")]
     for name, rater in found["raters"].items():
-        lines.append(f"rater       {name}: {rater['votes']} votes{_pace(rater)}")
+        lines.append(f"rater       {name}: {rater['votes']} vote{'' if rater['votes'] == 1 else 's'}{_pace(rater)}")
         if rater["gold"]["of"]:
             lines.append(f"            gold right: {_share(rater['gold'])}")
         if rater["repeats"]["n"]:

@@ -13,6 +13,7 @@ from ondevice.randomness import generator
 from ondevice.rating_stats import (
     Comparison,
     bradley_terry,
+    clustered,
     cohen_kappa,
     fleiss_kappa,
     judged,
@@ -198,3 +199,18 @@ def test_what_was_not_rated_blind_says_nothing_of_strength(tmp_path: Path) -> No
             ratings.vote(item, "ann", "s", ranking=[0])
         found = statistics(ratings, bootstraps=2)
     assert found["votes"] == 2 and found["win_rate"]["one"]["of"] == 1
+
+
+def test_comparisons_of_one_ranking_go_together() -> None:
+    """15 rankings of four give 90 comparisons; their interval is not that of 90 independent ones."""
+    alone = clustered([(n, float(n % 3 == 0)) for n in range(30)])
+    assert alone == wilson(10, 30), "one a prompt: as ever"
+    together = clustered([(n, float(n % 3 == 0)) for n in range(15) for _ in range(6)])
+    assert (together.count, together.of, together.share) == (30, 90, pytest.approx(1 / 3))
+    expected = wilson(5, 15)  # six that are all alike are worth one, but for the 14/15 of so few clusters
+    assert (together.low, together.high) == (pytest.approx(expected.low, abs=0.01), pytest.approx(expected.high, abs=0.01))
+    split = clustered([(n, float(k)) for n in range(15) for k in (0, 1)])  # no cluster leans: as if independent
+    assert split == wilson(15, 30)
+    same = clustered([(n, 1.0) for n in range(5) for _ in range(6)])
+    assert (same.low, same.high) == (wilson(5, 5).low, 1.0)
+    assert clustered([]) == wilson(0, 0)

@@ -89,7 +89,7 @@ def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 7)
     text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "x"])
-    assert "pair 7/7" in text and "4/100 usable" in text and "1 ties" in text and "1 bad" in text
+    assert "pair 7/7" in text and "4/100 usable" in text and "1 tie ·" in text and "1 bad" in text
     found = votes(run)
     with Ratings.open(run.path) as ratings:
         items = [ratings.item(vote.item) for vote in found]
@@ -149,6 +149,14 @@ def test_four_answers_are_ranked(tmp_path: Path) -> None:
     with Ratings.open(run.path) as ratings:
         assert [ratings.item(first.item).shown.index(slot) for slot in first.ranking] == [2, 0, 3, 1]
         assert [ratings.item(second.item).shown.index(slot) for slot in second.ranking] == [1]
+
+
+def test_a_begun_ranking_is_not_left_by_the_key_beside(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 1, 4)
+    assert "a ranking is begun" in rate(tmp_path, ["3", "5", "6", "7"])
+    assert "Everything here is rated" in rate(tmp_path, ["3", "5", "1", "2"])
+    assert votes(run)[0].ranking[:2]
 
 
 def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from ondevice_tui import reading, road, runner
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.reading import RunsReader
 from ondevice_tui.road import Row, next_row
+from ondevice_tui.screens.ask import ask_to_stop
+from ondevice_tui.screens.start import Field, StartScreen
 from ondevice_tui.widgets.rows import Rows
 from test_tui import play
 from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
@@ -225,3 +227,63 @@ def test_not_read_is_not_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             await pilot.press("enter")
 
     asyncio.run(run())
+
+
+def test_a_stop_means_the_stage_that_is_meant(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    class Ui:
+        run_state: Any = {"stages": [{"stage": "sft", "state": "training"}, {"stage": "grpo", "state": "training"}]}
+        run_folder = RunFolder(tmp_path / "run")
+
+        def say(self, text: str) -> None:
+            asked.append(text)
+
+        def push_screen(self, screen: Any, then: Any) -> None:
+            asked.append(screen._text)
+
+    ask_to_stop(Ui(), "grpo")  # type: ignore[arg-type]
+    ask_to_stop(Ui(), "pretrain")  # type: ignore[arg-type]
+    Ui.run_state = {"stages": [{"stage": "sft", "state": "training"}]}
+    ask_to_stop(Ui(), "pretrain")  # type: ignore[arg-type]
+    assert "stop grpo?" in asked[0] and asked[1].startswith("which one? sft and grpo train") and "stop sft?" in asked[2]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_leave_and_help_names_the_keys(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    pairs(run)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: any(n.message.startswith("q closes the app") for n in app._notifications))
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.resize_terminal(120, 40)
+        await until_shown(pilot, "1 ← left")
+        await pilot.press("question_mark")
+        text = await until_shown(pilot, "← 1  The first (left) answer is better", "→ 2  The second")
+        assert "Focus" not in text and "Copy selected" not in text
+        await pilot.press("escape", "c", "ctrl+c")
+        await pilot.press("escape", "6", "ctrl+c")
+        await until(pilot, lambda: any(n.message.startswith("ctrl+q closes the app") for n in app._notifications))
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_the_form_says_what_a_stage_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_run(tmp_path)
+    model = str(run.stage("pretrain").model)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("reward", {"out": str(tmp_path / "other"), "model": model}))
+        await until_shown(pilot, "✗ data: this run has no ratings to learn from")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        fields["data"].put("builtin")
+        await until_shown(pilot, "✓ ready")
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        fields["steps"].put("7")
+        await until_shown(pilot, "✗ out:", "cannot be written to")
+
+    play(tmp_path, script)

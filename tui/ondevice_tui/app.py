@@ -82,6 +82,8 @@ class OndeviceApp(Steady, App[str]):
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True,
+                tooltip="Back to the shell; `fg` comes back here"),
     ]
 
     def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False) -> None:
@@ -278,6 +280,14 @@ class OndeviceApp(Steady, App[str]):
     def action_go(self, mode: str) -> None:
         if self.current_mode != mode:
             self.switch_mode(mode)
+
+    def action_copy_or_tell(self) -> None:
+        """ctrl+c: copies what is selected; where nothing is, says how to leave."""
+        if selected := self.screen.get_selected_text():
+            self.copy_to_clipboard(selected)
+        else:
+            key = "ctrl+q" if getattr(self.screen, "TYPES", False) else "q"
+            self.say(f"{key} closes the app; what trains goes on")
 
     def action_light(self) -> None:
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name

@@ -96,6 +96,13 @@ class Browser:
         self.place = found
         return True
 
+    def go_to(self, step: int) -> bool:
+        """To the first group that passes the filter at this step, or near it; False where none was found."""
+        found = self._search((step, -1), 1) or self._search((step, 0), -1)
+        if found is not None:
+            self.place = found
+        return found is not None
+
     def passes(self, group: Group) -> bool:
         return FILTERS[self.filter](group) and (not self.pinned or group.prompt == self.pinned)
 

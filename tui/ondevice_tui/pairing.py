@@ -29,6 +29,7 @@ AHEAD, LOW = 12, 4  # pairs that wait for the rater: sampling rests at so many, 
 TOGETHER = 4  # prompts that one model answers before another takes its place: loading it takes seconds
 TRIES = 3  # draws for each response: what is said twice is no choice
 SCORED = 32  # pairs scored before sampling gets its turn
+READS = "the reward model reads"
 IDLE_S = 1.0  # between two looks at whether there is something to do
 
 
@@ -209,18 +210,18 @@ class Pairing:
         """Scores some of what waits; True where something was done."""
         ratings, judge, rater = self._ratings(), self._look_for_judge(), self._rater()
         if ratings is None or judge is None or self._silent:
-            return False
+            return self._read_no_more()
         waiting, voted = await ratings.do(lambda found: (found.waiting(rater), found.repeatable(rater)[0]))
         normal = [w.item for w in waiting if w.kind == "normal"]
         wanted = [item for item in (*normal, *voted) if item not in self.scores]
         if not wanted or (self._sampling(waiting) and len(wanted) <= AHEAD):  # what takes turns must load each time
-            return False
-        self._tell(f"the reward model reads {len(wanted)} pairs")
+            return self._read_no_more()
+        self._tell(f"{READS} {len(wanted)} pairs")
         try:
             process = await self._use(judge.folder)
             for number in wanted[:SCORED]:
                 if self._ratings() is not ratings:  # another run was chosen meanwhile
-                    return False
+                    return self._read_no_more()
                 item = await ratings.do(partial(Ratings.item, id=number))
                 await self._score(process, number, item.messages, [response.text for response in item.responses])
         except WorkerGone as gone:
@@ -230,6 +231,12 @@ class Pairing:
         if len(wanted) <= SCORED:
             self._tell("")
         return True
+
+    def _read_no_more(self) -> bool:
+        """Says no longer that pairs are read; False."""
+        if self.told.startswith(READS):
+            self._tell("")
+        return False
 
     async def _score(self, process: ModelProcess, number: int, messages: Sequence[Any], texts: Sequence[str]) -> None:
         try:

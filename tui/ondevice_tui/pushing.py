@@ -69,7 +69,9 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
         return told
     except ValueError:
         lines = wrong.decode("utf-8", "replace").strip().splitlines()
-        raise PlanFailed(lines[-1].removeprefix("ondevice: ") if lines else "the plan's process said nothing") from None
+        # the command's flag for what stands in the app's field
+        why = lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1) if lines else ""
+        raise PlanFailed(why or "the plan's process said nothing") from None
 
 
 @dataclass

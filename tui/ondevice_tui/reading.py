@@ -50,7 +50,8 @@ class RunsReader:
         under "wrong", and hides no other. Raises UserError where the folder of runs itself cannot be read.
         """
         paths = run_paths(self.folder)
-        self._looked = {path: known for path, known in self._looked.items() if path in set(paths)}
+        there = set(paths)
+        self._looked = {path: known for path, known in self._looked.items() if path in there}
         resting = {path: ticks() - self._looked[path][0] for path in paths if path != chosen and self._rests(path)}
         few = sorted(resting, key=resting.__getitem__, reverse=True)[:len(resting) // int(REST_S) + 1]
         for path in paths:

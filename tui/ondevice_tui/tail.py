@@ -30,7 +30,8 @@ EVERY_S = 0.25  # between two looks at the file
 NEWS_S = 0.5  # between two messages to the screen: drawing costs more than reading
 CHUNK = 1 << 16  # bytes parsed under one hold of the lock: some milliseconds
 FIELDS = 64  # series kept of one kind of event; a file with more is no stage's
-NOTES = 500  # warnings, samples and groups remembered; older ones stay in the file
+NOTES = 500  # warnings and samples remembered; older ones stay in the file
+GROUPS = 50_000  # steps whose groups can be gone to: two numbers each
 _NUMBERS = frozenset((int, float, type(None)))
 _NO_CURVES = frozenset(("event", "step", "groups", "offset"))
 _RESUME = b'"resume"'
@@ -49,7 +50,7 @@ class History:
         self.newest: dict[str, dict[str, Any]] = {}  # kind of event → the newest one
         self.start: dict[str, Any] = {}
         self.samples: deque[tuple[int, int]] = deque(maxlen=NOTES)  # (step, byte offset in samples.jsonl)
-        self.groups: deque[tuple[int, int]] = deque(maxlen=4 * NOTES)  # the same in groups.jsonl
+        self.groups: deque[tuple[int, int]] = deque(maxlen=GROUPS)  # the same in groups.jsonl
         self.held_out: deque[tuple[int, int]] = deque(maxlen=NOTES)  # and of the measurements on held-out prompts
         self.notes: deque[tuple[float, int | None, str]] = deque(maxlen=NOTES)  # (time, step, what happened)
         self.events = 0

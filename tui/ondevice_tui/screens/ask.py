@@ -58,18 +58,22 @@ class Details(Card[None]):
             yield SafeText(self._text)
 
 
-def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], None], no: str = "leave it") -> None:
+def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], object], no: str = "leave it") -> None:
     ui.push_screen(Question(title, text, yes, no), lambda said: then() if said else None)
 
 
-def ask_to_stop(ui: OndeviceApp) -> None:
-    """Asks, then asks the stage of the chosen run that trains to stop."""
+def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
+    """Asks, then asks the stage of the chosen run to stop: the wanted one where it trains, else the only one that
+    does."""
     state, run = ui.run_state, ui.run_folder
-    busy = [stage for stage in state["stages"] if stage["state"] == "training"] if state else []
+    busy = [stage["stage"] for stage in state["stages"] if stage["state"] == "training"] if state else []
     if not busy or run is None:
         ui.say("nothing trains in this run")
         return
-    stage = StageFolder(run.path / busy[0]["stage"])
+    if wanted not in busy and len(busy) > 1:
+        ui.say(f"which one? {' and '.join(busy)} train: highlight or watch the one to stop")
+        return
+    stage = StageFolder(run.path / (wanted if wanted in busy else busy[0]))
 
     def stop() -> None:
         ui.say("asked to stop: it finishes its step and saves" if runner.stop(stage) else "it had ended already")

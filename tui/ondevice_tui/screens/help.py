@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
@@ -12,6 +13,8 @@ from textual.screen import Screen
 
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
+
+TEXTUALS = ("app.focus_next", "app.focus_previous", "screen.copy_text", "app.help_quit")  # which every screen has
 
 
 class HelpScreen(Card[None]):
@@ -35,9 +38,11 @@ class HelpScreen(Card[None]):
             binding = active.binding
             if not binding.description or active.node not in (self._of, self.app):
                 continue
+            if not binding.tooltip and binding.action in TEXTUALS:
+                continue
             told = binding.tooltip or binding.description
             keys = found.setdefault(binding.action, (told, []))[1]
-            shown = self.app.get_key_display(binding)
+            shown = self.app.get_key_display(replace(binding, key_display=None))  # of each key, not of a pair of them
             if shown not in keys:
                 keys.append(shown)
         return [line((f"{' '.join(keys):>10}  ", "bold $primary"), told) for told, keys in found.values()]

@@ -31,6 +31,8 @@ the share of held-out instructions answered to the letter. Below, the same promp
         Binding("t", "table", "tables", tooltip="The next table: figures, exact match by kind, preference, reasoning"),
         Binding("j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down; k: up"),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
+        Binding("J", "scroll_table(1)", "table", key_display="J K", tooltip="Scroll the table and its notes down"),
+        Binding("K", "scroll_table(-1)", "table up", show=False, tooltip="Scroll the table up"),
         Binding("w", "write", "report", tooltip="Write report.md and report.html into the run folder"),
     ]
 
@@ -116,6 +118,9 @@ the share of held-out instructions answered to the letter. Below, the same promp
 
     def action_scroll(self, by: int) -> None:
         self.query_one("#said").scroll_relative(y=3 * by, animate=False)
+
+    def action_scroll_table(self, by: int) -> None:
+        self.query_one("#figures").scroll_relative(y=3 * by, animate=False)
 
     def action_table(self) -> None:
         self._table += 1

@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# In place of Textual's, which copies and otherwise does nothing: who wants to leave by it is told how.
+_COPY = Binding("ctrl+c,super+c", "app.copy_or_tell", show=False)
+
+
 class Card(Steady, ModalScreen[T]):
     """A card over a screen."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [_COPY]
 
 
 class Page(Steady, Screen[Any]):
@@ -32,7 +38,7 @@ class Page(Steady, Screen[Any]):
     ABOUT: ClassVar[str] = ""
     TYPES: ClassVar[bool] = False  # letters are typed here, so that ? and q are not keys: the palette has them
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
+        _COPY, Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
 
     _away = True
 

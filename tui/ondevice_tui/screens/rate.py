@@ -82,6 +82,8 @@ least; p says why this one."""
                 tooltip="The first is much better"),
         Binding("shift+right,greater_than_sign", "pick(1, 2)", "much better", show=False,
                 tooltip="The second is much better"),
+        Binding("5", "elsewhere('ladder')", show=False), Binding("6", "elsewhere('chat')", show=False),
+        Binding("7", "elsewhere('push')", show=False),
         Binding("enter", "enter", "end", tooltip="End a ranking of three or four early"),
         Binding("t", "outcome('tie')", "tie", tooltip="Equally good"),
         Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad"),
@@ -314,7 +316,7 @@ least; p says why this one."""
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
         of = f"/{WANTED}" if progress.usable < WANTED else ""
         parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable}{of} usable",
-                 f" · {progress.ties} ties", f" · {progress.all_bad} bad"]
+                 f" · {progress.ties} tie{'' if progress.ties == 1 else 's'}", f" · {progress.all_bad} bad"]
         about = f" · {duration(left * pace)} left" if left else ""
         self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"  {self.rater}", "$muted"))
 
@@ -350,8 +352,9 @@ least; p says why this one."""
         self.query_one("#rate-told", SafeText).show(line(*parts))
 
     def on_resize(self) -> None:
-        if self.item is not None:
-            self.answers.lay_out(len(self.item.responses))
+        if self.item is not None and self.answers.has_class("-beside") != self.answers.stand_beside(
+                len(self.item.responses)):
+            self.show(again=True)  # with titles that say where each one stands now
 
     # voting
 
@@ -374,6 +377,13 @@ least; p says why this one."""
             self._vote(item, "ranked", strength)
         else:
             self._show_told()
+
+    def action_elsewhere(self, mode: str) -> None:
+        """Another screen, but not out of a ranking: 5 lies beside 4."""
+        if self.ranking:
+            self._show_told("a ranking is begun: Enter ends it, u takes a place back")
+        else:
+            self.ui.action_go(mode)
 
     def action_enter(self) -> None:
         item = self._ready()

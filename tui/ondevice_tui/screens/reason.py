@@ -44,6 +44,8 @@ each measurement, the newest first; [ ] go to another problem."""
         Binding("p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"),
         Binding("h", "held_out", "held-out", tooltip="One held-out problem over the steps, or the groups again"),
         Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
+        Binding("home", "go_to(0)", "first", key_display="home", tooltip="The first group of the training"),
+        Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
         Binding("v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"),
         Binding("y", "scale", "y scale", tooltip="y axis: fit, full, logarithmic"),
         Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
@@ -263,6 +265,25 @@ each measurement, the newest first; [ ] go to another problem."""
         elif self.browser is not None and not self.browser.move(by):
             self.ui.say("no such group further back")
         self._show_answers()
+
+    def action_go_to(self, step: int) -> None:
+        if self._watching:
+            self.action_held_out()
+        if self.browser is not None and not self.browser.go_to(step):
+            self.ui.say("no such group near that step")
+        self._show_answers()
+
+    def action_which_step(self) -> None:
+        from ondevice_tui.screens.rate_cards import Ask
+
+        def take(typed: str | None) -> None:
+            text = (typed or "").strip().replace(",", "")
+            if text.isdecimal():
+                self.action_go_to(int(text))
+            elif text:
+                self.ui.say(f"{text!r} is no step: a whole number is wanted", bad=True)
+
+        self.app.push_screen(Ask("which step?", ""), take)
 
     def action_held_out(self) -> None:
         self._watching = not self._watching

@@ -16,13 +16,14 @@ from textual.widgets import OptionList
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
-from ondevice.runfolder import StageFolder
+from ondevice.runfolder import StageFolder, clock
 from ondevice_tui import road, runner
 from ondevice_tui.road import MARKS, STYLES, Row, startable
 from ondevice_tui.screens.page import Page, titled
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
 
+AGES_S = 10  # between two looks at how long ago the runs of the list began
 NO_RUNS = "No run yet. n begins one: the recipe minute needs no data of yours."
 
 
@@ -53,6 +54,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         super().__init__()
         self.found: list[Row] = []
         self._shown_run: Path | None = None
+        self._drawn: object = None  # what the list of runs was drawn from
+        self._drawn_of: list[dict[str, Any]] | None = None  # keeps these records, so that no other has their identity
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
@@ -109,6 +112,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         rows = self.query_one("#runs", Rows)
         wide = max(rows.size.width - 2, 40)
         runs = self.ui.runs
+        drawn = (self.ui.chosen, wide, clock() // AGES_S, [id(run) for run in runs] if runs is not None else None)
+        if drawn == self._drawn:  # a record that was not read again is the same object
+            return
+        self._drawn, self._drawn_of = drawn, runs
         rows.show([(run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide)) for run in runs or ()])
         told = "being read …" if runs is None else "Enter chooses" if runs else "n begins one"
         titled(rows, f"runs in {self.ui.runs_folder}", told)
@@ -207,7 +214,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     def action_stop(self) -> None:
         from ondevice_tui.screens.ask import ask_to_stop
 
-        ask_to_stop(self.ui)
+        ask_to_stop(self.ui, self.highlighted.stage if self.highlighted is not None else "")
 
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -17,6 +18,7 @@ from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
 from ondevice.errors import UserError
+from ondevice.listing import has_ratings
 from ondevice.runfolder import RunFolder
 from ondevice_tui import guide, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
@@ -326,6 +328,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         if not values["out"]:
             return "out", "out: name the run folder"
         run = RunFolder(str(values["out"]))
+        place = next(folder for folder in (run.path, *run.path.absolute().parents) if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            return "out", f"out: cannot be written to: {place}"
         if values["resume"] or values.get("redo"):
             return "", ""
         if self.verb == "run":
@@ -333,6 +338,8 @@ The stage is started as a process of its own: it goes on when this app is closed
                 return "recipe", f"recipe: {wrong}"
             begun = [stage.name for stage in run.stages()]
             return ("out", "out: a run stands there already; resume goes on with it") if begun else ("", "")
+        if issubclass(self.cls, PairsConfig) and not values["data"] and not has_ratings(run):
+            return "data", "data: this run has no ratings to learn from; name a file of pairs, or another run"
         stage = run.stage(self.verb)
         if stage.holder() is not None:
             return "out", f"out: {self.verb} trains there now"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.cells import cell_len
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
@@ -95,7 +96,7 @@ class StagePage(Page):
     def action_stop(self) -> None:
         from ondevice_tui.screens.ask import ask_to_stop
 
-        ask_to_stop(self.ui)
+        ask_to_stop(self.ui, self.folder.name if self.folder is not None else "")
 
     def action_resume(self) -> None:
         run = self.ui.run_folder
@@ -127,7 +128,7 @@ class StagePage(Page):
             return ["no stage yet"]
         kind = state["state"]
         parts: list[str | Content | tuple[str, str]] = [
-            (cell(f"{self.folder.path.parent.name} · {self.folder.name}", 30).rstrip(), "bold"), "  ",
+            (self._run_and_stage(52 if self.app.size.width >= 110 else 30), "bold"), "  ",
             (f"{MARKS[kind]} {'running' if kind == 'training' else kind}", f"bold {STYLES[kind]}"), "  "]
         step, total = self.history.step, self.history.total
         if step:
@@ -142,6 +143,12 @@ class StagePage(Page):
         if self.frozen:
             parts.append(("  frozen", "bold $warning"))
         return parts
+
+    def _run_and_stage(self, width: int) -> str:
+        """Run and stage; where there is no room for both, the run's name is cut."""
+        assert self.folder is not None
+        stage = f" · {self.folder.name}"
+        return cell(self.folder.path.parent.name, max(width - cell_len(stage), 8)).rstrip() + stage
 
     def ended_line(self) -> Content | None:
         """What to say of a stage that is not well."""
@@ -249,7 +256,8 @@ is no number. Below: the newest numbers with their course, and what the model an
             if not started and self.ui.started:
                 empty = "It has been started: its first stage appears here."
             if started and self.state and self.state["state"] == "done":
-                empty = "This stage has no steps: it does not train."
+                empty = ("This stage has no steps: it does not train." if self.history.events else
+                         "Its events are gone: events.jsonl is empty or missing.")
             curve.show((), (0, 1), empty)
             titled(curve, "curves")
             return
@@ -260,7 +268,9 @@ is no number. Below: the newest numbers with their course, and what the model an
             first = last - (last - first) / 2 ** self._halvings
         to_axis = self._to_axis(self.history)
         traces = [Trace(to_axis(series.columns(curve.places, first, last)))]
-        title = f"{metric} {number(_average(traces[0].columns, curve.smoothing))}"
+        title = f"{metric} {number(series.last)}"
+        if curve.smoothing:
+            title += f"  average {number(_average(traces[0].columns, curve.smoothing))}"
         held = self.history.evals.get(metric)
         other = self._overlay.history.steps.get(metric) if self._overlay is not None else None
         if other is not None and self._overlay is not None:
@@ -322,8 +332,11 @@ is no number. Below: the newest numbers with their course, and what the model an
         answers, where, at = self._answers(samples)
         if not answers:
             titled(box, "samples")
+            writes = self.folder is None or road.gives(self.folder.name) == "policy"
             text.show(content("The model's answers to the fixed prompts appear here: at the stage's end, and every "
-                              "sample_every steps where the recipe says so.", "$muted"))
+                              "sample_every steps where the recipe says so." if writes else
+                              f"{self.folder.name if self.folder else ''} makes no model that writes: it answers no "
+                              "prompts.", "$muted"))
             return
         chosen = answers[self._prompt % len(answers)]
         newer = f"[ ] {at + 1} of {len(samples)}" if samples else ""

@@ -44,9 +44,13 @@ def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
     screen.run_worker(count, thread=True, group="statistics")
 
 
+def _votes(count: int) -> str:
+    return f"{count} vote{'' if count == 1 else 's'}"
+
+
 def told_of(found: Mapping[str, Any], judged: Mapping[str, Any]) -> Content:
     """All of it, a heading to each part."""
-    counts = [f"{found['votes']} votes, {found['simulated_votes']} of them by a program"]
+    counts = [f"{_votes(found['votes'])}, {found['simulated_votes']} of them by a program"]
     counts += [f"{count} {word.replace('_', ' ')}" for word, count in found["outcomes"].items() if count]
     rows = [line(", ".join(counts)), content("")]
     rows += _raters(found["raters"]) + _agreement(found["agreement"]) + _biases(found)
@@ -61,7 +65,7 @@ def _raters(raters: Mapping[str, Any]) -> list[Content]:
         took = f"{pace / 1000:.1f} s each" if pace is not None else ""
         hasty = f", {rater['hasty']} under 1 s" if rater["hasty"] else ""
         again = kappa(rater["repeats"]) if rater["repeats"]["n"] else "no repeat yet"
-        rows.append(line(" ", (cell(name, NAME), "bold"), f" {rater['votes']} votes  {took}{hasty}"))
+        rows.append(line(" ", (cell(name, NAME), "bold"), f" {_votes(rater['votes'])}  {took}{hasty}"))
         rows.append(line(" " * (NAME + 2), "itself ", again))
         if rater["gold"]["of"]:
             rows.append(line(" " * (NAME + 2), "gold   ", share(rater["gold"])))
