@@ -208,7 +208,7 @@ def test_comparisons_of_one_ranking_go_together() -> None:
     together = clustered([(n, float(n % 3 == 0)) for n in range(15) for _ in range(6)])
     assert (together.count, together.of, together.share) == (30, 90, pytest.approx(1 / 3))
     expected = wilson(5, 15)  # six that are all alike are worth one, but for the 14/15 of so few clusters
-    assert (together.low, together.high) == (pytest.approx(expected.low, abs=0.01), pytest.approx(expected.high, abs=0.01))
+    assert [together.low, together.high] == pytest.approx([expected.low, expected.high], abs=0.01)
     split = clustered([(n, float(k)) for n in range(15) for k in (0, 1)])  # no cluster leans: as if independent
     assert split == wilson(15, 30)
     same = clustered([(n, 1.0) for n in range(5) for _ in range(6)])

@@ -132,7 +132,7 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
         await until_shown(pilot, "Enter sends")
         pane = app.screen.query_one("#pane-a")
         for text in STRINGS:
-            pane.turns.append({"role": "assistant", "content": text})  # type: ignore[attr-defined]
+            pane.add("assistant", text)  # type: ignore[attr-defined]
             pane.writing, pane.told = text, text  # type: ignore[attr-defined]
             pane.show()  # type: ignore[attr-defined]
             await pilot.pause()

@@ -103,7 +103,8 @@ async def chat_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await pilot.press("6")
     await until_shown(pilot, "Enter sends")
     pane = app.screen.query_one("#pane-a", Pane)
-    pane.turns = [{"role": "user", "content": "Who lives in a small house?"}, {"role": "assistant", "content": "Leo."}]
+    pane.add("user", "Who lives in a small house?")
+    pane.add("assistant", "Leo.")
     pane.pace = "3 tokens  120 tok/s"
     pane.show()
     await until_shown(pilot, "Leo.")
