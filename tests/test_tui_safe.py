@@ -138,6 +138,7 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
             await pilot.pause()
             harmless(app, f"chat: {text!r}")
         pane.turns.clear()  # type: ignore[attr-defined]
+        pane.speakers.clear()  # type: ignore[attr-defined]
         for text in STRINGS[:12]:
             app.screen.query_one("#say", SafeArea).text = f"x{text[:300]}"
             await pilot.press("enter")

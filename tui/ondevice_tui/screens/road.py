@@ -277,8 +277,10 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     marks = [(f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]]) for stage in run["stages"]]
     head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
     began = f"{road.ago(run['began']):>9}"
-    nothing = "pairs to rate" if run.get("ratings") else "nothing begun"
-    told = line(head, *(marks or [(nothing, "$muted")]))
+    nothing = ("pairs to rate" if run.get("ratings") else "nothing begun", "$muted")
+    if unstarted := run.get("unstarted"):
+        nothing = (f"{MARKS['failed']} {' '.join(unstarted)} did not start", STYLES["failed"])
+    told = line(head, *(marks or [nothing]))
     if run.get("wrong"):
         mark = f"{MARKS['wrong']} cannot be read: "
         room = max(width - head.cell_length - len(began) - len(mark), 0)
