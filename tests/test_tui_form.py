@@ -10,6 +10,9 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.config.recipe import STAGES
+from ondevice.ratings import Ratings, Response
+from ondevice_tui import passes
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.ask import Question
 from ondevice_tui.screens.start import Field, StartScreen, best_field
@@ -123,5 +126,53 @@ def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
         await until(pilot, lambda: "seed" in entries(app))
         await pilot.press("escape")
         await until(pilot, lambda: not isinstance(app.screen, (StartScreen, Question)), "nothing was changed")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.parametrize("steps, rows, told", [
+    (1000, 61, "≈ 262 times through 61 rows"), (10, 64, "≈ 2.5 times through 64 rows"),
+    (1, 800, "≈ 0.02 times through 800 rows"), (1, 1, "≈ 16 times through 1 row")])
+def test_how_often_the_data_is_gone_through(steps: int, rows: int, told: str) -> None:
+    assert passes.told(steps, 16, rows) == told
+
+
+def test_rows_that_are_counted(tmp_path: Path) -> None:
+    pairs, votes = tmp_path / "pairs.jsonl", tmp_path / "run"
+    pairs.write_text('{"prompt": "q"}\n\n{"prompt": "r"}\n')
+    with Ratings.open(votes, create=True) as ratings:
+        for n in range(3):
+            ratings.add("b", f"Question {n}?", [Response("yes"), Response("no")], seed=0)
+        ratings.vote(1, "ann", "s", "ranked", [0])
+        ratings.vote(2, "ann", "s", "tie")
+    values = {"data": str(pairs), "out": str(votes), "batch_size": 4, "accumulate": 2, "prompts": 5}
+    assert passes.count(pairs) == 2 and passes.source_of(values) == pairs
+    assert passes.source_of({**values, "data": ""}) == passes.source_of({**values, "data": str(votes)})
+    source = passes.source_of({**values, "data": ""})
+    assert source is not None and passes.count(source) == 1, "a tie is no pair"
+    for data in ("builtin", "hub:some/where", f"{pairs}:2,{pairs}:1", str(tmp_path / "none.jsonl"), str(tmp_path)):
+        assert passes.source_of({**values, "data": data}) is None
+    assert [passes.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")] == [8, 8, 5, None]
+    (tmp_path / "odd.db").write_text("no database")
+    assert passes.count(tmp_path / "odd.db") is None
+
+
+@pytest.mark.slow
+def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "q"}\n' * 61)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model = str(run.stage("pretrain").model)
+        await app.push_screen(StartScreen("dpo", {"out": str(tmp_path / "x"), "model": model, "data": str(pairs)}))
+        await until_shown(pilot, "✓ ready", "≈ 262 times through 61 rows")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        assert "≈ 262 times" in fields["steps"].about.plain
+        fields["steps"].put("4")
+        await until_shown(pilot, "≈ 1.0 times through 61 rows")
+        fields["data"].put("builtin")
+        await until_shown(pilot, "as a process of its own")
+        assert "times" not in fields["steps"].about.plain
 
     play(tmp_path, script)

@@ -20,7 +20,7 @@ from ondevice.config.use import RunConfig
 from ondevice.errors import UserError
 from ondevice.listing import has_ratings
 from ondevice.runfolder import RunFolder
-from ondevice_tui import guide, runner
+from ondevice_tui import guide, imports, passes, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.model import models_in
 from ondevice_tui.road import gives
@@ -71,6 +71,7 @@ class Field(Vertical):
         else:
             self.control = SafeInput(spec.text(value), compact=True)
         self.label = SafeText(spec.name, classes="field-name")
+        self.about = SafeText(spec.help, "$muted", classes="field-help")
         # what it holds before anybody changes it; a choice knows its own only once it is mounted
         self.begun: str | bool = (bool(value) if spec.flag else str(value) if spec.choices else spec.text(value))
 
@@ -78,7 +79,12 @@ class Field(Vertical):
         with Horizontal(classes="field-row"):
             yield self.label
             yield self.control
-        yield SafeText(self.spec.help, "$muted", classes="field-help")
+        yield self.about
+
+    def add(self, text: str) -> None:
+        """Something that follows from the values, behind the help."""
+        self.about.show(line((f"{self.spec.help} ", "$muted"), (text, "$warning")) if text else
+                        content(self.spec.help, "$muted"))
 
     @property
     def entry(self) -> str | bool:
@@ -139,6 +145,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._words: list[str] = []  # the command that the form stands for; none while something is wrong
         self._wrong = ""  # the field that is at fault
         self._checking = False  # a check is on its way
+        self._rows: dict[tuple[Path, int], int | None] = {}  # (file of rows, its time) → how many, once counted
         self._goal: Field | None = None  # a field that was looked for and is not mounted yet: what is typed is for it
         self._recipes: set[tuple[str, str]] = set()  # (recipe, arch) that have been read and are right
         self._coming = [Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs]
@@ -296,6 +303,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         entries = {field.spec.name: field.entry for field in self.query(Field)}
         where, told = "", ""
         self._words = []
+        values: dict[str, Any] = {}
         try:
             config = from_mapping(self.cls, settings(self.specs, entries))
             values = to_mapping(config)
@@ -306,6 +314,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             where, told = problem.where.partition("[")[0], str(problem)
         except (OSError, ValueError) as problem:  # a path that no disk takes: too long, with a NUL in it
             told = f"a path cannot be used: {problem}"
+        through = self._through(values) if not told else ""
         self._wrong = where.partition(".")[0]
         for field in self.query(Field):
             field.mark(field.spec.name == self._wrong)
@@ -314,8 +323,31 @@ The stage is started as a process of its own: it goes on when this app is closed
                  ("no command while a setting is wrong", "$muted")))
         self.query_one("#verdict", SafeText).show(
             line((" ✗ ", "bold $error"), (told, "$error")) if told else
-            line((" ✓ ", "bold $success"), ("ready: ctrl+g starts it as a process of its own", "$success")))
+            line((" ✓ ", "bold $success"), (f"ready: ctrl+g starts it{'' if through else ' as a process of its own'}",
+                                           "$success"), (f" · {through}" if through else "", "$warning")))
+        for field in self.query(Field):
+            if field.spec.name == "steps":
+                field.add(through)
         return not told
+
+    def _through(self, values: Mapping[str, Any]) -> str:
+        """How often the data is gone through, once its rows are counted."""
+        a_step = passes.rows_a_step(self.cls, values)
+        source = passes.source_of(values) if a_step else None
+        if a_step is None or source is None:
+            return ""
+        key = source, source.stat().st_mtime_ns
+        if key not in self._rows:
+            self._rows[key] = None
+            imports.load_all()  # the thread imports nothing
+            self.run_worker(lambda: self._count(key), thread=True, group="rows")
+        rows = self._rows[key]
+        return passes.told(int(values["steps"]), a_step, rows) if rows else ""
+
+    def _count(self, key: tuple[Path, int]) -> None:
+        """In a thread."""
+        self._rows[key] = passes.count(key[0])
+        self.app.call_from_thread(self._check_soon)
 
     def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
         """(field, what stands in the way): what the command would refuse, said before it is started."""
