@@ -73,6 +73,12 @@ def test_the_keys_of_the_groups(tmp_path: Path) -> None:
             await until_shown(pilot, f"╭─ {name} ")
         await pilot.press("y")
         await until_shown(pilot, "y: full")
+        await pilot.press("0")
+        await until_shown(pilot, "step 1 · group 1 of 3")
+        await pilot.press("G")
+        await until_shown(pilot, "which step?")
+        await pilot.press("1", "2", "enter")
+        await until_shown(pilot, "step 12 · group 1 of 3")
         await pilot.press("escape")
         await until(pilot, lambda: app.current_mode == "road")
 
@@ -180,6 +186,25 @@ def test_the_browser_stops_at_both_ends(tmp_path: Path) -> None:
     assert browser.move(-1) and not browser.move(-1)
     assert browser.place == (1, 0) and browser.move(1) and browser.place == (2, 0)
     assert browser.move(1) and browser.place is None
+    with LineFile(path) as file:
+        for step in range(3, 60):
+            two = [group(step, "all right"), group(step, "mixed")]
+            history.take({"event": "step", "step": step, "groups": file.append({"step": step, "groups": two})})
+    assert browser.go_to(0) and browser.place == (1, 0)
+    assert browser.go_to(40) and browser.place == (40, 0)
+    browser.filter = "mixed"
+    assert browser.go_to(40) and browser.place == (40, 1)
+    assert browser.go_to(10**9) and browser.place is not None and browser.place[0] >= 58
+    browser.filter = "all wrong"
+    assert not browser.go_to(40) and browser.place is not None, "it stays where it was"
+
+
+def test_groups_of_early_training_are_remembered() -> None:
+    """The newest 2,000 were once all that could be gone to."""
+    history = History()
+    for step in range(10_000):
+        history.take({"event": "step", "step": step, "groups": step})
+    assert len(history.groups) == 10_000 and history.groups[0] == (0, 0)
 
 
 def test_words_for_what_goes_wrong(tmp_path: Path) -> None:

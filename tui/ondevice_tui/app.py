@@ -29,7 +29,7 @@ from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.reading import RunsReader
 from ondevice_tui.remembered import Remembered
-from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.page import Page, of_textual
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.trouble import Steady, write_trouble
 
@@ -82,8 +82,7 @@ class OndeviceApp(Steady, App[str]):
         Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", "suspend", show=False, priority=True,
-                tooltip="Back to the shell; `fg` comes back here"),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),  # to the shell; `fg` comes back
     ]
 
     def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False) -> None:
@@ -321,7 +320,7 @@ def own_bindings(screen: Screen[Any]) -> list[tuple[Binding, Any]]:
     found: dict[str, tuple[Binding, Any]] = {}
     for active in screen.active_bindings.values():
         told = active.binding.description and active.binding.action != "command_palette"
-        if told and active.node in (screen, screen.app):
+        if told and active.node in (screen, screen.app) and not of_textual(active.binding):
             found.setdefault(active.binding.action, (active.binding, active.node))
     return list(found.values())
 

@@ -11,10 +11,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 
-from ondevice_tui.screens.page import Card, titled
+from ondevice_tui.screens.page import Card, of_textual, titled
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
-
-TEXTUALS = ("app.focus_next", "app.focus_previous", "screen.copy_text", "app.help_quit")  # which every screen has
 
 
 class HelpScreen(Card[None]):
@@ -38,7 +36,7 @@ class HelpScreen(Card[None]):
             binding = active.binding
             if not binding.description or active.node not in (self._of, self.app):
                 continue
-            if not binding.tooltip and binding.action in TEXTUALS:
+            if of_textual(binding):
                 continue
             told = binding.tooltip or binding.description
             keys = found.setdefault(binding.action, (told, []))[1]

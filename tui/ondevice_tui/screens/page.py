@@ -26,6 +26,12 @@ T = TypeVar("T")
 _COPY = Binding("ctrl+c,super+c", "app.copy_or_tell", show=False)
 
 
+def of_textual(binding: Binding) -> bool:
+    """Whether a key is one that Textual gives to every screen, and says nothing of this one."""
+    given = ("app.focus_next", "app.focus_previous", "screen.copy_text", "app.help_quit")
+    return not binding.tooltip and binding.action in given
+
+
 class Card(Steady, ModalScreen[T]):
     """A card over a screen."""
 

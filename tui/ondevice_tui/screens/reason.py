@@ -44,7 +44,7 @@ each measurement, the newest first; [ ] go to another problem."""
         Binding("p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"),
         Binding("h", "held_out", "held-out", tooltip="One held-out problem over the steps, or the groups again"),
         Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
-        Binding("home", "go_to(0)", "first", key_display="home", tooltip="The first group of the training"),
+        Binding("0", "go_to(0)", "first", tooltip="The first group of the training"),
         Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
         Binding("v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"),
         Binding("y", "scale", "y scale", tooltip="y axis: fit, full, logarithmic"),
