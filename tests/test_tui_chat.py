@@ -306,6 +306,14 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         assert "init" in text, "what init said is still said to be init's"
         pane = app.screen.query_one(Pane)
         assert pane.speakers == ["first · init"] * 2 and len(pane.turns) == 2
+        screen = app.screen
+        assert isinstance(screen, ChatScreen)
+        screen._take_model(0, ("first · init", str(tmp_path / "first" / "init" / "model")))
+        await until_shown(pilot, "From here on first · init answers")
+        await pilot.press("escape", "6")
+        await until_shown(pilot, "first · init")  # as it was left
+        await pilot.press("escape", "c")
+        await until_shown(pilot, "From here on second · pretrain answers")
         await pilot.press("escape")
         rows.highlighted = 2  # it died, and left no model
         await pilot.press("c")

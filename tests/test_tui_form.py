@@ -146,11 +146,12 @@ def test_rows_that_are_counted(tmp_path: Path) -> None:
         ratings.vote(1, "ann", "s", "ranked", [0])
         ratings.vote(2, "ann", "s", "tie")
     values = {"data": str(pairs), "out": str(votes), "batch_size": 4, "accumulate": 2, "prompts": 5}
-    assert passes.count(pairs) == 2 and passes.source_of(values) == pairs
+    assert passes.count(pairs) == 2 and passes.source_of(values) == (pairs, pairs.stat().st_mtime_ns)
     assert passes.source_of({**values, "data": ""}) == passes.source_of({**values, "data": str(votes)})
     source = passes.source_of({**values, "data": ""})
-    assert source is not None and passes.count(source) == 1, "a tie is no pair"
-    for data in ("builtin", "hub:some/where", f"{pairs}:2,{pairs}:1", str(tmp_path / "none.jsonl"), str(tmp_path)):
+    assert source is not None and passes.count(source[0]) == 1, "a tie is no pair"
+    for data in ("builtin", "hub:some/where", f"{pairs}:2,{pairs}:1", "x" * 5000, "a\0b",
+                 str(tmp_path / "none.jsonl"), str(tmp_path)):
         assert passes.source_of({**values, "data": data}) is None
     assert [passes.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")] == [8, 8, 5, None]
     (tmp_path / "odd.db").write_text("no database")

@@ -96,7 +96,7 @@ class OndeviceApp(Steady, App[str]):
         self._troubles: list[str] = []  # errors that were told
         self.chosen: Path | None = None
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
-        self.talk_with = ""  # the stage whose model the chat begins with; empty: the run's newest
+        self.talk_with = ("", 0)  # the stage whose model was asked for (empty: the run's newest), and how many times
         self.machine = "looking at this machine …"
         self.started: list[runner.Child] = []
         self._look_at_machine = look_at_machine

@@ -27,15 +27,20 @@ def rows_a_step(cls: type, values: Mapping[str, Any]) -> int | None:
     return None
 
 
-def source_of(values: Mapping[str, Any]) -> Path | None:
-    """The one file of rows on this disk that the settings name; None for anything else."""
+def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
+    """The one file of rows on this disk that the settings name, and when it was last changed; None for anything
+    else."""
     from ondevice.ratings_store import FILE
 
     data = str(values.get("data", ""))
-    place = Path(data).expanduser() if data else Path(str(values["out"]))
-    if place.is_dir() and has_ratings(RunFolder(place)):
-        return place / FILE
-    return place if place.is_file() and place.suffix in (".db", ".jsonl") else None
+    try:
+        place = Path(data).expanduser() if data else Path(str(values["out"]))
+        if place.is_dir() and has_ratings(RunFolder(place)):
+            place = place / FILE
+        fits = place.is_file() and place.suffix in (".db", ".jsonl")
+        return (place, place.stat().st_mtime_ns) if fits else None
+    except (OSError, ValueError, RuntimeError):  # a list of names too long for a path, a home that is not known
+        return None
 
 
 def count(source: Path) -> int | None:

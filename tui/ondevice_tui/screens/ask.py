@@ -59,7 +59,11 @@ class Details(Card[None]):
 
 
 def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], object], no: str = "leave it") -> None:
-    ui.push_screen(Question(title, text, yes, no), lambda said: then() if said else None)
+    def answered(said: bool | None) -> None:
+        if said:
+            then()
+
+    ui.push_screen(Question(title, text, yes, no), answered)
 
 
 def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:

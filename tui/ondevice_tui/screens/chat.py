@@ -116,7 +116,7 @@ second model's is taken), and you say which is better."""
         super().__init__()
         self.sampling = sampling_defaults()
         self.busy = False
-        self._of: tuple[Path | None, str] | None = None  # (run, stage) that the first model was taken for
+        self._of: tuple[Path | None, tuple[str, int]] | None = None  # (run, stage) that the first model was taken for
         self.all_panes = [Pane("pane-a"), Pane("pane-b")]
 
     def body(self) -> Iterable[Widget]:
@@ -152,9 +152,9 @@ second model's is taken), and you say which is better."""
             self._follow(of)
         self._show_top()
 
-    def _follow(self, of: tuple[Path | None, str]) -> None:
+    def _follow(self, of: tuple[Path | None, tuple[str, int]]) -> None:
         """The model of the run and stage that a person comes from; the run's newest where that stage has none."""
-        first, (chosen, stage) = self.all_panes[0], of
+        first, (chosen, (stage, _)) = self.all_panes[0], of
         known = models_in(self.ui.runs or ())
         here = [m for m in known if chosen is not None and Path(m[1]).parent.parent == chosen]
         asked = [m for m in here if Path(m[1]).parent.name == stage]

@@ -206,9 +206,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             self.ui.action_go("train")
 
     def action_chat(self) -> None:
-        """With the highlighted stage's model, where it has been begun; else with the run's newest."""
+        """With the highlighted stage's model, where it has been begun; else as before, or with the run's newest."""
         row = self.highlighted
-        self.ui.talk_with = row.stage if row is not None and row.state not in road.OPEN else ""
+        if row is not None and row.state not in (*road.OPEN, "starting"):
+            self.ui.talk_with = row.stage, self.ui.talk_with[1] + 1  # again, where another model was taken meanwhile
         self.ui.action_go("chat")
 
     def action_stop(self) -> None:

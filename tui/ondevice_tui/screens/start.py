@@ -333,10 +333,9 @@ The stage is started as a process of its own: it goes on when this app is closed
     def _through(self, values: Mapping[str, Any]) -> str:
         """How often the data is gone through, once its rows are counted."""
         a_step = passes.rows_a_step(self.cls, values)
-        source = passes.source_of(values) if a_step else None
-        if a_step is None or source is None:
+        key = passes.source_of(values) if a_step else None
+        if a_step is None or key is None:
             return ""
-        key = source, source.stat().st_mtime_ns
         if key not in self._rows:
             self._rows[key] = None
             imports.load_all()  # the thread imports nothing
