@@ -99,7 +99,7 @@ class Decoder:
         """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds the prompts (B, T).
         They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
         after."""
-        turns = self._turns(ops, positions)
+        turns = self._turns(ops, positions, lengths)
         x = self._enter(ops, params, ids, positions)
         keys, values = [], []
         blocks = split_layers(params, self.layers)
@@ -116,7 +116,7 @@ class Decoder:
         # rows that are done go on being decoded until the next look, past the end of the table where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
-        turns = self._turns(ops, at)
+        turns = self._turns(ops, at, cache.lengths + 1)
         x = self._enter(ops, params, ids, at)
         keys, values = [], []
         lengths = cache.lengths + 1
@@ -143,14 +143,21 @@ class Decoder:
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
-    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
-        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions."""
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
+        (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
         longest = max(self.cfg.max_position_embeddings, positions.shape[-1])
         made: dict[float, Turn] = {}
         for theta in {self.cfg.theta(i) for i in range(self.cfg.num_hidden_layers)} - {0.0}:
             cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, longest, theta))
             b, t, c = cos.shape
+            longer = rope.long_tables(self.cfg, longest, theta)
+            if longer is not None:
+                ends = ops.max(positions, -1) + 1 if lengths is None else lengths
+                beyond = (ends > longer[0]).reshape(-1, 1, 1)
+                cos, sin = (ops.where(beyond, ops.take(ops.constant(far), positions), near)
+                            for near, far in zip((cos, sin), longer[1], strict=True))
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
@@ -208,7 +215,7 @@ class GPT2(Decoder):
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
-    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
         return [None] * self.cfg.num_hidden_layers
 
     def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
