@@ -48,6 +48,10 @@ class TorchBackend:
         cast = DTYPES[dtype] if dtype else None
         host = {n: p.detach().to("cpu", cast if cast and p.is_floating_point() else p.dtype).contiguous()
                 for n, p in params.items()}
+        held: set[int] = set()
+        for name, p in host.items():  # safetensors refuses two names of one memory, as a head begins as a table's copy
+            host[name] = p.clone() if p.data_ptr() in held and p.numel() else p
+            held.add(p.data_ptr())
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
     def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:

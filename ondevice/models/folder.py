@@ -31,6 +31,7 @@ from ondevice.models.quant import dequantised
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensors import read_tensors
+from ondevice.models.ties import as_the_file_ties
 
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -137,7 +138,10 @@ def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
-    return take(_read_files(folder, backend, dtype), cfg, str(folder), body)
+    said, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
+    if said != cfg:
+        raise UserError("holds a head of its own, where this model's is tied", where=str(folder))
+    return take(found, cfg, str(folder), body)
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
@@ -149,9 +153,7 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
-    found = _read_files(folder, backend, dtype)
-    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
-        cfg = replace(cfg, tie_word_embeddings=False)
+    cfg, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
     return cfg, take(found, cfg, str(folder), body)
 
 
@@ -262,14 +264,6 @@ def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> No
     if tokenizer.vocab_size > cfg.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
                         where=str(folder), hint="they do not belong together")
-
-
-def own_head(found: Params, backend: Backend) -> bool:
-    """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
-    tied, and unties it where the file shows otherwise."""
-    pair = [found.get(name) for name in ("lm_head.weight", "shared.weight")]
-    head, table = (None if p is None else backend.numpy(p) for p in pair)
-    return head is not None and table is not None and not np.array_equal(head, table)
 
 
 def load_writer(folder: str | Path, backend: Backend) -> Model:
