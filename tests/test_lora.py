@@ -202,7 +202,8 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"peft_type": "IA3"}, "kind 'IA3'"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k)_proj": 2}}, "(q|k)_proj"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k_proj": 2}}, "(q|k_proj"),
+    ({"monteclora_config": {"samples": 2}}, "monteclora_config"), ({"some_new_scale": 2.0}, "some_new_scale"),
     ({"lora_alpha": "x"}, "lora_alpha")])
 def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     backend = load_backend("torch", device="cpu")
@@ -298,6 +299,45 @@ def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_pa
     for whole in (False, True):
         got = logits(load_model(tmp_path / "adapter", backend, merge=whole), backend, IDS)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "table": {"modules_to_save": ["embed_tokens"]}, "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]}, "lora": {"target_modules": ["q_proj", "lm_head"]},
+    "table, lora": {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]},
+    "table, kept tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "patterns": {"target_modules": "all-linear", "rank_pattern": {"[qk]_proj": 3},
+                 # in the order that a file has them in: of two that fit the first counts
+                 "alpha_pattern": {r"(q|k|v)_proj": 3, r"layers\.0\.(self_attn|mlp)\.(q|up)_proj": 24}}}
+
+
+@pytest.mark.parametrize("saved", ["auto", True], ids=["", "with embeddings"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("which", HEADS)
+def test_embeddings_and_heads_of_pefts_folders(which: str, tied: bool, saved: Any, backend: Backend,
+                                               tmp_path: Path) -> None:
+    """PEFT's logits: beside the base, merged, and of the folder that we write of it."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    small_stages.write(tmp_path / "base", backend, small_stages.config(tie_word_embeddings=tied))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    options = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 4, "lora_alpha": 6, **HEADS[which]}
+    made = theirs.get_peft_model(base, theirs.LoraConfig(**options)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.2)
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=saved)
+    with torch.no_grad():
+        want = made(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    beside = load_model(tmp_path / "adapter", backend, merge=False)
+    again = written(beside, backend, tmp_path / "again")
+    for model in (beside, load_model(tmp_path / "adapter", backend), load_model(again, backend, merge=False)):
+        np.testing.assert_allclose(logits(model, backend, IDS), want, rtol=1e-4, atol=1e-4)
+    read = theirs.AutoPeftModelForCausalLM.from_pretrained(again).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(read(input_ids=torch.tensor(IDS).long()).logits.numpy(), want, rtol=1e-4, atol=1e-4)
 
 
 # stages

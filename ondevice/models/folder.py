@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template
 from ondevice.data.tokenizer import Tokenizer, read_json
@@ -27,6 +25,7 @@ from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
 from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.network import network, writes
+from ondevice.models.peft_heads import settled
 from ondevice.models.quant import dequantised
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
@@ -177,7 +176,7 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base = base_folder(folder)
     whole, params = _read_whole(base, backend, load_config(base), dtype)
-    found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
+    whole, params, found = settled(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
     cfg = _changed(whole, found.whole)
     tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
     _need_same_words(tokenizer, cfg, folder)
@@ -203,17 +202,6 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
     return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
 
 
-def _without_tied_head(found: peft.Found, cfg: ModelConfig, folder: Path, backend: Backend) -> peft.Found:
-    """The adapter without the copy of a tied head that PEFT keeps. Raises UserError where it is no copy any more."""
-    head, embeddings = found.whole.get("lm_head.weight"), found.whole.get(table(cfg))
-    if head is None or embeddings is None or not cfg.tie_word_embeddings:
-        return found
-    if not np.array_equal(backend.numpy(head), backend.numpy(embeddings)):
-        raise UserError("has a head apart from its base's embeddings, to which it is tied", where=str(folder),
-                        hint="merge it with PEFT first")
-    return replace(found, whole={name: p for name, p in found.whole.items() if name != "lm_head.weight"})
-
-
 def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
     """A base's `params` with the tensors `whole` in place of theirs, without those that a model of `cfg` has not.
     Raises UserError for one of `whole` that it has not, or one that it lacks."""
@@ -226,7 +214,9 @@ def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> P
     missing = [name for name in judging(cfg) if name not in params and name not in whole]
     if missing:
         raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
-    return {**of_model(params, cfg), **whole}
+    replaced = {name.removesuffix(".weight") for name in whole}  # of one that was packed, nothing else is left
+    return {**{name: p for name, p in of_model(params, cfg).items() if is_adapter(name)
+               or not name.endswith((".scales", ".biases")) or name.rpartition(".")[0] not in replaced}, **whole}
 
 
 def of_model(params: Params, cfg: ModelConfig) -> Params:
