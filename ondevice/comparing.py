@@ -33,10 +33,15 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     cfg.check()
     asked = conversations(cfg.prompts, cfg.limit)
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
-    first, second = (answers(*open_model(replace(cfg, model=folder)), asked, sampling(cfg)) for folder in folders)
+    first, second = (_answered(cfg, folder, asked) for folder in folders)
     found = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
                for messages, one, other in zip(asked, first, second, strict=True)]
     return {"models": folders, "answers": found, "same": sum(row["first"] == row["second"] for row in found)}
+
+
+def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
+    model, backend = open_model(replace(cfg, model=folder))
+    return answers(model, backend, asked, sampling(cfg, model))
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:

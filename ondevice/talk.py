@@ -18,8 +18,17 @@ from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
-from ondevice.models.folder import Model, labels, load_writer, whole_folder
+from ondevice.models.folder import Model, labels, load_writer
+from ondevice.models.generation import settings_of
 from ondevice.runfolder import RunFolder, holds_model
+
+
+def _told(who: str) -> Callable[[str], None]:
+    return lambda said: print(f"{who}: {said}", file=sys.stderr)
+
+
+def _silent(said: str) -> None:
+    """For what somebody else says already."""
 
 
 def find_model(path: str) -> Path:
@@ -59,8 +68,32 @@ def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     return load_writer(find_model(cfg.model), backend), backend
 
 
-def sampling(cfg: SamplingConfig) -> Sampling:
-    return Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed)
+def sampling(cfg: SamplingConfig, model: Model, note: Callable[[str], None] = lambda said: None) -> Sampling:
+    """How answers are drawn: as the settings say, and the model's generation_config.json where they leave it open.
+    `note` is told what that file asks for and does not get. Raises UserError for a value of the wrong kind in it."""
+    file, said = settings_of(model.folder)
+    penalty = cfg.repetition_penalty
+    if penalty is None:
+        penalty = said.get("repetition_penalty") or 1.0
+        if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
+            raise UserError(f"repetition_penalty is {penalty!r}", where=str(file), hint="leave it out")
+    left = [name for name, usual in _LEFT_OUT.items() if said.get(name) not in (None, usual)]
+    if left:
+        note(f"{file.name} asks for {', '.join(left)}: what is drawn here does without")
+    other = [f"{name} {said[name]}" for name in ("temperature", "top_k", "top_p")
+             if cfg.temperature and said.get("do_sample") and said.get(name) not in (None, getattr(cfg, name))]
+    if other:
+        note(f"{file.name} asks for {', '.join(other)}; here the settings decide: temperature {cfg.temperature:g}, "
+             f"top_k {cfg.top_k}, top_p {cfg.top_p:g}")
+    return Sampling(cfg.max_new_tokens, cfg.temperature, cfg.top_k, cfg.top_p, cfg.seed, float(penalty))
+
+
+# Settings of generation_config.json that change what is drawn and that drawing does without, with what says nothing.
+_LEFT_OUT: dict[str, Any] = {
+    "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "min_length": 0, "min_new_tokens": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+    "penalty_alpha": 0.0, "guidance_scale": 1.0, "stop_strings": None, "exponential_decay_length_penalty": None}
 
 
 def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) -> list[str]:
@@ -73,11 +106,13 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     model, backend = open_model(cfg)
     encode = model.tokenizer.encode if model.network.start is None else model.tokenizer.encode_source
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
-    generator = generator_of(model, backend, sampling(cfg))
+    generator = generator_of(model, backend, sampling(cfg, model, _silent if cfg.beams > 1 else _told("generate")))
     if cfg.beams > 1:
-        how = Search.of(whole_folder(model.folder), lambda said: print(f"generate: {said}", file=sys.stderr))
+        how = Search.of(model.folder, _told("generate"))
         if cfg.length_penalty is not None:
             how = replace(how, length_penalty=cfg.length_penalty)
+        if cfg.repetition_penalty is not None:
+            how = replace(how, repetition_penalty=cfg.repetition_penalty)
         best = beam_search(generator, model.params, ids, cfg.beams, how)[:cfg.samples]
         found = [model.tokenizer.decode(one.completion.ids) for one in best]
         if write is not None:
@@ -100,7 +135,7 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     model, backend = open_model(cfg)
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
-    generator = generator_of(model, backend, sampling(cfg))
+    generator = generator_of(model, backend, sampling(cfg, model, _told("chat")))
     first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""

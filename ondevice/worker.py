@@ -130,7 +130,7 @@ class _Worker:
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
         ids, forgotten = self._prompt(request)
-        generator, decoder = self._generator(sampling(settings)), self.model.tokenizer.stream()
+        generator, decoder = self._generator(sampling(settings, self.model)), self.model.tokenizer.stream()
         pieces: list[str] = []
         count = 0
 

@@ -390,3 +390,25 @@ def test_what_a_template_refuses_is_the_person_s_to_know(place: Path) -> None:
         "{{ raise_exception('no system, please') }}"), {})
     with pytest.raises(UserError, match="no system, please"):
         od.generate(model=folder, prompt="hello", chat=True)
+
+
+def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: Path) -> None:
+    """In text that is not searched for; a setting goes before the file."""
+    file = place / "parrot" / "generation_config.json"
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 1e-9}))
+        code, _, err = typed("generate", "parrot", "hello", *LIKELIEST)
+        assert code == 2 and "repetition_penalty is 1e-09" in err
+        file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 50.0, "min_new_tokens": 2,
+                                    "do_sample": True, "temperature": 0.6}))
+        code, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3", *LIKELIEST)
+        assert code == 0 and "generation_config.json asks for min_new_tokens: what is drawn here does without" in err
+        assert "temperature" not in err  # greedy: nothing is drawn
+        model = load_model(place / "parrot", load_backend("torch", "cpu", "float32"))
+        assert talk.sampling(ChatConfig(model="-"), model).repetition_penalty == 50
+        assert talk.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty == 1.1
+        _, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3")
+        assert "asks for temperature 0.6; here the settings decide: temperature 0.8" in err
+    finally:
+        file.write_text(before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.drawing import check_temperature
 from ondevice.config.stages import StageConfig, TuningConfig
 from ondevice.errors import UserError
 
@@ -47,7 +48,8 @@ class SampleConfig(StageConfig):
         super().check()
         self._at_least(0, "prompts", "top_k")
         self._at_least(1, "max_new_tokens", "batch_size")
-        self._above(0, "temperature", "top_p")
+        self._above(0, "top_p")
+        check_temperature(self.temperature, greedy=False)
         self._between(0, 1, "top_p")
         self._between(2, 4, "responses")
         if self.other and self.responses != 2:
@@ -161,7 +163,7 @@ class RolloutConfig(TuningConfig):
     def check(self) -> None:
         super().check()
         self._at_least(1, "prompts", "max_new_tokens", "rollout_batch")
-        self._above(0, "temperature")
+        check_temperature(self.temperature, greedy=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.drawing import check_temperature
 from ondevice.errors import UserError
 
 
@@ -83,13 +84,19 @@ class SamplingConfig(UseConfig):
     """Draw among this many likeliest tokens only; 0: among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together have this probability."""
+    repetition_penalty: float | None = None
+    """More than 1 makes tokens that stand in the prompt or the answer already less likely. Empty: as the model's
+    generation_config.json says, else 1, which changes nothing."""
     seed: int = 0
     """Decides every draw."""
 
     def check(self) -> None:
         super().check()
         self._between(1, float("inf"), "max_new_tokens")
-        self._between(0, float("inf"), "temperature", "top_k", "seed")
+        self._between(0, float("inf"), "top_k", "seed")
+        check_temperature(self.temperature)
+        if self.repetition_penalty is not None:
+            self._between(0.01, 100, "repetition_penalty")
         self._between(0, 1, "top_p")
         if self.top_p == 0:
             raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
