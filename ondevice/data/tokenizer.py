@@ -139,6 +139,18 @@ class Tokenizer:
             inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
         return Tokenizer(inner, self.config, template, self._stops)
 
+    def ending_as(self, base: Tokenizer) -> Tokenizer:
+        """A copy that ends texts where `base` says so too: after its end of text, and all that its folder lists."""
+        words = [base.inner.id_to_token(i) for i in (*base._stops, base.eos_id)]
+        found = [self.inner.token_to_id(word) for word in words if word is not None]
+        return Tokenizer(self.inner, self.config, self.chat_template,
+                         [*self._stops, *(i for i in found if i is not None)])
+
+    def with_eos(self, word: str) -> Tokenizer:
+        """A copy whose end-of-text token is `word`; what ended texts before still does."""
+        return Tokenizer(self.inner, {**self.config, "eos_token": word}, self.chat_template,
+                         [*self._stops, self.eos_id])
+
     def padded_apart(self) -> Tokenizer:
         """A copy that pads with a token which ends no text, where there is one. Whoever takes the last token that is no
         padding for a text's last one (transformers, for scores) would else pass over the token that ends it."""

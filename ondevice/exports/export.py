@@ -93,7 +93,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     file = aside / f"{name}-{cfg.written_type.upper()}.gguf"
     kept = gguf_file.write(file, model, backend, words, cfg.written_type, name)
     context = gguf_file.context_of(own)
-    text, told = modelfile(file.name, model.tokenizer, context, words.opens)
+    text, told = modelfile(file.name, model.tokenizer, context, words.opens, model.generation)
     (aside / "Modelfile").write_text(text, encoding="utf-8")
     notes = [f"splits text as llama.cpp's {words.pre!r}"]
     if words.differs:
@@ -111,7 +111,8 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
 
 def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
     whole = _whole(model, backend)
-    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type)
+    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type,
+                generation=model.generation)
     for file in (model.folder / beside for beside in _BESIDE):
         if file.is_file():
             shutil.copyfile(file, aside / file.name)

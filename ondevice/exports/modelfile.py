@@ -7,13 +7,18 @@ be written that way; the parts are read off what the template writes, and checke
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from ondevice.data.chat import render
 from ondevice.data.formats import BadRow
 from ondevice.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")
+_PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+               "repetition_penalty": "repeat_penalty"}
 _MARK = "Xq7"
 _CHATS = (("user",), ("system", "user"), ("user", "assistant", "user"),
           ("system", "user", "assistant", "user", "assistant", "user"))
@@ -32,8 +37,10 @@ class Parts:
         return self.lead + body + self.answer
 
 
-def modelfile(file: str, tokenizer: Tokenizer, context: int, opens: bool) -> tuple[str, bool]:
-    """(the text, whether the chat template is in it). `opens`: llama.cpp puts the bos token before a text."""
+def modelfile(file: str, tokenizer: Tokenizer, context: int, opens: bool,
+              generation: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, bool]:
+    """(the text, whether the chat template is in it). `opens`: llama.cpp puts the bos token before a text;
+    `generation`: what generation_config.json says, of which Ollama's own parameters are written."""
     lines = [f"FROM ./{file}"]
     parts = parts_of(tokenizer) if tokenizer.chat_template is not None else None
     if tokenizer.chat_template is None:
@@ -43,7 +50,19 @@ def modelfile(file: str, tokenizer: Tokenizer, context: int, opens: bool) -> tup
         lines.append(f'TEMPLATE """{_go(parts, parts.lead.removeprefix(bos))}"""')
     stops = [tokenizer.inner.id_to_token(i) for i in tokenizer.stop_ids]
     lines += [f'PARAMETER stop "{word}"' for word in stops if '"' not in word and "\n" not in word]
+    lines += _parameters(generation)
     return "\n".join([*lines, f"PARAMETER num_ctx {context}", ""]), parts is not None or tokenizer.chat_template is None
+
+
+def _parameters(generation: Mapping[str, Any]) -> list[str]:
+    """How answers are drawn, where the model's folder says it."""
+    found = {theirs: generation.get(ours) for ours, theirs in _PARAMETERS.items()}
+    if generation.get("do_sample") is False:
+        found |= {"temperature": 0, "top_k": None, "top_p": None, "min_p": None}
+    if found["repeat_penalty"] not in (None, 1):
+        found["repeat_last_n"] = -1  # the whole text, as transformers
+    return [f"PARAMETER {name} {value}" for name, value in found.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
 def parts_of(tokenizer: Tokenizer) -> Parts | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ondevice.backend import Backend, Params
-from ondevice.data.chat import add_template
+from ondevice.data.chat import add_template, turn_end
 from ondevice.data.tokenizer import Tokenizer, read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
@@ -32,6 +32,7 @@ from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensors import read_tensors
 from ondevice.models.ties import as_the_file_ties
 
+GENERATION = "generation_config.json"
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -50,13 +51,14 @@ class Adapter:
 @dataclass(frozen=True)
 class Model:
     """A network's shape with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`,
-    its tensors stand beside the weights (`lora.py`)."""
+    its tensors stand beside the weights (`lora.py`). `generation`: what generation_config.json says."""
 
     cfg: ModelConfig
     params: Params
     tokenizer: Tokenizer
     folder: Path
     adapter: Adapter | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
@@ -91,7 +93,7 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
     _need_same_words(tokenizer, cfg, folder)
-    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder)
+    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder, generation=generation_of(folder))
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
@@ -178,7 +180,7 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     whole, params = _read_whole(base, backend, load_config(base), dtype)
     whole, params, found = settled(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
     cfg = _changed(whole, found.whole)
-    tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
+    tokenizer = _adapters_tokenizer(folder, base, cfg)
     _need_same_words(tokenizer, cfg, folder)
     known = matrices(cfg)
     adapters: Params = {}
@@ -189,8 +191,39 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
         adapters |= placed(name, pair, INHERITED, backend)
     named, revision = snapshot.name_of(base)
     model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
-                  Adapter(named, revision, frozenset(found.whole)))
+                  Adapter(named, revision, frozenset(found.whole)), generation_of(folder))
     return merged(model, backend) if merge and not quantised(params) else model
+
+
+def _adapters_tokenizer(folder: Path, base: Path, cfg: ModelConfig) -> Tokenizer:
+    """The adapter's tokenizer, or its base's. Texts end where the base says so too; where the adapter's folder is one
+    that `write` has left, the end of text is the base's again (`_told_end`)."""
+    if not (folder / "tokenizer.json").is_file():
+        return tokenizer_of(base, cfg)
+    own = tokenizer_of(folder, cfg)
+    if not (base / "tokenizer.json").is_file():
+        return own
+    before = tokenizer_of(base, cfg)
+    word = before.named.get("eos_token")
+    if (folder / GENERATION).is_file() and word is not None and own.inner.token_to_id(word) is not None:
+        own = own.with_eos(word)
+    return own.ending_as(before)
+
+
+def _told_end(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer as an adapter's folder has it: with the token that ends a turn as its end of text. transformers
+    takes the settings of generation from the base, which may know nothing of the turns that were learned; whoever
+    passes on the tokenizer's end of text stops where the adapter does."""
+    end = turn_end(tokenizer)
+    word = None if end is None else tokenizer.inner.id_to_token(end)
+    return tokenizer if word is None or end == tokenizer.eos_id else tokenizer.with_eos(word)
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """What generation_config.json of a model's folder says, of an adapter's its base's under its own. Raises UserError
+    for a file that cannot be read, and where an adapter's base is not to be had."""
+    base = whole_folder(folder)
+    return {**read_json(base / GENERATION), **({} if folder == base else read_json(folder / GENERATION))}
 
 
 def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
@@ -295,13 +328,16 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
         write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
-                    generation=read_json(model.folder / "generation_config.json"))
+                    generation=model.generation)
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
                revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
                modules=matrices(model.cfg))
-    model.tokenizer.save(folder)
+    goes_on = writes(model.cfg) and model.network.start is None
+    (_told_end(model.tokenizer) if goes_on else model.tokenizer).save(folder)
+    if writes(model.cfg):
+        _write_generation(folder, model.generation, _special(model.cfg, model.tokenizer))
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -318,11 +354,7 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     which says of `generation` what is no token's id and no version."""
     if isinstance(cfg, DecoderConfig) and cfg.num_labels:
         tokenizer = tokenizer.padded_apart()
-    special: dict[str, Any] = {
-        "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
-        "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
-    if isinstance(cfg, EncoderConfig):
-        special |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
+    special = _special(cfg, tokenizer)
     cfg = replace(cfg, **special)
     if isinstance(cfg, Seq2SeqConfig):
         special["decoder_start_token_id"] = cfg.decoder_start_token_id
@@ -332,12 +364,25 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     else:
         _write_weights(folder, backend, to_file(params), dtype)
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
-    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
-    _write_json(folder / "generation_config.json",
-                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
+    _write_generation(folder, generation, special)
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _special(cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ids of special tokens as config.json and generation_config.json have them; several that end a text as a
+    tuple."""
+    if isinstance(cfg, EncoderConfig):
+        return {"bos_token_id": tokenizer.cls_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.sep_id}
+    return {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
+            "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+
+
+def _write_generation(folder: Path, generation: Mapping[str, Any], special: Mapping[str, Any]) -> None:
+    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
+    _write_json(folder / GENERATION,
+                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
 
 
 def _write_weights(folder: Path, backend: Backend, params: Params, dtype: str) -> None:
