@@ -188,7 +188,8 @@ def test_stops_and_settings_go_with_an_adapter(tmp_path: Path) -> None:
     end = base.tokenizer.inner.token_to_id("<|end|>")
     wanted = {base.tokenizer.eos_id, stop, end}
     assert set(base.tokenizer.stop_ids) == wanted and base.tokenizer.eos_id != end
-    folder = written(replace(model, tokenizer=base.tokenizer, generation=base.generation), backend, tmp_path / "adapter")
+    model = replace(model, tokenizer=base.tokenizer, generation=base.generation)
+    folder = written(model, backend, tmp_path / "adapter")
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|end|>"
     again = load_model(folder, backend, merge=False)
     assert again.tokenizer.sha256() == base.tokenizer.sha256() and set(again.tokenizer.stop_ids) == wanted

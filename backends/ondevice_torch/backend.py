@@ -60,7 +60,11 @@ class TorchBackend:
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 
     def array(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(x, order="C")).to(self._device, non_blocking=True)
+        host = torch.from_numpy(np.asarray(x, order="C"))
+        # from pinned memory alone may a copy go on behind us; on MPS one from other memory reads what is there later
+        if self.device == "cuda":
+            return host.pin_memory().to(self._device, non_blocking=True)
+        return host.to(self._device)
 
     def numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach()

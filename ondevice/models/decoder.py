@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -73,6 +73,19 @@ class Decoder:
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg
         self.head = Head(f"{self.table}.weight" if cfg.tie_word_embeddings else "lm_head.weight")
+        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic
+        self._tables = self._made()
+        self._root = np.array(cfg.hidden_size**0.5, np.float32)
+
+    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
+        """Base → (the longest text that they are for, tables of cos and sin), shortest first."""
+        cfg, out = self.cfg, dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]()
+        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)} - {0.0}:
+            room = cfg.max_position_embeddings
+            longer = rope.long_tables(cfg, room, theta)
+            out[theta] = [(longer[0] if longer else room, rope.tables(cfg, room, theta))]
+            out[theta] += [(room, longer[1])] if longer else []
+        return out
 
     def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
                checkpoint: bool = False) -> Array:
@@ -134,7 +147,7 @@ class Decoder:
         x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
         if self.cfg.model_type == "gemma3_text":
             # through the door, which rounds it to the compute type, as transformers does
-            x = x * ops.weight({"root": ops.constant(_root(self.cfg.hidden_size))}, "root")
+            x = x * ops.weight({"root": ops.constant(self._root)}, "root")
         return x
 
     def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
@@ -147,17 +160,16 @@ class Decoder:
         """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
         (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
-        longest = max(self.cfg.max_position_embeddings, positions.shape[-1])
+        at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         made: dict[float, Turn] = {}
-        for theta in {self.cfg.theta(i) for i in range(self.cfg.num_hidden_layers)} - {0.0}:
-            cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, longest, theta))
+        for theta, (near, *longer) in self._tables.items():
+            cos, sin = (ops.take(ops.constant(t), at) for t in near[1])
             b, t, c = cos.shape
-            longer = rope.long_tables(self.cfg, longest, theta)
-            if longer is not None:
+            for _, tables in longer:
                 ends = ops.max(positions, -1) + 1 if lengths is None else lengths
-                beyond = (ends > longer[0]).reshape(-1, 1, 1)
-                cos, sin = (ops.where(beyond, ops.take(ops.constant(far), positions), near)
-                            for near, far in zip((cos, sin), longer[1], strict=True))
+                beyond = (ends > near[0]).reshape(-1, 1, 1)
+                cos, sin = (ops.where(beyond, ops.take(ops.constant(far), at), one)
+                            for one, far in zip((cos, sin), tables, strict=True))
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
@@ -203,6 +215,9 @@ class GPT2(Decoder):
 
     layers, table = "transformer.h.", "transformer.wte"
 
+    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
+        return {}  # its positions are learned
+
     def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
@@ -243,8 +258,3 @@ def decoder_of(cfg: DecoderConfig) -> Decoder:
 def activation(ops: Ops, name: str, x: Array) -> Array:
     """By its name in config.json; `ACTIVATIONS` of `models/config.py` has the known ones."""
     return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")
-
-
-@lru_cache
-def _root(width: int) -> HostArray:
-    return np.array(width**0.5, np.float32)
