@@ -14,7 +14,7 @@ from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseC
 from ondevice.data.chat import prompt_ids
 from ondevice.data.completions import places
 from ondevice.data.formats import BadRow
-from ondevice.decoding import Generator, Sampling, generator_of
+from ondevice.decoding import Completion, Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
 from ondevice.models import snapshot
@@ -25,6 +25,9 @@ from ondevice.runfolder import RunFolder, holds_model
 
 def _told(who: str) -> Callable[[str], None]:
     return lambda said: print(f"{who}: {said}", file=sys.stderr)
+
+
+_FULL = "the context is full: the text ends there"
 
 
 def _silent(said: str) -> None:
@@ -120,17 +123,22 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         return found
     if write is None:
         drawn = generator.run(model.params, [ids], samples=cfg.samples)
+        if any(ended_by_context(model, len(ids), c) for c in drawn):
+            _told("generate")(_FULL)
         return [model.tokenizer.decode(c.ids) for c in drawn]
     texts = []
     for number in range(cfg.samples):
         if number:
             write("\n\n")
         texts.append(_stream(generator, model, ids, write, number))
-    return texts
+    if any(full for _, full in texts):
+        _told("generate")(_FULL)
+    return [text for text, _ in texts]
 
 
 def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
-    """A conversation in the terminal; the first turns are forgotten where the context is full."""
+    """A conversation in the terminal. The first turns are forgotten where the context is full, a message that alone is
+    too long for it is refused, and both are said, as is an answer that the context ends."""
     cfg.check()
     model, backend = open_model(cfg)
     if model.tokenizer.chat_template is None:
@@ -148,32 +156,44 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             said = ""
         if not said:
             return
-        turns.append({"role": "user", "content": said})
-        ids, turns = fitting_ids(first, turns, model)
+        asked = [*turns, {"role": "user", "content": said}]
+        ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
         if asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
-            turns.pop()
-            continue
+            continue  # as if it had not been said
+        if len(kept) < len(asked):
+            print(f"The context is full: the first {len(asked) - len(kept)} turns are forgotten.", file=sys.stderr)
+        turns = kept
         shown = InertStream()
 
         def write(piece: str, shown: InertStream = shown) -> None:
             sys.stdout.write(shown.push(piece))
             sys.stdout.flush()
-        text = _stream(generator, model, ids, write, len(turns))
+        text, full = _stream(generator, model, ids, write, len(turns))
         print(shown.flush())
+        if full:
+            print("The context is full: the answer ends here.", file=sys.stderr)
         turns.append({"role": "assistant", "content": text})
 
 
-def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]],
-                model: Model) -> tuple[list[int], list[dict[str, str]]]:
-    """(ids of `first` and the turns, the turns kept): where the context is full, the first turns are forgotten."""
-    kept = list(turns)
+def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]], model: Model,
+                longest: int) -> tuple[list[int], list[dict[str, str]]]:
+    """(ids of `first` and the turns, the turns kept): where the context is full, the first turns are forgotten. There
+    is room for an answer of `longest` tokens, or of a quarter of the context where that is less."""
+    kept, context = list(turns), model.cfg.max_position_embeddings
+    room = max(1, min(longest, context // 4))
     ids = chat_ids([*first, *kept], model)
-    while places(len(ids), 16, model.network.start) > model.cfg.max_position_embeddings and len(kept) > 1:
+    while places(len(ids), room, model.network.start) > context and len(kept) > 2:
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept
+
+
+def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
+    """Whether a text ends where the context does, after a prompt of so many tokens."""
+    return not completion.stopped and places(prompt, len(completion.ids) + 1,
+                                             model.network.start) > model.cfg.max_position_embeddings
 
 
 def given(read: Callable[[], str]) -> str:
@@ -197,7 +217,9 @@ def chat_ids(messages: Sequence[dict[str, Any]], model: Model) -> list[int]:
         raise UserError(str(error), where=str(model.folder)) from error
 
 
-def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Callable[[str], None], number: int) -> str:
+def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Callable[[str], None],
+            number: int) -> tuple[str, bool]:
+    """(what is written, whether the context ended it)."""
     decoder = model.tokenizer.stream()
     pieces: list[str] = []
 
@@ -205,6 +227,6 @@ def _stream(generator: Generator, model: Model, ids: Sequence[int], write: Calla
         pieces.append(text)
         if text:
             write(text)
-    generator.run(model.params, [ids], first=number, on_token=lambda _, token: piece(decoder.push(token)))
+    made = generator.run(model.params, [ids], first=number, on_token=lambda _, token: piece(decoder.push(token)))
     piece(decoder.flush())
-    return "".join(pieces)
+    return "".join(pieces), ended_by_context(model, len(ids), made[0])
