@@ -24,7 +24,7 @@ from ondevice.errors import UserError
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
-from ondevice.exports.modelfile import ROLES, modelfile, parts_of
+from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
 from ondevice.models.folder import Adapter, load_model, write, write_model
 from ondevice.models.lora import INHERITED, Pair, placed
 from ondevice.models.names import matrices
@@ -75,7 +75,28 @@ def test_the_chat_template_is_found_again_for_ollama(name: str) -> None:
     assert 'PARAMETER stop "<|end|>"' in text or 'PARAMETER stop "<|im_end|>"' in text
 
 
+LLAMA3 = ("{% for m in messages %}{% set content = '<|open|>' + m['role'] + '<|close|>\\n\\n' + m['content']TRIM"
+          " + '<|end|>' %}"
+          "{% if loop.index0 == 0 %}{% set content = '<|endoftext|>' + content %}{% endif %}{{ content }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|open|>assistant<|close|>\\n\\n' }}{% endif %}")
+
+
+@pytest.mark.parametrize("trim", ["", " | trim"])
+def test_a_template_that_opens_every_message_alike(trim: str) -> None:
+    """Llama 3's form: what stands behind the lead belongs to each message, whichever role comes next."""
+    tokenizer = small_tokenizer().with_template(LLAMA3.replace("TRIM", trim))
+    parts = parts_of(tokenizer)
+    assert parts is not None and parts.lead == "<|endoftext|>" and trims(tokenizer) == bool(trim)
+    assert parts.around["user"] == ("<|open|>user<|close|>\n\n", "<|end|>")
+    for roles in (("user", "user"), ("assistant", "user"), ("system", "user", "user", "assistant")):
+        chat = [{"role": role, "content": f"Xq7{n}."} for n, role in enumerate(roles)]
+        assert parts.write(roles) == render(chat, tokenizer, prompt=True)
+
+
 @pytest.mark.parametrize("template", [
+    # between two messages of one role stands something else
+    "{% for m in messages %}{% if loop.index0 and messages[loop.index0 - 1].role == m.role %}+{% endif %}<{{ m.role }}>"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "{% if messages[0].role != 'system' %}<s>Be nice.</s>{% endif %}{% for m in messages %}<{{ m.role }}>"
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "{% for m in messages %}{{ loop.index }}: {{ m.content }}{% endfor %}",

@@ -21,7 +21,7 @@ from ondevice.errors import UserError
 from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of
 from ondevice.exports.gguf_words import words_of
-from ondevice.exports.modelfile import modelfile
+from ondevice.exports.modelfile import modelfile, trims
 from ondevice.inert import inert
 from ondevice.models.convert import quantised_model
 from ondevice.models.folder import Model, load_model, merged, write, write_model
@@ -106,6 +106,8 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
         notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
     if not told:
         notes.append("the chat template could not be put into the Modelfile: Ollama looks for one that it knows")
+    elif model.tokenizer.chat_template is not None and trims(model.tokenizer):
+        notes.append("the chat template takes white space off the ends of messages: Ollama leaves it where it is")
     return gguf_file.read(file, model, backend), notes
 
 
