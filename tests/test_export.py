@@ -382,3 +382,26 @@ def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was kept"):
         od.export(folder, "hf", dtype="float16", out=tmp_path / "out", backend="torch")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_is_misread_is_not_exported(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export agrees with our own reading of the folder: that one is compared with transformers'."""
+    pytest.importorskip("transformers")
+    from ondevice.config.hub import ExportConfig
+    from ondevice.exports.export import export
+    from ondevice.models.decoder import GPT2, Decoder
+
+    backend = load_backend("torch", "cpu", "float32")
+    cfg = models.config(family, vocab_size=small_tokenizer().vocab_size)
+    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model", backend, cfg, {n: backend.array(w) for n, w in models.weights(cfg).items()},
+                small_tokenizer())
+    asked = ExportConfig(model=str(tmp_path / "model"), to="hf", out=str(tmp_path / "out"), backend="torch")
+    assert "as transformers does: largest difference" in export(asked)["notes"][-1]
+    misread = GPT2 if family == "gpt2" else Decoder
+    before = misread._norm
+    monkeypatch.setattr(misread, "_norm", lambda self, ops, params, name, x: before(self, ops, params, name, x) * 1.05)
+    with pytest.raises(UserError, match="otherwise than transformers does"):
+        export(ExportConfig(model=str(tmp_path / "model"), to="hf", out=str(tmp_path / "other"), backend="torch"))
+    assert not (tmp_path / "other").exists()

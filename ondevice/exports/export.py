@@ -19,7 +19,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
 from ondevice.errors import UserError
 from ondevice.exports import gguf_file, mlx_adapter
-from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of
+from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
 from ondevice.inert import inert
@@ -35,6 +35,9 @@ _LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16
            "peft": 1e-4, "mlx-adapter": 1e-4}
 """By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the wrong place differs
 by more. What 4 bits do to a model has no bound; perplexity tells."""
+
+_READ = 1e-3
+"""The same between our reading of a folder and its library's, both in float32."""
 
 Made = tuple[Model, list[str]]
 
@@ -56,6 +59,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not packs(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
+    read = _as_the_library_reads(model, backend)
     with whole_folder(out.absolute()) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
@@ -66,7 +70,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
         files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
     return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
             "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
-            "places": found.places, **perplexities, "notes": notes}
+            "places": found.places, **perplexities, "notes": [*notes, read]}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -169,6 +173,20 @@ def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
     return {"perplexity_before": perplexity(model, backend, documents),
             "perplexity_after": perplexity(back, backend, documents)}
+
+
+def _as_the_library_reads(model: Model, backend: Backend) -> str:
+    """What is said of how transformers reads the model's folder, or its base's. Raises UserError where it computes
+    something else: whatever were written would be another model."""
+    base = model if model.adapter is None else load_model(model.adapter.base, backend)
+    folder = base.folder
+    found, why = with_library(folder, base.tokenizer, base, backend)
+    if found is None:
+        return f"how the folder is read was not compared with transformers: {why}"
+    if not found.share <= _READ:
+        raise UserError(f"is read here otherwise than transformers does, by {found.largest:.3g} in a logit: nothing "
+                        "was written", where=str(folder), hint="please report it, with its config.json")
+    return f"the folder is read as transformers does: largest difference of a logit {found.largest:.2g}"
 
 
 def _need_near(found: Gap, cfg: ExportConfig) -> None:
