@@ -129,6 +129,16 @@ def test_a_field_that_could_change_the_numbers_is_refused_by_name(family: str, f
     parse_config({**raw, field: None})  # which says nothing
 
 
+@pytest.mark.parametrize(("family", "fields"), [
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 8,
+                                "finetuned": True}, "rope_parameters": None}),
+    ("llama", {"unsloth_version": "2024.9", "unsloth_fixed": True, "max_sequence_length": 128, "pretraining_tp": 2}),
+    ("gpt2", {"n_special": 0, "predict_special_tokens": True, "_num_labels": 1, "output_past": True}),
+    ("qwen2", {"use_mrope": False, "max_window_layers": 21, "use_sliding_window": False})])
+def test_lines_of_published_folders_that_change_nothing(family: str, fields: dict[str, Any]) -> None:
+    parse_config({**models.config(family).to_json(), **fields})
+
+
 # rotary positions
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.3, 2.0], "long_factor": [1.5, 2.5, 4.0, 6.0]}

@@ -23,6 +23,7 @@ from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, wi
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
 from ondevice.inert import inert
+from ondevice.models.config import DecoderConfig
 from ondevice.models.convert import quantised_model
 from ondevice.models.folder import Model, load_model, merged, write, write_model
 from ondevice.models.names import matrices, quantised
@@ -130,8 +131,10 @@ def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: s
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
     kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
-    return load_model(aside, backend), [f"{kept} matrices stay {dtype}: their rows are no whole number of "
-                                        f"{cfg.group_size}"] if kept else []
+    notes = [f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"] if kept else []
+    if isinstance(whole.cfg, DecoderConfig) and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope":
+        notes.append("mlx-lm takes the long factors of longrope for every text: short ones differ there")
+    return load_model(aside, backend), notes
 
 
 def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:

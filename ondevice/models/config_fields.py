@@ -64,6 +64,7 @@ HARMLESS: Mapping[str, str] = {
         "_name_or_path", "architectures", "auto_map", "transformers_version", "model_type", "task_specific_params",
         "finetuning_task", "tokenizer_class", "prefix", "custom_pipelines", "transformers.js_config", "unsloth_fixed",
         "unsloth_version", "is_llama_config", "language", "license", "library_name", "_commit_hash", "save_step",
+        "sentence_transformers", "n_special", "predict_special_tokens",
         "max_sequence_length", "seq_length", "xla_device", "dtype", "torch_dtype", "id2label", "label2id", "num_labels",
         "_num_labels", "problem_type", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
         "unk_token_id", "mask_token_id", "decoder_start_token_id", "vocab_size", "quantization",

@@ -92,8 +92,9 @@ def _need_factors(rope: Fields, head_dim: int) -> None:
 
 
 def _need_known(rope: Fields) -> None:
-    """Raises UserError for a setting that nobody has asked for, unless it stands where no kind of scaling reads it."""
-    strange = unread(rope, (_ORIGINAL,))
+    """Raises UserError for a setting that nobody has asked for. `finetuned` of the first YaRN models says how they were
+    made, and an original context changes nothing where no kind of scaling reads it."""
+    strange = unread(rope, (_ORIGINAL, "finetuned"))
     if strange:
         raise UserError(f"{strange[0]} is not known here of rope scaling", where="rope_scaling",
                         hint="take it out if it changes no number")
