@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 import models
+from data_samples import small_tokenizer
 from ondevice.backend import Backend
+from ondevice.config.stages import InitConfig
 from ondevice.errors import UserError
 from ondevice.models.architectures import parse_config
 from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import decoder_of
 from ondevice.models.names import turned
+from ondevice.stages.initialize import model_config
 
 KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma3Text", "GPT2", "Bert", "ModernBert", "T5", "MT5",
          "Bart")
@@ -118,6 +121,7 @@ def test_configs_as_transformers_writes_them_load(name: str, whole: bool) -> Non
     ("qwen2", "layer_types", ["full_attention", "chunked_attention"]), ("llama", "pruned_heads", {"0": [1]}),
     ("llama", "is_encoder_decoder", True), ("gemma3", "attn_logit_softcapping", 50.0),
     ("bert", "embedding_size", 128), ("bert", "rotary_value", True), ("modernbert", "norm_kind", "rms"),
+    ("t5", "hidden_size", 96), ("bart", "intermediate_size", 96),
     ("t5", "dense_act_fn", "silu"), ("t5", "num_experts", 8), ("bart", "normalize_before", True)])
 def test_a_field_that_could_change_the_numbers_is_refused_by_name(family: str, field: str, value: Any) -> None:
     raw = models.config(family).to_json() if family in models.FAMILIES else PUBLISHED[
@@ -137,6 +141,13 @@ def test_a_field_that_could_change_the_numbers_is_refused_by_name(family: str, f
     ("qwen2", {"use_mrope": False, "max_window_layers": 21, "use_sliding_window": False})])
 def test_lines_of_published_folders_that_change_nothing(family: str, fields: dict[str, Any]) -> None:
     parse_config({**models.config(family).to_json(), **fields})
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"])
+def test_what_init_makes_is_read(family: str) -> None:
+    made = model_config(InitConfig(family=family, hidden_size=32, num_attention_heads=2, num_key_value_heads=2),
+                        small_tokenizer())
+    assert parse_config(made.to_json()) == made
 
 
 # rotary positions

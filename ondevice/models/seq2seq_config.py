@@ -65,6 +65,10 @@ class Seq2SeqConfig(CommonConfig):
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
         known = {ours: raw[theirs] for ours, theirs in names.items()}
+        for ours, value in known.items():  # transformers takes either name: they have to say the same
+            if names[ours] != ours and (kind, ours) != ("bart", "num_hidden_layers") and \
+                    raw.get(ours) not in (None, value):
+                raise UserError(f"is {raw[ours]!r}, {names[ours]} says {value}", where=ours)
         for name, only in {**_BOTH, **_FIXED.get(kind, {})}.items():
             if raw.get(name) not in (None, only):
                 raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
