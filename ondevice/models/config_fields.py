@@ -61,7 +61,8 @@ _PATTERN = "which layers have a window, where another field says that none has"
 
 HARMLESS: Mapping[str, str] = {
     **dict.fromkeys((
-        "_name_or_path", "architectures", "auto_map", "transformers_version", "model_type", "task_specific_params",
+        "_name_or_path", "name_or_path", "architectures", "auto_map", "transformers_version", "model_type",
+        "task_specific_params",
         "finetuning_task", "tokenizer_class", "prefix", "custom_pipelines", "transformers.js_config", "unsloth_fixed",
         "unsloth_version", "is_llama_config", "language", "license", "library_name", "_commit_hash", "save_step",
         "sentence_transformers", "n_special", "predict_special_tokens",
