@@ -99,7 +99,8 @@ def sound(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
     """The whole checkpoints that are sound, the newest first, and that of step 0, which is a stage's start."""
     for path in reversed(checkpoint.steps(checkpoints)):
         record = checkpoint.record_of(path)
-        if not record.get("sound") and record.get("step") != 0:
+        # earlier versions did not write it down: what they saved is measured when it is gone back to
+        if not record.get("sound", not record.get("skipped_in_a_row")) and record.get("step") != 0:
             continue
         reason = checkpoint.damage(path)
         if reason is None:
