@@ -27,17 +27,17 @@ def keep_copy(opened: Store) -> Path | None:
     Raises UserError where the disk is full or other files stand in the places of the copies.
     """
     file = opened.path
-    state = opened.connection.execute(_STATE).fetchone()
-    kept = [copy for copy in places(file) if copy.exists()]
-    newest = max(kept, key=lambda copy: copy.stat().st_mtime_ns, default=None)
-    if newest is not None and _state(newest) == tuple(state):
-        return None
     free = [copy for copy in places(file) if not copy.exists()]
-    ours = sorted((copy for copy in kept if is_ours(copy)), key=lambda copy: copy.stat().st_mtime_ns)
+    ours = copies(file)
+    held = {copy: _state(copy) for copy in ours}
     if not free and not ours:
-        raise UserError("the places of its copies are taken by other files", where=str(newest))
-    target = (free or ours)[0]
+        raise UserError("the places of its copies are taken by other files", where=str(places(file)[-1]))
+    # one that a full disk has left empty goes before any that holds something
+    target = (free or sorted(ours[::-1], key=lambda copy: held[copy] is not None))[0]
     try:
+        state = tuple(opened.connection.execute(_STATE).fetchone())
+        if ours and held[ours[0]] == state:
+            return None
         with closing(sqlite3.connect(target, isolation_level=None)) as copy:
             opened.connection.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, that can be taken anywhere

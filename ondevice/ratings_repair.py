@@ -24,6 +24,7 @@ from ondevice.ratings_store import NOT_OURS, PATIENCE_S, Damaged, ratings_file, 
 
 Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were
+_GAP = 1_000_000  # the most between two that can be read: a damaged number of a row may be any
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
     take("ORDER BY rowid DESC")
     high = min((number for number in found if number > low), default=None)
     misses, number = 0, low + 1
-    while (number < high) if high is not None else (misses < _MISSES):
+    while misses < _MISSES if high is None else (number < high and misses < _GAP):
         take("WHERE rowid = ?", number)
         misses = 0 if number in found else misses + 1
         number += 1

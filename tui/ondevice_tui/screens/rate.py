@@ -22,7 +22,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import Item, Outcome, Progress, Ratings
-from ondevice.ratings_store import FILE
+from ondevice.ratings_store import FILE, ratings_file
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
@@ -146,7 +146,7 @@ least; p says why this one."""
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
         run = self.ui.run_folder
-        wanted = run.path / FILE if run is not None else None
+        wanted = ratings_file(run.path) if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
             self._close()
             self.trouble = ""
