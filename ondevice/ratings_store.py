@@ -42,17 +42,22 @@ class Damaged(UserError):
     """The database cannot be read as it should; `ratings_repair` makes a new one of what can."""
 
 
+class Replaced(UserError):
+    """What is open here is not the file at that path any more: nobody would find what was written now."""
+
+
 class Store:
     """An open file; a context manager. One thread uses it; other threads and programs open the file themselves.
 
     Every method raises UserError where another program holds the file for too long, where it cannot be written, and
-    where it is damaged.
+    where it is damaged (Damaged) or was moved away (Replaced).
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.path = path
         self._connection = connection
         self._lock: int | None = None
+        self._identity: tuple[int, int] | None = None  # of the file that is open
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False, patience_s: float = PATIENCE_S) -> Self:
@@ -63,11 +68,12 @@ class Store:
         while True:
             ratings_lock.finish_repair(file, patience_s)
             _refuse_path(file, create)
-            before = file.stat().st_ino if file.exists() else None
+            before = _identity(file)
             opened = cls._connect(file, create, patience_s)
             try:
                 opened._lock = ratings_lock.take(file, patience_s=patience_s)
-                if before is None or file.stat().st_ino == before:
+                opened._identity = _identity(file)
+                if before in (None, opened._identity):
                     return opened
             except BaseException:
                 opened.close()
@@ -125,6 +131,9 @@ class Store:
         if self._connection.in_transaction:
             yield
             return
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise Replaced("was moved, deleted or replaced while it was open here", where=str(self.path),
+                           hint="put it back if that was a mistake, and open it again")
         self._rows("BEGIN IMMEDIATE")
         try:
             yield
@@ -182,6 +191,15 @@ class Store:
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
         return int(self._rows(f"INSERT INTO {table}({columns}) VALUES ({marks}) RETURNING rowid",
                               list(row.values()))[0][0])
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Which file stands at a path; None: none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _refuse_path(file: Path, create: bool) -> None:

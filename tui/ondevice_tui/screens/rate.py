@@ -22,7 +22,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import Item, Outcome, Progress, Ratings
-from ondevice.ratings_store import FILE, ratings_file
+from ondevice.ratings_store import FILE, Damaged, Replaced, ratings_file
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
@@ -176,15 +176,19 @@ least; p says why this one."""
         except UserError as problem:
             ratings.close()
             if self.ratings is ratings:
-                self._close()
-                self.trouble, self._failed_at = str(problem), ticks()
-                self.show()
+                self._leave_database(str(problem))
             return
         for text in told:
             self.ui.say(text, bad=True)
         if self.ratings is ratings:
             self.trouble, self.busy = "", False
             self.next()
+
+    def _leave_database(self, why: str) -> None:
+        """It is opened anew after a moment, and repaired where it has to be."""
+        self._close()
+        self.trouble, self._failed_at = why, ticks()
+        self.show()
 
     def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
             failed: Callable[[UserError], None] | None = None) -> None:
@@ -219,7 +223,10 @@ least; p says why this one."""
 
     def _not_saved(self, problem: UserError) -> None:
         self.ranking = []
-        self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(f"not saved: {problem}")
+        else:
+            self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
@@ -236,6 +243,9 @@ least; p says why this one."""
 
     def _not_read(self, problem: UserError) -> None:
         """It is looked for again at the next look at the runs."""
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(str(problem))
+            return
         self.item, self.trouble = None, str(problem)
         self.show()
 
