@@ -6,6 +6,7 @@ Names of folders and people stay here: a data set is told by its own name and ha
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -143,7 +144,7 @@ def licences(past: Past) -> dict[str, str]:
 def _card_of(data: str) -> str:
     if data.startswith("hub:"):
         return cached_card(data.split(":")[1])
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if not path.exists():  # gone, or meant in another folder: a README.md that is found now would be another's
         return ""
     folder = path if path.is_dir() else path.parent
@@ -191,9 +192,9 @@ def _start_in_run(past: Past) -> str:
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
         return ""
-    start, run = Path(value).expanduser(), past.folder.path.parent
+    start, run = Path(os.path.expanduser(value)), past.folder.path.parent
     out = past.config.get("out")
-    runs = [run.absolute(), *([Path(out).expanduser()] if isinstance(out, str) and out else [])]
+    runs = [run.absolute(), *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else [])]
     if start.name != "model" or start.parent.parent not in runs and start.absolute().parent.parent not in runs:
         return ""
     return start.parent.name

@@ -8,6 +8,7 @@ are any.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -81,7 +82,7 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
     result = {"form": cfg.form, "rows": len(rows), **counts}
     if not cfg.file:
         return {**result, "data": rows}
-    file = Path(cfg.file).expanduser()
+    file = Path(os.path.expanduser(cfg.file))
     if file.is_dir() or not file.parent.is_dir():
         raise UserError("is a folder" if file.is_dir() else "its folder does not exist", where=cfg.file)
     if file.exists() and is_ours(file) and file.stat().st_size:

@@ -32,7 +32,7 @@ REPAIR = "ondevice ratings repair FILE saves what can be read"
 def ratings_file(path: str | Path) -> Path:
     """A database, or the one of a run folder. What is not there yet is a database where its name ends in .db, else a
     run folder. A link is followed, as SQLite does: all that is kept beside a database lies beside the file itself."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
     file = path / FILE if folder else path
     return Path(os.path.realpath(file)) if file.is_symlink() else file

@@ -276,6 +276,13 @@ def test_a_damaged_file_and_a_held_one_are_named(ratings: Ratings, monkeypatch: 
         Ratings.open(ratings.path).items()
 
 
+def test_a_home_that_is_nobodys_is_a_name_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Path.expanduser` raises RuntimeError there, which would reach a person as a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such ratings database"):
+        Ratings.open("~nobody-of-that-name/run")
+
+
 def test_nothing_is_stored_in_a_file_that_is_not_there_any_more(ratings: Ratings, tmp_path: Path) -> None:
     """Deleted, or another put in its place: whoever opens the path would not find the vote."""
     ask(ratings, 2)

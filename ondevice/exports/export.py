@@ -7,6 +7,7 @@ precision is lost, perplexity too. The folder is whole, and as near as its type 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -45,7 +46,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     nothing behind then."""
     cfg.check()
     folder = find_model(cfg.model)
-    out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
+    out = Path(os.path.expanduser(cfg.out or f"{name_of(folder)}-{cfg.to}"))
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
     if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
