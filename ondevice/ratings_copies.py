@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from ondevice.errors import UserError
 from ondevice.ratings_schema import APPLICATION
-from ondevice.ratings_store import Store, refused
+from ondevice.ratings_store import FAILED, Store, refused
 
 COPIES = 3
 _STATE = "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"  # both tables only ever grow
@@ -41,7 +41,7 @@ def keep_copy(opened: Store) -> Path | None:
         with closing(sqlite3.connect(target, isolation_level=None)) as copy:
             opened.connection.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, that can be taken anywhere
-    except sqlite3.Error as error:
+    except FAILED as error:
         raise refused(error, target) from error
     return target
 
@@ -62,7 +62,7 @@ def is_ours(file: Path) -> bool:
         with read_only(file) as connection:
             number = connection.execute("PRAGMA application_id").fetchone()[0]
             return bool(number == APPLICATION or not connection.execute("SELECT 1 FROM sqlite_master").fetchone())
-    except sqlite3.DatabaseError:
+    except FAILED:
         return False
 
 
@@ -77,6 +77,6 @@ def _state(copy: Path) -> tuple[int, int] | None:
     try:
         with read_only(copy) as connection:
             found = connection.execute(_STATE).fetchone()
-    except sqlite3.DatabaseError:
+    except FAILED:
         return None
     return found[0], found[1]

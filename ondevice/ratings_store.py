@@ -42,6 +42,10 @@ class Damaged(UserError):
     """The database cannot be read as it should; `ratings_repair` makes a new one of what can."""
 
 
+FAILED = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises: its own errors, and the second where the message of one quotes a damaged schema."""
+
+
 class Replaced(UserError):
     """What is open here is not the file at that path any more: nobody would find what was written now."""
 
@@ -87,7 +91,7 @@ class Store:
         address = f"file:{quote(str(file.absolute()))}?mode={'rwc' if create else 'rw'}"
         try:
             connection = sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)
-        except sqlite3.Error as error:
+        except FAILED as error:
             raise refused(error, file) from error
         connection.row_factory = sqlite3.Row
         opened = cls(connection, file)
@@ -112,7 +116,7 @@ class Store:
         """What SQLite finds wrong with the whole file; empty where nothing is. Reads all of it."""
         try:
             rows = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
-        except sqlite3.DatabaseError as error:
+        except FAILED as error:
             if not isinstance(refused(error, self.path), Damaged):
                 raise refused(error, self.path) from error
             return str(error)
@@ -168,7 +172,7 @@ class Store:
         for table, columns in COLUMNS.items():
             try:
                 found = tuple(row["name"] for row in self._connection.execute(f"PRAGMA table_info({table})"))
-            except sqlite3.Error as error:
+            except FAILED as error:
                 if "no such" not in str(error):
                     raise refused(error, self.path) from error
                 found = ()  # a view whose table is missing
@@ -184,7 +188,7 @@ class Store:
                  else [_stored(value) for value in values])
         try:
             return self._connection.execute(statement, clean).fetchall()
-        except sqlite3.Error as error:
+        except FAILED as error:
             raise refused(error, self.path) from error
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> int:
@@ -218,7 +222,7 @@ def _refuse_path(file: Path, create: bool) -> None:
                         hint="SQLite needs both: copy it to a folder of your own")
 
 
-def refused(error: sqlite3.Error, file: Path) -> Exception:
+def refused(error: Exception, file: Path) -> Exception:
     """What a person can mend as a UserError (Damaged where a repair is what mends it); anything else as it is."""
     name = getattr(error, "sqlite_errorname", "") or ""
     reasons = {"SQLITE_BUSY": "another program has held it for too long", "SQLITE_LOCKED": "another program holds it",
@@ -230,7 +234,8 @@ def refused(error: sqlite3.Error, file: Path) -> Exception:
             if code == "SQLITE_IOERR" and shutil.disk_usage(file.parent).free < FULL_BYTES:
                 reason = reasons["SQLITE_FULL"]  # what SQLite says where its side files cannot grow
             return UserError(reason, where=str(file))
-    if name.startswith("SQLITE_CORRUPT") or "Could not decode to UTF-8" in str(error):
+    undecoded = isinstance(error, UnicodeDecodeError) or "Could not decode to UTF-8" in str(error)
+    if undecoded or name.startswith("SQLITE_CORRUPT"):
         return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
 

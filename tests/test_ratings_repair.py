@@ -138,6 +138,38 @@ def test_a_text_that_is_none_is_left_out(file: Path) -> None:
     assert set(range(1, 121)) - set(rows(file)[0]) == {3, 4}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_damaged_is_saved_or_said(file: Path, seed: int) -> None:
+    """Zeros where rows were read as rows of NULL; flipped bits make numbers of rows that were never given."""
+    draw, data = random.Random(seed), bytearray(file.read_bytes())
+    if seed % 2:
+        start, count = draw.randrange(2 * PAGE, len(data)), draw.randrange(20_000)
+        data[start:start + count] = bytes(len(data[start:start + count]))
+    else:
+        for _ in range(60):
+            data[draw.randrange(2 * PAGE, len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+    try:
+        repair = repair_if_damaged(file)
+    except UserError as problem:
+        assert "no pair in it can be read" in str(problem)
+        return
+    items, votes = rows(file)
+    assert repair is None or (repair.items, repair.votes) == (len(items), len(votes))
+    assert find_damage(file) == ""
+
+
+def test_a_damaged_schema_that_is_no_text_is_named(file: Path) -> None:
+    """SQLite quotes it in its message, which sqlite3 then cannot decode."""
+    data = file.read_bytes()
+    assert data.count(b"prompt_sha TEXT") == 1
+    file.write_bytes(data.replace(b"prompt_sha TEXT", b"prompt_sha\xa0TEXT"))
+    with pytest.raises(Damaged, match="is damaged"):
+        Ratings.open(file)
+    with pytest.raises(UserError, match="no pair in it can be read"):
+        repair_if_damaged(file)
+
+
 def test_a_table_that_is_missing_is_damage(file: Path) -> None:
     with sqlite3.connect(file) as raw:
         raw.execute("DROP VIEW live")
