@@ -60,7 +60,7 @@ class Rewards:
         self.form = form
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
-        self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
+        self._judges = Host(_JUDGES, ("prepare", "latex", "readable", "regex", "json", "gym"), timeout=timeout)
         self._user = _host(user_file, timeout, log) if user_file else None
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
