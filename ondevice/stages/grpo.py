@@ -32,6 +32,7 @@ from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
 
 HELD = 64  # held-out problems of a measurement
+RIGHT = "correct"  # the reward that says what is right
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
@@ -42,8 +43,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
-        params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx),
-                     better=Better("accuracy", higher=True))
+        params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), better=feed.better)
         told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
     return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=[f"rewards: {told}"])
 
@@ -62,6 +62,7 @@ class GRPOFeed:
                               batch_size=cfg.rollout_batch)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
         self.log = GroupLog(ctx.folder.groups)
+        self.better = Better("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
         ctx.events.emit("data", problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
@@ -77,7 +78,7 @@ class GRPOFeed:
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
                                                             cfg.answer))}
         return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
-                    ("reward", "accuracy", "completion_length"))
+                    tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))))
 
     def score(self, asked: Sequence[Asked], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions a prompt; what goes wrong with one is told as a warning."""
@@ -116,9 +117,7 @@ class GRPOFeed:
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
-        right = scores.by_name.get("correct", scores.total)
-        figures = {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total), **lengths_told(sampled)}
-        return figures, sampled, scores
+        return {**accuracy(scores), "reward": _mean(scores.total), **lengths_told(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return ""
@@ -184,11 +183,18 @@ def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
 def figures(scores: Scores, totals: Floats) -> dict[str, Any]:
     """What a step's event says of the rewards: all of them, each by itself, and how many groups teach nothing."""
     spreads = np.array([np.nanstd(group, ddof=1) for group in totals if np.isfinite(group).sum() > 1])
-    right = scores.by_name.get("correct")
     return {"reward": _mean(scores.total), "reward_std": _mean(spreads),
-            "zero_spread": float(without_spread(totals).mean()),
-            **({"accuracy": _mean(right == 1.0)} if right is not None else {}),
+            "zero_spread": float(without_spread(totals).mean()), **accuracy(scores),
             **{f"reward/{name}": _mean(values) for name, values in scores.by_name.items()}}
+
+
+def accuracy(scores: Scores) -> dict[str, float]:
+    """{"accuracy"}: the share of right answers among those that were judged; empty where nothing says what is right:
+    a total of 1 is no right answer."""
+    if RIGHT not in scores.by_name:
+        return {}
+    judged = scores.by_name[RIGHT][np.isfinite(scores.by_name[RIGHT])]
+    return {"accuracy": float(np.mean(judged == 1.0)) if len(judged) else float("nan")}
 
 
 def _mean(values: Floats) -> float:
