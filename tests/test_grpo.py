@@ -1,4 +1,4 @@
-"""GRPO from one's own rewards: what decides which weights are best, and what a run says of rewards that teach nothing."""
+"""GRPO from one's own rewards: which weights are the best, and what a run says of rewards that teach nothing."""
 
 from __future__ import annotations
 
