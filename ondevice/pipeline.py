@@ -50,7 +50,8 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     if begun and not (resume or redo):
         raise UserError(f"holds a run already ({', '.join(begun)})", where=str(folder.path),
                         hint="--resume goes on with it; or give another --out")
-    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values())
+    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values()
+                  if not getattr(cfg, "tokenizer", ""))  # with a ready tokenizer init reads no data
     exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
     around = Surroundings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False

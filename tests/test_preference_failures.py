@@ -202,7 +202,7 @@ def test_of_few_pairs_one_prompts_are_held_out_and_of_one_prompt_none(files: Pat
     rows = (files / "pairs.jsonl").read_text().splitlines()
     alone = [row for row in rows if not held_out(sha_of(to_pair(json.loads(row))), 0.1)]
     few = tmp_path / "few.jsonl"
-    fields = settings(files, "reward", tmp_path / "r", "torch", steps=1, data=str(few))
+    fields = settings(files, "reward", tmp_path / "r", "torch", steps=1, warmup_steps=0, data=str(few))
     few.write_text(alone[0] + "\n")
     with pytest.raises(UserError, match="0 pairs to learn from and 1 held out"):
         od.reward(**fields)

@@ -6,9 +6,11 @@ forms). `check()` answers a value out of range with a `UserError` that names the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
 from ondevice.errors import UserError
 
@@ -33,10 +35,12 @@ class StageConfig:
     """Go on from the newest complete checkpoint of this run."""
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
+    without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why
 
     def check(self) -> None:
-        """Raises UserError naming the first field that is out of range."""
+        """Raises UserError naming the first field that is out of range, or that has no effect beside the others."""
         self._at_least(0, "seed")
+        refuse_idle(self)
 
     def _at_least(self, low: float, *names: str) -> None:
         for name in names:
@@ -57,6 +61,11 @@ class StageConfig:
                 raise UserError(f"{value} is out of range", where=name, hint=f"give {low} to {high}")
 
 
+def _measured_often(cfg: Any) -> bool:
+    """Whether there are measurements before the end: at each save, too."""
+    return bool(cfg.eval_every or cfg.save_every)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(StageConfig):
     """What every stage that trains has: the optimizer, the schedule and the loop."""
@@ -73,7 +82,8 @@ class TrainingConfig(StageConfig):
     """muon: Muon for the blocks' matrices, AdamW for everything else."""
     learning_rate: float = 3e-4
     """Peak rate of AdamW."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = only(0.02, lambda cfg: cfg.optimizer == "muon", "the optimizer is not muon",
+                                     "give --optimizer muon too")
     """Peak rate of Muon."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
@@ -87,11 +97,14 @@ class TrainingConfig(StageConfig):
     """Largest global norm of the gradient; 0 turns clipping off."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate falls after the warm-up; wsd: constant, then linear over the last part."""
-    warmup_steps: int = 0
+    warmup_steps: int = only(0, lambda cfg: cfg.warmup_steps <= cfg.steps, "so long a warm-up never ends in this run",
+                             "give no more than --steps")
     """Steps over which the rate rises from 0."""
-    decay_fraction: float = 0.2
+    decay_fraction: float = only(0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd",
+                                 "give --schedule wsd too")
     """Part of the steps over which wsd decays."""
-    final_lr_fraction: float = 0.0
+    final_lr_fraction: float = only(0.0, lambda cfg: cfg.schedule != "constant", "the schedule is constant",
+                                    "give --schedule cosine, linear or wsd too")
     """The rate at the end, as a part of the peak."""
     checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
@@ -109,11 +122,11 @@ class TrainingConfig(StageConfig):
     """Newest checkpoints kept, beside the best one."""
     push_every: int = 0
     """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its own; 0: none."""
-    push_to: str = ""
+    push_to: str = only("", lambda cfg: cfg.push_every, "nothing is pushed", "give --push-every too")
     """Repository that checkpoints are pushed to: NAME or OWNER/NAME; it is private."""
-    patience: int = 0
+    patience: int = only(0, _measured_often, "it is measured at the end alone", "give --eval-every too")
     """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
-    take_best: bool = False
+    take_best: bool = only(False, _measured_often, "it is measured at the end alone", "give --eval-every too")
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
     def check(self) -> None:
@@ -130,35 +143,35 @@ class TrainingConfig(StageConfig):
             check_repo_id(self.push_to, "push_to")
 
 
+_ADAPTER: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.adapter == "lora", "there is no adapter", "give --adapter lora too")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(TrainingConfig):
     """What every stage has that tunes a model which is there already: all of its weights, or an adapter beside them."""
 
     adapter: Literal["none", "lora"] = "none"
     """none: train all weights. lora: leave them as they are, 4- and 8-bit ones too, and train small matrices beside."""
-    lora_rank: int = 16
+    lora_rank: int = only(16, *_ADAPTER)
     """Rank of the matrices."""
-    lora_alpha: float = 32.0
+    lora_alpha: float = only(32.0, *_ADAPTER)
     """What they add is multiplied by alpha / rank."""
-    lora_rslora: bool = False
+    lora_rslora: bool = only(False, *_ADAPTER)
     """Multiply by alpha / sqrt(rank) instead (rsLoRA), which suits large ranks."""
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] = only((), *_ADAPTER)
     """Matrices that get an adapter: ends of names (q_proj,v_proj), or whole names with * (model.layers.2?.mlp.*).
     Unset: all matrices of the blocks."""
-    lora_whole: tuple[str, ...] = ()
+    lora_whole: tuple[str, ...] = only((), *_ADAPTER)
     """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
-    merge: bool = False
+    merge: bool = only(False, *_ADAPTER)
     """Leave whole weights with the adapter in them, not the adapter's folder."""
 
     def check(self) -> None:
         super().check()
         self._at_least(1, "lora_rank")
         self._above(0, "lora_alpha")
-        if self.adapter == "none":
-            for name in ("lora_rslora", "lora_targets", "lora_whole", "merge"):
-                if getattr(self, name):
-                    raise UserError("there is no adapter", where=name, hint="give --adapter lora too")
-        elif self.optimizer == "muon":
+        if self.adapter == "lora" and self.optimizer == "muon":
             raise UserError("muon is for whole matrices of the blocks", where="optimizer",
                             hint="adapters take adamw")
 
@@ -167,13 +180,13 @@ class TuningConfig(TrainingConfig):
 class InitConfig(StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
-    data: str = "builtin"
+    data: str = only("builtin", lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
     """Text that the tokenizer learns from: a file, a folder, builtin[:RECIPE], or several as for pretrain."""
-    limit: int = 0
+    limit: int = only(0, lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
     """Documents read of each source at most, the first ones; 0: all."""
     tokenizer: str = ""
     """Folder of a ready tokenizer; empty: train one on the data."""
-    vocab_size: int = 1024
+    vocab_size: int = only(1024, lambda cfg: not cfg.tokenizer, "the tokenizer is ready")
     """Tokens of the tokenizer that is trained, special ones included."""
     family: Family = "llama"
     """Architecture, in Hugging Face's names."""
@@ -204,7 +217,9 @@ class InitConfig(StageConfig):
     """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
     initializer_range: float = 0.02
     """Standard deviation of the head, and of everything where init is normal."""
-    embedding_std: float = 0.5
+    embedding_std: float = only(
+        0.5, lambda cfg: cfg.init == "fan_in" and not cfg.tie_word_embeddings and cfg.family != "bart",
+        "the embeddings are as the head, or all is normal", "leave it out, or untie them and give --init fan_in")
     """Standard deviation of the embeddings where init is fan_in and the head is untied."""
 
     def check(self) -> None:
@@ -274,7 +289,7 @@ class SFTConfig(TuningConfig):
     replay: str = ""
     """Plain text learned beside the chats, so that the model keeps what it knew: a file, a folder, or builtin[:RECIPE].
     Empty: none."""
-    replay_share: float = 0.1
+    replay_share: float = only(0.1, lambda cfg: cfg.replay, "there is no replay", "give --replay too")
     """Part of the tokens that are of this text."""
     chat_template: str = ""
     """Template for a base model that has none: chatml, plain or bare.
@@ -305,6 +320,7 @@ class ClassifyConfig(TrainingConfig):
     """Longest text in tokens; longer ones are cut at the end and counted."""
 
     gives = "classifier"
+    without_effect = {"sample_every": "a classifier writes no answers"}
 
     def check(self) -> None:
         super().check()
