@@ -18,7 +18,7 @@ from ondevice.rating_stats import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
-from ondevice.stages.asked import need_template
+from ondevice.stages.asked import need_template, opening
 from ondevice.talk import chat_ids
 
 Messages = list[dict[str, Any]]
@@ -51,9 +51,10 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
             drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
             rows = [problem for problem in asked for _ in range(samples)]
             texts = [model.tokenizer.decode(c.ids) for c in drawn]
+            openings = [opening(ids, model.tokenizer) for ids in prompts for _ in range(samples)]
             if cfg.answer == "any":
-                texts = [any_answer(text) or "" for text in texts]
-            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows))
+                texts, openings = [any_answer(o + t) or "" for o, t in zip(openings, texts, strict=True)], []
+            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows), openings)
             cut = np.array([not c.stopped for c in drawn])
             right, formed = (scores.by_name[name].reshape(len(asked), samples) >= 1 for name in ("correct", "format"))
             return right, formed, cut.reshape(len(asked), samples)

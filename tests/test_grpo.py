@@ -11,9 +11,14 @@ import pytest
 
 import ondevice as od
 import small_stages
+from data_samples import small_tokenizer
 from ondevice.backend import load_backend
+from ondevice.data.chat import prompt_ids
 from ondevice.events import read
-from ondevice.rewards.rewards import Scores
+from ondevice.rewards.rewards import Rewards, Scores
+from ondevice.rollout import Sampled
+from ondevice.stages.asked import Asked, opening
+from ondevice.stages.groups import told
 from ondevice.stages.grpo import GRPOFeed, accuracy
 
 
@@ -44,6 +49,51 @@ def test_without_correct_the_best_is_best_by_reward(files: Path, tmp_path: Path,
     events, done = grpo(files, tmp_path / "r", steps=4, eval_every=1, take_best=True, patience=1)
     assert not any("accuracy" in event for event in events)
     assert done["outcome"]["figure"] == "reward" and done["outcome"]["measured"] == 4
+
+
+# ---- a generation prompt that opens the thought ---------------------------------------------------------------------
+
+def opens(text: str) -> str:
+    """A template whose generation prompt ends in `text`."""
+    return ("{%- for m in messages -%}{{ '<u>' + m['content'] }}{%- endfor -%}"
+            "{%- if add_generation_prompt -%}{{ '<a>" + text + "' }}{%- endif -%}")
+
+
+OPENS = opens("<think>\\n")
+ASKED = [{"role": "user", "content": "What does <think> open?"}]
+
+
+@pytest.mark.parametrize(("template", "opened"), [
+    (OPENS, "<think>\n"), (opens("<think>"), "<think>"), (opens("<think>\\n\\n</think>\\n\\n"), ""), (opens(""), "")])
+def test_what_the_prompt_opens(template: str, opened: str) -> None:
+    tokenizer = small_tokenizer().with_template(template)
+    assert opening(prompt_ids(ASKED, tokenizer), tokenizer) == opened
+
+
+def test_a_turn_is_judged_with_what_the_prompt_has_opened_of_it() -> None:
+    """A finished thought earns `think`; a number in an unfinished one is no answer, and no other form finds one."""
+    said = ["2 + 2 is 4\n</think>\n4", "so 4", "</think>\n4", "a</think>so 5"]
+    columns = {"answer": ["4"] * 4, "truncated": [False] * 4, "completion_ids": [[1]] * 4, "max_new_tokens": 9}
+    with Rewards(("think", "correct", "format", "exact")) as rewards:
+        scores = rewards.score(["?"] * 4, said, columns, ["<think>\n"] * 4)
+        alone = rewards.score(["?"] * 4, ["<think>\n" + text for text in said], columns)
+        plain = rewards.score(["?"] * 4, said, columns)
+    np.testing.assert_equal(scores.by_name["think"], [1, 0, 0, 1])
+    np.testing.assert_equal(scores.by_name["correct"], [1, 0, 1, 0])
+    np.testing.assert_equal(scores.by_name["format"], [1, 0, 1, 1])
+    assert scores.parsed == alone.parsed == ["4", None, "4", "5"]
+    for name in ("think", "correct", "format"):
+        np.testing.assert_equal(scores.by_name[name], alone.by_name[name])
+    np.testing.assert_equal(scores.by_name["exact"], plain.by_name["exact"])   # of what the model wrote
+
+
+def test_places_of_answers_are_those_in_what_was_written() -> None:
+    tokenizer = small_tokenizer().with_template(OPENS)
+    ids = prompt_ids(ASKED, tokenizer)
+    text = "well\n</think>\nso 42"
+    [group] = told([Asked(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
+    [one] = group["completions"]
+    assert one["parsed"] == "42" and text[slice(*one["span"])] == "42"
 
 
 @pytest.mark.slow

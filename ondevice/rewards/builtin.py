@@ -3,6 +3,7 @@
 Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N prompts and completions
 (strings), the data's columns as lists of N, and from the stage `completion_ids` (lists of ids), `truncated` (bools),
 `max_new_tokens` (int), `form` (how answers are written) and `apart` (calls a judge of apart.py in its own process).
+Rewards of `TURNS` get the whole of the assistant's turn: where the prompt has opened a thought, with its opening.
 None: this reward says nothing about the row. The first line of its docstring is its help.
 """
 
@@ -157,6 +158,8 @@ class Builtin:
         return (self.function.__doc__ or "").partition("\n")[0]
 
 
+TURNS = frozenset(("correct", "format", "choice", "json", "think"))
+"""Rewards to which it matters what is a thought: they see what the prompt has opened, too."""
 BUILTIN: Mapping[str, Builtin] = {
     "correct": Builtin(correct, needs=("answer",)),
     "format": Builtin(follows_form, 0.1),

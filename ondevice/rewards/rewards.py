@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ondevice.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
-from ondevice.rewards.builtin import BUILTIN
+from ondevice.rewards.builtin import BUILTIN, TURNS
 from ondevice.rewards.process import START_S, CallFailed, Host
 
 FAILURES = 5
@@ -97,8 +97,10 @@ class Rewards:
                                 where=f"reward {name}",
                                 hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}")
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any]) -> Scores:
-        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int.
+    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any],
+              openings: Sequence[str] = ()) -> Scores:
+        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int. `openings`: what the prompts
+        have opened of a thought (`stages.asked.opening`), one a completion, or none at all.
 
         Raises UserError where a person's function has failed more than FAILURES times in a row.
         """
@@ -107,10 +109,12 @@ class Rewards:
         assert all(len(column) == count for name, column in columns.items() if name != "max_new_tokens")
         self._warnings = []
         given = {**columns, "prompts": list(prompts), "completions": list(completions), "form": self.form}
-        by_name = {name: self._ask_user(name, given, count) if name in self._functions
-                   else self._clean(name, BUILTIN[name].function(**given, apart=self._apart), count)
+        turns = [*map("".join, zip(openings, completions, strict=True))] if openings else list(completions)
+        turned = {**given, "completions": turns}
+        by_name = {name: self._ask_user(name, given, count) if name in self._functions else self._clean(
+                       name, BUILTIN[name].function(**(turned if name in TURNS else given), apart=self._apart), count)
                    for name in self.weights}
-        parsed = [final_answer(completion, self.form) for completion in completions]
+        parsed = [final_answer(turn, self.form) for turn in turns]
         return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
 
     def _weigh(self, names: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +19,7 @@ from ondevice.data.completions import places
 from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
 from ondevice.data.stored import JsonLines, place_of
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, reused, taken
@@ -35,6 +37,18 @@ class Asked:
     def text(self) -> str:
         """What the user said last."""
         return str(self.messages[-1]["content"])
+
+
+_OPENED = re.compile(r"<think>\s*\Z")
+LAST = 32
+"""Ids at a prompt's end that are looked at."""
+
+
+def opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>` and a new line);
+    empty where it opens none. It belongs to what the model writes then, wherever that is judged."""
+    found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
+    return found[0] if found else ""
 
 
 Part = Literal["train", "validation", "all"]

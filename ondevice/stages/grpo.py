@@ -25,7 +25,7 @@ from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, stored
+from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, opening, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
@@ -76,7 +76,7 @@ class GRPOFeed:
         advantages = group_advantages(totals, scale).reshape(-1)
         numbers = {**figures(scores, totals), **lengths_told(sampled),
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
-                                                            cfg.answer))}
+                                                            cfg.answer, self.sampler.tokenizer))}
         return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
                     tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))))
 
@@ -87,7 +87,8 @@ class GRPOFeed:
         columns: dict[str, list[Any]] = {name: [one.known.get(name) for one in of] for name in names}
         columns |= {"completion_ids": [s.ids for s in sampled], "truncated": [not s.stopped for s in sampled]}
         scores = self.rewards.score([one.text for one in of], [s.text for s in sampled],
-                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens})
+                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens},
+                                    [opening(one.ids, self.sampler.tokenizer) for one in of])
         for warning in scores.warnings:
             self.ctx.warn(warning)
         return scores
@@ -111,7 +112,8 @@ class GRPOFeed:
     def watch(self, params: Params) -> dict[str, float]:
         """Greedy answers to held-out problems. Those to a few of them, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
-        place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer)
+        place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer,
+                                         self.sampler.tokenizer)
         return {**figures, "groups": place}
 
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:

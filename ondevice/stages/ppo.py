@@ -34,7 +34,7 @@ from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, prompts
+from ondevice.stages.asked import Asked, opening, prompts
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
@@ -132,7 +132,8 @@ class PPOFeed:
     def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, s.text, self.judge.tokenizer)
+        rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
+                                                        self.judge.tokenizer)
                 for a, s in zip(asked, sampled, strict=True)]
         most = self.judge.cfg.max_position_embeddings
         found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
