@@ -61,7 +61,7 @@ class Rewards:
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
         self._judges = Host(_JUDGES, ("prepare", "latex", "readable", "regex", "json", "gym"), timeout=timeout)
-        self._user = _host(user_file, timeout, log) if user_file else None
+        self._user = Host(*named_file(user_file), timeout=timeout, log=log) if user_file else None
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
         try:
@@ -152,7 +152,7 @@ class Rewards:
             self._warn(f"{name} {error.cause}", f"reward {name}: {error}; its rows have no such reward")
             if self._failed[name] > FAILURES:
                 raise UserError(f"{name}: {error}; {self._failed[name]} failures in a row", where=str(self._user.file),
-                                hint="mend the file, or leave it out") from error
+                                hint="mend the file, and begin anew with it") from error
             return np.full(count, np.nan)
         self._failed[name] = 0
         return self._clean(name, values, count)
@@ -226,11 +226,11 @@ def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: in
     return np.where(answered & np.isfinite(total), total, np.nan)
 
 
-def _host(user_file: str, timeout: float, log: Path | None) -> Host:
-    """`reward.py`, or `reward.py:name,name`."""
+def named_file(user_file: str) -> tuple[Path, list[str]]:
+    """`reward.py`, or `reward.py:name,name`, as the file and the names."""
     file, _, names = user_file.rpartition(":")
     if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
-        return Host(Path(file).expanduser(), names.split(","), timeout=timeout, log=log)
-    return Host(Path(user_file).expanduser(), timeout=timeout, log=log)
+        return Path(file).expanduser(), names.split(",")
+    return Path(user_file).expanduser(), []
 
 

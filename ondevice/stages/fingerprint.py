@@ -17,6 +17,7 @@ from ondevice.context import digest, digest_path
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
+from ondevice.rewards.rewards import named_file
 from ondevice.runfolder import StageFolder
 from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.wanted import data_digest
@@ -24,17 +25,22 @@ from ondevice.stages.wanted import data_digest
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
+_OF_MEASURING = ("save_every", "eval_batches")
+"""Those that decide it all the same where a measurement ends the stage or picks its weights: a save measures, too."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
 _BEFORE = {"limit": 0}
 """What a field was taken to be where a fingerprint has none."""
+_UNKNOWN = ("sources", *_OF_MEASURING)
+"""Fields that older fingerprints do not tell, whatever they were."""
 _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
 
 
 def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, resume: bool) -> dict[str, Any]:
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
-    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
+    decides = _OF_MEASURING if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False) else ()
+    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
@@ -48,6 +54,10 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     for name in ("model", "other", "reward_model"):
         if out.get(name):
             out[name] = model_digest(Path(out[name]))
+    if out.get("reward_file"):
+        file, names = named_file(out["reward_file"])
+        if file.is_file():  # else it is told where it is opened
+            out["reward_file"] = digest([checkpoint.sha256(file), names])
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -89,7 +99,8 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
-        before, now = old.get(field, _BEFORE.get(field, plain[field] if field == "sources" else None)), plain[field]
+        unknown = plain[field] if field in _UNKNOWN else None
+        before, now = old.get(field, _BEFORE.get(field, unknown)), plain[field]
         if before != now:
             differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
                        f"with {field} {before}, not {now}")
