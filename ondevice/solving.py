@@ -27,7 +27,8 @@ ANY = ("hash", "boxed", "tag", "last_number")
 
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
-    """{"accuracy", "interval" (Wilson's 95 %), "problems", "answered" (share with an answer in the asked form),
+    """{"accuracy", "interval" (Wilson's 95 %), "problems", "unreadable" (right answers that no completion in the asked
+    form can give; left out where there is none), "answered" (share with an answer in the asked form),
     "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
     least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
 
@@ -44,6 +45,7 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     form = "whole" if cfg.answer == "any" else cfg.answer
     with Rewards(("correct", "format"), form=form) as rewards:
         rewards.check(_columns(asked))
+        unreadable = rewards.check_answers({**p.columns, "answer": p.answer or None} for p in asked)
 
         def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
             """(right, in the asked form, cut at the limit): (problems, samples) bools each."""
@@ -63,6 +65,8 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         share = wilson(int(right.sum()), len(asked))
         out = {"accuracy": share.share, "interval": [share.low, share.high], "problems": len(asked),
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
+        if unreadable:
+            out["unreadable"] = unreadable[0].bad
         if cfg.tries:
             counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
             out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}

@@ -14,12 +14,15 @@ import small_stages
 from data_samples import small_tokenizer
 from ondevice.backend import load_backend
 from ondevice.data.chat import prompt_ids
+from ondevice.errors import UserError
 from ondevice.events import read
+from ondevice.rewards.golds import attainable
 from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rollout import Sampled
 from ondevice.stages.asked import Asked, opening
 from ondevice.stages.groups import told
 from ondevice.stages.grpo import GRPOFeed, accuracy
+from ondevice.stages.no_signal import NoSignal
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,57 @@ def test_places_of_answers_are_those_in_what_was_written() -> None:
     [group] = told([Asked(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
     [one] = group["completions"]
     assert one["parsed"] == "42" and text[slice(*one["span"])] == "42"
+
+
+# ---- rewards that teach nothing -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("right", "form", "readable"), [
+    ("42", "number", True), ("1,000", "number", True), ("42.0", "number", True), ("-4", "number", False),
+    ("3.5", "number", False), ("Paris", "number", False), ("-4", "last_number", True), ("1/2", "last_number", True),
+    ("Paris", "last_number", False), ("Paris", "hash", True), ("two\nlines", "hash", False), (r"x^2", "boxed", True),
+    ("{", "boxed", False), ("Paris", "tag", True), ("<answer>", "tag", False), ("two\nlines", "whole", True),
+    ("", "whole", False), ("x" * 2000, "tag", False)])
+def test_what_a_completion_can_be(right: str, form: str, readable: bool) -> None:
+    assert attainable(right, form) is readable
+
+
+def test_right_answers_that_nothing_reads_are_counted_before_the_run(files: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Anna {n}", "answer": "Paris" if n % 3 else str(n)} for n in range(30)]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "none.jsonl").write_text("\n".join(json.dumps({**row, "answer": "Paris"}) for row in rows))
+    with pytest.raises(UserError, match="'number' can be any of the 30 right answers, the first of which is 'Paris'"):
+        grpo(files, tmp_path / "none", data=str(tmp_path / "none.jsonl"), rewards=("correct",))
+    assert not list((tmp_path / "none" / "grpo").glob("checkpoints/*"))
+    events, _ = grpo(files, tmp_path / "some", data=str(tmp_path / "some.jsonl"), rewards=("correct", "length"))
+    said = [e["message"] for e in events if e["event"] == "warning"]
+    assert any(m.startswith("20 of 30 right answers can be given by no completion in the form 'number'") for m in said)
+    grpo(files, tmp_path / "tag", data=str(tmp_path / "none.jsonl"), rewards=("correct", "length"), answer="tag")
+
+
+def test_a_run_without_rewards_says_so_at_its_first_step(files: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def mute(completions, **columns): return [None] * len(completions)\n")
+    events, _ = grpo(files, tmp_path / "r", rewards=(), reward_file=str(file), steps=3)
+    said = [(e.get("step"), e["message"]) for e in events if e["event"] == "warning"]
+    assert (1, "the reward mute said nothing of any of 12 completions") in said
+    assert (1, "no completion has a reward: nothing is learned") in said
+    assert any("none of the 3 steps taught anything" in message for _, message in said)
+
+
+def test_each_reason_is_said_once_and_again_later() -> None:
+    said: list[tuple[int, str]] = []
+    look = NoSignal(lambda text, step: said.append((step, text))).look
+    one, nothing = np.ones(4), np.zeros(4)
+    for step in range(1, 12):
+        look(step, {"a": one}, one, nothing, one)   # all alike
+    assert [step for step, _ in said] == [3, 10] and "in no group of 3 steps do rewards differ" in said[0][1]
+    said.clear()
+    look(12, {"a": one}, one, one, nothing)   # all left out
+    assert [(step, text[:23]) for step, text in said] == [(12, "all completions were cu")]
+    said.clear()
+    for step in range(13, 24):   # one of two says nothing, which is no reason to learn nothing
+        look(step, {"a": one, "b": np.full(4, np.nan)}, one, np.arange(4.0), one)
+    assert [step for step, _ in said] == [13, 22] and all("the reward b said nothing" in text for _, text in said)
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ def test_a_row_that_brings_its_judge_down_costs_its_own_row(write: WriteFile, mo
 import os, time
 def prepare(judge): return []
 def latex(completions): ...
-gym = json = readable = latex
+gym = json = latex
 def regex(completions, pattern):
     if "crash" in completions: os._exit(9)
     if "hang" in completions: time.sleep(1000)

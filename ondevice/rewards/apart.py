@@ -87,11 +87,6 @@ def _same_latex(given: str | None, right: str) -> float:
     return float(bool(found) and verify(wanted, found, timeout_seconds=None))
 
 
-def readable(answer: Sequence[str]) -> list[float | None]:
-    """1 where a right answer can be compared with others as mathematics, else 0."""
-    return [_limited(lambda right: float(_parsed(right) is not None), right) for right in answer]
-
-
 def _parsed(text: str) -> list[Any] | None:
     """What math-verify reads in LaTeX; None where that is nothing, or holds a number that is too large to compute."""
     from math_verify import LatexExtractionConfig, parse

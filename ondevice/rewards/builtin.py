@@ -65,12 +65,12 @@ def choice(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequen
            **columns: Any) -> Values:
     """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no letter, nothing else."""
     form = form if form in ("hash", "boxed", "tag") else "whole"
-    given = [_letter(final_answer(text, form)) for text in completions]
-    right = [_letter(None if value is None else str(value)) for value in answer]
+    given = [letter(final_answer(text, form)) for text in completions]
+    right = [letter(None if value is None else str(value)) for value in answer]
     return [None if wanted is None else float(found == wanted) for found, wanted in zip(given, right, strict=True)]
 
 
-def _letter(text: str | None) -> str | None:
+def letter(text: str | None) -> str | None:
     found = _CHOICE.fullmatch(plain(text)) if text else None
     return found[1].upper() if found else None
 

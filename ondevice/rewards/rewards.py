@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ondevice.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
+from ondevice.rewards.golds import Unreadable, unreadable
 from ondevice.rewards.process import START_S, CallFailed, Host
 
 FAILURES = 5
@@ -60,7 +61,7 @@ class Rewards:
         self.form = form
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
-        self._judges = Host(_JUDGES, ("prepare", "latex", "readable", "regex", "json", "gym"), timeout=timeout)
+        self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
         self._user = Host(*named_file(user_file), timeout=timeout, log=log) if user_file else None
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
@@ -96,6 +97,17 @@ class Rewards:
                 raise UserError(f"the data has no column {lacking[0]!r}, which this reward needs",
                                 where=f"reward {name}",
                                 hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}")
+
+    def check_answers(self, rows: Iterable[Mapping[str, Any]]) -> list[Unreadable]:
+        """Right answers that no completion can give, for each reward that reads them. Raises UserError where a reward
+        can read none: it could only ever say no."""
+        found = unreadable(self.weights, rows, self.form)
+        for one in found:
+            if one.bad == one.asked:
+                raise UserError(f"no completion in the form {self.form!r} can be any of the {one.asked} right answers, "
+                                f"the first of which is {one.example[:60]!r}", where=f"reward {one.reward}",
+                                hint="--answer says how completions give theirs: hash, boxed, tag, last_number, whole")
+        return found
 
     def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any],
               openings: Sequence[str] = ()) -> Scores:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -27,11 +28,13 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, opening, stored
 from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
 
 HELD = 64  # held-out problems of a measurement
+GOLDS = 2000  # problems whose right answers are looked at before the run
 RIGHT = "correct"  # the reward that says what is right
 
 
@@ -44,6 +47,8 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
         loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
         params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), better=feed.better)
+        if feed.no_signal.steps >= cfg.steps:
+            ctx.warn(f"none of the {cfg.steps} steps taught anything")
         told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
     return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=[f"rewards: {told}"])
 
@@ -56,6 +61,10 @@ class GRPOFeed:
         self.reference = policy.params
         self.asked, self.held, columns = self._asked(policy)
         rewards.check(columns)
+        for one in rewards.check_answers(asked.known for asked in chain(islice(self.asked, GOLDS), self.held)):
+            ctx.warn(f"{one.text} can be given by no completion in the form {cfg.answer!r} (such as "
+                     f"{one.example[:60]!r}): the reward {one.reward} cannot teach them")
+        self.no_signal = NoSignal(ctx.warn)
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
                                seed=cfg.seed, batch_size=cfg.rollout_batch)
         self.greedy = Sampler(policy, ctx.backend, temperature=0.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
@@ -74,6 +83,7 @@ class GRPOFeed:
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
+        self.no_signal.look(step + 1, scores.by_name, scores.total, advantages, self._learned(sampled))
         numbers = {**figures(scores, totals), **lengths_told(sampled),
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
                                                             cfg.answer, self.sampler.tokenizer))}
@@ -96,8 +106,7 @@ class GRPOFeed:
     def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> list[list[Batch]]:
         cfg = self.cfg
         rows = [s.row for s in sampled]
-        learned = np.array([float(s.stopped or not cfg.mask_truncated) for s in sampled])
-        tokens = {"advantages": spread(advantages, sampled), "learned": spread(learned, sampled)}
+        tokens = {"advantages": spread(advantages, sampled), "learned": spread(self._learned(sampled), sampled)}
         if cfg.updates > 1:  # else they are the training forward's own, and cost nothing
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
         if cfg.beta:
@@ -108,6 +117,10 @@ class GRPOFeed:
             batch["weights"] *= batch.pop("learned")
         divide(cfg, [batch for batch, _ in made], len(sampled))
         return [[batch for batch, _ in made] for _ in range(cfg.updates)]
+
+    def _learned(self, sampled: Sequence[Sampled]) -> Floats:
+        """(N,) 0 for a completion that is left out."""
+        return np.array([float(s.stopped or not self.cfg.mask_truncated) for s in sampled])
 
     def watch(self, params: Params) -> dict[str, float]:
         """Greedy answers to held-out problems. Those to a few of them, always the same, go to the groups' file."""

@@ -58,6 +58,9 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     targets = _chosen(through, cfg.lora_targets, "lora_targets") if cfg.lora_targets else [
         name for name in through if is_block_matrix(f"{name}.weight", through[name]) and not is_router(name)]
     targets = [name for name in targets if name not in whole]
+    if not targets and not whole:
+        raise UserError("the model has no matrix that could get an adapter", where="lora_targets",
+                        hint="name some, or train all weights")
     scale = scale_of(cfg.lora_alpha, cfg.lora_rank, cfg.lora_rslora)
     new = fresh({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
                 ctx.backend)
