@@ -13,6 +13,7 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from ondevice.backend import load_backend
+from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.errors import UserError
 from ondevice.events import read
@@ -148,6 +149,79 @@ def test_each_reason_is_said_once_and_again_later() -> None:
     for step in range(13, 24):   # one of two says nothing, which is no reason to learn nothing
         look(step, {"a": one, "b": np.full(4, np.nan)}, one, np.arange(4.0), one)
     assert [step for step, _ in said] == [13, 22] and all("the reward b said nothing" in text for _, text in said)
+
+
+# ---- a person's own rewards -----------------------------------------------------------------------------------------
+
+SAID = ["Anna", "", "<think>x</think>\\boxed{4}", "so 42"]
+OWN = '''
+def reads_messages(prompts, completions, **columns):
+    return [len(c[0]["content"]) + 10 * len(p[-1]["content"]) for p, c in zip(prompts, completions)]
+
+def reads_text(completions, **columns):
+    return [len(c) + (c[0] == "A") + (c[:1] == "A") + sum(x == "o" for x in c) for c in completions]
+
+def reads_either(completions, **columns):
+    said = [c[0]["content"] if isinstance(c, list) else c for c in completions]
+    return [float(m.get("role") == "assistant" and "content" in m and m["content"] == s)
+            for m, s in zip((c[-1] for c in completions), said)]
+
+def helper(text):
+    return text
+'''
+
+
+def judged(file: Path, **columns: list[Any]) -> dict[str, list[float]]:
+    with Rewards((), user_file=str(file)) as rewards:
+        found = rewards.score(["four"] * len(SAID), SAID, columns)
+        assert not found.warnings
+        return {name: values.tolist() for name, values in found.by_name.items()}
+
+
+def test_a_reward_reads_texts_or_messages(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(OWN)
+    found = judged(tmp_path / "reward.py")
+    assert found["reads_messages"] == [40 + len(text) for text in SAID]
+    assert found["reads_text"] == [len(t) + 2 * (t[:1] == "A") + t.count("o") for t in SAID]
+    assert found["reads_either"] == [1.0] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("imported", [True, False])
+def test_trls_own_functions_work_as_they_are(tmp_path: Path, imported: bool) -> None:
+    """Imported by a file that does nothing else, or called by functions of its own; the values are those in TRL."""
+    trl = pytest.importorskip("trl.rewards", reason="TRL is the oracle")
+    names = ("accuracy_reward", "think_format_reward", "reasoning_accuracy_reward")
+    code = f"from trl.rewards import {', '.join(names)}\n"
+    if not imported:
+        code += "\n".join(f"def my_{name}(completions, **columns): return {name}(completions, **columns)"
+                          for name in names)
+    (tmp_path / "reward.py").write_text(code)
+    found = judged(tmp_path / "reward.py", solution=["$4$"] * 4)
+    messages = [[{"role": "assistant", "content": text}] for text in SAID]
+    for name in names:
+        theirs = getattr(trl, name)(messages, solution=["$4$"] * 4)
+        np.testing.assert_equal(found[name if imported else f"my_{name}"], [np.nan if v is None else v for v in theirs])
+    assert len(found) == 3
+
+
+def test_every_reward_is_told_with_its_weight_before_the_first_step(files: Path, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of one's own counts alone, as in TRL, unless others are named; what of it is no reward is said."""
+    (tmp_path / "reward.py").write_text(OWN)
+    own = "reads_messages × 1, reads_text × 1, reads_either × 1"
+    events, _ = grpo(files, tmp_path / "own", rewards=(), reward_file=str(tmp_path / "reward.py"), steps=1,
+                     warmup_steps=0)
+    assert f"grpo: rewards {own}\n" in capsys.readouterr().err
+    names = [e["event"] for e in events]
+    [data] = [e for e in events if e["event"] == "data"]
+    assert names.index("data") < names.index("step")
+    assert data["rewards"] == {"reads_messages": 1.0, "reads_text": 1.0, "reads_either": 1.0}
+    assert any(e.get("message", "").startswith("helper of ") for e in events if e["event"] == "warning")
+    assert GRPOConfig().judges() == ("correct", "format", "truncated")
+    assert GRPOConfig(reward_file="reward.py", rewards=("correct",)).judges() == ("correct",)
+    with Rewards(("correct",), user_file=f"{tmp_path / 'reward.py'}:reads_text") as both:
+        assert both.told() == "correct × 1, reads_text × 1" and both.unused == ()
 
 
 @pytest.mark.slow

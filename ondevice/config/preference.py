@@ -224,8 +224,8 @@ class PPOConfig(RolloutConfig):
 
 def _judged_apart(cfg: Any) -> bool:
     """Whether some reward runs in a process of its own: a person's, or what text could hang."""
-    return bool(cfg.reward_file or {"regex", "json"} & set(cfg.rewards)
-                or ("correct" in cfg.rewards and (cfg.answer == "boxed" or "gym:" in cfg.data)))
+    return bool(cfg.reward_file or {"regex", "json"} & set(cfg.judges())
+                or ("correct" in cfg.judges() and (cfg.answer == "boxed" or "gym:" in cfg.data)))
 
 
 _SEVERAL: tuple[Callable[[Any], bool], str, str] = (
@@ -265,12 +265,14 @@ class GRPOConfig(RolloutConfig):
     """Weight of the distance to the stage's start (k3); 0: off."""
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
-    rewards: tuple[str, ...] = ("correct", "format", "truncated")
-    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language."""
+    rewards: tuple[str, ...] = ()
+    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language.
+    Unset: those of reward_file alone, or without one correct, format, truncated."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""
-    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those named."""
+    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those that rewards
+    names, or alone."""
     answer: str = "number"
     """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
     reward_timeout: float = only(10.0, _judged_apart, "no reward of this run has a process of its own")
@@ -282,8 +284,11 @@ class GRPOConfig(RolloutConfig):
         self._at_least(1, "updates")
         self._above(0, "clip", "clip_high", "reward_timeout")
         self._at_least(0, "beta")
-        if not self.rewards and not self.reward_file:
-            raise UserError("names no reward", where="rewards", hint="correct is the usual one")
-        if self.reward_weights and len(self.rewards) != len(self.reward_weights):
-            raise UserError(f"{len(self.reward_weights)} weights for {len(self.rewards)} rewards",
-                            where="reward_weights", hint="give one for each")
+        if self.reward_weights and len(self.judges()) != len(self.reward_weights):
+            raise UserError(f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",
+                            where="reward_weights", hint="give one for each of --rewards, your own among them")
+
+    def judges(self) -> tuple[str, ...]:
+        """The rewards that are named, or else the usual ones; none where a file of one's own counts alone (as in TRL).
+        """
+        return self.rewards or (() if self.reward_file else ("correct", "format", "truncated"))

@@ -82,6 +82,15 @@ class Rewards:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Public functions of a person's file that are no rewards."""
+        return self._user.unused if self._user is not None else ()
+
+    def told(self) -> str:
+        """Every reward with its weight, in one line."""
+        return ", ".join(f"{name} × {weight:g}" for name, weight in self.weights.items())
+
     def close(self) -> None:
         """Ends the processes; the next `score` would start them again."""
         self._judges.close()

@@ -11,7 +11,7 @@ from typing import Any
 from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
-from ondevice.config.preference import PairsConfig
+from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
 from ondevice.context import digest, digest_path
 from ondevice.errors import UserError
@@ -54,6 +54,8 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     for name in ("model", "other", "reward_model"):
         if out.get(name):
             out[name] = model_digest(Path(out[name]))
+    if isinstance(cfg, GRPOConfig):
+        out["rewards"] = list(cfg.judges())
     if out.get("reward_file"):
         file, names = named_file(out["reward_file"])
         if file.is_file():  # else it is told where it is opened

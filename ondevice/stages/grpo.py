@@ -41,7 +41,7 @@ RIGHT = "correct"  # the reward that says what is right
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
     policy = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     need_template(policy)
-    with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
+    with Rewards(cfg.judges(), cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
                  ctx.folder.path / "rewards.log") as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
@@ -49,8 +49,8 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
         params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), better=feed.better)
         if feed.no_signal.steps >= cfg.steps:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
-        told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
-    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=[f"rewards: {told}"])
+        notes = [f"rewards: {rewards.told()}"]
+    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=notes)
 
 
 class GRPOFeed:
@@ -72,7 +72,10 @@ class GRPOFeed:
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
         self.log = GroupLog(ctx.folder.groups)
         self.better = Better("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
-        ctx.events.emit("data", problems=len(self.asked), held_problems=len(self.held))
+        ctx.say(f"{ctx.name}: rewards {rewards.told()}")
+        if rewards.unused:
+            ctx.warn(f"{', '.join(rewards.unused)} of {cfg.reward_file}: not used, for a reward takes `completions`")
+        ctx.events.emit("data", rewards=rewards.weights, problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
