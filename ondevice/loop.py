@@ -129,8 +129,10 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) -> Callable[[Params], dict[str, float]]:
-    """Means of the loss's metrics over held-out batches, and `tokens`, how many targets they were taken over."""
+def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
+                     unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
+    """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
+    `unit`: "tokens" that are targets, "pairs", "texts"."""
     run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
 
     def measure(params: Params) -> dict[str, float]:
@@ -139,7 +141,8 @@ def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) 
             for name, pair in run(params, batch).items():
                 sums[name] = sums.get(name, 0.0) + np.array([float(ctx.backend.numpy(x)) for x in pair])
         means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
-        return {"loss": 0.0, **means, "tokens": int(sums["loss"][1]) if sums else 0}
+        counted = sums.get("loss" if unit == "tokens" else "accuracy", np.zeros(2))[1]
+        return {"loss": 0.0, **means, unit: int(counted)}
     return measure
 
 
@@ -211,6 +214,7 @@ class _Fit:
     def run(self) -> Params:
         cfg, ctx = self.cfg, self.ctx
         self._go_on()
+        self._begin()
         with ctx.progress(cfg.steps, self.state.step) as bar:
             while self.state.step < cfg.steps and not self.state.ended:
                 shown, ruined = self._step()
@@ -232,6 +236,12 @@ class _Fit:
                               say=ctx.warn)
         elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
             ctx.events.emit("resume", 0)  # killed before its first checkpoint: what it told is told again
+
+    def _begin(self) -> None:
+        """Measures before the first step, so that the end can tell what the stage achieved."""
+        if self.found is None:
+            self.state.before = dict(self.measure(self.trainer.params()))
+            self.ctx.events.emit("before", 0, **self.state.before)
 
     def _changes(self) -> None:
         """What a person has changed since the checkpoint: with other settings the stage may go back once more."""
@@ -305,6 +315,7 @@ class _Fit:
                             hint="--resume with a lower --learning_rate goes on from there; or look at the data")
         now = self.state
         now.left_out, now.rate_factor = [*left.left_out, number], left.rate_factor * FACTOR
+        now.before = left.before
         now.fingerprint, now.changes = left.fingerprint, left.changes  # a person's may be newer than the checkpoint
         now.rolled_back = {"at": left.step, "to": step, "tensor": broken[0] if broken else None, "batch": number}
         self.suspects = {}
@@ -390,11 +401,14 @@ class _Fit:
         state = self.state
         if state.measured is None:  # a record that does not hold it
             self._evaluate()
-        self.ctx.taken = Taken(state.step, state.measured or {}, self.better.name)
+        self.ctx.taken = self._taken(state.step, state.measured or {})
         params = self._best() if self.cfg.take_best and state.best_saved_step not in (None, state.step) else None
         if self.ctx.taken.value is None:
             self.ctx.warn(f"the held-out {self.better.name} of the result is not a number", state.step)
         return self.trainer.params() if params is None else params
+
+    def _taken(self, step: int, figures: Mapping[str, Any]) -> Taken:
+        return Taken(step, figures, self.better.name, self.better.higher, self.state.before)
 
     def _best(self) -> Params | None:
         """Those of the best checkpoint or, where that is damaged, of the best one left; None: the last ones are."""
@@ -404,7 +418,7 @@ class _Fit:
         reason = checkpoint.damage(path)
         if reason is None:
             best = checkpoint.load(path)
-            self.ctx.taken = Taken(best.step, best.record.get("measured") or {}, self.better.name)
+            self.ctx.taken = self._taken(best.step, best.record.get("measured") or {})
             self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", state.step)
             return self._read(best)
         word = "held-out " + self.better.name.replace("_", " ")
@@ -413,7 +427,7 @@ class _Fit:
             score = other.record["measured"][self.better.name]
             assert self.ctx.taken is not None
             if other.step != state.step and self.better.than(score, self.ctx.taken.value):
-                found, self.ctx.taken = other, Taken(other.step, other.record["measured"], self.better.name)
+                found, self.ctx.taken = other, self._taken(other.step, other.record["measured"])
         assert self.ctx.taken is not None
         said = f"{self.ctx.taken.value:.4f}" if self.ctx.taken.value is not None else "not a number"
         self.ctx.warn(f"{path.name}, the best on held-out data ({word} {state.best_saved_score:.4f}), is damaged "

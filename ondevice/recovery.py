@@ -41,6 +41,7 @@ class State:
     since_best: int = 0
     skipped_in_a_row: int = 0
     ended: str = ""  # why the stage ended before its last step
+    before: dict[str, Any] | None = None  # the held-out figures before the first step
     measured: dict[str, Any] | None = None  # the held-out figures of these very weights; None: not measured
     score: float | None = None  # the one of them that decides, where it is finite
     sound: bool = False
@@ -77,6 +78,8 @@ class Taken:
     step: int
     figures: Mapping[str, Any]
     name: str = "loss"
+    higher: bool = False  # whether more of it is better
+    before: Mapping[str, Any] | None = None  # the same figures before the first step
 
     @property
     def value(self) -> float | None:

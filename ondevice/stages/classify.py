@@ -46,7 +46,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
             "out")
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held, ctx, cfg)
+    params = fit(model, loss, source, held_out_figures(loss, held, ctx, cfg, "texts"), ctx, cfg)
     everything = held_out_figures(loss, Whole(held), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))

@@ -45,7 +45,7 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
                                make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
                    smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, sources[1](), ctx, cfg)
+    measure = held_out_figures(loss, sources[1](), ctx, cfg, "pairs")
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     marks = {"pairs": {name: held[name] for name in ("accuracy", "margin")}, "simulated": found.simulated,

@@ -135,7 +135,8 @@ class GRPOFeed:
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
-        return {**accuracy(scores), "reward": _mean(scores.total), **lengths_told(sampled)}, sampled, scores
+        return {**accuracy(scores), "reward": _mean(scores.total), **lengths_told(sampled),
+                "problems": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return ""

@@ -172,7 +172,8 @@ class PPOFeed:
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled)}, sampled, scores
+        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled),
+                "prompts": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis

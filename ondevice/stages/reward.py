@@ -35,7 +35,7 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
                      make=partial(scored, cfg=cfg, reads=model.network.reads))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, source(found.held), ctx, cfg)
+    measure = held_out_figures(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
