@@ -250,7 +250,7 @@ class _Fit:
             self.ctx.warn(f"{name} is {now:g} from here on; it was {before:g}", state.step)
             state.changes.append({"step": state.step, "field": name, "before": before, "now": now})
             state.fingerprint[name] = now
-        if self.ctx.changed:
+        if set(self.ctx.changed) - {"steps"}:
             state.rate_factor, state.rolled_back, state.skipped_in_a_row = 1.0, None, 0
 
     def _step(self) -> tuple[Mapping[str, float | None], bool]:

@@ -19,6 +19,7 @@ from ondevice.models import peft, snapshot
 from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
 from ondevice.rewards.rewards import named_file
 from ondevice.runfolder import StageFolder
+from ondevice.schedule import same_so_far
 from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.wanted import data_digest
 
@@ -95,6 +96,24 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
 def changed_rates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Those of the rates that differ between two fingerprints: what they were, and are."""
     return {name: (old[name], new[name]) for name in RATES if name in old and name in new and old[name] != new[name]}
+
+
+def changed_steps(cfg: StageConfig, old: dict[str, Any], new: dict[str, Any],
+                  done: int) -> dict[str, tuple[float, float]]:
+    """`steps` where it is another one than at the checkpoint of `done` steps: what it was, and is.
+
+    Raises UserError where the steps so far would have had other rates, or where there are more of them already.
+    """
+    before, now = old.get("steps"), new.get("steps")
+    if not isinstance(cfg, TrainingConfig) or before is None or before == now:
+        return {}
+    if now is not None and now < done:
+        raise UserError(f"{done} steps are done already", where="steps", hint=f"give {done} or more")
+    if not same_so_far(cfg, before, done):
+        raise UserError(f"the {done} steps so far had the rates of a {cfg.schedule} schedule over {before} steps",
+                        where="steps", hint=f"give --steps {before}; a run that may become longer takes --schedule "
+                        "constant, or wsd, which can before its decay")
+    return {"steps": (before, cfg.steps)}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:

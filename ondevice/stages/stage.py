@@ -29,7 +29,14 @@ from ondevice.ratings_store import FILE as RATINGS
 from ondevice.recovery import FOLDER as RUINED
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
-from ondevice.stages.fingerprint import changed_rates, compare, complete, fingerprint_of, refuse_unfinished
+from ondevice.stages.fingerprint import (
+    changed_rates,
+    changed_steps,
+    compare,
+    complete,
+    fingerprint_of,
+    refuse_unfinished,
+)
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
@@ -115,7 +122,8 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         before = found.record.get("fingerprint", {})
-        ctx.changed = changed_rates(before, ctx.fingerprint)
+        ctx.changed = {**changed_rates(before, ctx.fingerprint),
+                       **changed_steps(cfg, before, ctx.fingerprint, found.step)}
         compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
                 "has a checkpoint", anew)
         ctx.spent.add(found.record.get("spent", {}))
