@@ -84,16 +84,16 @@ class Ahead(AbstractContextManager["Ahead"]):
     thread. The thread hands over numpy only: one thread owns the backend."""
 
     def __init__(self, source: Source, steps: int) -> None:
-        self.source, self.steps = source, steps
+        self.source, self.steps, self.first = source, steps, 0
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
-        found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number)
+        found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number + self.first)
         batches = found.result()
         self._coming.clear()  # after going back: what was made ahead of the step that was left
         if step + 1 < self.steps:
-            self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1)
+            self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1 + self.first)
         return Work([batches])
 
     def finished(self, step: int) -> str:
@@ -199,7 +199,11 @@ class _Fit:
 
     def _load(self, found: checkpoint.Checkpoint | None) -> None:
         """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
-        if found is None:
+        start = found or self.ctx.continued
+        if found is None and start is not None:
+            self.state = State(first=start.record.get("first", 0) + start.step, fingerprint=self.ctx.fingerprint)
+            params = self._read(start)
+        elif found is None:
             self.state = State(fingerprint=self.ctx.fingerprint)
             params = {**self.model.params, **_beside({part: other.params for part, other in self.beside.items()})}
         else:
@@ -208,8 +212,10 @@ class _Fit:
         own, frozen = ({n: p for n, p in params.items() if (n in self.trained) is wanted} for wanted in (True, False))
         self.trainer = self.backend.trainer(self.loss, own, frozen, optim_settings(self.cfg, own),
                                             compile=self.cfg.compile)
-        if found is not None:
-            self.trainer.load_state(found.optimizer)
+        if start is not None:
+            self.trainer.load_state(start.optimizer)
+        if isinstance(self.feed, Ahead):
+            self.feed.first = self.state.first
 
     def run(self) -> Params:
         cfg, ctx = self.cfg, self.ctx
@@ -305,7 +311,7 @@ class _Fit:
         number = left.culprit(ruined, step)
         batches = self.suspects.get(number)
         if batches is None and isinstance(self.feed, Ahead):  # a process before this one did that step
-            batches = self.feed.source.batch(number)
+            batches = self.feed.source.batch(number + self.feed.first)
         file = keep_batch(ctx.folder.path, number, batches) if batches else None
         kept = f" (kept in {file.relative_to(ctx.folder.path)})" if file is not None else ""
         checkpoint.drop_after(place, step, ctx.warn)

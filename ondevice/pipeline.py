@@ -19,6 +19,7 @@ from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.stages.continued import finished
 from ondevice.stages.rate import Rule
 from ondevice.stages.stage import Surroundings, run_stage, say
 from ondevice.stages.wanted import builtin_in
@@ -80,6 +81,8 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     """
     cfg.check()
     model = getattr(cfg, "model", None)
+    if model == "" and (before := finished(name, cfg)) is not None:
+        cfg, model = _filled(cfg, {"model": str(before.model)}), str(before.model)
     if model == "":
         raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
     if model:

@@ -33,6 +33,7 @@ class State:
     """What a checkpoint keeps beside weights and optimizer."""
 
     step: int = 0
+    first: int = 0  # the number of the first batch: after those of the stage that this one continues
     tokens: int = 0
     best_step: int | None = None
     best_score: float | None = None

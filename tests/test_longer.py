@@ -68,6 +68,50 @@ def test_more_steps_give_the_run_that_had_them_from_its_beginning(schedule: str,
     assert "steps is 12 from here on; it was 6" in said
 
 
+def test_a_finished_stage_goes_on_with_its_optimizer_and_its_data(files: Path, tmp_path: Path) -> None:
+    """Eight steps and four more are twelve, to the last bit, where the rate is constant; without the optimizer's state
+    they are not."""
+    fields: dict[str, Any] = {"save_every": 4, "warmup_steps": 0}
+    sft(files, tmp_path / "whole", steps=12, **fields)
+    sft(files, tmp_path / "first", steps=8, **fields)
+    sft(files, tmp_path / "on", steps=4, model="", continue_from=str(tmp_path / "first"), **fields)
+    assert [loss for _, loss, _ in curve(tmp_path / "first") + curve(tmp_path / "on")] == [
+        loss for _, loss, _ in curve(tmp_path / "whole")]
+    one, other = (load_file(tmp_path / name / "sft" / "model" / "model.safetensors") for name in ("on", "whole"))
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    assert [step for step, _, _ in curve(tmp_path / "on")] == [1, 2, 3, 4]
+    undone(tmp_path / "on")   # resumed, it goes on from its own checkpoint
+    shutil.rmtree(tmp_path / "on" / "sft" / "checkpoints" / "step-00000004")
+    sft(files, tmp_path / "on", steps=4, model="", continue_from=str(tmp_path / "first" / "sft"), resume=True,
+        **{**fields, "save_every": 2})
+    again = load_file(tmp_path / "on" / "sft" / "model" / "model.safetensors")
+    assert all(np.array_equal(again[name], other[name]) for name in other)
+
+
+def test_what_cannot_go_on_is_refused(files: Path, tmp_path: Path) -> None:
+    sft(files, tmp_path / "r", steps=2, warmup_steps=0)
+
+    def refused(**changes: Any) -> str:
+        with pytest.raises(UserError) as error:
+            sft(files, tmp_path / "on", **{"steps": 2, "warmup_steps": 0, "model": "", "continue_from":
+                                           str(tmp_path / "r"), **changes})
+        return str(error.value)
+
+    assert "has no stage sft" in refused(continue_from=str(tmp_path / "nowhere"))
+    assert "its state is adamw's" in refused(optimizer="muon")
+    assert "no optimizer state to go on from" in refused(adapter="lora")
+    assert "whose optimizer is to go on (leave it out)" in refused(model=str(files / "policy"))
+    with pytest.raises(UserError, match="is complete, with steps 2, not 5") as error:
+        sft(files, tmp_path / "r", steps=5, warmup_steps=0, resume=True)
+    assert "--continue-from" in error.value.hint
+    shutil.rmtree(tmp_path / "r" / "sft" / "checkpoints" / "step-00000002")
+    assert "the checkpoint of its result cannot be read" in refused()
+    (tmp_path / "r" / "sft" / "done.json").unlink()
+    assert "is not finished (--resume goes on with it" in refused()
+    with pytest.raises(UserError, match="continue_from: has no effect: the reference is a stage's start"):
+        od.dpo(str(files / "policy"), str(files / "pairs.jsonl"), continue_from="x")
+
+
 def test_what_the_schedule_does_not_allow_is_refused_with_the_reason(files: Path, tmp_path: Path) -> None:
     sft(files, tmp_path / "r", steps=6, schedule="cosine", save_every=4)
     undone(tmp_path / "r")

@@ -56,6 +56,9 @@ class SampleConfig(StageConfig):
             raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
 
 
+_OTHER_START = "the reference is a stage's start, and would be another one; begin with the finished stage as the model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RaterConfig(StageConfig):
     """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended, a rule's.
@@ -139,6 +142,8 @@ class DPOConfig(PairsConfig):
                         "give --loss-type simpo too")
     """The margin of simpo."""
 
+    without_effect = {"continue_from": _OTHER_START}
+
     def check(self) -> None:
         super().check()
         self._above(0, "beta")
@@ -163,7 +168,8 @@ class RolloutConfig(TuningConfig):
     batch_size: int = 64
     """Completions of one micro-batch."""
 
-    without_effect = {"accumulate": "all micro-batches of a rollout are added before an update",
+    without_effect = {"continue_from": _OTHER_START,
+                      "accumulate": "all micro-batches of a rollout are added before an update",
                       "eval_batches": "it is measured on 64 held-out prompts"}
 
     def check(self) -> None:

@@ -72,6 +72,9 @@ class TrainingConfig(StageConfig):
 
     steps: int = 1000
     """Optimizer steps."""
+    continue_from: str = ""
+    """A finished stage of the same kind, or its run: its weights and its optimizer's state go on here for further
+    steps, with a schedule of their own."""
     limit: int = 0
     """Rows read of each source of the data at most, the first ones; 0: all."""
     batch_size: int = 16

@@ -12,6 +12,7 @@ from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
+from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
 from ondevice.context import digest, digest_path
 from ondevice.errors import UserError
@@ -20,6 +21,7 @@ from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
 from ondevice.rewards.rewards import named_file
 from ondevice.runfolder import StageFolder
 from ondevice.schedule import same_so_far
+from ondevice.stages.continued import state_of
 from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.wanted import data_digest
 
@@ -30,7 +32,7 @@ _OF_MEASURING = ("save_every", "eval_batches")
 """Those that decide it all the same where a measurement ends the stage or picks its weights: a save measures, too."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
-_BEFORE = {"limit": 0}
+_BEFORE = {"limit": 0, "continue_from": ""}
 """What a field was taken to be where a fingerprint has none."""
 _UNKNOWN = ("sources", *_OF_MEASURING)
 """Fields that older fingerprints do not tell, whatever they were."""
@@ -61,6 +63,8 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
         file, names = named_file(out["reward_file"])
         if file.is_file():  # else it is told where it is opened
             out["reward_file"] = digest([checkpoint.sha256(file), names])
+    if out.get("continue_from") and (start := state_of(folder.name, cfg)) is not None:
+        out["continue_from"] = digest(checkpoint.sha256(start.optimizer))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -87,6 +91,10 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
     done = folder.done_record()
     if done is None:
         return False
+    steps = done.get("fingerprint", {}).get("steps")
+    if fingerprint.get("steps") != steps and "continue_from" not in STAGES[folder.name].without_effect:
+        raise UserError(f"is complete, with steps {steps}, not {fingerprint.get('steps')}", where=str(folder.path),
+                        hint=f"set it back; {anew}; or go on from it: --continue-from {folder.path} with another --out")
     compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
     if not resume:
         raise UserError("is complete already", where=str(folder.path), hint=anew)

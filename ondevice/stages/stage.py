@@ -29,6 +29,7 @@ from ondevice.ratings_store import FILE as RATINGS
 from ondevice.recovery import FOLDER as RUINED
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
+from ondevice.stages.continued import state_of
 from ondevice.stages.fingerprint import (
     changed_rates,
     changed_steps,
@@ -69,6 +70,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     cfg.check()
     folder, resume = run.stage(name), cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
+    continued = state_of(name, cfg)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
@@ -82,7 +84,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
         stop.begin(folder)
         with EventWriter(folder.events) as events:
             ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
-                          say)
+                          say, continued=continued)
             return _guarded(ctx, cfg, around, then, anew, begun)
 
 
