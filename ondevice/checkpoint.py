@@ -31,11 +31,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified `step-…` folder and the record beside its weights."""
+    """A `step-…` folder and the record beside its weights. `whole`: it was read back and is as it was written."""
 
     path: Path
     step: int
     record: dict[str, Any]
+    whole: bool = True
 
     @property
     def model(self) -> Path:
@@ -97,7 +98,7 @@ def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Ma
         settle(checkpoints, step, keep=keep, best=best, say=say)
     else:
         say(f"{target.name} cannot be read back ({reason}): the ones before it stay")
-    return Checkpoint(target, step, dict(record))
+    return Checkpoint(target, step, dict(record), whole=reason is None)
 
 
 def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:

@@ -394,6 +394,8 @@ class _Fit:
                   "versions": self.ctx.versions()}
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
                                 best=state.best_saved_step, say=self.ctx.warn)
+        if not saved.whole:
+            return  # said already; nobody is to go on from it, or to be sent it
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
         if self.pushes is not None and pushed:
             self.pushes.offer(saved, last=state.step == self.cfg.steps)

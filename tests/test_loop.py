@@ -136,6 +136,16 @@ def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) 
     assert record["before"]["loss"] == BEFORE and record["measured"]["loss"] == 2
 
 
+def test_a_checkpoint_that_cannot_be_read_back_is_told_and_the_old_one_stands(
+        stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = checkpoint.damage
+    monkeypatch.setattr(checkpoint, "damage",
+                        lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path))
+    stage.fit(Scripted([5, 4, 3, 2, 1]), steps=4, save_every=1)
+    assert "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay" in stage.said
+    assert [e["step"] for e in stage.events("checkpoint")] == [1, 2, 3] and {2, 3} <= set(stage.kept())
+
+
 def test_patience_ends_the_stage_and_the_last_weights_are_its_result(stage: Stage) -> None:
     got = stage.fit(Scripted([5, 4, 3, 3.5, 3.2, 3.1, 1, 1]), patience=3)
     assert [e["loss"] for e in stage.events("eval")] == pytest.approx([5, 4, 3, 3.5, 3.2, 3.1])
