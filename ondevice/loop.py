@@ -246,6 +246,7 @@ class _Fit:
     def _begin(self) -> None:
         """Measures before the first step, so that the end can tell what the stage achieved."""
         if self.found is None:
+            self.ctx.folder.groups.unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
             self.state.before = dict(self.measure(self.trainer.params()))
             self.ctx.events.emit("before", 0, **self.state.before)
 
