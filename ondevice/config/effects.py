@@ -55,7 +55,6 @@ def refuse_idle(config: Any) -> None:
         raise UserError(f"has no effect: {effect.why}", where=name, hint=effect.hint)
 
 
-
 def without_idle(cls: type, values: Mapping[str, Any], filled: Iterable[str]) -> dict[str, Any]:
     """`values` (of the fields' own types) without those of `filled`, which a recipe has filled in, that have no effect
     beside what a person has given: `--recipe tiny --optimizer adamw` asks for no rate of Muon."""

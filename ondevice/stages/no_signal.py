@@ -36,7 +36,7 @@ class NoSignal:
         self._count(step, "no completion has a reward: nothing is learned", nothing)
         self._count(step, "all completions were cut at max_new_tokens and mask_truncated leaves them out: nothing is "
                     "learned; raise max_new_tokens", masked and not nothing)
-        self._count(step, f"in no group of {ALIKE} steps do rewards differ: nothing is learned; take problems that are "
+        self._count(step, f"in no group of {ALIKE} steps do rewards differ: they teach nothing; take problems that are "
                     "neither too easy nor too hard, more completions of each, or a higher temperature", alike, ALIKE)
 
     def _count(self, step: int, text: str, happened: bool, first: int = 1) -> None:
