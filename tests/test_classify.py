@@ -203,7 +203,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_ppo_learns_from_an_encoders_scores_and_resumes_exactly(road: Path, tmp_path: Path, backend_name: str) -> None:
     """Judged by the text in the encoder's own tokens; the value model begins from the policy."""
-    changed = {"reward_model": str(road / "encoder" / "reward" / "model"), "sft_coef": 0.0, "steps": 4}
+    changed = {"reward_model": str(road / "encoder" / "reward" / "model"), "sft_coef": 0.0,
+               "sft_data": "builtin", "steps": 4}
     whole = small_stages.settings(road, "ppo", tmp_path / "whole", backend_name, **changed)
     od.ppo(**whole)
     killed_at_first_save("ppo", small_stages.settings(road, "ppo", tmp_path / "broken", backend_name, **changed))
