@@ -38,7 +38,7 @@ def test_details_of_forms() -> None:
     assert to_chat({"prompt": "2+2", "answer": 4})["messages"][1]["content"] == "4"
     assert to_chat({"instruction": "a", "input": "i", "output": "b"})["messages"][0]["content"] == "a\n\ni"
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
-    assert to_chat({"messages": [called]})["messages"] == [{**called, "content": ""}]
+    assert to_chat({"messages": [called]})["messages"] == [called]
     system = {"system": "s", "instruction": "a", "output": "b"}
     assert to_chat(system)["messages"][0] == {"role": "system", "content": "s"}
 

@@ -19,10 +19,12 @@ _SPEAKERS = {
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
     "model": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
 }
-_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+_READ = ("role", "from", "content", "value")
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
+KWARGS = "chat_template_kwargs"
+"""A row's column of further names that its chat's template reads, as in TRL; it travels as the tools do."""
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"))
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
 
@@ -38,7 +40,7 @@ def to_text(row: Row) -> str:
         if not text:
             raise BadRow("the text is empty")
         return text
-    return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
+    return "\n\n".join(message["content"] for message in to_chat(row)["messages"] if message["content"] is not None)
 
 
 def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
@@ -83,7 +85,8 @@ def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         messages = messages[:-1]
     if not messages or not str(messages[-1]["content"]).strip():
         raise BadRow("holds nothing that a user says")
-    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion", TOOLS)}
+    taken = ("prompt", "messages", "conversations", "completion", TOOLS, KWARGS)
+    known = {k: v for k, v in row.items() if k not in taken}
     return with_tools(messages, row), known
 
 
@@ -142,18 +145,27 @@ def chats(rows: Rows) -> Iterator[Chat]:
 
 
 def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
-    """The chat, its first message holding the row's tools: a list of objects, or JSON of one."""
-    tools = row.get(TOOLS)
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"tools is not JSON: {error}") from error
-    if not tools or not messages:
-        return messages
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+    """The chat, its first message holding the row's tools, a list of objects, and its `chat_template_kwargs`, an
+    object; or JSON of them."""
+    tools, kwargs = _from_json(row, TOOLS), _from_json(row, KWARGS)
+    if tools and (not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools)):
         raise BadRow("tools is no list of objects")
-    return [{**messages[0], TOOLS: _checked(tools, TOOLS)}, *messages[1:]]
+    if kwargs and not isinstance(kwargs, Mapping):
+        raise BadRow(f"{KWARGS} is not an object of names and values")
+    if kwargs and (taken := sorted({"messages", TOOLS, "add_generation_prompt"} & set(kwargs))):
+        raise BadRow(f"{KWARGS} cannot give {taken[0]}")
+    more = {key: _checked(value, key) for key, value in ((TOOLS, tools), (KWARGS, kwargs)) if value}
+    return [{**messages[0], **more}, *messages[1:]] if messages and more else messages
+
+
+def _from_json(row: Row, key: str) -> Any:
+    value = row.get(key)
+    if isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"{key} is not JSON: {error}") from error
+    return value
 
 
 def messages_of(value: list[Any], key: str) -> list[Chat]:
@@ -169,10 +181,12 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
         if role is None:
             raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
         content = entry.get("content", entry.get("value"))
-        kept = {name: _checked(entry[name], name) for name in _KEPT if entry.get(name) is not None}
-        if content is None and "tool_calls" in kept:
-            content = ""
-        messages.append({"role": role, "content": _content(content, f"{key}: message {number}"), **kept})
+        # What a template may read of a message is the template's own affair, so every key goes on to it.
+        kept = {str(name): _checked(said, f"{key}: message {number}: {name}") for name, said in entry.items()
+                if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
+        if content is not None or not kept.get("tool_calls"):
+            content = _content(content, f"{key}: message {number}")
+        messages.append({"role": role, "content": content, **kept})
     return messages
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ _USUAL: dict[Any, dict[str, str]] = {
         "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")},
     "t5": _PIECES, "mt5": _PIECES,
     "bart": {**_PIECES, "bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}}
+_MORE_TEMPLATES = "additional_chat_templates"  # where transformers keeps the templates that are not the default
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -65,11 +66,15 @@ class Tokenizer:
     """
 
     def __init__(self, inner: Any, config: dict[str, Any], chat_template: str | None = None,
-                 stops: Sequence[int] = ()) -> None:
-        self.inner = inner
+                 stops: Sequence[int] = (), *, more_templates: Mapping[str, str] | None = None,
+                 template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.config = config
         self.chat_template = chat_template
+        self.more_templates = dict(more_templates or {})
+        self.template_kwargs = dict(template_kwargs or {})
         self._stops = tuple(stops)
+        self.inner = _flagged(inner, [*(_content(config.get(key)) for key in _NAMED),
+                                      *(_added_word(inner, i) for i in self._stops)])
         # The largest id counts, not the number of words: some vocabularies have gaps.
         self.vocab_size: int = 1 + max(inner.get_vocab(with_added_tokens=True).values())
         self.named: dict[str, str] = {key: word for key in _NAMED if (word := _content(config.get(key))) is not None}
@@ -87,6 +92,8 @@ class Tokenizer:
         self.mask_id: int | None = self._named_id("mask_token")
         # Padding is never a target and never seen by a target, so any id will do where none is named.
         self.pad_id: int = self.eos_id if pad is None else pad
+        # What a template puts between contents is markup as well, whether or not the file calls it special.
+        self.inner = _flagged(self.inner, self._markup())
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -112,11 +119,13 @@ class Tokenizer:
         usual = _USUAL.get(told[1].get("model_type"), {})
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
-        template = _template(folder, config.pop("chat_template", None))
+        templates = _templates(folder, config.pop("chat_template", None))
+        template = templates.pop("default", None)
         stops: list[int] = []
         for ids in (one.get("eos_token_id") for one in told):
             stops += [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
-        return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None])
+        return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None],
+                   more_templates=templates)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json (with the chat template) into `folder`."""
@@ -124,12 +133,17 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.inner.to_str(pretty=True), encoding="utf-8")
         config = dict(self.config)
-        if self.chat_template is not None:
+        if self.more_templates:
+            named = {**({} if self.chat_template is None else {"default": self.chat_template}), **self.more_templates}
+            config["chat_template"] = [{"name": name, "template": template} for name, template in named.items()]
+        elif self.chat_template is not None:
             config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         # A template file from an earlier save would win over the one in tokenizer_config.json.
         (folder / "chat_template.jinja").unlink(missing_ok=True)
+        for file in (folder / _MORE_TEMPLATES).glob("*.jinja"):
+            file.unlink()
 
     def with_template(self, template: str, special: Sequence[str] = ()) -> Tokenizer:
         """A copy with another chat template and with the special tokens that it needs, added where missing."""
@@ -137,7 +151,31 @@ class Tokenizer:
         if missing := [word for word in special if inner.token_to_id(word) is None]:
             inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
             inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
-        return Tokenizer(inner, self.config, template, self._stops)
+        return Tokenizer(inner, self.config, template, self._stops, template_kwargs=self.template_kwargs)
+
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
+        """A copy whose template is given further names. Raises UserError for one that it does not read."""
+        from ondevice.data.template import names_read
+
+        sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
+        read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
+        if unread := sorted(set(kwargs) - read):
+            raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
+                            hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
+        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
+                         template_kwargs={**self.template_kwargs, **kwargs})
+
+    def template_for(self, tools: bool) -> str | None:
+        """The template of a chat with or without tools, as transformers chooses among named ones."""
+        return self.more_templates.get("tool_use", self.chat_template) if tools else self.chat_template
+
+    def _markup(self) -> list[str]:
+        """Added tokens that the chat template writes in a plain chat outside its contents, pairs of tags left out:
+        `<think>` and `</think>` are what an assistant says."""
+        from ondevice.data.rendering import markup
+
+        added = [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
+        return markup(self, added) if added and self.chat_template is not None else []
 
     def padded_apart(self) -> Tokenizer:
         """A copy that pads with a token which ends no text, where there is one. Whoever takes the last token that is no
@@ -147,8 +185,8 @@ class Tokenizer:
             return self
         named = [self.named[key] for key in ("unk_token", "bos_token") if key in self.named]
         words = [word for word in [*named, *self.special] if self.inner.token_to_id(word) not in {*ends, None}]
-        return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template,
-                         self._stops) if words else self
+        return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template, self._stops,
+                         more_templates=self.more_templates, template_kwargs=self.template_kwargs) if words else self
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`. special=False: a special token's name in the text stays text."""
@@ -186,6 +224,7 @@ class Tokenizer:
     def sha256(self) -> str:
         """Digest of everything that decides ids: the vocabulary, the rules, the template, the named tokens."""
         parts = [self.inner.to_str(), self.chat_template or "", json.dumps(self.named, sort_keys=True)]
+        parts += [json.dumps(more, sort_keys=True) for more in (self.more_templates, self.template_kwargs) if more]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def token_bytes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
@@ -452,13 +491,36 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _template(folder: Path, value: Any) -> str | None:
-    """The chat template: its own file first, then tokenizer_config.json (a string, or a list of named ones)."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+def _templates(folder: Path, value: Any) -> dict[str, str]:
+    """The chat templates by name, the only one as `default`: their own files first, then tokenizer_config.json (a
+    string, or a list of named ones)."""
     value = read_json(folder / "chat_template.json").get("chat_template", value)
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    found = value if isinstance(value, dict) else {"default": value}
+    files = {"default": folder / "chat_template.jinja"} | {
+        file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    found = found | {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    return {str(name): template for name, template in found.items() if isinstance(template, str)}
+
+
+def _added_word(inner: Any, i: int) -> str | None:
+    token = inner.get_added_tokens_decoder().get(i)
+    return None if token is None else token.content
+
+
+def _flagged(inner: Any, words: Collection[str | None]) -> Any:
+    """The tokenizer with these words as special tokens at the ids that they have: what a folder names, stops at or puts
+    around a message is special whatever its flag says, as in transformers, and no text becomes one."""
+    added = {token.content: token for token in inner.get_added_tokens_decoder().values()}
+    plain = [word for word in dict.fromkeys(words) if word is not None and (
+        not added[word].special if word in added else inner.token_to_id(word) is not None)]
+    if not plain:
+        return inner
+    config = json.loads(inner.to_str())
+    for token in config["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in plain
+    made = tokenizers.Tokenizer.from_str(json.dumps(config, ensure_ascii=False))
+    made.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False)
+                             for word in plain if word not in added])
+    return made
