@@ -112,8 +112,11 @@ def check_context(chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, p
             raise BadRow("the chat template writes a content that is null as the word None")
     marks = {n: f"{MARK}{n}{MARK}" for n, message in enumerate(chat)
              if message.get("role") != "assistant" and content_of(message).strip()}
+    contents = [content_of(message).strip() for message in chat]
+    if all(_is_written(contents[n], contents, text) for n in marks):
+        marks = {}
     marked = tried(tokenizer, [with_content(m, marks[n]) if n in marks else m for n, m in enumerate(chat)],
-                   prompt=prompt)
+                   prompt=prompt) if marks else None
     for n, mark in marks.items():
         if marked is not None and mark in marked:
             continue
@@ -124,6 +127,11 @@ def check_context(chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, p
         other = tried(tokenizer, [{**chat[0], TOOLS: [_renamed(tool) for tool in tools]}, *chat[1:]], prompt=prompt)
         if other == text:
             raise BadRow("the row's tools leave no trace in what the chat template writes")
+
+
+def _is_written(content: str, contents: Sequence[str], text: str) -> bool:
+    """Whether a content that is too long to stand in the text by chance stands there as often as in the chat."""
+    return len(content) >= 12 and text.count(content) >= sum(other.count(content) for other in contents)
 
 
 def _renamed(tool: Any) -> Any:
@@ -298,8 +306,8 @@ def _begin(chat: Sequence[Message], turn: int, text: str, prompt: str | None, fi
     """Where the turn's range begins: where its prompt ends, at the latest where the turn says something. What opens
     the turn is before it, also where a prompt after a tool's answer leaves it out."""
     whole = prompt is not None and text.startswith(prompt)
-    before = tried(tokenizer, chat[:turn])
-    least = len(prompt) if whole and prompt is not None else 0 if before is None else _shared(text, before)
+    before = prompt if whole else tried(tokenizer, chat[:turn])
+    least = 0 if before is None else _shared(text, before)
     opening = _opening(tokenizer)
     at = text.rfind(opening, min(least, first), first) if opening else -1
     if at >= 0:
