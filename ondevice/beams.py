@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Params
-from ondevice.data.tokenizer import read_json
+from ondevice.data.tokenizer_files import read_json
 from ondevice.decoding import Completion, Generator
 from ondevice.errors import UserError
 

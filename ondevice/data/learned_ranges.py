@@ -66,7 +66,7 @@ def _first_form(messages: Sequence[Message], tokenizer: Tokenizer, made: Callabl
         except BadRow as error:
             errors.append(error)
     # What a template that takes the chat does not write says more than that another form is refused.
-    raise next((error for error in errors if "leaves no trace" in str(error)), errors[0])
+    raise next((error for error in errors if "no trace" in str(error)), errors[0])
 
 
 def _weight(message: Message, number: int) -> bool:

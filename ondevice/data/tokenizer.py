@@ -20,6 +20,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
@@ -99,24 +100,16 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and the chat template of a Hugging Face folder.
 
-        Raises UserError where tokenizer.json is absent or a file cannot be read.
+        Raises UserError where there is no tokenizer that can be read, and where two files contradict each other.
         """
         folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise UserError("no tokenizer.json in this folder", where=str(folder),
-                            hint="give a folder in Hugging Face's form")
-        try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for a file that it cannot read
-            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
-                            hint="is the download whole?") from error
-        inner.no_truncation()
-        inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         told = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
-        usual = _USUAL.get(told[1].get("model_type"), {})
+        inner = with_added_tokens(read_inner(folder, config, told[1]), folder, config)
+        inner.no_truncation()
+        inner.no_padding()
+        usual = _USUAL.get(told[1].get("model_type"), {}) or _told_by_ids(inner, config, told)
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
         templates = _templates(folder, config.pop("chat_template", None))
@@ -478,19 +471,6 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """{} where there is no file. Raises UserError for one that holds no JSON object."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise UserError("holds no JSON object", where=str(file))
-    return value
-
-
 def _templates(folder: Path, value: Any) -> dict[str, str]:
     """The chat templates by name, the only one as `default`: their own files first, then tokenizer_config.json (a
     string, or a list of named ones)."""
@@ -502,6 +482,20 @@ def _templates(folder: Path, value: Any) -> dict[str, str]:
         file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
     found = found | {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     return {str(name): template for name, template in found.items() if isinstance(template, str)}
+
+
+def _told_by_ids(inner: Any, config: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The names of special tokens where a folder has their ids alone, as GPT-2's: all where the tokenizer's own files
+    name none, else the end of text."""
+    wanted = ("eos_token",) if any(_content(config.get(name)) for name in _NAMED) else ("eos_token", "bos_token",
+                                                                                         "pad_token")
+    found: dict[str, str] = {}
+    for name in wanted:
+        ids = [one.get(f"{name}_id") for one in told]
+        first = next((i[0] if isinstance(i, list) and i else i for i in ids if i is not None and i != []), None)
+        if name not in config and isinstance(first, int) and (word := inner.id_to_token(first)) is not None:
+            found[name] = word
+    return found
 
 
 def _added_word(inner: Any, i: int) -> str | None:

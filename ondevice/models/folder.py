@@ -14,7 +14,8 @@ import numpy as np
 
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template
-from ondevice.data.tokenizer import Tokenizer, read_json
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
