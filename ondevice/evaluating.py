@@ -14,7 +14,7 @@ from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
-from ondevice.data.chat import encode_chats
+from ondevice.data.chat import encode_chats, with_template_kwargs
 from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, target_figures, text_figures
@@ -41,7 +41,7 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
         task = {"problems": solving.solved, "preference": judging.preferred, "win": judging.duel,
                 "classes": labelling.classified}[alone]
-        return task(cfg, load_model(find(cfg.model), backend), backend)
+        return task(cfg, _told(load_model(find(cfg.model), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
         return on_own_data(cfg)
@@ -76,8 +76,12 @@ def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
     folder = find_model(cfg.model)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = load_model(folder, backend)
+    model = _told(load_model(folder, backend), cfg)
     return model if fills(model.cfg) else writer(model), backend
+
+
+def _told(model: Model, cfg: EvalConfig) -> Model:
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
 
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

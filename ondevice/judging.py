@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
 from ondevice.config.use import EvalConfig
+from ondevice.data.chat import with_template_kwargs
 from ondevice.data.formats import BadRow
 from ondevice.data.token_pairs import TokenPair, completion_row, to_tokens
 from ondevice.data.tokenizer import Tokenizer
@@ -43,7 +45,9 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     need_template(judge)
     chats, greedy = conversations(cfg.data, cfg.limit), Sampling(cfg.max_new_tokens, temperature=0.0)
     said = answers(writer(model), backend, chats, greedy)
-    other = answers(load_writer(find_model(cfg.against), backend), backend, chats, greedy)
+    against = load_writer(find_model(cfg.against), backend)
+    against = replace(against, tokenizer=with_template_kwargs(against.tokenizer, cfg.chat_template_kwargs))
+    other = answers(against, backend, chats, greedy)
     ours, theirs = _scores(judge, backend, chats, said), _scores(judge, backend, chats, other)
     wins, ties = int((ours > theirs).sum()), int((ours == theirs).sum())
     share = wilson(wins + ties / 2, len(chats))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
+from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, with_template_kwargs
 from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
@@ -98,7 +98,8 @@ def _reader(cfg: DataConfig) -> Model:
     folder = find_model(cfg.model)
     shape = load_config(whole_folder(folder))
     tokenizer = tokenizer_of(folder, shape)
-    return Model(shape, {}, add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer, folder)
+    tokenizer = add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer
+    return Model(shape, {}, with_template_kwargs(tokenizer, cfg.chat_template_kwargs), folder)
 
 
 def render(shown: dict[str, Any], color: str = "never") -> str:

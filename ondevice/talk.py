@@ -11,7 +11,7 @@ from typing import Any
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import Search, beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat import prompt_ids, with_template_kwargs
 from ondevice.data.completions import places
 from ondevice.data.formats import BadRow
 from ondevice.decoding import Generator, Sampling, generator_of
@@ -56,7 +56,9 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return load_writer(find_model(cfg.model), backend), backend
+    model = load_writer(find_model(cfg.model), backend)
+    kwargs = cfg.chat_template_kwargs if isinstance(cfg, SamplingConfig) else ""
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, kwargs)), backend
 
 
 def sampling(cfg: SamplingConfig) -> Sampling:

@@ -13,9 +13,13 @@ from hypothesis import HealthCheck, given, settings
 
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, renderable, spoken_chats, words_of
-from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids
+from ondevice.config.preference import GRPOConfig, SampleConfig
+from ondevice.config.stages import SFTConfig
+from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
+from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
 from ondevice.data.formats import BadRow, to_chat, to_prompt
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")
@@ -229,3 +233,36 @@ def test_a_rows_names_for_its_template_reach_it() -> None:
         chat_of(user("a"), chat_template_kwargs={"messages": []})
     with pytest.raises(BadRow, match="not an object"):
         chat_of(user("a"), chat_template_kwargs=[1])
+
+
+def test_a_setting_tells_every_template_and_a_row_wins() -> None:
+    tokenizer = with_template_kwargs(load("qwen3"), '{"enable_thinking": false}')
+    closed = "<think>\n\n</think>\n\n"
+    assert tokenizer.decode(prompt_ids([user("Cold?")], tokenizer)).endswith(closed)
+    row = chat_of(user("Cold?"), chat_template_kwargs={"enable_thinking": True})
+    assert not tokenizer.decode(prompt_ids(row, tokenizer)).endswith(closed)
+    assert with_template_kwargs(tokenizer, "") is tokenizer
+    with pytest.raises(UserError, match="does not read 'think'") as error:
+        with_template_kwargs(load("qwen3"), '{"think": 1}')
+    assert "enable_thinking" in str(error.value.hint)
+    with pytest.raises(UserError, match="does not read"):
+        with_template_kwargs(Tokenizer(small_tokenizer().inner, small_tokenizer().config), '{"think": 1}')
+
+
+@pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
+def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
+    given = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
+    config(**given, chat_template_kwargs='{"enable_thinking": false}').check()
+    for value, why in (("{", "not JSON"), ("[1]", "not a JSON object"), ('{"tools": []}', "cannot give tools")):
+        with pytest.raises(UserError, match=why):
+            config(**given, chat_template_kwargs=value).check()
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    kwargs = '{"enable_thinking": false}'
+    with pytest.raises(UserError, match="no chat template"):
+        GenerateConfig(model="m", prompt="a", chat_template_kwargs=kwargs).check()
+    with pytest.raises(UserError, match="chatml reads no further names"):
+        SFTConfig(model="m", data="d", chat_template="chatml", chat_template_kwargs=kwargs).check()
+    with pytest.raises(UserError, match="without a chat template"):
+        EvalConfig(model="m", tasks=("text",), chat_template_kwargs=kwargs).check()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ondevice.config.stages import StageConfig, TuningConfig
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
@@ -40,6 +41,9 @@ class SampleConfig(StageConfig):
     """Longest response in tokens."""
     batch_size: int = 256
     """Responses written at the same time."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     gives = "ratings"
 
@@ -50,6 +54,7 @@ class SampleConfig(StageConfig):
         self._above(0, "temperature", "top_p")
         self._between(0, 1, "top_p")
         self._between(2, 4, "responses")
+        parse_template_kwargs(self.chat_template_kwargs)
         if self.other and self.responses != 2:
             raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
 

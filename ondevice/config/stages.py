@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ondevice.config.hub import check_repo_id
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
@@ -149,11 +150,15 @@ class TuningConfig(TrainingConfig):
     """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
     merge: bool = False
     """Leave whole weights with the adapter in them, not the adapter's folder."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
         self._at_least(1, "lora_rank")
         self._above(0, "lora_alpha")
+        parse_template_kwargs(self.chat_template_kwargs)
         if self.adapter == "none":
             for name in ("lora_rslora", "lora_targets", "lora_whole", "merge"):
                 if getattr(self, name):
@@ -284,6 +289,9 @@ class SFTConfig(TuningConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+        if self.chat_template and self.chat_template_kwargs:
+            raise UserError(f"the template {self.chat_template} reads no further names", where="chat_template_kwargs",
+                            hint="leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)

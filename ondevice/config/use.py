@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 
@@ -85,6 +86,9 @@ class SamplingConfig(UseConfig):
     """Draw among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Decides every draw."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -93,6 +97,7 @@ class SamplingConfig(UseConfig):
         self._between(0, 1, "top_p")
         if self.top_p == 0:
             raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
+        parse_template_kwargs(self.chat_template_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +130,9 @@ class GenerateConfig(SamplingConfig):
         if self.beams == 1 and self.length_penalty is not None:
             raise UserError("is for a search with beams", where="length_penalty",
                             hint="give --beams 4, or leave it out")
+        if self.chat_template_kwargs and not self.chat:
+            raise UserError("a text that is continued has no chat template", where="chat_template_kwargs",
+                            hint="give --chat too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +233,18 @@ class EvalConfig(UseConfig):
     """win: the reward model that says which answer is better."""
     seed: int = 0
     """Decides the draws of `tries`, and a gym's problems."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
+        parse_template_kwargs(self.chat_template_kwargs)
+        if self.chat_template_kwargs and set(self.tasks) & {"text", "classes"}:
+            raise UserError("text and classes are measured without a chat template", where="chat_template_kwargs",
+                            hint="leave it out, or name other tasks")
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
             raise UserError("problems, preference, win and classes are measured by themselves", where="tasks",
                             hint="name one task")
@@ -256,6 +271,9 @@ class DataConfig:
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
     chat_template: str = ""
     """Name of a template for a model that has none: chatml, plain or bare."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
     color: Literal["auto", "always", "never"] = "auto"
     """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours: by brackets."""
 
@@ -265,6 +283,7 @@ class DataConfig:
             raise UserError("no data was named", where="data", hint="ondevice data show FILE --model MODEL")
         if not self.model:
             raise UserError("no model was named", where="model", hint="give the model that is to learn from this data")
+        parse_template_kwargs(self.chat_template_kwargs)
         for name in ("examples", "limit", "sequence_length"):
             if getattr(self, name) < 0:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.data.formats import BadRow
 from ondevice.data.learned_ranges import checked_context, render_chat
 from ondevice.data.rendering import (
@@ -88,6 +89,13 @@ def add_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     if name not in TEMPLATES:
         raise UserError(f"unknown chat template {name!r}", where="chat_template", hint=nearest(name, TEMPLATES))
     return tokenizer.with_template(TEMPLATES[name], BROUGHT[name])
+
+
+def with_template_kwargs(tokenizer: Tokenizer, setting: str) -> Tokenizer:
+    """The tokenizer whose template is given what the setting `chat_template_kwargs` says. Raises UserError for a name
+    that the template does not read."""
+    kwargs = parse_template_kwargs(setting)
+    return tokenizer.with_kwargs(kwargs) if kwargs else tokenizer
 
 
 def turn_end(tokenizer: Tokenizer) -> int | None:

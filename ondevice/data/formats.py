@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ondevice.config.template_kwargs import TAKEN
+
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
 
@@ -152,7 +154,7 @@ def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
         raise BadRow("tools is no list of objects")
     if kwargs and not isinstance(kwargs, Mapping):
         raise BadRow(f"{KWARGS} is not an object of names and values")
-    if kwargs and (taken := sorted({"messages", TOOLS, "add_generation_prompt"} & set(kwargs))):
+    if kwargs and (taken := [name for name in TAKEN if name in kwargs]):
         raise BadRow(f"{KWARGS} cannot give {taken[0]}")
     more = {key: _checked(value, key) for key, value in ((TOOLS, tools), (KWARGS, kwargs)) if value}
     return [{**messages[0], **more}, *messages[1:]] if messages and more else messages
