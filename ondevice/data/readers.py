@@ -306,7 +306,7 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
             for batch in source.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield row, f"{file}:row {number}"
+                    yield without_nulls(row), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
         raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
 
@@ -325,7 +325,14 @@ def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
         raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
                         where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
     for number, row in enumerate(rows, 1):
-        yield dict(row), f"{spec}:row {number}"
+        yield without_nulls(dict(row)), f"{spec}:row {number}"
+
+
+def without_nulls(value: Any) -> Any:
+    """A row of a table: where its objects have a key and it has none, tables hold a null, which says nothing."""
+    if isinstance(value, dict):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _open(file: Path) -> Any:
