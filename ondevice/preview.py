@@ -187,9 +187,11 @@ Found = Iterable[tuple[Row, str]]
 
 def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
+    goes_on = False
     for text, where in _made(rows, to_text, counts):
         more = isinstance(text, Part) and text.more
-        ids = np.array([*tokenizer.encode(text), *([] if more else [tokenizer.eos_id])], np.int32)
+        said = tokenizer.encode(text) if goes_on else tokenizer.encode_document(text)
+        ids, goes_on = np.array([*said, *([] if more else [tokenizer.eos_id])], np.int32), more
         seen, learned, targets = _pretrained(ids, model, length)
         counts.use(max(len(ids), targets), targets, False)  # what opens and closes a row may be written too
         counts.parts, counts.used = counts.parts + more, counts.used - more

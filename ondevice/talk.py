@@ -73,7 +73,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
-    encode = model.tokenizer.encode if model.network.start is None else model.tokenizer.encode_source
+    encode = model.tokenizer.encode_document if model.network.start is None else model.tokenizer.encode_source
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
     generator = generator_of(model, backend, sampling(cfg))
     if cfg.beams > 1:

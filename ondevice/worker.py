@@ -183,7 +183,7 @@ class _Worker:
         """(ids, turns forgotten) of a request's messages or text."""
         text = request.get("text")
         if isinstance(text, str):
-            return self.model.tokenizer.encode(_whole(text)), 0
+            return self.model.tokenizer.encode_document(_whole(text)), 0
         turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
         ids, kept = fitting_ids(first, turns[len(first):], self.model)

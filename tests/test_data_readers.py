@@ -173,7 +173,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two calls with different arguments a table gives each the other's as well, and each row the other's columns."""
+    """Of two calls with different arguments a table gives each the other's, and each row the other's columns."""
     if importlib.util.find_spec("pyarrow") is None:
         pytest.skip("needs pyarrow")
     import pyarrow
@@ -184,7 +184,8 @@ def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch:
         return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
 
     wanted = [called(city="Oslo"), called(a=1, b=[1, None]), {"prompt": "a", "completion": "b"}]
-    table = pyarrow.Table.from_pylist(wanted)
+    columns = dict.fromkeys(("prompt", "completion"))
+    table = pyarrow.Table.from_pylist([{**wanted[0], **columns}, *wanted[1:]])
     assert table.to_pylist() != wanted
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert found(tmp_path / "a.parquet")[0] == wanted

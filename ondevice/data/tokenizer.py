@@ -1,7 +1,8 @@
 """The tokenizer: text to ids and back, read from and written to an ordinary Hugging Face folder.
 
-Nothing here adds a begin or end token by itself. Text is untrusted by default: `encode(text)` never yields a special
-token, however the text spells one; only text that a chat template wrote is encoded with `special=True`.
+Only `encode_document` and `encode_source` add the tokens with which a text begins or ends. Text is untrusted by
+default: `encode(text)` never yields a special token, however the text spells one; only text that a chat template wrote
+is encoded with `special=True`.
 """
 
 from __future__ import annotations
@@ -185,6 +186,21 @@ class Tokenizer:
         """Ids of `text`. special=False: a special token's name in the text stays text."""
         return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)
 
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a plain text from its beginning: `encode` with `prefix_ids` before it."""
+        return [*self.prefix_ids, *self.encode(text)]
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a plain text by itself, as Llama's and Gemma's do with `<bos>`; nothing where
+        that is an encoder's token, which those who read with one put there themselves."""
+        if "cls_token" in self.named:
+            return ()
+        bare = self.inner.encode("a", add_special_tokens=False).ids
+        whole = self.inner.encode("a", add_special_tokens=True).ids
+        at = next((n for n in range(len(whole)) if whole[n:n + len(bare)] == bare), 0)
+        return tuple(whole[:at])
+
     def encode_source(self, text: str) -> list[int]:
         """Ids of a text that an encoder-decoder reads: with the tokens that its tokenizer puts around one, at the least
         the token that ends it."""
@@ -218,6 +234,7 @@ class Tokenizer:
         """Digest of everything that decides ids: the vocabulary, the rules, the template, the named tokens."""
         parts = [self.inner.to_str(), self.chat_template or "", json.dumps(self.named, sort_keys=True)]
         parts += [json.dumps(more, sort_keys=True) for more in (self.more_templates, self.template_kwargs) if more]
+        parts += [f"before each text: {self.prefix_ids}"] if self.prefix_ids else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def token_bytes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:

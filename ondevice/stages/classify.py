@@ -85,7 +85,7 @@ class Whole:
 
 def text_ids(texts: Sequence[str], tokenizer: Tokenizer, reads: str) -> list[NDArray[np.int32]]:
     """Texts as they are judged: between the tokens that open and close one for who reads the `first` token, closed by
-    the end token for who reads the `last`."""
-    opening = [tokenizer.cls_id] if reads == "first" else []
+    the end token for who reads the `last`, and begun as any plain text."""
+    opening = [tokenizer.cls_id] if reads == "first" else list(tokenizer.prefix_ids)
     closing = [tokenizer.sep_id if reads == "first" else tokenizer.eos_id]
     return [np.array([*opening, *ids, *closing], np.int32) for ids in tokenizer.encode_batch(texts)]
