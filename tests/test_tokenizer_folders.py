@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 import tokenizers
 
+import small_stages
 from data_samples import small_tokenizer
-from ondevice.data.chat import TEMPLATES, encode_chat, prompt_ids
+from ondevice.backend import Backend
+from ondevice.data.chat import TEMPLATES, encode_chat, encode_chats, prompt_ids
+from ondevice.data.formats import BadRow
 from ondevice.data.readers import Part
 from ondevice.data.sources import tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
+from ondevice.models.folder import load_model
 from ondevice.stages.answers import encode_prompt
 from ondevice.stages.classify import text_ids
 
@@ -230,3 +235,44 @@ def test_the_stream_of_a_tokenizer_that_begins_texts_is_another_than_before(tmp_
     before = Tokenizer(tokenizer.inner, tokenizer.config, tokenizer.chat_template)
     before.__dict__["prefix_ids"] = ()
     assert before.sha256() != tokenizer.sha256()
+
+
+def test_tokens_beyond_the_models_rows_are_refused_only_where_a_text_needs_one(tmp_path: Path) -> None:
+    """Gemma 3's tokenizer has one token more than its table, many Llamas' were given a token that pads."""
+    rows = small_tokenizer().vocab_size
+    made = small_tokenizer().with_template(small_tokenizer().chat_template or "", ["<image>"])
+    made.inner.add_tokens([tokenizers.AddedToken("[more]", special=False)])
+    Tokenizer(made.inner, {**made.config, "pad_token": "<image>"}, made.chat_template).save(tmp_path)
+    whole = Tokenizer.load(tmp_path)
+    assert whole.vocab_size == rows + 2 and whole.pad_id == rows
+    tokenizer = whole.for_rows(rows, tmp_path)
+    assert tokenizer.pad_id == tokenizer.eos_id and whole.for_rows(rows + 2, tmp_path) is whole
+    chat = [{"role": "user", "content": "an <image>"}, {"role": "assistant", "content": "no"}]
+    [row] = encode_chat(chat, tokenizer)
+    assert max(row.ids) < rows and "an <image>" in tokenizer.decode(row.ids)
+    with pytest.raises(UserError, match=r"needs '\[more\]'"):
+        tokenizer.encode_batch(["a", "with [more]"])
+    with pytest.raises(UserError, match=r"needs '\[more\]'"):
+        tokenizer.encode_document("with [more]")
+    refused: list[int] = []
+    more = [{"role": "user", "content": "[more]"}, {"role": "assistant", "content": "no"}]
+    kept = list(encode_chats([chat, more, chat], tokenizer, reject=lambda n, why: refused.append(n)))
+    assert len(kept) == 2 and refused == [1]
+    with pytest.raises(BadRow, match="no row for"):
+        prompt_ids(more[:1], tokenizer)
+    with pytest.raises(UserError, match="they do not belong together"):
+        whole.for_rows(rows - 200, tmp_path)
+    added = Tokenizer(made.inner, {**made.config, "eos_token": "<image>"}, made.chat_template)
+    with pytest.raises(UserError, match="they do not belong together"):
+        added.for_rows(rows, tmp_path)
+
+
+def test_a_model_with_fewer_rows_than_tokens_is_loaded(tmp_path: Path, backend: Backend) -> None:
+    folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
+    model = load_model(folder, backend)
+    made = model.tokenizer.with_template(model.tokenizer.chat_template or "", ["<image>"])
+    Tokenizer(made.inner, made.config, made.chat_template).save(folder)
+    again = load_model(folder, backend)
+    assert again.tokenizer.vocab_size == model.cfg.vocab_size + 1 and again.tokenizer.rows == model.cfg.vocab_size
+    generator = generator_of(again, backend, Sampling(max_new_tokens=4, temperature=0), compile="never")
+    assert generator.run(again.params, [again.tokenizer.encode("Anna <image>")])

@@ -49,7 +49,7 @@ def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[ChatR
     Raises BadRow where the template refuses the chat, drops something that it says, or does not show which tokens the
     assistant wrote; UserError where there is no template.
     """
-    return _encode(render_chat(messages, tokenizer), tokenizer)
+    return _encode(_readable(render_chat(messages, tokenizer), tokenizer), tokenizer)
 
 
 def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
@@ -59,7 +59,7 @@ def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
     waiting: list[Rendered] = []
     for number, messages in enumerate(chats):
         try:
-            waiting += render_chat(messages, tokenizer)
+            waiting += _readable(render_chat(messages, tokenizer), tokenizer)
         except BadRow as error:
             if reject is None:
                 raise
@@ -73,8 +73,16 @@ def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
 def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Ids after which the assistant's next turn begins. Raises BadRow and UserError as `encode_chat` does."""
     text = checked_context(messages, tokenizer, prompt=True)
-    ids, _ = _tokens([Rendered(text, ())], tokenizer)[0]
+    ids, _ = _tokens(_readable([Rendered(text, ())], tokenizer), tokenizer)[0]
     return [int(i) for i in ids]
+
+
+def _readable(texts: list[Rendered], tokenizer: Tokenizer) -> list[Rendered]:
+    """Raises BadRow for a text in which the template writes a token that the model has no row for."""
+    for word in tokenizer.beyond_rows:
+        if any(word in item.text for item in texts):
+            raise BadRow(f"the chat template writes {word!r}, a token that the model has no row for")
+    return texts
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, prompt: bool = False) -> str:

@@ -64,16 +64,17 @@ class Tokenizer:
     """Wraps `tokenizers.Tokenizer` and what tokenizer_config.json says beside it.
 
     `config` holds tokenizer_config.json without the chat template; `stops` are ids that end a text according to
-    generation_config.json or config.json.
+    generation_config.json or config.json. `rows`: how many tokens the model has embeddings for, where they are fewer.
     """
 
     def __init__(self, inner: Any, config: dict[str, Any], chat_template: str | None = None,
                  stops: Sequence[int] = (), *, more_templates: Mapping[str, str] | None = None,
-                 template_kwargs: Mapping[str, Any] | None = None) -> None:
+                 template_kwargs: Mapping[str, Any] | None = None, rows: int | None = None) -> None:
         self.config = config
         self.chat_template = chat_template
         self.more_templates = dict(more_templates or {})
         self.template_kwargs = dict(template_kwargs or {})
+        self.rows = rows
         self._stops = tuple(stops)
         self.inner = _flagged(inner, [*(_content(config.get(key)) for key in _NAMED),
                                       *(_added_word(inner, i) for i in self._stops)])
@@ -93,7 +94,7 @@ class Tokenizer:
         self.cls_id: int = next((i for i in (cls, self.bos_id) if i is not None), self.sep_id)
         self.mask_id: int | None = self._named_id("mask_token")
         # Padding is never a target and never seen by a target, so any id will do where none is named.
-        self.pad_id: int = self.eos_id if pad is None else pad
+        self.pad_id: int = self.eos_id if pad is None or pad >= (rows or self.vocab_size) else pad
         # What a template puts between contents is markup as well, whether or not the file calls it special.
         self.inner = _flagged(self.inner, self._markup())
 
@@ -145,7 +146,33 @@ class Tokenizer:
         if missing := [word for word in special if inner.token_to_id(word) is None]:
             inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
             inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
-        return Tokenizer(inner, self.config, template, self._stops, template_kwargs=self.template_kwargs)
+        return Tokenizer(inner, self.config, template, self._stops, template_kwargs=self.template_kwargs,
+                         rows=None if missing else self.rows)
+
+    def for_rows(self, rows: int, folder: Path) -> Tokenizer:
+        """The tokenizer beside a model with so many embeddings. Tokens added beyond them (an image's, a padding) are no
+        fault until a text needs one. Raises UserError where its own words, or the end of text, are beyond them."""
+        if self.vocab_size <= rows:
+            return self
+        own = max(self.inner.get_vocab(with_added_tokens=False).values(), default=0)
+        if max(own, self.eos_id, *self._stops) >= rows:
+            raise UserError(f"the tokenizer has {self.vocab_size} tokens, the model {rows}", where=str(folder),
+                            hint="they do not belong together")
+        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
+                         template_kwargs=self.template_kwargs, rows=rows)
+
+    @cached_property
+    def beyond_rows(self) -> tuple[str, ...]:
+        """Tokens that the model has no embedding for."""
+        if self.rows is None:
+            return ()
+        return tuple(token.content for i, token in self.inner.get_added_tokens_decoder().items() if i >= self.rows)
+
+    def _readable(self, ids: list[int]) -> list[int]:
+        if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+            raise UserError(f"the text needs {self.inner.id_to_token(most)!r}, a token that the model has no row for",
+                            where="tokenizer", hint="leave it out of the text")
+        return ids
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
         """A copy whose template is given further names. Raises UserError for one that it does not read."""
@@ -157,7 +184,7 @@ class Tokenizer:
             raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
                             hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
         return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
-                         template_kwargs={**self.template_kwargs, **kwargs})
+                         template_kwargs={**self.template_kwargs, **kwargs}, rows=self.rows)
 
     def template_for(self, tools: bool) -> str | None:
         """The template of a chat with or without tools, as transformers chooses among named ones."""
@@ -180,11 +207,14 @@ class Tokenizer:
         named = [self.named[key] for key in ("unk_token", "bos_token") if key in self.named]
         words = [word for word in [*named, *self.special] if self.inner.token_to_id(word) not in {*ends, None}]
         return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template, self._stops,
-                         more_templates=self.more_templates, template_kwargs=self.template_kwargs) if words else self
+                         more_templates=self.more_templates, template_kwargs=self.template_kwargs,
+                         rows=self.rows) if words else self
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of `text`. special=False: a special token's name in the text stays text."""
-        return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)
+        """Ids of `text`. special=False: a special token's name in the text stays text. Raises UserError, as all that
+        encode do, for a token that the model has no row for."""
+        inner = self.inner if special else self._text_only
+        return self._readable(list(inner.encode(text, add_special_tokens=False).ids))
 
     def encode_document(self, text: str) -> list[int]:
         """Ids of a plain text from its beginning: `encode` with `prefix_ids` before it."""
@@ -211,7 +241,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel; special tokens are never recognised."""
         # The fast call leaves out offsets, which nobody asked for.
-        return [e.ids for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self._readable(e.ids)
+                for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_spans(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as such."""

@@ -91,14 +91,15 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder)
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
     """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
-    prompt with its answer behind it, the second reads a prompt and writes an answer as they are."""
-    tokenizer = Tokenizer.load(folder)
+    prompt with its answer behind it, the second reads a prompt and writes an answer as they are. Raises UserError where
+    the tokenizer's own words are more than the model has rows for; tokens that were added beyond them are refused where
+    a text needs one."""
+    tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
     name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
     return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
@@ -179,7 +180,6 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
     cfg = _changed(whole, found.whole)
     tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     known = matrices(cfg)
     adapters: Params = {}
     for name, pair in found.pairs.items():
@@ -257,12 +257,6 @@ def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=str(folder),
                         hint="give a Hugging Face model folder")
-
-
-def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
-                        where=str(folder), hint="they do not belong together")
 
 
 def own_head(found: Params, backend: Backend) -> bool:
