@@ -24,6 +24,8 @@ from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_pr
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
+from ondevice.data.spelt import SIGN, Spelt, separated
+from ondevice.data.spelt import shown as shown_text
 from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -60,6 +62,8 @@ class Counts:
     learned: int = 0
     skipped: dict[str, list[Any]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    spelt: Spelt | None = None
+    separator: str = ""
 
     def skip(self, reason: str, where: str, bad: bool = True) -> None:
         self.bad += bad
@@ -82,7 +86,10 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
     length = cfg.sequence_length or _STAGES[form].sequence_length
-    counts = Counts()
+    if cfg.separator and form != "text":
+        raise UserError(f"ends documents of text, and this is read as {form}", where="separator",
+                        hint="leave it out, or give --form text")
+    counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
@@ -90,7 +97,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
-            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
+            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
+            "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
 
 
 def _reader(cfg: DataConfig) -> Model:
@@ -134,6 +142,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
         lines.append("a stage would refuse this data: more than 1 % of its rows are bad")
+    lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
     lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
                  f"{marks[0]}what is learned looks like this{marks[1]}")
@@ -188,7 +197,7 @@ Found = Iterable[tuple[Row, str]]
 def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
     goes_on = False
-    for text, where in _made(rows, to_text, counts):
+    for text, where in _documents(rows, counts):
         more = isinstance(text, Part) and text.more
         said = tokenizer.encode(text) if goes_on else tokenizer.encode_document(text)
         ids, goes_on = np.array([*said, *([] if more else [tokenizer.eos_id])], np.int32), more
@@ -197,6 +206,14 @@ def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts
         counts.parts, counts.used = counts.parts + more, counts.used - more
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
+
+
+def _documents(rows: Found, counts: Counts) -> Iterator[tuple[str, str]]:
+    for text, where in _made(rows, to_text, counts):
+        for document in separated([text], counts.separator):
+            if counts.spelt is not None:
+                counts.spelt.look(document)
+            yield document, where
 
 
 def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
@@ -310,11 +327,13 @@ def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[t
         except BadRow as error:
             counts.skip(str(error), where)
         else:
+            if counts.spelt is not None and not isinstance(made, str):  # of a text each document is looked at
+                counts.spelt.look(made)
             yield made, where
 
 
 def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokenizer) -> Pieces:
     """Runs of tokens that are learned, or not, as text with the special tokens in it."""
     borders = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
-    return [(tokenizer.decode(ids[a:b], skip_special=False), bool(learned[a]))
+    return [(shown_text(ids[a:b], tokenizer), bool(learned[a]))
             for a, b in zip(borders, borders[1:], strict=False) if b > a]

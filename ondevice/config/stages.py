@@ -238,6 +238,8 @@ class PretrainConfig(TrainingConfig):
     """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens: a.txt:2,b.jsonl:1."""
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
+    separator: str = ""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
@@ -255,6 +257,8 @@ class PretrainConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        if self.separator and self.data.partition(":")[0] == "builtin" and "," not in self.data:
+            raise UserError("the built-in corpus has none", where="separator", hint="leave it out")
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
         self._at_least(1, "mean_span")

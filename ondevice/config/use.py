@@ -271,6 +271,8 @@ class DataConfig:
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
     chat_template: str = ""
     """Name of a template for a model that has none: chatml, plain or bare."""
+    separator: str = ""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
     chat_template_kwargs: str = ""
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
     this name wins."""

@@ -19,10 +19,15 @@ from ondevice.data.chat import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
+# What is learned of a chat has changed since rows were first kept: they are made anew.
+_LEARNED = {"chats": " calls and thoughts", "pairs": " calls and thoughts"}
+
 
 def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
-    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place."""
-    return folder / f"{kind}-{hashlib.sha256(f'{tokenizer.sha256()} {key}'.encode()).hexdigest()[:20]}"
+    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place, and so
+    have chats of which an earlier version has taken other tokens for the assistant's."""
+    made = f"{tokenizer.sha256()} {key}{_LEARNED.get(kind, '')}"
+    return folder / f"{kind}-{hashlib.sha256(made.encode()).hexdigest()[:20]}"
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:

@@ -18,6 +18,7 @@ from ondevice.context import Context, digest
 from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.mixture import mixed, mixture, one_after_another
 from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
+from ondevice.data.spelt import Spelt, separated
 from ondevice.data.stored import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -79,9 +80,9 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
     return train, held
 
 
-def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
+def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
-    out."""
+    out. `separator`: text that ends a document of a person's own."""
     cache = ctx.folder.path / "data"
 
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
@@ -93,16 +94,30 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[T
         return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
 
     train, held = halves(
-        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx),
+        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx, separator),
         lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
     eos = tokenizer.eos_id
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
-def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Tokens:
+def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> Tokens:
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
+    key = digest([key, separator]) if separator else key
     reused(tokens_at(cache, tokenizer, key), wanted, ctx)
-    return tokenize_corpus(texts(wanted, ctx), tokenizer, cache, key=key)
+    spelt = Spelt(tokenizer)
+    ended = [0]
+
+    def whole() -> Iterator[str]:
+        for text in texts(wanted, ctx):
+            ended[0] += text.count(separator) if separator else 0
+            yield text
+        if separator and not ended[0]:
+            ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
+
+    stream = tokenize_corpus(spelt.texts(separated(whole(), separator)), tokenizer, cache, key=key)
+    for line in spelt.told(separator=not separator):
+        ctx.warn(line)
+    return stream
 
 
 @dataclass(frozen=True)
@@ -190,16 +205,21 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
         rows = opened(wanted.data, wanted.limit)
         place = ""
 
+        spelt = Spelt(tokenizer)
+
         def conversations() -> Iterator[list[dict[str, Any]]]:
             nonlocal place
             for here, chat in convert_rows(rows, to_chat):
                 place = here
+                spelt.look(chat["messages"])
                 yield chat["messages"]
 
         # a chat is rendered, and so rejected, before the next one is asked for
         yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
                                 reject=lambda _, reason: rows.reject(place, reason))
         settle(rows, ctx)
+        for line in spelt.told():
+            ctx.warn(line)
 
     place = place_of(ctx.folder.path / "data", "chats", tokenizer, wanted.key(ctx.corpus))
     return ChatRows.stored(reused(place, wanted, ctx), encoded)
