@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ondevice.config.preference import GRPOConfig, SampleConfig
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
-from ondevice.data.formats import BadRow, to_chat, to_prompt
+from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 
@@ -266,3 +267,20 @@ def test_a_setting_without_effect_is_refused() -> None:
         SFTConfig(model="m", data="d", chat_template="chatml", chat_template_kwargs=kwargs).check()
     with pytest.raises(UserError, match="without a chat template"):
         EvalConfig(model="m", tasks=("text",), chat_template_kwargs=kwargs).check()
+
+
+@pytest.mark.parametrize("name", ["reasoning", "tool_calls"])
+def test_what_a_text_or_a_pair_cannot_say_is_refused(name: str) -> None:
+    answer = said("Yes.", **{name: "Oslo in winter." if name == "reasoning" else [call()]})
+    with pytest.raises(BadRow, match=f"has {name}, which plain text cannot say"):
+        to_text({"messages": [user("Cold?"), answer]})
+    with pytest.raises(BadRow, match=f"has {name}, which a response cannot say"):
+        to_pair({"prompt": "Cold?", "chosen": [answer], "rejected": [said("No.")]})
+
+
+def test_a_key_of_a_message_that_a_template_reads_reaches_it() -> None:
+    tokenizer = of_template("{% for m in messages %}<|{{ m.role }}|>{{ m.mood }}: {{ m.content }}<|end|>{% endfor %}"
+                            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    text = tokenizer.decode(encode_chat(chat_of({**user("a"), "mood": "calm"}, said("b")), tokenizer)[0].ids)
+    assert "calm: a" in text
+    assert to_chat({"messages": [{**user("a"), "at": date(2026, 1, 2)}]})["messages"][0]["at"] == "2026-01-02"

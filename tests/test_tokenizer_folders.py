@@ -90,6 +90,18 @@ def test_a_thoughts_tags_are_content(tmp_path: Path) -> None:
     assert "<|im_end|>" in tokenizer.special and "<think>" not in tokenizer.special
 
 
+def test_line_breaks_and_words_that_are_tokens_stay_text(tmp_path: Path) -> None:
+    """Gemma's vocabulary has line breaks among its added tokens, and a template writes them around each message."""
+    made = small_tokenizer().with_template(TEMPLATES["chatml"], ["<|im_start|>", "<|im_end|>"])
+    plain = [tokenizers.AddedToken(word, special=False, normalized=False) for word in ("\n", "\n\n", "user")]
+    made.inner.add_tokens(plain)
+    made.save(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    ids = [tokenizer.inner.token_to_id(token.content) for token in plain]
+    assert tokenizer.encode("\n\n\nuser") == [ids[1], ids[0], ids[2]]
+    assert not {"\n", "\n\n", "user"} & set(tokenizer.special)
+
+
 def test_a_word_of_the_vocabulary_that_is_named_is_special() -> None:
     words = {word: n for n, word in enumerate(["<unk>", "</s>", "a", "b"])}
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))

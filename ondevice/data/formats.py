@@ -22,6 +22,8 @@ _SPEAKERS = {
     "model": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
 }
 _READ = ("role", "from", "content", "value")
+_JSON = (str, int, float, bool, list, Mapping)
+_SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a message says beside its content
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
@@ -42,7 +44,7 @@ def to_text(row: Row) -> str:
         if not text:
             raise BadRow("the text is empty")
         return text
-    return "\n\n".join(message["content"] for message in to_chat(row)["messages"] if message["content"] is not None)
+    return "\n\n".join(_content_alone(message, "plain text") for message in to_chat(row)["messages"])
 
 
 def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
@@ -118,10 +120,18 @@ def to_pair(row: Row) -> dict[str, Any]:
 def _response(value: Any) -> str:
     """May be empty: to say nothing, and stop, is a response that people rate."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
-        value = value[0].get("content")
+        value = _content_alone(value[0], "a response")
     if not isinstance(value, str):
         raise BadRow("a response is one text, or one message")
     return text_of(value, "a response")
+
+
+def _content_alone(message: Row, what: str) -> Any:
+    """A message's content, where that is all that it says."""
+    for name in _SAID:
+        if message.get(name):
+            raise BadRow(f"a message has {name}, which {what} cannot say")
+    return message.get("content")
 
 
 def texts(rows: Rows) -> Iterator[str]:
@@ -184,7 +194,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
             raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
         content = entry.get("content", entry.get("value"))
         # What a template may read of a message is the template's own affair, so every key goes on to it.
-        kept = {str(name): _checked(said, f"{key}: message {number}: {name}") for name, said in entry.items()
+        kept = {str(name): _checked(said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}")
+                for name, said in entry.items()
                 if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
         if content is not None or not kept.get("tool_calls"):
             content = _content(content, f"{key}: message {number}")

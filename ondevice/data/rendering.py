@@ -71,6 +71,8 @@ ESCAPED = re.compile(f"{ESCAPE}([0-9]+){ESCAPE}")
 MARK = "\ufdd4"
 """Stands in place of what a message says, to see where the template writes it."""
 
+_MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]")
+
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message's thought; transformers takes them for one and the same."""
 
@@ -203,14 +205,15 @@ def after_content(tokenizer: Tokenizer, parts: bool) -> str | None:
 
 
 def markup(tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
-    """Those of the words that the template writes around the messages of a plain chat; of `<x>` and `</x>` neither."""
+    """Those of the words that the template writes around the messages of a plain chat, where they are written as
+    markup: no line break and no plain word, of which vocabularies have some as tokens; of `<x>` and `</x>` neither."""
     chat: list[Message] = [{"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")]
     try:
         texts = [tried(tokenizer, in_parts(some) if takes_parts(tokenizer) else some) for some in (chat, chat[:2])]
     except UserError:  # a template that cannot be run is named where it is used
         return []
     around = "".join(re.sub(f"{MARK}[a-z]*{MARK}", "", text) for text in texts if text is not None)
-    return [word for word in words if word in around and not _is_tag(word, words)]
+    return [word for word in words if word in around and _MARKUP.fullmatch(word) and not _is_tag(word, words)]
 
 
 def _is_tag(word: str, words: Sequence[str]) -> bool:
