@@ -3,6 +3,7 @@ against the difference of two renderings (learned_oracle.py) on the chat templat
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from datetime import date
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, renderable, spoken_chats, words_of
+from ondevice.backend import Backend
 from ondevice.config.preference import GRPOConfig, SampleConfig
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
@@ -284,3 +287,16 @@ def test_a_key_of_a_message_that_a_template_reads_reaches_it() -> None:
     text = tokenizer.decode(encode_chat(chat_of({**user("a"), "mood": "calm"}, said("b")), tokenizer)[0].ids)
     assert "calm: a" in text
     assert to_chat({"messages": [{**user("a"), "at": date(2026, 1, 2)}]})["messages"][0]["at"] == "2026-01-02"
+
+
+def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path, backend: Backend) -> None:
+    import ondevice as od
+
+    folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
+    row = json.dumps({"messages": [user("a"), said("b", weight=0), user("c"), said("d")]})
+    (tmp_path / "chats.jsonl").write_text("\n".join([row] * 20))
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 1, "sequence_length": 24, "backend": backend.name,
+                                "device": "cpu"}
+    with pytest.raises(UserError, match="weight 0 is not to be learned"):
+        od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
+    od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)

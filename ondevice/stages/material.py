@@ -128,10 +128,11 @@ class Chats:
     held: ChatRows
 
 
-def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
-    """Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
+    """`whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad row. Raises UserError for
+    missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
-                         lambda one: _chat_rows(one, tokenizer, ctx), partial(last_held, what="chat"))
+                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(last_held, what="chat"))
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
@@ -197,20 +198,22 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     return ChatRows.joined([beside, text], np.arange(len(beside) + count))
 
 
-def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
+def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
     from ondevice.data.formats import to_chat
 
     def encoded() -> Iterator[ChatRow]:
         rows = opened(wanted.data, wanted.limit)
         place = ""
-
         spelt = Spelt(tokenizer)
 
         def conversations() -> Iterator[list[dict[str, Any]]]:
             nonlocal place
             for here, chat in convert_rows(rows, to_chat):
                 place = here
+                if whole and any(message.get("weight") == 0 for message in chat["messages"]):
+                    rows.reject(here, "a turn of weight 0 is not to be learned, and loss_on all learns every token")
+                    continue
                 spelt.look(chat["messages"])
                 yield chat["messages"]
 
@@ -221,7 +224,8 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
         for line in spelt.told():
             ctx.warn(line)
 
-    place = place_of(ctx.folder.path / "data", "chats", tokenizer, wanted.key(ctx.corpus))
+    key = wanted.key(ctx.corpus)
+    place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
     return ChatRows.stored(reused(place, wanted, ctx), encoded)
 
 

@@ -36,7 +36,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx)
+    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = rows_of(cfg, model)
