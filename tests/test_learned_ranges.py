@@ -72,7 +72,8 @@ def said(content: str | None, **more: Any) -> dict[str, Any]:
 
 
 def call(name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "arguments": arguments or {"city": "Oslo"}}}
+    arguments = {"city": "Oslo"} if arguments is None else arguments
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def held_against_the_oracle(name: str, examples: int) -> None:
@@ -300,3 +301,68 @@ def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path
     with pytest.raises(UserError, match="weight 0 is not to be learned"):
         od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
     od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)
+
+
+def of_training_template(name: str, examples: int) -> None:
+    """Learned is what TRL's training template of the same model marks, but for white space and the tags of a thought,
+    which some prompts write themselves."""
+    ours, theirs = load(name), load(f"{name}_training")
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))
+    @given(spoken_chats())
+    def run(chat: Spoken) -> None:
+        messages = to_chat({"messages": chat.messages, "tools": chat.tools})["messages"]
+        try:
+            wanted = learned(encode_chat(messages, theirs), theirs)
+            found = learned(encode_chat(messages, ours), ours)
+        except BadRow:
+            counts["refused"] += 1
+            return
+        counts["compared"] += 1
+        assert [re.sub(r"</?think>|\s", "", "".join(texts)) for texts in (found,)] == [
+            re.sub(r"</?think>|\s", "", "".join(wanted))]
+
+    run()
+    assert counts["compared"] >= 0.1 * counts.total()
+
+
+@pytest.mark.parametrize("name", ["qwen3_6", "nemotron_3_nano"])
+def test_what_is_learned_is_what_a_training_template_marks(name: str) -> None:
+    of_training_template(name, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped() if f"{name}_training" in shipped() and re.match(
+    r"cohere$|gemma3?$|lfm2|llama3|nemotron|qwen", name)])
+def test_what_is_learned_is_what_every_training_template_marks(name: str) -> None:
+    """Left out: those that mark what opens a turn (gpt-oss, DeepSeek, Muse) or a second end of it (Phi-3, Cohere 2)."""
+    of_training_template(name, 100)
+
+
+def test_a_call_is_learned_whole_where_the_template_lets_no_chat_end_after_it() -> None:
+    """Qwen3.5's and later ones want a user's message in every chat that they render."""
+    tokenizer = load("qwen3_6")
+    chat = chat_of(said(None, tool_calls=[call("find", {})]), {"role": "tool", "content": "2"}, user("c"), said("d"))
+    # The prompt for the last answer has opened a thought.
+    assert "".join(learned(encode_chat(chat, tokenizer), tokenizer)) == (
+        "<tool_call>\n<function=find>\n</function>\n</tool_call><|im_end|>\n</think>\n\nd<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["nemotron_3_nano", "qwen3", "deepseek_r1_distill"])
+def test_a_thought_inside_a_content_is_learned_in_every_turn(name: str) -> None:
+    """Also where the prompt opens the thought, and where the user has said the same."""
+    tokenizer = load(name)
+    answer = "<think>\nt\n</think>\n\nq"
+    chat = chat_of(user(answer), said(answer), user("b"), said("c"))
+    text = "".join("".join(learned(encode_chat(chat, tokenizer), tokenizer)).split())
+    assert text.count("<think>t</think>q") == 1
+
+
+def test_two_tokens_that_end_a_turn_are_learned() -> None:
+    tokenizer = load("cohere2")
+    tokenizer = Tokenizer(tokenizer.inner, {**tokenizer.config, "eos_token": "<|END_OF_TURN_TOKEN|>"},
+                          tokenizer.chat_template)
+    [text] = learned(encode_chat(chat_of(user("a"), said("b")), tokenizer), tokenizer)
+    assert text.endswith("b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>")

@@ -126,7 +126,10 @@ def _encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
         many = len(item.spans)
         for number, ((start, end), (_, said)) in enumerate(zip(ranges[:many], ranges[many:], strict=True)):
             last = number == many - 1
+            end = said if item.open and not stops[ids[said:end]].any() else end
             end = _with_stop(ids, start, said, end, stops, special, item.exact)
+            if end < len(ids) and ids[end] == tokenizer.eos_id and stops[ids[end - 1]] and ids[end - 1] != ids[end]:
+                end += 1  # Cohere's turns end with two tokens, of which the second is the end of text
             mask[start:end] = True
             if last and not stops[ids[start:end]].any() and not _goes_on(ids, end, tokenizer):
                 # The template ends a chat with nothing at all: the model learns to stop by end of text.

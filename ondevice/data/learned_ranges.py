@@ -91,7 +91,7 @@ def _rows(chat: Sequence[Message], weights: Sequence[bool], tokenizer: Tokenizer
         return rows
     # The ranges of a chat's beginnings are those of the whole.
     return [Rendered(text, tuple(s for row in rows for s in row.spans), tuple(e for row in rows for e in row.said),
-                     exact=marked)]
+                     exact=marked, open=any(row.open for row in rows))]
 
 
 def _marks(tokenizer: Tokenizer, chat: Sequence[Message]) -> bool:
@@ -239,25 +239,33 @@ def _turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
     def change(other: Message) -> str | None:
         return tried(tokenizer, [*chat[:turn], other, *rest])
 
-    held = _with_whole_content(text, message, change)
+    before = tried(tokenizer, chat[:turn])
+    least = 0 if before is None else _shared(text, before)
+    held = _with_whole_content(text, least, message, change)
     if held is None:
         raise _missing(chat, turn, "content") if change(with_content(message, MARK)) == text else _outside(
             chat, turn, "content")
     text, base = held
     found = _where_said(chat, turn, text, base, change, tokenizer, prompt)
     start, said = _begin(chat, turn, text, prompt, found[0], tokenizer), found[1]
-    if content and _bare(content) not in _bare(text[start:said]):
-        raise _outside(chat, turn, "content")
-    return Rendered(text, ((start, said if rest else len(text)),), (said,))
+    while content and _bare(content) not in _bare(text[start:said]):
+        if start <= least:
+            raise _outside(chat, turn, "content")
+        start -= 1  # a thought's opening, which the prompt has written already, is the content's own where it has one
+    end = len(text)
+    if rest:  # what follows the turn is not its own from where the next message says something
+        other = tried(tokenizer, [*chat[:turn + 1], _wholly_changed(rest[0]), *rest[1:]])
+        end = said if other is None else max(said, _shared(text, other))
+    return Rendered(text, ((start, end),), (said,), open=bool(rest))
 
 
-def _with_whole_content(text: str, message: Message,
+def _with_whole_content(text: str, least: int, message: Message,
                         change: Callable[[Message], str | None]) -> tuple[str, Message] | None:
-    """(the text, the message whose changes are compared) where a template writes a content whole, or a part of it
-    alone: DeepSeek-R1's leaves the thought out of an answer that it was itself given, and then the content is put in
-    its place. None where it writes something else."""
+    """(the text, the message whose changes are compared) where a template writes a content whole after the place
+    `least`, or a part of it alone: DeepSeek-R1's leaves the thought out of an answer that it was itself given, and then
+    the content is put in its place. None where it writes something else."""
     content = content_of(message)
-    if not content.strip() or _bare(content) in _bare(text):
+    if not content.strip() or _bare(content) in _bare(text[least:]):
         return text, message
     marked = with_content(message, MARK)
     other = change(marked)
@@ -308,25 +316,35 @@ def _begin(chat: Sequence[Message], turn: int, text: str, prompt: str | None, fi
     whole = prompt is not None and text.startswith(prompt)
     before = prompt if whole else tried(tokenizer, chat[:turn])
     least = 0 if before is None else _shared(text, before)
-    opening = _opening(tokenizer)
-    at = text.rfind(opening, min(least, first), first) if opening else -1
-    if at >= 0:
-        return at + len(opening)
-    if whole:
-        return min(least, first)
-    if prompt is not None and (shared := _shared(text, prompt)) >= least:
-        return min(shared, first)
-    return first
+    for opening in _openings(tokenizer)[:1 if whole else None]:
+        if (at := text.rfind(opening, min(least, first), first)) >= 0:
+            return at + len(opening)
+    return min(least, first) if whole else first
 
 
 @lru_cache(maxsize=8)
-def _opening(tokenizer: Tokenizer) -> str:
-    """What the template opens an assistant's turn with; "" where it is not to be told apart."""
+def _openings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """What the template opens an assistant's turn with when it asks, and the beginnings of it, the longest first, that
+    end with a special token or a line: with a history it may leave out the opening of a thought. Empty where it is not
+    to be told apart."""
     asked: list[Message] = [{"role": "user", "content": "hello"}]
     if takes_parts(tokenizer):
         asked = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     text, prompt = tried(tokenizer, asked), tried(tokenizer, asked, prompt=True)
-    return prompt[len(text):] if text is not None and prompt is not None and prompt.startswith(text) else ""
+    if text is None or prompt is None or not prompt.startswith(text) or prompt == text:
+        return ()
+    opening = prompt[len(text):]
+    words = [word for word in [*sorted(tokenizer.special), "\n"] if word in opening]
+    ends = {match.end() for word in words for match in re.finditer(re.escape(word), opening)} | {len(opening)}
+    # What the prompt begins with as every message does says nothing of who speaks.
+    usual = _shared(opening, plain_turn) if (plain_turn := _asked_again(tokenizer, asked, text)) else 0
+    return tuple(opening[:end] for end in sorted(ends, reverse=True) if end > usual)
+
+
+def _asked_again(tokenizer: Tokenizer, asked: Sequence[Message], text: str) -> str:
+    """What the template writes of a second message of the user's."""
+    more = tried(tokenizer, [*asked, *asked])
+    return more[len(text):] if more is not None and more.startswith(text) else ""
 
 
 # ---- templates that mark the assistant's tokens ---------------------------------------------------------------------
@@ -347,16 +365,18 @@ def _all_inside(chat: Sequence[Message], turns: Sequence[int], text: str, spans:
 def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
     """The chat cut after an assistant's turn, with the marked ranges of the turn."""
     message = chat[turn]
+    rest: Sequence[Message] = ()
 
     def change(other: Message) -> tuple[str, tuple[Span, ...]] | None:
         try:
-            return spans_of(rendered(tokenizer, [*chat[:turn], other]))
+            return spans_of(rendered(tokenizer, [*chat[:turn], other, *rest]))
         except BadRow:
             return None
 
     made = change(message)
-    if made is None:
-        raise _outside(chat, turn, "message")
+    if made is None:  # the template does not let a chat end here
+        rest = chat[turn + 1:]
+        made = spans_of(rendered(tokenizer, chat))
     own = _own_spans(*made, change(_wholly_changed(message)))
     inside, outside = _apart(*made)
     for what, changed in _changes(message):
@@ -372,14 +392,16 @@ def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Re
 
 
 def _own_spans(text: str, spans: Sequence[Span], other: tuple[str, tuple[Span, ...]] | None) -> tuple[Span, ...]:
-    """The ranges from the first one on whose text changes with the turn; of the last turn all others come after."""
+    """The ranges from the first to the last one whose text changes with the turn."""
     if other is None:
         return tuple(spans[-1:])
-    theirs = [other[0][a:b] for a, b in other[1]]
-    same = 0
-    while same < min(len(spans), len(theirs)) and text[slice(*spans[same])] == theirs[same]:
+    ours, theirs = [text[a:b] for a, b in spans], [other[0][a:b] for a, b in other[1]]
+    most, same, after = min(len(ours), len(theirs)), 0, 0
+    while same < most and ours[same] == theirs[same]:
         same += 1
-    return tuple(spans[same:])
+    while after < most - same and ours[-1 - after] == theirs[-1 - after]:
+        after += 1
+    return tuple(spans[same:len(spans) - after])
 
 
 def _apart(text: str, spans: Sequence[Span]) -> tuple[str, str]:
@@ -399,7 +421,7 @@ def _put_in(chat: Sequence[Message], turn: int,
         return None if made is None else made[0]
 
     text, other = text_of(message), change(with_content(message, MARK))
-    held = None if text is None else _with_whole_content(text, message, text_of)
+    held = None if text is None else _with_whole_content(text, len(text), message, text_of)
     if held is None or other is None or MARK not in other[0]:
         raise _outside(chat, turn, "content")
     at, more = other[0].index(MARK), len(content) - len(MARK)

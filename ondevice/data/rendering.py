@@ -83,12 +83,14 @@ class Rendered:
 
     said: where what the assistant says ends in each range; the stop token comes after it.
     exact: the ranges are the template's own, kept to the letter as transformers reads them.
+    open: no range is known to end with its turn; it ends at the stop token, or else where all is said.
     """
 
     text: str
     spans: tuple[Span, ...]
     said: tuple[int, ...] = ()
     exact: bool = False
+    open: bool = False
 
 
 def rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = False) -> str:
