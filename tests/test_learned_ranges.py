@@ -366,3 +366,12 @@ def test_two_tokens_that_end_a_turn_are_learned() -> None:
                           tokenizer.chat_template)
     [text] = learned(encode_chat(chat_of(user("a"), said("b")), tokenizer), tokenizer)
     assert text.endswith("b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>")
+
+
+def test_a_call_of_a_prompts_history_is_written_or_the_prompt_is_refused() -> None:
+    history = chat_of(user("Cold?"), said(None, tool_calls=[call()]), {"role": "tool", "content": "2"})
+    for name in ("qwen2_5", "deepseek_r1_distill"):
+        tokenizer = load(name)
+        assert "get_weather" in tokenizer.decode(prompt_ids(history, tokenizer))
+    with pytest.raises(BadRow, match="message 2: its call 1 leaves no trace"):
+        prompt_ids(history, load("lfm2"))

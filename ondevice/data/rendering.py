@@ -227,7 +227,7 @@ def content_of(message: Message) -> str:
     """What a message says, of either form; "" where it says nothing."""
     content = message.get("content")
     if isinstance(content, list):
-        content = content[0]["text"]
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
 
 
