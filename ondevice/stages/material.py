@@ -100,7 +100,8 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator:
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
-def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> Tokens:
+def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
+    """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
     key = digest([key, separator]) if separator else key
     reused(tokens_at(cache, tokenizer, key), wanted, ctx)
@@ -114,8 +115,8 @@ def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str =
         if separator and not ended[0]:
             ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
 
-    stream = tokenize_corpus(spelt.texts(separated(whole(), separator)), tokenizer, cache, key=key)
-    for line in spelt.told(separator=not separator):
+    stream = tokenize_corpus(spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key)
+    for line in spelt.told(separator=separator == ""):
         ctx.warn(line)
     return stream
 
