@@ -59,7 +59,8 @@ def run_template(template: str, names: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=16)
 def names_read(template: str) -> frozenset[str]:
-    """The names that the template reads, but those that it sets itself or has anywhere. Raises UserError for one that cannot be read."""
+    """The names that the template reads, but those that it sets itself or has anywhere. Raises UserError for one that
+    cannot be read."""
     try:
         room = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
         return frozenset(jinja2.meta.find_undeclared_variables(room.parse(template))
