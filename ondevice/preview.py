@@ -23,6 +23,7 @@ from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats,
 from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
+from ondevice.data.record import Record, telling
 from ondevice.data.sources import fitted
 from ondevice.data.spelt import SIGN, Spelt, separated
 from ondevice.data.spelt import shown as shown_text
@@ -91,12 +92,14 @@ def show(cfg: DataConfig) -> dict[str, Any]:
                         hint="leave it out, or give --form text")
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
+    unused = rows.unused
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
+            "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
             "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
 
@@ -143,6 +146,8 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     if shown["refused"]:
         lines.append("a stage would refuse this data: more than 1 % of its rows are bad")
     lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
+    if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
+        lines.append(inert(told, newlines=False))
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
     lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
                  f"{marks[0]}what is learned looks like this{marks[1]}")
@@ -191,7 +196,7 @@ def form_of(row: Row) -> str:
 
 # ---- one function a form: rows → counts and examples ----------------------------------------------------------------
 
-Found = Iterable[tuple[Row, str]]
+Found = Iterable[tuple[Record, str]]
 
 
 def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
@@ -241,6 +246,7 @@ def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Cou
         try:
             text, label = to_label(row, "text", "label")
         except BadRow as error:
+            row.bad = True
             counts.skip(str(error), where)
             continue
         ids, = text_ids([text], model.tokenizer, model.network.reads)
@@ -325,6 +331,7 @@ def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[t
         try:
             made = make(row)
         except BadRow as error:
+            row.bad = True
             counts.skip(str(error), where)
         else:
             if counts.spelt is not None and not isinstance(made, str):  # of a text each document is looked at

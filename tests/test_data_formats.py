@@ -52,7 +52,7 @@ def test_details_of_forms() -> None:
     ({"messages": [{"content": "x"}]}, "no known role"),
     ({"messages": [{"role": "user"}]}, "message 1 is missing"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
-    ({"prompt": "a", "completion": None}, "completion is missing"),
+    ({"prompt": "a", "completion": None}, "none of the known forms.*it has prompt"),
     ({"prompt": "a", "answer": True}, "wrong kind"),
     ({"prompt": "a", "completion": "\ud800"}, "lone surrogate"),
     ({"messages": [{"role": "user", "content": "x", "name": "\udfff"}]}, "lone surrogate"),

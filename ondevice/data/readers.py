@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.data.record import Record, telling
 from ondevice.errors import UserError
 
 Row = dict[str, Any]
-Found = tuple[Row, str]
+Found = tuple[Record, str]
 
 LIMIT = 0.01
 _ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
@@ -52,7 +53,7 @@ class _Bad(NamedTuple):
 
 class Rows:
     """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a folder that are neither
-    rows nor text in `ignored`.
+    rows nor text in `ignored`, and names that nobody asked a row for in `unused`.
 
     The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
     rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is trained on yet.
@@ -63,16 +64,21 @@ class Rows:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
         self.rejected: list[Rejected] = []
         self.seen = 0
+        self.notes: list[str] = []  # what else whoever converts the rows has to say of them
+        self._unused: dict[str, tuple[int, str]] = {}
+        self._open: tuple[Record, str] | None = None
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected, whole = 0, [], 0
+        self.seen, self.rejected, self.notes, self._unused, self._open, whole = 0, [], [], {}, None, 0
         for item, where in self._found():
             self.seen += 1
             if isinstance(item, _Bad):
                 self.reject(where, item.reason, item.row)
                 goes_on = False
             else:
-                yield item, where
+                self._open = Record(item), where
+                yield self._open
+                self._close()
                 goes_on = isinstance(text := item.get("text"), Part) and text.more
             whole += not goes_on
             if 0 < self.limit <= whole:
@@ -80,6 +86,29 @@ class Rows:
         if not self.seen:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
+
+    @property
+    def unused(self) -> dict[str, tuple[int, str]]:
+        """Name → (how many rows have it, where the first one is), of what no one asked the rows for; of the rows that
+        were not rejected."""
+        self._close()
+        return dict(self._unused)
+
+    def telling(self) -> str:
+        """One line for people on what was not used, and of what is to be noted; empty where there is nothing to say."""
+        return "; ".join(filter(None, (telling(self.unused), *self.notes)))
+
+    def _close(self) -> None:
+        """Whoever asks for the next row is through with this one."""
+        if self._open is None:
+            return
+        row, where = self._open
+        self._open = None
+        if self.rejected and self.rejected[-1].where == where:
+            row.bad = True
+        for name in row.unused():
+            count, first = self._unused.get(name, (0, where))
+            self._unused[name] = count + 1, first
 
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""

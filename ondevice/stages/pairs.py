@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +33,7 @@ from ondevice.progress import counted
 from ondevice.ratings import Ratings
 from ondevice.ratings_store import FILE
 from ondevice.stages.asked import need_template
-from ondevice.stages.wanted import Wanted, corpus_of, reused, settle, taken
+from ondevice.stages.wanted import Wanted, convert_rows, corpus_of, opened, reused, settle, settled, taken
 
 COPY = "pairs.jsonl"
 BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
@@ -148,15 +147,17 @@ def read_pairs(data: str) -> Iterator[dict[str, Any]]:
     """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
     Raises UserError for data that is not there or cannot be read."""
     for one in Wanted(data).alone():
-        yield from _rows(one, CorpusConfig())
+        yield from _rows(one, CorpusConfig(), strict=True)
 
 
 def sha_of(row: Mapping[str, Any]) -> str:
     return digest(row["prompt"])
 
 
-def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None) -> Iterator[dict[str, Any]]:
-    """The pairs of one source. With `ctx` bad rows are kept account of, and what votes there are is told."""
+def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None,
+          strict: bool = False) -> Iterator[dict[str, Any]]:
+    """The pairs of one source. With `ctx` bad rows are kept account of, and what votes there are is told; else, if
+    `strict`, too many of them raise UserError."""
     made = corpus_of(wanted.data, corpus)
     path = Path(wanted.data)
     if path.is_dir() and (path / FILE).is_file():
@@ -173,11 +174,11 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None) -> I
     elif ctx is not None:
         yield from ({**row, "where": place} for place, row in taken(wanted, to_pair, ctx))
     else:
-        from ondevice.data.readers import read
-
-        for row, _ in read(wanted.data, limit=wanted.limit):
-            with suppress(BadRow):
-                yield to_pair(row)
+        rows = opened(wanted.data, wanted.limit)
+        rows.strict = strict
+        yield from (row for _, row in convert_rows(rows, to_pair))
+        if strict:
+            settled(rows)
 
 
 def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:

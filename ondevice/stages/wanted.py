@@ -4,6 +4,7 @@ person's rows, of which the bad ones are set aside and told of."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ondevice.context import Context, digest, digest_path
 from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.stored import link_from
 from ondevice.errors import UserError
+from ondevice.inert import inert
 from ondevice.progress import counted
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
 HELD_MOST = 500  # rows
+LOOKED_AT = 100  # first rows, of which one that is a chat makes the rest chats too
 REJECTED = "rejected.jsonl"
+UNUSED = "unused.jsonl"
+"""What of the rows was not used: {"data", "told"} a source."""
 
 
 @dataclass(frozen=True)
@@ -113,25 +118,25 @@ def plain_texts(path: str) -> list[str]:
     return plain_rows(path, to_text)
 
 
-def plain_rows(path: str, convert: Callable[[Any], T]) -> list[T]:
-    """A person's rows as `converted` makes them, of one source or several, where no run keeps account of bad rows."""
+def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0) -> list[T]:
+    """A person's rows as `converted` makes them, of one source or several (the first `limit` of each; 0: all), where no
+    run keeps account of bad rows. Raises UserError as `chats` does."""
     found: list[T] = []
     for source in sources(path):
-        rows = opened(source.data)
+        rows = opened(source.data, limit)
         found += [made for _, made in convert_rows(rows, convert)]
-        rows.check()
+        settled(rows)
     return found
 
 
 def plain_chats(path: str) -> list[list[dict[str, Any]]]:
-    """A person's chats, where no run keeps account of bad rows; empty where the first row is none. Raises UserError as
-    `chats` does."""
-    from ondevice.data.formats import BadRow, to_chat
+    """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
+    as `chats` does."""
+    from ondevice.data.formats import to_chat
 
-    rows = opened(sources(path)[0].data)
-    try:
-        to_chat(next(iter(rows))[0])
-    except (BadRow, StopIteration):
+    rows = opened(sources(path)[0].data, LOOKED_AT)
+    rows.strict = False
+    if next(convert_rows(rows, to_chat), None) is None:
         return []
     return [chat["messages"] for chat in plain_rows(path, to_chat)]
 
@@ -156,6 +161,10 @@ def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
             if new := add_lines(ctx.folder.path / REJECTED, own):
                 ctx.warn(f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them")
+        if (stage / UNUSED).is_file():
+            for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
+                if (found := json.loads(line))["data"] in names:
+                    tell_unused(found["data"], found["told"], ctx)
     return place
 
 
@@ -201,9 +210,29 @@ def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str,
             yield place, made
 
 
-def settle(rows: Rows, ctx: Context) -> None:
-    """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
+def tell_unused(data: str, told: str, ctx: Context) -> None:
+    """Says once what of the rows of `data` is not used; a resume does not say it again."""
+    from ondevice.data.readers import add_lines
+
+    if told and add_lines(ctx.folder.path / UNUSED, [json.dumps({"data": data, "told": told})]):
+        ctx.warn(f"{data}: {told}")
+
+
+def settled(rows: Rows) -> None:
+    """Says what was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
     rows.check()
+    bad = f"{len(rows.rejected)} of {rows.seen} rows could not be used" if rows.rejected else ""
+    if bad:
+        bad += f" (first: {rows.rejected[0].where}: {rows.rejected[0].reason})"
+    for told in filter(None, (bad, rows.telling())):
+        print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
+
+
+def settle(rows: Rows, ctx: Context) -> None:
+    """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises UserError where these are
+    too many."""
+    rows.check()
+    tell_unused(rows.spec, rows.telling(), ctx)
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)
