@@ -15,6 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats, with_template_kwargs
+from ondevice.data.readers import LIMIT
 from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, target_figures, text_figures
@@ -86,8 +87,12 @@ def _told(model: Model, cfg: EvalConfig) -> Model:
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
-    where the context ends."""
-    rows = list(encode_chats(chats, model.tokenizer))
+    where the context ends. Raises UserError where the template refuses more than 1 % of them."""
+    bad: list[tuple[int, str]] = []
+    rows = list(encode_chats(chats, model.tokenizer, reject=lambda number, why: bad.append((number, why))))
+    if len(bad) > LIMIT * len(chats):
+        raise UserError(f"{bad[0][1]}; {len(bad)} of {len(chats)} chats are bad", where=f"chat {bad[0][0] + 1}",
+                        hint="mend them or take them out: at most 1 % may be")
     longest = max(len(row.ids) for row in rows)
     source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
                                packing=False), model)(rows)

@@ -19,6 +19,7 @@ from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
 from ondevice.stages.asked import need_template
+from ondevice.stages.wanted import settled
 from ondevice.talk import chat_ids
 
 Messages = list[dict[str, Any]]
@@ -36,7 +37,7 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """
     writer(model)
     need_template(model)
-    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig())
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled, uses=("answer", "solution"))
     shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
     if not asked:
         raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")
@@ -84,9 +85,17 @@ def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Mess
     """Examples as turns that were answered before, then the question. A row's `solution` shows how, if it has one."""
     messages: Messages = [{"role": "system", "content": system}] if system else []
     for problem in shown:
-        messages += [{"role": "user", "content": problem.prompt},
+        messages += [*_turns(problem, bool(messages)),
                      {"role": "assistant", "content": str(problem.columns.get("solution") or problem.answer)}]
-    return [*messages, {"role": "user", "content": asked.prompt}]
+    return [*messages, *_turns(asked, bool(messages))]
+
+
+def _turns(problem: Problem, later: bool) -> Messages:
+    """A problem's chat; a system prompt of its own has no place in the middle of a conversation. Raises UserError."""
+    if later and problem.chat[0]["role"] == "system":
+        raise UserError("problems with a system prompt of their own cannot follow anything", where="shots",
+                        hint="leave shots and system out")
+    return problem.chat
 
 
 def _columns(rows: Sequence[Problem]) -> dict[str, list[Any]]:

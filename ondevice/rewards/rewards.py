@@ -87,6 +87,15 @@ class Rewards:
         if self._user is not None:
             self._user.close()
 
+    def needed(self) -> set[str]:
+        """Columns without which a reward cannot judge."""
+        return {need for name in self.weights for need in
+                (self._functions[name].needs if name in self._functions else BUILTIN[name].needs)}
+
+    def uses(self) -> set[str] | None:
+        """Columns of the data that a reward reads; None: all may be read, by a person's own functions."""
+        return None if self._functions else self.needed()
+
     def check(self, columns: Iterable[str]) -> None:
         """Raises UserError where a reward needs a column that the data does not have: before a run, not in it."""
         there = STAGE_GIVES | set(columns)

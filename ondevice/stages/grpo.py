@@ -16,6 +16,7 @@ from ondevice.advantages import group_advantages, without_spread
 from ondevice.backend import Params
 from ondevice.config.preference import GRPOConfig
 from ondevice.context import Context, Made
+from ondevice.data.chat import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
@@ -25,7 +26,7 @@ from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, stored
+from ondevice.stages.asked import Asked, Prompts, apart, need_template, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
@@ -152,20 +153,28 @@ class GRPOFeed:
         seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
 
         def asked(found: Iterable[Problem]) -> Iterator[Asked]:
-            return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
+            return (Asked(p.chat, prompt_ids(p.chat, policy.tokenizer), known_of(p)) for p in found)
 
         if one.data.startswith("gym:") or corpus_of(one.data, ctx.corpus) is not None:
             part = "train" if part == "train" else "validation"  # they have their own
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
-        found = stored(one, lambda: asked(file_problems(one.data, partial(settle, ctx=ctx), one.limit)), "problems",
-                       policy, room, ctx)
+        uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
+        read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered)
+        found = stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
+                       room, ctx)
         if part == "all":
             return found.only(some_of(len(found), count, seed))
         train, held = last_held(found, one.data, "problem")
         if part == "train":
             return found if whole else train
         return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]
+
+
+def known_of(problem: Problem) -> dict[str, Any]:
+    """What a reward may read of a problem. A gym's task judges without stating an answer."""
+    answer = {"answer": problem.answer} if problem.answer or "gym" in problem.columns else {}
+    return {**problem.columns, **answer, "kind": problem.kind}
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
