@@ -130,7 +130,7 @@ def test_pairs_go_out_as_trl_reads_them(full: Ratings, tmp_path: Path) -> None:
     rows = lines(file)
     assert done["rows"] == len(rows) == 7 and done["simulated_votes"] == 0
     assert done["left_out"] == {"repeat": 1}
-    assert set(rows[0]) == {"prompt", "chosen", "rejected"}
+    assert set(rows[1]) == {"prompt", "chosen", "rejected"} and rows[0]["strength"] == 2
     assert rows[0]["chosen"] == [{"role": "assistant", "content": "x" * 1_000_000}]
     assert rows[0]["prompt"] == [{"role": "user", "content": HOSTILE.replace("\ud800", "\ufffd")}]
     assert rows[1]["prompt"][0] == {"role": "system", "content": "é"}

@@ -12,12 +12,16 @@ from trl.data_utils import maybe_extract_prompt
 
 import ondevice as od
 import small_stages
+from data_samples import small_tokenizer
 from ondevice.backend import load_backend
+from ondevice.config.preference import RewardConfig
 from ondevice.data.formats import BadRow, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.readers import read
 from ondevice.data.record import CONTENT, HARMLESS, Record
+from ondevice.data.token_pairs import to_tokens
 from ondevice.errors import UserError
 from ondevice.preview import render
+from ondevice.stages.reward import scored
 
 USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -246,6 +250,26 @@ def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:
     for row, _ in rows:
         to_text(row)
     assert rows.unused == {"x": (1, f"{data}:2")} and rows.telling() == f"not used: x (1 row, first {data}:2)"
+
+
+def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    pair = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
+    made = [to_pair({**pair, "strength": 2, "raters": ["ann"]}), to_pair({**pair, "margin": "-0.5"}), to_pair(pair)]
+    pairs = [to_tokens(row, small_tokenizer()) for row in made]
+    batch = scored([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
+    assert batch["margin"].tolist() == pytest.approx([0.3, -0.5, 0])
+    for name, value in (("strength", 0), ("strength", True), ("margin", "wide"), ("margin", float("inf"))):
+        with pytest.raises(BadRow, match=name):
+            to_pair({**pair, name: value})
+    data = tmp_path / "pairs.jsonl"
+    rows = [{**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    od.dpo(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch", device="cpu")
+    assert "the strength of 20 pairs and the margin of 26 are not used" in capsys.readouterr().err
+    data.write_text("\n".join(json.dumps({**pair, "prompt": f"Anna {n}"}) for n in range(40)))
+    with pytest.raises(UserError, match="strength_margin: no pair is of a strength above 1"):
+        od.reward(model, str(data), out=str(tmp_path / "other"), strength_margin=0.5, backend="torch", device="cpu")
 
 
 def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_path: Path) -> None:

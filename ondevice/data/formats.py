@@ -94,7 +94,7 @@ def to_chat(row: Record) -> Chat:
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         raise BadRow("label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
                      " learn the bad ones too")
-    return {"messages": with_tools(_before(_chat(row), row), row)}
+    return {"messages": with_tools(before(_chat(row), row), row)}
 
 
 def _chat(row: Record) -> list[Chat]:
@@ -118,7 +118,7 @@ def _there(row: Record) -> str:
     return f" (it has {', '.join(list(row)[:8])})" if row else ""
 
 
-def _before(messages: list[Chat], row: Record) -> list[Chat]:
+def before(messages: list[Chat], row: Record) -> list[Chat]:
     """The chat after what the row's columns say came before it: `system` (or `system_prompt`), and `history`, a list of
     messages or of [what was asked, what was answered]."""
     earlier, history = [], row.get("history")
@@ -157,7 +157,7 @@ def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         messages = [{"role": "user", "content": _instruction(row)}]
     else:
         messages = _chat(row)
-    messages = _before(messages, row)
+    messages = before(messages, row)
     while messages and messages[-1]["role"] != "user":
         messages = messages[:-1]
     if not messages or not str(messages[-1]["content"]).strip():
@@ -187,7 +187,7 @@ def to_pair(row: Record) -> dict[str, Any]:
     said = [_response(side) for side in sides]
     if said[0] == said[1]:
         raise BadRow("chosen and rejected are the same")
-    made: dict[str, Any] = {"prompt": with_tools(_before(asked, row), row), "chosen": said[0], "rejected": said[1]}
+    made: dict[str, Any] = {"prompt": with_tools(before(asked, row), row), "chosen": said[0], "rejected": said[1]}
     for name, least in (("strength", 1.0), ("margin", -math.inf)):
         if name in row:
             made[name] = _number(row[name], name, least)

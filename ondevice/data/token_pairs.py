@@ -26,12 +26,13 @@ from ondevice.randomness import permutation
 @dataclass(frozen=True)
 class TokenPair:
     """A chosen and a rejected completion of one prompt, stop tokens included. `by` names what tells them apart, where
-    that is known."""
+    that is known; `strength` is that of the votes, `margin` what the data itself says of how far the two lie apart."""
 
     chosen: Row
     rejected: Row
     strength: float = 1.0
     by: str = ""
+    margin: float = 0.0
 
     @property
     def length(self) -> int:
@@ -46,7 +47,8 @@ def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
     """Both responses as the model's template writes them, each ending with its stop token. Raises BadRow where the
     template refuses them."""
     made = [_completion(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")]
-    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""))
+    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""),
+                     row.get("margin", 0.0))
 
 
 def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:
@@ -71,13 +73,14 @@ def _completion(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Token
 class StoredPairs(Sequence[TokenPair]):
     """Pairs of which only those that are asked for are in memory.
 
-    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number.
+    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number, `strength` and `margin` (N,).
     """
 
     def __init__(self, rows: ChatRows, about: NDArray[np.float64], names: Sequence[str]) -> None:
         self._rows, self._names = rows, names
         self.held, self.voted, self.simulated = (about[:, n] > 0 for n in range(3))
-        self.source, self._strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
+        self.source, self.strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
+        self.margin = about[:, 6]
 
     def places(self, start: int | None) -> NDArray[np.int64]:
         """(N,) tokens of a context that each pair takes, its longer side (see `completions.places`)."""
@@ -98,7 +101,8 @@ class StoredPairs(Sequence[TokenPair]):
             def sides() -> Iterator[ChatRow]:
                 for pair, row in pairs():
                     about.extend((row["held"], bool(row.get("raters")), bool(row.get("simulated")),
-                                  row.get("source", 0), pair.strength, names.setdefault(pair.by, len(names))))
+                                  row.get("source", 0), pair.strength, names.setdefault(pair.by, len(names)),
+                                  pair.margin))
                     yield from map(_flat, (pair.chosen, pair.rejected))
 
             write_rows(part, sides())
@@ -108,7 +112,7 @@ class StoredPairs(Sequence[TokenPair]):
 
         made_once(path, make)
         names = json.loads((path / "names.json").read_text(encoding="utf-8"))
-        return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 6), names)
+        return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 7), names)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,7 +121,8 @@ class StoredPairs(Sequence[TokenPair]):
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         chosen, rejected = (_parted(self._rows[2 * at + side]) for side in (0, 1))
-        return TokenPair(chosen, rejected, float(self._strength[at]), self._names[int(self._by[at])])
+        return TokenPair(chosen, rejected, float(self.strength[at]), self._names[int(self._by[at])],
+                         float(self.margin[at]))
 
 
 def _flat(row: Row) -> ChatRow:

@@ -36,6 +36,9 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 def run(cfg: DPOConfig, ctx: Context) -> Made:
     model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
+    if found.strong or found.margins:
+        ctx.warn(f"the strength of {found.strong:,} pairs and the margin of {found.margins:,} are not used: reward "
+                 "learns from them")
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type)

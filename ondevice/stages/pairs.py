@@ -30,7 +30,7 @@ from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.pairs import held_out
 from ondevice.progress import counted
-from ondevice.ratings import Ratings
+from ondevice.ratings import Ratings, is_simulated
 from ondevice.ratings_store import FILE
 from ondevice.stages.asked import need_template
 from ondevice.stages.wanted import Wanted, convert_rows, corpus_of, opened, reused, settle, settled, taken
@@ -42,12 +42,15 @@ _TOLD = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Found:
-    """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated."""
+    """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated; `strong`
+    pairs are of a strength above 1, `margins` come with a margin of their own."""
 
     train: Sequence[TokenPair]
     held: Sequence[TokenPair]
     notes: list[str]
     simulated: int = 0
+    strong: int = 0
+    margins: int = 0
 
 
 def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
@@ -56,7 +59,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     wanted = Wanted(cfg.data or str(ctx.folder.path.parent / FILE), cfg.validation, cfg.limit, cfg.seed)
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx))
     try:
-        place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, sha256(copy))
+        place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, f"{sha256(copy)} with margins")
         found = StoredPairs.kept(reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
         return _parted(found, found.places(model.network.start) <= limit, limit, wanted, ctx)
@@ -117,7 +120,7 @@ def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wan
     ctx.events.emit("data", pairs=len(train), held_pairs=len(held), simulated=simulated)
     ctx.say(f"{ctx.name}: {len(train):,} pairs to learn from, {len(held):,} held out"
             + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
-    return Found(train, held, notes, simulated)
+    return Found(train, held, notes, simulated, int((found.strength > 1).sum()), int((found.margin != 0).sum()))
 
 
 def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConfig) -> str:
@@ -129,10 +132,9 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
     def values() -> Iterator[Any]:
         if resume and copy.is_file():
             with copy.open(encoding="utf-8") as lines:
-                yield from ([row[k] for k in _TOLD] for row in map(json.loads, lines))
+                yield from map(_told, map(json.loads, lines))
         else:
-            yield from ([row[k] for k in _TOLD] for one in (*wanted.alone(), *wanted.held())
-                        for row in _rows(one, corpus))
+            yield from (_told(row) for one in (*wanted.alone(), *wanted.held()) for row in _rows(one, corpus))
         if len(wanted.weights) > 1:
             yield wanted.weights
 
@@ -141,6 +143,12 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
         made.update((", " * bool(n) + json.dumps(value, sort_keys=True, default=str)).encode())
     made.update(b"]")
     return made.hexdigest()[:16]
+
+
+def _told(row: Mapping[str, Any]) -> list[Any]:
+    """What of a pair is learned, for its hash."""
+    return [row[k] for k in _TOLD] + [[k, row[k]] for k, usual in (("strength", 1), ("margin", 0))
+                                      if row.get(k, usual) != usual]
 
 
 def read_pairs(data: str) -> Iterator[dict[str, Any]]:
@@ -172,7 +180,8 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None,
             ctx.say(f"{ctx.name}: {told}")
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
-        yield from ({**row, "where": place} for place, row in taken(wanted, to_pair, ctx))
+        yield from ({**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
+                    for place, row in taken(wanted, to_pair, ctx))
     else:
         rows = opened(wanted.data, wanted.limit)
         rows.strict = strict
