@@ -66,11 +66,11 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
                         hint="--data builtin has them; --tasks problems takes your own")
     limit = cfg.limit or None
     chats = plain_chats(cfg.data)
-    documents = [] if chats else plain_texts(cfg.data)[:limit]
+    documents = [] if chats else plain_texts(cfg.data, "test")[:limit]
     model, backend = _opened(cfg)
     if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit])
-    return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit])
+    return _own_text(model, backend, documents or plain_texts(cfg.data, "test")[:limit])
 
 
 def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:

@@ -1,18 +1,24 @@
-"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, a folder of these, or a data set of the Hub.
+"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, each also packed by gzip, a folder of these, or a data set of
+the Hub.
 
-A row that cannot be read is named (`file:line: reason`), counted and set aside; more than 1 % of them stops the run.
+A row that cannot be read is named (`file:line: reason`), counted and set aside; more than a share of them (1 %, where
+nobody says otherwise) stops the run.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
+import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
 from ondevice.data.record import Record, telling
 from ondevice.errors import UserError
 
@@ -20,8 +26,6 @@ Row = dict[str, Any]
 Found = tuple[Record, str]
 
 LIMIT = 0.01
-_ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
-_TEXTS = {".txt", ".md", ".text"}
 _CHUNK = 1 << 20
 _EXTRA = "pip install 'ondevice[data]'"
 
@@ -55,21 +59,25 @@ class Rows:
     """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a folder that are neither
     rows nor text in `ignored`, and names that nobody asked a row for in `unused`.
 
-    The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
-    rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is trained on yet.
-    With a `limit` the first so many rows are all there is; a document in several parts is one.
+    The end of an iteration raises UserError where there was no row, or where more than the share `bad` were bad;
+    whoever rejects rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is
+    trained on yet. With a `limit` the first so many rows are all there is; a document in several parts is one. `notes`
+    are what there is to say of the files.
     """
 
-    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0) -> None:
+    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0,
+                 bad: float = LIMIT, notes: list[str] | None = None) -> None:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
+        self.bad, self._of_files = bad, notes or []
         self.rejected: list[Rejected] = []
         self.seen = 0
-        self.notes: list[str] = []  # what else whoever converts the rows has to say of them
+        self.notes: list[str] = [*self._of_files]  # whoever converts the rows may have to say more of them
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected, self.notes, self._unused, self._open, whole = 0, [], [], {}, None, 0
+        self.seen, self.rejected, self.notes, whole = 0, [], [*self._of_files], 0
+        self._unused, self._open = {}, None
         for item, where in self._found():
             self.seen += 1
             if isinstance(item, _Bad):
@@ -113,12 +121,12 @@ class Rows:
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
         self.rejected.append(Rejected(where, reason, row))
-        if self.strict and len(self.rejected) > 100 and len(self.rejected) > 0.5 * self.seen:
+        if self.strict and len(self.rejected) > 100 and len(self.rejected) > max(0.5, self.bad) * self.seen:
             self._stop()
 
     def check(self) -> None:
-        """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
-        if self.strict and len(self.rejected) > LIMIT * self.seen:
+        """Raises UserError, naming the first, where too many rows were bad."""
+        if self.strict and len(self.rejected) > self.bad * self.seen:
             self._stop()
 
     def write_rejected(self, path: Path) -> None:
@@ -134,7 +142,10 @@ class Rows:
         if self.spec.startswith("hub:"):
             yield from _hub(self.spec)
         for file in self.files:
-            yield from _READERS[file.suffix.lower()](file)
+            try:
+                yield from _READERS[kind_of(file)](file)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise UserError(f"cannot be unpacked: {error}", where=str(file)) from error
 
 
 def add_lines(path: Path, lines: list[str]) -> int:
@@ -147,37 +158,28 @@ def add_lines(path: Path, lines: list[str]) -> int:
     return len(new)
 
 
-def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
-    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
+def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = "train", bad: float = LIMIT) -> Rows:
+    """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
 
-    A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
-    Raises UserError for what does not exist or is of no known kind.
+    A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out;
+    of one that holds splits by name, `split` is read (see folders.py). Raises UserError for what does not exist or is
+    of no known kind.
     """
     name = str(spec)
     if name.startswith("gym:"):
         raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
     if name.startswith("hub:"):
-        return Rows(name, [], [], strict, limit)
+        return Rows(name, [], [], strict, limit, bad)
     path = Path(spec).expanduser()
     if path.is_dir():
-        inside = sorted(f for f in path.rglob("*") if f.is_file()
-                        and not any(part.startswith(".") for part in f.relative_to(path).parts))
-        kinds = {f.suffix.lower() for f in inside}
-        wanted = _ROWS if kinds & _ROWS else _TEXTS
-        files = [f for f in inside if f.suffix.lower() in wanted]
-        if not files:
-            raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
-        return Rows(name, files, [f for f in inside if f not in set(files)], strict, limit)
+        found = listing(path, split)
+        return Rows(name, found.files, found.ignored, strict, limit, bad, found.notes)
     if not path.is_file():
         raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
-                        hint=f"known: {_known()}")
-    return Rows(name, [path], [], strict, limit)
-
-
-def _known() -> str:
-    return " ".join(sorted(_ROWS | _TEXTS))
+    if kind_of(path) not in _READERS:
+        raise UserError(f"cannot read {kind_of(path) or 'a file without an ending'}", where=name,
+                        hint=f"known: {known()}")
+    return Rows(name, [path], [], strict, limit, bad)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
@@ -236,19 +238,46 @@ def _json(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
         yield _object(row), f"{file}:row {number}"
 
 
+class _Lines:
+    """Lines of a file, and those of the row that is being read."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self.row = lines, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.row.append(line)
+            yield line
+
+    def opened(self) -> int | None:
+        """The line of this row, from 0, in which the quote opens that reaches into its last line; None without any."""
+        at = None
+        for number, line in enumerate(self.row[:-1]):
+            for _ in range(line.count('"')):
+                at = number if at is None else None
+        return at
+
+
 def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as raw:
         _refuse_utf16(raw.read(2), file)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines)
+    with io.TextIOWrapper(_open(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = _Lines(text)
+        reader = csv.DictReader(lines, strict=True)
         while True:
+            lines.row.clear()
+            before = reader.reader.line_num  # DictReader's own stands still at an error
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _Bad(f"not CSV: {error}", ""), f"{file}:{reader.line_num}"
+                if (opened := lines.opened()) is not None:  # what it has swallowed are rows too
+                    raise UserError("a quote opens here that is not closed before the next one, or never",
+                                    where=f"{file}:{before + opened + 1}",
+                                    hint="close it; within quotes a quote is written twice") from error
+                yield _Bad(f"not CSV: {error}", "".join(lines.row)[:1000]), f"{file}:{reader.reader.line_num}"
                 continue
             where = f"{file}:{reader.line_num}"
             if None in row:
@@ -366,7 +395,7 @@ def without_nulls(value: Any) -> Any:
 
 def _open(file: Path) -> Any:
     try:
-        return file.open("rb")
+        return gzip.open(file) if file.name.lower().endswith(PACKED) else file.open("rb")
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
 
@@ -377,4 +406,4 @@ def _refuse_utf16(head: bytes, file: Path) -> None:
 
 
 _READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-            **{suffix: _text for suffix in _TEXTS}}
+            **{suffix: _text for suffix in TEXTS}}

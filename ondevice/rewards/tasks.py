@@ -54,8 +54,8 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     * `builtin` (made by `corpus`) or `builtin:RECIPE`: sums;
     * `gym:NAME` or `gym:NAME?key=value&…`: a task of reasoning-gym;
     * a file, a folder or `hub:…` of rows {"prompt" or "question", "answer", …}: what is not there twice; the last tenth
-      is `validation` and `heldout` both, `all` is all of it. `settle` gets the rows, with the bad ones set aside; of
-      their columns `uses` are read (None: all).
+      is `validation` and `heldout` both, `all` is all of it, or what a folder with splits holds to test on. `settle`
+      gets the rows, with the bad ones set aside; of their columns `uses` are read (None: all).
 
     No question is in train and in another split. Raises UserError for what is not there, is empty or cannot be read.
     """
@@ -65,7 +65,8 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     elif spec.startswith("gym:"):
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
-        all_of_it = _part(list(file_problems(spec, settle, uses=uses)), split, spec)
+        named = "test" if split == "all" else "train"
+        all_of_it = _part(list(file_problems(spec, settle, uses=uses, split=named)), split, spec)
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
@@ -100,14 +101,14 @@ def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, uses: Collection[str] | None = None,
-                  answered: bool = True) -> Iterator[Problem]:
+                  answered: bool = True, split: str = "train") -> Iterator[Problem]:
     """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the same question, answer
     and columns, is asked once and counted; a question that stands there with several answers is told of.
 
-    `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad. Raises
-    UserError as `problems` does.
+    `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad; `split`: of
+    a folder that has splits. Raises UserError as `problems` does.
     """
-    rows = read(spec, limit=limit)
+    rows = read(spec, limit=limit, split=split)
     kind = Path(spec).stem
     seen: set[bytes] = set()
     right: dict[bytes, tuple[bytes, str]] = {}

@@ -160,15 +160,20 @@ class GRPOFeed:
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
         uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
-        read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered)
-        found = stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
-                       room, ctx)
-        if part == "all":
-            return found.only(some_of(len(found), count, seed))
-        train, held = last_held(found, one.data, "problem")
+
+        def own(one: Wanted) -> Prompts:
+            read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split)
+            return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
+                          room, ctx)
+
+        if part == "all" or whole:
+            found = own(one)
+            return found if whole else found.only(some_of(len(found), count, seed))
+        parts: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="problem"))
         if part == "train":
-            return found if whole else train
-        return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]
+            return parts[0]
+        held = parts[1]
+        return held.only(some_of(len(held), count, seed))
 
 
 def known_of(problem: Problem) -> dict[str, Any]:

@@ -45,14 +45,14 @@ Tokens = NDArray[np.integer[Any]]
 def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
     """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
     data."""
-    for one in wanted.alone():
+    for one in [wanted] if wanted.split != "train" else wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             from ondevice.data.builtin import build
 
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
-        rows = opened(one.data, one.limit)
+        rows = opened(one.data, one.limit, one.split)
         yield from counted(_texts(rows), f"{ctx.name}: documents read")
         settle(rows, ctx)
 
@@ -71,7 +71,7 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
         elif wanted.validation:
             rows = own(one)
         else:
-            rows, last = split(own(one), one.data)
+            rows, last = one.in_two(own, split)
             held.append(last)
         train.append(rows)
     if wanted.validation:
@@ -204,7 +204,7 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
     from ondevice.data.formats import to_chat
 
     def encoded() -> Iterator[ChatRow]:
-        rows = opened(wanted.data, wanted.limit)
+        rows = opened(wanted.data, wanted.limit, wanted.split)
         place = ""
         spelt = Spelt(tokenizer)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,21 +71,39 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
 
 def _copied(part: Path, wanted: Wanted, share: float, ctx: Context) -> None:
     """Writes every pair once, with `held` and the number of its `source`."""
-    held, last = 0, ""
+    left_out = Counter[str]()
+    held, named, last = 0, False, ""
     with part.open("w", encoding="utf-8") as out:
-        for number, one in enumerate(wanted.alone()):
-            for row in _rows(one, ctx.corpus, ctx):
-                prompt = sha_of(row)
-                row = {**row, "held": not wanted.validation and held_out(prompt, share, 0), "source": number}
-                held, last = held + row["held"], max(last, prompt)
-                out.write(json.dumps(row) + "\n")
-        for one in wanted.held():
-            for row in _rows(one, ctx.corpus, ctx):
-                out.write(json.dumps({**row, "held": True, "source": 0}) + "\n")
-    if not held and not wanted.validation:  # of ten prompts a share of a tenth is often none
+        for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx):
+            prompt = sha_of(row)
+            drawn = learned == "drawn" and held_out(prompt, share, 0)
+            named = named or learned == "never"
+            held, last = held + drawn, max(last, prompt)
+            out.write(json.dumps({**row, "held": drawn or learned == "never", "source": number}) + "\n")
+    if left_out:
+        ctx.warn(f"{left_out.total():,} pairs are left out because their prompts are held out too")
+    if not held and not named and not wanted.validation:  # of ten prompts a share of a tenth is often none
         rows = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
         part.write_text("".join(json.dumps({**row, "held": sha_of(row) == last}) + "\n" for row in rows),
                         encoding="utf-8")
+
+
+def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
+          ctx: Context | None = None) -> Iterator[tuple[dict[str, Any], int, str]]:
+    """(pair, number of its source, whether it is learned from: always, never, or as it is drawn). Pairs whose prompt
+    another file holds out are counted in `left_out` by it."""
+    ones = wanted.alone()
+    named = [None if wanted.validation else one.named_held() for one in ones]
+    apart = [*wanted.held(), *filter(None, named)]
+    known = {sha_of(row) for one in apart for row in _rows(one, corpus)}
+    for number, one in enumerate(ones):
+        for row in _rows(one, corpus, ctx):
+            if known and (prompt := sha_of(row)) in known:
+                left_out[prompt] += 1
+            else:
+                yield row, number, "always" if wanted.validation or named[number] is not None else "drawn"
+    for one in apart:
+        yield from ((row, 0, "never") for row in _rows(one, corpus, ctx))
 
 
 def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
@@ -134,7 +153,7 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
             with copy.open(encoding="utf-8") as lines:
                 yield from map(_told, map(json.loads, lines))
         else:
-            yield from (_told(row) for one in (*wanted.alone(), *wanted.held()) for row in _rows(one, corpus))
+            yield from (_told(row) for row, _, _ in _each(wanted, corpus, Counter()))
         if len(wanted.weights) > 1:
             yield wanted.weights
 
@@ -154,8 +173,8 @@ def _told(row: Mapping[str, Any]) -> list[Any]:
 def read_pairs(data: str) -> Iterator[dict[str, Any]]:
     """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
     Raises UserError for data that is not there or cannot be read."""
-    for one in Wanted(data).alone():
-        yield from _rows(one, CorpusConfig(), strict=True)
+    for one in Wanted(data).alone():  # of a folder with splits what is there to test on
+        yield from _rows(replace(one, split="test"), CorpusConfig(), strict=True)
 
 
 def sha_of(row: Mapping[str, Any]) -> str:
@@ -183,7 +202,7 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None,
         yield from ({**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
                     for place, row in taken(wanted, to_pair, ctx))
     else:
-        rows = opened(wanted.data, wanted.limit)
+        rows = opened(wanted.data, wanted.limit, wanted.split)
         rows.strict = strict
         yield from (row for _, row in convert_rows(rows, to_pair))
         if strict:

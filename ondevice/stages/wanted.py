@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,13 +34,15 @@ UNUSED = "unused.jsonl"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a stage asks for: one source or several, what is held out (empty: the last rows of each), how many rows of
-    each source at most (0: all), and the seed of what a mixture repeats."""
+    """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
+    else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
+    which split of a folder that has splits."""
 
     data: str
     validation: str = ""
     limit: int = 0
     seed: int = 0
+    split: str = "train"
 
     @classmethod
     def of(cls, cfg: Any) -> Wanted:
@@ -61,7 +63,22 @@ class Wanted:
 
     def held(self) -> list[Wanted]:
         """The sources of `validation`, all of them."""
-        return [Wanted(source.data) for source in sources(self.validation)] if self.validation else []
+        named = sources(self.validation) if self.validation else ()
+        return [Wanted(source.data, split="validation") for source in named]
+
+    def named_held(self) -> Wanted | None:
+        """What a source's own folder holds out by name; None where it does not."""
+        from ondevice.data.folders import holds_split
+
+        if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
+            return None
+        return replace(self, limit=0, split="validation")
+
+    def in_two(self, own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[T, T]:
+        """What is learned from and what is held out of a person's source: `own` reads it, and of what it gives `split`
+        holds a part out, where its folder does not."""
+        named = self.named_held()
+        return (own(self), own(named)) if named is not None else split(own(self), self.data)
 
 
 def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
@@ -111,19 +128,20 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def plain_texts(path: str) -> list[str]:
+def plain_texts(path: str, split: str = "train") -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
     from ondevice.data.formats import to_text
 
-    return plain_rows(path, to_text)
+    return plain_rows(path, to_text, split=split)
 
 
-def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0) -> list[T]:
+def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test") -> list[T]:
     """A person's rows as `converted` makes them, of one source or several (the first `limit` of each; 0: all), where no
-    run keeps account of bad rows. Raises UserError as `chats` does."""
+    run keeps account of bad rows; of a folder that has splits what is there to test on. Raises UserError as `chats`
+    does."""
     found: list[T] = []
     for source in sources(path):
-        rows = opened(source.data, limit)
+        rows = opened(source.data, limit, split)
         found += [made for _, made in convert_rows(rows, convert)]
         settled(rows)
     return found
@@ -134,7 +152,7 @@ def plain_chats(path: str) -> list[list[dict[str, Any]]]:
     as `chats` does."""
     from ondevice.data.formats import to_chat
 
-    rows = opened(sources(path)[0].data, LOOKED_AT)
+    rows = opened(sources(path)[0].data, LOOKED_AT, "test")
     rows.strict = False
     if next(convert_rows(rows, to_chat), None) is None:
         return []
@@ -186,15 +204,15 @@ def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list
 
 def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted`, one at a time."""
-    rows = opened(wanted.data, wanted.limit)
+    rows = opened(wanted.data, wanted.limit, wanted.split)
     yield from counted(convert_rows(rows, convert), f"{ctx.name}: rows read")
     settle(rows, ctx)
 
 
-def opened(path: str, limit: int = 0) -> Rows:
+def opened(path: str, limit: int = 0, split: str = "train") -> Rows:
     from ondevice.data.readers import read
 
-    return read(path, limit=limit)
+    return read(path, limit=limit, split=split)
 
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
