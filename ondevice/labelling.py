@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,13 +16,14 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig, LabelConfig
 from ondevice.data.builtin import build
 from ondevice.data.completions import like_lengths, shortened, text_batch
-from ondevice.data.formats import to_label
+from ondevice.data.formats import BadRow, to_label
+from ondevice.data.readers import read
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, load_model
 from ondevice.models.heads import class_scores
 from ondevice.rating_stats import wilson
 from ondevice.stages.classify import text_ids
-from ondevice.stages.wanted import corpus_of, plain_rows
+from ondevice.stages.wanted import corpus_of
 from ondevice.talk import find_classifier, given
 
 ROWS = 32
@@ -77,7 +77,15 @@ def _rows(cfg: EvalConfig) -> list[tuple[str, str]]:
     if corpus is not None:
         held = islice(build(corpus).chats("heldout"), cfg.limit or None)
         return [(chat["messages"][0]["content"], chat["kind"]) for chat in held]
-    return plain_rows(cfg.data, partial(to_label, text=cfg.text, label=cfg.label), cfg.limit)
+    found = []
+    for row, where in islice(read(cfg.data), cfg.limit or None):
+        try:
+            found.append(to_label(row, cfg.text, cfg.label))
+        except BadRow as error:
+            raise UserError(str(error), where=where) from error
+    if not found:
+        raise UserError("no row to learn from or to judge by", where=cfg.data, hint="rows of text and label")
+    return found
 
 
 def need_classes(model: Model) -> Model:

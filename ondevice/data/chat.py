@@ -7,6 +7,7 @@ The stop token is always inside the mask: a model that is not trained on it neve
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -53,17 +54,21 @@ def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[ChatR
 
 
 def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
-                 reject: Callable[[int, str], None] | None = None, batch: int = 1000) -> Iterator[ChatRow]:
+                 reject: Callable[[int, str], None] | None = None, batch: int = 1000,
+                 numbers: array[int] | None = None) -> Iterator[ChatRow]:
     """`encode_chat` of many chats, tokenised in batches. `reject(number of the chat, reason)` takes the bad ones;
-    without it the first one raises BadRow."""
+    without it the first one raises BadRow. `numbers` gets the number of each row's chat, before the row is given."""
     waiting: list[Rendered] = []
     for number, messages in enumerate(chats):
+        before = len(waiting)
         try:
             waiting += _readable(render_chat(messages, tokenizer), tokenizer)
         except BadRow as error:
             if reject is None:
                 raise
             reject(number, str(error))
+        if numbers is not None:
+            numbers.extend([number] * (len(waiting) - before))
         if len(waiting) >= batch:
             yield from _encode(waiting, tokenizer)
             waiting = []

@@ -3,7 +3,10 @@ files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -130,10 +133,12 @@ class Chats:
 
 
 def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
-    """`whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad row. Raises UserError for
-    missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
+    out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
+    row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
-                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(last_held, what="chat"))
+                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
+    train = _without(train, held, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
@@ -141,6 +146,55 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = F
         return ChatRows.joined(parts, mixed(list(map(len, parts)), weights, wanted.seed))
 
     return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
+
+
+def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
+    """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
+    are turns of one chat, or the same one again. Raises UserError as `last_held`."""
+    _, last = last_held(rows, where, "chat")
+    assert rows.keys is not None
+    _, group_of, sizes = np.unique(rows.keys[:, 0], return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        ctx.warn(f"{where}: all chats begin alike, so that what is held out is learned too: give --validation FILE")
+        size = len(rows) - len(last)
+        return (ChatRows(rows.ids, rows.mask, rows.starts[:size], rows.ends[:size]),
+                ChatRows(rows.ids, rows.mask, rows.starts[size:], rows.ends[size:]))
+    room, held = len(last), set[int]()
+    for group in dict.fromkeys(group_of[::-1].tolist()):
+        if sizes[group] <= room and len(held) + 1 < len(sizes):
+            held.add(group)
+            room -= int(sizes[group])
+        if not room:
+            break
+    chosen = np.isin(group_of, list(held or {int(np.argmin(sizes))}))
+    return rows.only(~chosen), rows.only(chosen)
+
+
+def _without(train: list[ChatRows], held: list[ChatRows], ctx: Context) -> list[ChatRows]:
+    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left."""
+    known = np.concatenate([np.zeros(0, np.uint64), *(rows.keys[:, 1] for rows in held if rows.keys is not None)])
+    left = [rows if rows.keys is None else rows.only(~np.isin(rows.keys[:, 1], known)) for rows in train]
+    gone = sum(map(len, train)) - sum(map(len, left))
+    if not gone:
+        return train
+    ctx.warn(f"{gone:,} chats are left out because they are held out too")
+    if not all(map(len, left)):
+        raise UserError("all of it is held out too", where="data", hint="give other rows to learn from")
+    return left
+
+
+def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """(a hash of a chat up to the first answer to its user, one of the whole)."""
+    opening = len(messages)
+    asked = False
+    for n, message in enumerate(messages):
+        if asked and message["role"] == "assistant":
+            opening = n + 1
+            break
+        asked = asked or message["role"] == "user"
+    first, whole = (hashlib.blake2b(json.dumps(part, sort_keys=True, default=str).encode(), digest_size=8).digest()
+                    for part in (messages[:opening], messages))
+    return int.from_bytes(first, "little"), int.from_bytes(whole, "little")
 
 
 def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
@@ -203,6 +257,8 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
     """On the disk, row by row: a file may be larger than the memory."""
     from ondevice.data.formats import to_chat
 
+    numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
+
     def encoded() -> Iterator[ChatRow]:
         rows = opened(wanted.data, wanted.limit, wanted.split)
         place = ""
@@ -216,18 +272,20 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
                     rows.reject(here, "a turn of weight 0 is not to be learned, and loss_on all learns every token")
                     continue
                 spelt.look(chat["messages"])
+                keys.extend(_keys_of(chat["messages"]))
                 yield chat["messages"]
 
         # a chat is rendered, and so rejected, before the next one is asked for
         yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
-                                reject=lambda _, reason: rows.reject(place, reason))
+                                reject=lambda _, reason: rows.reject(place, reason), numbers=numbers)
         settle(rows, ctx)
         for line in spelt.told():
             ctx.warn(line)
 
-    key = wanted.key(ctx.corpus)
+    key = f"{wanted.key(ctx.corpus)} by chat"
     place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
-    return ChatRows.stored(reused(place, wanted, ctx), encoded)
+    return ChatRows.stored(reused(place, wanted, ctx), encoded,
+                           lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)])
 
 
 def _texts(rows: Rows) -> Iterator[str]:

@@ -75,17 +75,24 @@ def _copied(part: Path, wanted: Wanted, share: float, ctx: Context) -> None:
     held, named, last = 0, False, ""
     with part.open("w", encoding="utf-8") as out:
         for row, number, learned in _each(wanted, ctx.corpus, left_out, ctx):
-            prompt = sha_of(row)
-            drawn = learned == "drawn" and held_out(prompt, share, 0)
+            chat = _chat_of(row)
+            drawn = learned == "drawn" and held_out(chat, share, 0)
             named = named or learned == "never"
-            held, last = held + drawn, max(last, prompt)
+            held, last = held + drawn, max(last, chat)
             out.write(json.dumps({**row, "held": drawn or learned == "never", "source": number}) + "\n")
     if left_out:
         ctx.warn(f"{left_out.total():,} pairs are left out because their prompts are held out too")
     if not held and not named and not wanted.validation:  # of ten prompts a share of a tenth is often none
         rows = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
-        part.write_text("".join(json.dumps({**row, "held": sha_of(row) == last}) + "\n" for row in rows),
+        part.write_text("".join(json.dumps({**row, "held": _chat_of(row) == last}) + "\n" for row in rows),
                         encoding="utf-8")
+
+
+def _chat_of(row: Mapping[str, Any]) -> str:
+    """A hash of a prompt up to what its user says first: turns of one chat have the same."""
+    turns = row["prompt"]
+    first = next((n for n, message in enumerate(turns) if message["role"] == "user"), len(turns))
+    return digest(turns[:first + 1])
 
 
 def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
