@@ -12,6 +12,7 @@ from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.formats import to_prompt
+from ondevice.data.readers import AS_IS, Reading
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import inert
@@ -31,7 +32,7 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     for a file without prompts, for a model without a chat template, and for a prompt that a context does not hold.
     """
     cfg.check()
-    asked = conversations(cfg.prompts, cfg.limit)
+    asked = conversations(cfg.prompts, cfg.limit, Reading.of(cfg))
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
     first, second = (answers(*open_model(replace(cfg, model=folder)), asked, sampling(cfg)) for folder in folders)
     found = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
@@ -67,7 +68,7 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     return "\n".join([*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"])
 
 
-def conversations(data: str, limit: int = 0) -> list[Messages]:
+def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[Messages]:
     """Conversations that end with the user: of a person's rows, of which a plain text is one prompt, or the built-in
     corpus's held-out prompts. Raises UserError where there are none."""
     corpus = corpus_of(data, CorpusConfig())
@@ -77,7 +78,7 @@ def conversations(data: str, limit: int = 0) -> list[Messages]:
         found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
     else:
         found = plain_rows(data, lambda row: to_prompt(
-            {"prompt": row["text"]} if set(row) == {"text"} else row)[0])
+            {"prompt": row["text"]} if set(row) == {"text"} else row)[0], reading=reading)
     if not found:
         raise UserError("holds no prompts", where=data, hint="give rows of prompt, question or messages")
     return found[:limit or None]

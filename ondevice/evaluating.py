@@ -15,7 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
 from ondevice.data.chat import encode_chats, with_template_kwargs
-from ondevice.data.readers import LIMIT
+from ondevice.data.readers import LIMIT, Reading
 from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, target_figures, text_figures
@@ -64,13 +64,13 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     if set(cfg.tasks) - {"text"}:
         raise UserError("needs questions with known answers", where="tasks",
                         hint="--data builtin has them; --tasks problems takes your own")
-    limit = cfg.limit or None
-    chats = plain_chats(cfg.data)
-    documents = [] if chats else plain_texts(cfg.data, "test")[:limit]
+    limit, reading = cfg.limit or None, Reading.of(cfg)
+    chats = plain_chats(cfg.data, reading)
+    documents = [] if chats else plain_texts(cfg.data, "test", reading)[:limit]
     model, backend = _opened(cfg)
     if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
-        return chat_loss(model, backend, chats[:limit])
-    return _own_text(model, backend, documents or plain_texts(cfg.data, "test")[:limit])
+        return chat_loss(model, backend, chats[:limit], cfg.bad_share)
+    return _own_text(model, backend, documents or plain_texts(cfg.data, "test", reading)[:limit])
 
 
 def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
@@ -85,14 +85,15 @@ def _told(model: Model, cfg: EvalConfig) -> Model:
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
 
 
-def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]],
+              most_bad: float = LIMIT) -> dict[str, Any]:
     """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
-    where the context ends. Raises UserError where the template refuses more than 1 % of them."""
+    where the context ends. Raises UserError where the template refuses too many of them."""
     bad: list[tuple[int, str]] = []
     rows = list(encode_chats(chats, model.tokenizer, reject=lambda number, why: bad.append((number, why))))
-    if len(bad) > LIMIT * len(chats):
+    if len(bad) > most_bad * len(chats):
         raise UserError(f"{bad[0][1]}; {len(bad)} of {len(chats)} chats are bad", where=f"chat {bad[0][0] + 1}",
-                        hint="mend them or take them out: at most 1 % may be")
+                        hint="mend them or take them out")
     longest = max(len(row.ids) for row in rows)
     source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
                                packing=False), model)(rows)

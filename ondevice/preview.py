@@ -22,7 +22,7 @@ from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, with_template_kwargs
 from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
-from ondevice.data.readers import LIMIT, Part, Rows, read
+from ondevice.data.readers import Part, Reading, Rows, read
 from ondevice.data.record import Record, telling
 from ondevice.data.sources import fitted
 from ondevice.data.spelt import SIGN, Spelt, separated
@@ -81,7 +81,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     cfg.check()
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
-    rows = read(cfg.data, strict=False)
+    rows = read(cfg.data, strict=False, reading=Reading.of(cfg))
     model = _reader(cfg)
     form = _form(rows, cfg, model) if cfg.form == "auto" else cfg.form
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
@@ -98,7 +98,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
-            "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
+            "bad_share": cfg.bad_share,
+            "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
             "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
             "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
@@ -144,7 +145,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     if len(worst) > SHOWN_REASONS:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
-        lines.append("a stage would refuse this data: more than 1 % of its rows are bad")
+        lines.append(f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad")
     lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
     if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
         lines.append(inert(told, newlines=False))

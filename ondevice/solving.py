@@ -11,6 +11,7 @@ import numpy as np
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
+from ondevice.data.readers import Reading
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, writer
@@ -37,7 +38,8 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """
     writer(model)
     need_template(model)
-    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled, uses=("answer", "solution"))
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled,
+                     uses=("answer", "solution"), reading=Reading.of(cfg))
     shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
     if not asked:
         raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ondevice.config.stages import StageConfig, TuningConfig
+from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
@@ -16,7 +16,7 @@ PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StageConfig):
+class SampleConfig(RowsConfig, StageConfig):
     """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
 
     model: str = ""
@@ -49,6 +49,7 @@ class SampleConfig(StageConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(0, "prompts", "top_k")
         self._at_least(1, "max_new_tokens", "batch_size")
         self._above(0, "temperature", "top_p")

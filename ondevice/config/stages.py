@@ -59,7 +59,29 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(StageConfig):
+class RowsConfig:
+    """What everything has that reads a person's rows."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of your data are called otherwise: prompt=question,completion=reply."""
+    bad_share: float = 0.01
+    """Part of the rows that may be unreadable: these are left out and counted; more of them are an error."""
+
+    def check_rows(self) -> None:
+        """Raises UserError naming the field that is out of range."""
+        if not 0 <= self.bad_share < 1:
+            raise UserError(f"{self.bad_share:g} is out of range", where="bad_share", hint="give 0 to 1, less than 1")
+        for column in self.columns:
+            name, equals, there = column.partition("=")
+            if not (name and equals and there):
+                raise UserError(f"{column!r} does not say what is what", where="columns", hint="prompt=question")
+        names = [column.partition("=")[0] for column in self.columns]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{twice[0]!r} is there twice", where="columns", hint="name each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RowsConfig, StageConfig):
     """What every stage that trains has: the optimizer, the schedule and the loop."""
 
     steps: int = 1000
@@ -119,6 +141,7 @@ class TrainingConfig(StageConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
         self._at_least(0, "limit", "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
@@ -169,7 +192,7 @@ class TuningConfig(TrainingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig(StageConfig):
+class InitConfig(RowsConfig, StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
     data: str = "builtin"
@@ -214,6 +237,7 @@ class InitConfig(StageConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                        "num_key_value_heads", "max_position_embeddings")
         self._at_least(0, "limit", "head_dim", "sliding_window")

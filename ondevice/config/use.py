@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.stages import RowsConfig
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
@@ -168,7 +169,7 @@ class FillConfig(LabelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SamplingConfig):
+class CompareConfig(RowsConfig, SamplingConfig):
     """The same prompts answered by two models, side by side."""
 
     other: str
@@ -182,6 +183,7 @@ class CompareConfig(SamplingConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._between(0, float("inf"), "limit")
         for name in ("other", "prompts"):
             if not getattr(self, name):
@@ -197,7 +199,7 @@ BY_ITSELF = ("problems", "preference", "win", "classes")  # tasks of `eval` whos
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(UseConfig):
+class EvalConfig(RowsConfig, UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
@@ -239,6 +241,7 @@ class EvalConfig(UseConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
         parse_template_kwargs(self.chat_template_kwargs)
@@ -251,7 +254,7 @@ class EvalConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(RowsConfig):
     """Data as a model will see it: examples with what is learned of them marked, and counts."""
 
     action: Literal["show"]
@@ -286,6 +289,7 @@ class DataConfig:
         if not self.model:
             raise UserError("no model was named", where="model", hint="give the model that is to learn from this data")
         parse_template_kwargs(self.chat_template_kwargs)
+        self.check_rows()
         for name in ("examples", "limit", "sequence_length"):
             if getattr(self, name) < 0:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")

@@ -30,6 +30,38 @@ _CHUNK = 1 << 20
 _EXTRA = "pip install 'ondevice[data]'"
 
 
+class Reading(NamedTuple):
+    """How rows are read: `columns`, "name=column" each, give a column the name that a form knows; `bad` is the share of
+    rows that may be."""
+
+    columns: tuple[str, ...] = ()
+    bad: float = LIMIT
+
+    @classmethod
+    def of(cls, cfg: Any) -> Reading:
+        """What the settings of a stage say."""
+        return cls(tuple(cfg.columns), cfg.bad_share)
+
+    def renamed(self, row: Row) -> Row | _Bad:
+        """The row under the names that its forms know. What else would make it another form keeps its name in
+        brackets."""
+        if not self.columns:
+            return row
+        named = dict(column.split("=", 1) for column in self.columns)
+        if missing := [column for column in named.values() if row.get(column) is None]:
+            return _Bad(f"has no column {missing[0]!r} (it has {', '.join(map(str, row))[:200]})", row)
+        rivals = {name for group in _RIVALS if group & set(named) for name in group}
+        rest = {f"[{key}]" if key in rivals else key: value for key, value in row.items()
+                if key not in named.values()}
+        return {**rest, **{name: row[column] for name, column in named.items()}}
+
+
+AS_IS = Reading()
+_RIVALS = ({"prompt", "question", "query", "instruction", "messages", "conversations", "conversation", "text"},
+           {"completion", "answer", "response", "output"})
+"""Names of which a row's form takes one."""
+
+
 class Part(str):
     """A piece of a document; `more`: the document goes on in the next piece."""
 
@@ -59,16 +91,16 @@ class Rows:
     """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a folder that are neither
     rows nor text in `ignored`, and names that nobody asked a row for in `unused`.
 
-    The end of an iteration raises UserError where there was no row, or where more than the share `bad` were bad;
+    The end of an iteration raises UserError where there was no row, or where more than `reading` allows were bad;
     whoever rejects rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is
     trained on yet. With a `limit` the first so many rows are all there is; a document in several parts is one. `notes`
     are what there is to say of the files.
     """
 
     def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0,
-                 bad: float = LIMIT, notes: list[str] | None = None) -> None:
+                 reading: Reading = AS_IS, notes: list[str] | None = None) -> None:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
-        self.bad, self._of_files = bad, notes or []
+        self.reading, self.bad, self._of_files = reading, reading.bad, notes or []
         self.rejected: list[Rejected] = []
         self.seen = 0
         self.notes: list[str] = [*self._of_files]  # whoever converts the rows may have to say more of them
@@ -80,6 +112,8 @@ class Rows:
         self._unused, self._open = {}, None
         for item, where in self._found():
             self.seen += 1
+            if not isinstance(item, _Bad):
+                item = self.reading.renamed(item)
             if isinstance(item, _Bad):
                 self.reject(where, item.reason, item.row)
                 goes_on = False
@@ -136,7 +170,8 @@ class Rows:
     def _stop(self) -> None:
         first = self.rejected[0]
         raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
-                        hint="mend them or take them out: at most 1 % may be")
+                        hint=f"mend them or take them out: at most {100 * self.bad:g} % may be; --bad-share allows "
+                             "more")
 
     def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
         if self.spec.startswith("hub:"):
@@ -158,7 +193,8 @@ def add_lines(path: Path, lines: list[str]) -> int:
     return len(new)
 
 
-def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = "train", bad: float = LIMIT) -> Rows:
+def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = "train",
+         reading: Reading = AS_IS) -> Rows:
     """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out;
@@ -169,17 +205,17 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = 
     if name.startswith("gym:"):
         raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
     if name.startswith("hub:"):
-        return Rows(name, [], [], strict, limit, bad)
+        return Rows(name, [], [], strict, limit, reading)
     path = Path(spec).expanduser()
     if path.is_dir():
         found = listing(path, split)
-        return Rows(name, found.files, found.ignored, strict, limit, bad, found.notes)
+        return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)
     if not path.is_file():
         raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
     if kind_of(path) not in _READERS:
         raise UserError(f"cannot read {kind_of(path) or 'a file without an ending'}", where=name,
                         hint=f"known: {known()}")
-    return Rows(name, [path], [], strict, limit, bad)
+    return Rows(name, [path], [], strict, limit, reading)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[Row | _Bad, str]]:

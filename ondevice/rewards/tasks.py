@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.readers import Rows, read
+from ondevice.data.readers import AS_IS, Reading, Rows, read
 from ondevice.data.record import HARMLESS, Record
 from ondevice.errors import UserError
 from ondevice.randomness import permutation
@@ -48,7 +48,8 @@ class Problem:
 
 
 def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, corpus: CorpusConfig, *,
-             settle: Callable[[Rows], None] = Rows.check, uses: Collection[str] | None = None) -> list[Problem]:
+             settle: Callable[[Rows], None] = Rows.check, uses: Collection[str] | None = None,
+             reading: Reading = AS_IS) -> list[Problem]:
     """At most `count` problems (0: all; of a gym's task 1,000) of a split of
 
     * `builtin` (made by `corpus`) or `builtin:RECIPE`: sums;
@@ -66,7 +67,7 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
         named = "test" if split == "all" else "train"
-        all_of_it = _part(list(file_problems(spec, settle, uses=uses, split=named)), split, spec)
+        all_of_it = _part(list(file_problems(spec, settle, uses=uses, split=named, reading=reading)), split, spec)
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
@@ -101,14 +102,15 @@ def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, uses: Collection[str] | None = None,
-                  answered: bool = True, split: str = "train") -> Iterator[Problem]:
+                  answered: bool = True, split: str = "train",
+                  reading: Reading = AS_IS) -> Iterator[Problem]:
     """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the same question, answer
     and columns, is asked once and counted; a question that stands there with several answers is told of.
 
     `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad; `split`: of
     a folder that has splits. Raises UserError as `problems` does.
     """
-    rows = read(spec, limit=limit, split=split)
+    rows = read(spec, limit=limit, split=split, reading=reading)
     kind = Path(spec).stem
     seen: set[bytes] = set()
     right: dict[bytes, tuple[bytes, str]] = {}

@@ -24,7 +24,7 @@ from ondevice.stages.wanted import data_digest
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
-_BEFORE = {"limit": 0, "chat_template_kwargs": "", "separator": ""}
+_BEFORE = {"limit": 0, "chat_template_kwargs": "", "separator": "", "columns": [], "bad_share": 0.01}
 """What a field was taken to be where a fingerprint has none."""
 _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}

@@ -162,7 +162,8 @@ class GRPOFeed:
         uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
 
         def own(one: Wanted) -> Prompts:
-            read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split)
+            read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split,
+                           one.reading)
             return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
                           room, ctx)
 

@@ -34,7 +34,6 @@ from ondevice.stages.wanted import (
     converted,
     corpus_of,
     last_held,
-    opened,
     reused,
     settle,
 )
@@ -55,7 +54,7 @@ def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
 
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
-        rows = opened(one.data, one.limit, one.split)
+        rows = one.rows()
         yield from counted(_texts(rows), f"{ctx.name}: documents read")
         settle(rows, ctx)
 
@@ -260,7 +259,7 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
     numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
 
     def encoded() -> Iterator[ChatRow]:
-        rows = opened(wanted.data, wanted.limit, wanted.split)
+        rows = wanted.rows()
         place = ""
         spelt = Spelt(tokenizer)
 

@@ -24,6 +24,7 @@ from ondevice.config.preference import PairsConfig
 from ondevice.context import Context, digest
 from ondevice.data.formats import BadRow, to_pair
 from ondevice.data.mixture import Lazy, mixture, sources
+from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.stored import made_once, place_of
 from ondevice.data.token_pairs import StoredPairs, TokenPair, to_tokens
 from ondevice.data.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ from ondevice.progress import counted
 from ondevice.ratings import Ratings, is_simulated
 from ondevice.ratings_store import FILE
 from ondevice.stages.asked import need_template
-from ondevice.stages.wanted import Wanted, convert_rows, corpus_of, opened, reused, settle, settled, taken
+from ondevice.stages.wanted import Wanted, convert_rows, corpus_of, reused, settle, settled, taken
 
 COPY = "pairs.jsonl"
 BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
@@ -57,7 +58,7 @@ class Found:
 def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     """Raises UserError for missing, empty or unreadable data, or where no pair is left on either side."""
     need_template(model)
-    wanted = Wanted(cfg.data or str(ctx.folder.path.parent / FILE), cfg.validation, cfg.limit, cfg.seed)
+    wanted = Wanted.of(cfg, str(ctx.folder.path.parent / FILE))
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx))
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, f"{sha256(copy)} with margins")
@@ -153,7 +154,7 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
     """A hash of the pairs: of those that the stage has begun with, else of the source; and of the sources' weights.
     Raises UserError as `pairs`."""
     copy = stage / COPY
-    wanted = Wanted(cfg.data or str(stage.parent / FILE), cfg.validation, cfg.limit)
+    wanted = Wanted.of(cfg, str(stage.parent / FILE))
 
     def values() -> Iterator[Any]:
         if resume and copy.is_file():
@@ -177,10 +178,10 @@ def _told(row: Mapping[str, Any]) -> list[Any]:
                                       if row.get(k, usual) != usual]
 
 
-def read_pairs(data: str) -> Iterator[dict[str, Any]]:
+def read_pairs(data: str, reading: Reading = AS_IS) -> Iterator[dict[str, Any]]:
     """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
     Raises UserError for data that is not there or cannot be read."""
-    for one in Wanted(data).alone():  # of a folder with splits what is there to test on
+    for one in Wanted(data, reading=reading).alone():  # of a folder with splits what is there to test on
         yield from _rows(replace(one, split="test"), CorpusConfig(), strict=True)
 
 
@@ -209,7 +210,7 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None,
         yield from ({**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
                     for place, row in taken(wanted, to_pair, ctx))
     else:
-        rows = opened(wanted.data, wanted.limit, wanted.split)
+        rows = wanted.rows()
         rows.strict = strict
         yield from (row for _, row in convert_rows(rows, to_pair))
         if strict:

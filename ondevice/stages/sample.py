@@ -36,7 +36,7 @@ def run(cfg: SampleConfig, ctx: Context) -> Made:
     samplers = [Sampler(m, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
                         top_k=cfg.top_k, top_p=cfg.top_p, batch_size=cfg.batch_size) for m in models]
     names = [source_name(Path(m.folder)) for m in models]
-    asked = prompts(Wanted(cfg.data, seed=cfg.seed), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
+    asked = prompts(Wanted.of(cfg), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
     batch = f"{'-'.join(names)}-{ctx.fingerprint.get('model', '')[:6]}-{cfg.seed}"
     queued = 0
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:

@@ -15,6 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
 from ondevice.data.mixture import BY_NAME, sources
+from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.stored import link_from
 from ondevice.errors import UserError
 from ondevice.inert import inert
@@ -36,18 +37,25 @@ UNUSED = "unused.jsonl"
 class Wanted:
     """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
     else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
-    which split of a folder that has splits."""
+    which split of a folder that has splits; and how rows are read."""
 
     data: str
     validation: str = ""
     limit: int = 0
     seed: int = 0
     split: str = "train"
+    reading: Reading = AS_IS
 
     @classmethod
-    def of(cls, cfg: Any) -> Wanted:
-        """What the settings of a stage say."""
-        return cls(cfg.data, cfg.validation, cfg.limit, cfg.seed)
+    def of(cls, cfg: Any, data: str = "") -> Wanted:
+        """What the settings of a stage say (`data`: where they leave it open). Raises UserError for names of columns
+        where nothing has any."""
+        wanted = cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
+                     reading=Reading.of(cfg))
+        named = [source.data for source in (*sources(wanted.data), *(sources(wanted.validation or "builtin")))]
+        if cfg.columns and all(name.partition(":")[0] in ("builtin", "gym") or name.endswith(".db") for name in named):
+            raise UserError("the data has none", where="columns", hint="leave it out")
+        return wanted
 
     @property
     def weights(self) -> list[float | None]:
@@ -59,12 +67,16 @@ class Wanted:
 
     def alone(self) -> list[Wanted]:
         """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
-        return [Wanted(source.data, limit=self.limit) for source in sources(self.data)]
+        return [Wanted(source.data, limit=self.limit, reading=self.reading) for source in sources(self.data)]
 
     def held(self) -> list[Wanted]:
         """The sources of `validation`, all of them."""
         named = sources(self.validation) if self.validation else ()
-        return [Wanted(source.data, split="validation") for source in named]
+        return [Wanted(source.data, split="validation", reading=self.reading) for source in named]
+
+    def rows(self) -> Rows:
+        """Those of one source."""
+        return opened(self.data, self.limit, self.split, self.reading)
 
     def named_held(self) -> Wanted | None:
         """What a source's own folder holds out by name; None where it does not."""
@@ -128,35 +140,36 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def plain_texts(path: str, split: str = "train") -> list[str]:
+def plain_texts(path: str, split: str = "train", reading: Reading = AS_IS) -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
     from ondevice.data.formats import to_text
 
-    return plain_rows(path, to_text, split=split)
+    return plain_rows(path, to_text, split=split, reading=reading)
 
 
-def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test") -> list[T]:
+def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test",
+               reading: Reading = AS_IS) -> list[T]:
     """A person's rows as `converted` makes them, of one source or several (the first `limit` of each; 0: all), where no
     run keeps account of bad rows; of a folder that has splits what is there to test on. Raises UserError as `chats`
     does."""
     found: list[T] = []
     for source in sources(path):
-        rows = opened(source.data, limit, split)
+        rows = opened(source.data, limit, split, reading)
         found += [made for _, made in convert_rows(rows, convert)]
         settled(rows)
     return found
 
 
-def plain_chats(path: str) -> list[list[dict[str, Any]]]:
+def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
     """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
     as `chats` does."""
     from ondevice.data.formats import to_chat
 
-    rows = opened(sources(path)[0].data, LOOKED_AT, "test")
+    rows = opened(sources(path)[0].data, LOOKED_AT, "test", reading)
     rows.strict = False
     if next(convert_rows(rows, to_chat), None) is None:
         return []
-    return [chat["messages"] for chat in plain_rows(path, to_chat)]
+    return [chat["messages"] for chat in plain_rows(path, to_chat, reading=reading)]
 
 
 def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
@@ -204,15 +217,15 @@ def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list
 
 def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted`, one at a time."""
-    rows = opened(wanted.data, wanted.limit, wanted.split)
+    rows = wanted.rows()
     yield from counted(convert_rows(rows, convert), f"{ctx.name}: rows read")
     settle(rows, ctx)
 
 
-def opened(path: str, limit: int = 0, split: str = "train") -> Rows:
+def opened(path: str, limit: int = 0, split: str = "train", reading: Reading = AS_IS) -> Rows:
     from ondevice.data.readers import read
 
-    return read(path, limit=limit, split=split)
+    return read(path, limit=limit, split=split, reading=reading)
 
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
