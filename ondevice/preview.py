@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,7 @@ from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, with_template_kwargs
-from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.formats import BadRow, Row, is_judged, to_chat, to_judged, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import Part, Reading, Rows, read
 from ondevice.data.record import Record, telling
@@ -43,9 +44,10 @@ BRACKETS = ("⟦", "⟧")
 SHOWN_REASONS = 8
 SHOWN_TEXT = 6000  # characters of one example
 _MEANS = {"text": "pretrain", "label": "classify", "chat": "sft", "preference": "reward and dpo",
-          "prompt": "grpo and ppo"}
+          "judged": "dpo --loss-type kto", "prompt": "grpo and ppo"}
 _STAGES: dict[str, Any] = {"text": PretrainConfig, "label": ClassifyConfig, "chat": SFTConfig,
-                           "preference": RewardConfig, "prompt": SFTConfig}  # whose usual sequence_length is taken
+                           "preference": RewardConfig, "judged": RewardConfig,
+                           "prompt": SFTConfig}  # whose usual sequence_length is taken
 
 Pieces = list[tuple[str, bool]]
 
@@ -96,7 +98,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
-            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
+            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "bad_share": cfg.bad_share,
             "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
@@ -183,9 +185,11 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
 
 
 def form_of(row: Row) -> str:
-    """text, chat, preference or prompt. Raises BadRow for a row of no known form."""
+    """text, chat, preference, judged or prompt. Raises BadRow for a row of no known form."""
     if "chosen" in row and "rejected" in row:
         return "preference"
+    if is_judged(row) and isinstance(dict.get(Record.of(row), "label"), bool):
+        return "judged"
     if isinstance(row.get("text"), str):
         return "text"
     try:
@@ -290,9 +294,9 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
             counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
 
 
-def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
     tokenizer = model.tokenizer
-    for pair, where in _made(rows, to_pair, counts):
+    for pair, where in _made(rows, to_judged if judged else to_pair, counts):
         try:
             made = to_tokens(pair, tokenizer)
         except BadRow as error:
@@ -301,7 +305,8 @@ def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts
         if made.places(model.network.start) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
-        sides = {"chosen": made.chosen, "rejected": made.rejected}
+        sides = {"good" if made.label > 0 else "bad": made.chosen} if judged else {
+            "chosen": made.chosen, "rejected": made.rejected}
         counts.use(sum(side.length for side in sides.values()), sum(len(s.completion) for s in sides.values()), False)
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, **{
@@ -324,7 +329,8 @@ def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Coun
 
 
 _FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
-    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs, "prompt": _prompts}
+    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs,
+    "judged": partial(_pairs, judged=True), "prompt": _prompts}
 
 
 def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:

@@ -94,8 +94,9 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, builtin[:RECIPE] (right answers and
-    others), or several with their shares of the pairs: mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected (for the loss kto also of prompt,
+    completion, label), builtin[:RECIPE] (right answers and others), or several with their shares of the pairs:
+    mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = 0.1

@@ -263,9 +263,10 @@ class DataConfig(RowsConfig):
     """A file, a folder, or hub:OWNER/NAME."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
-    form: Literal["auto", "text", "label", "chat", "preference", "prompt"] = "auto"
-    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo) or prompt (grpo,
-    ppo). auto: what the first row that can be read is; an encoder takes text with a label for label."""
+    form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
+    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
+    with loss_type kto) or prompt (grpo, ppo). auto: what the first row that can be read is; an encoder takes text with
+    a label for label."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000

@@ -196,6 +196,32 @@ def to_pair(row: Record) -> dict[str, Any]:
     return made
 
 
+def is_judged(row: Row) -> bool:
+    """Whether a row is one completion with whether it is good, TRL's unpaired preferences."""
+    return "completion" in row and "label" in row and "chosen" not in row
+
+
+@accounted
+def to_judged(row: Record) -> dict[str, Any]:
+    """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it is good."""
+    if not is_judged(row):
+        raise BadRow("a completion that is judged has prompt, completion and label" + _there(row))
+    asked, _ = _asked_of(row)
+    if not asked:
+        raise BadRow("a completion that is judged has a prompt")
+    said = _turns(row["completion"], "completion", True)
+    if said[:len(asked)] == asked:
+        said = said[len(asked):]
+    label = row["label"]
+    good = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else label if label in (0, 1) else None
+    if good is None:
+        raise BadRow("label is not true or false")
+    return {"prompt": with_tools(before(asked, row), row), "completion": _response(said), "label": bool(good)}
+
+
+_VERDICTS = {"true": True, "false": False, "1": True, "0": False}  # as CSV has them
+
+
 def _of_another_form(row: Record) -> str:
     """What else the row is, for a stage that wants pairs."""
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
