@@ -37,6 +37,7 @@ from ondevice.models.folder import Model, tokenizer_of, whole_folder
 from ondevice.models.network import fills, objective
 from ondevice.stages.classify import text_ids
 from ondevice.stages.pretrain import most_of, source_of
+from ondevice.stages.wanted import Wanted
 from ondevice.talk import find_model
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
@@ -88,6 +89,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     form = _form(rows, cfg, model) if cfg.form == "auto" else cfg.form
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
+    if form in ("chat", "prompt"):  # pairs are copied, and their hash taken, where no tokenizer is known
+        rows.template = Wanted("").for_template(model.tokenizer).template
     length = cfg.sequence_length or _STAGES[form].sequence_length
     if cfg.separator and form != "text":
         raise UserError(f"ends documents of text, and this is read as {form}", where="separator",

@@ -106,6 +106,21 @@ def test_keys_of_messages_are_remembered_too(form: str) -> None:
     assert list(record.unused()) == [f"{name}.mood" for name in lists]
 
 
+def test_keys_of_messages_that_a_template_reads_are_used() -> None:
+    for template, unused in (("{{ message.mood }}", []), ("{{ message['mood'] }}", []), ("", ["messages.mood"]),
+                             ("{{ message.moody }}", ["messages.mood"])):
+        record = Record({"messages": [{**USER, "mood": "good"}, SAID]})
+        record.template = template
+        assert to_chat(record)["messages"][0]["mood"] == "good" and list(record.unused()) == unused
+        thought = Record({"messages": [USER, {**SAID, "thought": "hm"}]})
+        thought.template = template.replace("mood", "thought")
+        if unused:
+            with pytest.raises(BadRow, match="messages.thought is there"):
+                to_chat(thought)
+        else:
+            assert to_chat(thought)["messages"][1]["thought"] == "hm"
+
+
 def test_every_harmless_name_has_its_reason_and_says_nothing_of_a_chat() -> None:
     assert all(HARMLESS.values()) and not CONTENT & set(HARMLESS)
 

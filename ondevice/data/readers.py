@@ -103,6 +103,7 @@ class Rows:
         self.reading, self.bad, self._of_files = reading, reading.bad, notes or []
         self.rejected: list[Rejected] = []
         self.seen = 0
+        self.template = ""  # the chat template that the rows are for, where there is one
         self.notes: list[str] = [*self._of_files]  # whoever converts the rows may have to say more of them
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
@@ -118,7 +119,9 @@ class Rows:
                 self.reject(where, item.reason, item.row)
                 goes_on = False
             else:
-                self._open = Record(item), where
+                record = Record(item)
+                record.template = self.template
+                self._open = record, where
                 yield self._open
                 self._close()
                 goes_on = isinstance(text := item.get("text"), Part) and text.more

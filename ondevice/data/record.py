@@ -7,7 +7,9 @@ names that say nothing about what is learned are let be, and the rest is named o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 CONTENT = frozenset((
@@ -33,12 +35,13 @@ class Record(dict[str, Any]):
     """A mapping in which a null is as good as no key. A value that is asked for counts as used; whether a name is there
     may be asked without using it. A list of objects holds records too."""
 
-    __slots__ = ("asked", "bad")
+    __slots__ = ("asked", "bad", "template")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__((name, _inside(value)) for name, value in values.items() if value is not None)
         self.asked: set[str] = set()
         self.bad = False  # its reason is told: what else it holds is of no interest
+        self.template = ""  # every key of a message goes on to it, and those that it names are used
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Record:
@@ -72,8 +75,14 @@ class Record(dict[str, Any]):
             if name not in self.asked:
                 yield name
             elif isinstance(value, list):
-                yield from dict.fromkeys(f"{name}.{inner}" for entry in value if isinstance(entry, Record)
-                                         for inner in entry.unused())
+                messages = [entry for entry in value if isinstance(entry, Record)]
+                inside = dict.fromkeys(inner for message in messages for inner in message.unused())
+                yield from (f"{name}.{inner}" for inner in inside if not _mentions(self.template, inner))
+
+
+@lru_cache(maxsize=1024)
+def _mentions(template: str, name: str) -> bool:
+    return name in template and re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def _inside(value: Any) -> Any:

@@ -102,15 +102,16 @@ def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, uses: Collection[str] | None = None,
-                  answered: bool = True, split: str = "train",
-                  reading: Reading = AS_IS) -> Iterator[Problem]:
+                  answered: bool = True, split: str = "train", reading: Reading = AS_IS,
+                  template: str = "") -> Iterator[Problem]:
     """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the same question, answer
     and columns, is asked once and counted; a question that stands there with several answers is told of.
 
     `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad; `split`: of
-    a folder that has splits. Raises UserError as `problems` does.
+    a folder that has splits; `template`: what reads the messages. Raises UserError as `problems` does.
     """
     rows = read(spec, limit=limit, split=split, reading=reading)
+    rows.template = template
     kind = Path(spec).stem
     seen: set[bytes] = set()
     right: dict[bytes, tuple[bytes, str]] = {}

@@ -74,6 +74,7 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
     any, as for a model without a chat template."""
     need_template(model)
+    wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: Wanted, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)

@@ -137,7 +137,7 @@ class GRPOFeed:
 
     def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
         """Problems to learn from, those held out, and the columns of all."""
-        wanted = Wanted.of(self.cfg)
+        wanted = Wanted.of(self.cfg).for_template(policy.tokenizer)
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
@@ -163,7 +163,7 @@ class GRPOFeed:
 
         def own(one: Wanted) -> Prompts:
             read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split,
-                           one.reading)
+                           one.reading, one.template)
             return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
                           room, ctx)
 

@@ -135,6 +135,7 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = F
     """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
     out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
     row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    wanted = wanted.for_template(tokenizer)
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
                          lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
     train = _without(train, held, ctx)

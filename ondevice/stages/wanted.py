@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +23,7 @@ from ondevice.progress import counted
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
+    from ondevice.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
@@ -37,7 +38,7 @@ UNUSED = "unused.jsonl"
 class Wanted:
     """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
     else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
-    which split of a folder that has splits; and how rows are read."""
+    which split of a folder that has splits; how rows are read, and the chat templates that read their messages."""
 
     data: str
     validation: str = ""
@@ -45,6 +46,7 @@ class Wanted:
     seed: int = 0
     split: str = "train"
     reading: Reading = AS_IS
+    template: str = field(default="", repr=False)  # it names no data
 
     @classmethod
     def of(cls, cfg: Any, data: str = "") -> Wanted:
@@ -67,16 +69,24 @@ class Wanted:
 
     def alone(self) -> list[Wanted]:
         """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
-        return [Wanted(source.data, limit=self.limit, reading=self.reading) for source in sources(self.data)]
+        return [Wanted(source.data, limit=self.limit, reading=self.reading, template=self.template)
+                for source in sources(self.data)]
 
     def held(self) -> list[Wanted]:
         """The sources of `validation`, all of them."""
         named = sources(self.validation) if self.validation else ()
-        return [Wanted(source.data, split="validation", reading=self.reading) for source in named]
+        return [Wanted(source.data, split="validation", reading=self.reading, template=self.template)
+                for source in named]
+
+    def for_template(self, tokenizer: Tokenizer) -> Wanted:
+        """The same, whose messages the chat templates of this tokenizer read."""
+        return replace(self, template="".join((tokenizer.chat_template or "", *tokenizer.more_templates.values())))
 
     def rows(self) -> Rows:
         """Those of one source."""
-        return opened(self.data, self.limit, self.split, self.reading)
+        rows = opened(self.data, self.limit, self.split, self.reading)
+        rows.template = self.template
+        return rows
 
     def named_held(self) -> Wanted | None:
         """What a source's own folder holds out by name; None where it does not."""
