@@ -228,10 +228,16 @@ def test_labels_remember_what_else_is_there() -> None:
 
 # ---- said once, by data show and by the stage, from the same account -----------------------------------------------
 
-STAGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "pretrain": ("text", {"text": "Anna likes pears and Bert likes figs and both like the sea"}),
-    "sft": ("chat", {"prompt": "Anna", "completion": "12"}),
-    "dpo": ("preference", {"prompt": "Anna", "chosen": "12", "rejected": "34"}),
+PAIR = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
+TRAINED: dict[str, Any] = {"steps": 1, "batch_size": 2, "sequence_length": 32}
+STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "pretrain": ("text", {"text": "Anna likes pears and Bert likes figs and both like the sea"}, TRAINED),
+    "sft": ("chat", {"prompt": "Anna", "completion": "12"}, TRAINED),
+    "classify": ("label", {"text": "Anna", "label": "a"}, TRAINED),
+    "dpo": ("preference", PAIR, TRAINED), "reward": ("preference", PAIR, TRAINED),
+    "sample": ("prompt", {"prompt": "Anna"}, {"prompts": 2, "max_new_tokens": 2}),
+    "grpo": ("prompt", {"prompt": "Anna", "answer": "12"}, {"steps": 1, "prompts": 2, "group_size": 2,
+                                                              "max_new_tokens": 2}),
 }
 
 
@@ -241,21 +247,49 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                               small_stages.config())
 
 
+def with_more(row: dict[str, Any], file: Path) -> Path:
+    """30 rows of this form, each with a name for itself and a column that nobody knows."""
+    file.write_text("\n".join(json.dumps({**{name: f"{value} {n % 2 if name == 'label' else n}" for name, value
+                                               in row.items()}, "id": n, "nobody_knows_this": n}) for n in range(30)))
+    return file
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_and_data_show_say_the_same_of_what_is_not_used(stage: str, model: Path, tmp_path: Path,
                                                              capsys: pytest.CaptureFixture[str]) -> None:
-    form, row = STAGES[stage]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(json.dumps({**{name: f"{value} {n}" for name, value in row.items()}, "id": n,
-                                          "nobody_knows_this": n}) for n in range(30)))
+    form, row, settings = STAGES[stage]
+    data = with_more(row, tmp_path / "rows.jsonl")
     shown = od.show_data(data, model, form=form)
     assert {name: found["count"] for name, found in shown["unused"].items()} == {"id": 30, "nobody_knows_this": 30}
     said = [line for line in render(shown).splitlines() if "not used" in line]
     assert said == [f"not used: nobody_knows_this (30 rows, first {data}:1)"]
     capsys.readouterr()
-    getattr(od, stage)(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, sequence_length=32,
-                       backend="torch", device="cpu")
+    getattr(od, stage)(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu", **settings)
     assert capsys.readouterr().err.count(said[0]) == 1
+    events = (tmp_path / "run" / stage / "events.jsonl").read_text()
+    assert events.count("not used: nobody_knows_this") == 1
+
+
+@pytest.mark.parametrize(("row", "tasks"), [
+    ({"text": "Anna likes pears"}, ()), ({"prompt": "Anna", "completion": "12"}, ()),
+    ({"question": "Anna", "answer": "12"}, ("problems",)), (PAIR, ("preference",))])
+def test_an_evaluation_says_it_too(row: dict[str, Any], tasks: tuple[str, ...], model: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    data = with_more(row, tmp_path / "rows.jsonl")
+    reference = str(model) if tasks == ("preference",) else ""
+    od.evaluate(model=str(model), data=str(data), tasks=tasks, reference=reference, max_new_tokens=2, backend="torch",
+                device="cpu")
+    assert capsys.readouterr().err.count(f"not used: nobody_knows_this (30 rows, first {data}:1)") == 1
+
+
+def test_comparing_and_importing_say_it_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = with_more({"prompt": "Anna"}, tmp_path / "rows.jsonl")
+    od.compare(model=str(model), other=str(model), prompts=str(data), limit=2, max_new_tokens=2, backend="torch",
+               device="cpu")
+    assert "not used: nobody_knows_this (30 rows" in capsys.readouterr().err
+    pairs = with_more(PAIR, tmp_path / "p.jsonl")
+    done = od.manage_ratings(action="import", ratings=tmp_path / "r.db", file=str(pairs))
+    assert done["items"] == 30 and done["not_used"] == f"nobody_knows_this (30 rows, first {pairs}:1)"
 
 
 def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:
