@@ -112,6 +112,7 @@ class _New:
     votes: Sequence[tuple[Outcome, int]] = ()
     meta: Mapping[str, Any] | None = None
     strength: int | None = None
+    raters: Sequence[str] = ()
 
 
 def import_file(cfg: RatingsConfig) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                 items += 1
                 continue
             item = into.add(batch, entry.prompt, entry.responses, meta=entry.meta, seed=cfg.seed)
-            for rater, (outcome, best) in zip(_raters(cfg.raters, len(entry.votes)), entry.votes, strict=True):
+            for rater, (outcome, best) in zip(_raters(cfg.raters or entry.raters, len(entry.votes)), entry.votes, strict=True):
                 into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [],
                           strength=entry.strength)
             items, votes = items + 1, votes + len(entry.votes)
@@ -169,8 +170,10 @@ def _parse(row: Record) -> _New:
         made = to_pair(row)
         if (strength := made.get("strength", 1.0)) not in (1.0, 2.0):
             raise BadRow(f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)")
-        return _New(made["prompt"], [Response(made["chosen"]), Response(made["rejected"])], [("ranked", 0)],
-                    strength=int(strength) if "strength" in row else None)
+        raters = made.get("raters") or []
+        return _New(made["prompt"], [Response(made["chosen"]), Response(made["rejected"])],
+                    [("ranked", 0)] * max(1, len(raters)), strength=int(strength) if "strength" in row else None,
+                    raters=raters)
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         raise BadRow("one completion that is good or bad is not a choice among several: dpo --loss-type kto learns "
                      "from such a file as it is")

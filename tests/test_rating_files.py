@@ -155,6 +155,19 @@ def test_exported_pairs_come_in_again(full: Ratings, tmp_path: Path) -> None:
         assert [pair.trl() for pair in new.pairs()] == lines(file)
 
 
+def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "strength": 2, "raters": ["ann", "bob"], "against": 1}
+    file = write(tmp_path / "pairs.jsonl", row)
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=file)
+    assert (done["votes"], done["not_used"]) == (2, f"against (1 row, first {file}:1)")
+    with Ratings.open(tmp_path / "n.db") as new:
+        [pair] = new.pairs()
+        assert (pair.raters, pair.strength) == (("ann", "bob"), 2)
+    mean = write(tmp_path / "mean.jsonl", {**row, "strength": 1.5})
+    with pytest.raises(UserError, match="strength is 1 or 2, not 1.5"):
+        ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=mean)
+
+
 def test_pairs_of_every_form_come_in(tmp_path: Path) -> None:
     asked = [{"role": "user", "content": "q"}]
     good, bad = [{"role": "assistant", "content": "good"}], [{"role": "assistant", "content": "bad"}]

@@ -25,8 +25,8 @@ HARMLESS = {
     **dict.fromkeys(("id", "_id", "uid", "uuid", "idx", "index", "row_id", "prompt_id", "question_id", "message_id",
                      "conversation_id", "conversation_hash", "hash", "sha256", "prompt_sha"), "names a row"),
     **dict.fromkeys(("source", "source_chosen", "source_rejected", "dataset", "dataset_name", "origin", "url",
-                     "license", "created", "created_at", "timestamp", "split", "item", "batch",
-                     "against"), "says where it is from"),
+                     "license", "created", "created_at", "timestamp", "split", "item",
+                     "batch"), "says where it is from"),
 }
 """Names that say nothing about what is learned, each with its reason: these are not told of."""
 

@@ -65,7 +65,8 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged))
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, f"{sha256(copy)} with margins and labels")
-        found = StoredPairs.kept(reused(place, wanted, ctx), lambda: _tokenised(copy, model.tokenizer, ctx))
+        found = StoredPairs.kept(reused(place, wanted, ctx),
+                                 lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share))
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
         return _parted(found, found.places(model.network.start) <= limit, limit, wanted, ctx)
     except UserError:
@@ -79,7 +80,7 @@ def holds_judged(cfg: PairsConfig, wanted: Wanted) -> bool:
     if not (isinstance(cfg, DPOConfig) and cfg.loss_type == "kto"):
         return False
     for one in wanted.alone():
-        if Path(one.data).suffix == ".db" or one.data.startswith("builtin") or (Path(one.data) / FILE).is_file():
+        if _votes_in(one) is not None or one.data.startswith("builtin"):
             continue
         rows = replace(one, limit=LOOKED_AT).rows()
         rows.strict = False
@@ -130,7 +131,7 @@ def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
     """(pair, number of its source, whether it is learned from: always, never, or as it is drawn). Pairs whose prompt
     another file holds out are counted in `left_out` by it."""
     ones = wanted.alone()
-    named = [None if wanted.validation else one.named_held() for one in ones]
+    named = [None if wanted.validation or _votes_in(one) is not None else one.named_held() for one in ones]
     apart = [*wanted.held(), *filter(None, named)]
     known = {sha_of(row) for one in apart for row in _rows(one, corpus, judged=judged)}
     for number, one in enumerate(ones):
@@ -143,14 +144,16 @@ def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
         yield from ((row, 0, "never") for row in _rows(one, corpus, ctx, judged=judged))
 
 
-def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
+def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
+               bad: float) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
     """Pairs with their rows; those that the template refuses are set aside. Raises UserError for too many of them."""
     from ondevice.data.readers import read
 
     if not copy.stat().st_size:
         return
-    rows = read(copy)
+    rows = read(copy, reading=Reading(bad=bad))
     for row, place in counted(rows, f"{ctx.name}: pairs read"):
+        row.asked.update(row)  # what of a row is not used was said when the copy was made
         try:
             yield to_tokens(row, tokenizer), row
         except BadRow as error:
@@ -246,15 +249,12 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None, stri
 def _read(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None, strict: bool,
           convert: Callable[[Any], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     made = corpus_of(wanted.data, corpus)
-    path = Path(wanted.data)
-    if path.is_dir() and (path / FILE).is_file():
-        path = path / FILE
     if made is not None:
         found = builtin_pairs(made)  # kind by kind: the first ones would be of one kind
         yield from (found[n] for n in np.linspace(0, len(found), min(wanted.limit or len(found), len(found)),
                                                   endpoint=False).astype(int))
-    elif path.suffix == ".db":
-        voted, told = _voted(path)
+    elif (votes := _votes_in(wanted)) is not None:
+        voted, told = _voted(votes)
         if ctx is not None:
             ctx.say(f"{ctx.name}: {told}")
         yield from islice(voted, wanted.limit or None)
@@ -267,6 +267,14 @@ def _read(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None, strict: boo
         yield from (row for _, row in convert_rows(rows, convert))
         if strict:
             settled(rows)
+
+
+def _votes_in(wanted: Wanted) -> Path | None:
+    """The ratings.db that a source is, or that its run folder holds."""
+    path = Path(wanted.data)
+    if path.suffix == ".db":
+        return path
+    return path / FILE if (path / FILE).is_file() else None
 
 
 def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
