@@ -146,7 +146,8 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                 items += 1
                 continue
             item = into.add(batch, entry.prompt, entry.responses, meta=entry.meta, seed=cfg.seed)
-            for rater, (outcome, best) in zip(_raters(cfg.raters or entry.raters, len(entry.votes)), entry.votes, strict=True):
+            raters = _raters(cfg.raters or entry.raters, len(entry.votes))
+            for rater, (outcome, best) in zip(raters, entry.votes, strict=True):
                 into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [],
                           strength=entry.strength)
             items, votes = items + 1, votes + len(entry.votes)
