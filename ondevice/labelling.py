@@ -15,9 +15,10 @@ from ondevice.backend import Array, Backend, Params, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig, LabelConfig
 from ondevice.data.builtin import build
-from ondevice.data.completions import like_lengths, shortened, text_batch
+from ondevice.data.completions import like_lengths, text_batch
 from ondevice.data.formats import BadRow, to_label
 from ondevice.data.readers import read
+from ondevice.data.truncation import truncated
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, load_model
 from ondevice.models.heads import class_scores
@@ -102,7 +103,7 @@ def names_of(model: Model) -> tuple[str, ...]:
 def probabilities(model: Model, backend: Backend, texts: Sequence[str]) -> NDArray[np.float32]:
     """(texts, classes)."""
     network, ops, width = model.network, backend.ops, model.cfg.max_position_embeddings
-    whole = [shortened(ids, width) for ids in text_ids(texts, model.tokenizer, network.reads)]
+    whole = [truncated(ids, width, model.tokenizer) for ids in text_ids(texts, model.tokenizer, network.reads)]
 
     def fn(params: Params, batch: Mapping[str, Array]) -> Array:
         return ops.softmax(class_scores(ops, params, network, network.hidden(ops, params, batch, at=batch["read"])), -1)

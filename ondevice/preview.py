@@ -20,12 +20,15 @@ from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
+from ondevice.data.completions import counted_answers, fitted_row
 from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
+from ondevice.data.stored import ChatRows
 from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import cut_where, truncated
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
@@ -88,6 +91,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
+            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.start is not None else "",
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
@@ -122,7 +126,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     lines = [f"{inert(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
     said = f"{shown['used']:,} used, {shown['cut']:,} cut"
     if shown["sequence_length"]:
-        said += f" at {shown['sequence_length']} tokens"
+        said += f" at {shown['sequence_length']} tokens{shown['cut_where']}"
     skipped = sum(entry["count"] for entry in shown["skipped"].values())
     lines.append(f"{said}, {skipped:,} left out")
     worst = sorted(shown["skipped"].items(), key=lambda item: -item[1]["count"])
@@ -226,16 +230,18 @@ def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Cou
         ids, = text_ids([text], model.tokenizer, model.network.reads)
         counts.use(min(len(ids), length), 1, len(ids) > length)
         if len(counts.examples) < examples:
-            shown = pieces(ids[:length], np.zeros(min(len(ids), length), np.bool_), model.tokenizer)
+            kept = truncated(ids, length, model.tokenizer)
+            shown = pieces(kept, np.zeros(len(kept), np.bool_), model.tokenizer)
             counts.examples.append({"where": where, "tokens": [*shown, (f" {label}", True)]})
 
 
 def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
+    count = _count if model.network.start is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
     for chat, where in islice(found := _made(rows, to_chat, counts), examples):
         try:
-            _count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
+            count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
         except BadRow as error:
             counts.skip(str(error), where)
     places: list[str] = []
@@ -245,8 +251,8 @@ def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts
             places.append(where)
             yield chat["messages"]
 
-    _count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
-           "", tokenizer, length, 0, counts)
+    count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
+          "", tokenizer, length, 0, counts)
 
 
 def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
@@ -261,6 +267,22 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
             # all of it where nothing is cut: what follows the last target is left out of the row, but is worth a look
             end = kept if cut else len(row.ids)
             counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
+
+
+def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
+                   counts: Counts) -> None:
+    """Answers whose prompts are read beside them, by the rule of `CompletionSource`."""
+    for chat in made:
+        answers, skipped = counted_answers(ChatRows.of([chat]))
+        for _ in range(skipped):
+            counts.skip("no answer to learn, or nothing before it", where, False)
+        for answer in answers:
+            row = fitted_row(answer, length, tokenizer)
+            counts.use(row.length, len(row.completion), row.length < answer.length)
+            if len(counts.examples) < examples:
+                ids = np.concatenate([row.prompt, row.completion]).astype(np.int32)
+                counts.examples.append({"where": where, "tokens": pieces(
+                    ids, np.arange(row.length) >= len(row.prompt), tokenizer)})
 
 
 def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:

@@ -104,6 +104,7 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for a file that it cannot read
             raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
                             hint="is the download whole?") from error
+        side = inner.truncation["direction"].lower() if inner.truncation else None
         inner.no_truncation()
         inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
@@ -112,6 +113,8 @@ class Tokenizer:
         usual = _USUAL.get(told[1].get("model_type"), {})
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
+        if side not in (None, "right"):  # as transformers, which takes it from tokenizer.json
+            config.setdefault("truncation_side", side)
         template = _template(folder, config.pop("chat_template", None))
         stops: list[int] = []
         for ids in (one.get("eos_token_id") for one in told):

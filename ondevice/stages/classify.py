@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ondevice.config.stages import ClassifyConfig
 from ondevice.context import Context, Made
 from ondevice.data import packing
-from ondevice.data.completions import shortened, text_batch
+from ondevice.data.completions import text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.sources import RowSource
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import cut_where, truncated
 from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import classification_loss
@@ -41,7 +42,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
                    seed=cfg.seed)
     source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
     if source.cut + held.cut:
-        ctx.warn(f"{source.cut + held.cut} texts are cut at {cfg.sequence_length} tokens")
+        ctx.warn(f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens")
     ctx.events.emit("data", texts=len(found.train), held_texts=len(found.held), classes=len(names), cut=source.cut)
     ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
             "out")
@@ -64,7 +65,7 @@ class LabelledSource(RowSource):
         self.reads, number = model.network.reads, {name: n for n, name in enumerate(names)}
         whole = text_ids([text for text, _ in rows], model.tokenizer, self.reads)
         self.cut = sum(len(ids) > width for ids in whole)
-        self._texts = [shortened(ids, width) for ids in whole]
+        self._texts = [truncated(ids, width, model.tokenizer) for ids in whole]
         self._classes = np.array([number[name] for _, name in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")
 
