@@ -21,7 +21,7 @@ from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
 from ondevice.data.completions import counted_answers, fitted_row
-from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.formats import BadRow, Row, Unlabelled, to_chat, to_label, to_pair, to_prompt, to_text
 from ondevice.data.mixture import sources
 from ondevice.data.readers import LIMIT, Part, Rows, read
 from ondevice.data.sources import fitted
@@ -223,7 +223,10 @@ def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDAr
 def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     for row, where in rows:
         try:
-            text, label = to_label(row, "text", "label")
+            text, label, _ = to_label(row, "text", "label")
+        except Unlabelled as error:
+            counts.skip(str(error), where, False)
+            continue
         except BadRow as error:
             counts.skip(str(error), where)
             continue

@@ -14,9 +14,9 @@
 
 A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each response to the messages.
 Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
-false where the limit came before the stop token, `forgotten` counts turns that the context had no room for, and `cut` is true where an encoder-decoder has read a part of
-the prompt. The text is a model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when
-its parent dies.
+false where the limit came before the stop token, `forgotten` counts turns that the context had no room for, and `cut`
+is true where an encoder-decoder has read a part of the prompt. The text is a model's: make it inert before showing it.
+The process ends when its stdin does and all is answered, and at once when its parent dies.
 """
 
 from __future__ import annotations

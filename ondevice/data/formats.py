@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ondevice.data.classes import NO_LABEL, LabelledText
+
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
 
@@ -31,6 +33,10 @@ class BadRow(Exception):
     """A row that cannot be used; the text is the reason."""
 
 
+class Unlabelled(BadRow):
+    """A row whose class nobody has said: nothing is wrong with it, it is left out and counted."""
+
+
 def to_text(row: Row) -> str:
     """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line between them."""
     if "text" in row:
@@ -41,13 +47,23 @@ def to_text(row: Row) -> str:
     return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
 
 
-def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
-    """(text, class) of a row with such columns."""
+def to_label(row: Row, text: str, label: str) -> LabelledText:
+    """A row's text and class, from such columns. Raises Unlabelled where the class is -1."""
     if not isinstance(row.get(text), str) or not row[text].strip():
-        raise BadRow(f"the column {text!r} holds no text")
-    if not isinstance(row.get(label), str | int):
-        raise BadRow(f"the column {label!r} holds no class")
-    return row[text], str(row[label])
+        raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
+    found = row.get(label)
+    if not isinstance(found, str | int):
+        raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
+    if str(found) == str(NO_LABEL):
+        raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
+    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found))
+
+
+def _columns(row: Row, wanted: str, setting: str) -> str:
+    """For people: which columns there are, where the one that is wanted is not."""
+    if wanted in row:
+        return ""
+    return f": the columns are {', '.join(map(str, row))} (name one with --{setting})"
 
 
 def to_chat(row: Row) -> Chat:

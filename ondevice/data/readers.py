@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.data.classes import NO_LABEL, class_columns, with_names
 from ondevice.errors import UserError
 
 Row = dict[str, Any]
@@ -61,10 +62,10 @@ class Rows:
     def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0) -> None:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
         self.rejected: list[Rejected] = []
-        self.seen = 0
+        self.seen = self.unlabelled = 0
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected, whole = 0, [], 0
+        self.seen, self.unlabelled, self.rejected, whole = 0, 0, [], 0
         for item, where in self._found():
             self.seen += 1
             if isinstance(item, _Bad):
@@ -80,6 +81,10 @@ class Rows:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
 
+    def leave_out(self) -> None:
+        """Counts a row without a class: it is not bad, and not used."""
+        self.unlabelled += 1
+
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
         self.rejected.append(Rejected(where, reason, row))
@@ -87,7 +92,10 @@ class Rows:
             self._stop()
 
     def check(self) -> None:
-        """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
+        """Raises UserError, naming the first, where more than 1 % of the rows were bad, and where none has a class."""
+        if self.strict and self.unlabelled and self.unlabelled + len(self.rejected) == self.seen:
+            raise UserError(f"no row has a class: all say {NO_LABEL}", where=self.spec,
+                            hint="the test split of many sets has none; take another one")
         if self.strict and len(self.rejected) > LIMIT * self.seen:
             self._stop()
 
@@ -304,12 +312,22 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     number = 0
     try:
         with parquet.ParquetFile(file) as source:
+            classes = class_columns(_features(source.schema_arrow.metadata))
             for batch in source.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield row, f"{file}:row {number}"
+                    yield with_names(row, classes), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
         raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
+
+
+def _features(metadata: Any) -> dict[str, Any]:
+    """What the library datasets has written into a Parquet file of what its columns are; {} where it has not."""
+    try:
+        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError):  # another program's key of that name: the rows are read all the same
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
@@ -328,8 +346,9 @@ def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
         raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
                         where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
+    classes = class_columns(rows.features.to_dict() if rows.features else {})
     for number, row in enumerate(rows, 1):
-        yield dict(row), f"{spec}:row {number}"
+        yield with_names(dict(row), classes), f"{spec}:row {number}"
 
 
 def _open(file: Path) -> Any:

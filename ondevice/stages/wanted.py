@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
+from ondevice.data.classes import NO_LABEL
 from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.stored import link_from
 from ondevice.errors import UserError
@@ -190,11 +191,13 @@ def opened(path: str, limit: int = 0) -> Rows:
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """(place, converted row); a row that cannot be converted is set aside."""
-    from ondevice.data.formats import BadRow
+    from ondevice.data.formats import BadRow, Unlabelled
 
     for row, place in rows:
         try:
             made = convert(row)
+        except Unlabelled:
+            rows.leave_out()
         except BadRow as error:
             rows.reject(place, str(error), row)
         else:
@@ -204,6 +207,9 @@ def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str,
 def settle(rows: Rows, ctx: Context) -> None:
     """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
     rows.check()
+    if rows.unlabelled:
+        ctx.warn(f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
+                 "there is none, and are left out (where it is a class, write a word for it)")
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)
