@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ondevice as od
+import small_stages
 from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
 from ondevice.config.use import DataConfig
@@ -245,3 +246,17 @@ def test_a_column_that_is_missing_is_said_with_those_that_are_there(tmp_path: Pa
                           ({"text": "", "label": 1}, "'text' holds no text$")):
         with pytest.raises(Exception, match=said):
             to_label(columns, "text", "label")
+
+
+def test_a_reward_models_head_goes_on_and_a_classifiers_does_not(tmp_path: Path, backend: Backend) -> None:
+    data = small_stages.make(tmp_path, backend)
+    how: dict[str, Any] = {"data": data / "pairs.jsonl", "steps": 1, "batch_size": 2, "device": "cpu",
+                           "backend": "torch", "eval_every": 0, "save_every": 0, "learning_rate": 1e-9}
+    first = od.reward(model=data / "policy", out=tmp_path / "a", **how)
+    again = od.reward(model=first, out=tmp_path / "b", **how, seed=5)
+    one, other = (backend.numpy(load_model(folder, backend).params["score.weight"]) for folder in (first, again))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    (tmp_path / "c").mkdir()
+    write(tmp_path / "c", backend, with_head(load_model(data / "policy", backend), backend, 0, 3, MOODS))
+    od.reward(model=tmp_path / "c", out=tmp_path / "d", **how)
+    assert "a new head takes the place" in told(list(events(tmp_path / "d" / "reward" / "events.jsonl")))
