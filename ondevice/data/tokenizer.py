@@ -20,6 +20,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ondevice.data.tokenizer_settings import with_settings
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
@@ -110,6 +111,7 @@ class Tokenizer:
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         told = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
+        inner = with_settings(inner, config, told[1], str(folder / "tokenizer_config.json"))
         usual = _USUAL.get(told[1].get("model_type"), {})
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
