@@ -21,7 +21,8 @@ from ondevice.data.truncation import truncated
 from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
-from ondevice.models.folder import Model
+from ondevice.models.folder import Model, whole_folder
+from ondevice.models.generation_settings import generation_settings
 from ondevice.models.libraries import LibraryNetwork
 from ondevice.randomness import uniforms
 
@@ -42,7 +43,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """`ids` without the stop token `stop`, which is None where the limit came first."""
+    """`ids` without the stop token `stop`, which is None where the limit came first (also where the model's folder
+    forces a stop token there)."""
 
     ids: list[int]
     stop: int | None = None
@@ -82,6 +84,7 @@ class Generator:
         self._tokenizer = model.tokenizer
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
+        self._forced_first, self._forced_last = self._forced(model)
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
         self._first = backend.evaluate(self._first_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
@@ -139,10 +142,25 @@ class Generator:
             return np.zeros(limit, np.float32)
         return uniforms(self.sampling.seed, stage, step, row, limit)
 
+    def _forced(self, model: Model) -> tuple[int | None, int | None]:
+        """What the folder forces as the first token after the one that opens what is written, and as the last one where
+        the limit comes first, as transformers does (BART's `<s>` and `</s>`). Raises UserError for what is no token."""
+        said = generation_settings(whole_folder(model.folder)) if model.folder.is_dir() else {}
+        found: list[int | None] = []
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = said.get(name)
+            if value is not None and not (isinstance(value, int) and 0 <= value < self.known):
+                raise UserError(f"{name} is {value!r}, the vocabulary has {self.known} tokens",
+                                where=str(model.folder / "generation_config.json"), hint="leave it out")
+            found.append(value)
+        return found[0] if self.network.start is not None else None, found[1]
+
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
         cache, last, longest = self._read(params, prompts, len(rows) // len(prompts))
         token, done = self._first(params, last, _column(rows, 0)), 0
+        if self._forced_first is not None:
+            token = self.backend.array(np.full(len(rows), self._forced_first, np.int32))
         look = 1 if on_token else LOOK
         fresh = [token]
         while rows:
@@ -189,6 +207,11 @@ class Generator:
             return True
         for token in seen.tolist():
             stopped = token in self.stop_ids
+            if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
+                if self._forced_last in self.stop_ids:  # the limit has ended the text, not the model
+                    out[row.at] = Completion(row.ids)
+                    return True
+                token = self._forced_last
             if not stopped and len(row.ids) < row.limit:
                 row.ids.append(token)
                 if on_token:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.backend import Backend, load_backend
-from ondevice.beams import Search, beam_search
+from ondevice.beams import Search, beam_search, only_searched
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids
 from ondevice.data.completions import places
@@ -85,6 +85,8 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         if write is not None:
             write("\n\n".join(found))
         return found
+    if note := only_searched(whole_folder(model.folder)):
+        print(f"generate: {note}", file=sys.stderr)
     if write is None:
         drawn = generator.run(model.params, [ids], samples=cfg.samples)
         return [model.tokenizer.decode(c.ids) for c in drawn]
