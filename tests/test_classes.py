@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,8 @@ def test_a_set_of_the_hub_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> No
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(MOODS))})
     made = datasets.IterableDataset.from_generator(
         lambda: iter([{"text": "a", "label": 1}, {"text": "b", "label": -1}]), features=features)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: made)
+    builder = SimpleNamespace(hash="", as_streaming_dataset=lambda split: made)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: builder)
     assert [row["label"] for row, _ in read("hub:me/moods")] == ["glad", -1]
 
 
@@ -150,6 +152,20 @@ def test_declared_names_stand_in_their_order_whatever_is_there(files: Path, tmp_
     made, found = classify(files, parquet(tmp_path, labels), tmp_path / "r")
     assert json.loads((made / "config.json").read_text())["label2id"] == {"sad": 0, "glad": 1, "calm": 2}
     assert "20 of 60 rows" in told(found)
+
+
+def test_a_stage_keeps_the_commit_that_it_has_read(files: Path, tmp_path: Path,  # noqa: F811
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.IterableDataset.from_generator(
+        lambda: iter([{"text": f"Anna likes {n}", "label": n % 2} for n in range(40)]))
+    for commit in ("ab" * 20, "cd" * 20):
+        out = tmp_path / commit[:2]
+        builder = SimpleNamespace(hash=commit, as_streaming_dataset=lambda split: made)
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, builder=builder, **k: builder)
+        od.classify(model=str(files / "bert" / "init" / "model"), data="hub:me/moods@main", out=str(out), **LOOP)
+        kept = out / "classify" / "commits.json"
+        assert json.loads(kept.read_text()) == {"hub:me/moods@main": commit}
 
 
 @pytest.fixture(scope="module")

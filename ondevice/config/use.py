@@ -193,8 +193,8 @@ class EvalConfig(UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
-    """Held-out text, chats, problems, pairs or prompts: a file, a folder, hub:OWNER/NAME[/CONFIG][:SPLIT],
-    builtin[:RECIPE], for problems gym:NAME too."""
+    """Held-out text, chats, problems, pairs or prompts: a file, a folder,
+    hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT], builtin[:RECIPE], for problems gym:NAME too."""
     tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"], ...] = ()
     """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
     in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
@@ -242,7 +242,7 @@ class DataConfig:
     action: Literal["show"]
     """show: a few examples, and how many rows can be used."""
     data: str
-    """A file, a folder, or hub:OWNER/NAME."""
+    """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
     form: Literal["auto", "text", "label", "chat", "preference", "prompt"] = "auto"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ondevice.data.classes import NO_LABEL, class_columns, with_names
+from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
 from ondevice.errors import UserError
 
 Row = dict[str, Any]
@@ -62,6 +63,7 @@ class Rows:
     def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0) -> None:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
         self.rejected: list[Rejected] = []
+        self.commit = ""  # of a data set of the Hub, once it is read
         self.seen = self.unlabelled = 0
 
     def __iter__(self) -> Iterator[Found]:
@@ -80,6 +82,9 @@ class Rows:
         if not self.seen:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
+
+    def _read_at(self, commit: str) -> None:
+        self.commit = commit
 
     def leave_out(self) -> None:
         """Counts a row without a class: it is not bad, and not used."""
@@ -109,8 +114,8 @@ class Rows:
                         hint="mend them or take them out: at most 1 % may be")
 
     def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
-        if self.spec.startswith("hub:"):
-            yield from _hub(self.spec)
+        if self.spec.startswith(PREFIX):
+            yield from hub_rows(self.spec, self._read_at)
         for file in self.files:
             yield from _READERS[file.suffix.lower()](file)
 
@@ -126,7 +131,8 @@ def add_lines(path: Path, lines: list[str]) -> int:
 
 
 def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
-    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
+    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`; the first `limit`
+    (0: all).
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
     Raises UserError for what does not exist or is of no known kind.
@@ -134,7 +140,8 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
     name = str(spec)
     if name.startswith("gym:"):
         raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
-    if name.startswith("hub:"):
+    if name.startswith(PREFIX):
+        HubSpec.parse(name)
         return Rows(name, [], [], strict, limit)
     path = Path(spec).expanduser()
     if path.is_dir():
@@ -147,7 +154,7 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
             raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
         return Rows(name, files, [f for f in inside if f not in set(files)], strict, limit)
     if not path.is_file():
-        raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
+        raise UserError("no such file or folder", where=name, hint=f"a data set of the Hub: {FORM}")
     if path.suffix.lower() not in _READERS:
         raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
                         hint=f"known: {_known()}")
@@ -328,27 +335,6 @@ def _features(metadata: Any) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError):  # another program's key of that name: the rows are read all the same
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
-    try:
-        import datasets
-    except ImportError as error:
-        from ondevice.distribution import install_hint
-
-        raise UserError("a data set of the Hub needs the library datasets", where=spec,
-                        hint=install_hint("data")) from error
-    name, _, split = spec.removeprefix("hub:").partition(":")
-    owner, *rest = name.split("/")
-    name, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
-    try:
-        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises its own, requests' and the Hub's errors
-        raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                        where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
-    classes = class_columns(rows.features.to_dict() if rows.features else {})
-    for number, row in enumerate(rows, 1):
-        yield with_names(dict(row), classes), f"{spec}:row {number}"
 
 
 def _open(file: Path) -> Any:
