@@ -19,15 +19,16 @@ from ondevice.data.builtin import build
 from ondevice.data.classes import LabelledText, same_classes
 from ondevice.data.completions import like_lengths, text_batch
 from ondevice.data.formats import to_label
-from ondevice.data.truncation import cut_where, truncated
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.models.common_config import MULTI_LABEL, REGRESSION
 from ondevice.models.folder import Model, load_model
 from ondevice.models.heads import class_scores
 from ondevice.rating_stats import wilson
-from ondevice.stages.classify import names_of, text_ids
+from ondevice.stages.classify import names_of
 from ondevice.stages.wanted import convert_rows, corpus_of, opened
 from ondevice.talk import find_classifier, given
+from ondevice.text_inputs import text_inputs
 
 ROWS = 32
 
@@ -42,7 +43,7 @@ def label(cfg: LabelConfig) -> dict[str, Any]:
         raise UserError("is empty", where="text", hint="write something after the model, or send it to stdin")
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = need_classes(load_model(find_classifier(cfg.model), backend))
-    found = probabilities(model, backend, [LabelledText(text, "")])[0]
+    found = probabilities(model, backend, [LabelledText(text, "", given(lambda: cfg.pair) or None)])[0]
     order = np.argsort(-found, kind="stable")[:cfg.top]
     names = names_of(model)
     return {"label": names[int(order[0])],
@@ -88,10 +89,12 @@ def _rows(cfg: EvalConfig) -> tuple[list[LabelledText], int]:
     no class)."""
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is not None:
+        if cfg.pair:
+            raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out")
         held = islice(build(corpus).chats("heldout"), cfg.limit or None)
         return [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in held], 0
     rows = opened(cfg.data, cfg.limit)
-    found = [row for _, row in convert_rows(rows, partial(to_label, text=cfg.text, label=cfg.label))]
+    found = [row for _, row in convert_rows(rows, partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair))]
     rows.check()
     if not found:
         raise UserError("no row to learn from or to judge by", where=cfg.data, hint="rows of text and label")
@@ -112,10 +115,9 @@ def probabilities(model: Model, backend: Backend, texts: Sequence[LabelledText])
     """(texts, classes), each text's together 1; of a model that gives one text several classes each by itself, as
     transformers' pipeline has them."""
     network, ops, width = model.network, backend.ops, model.cfg.max_position_embeddings
-    whole = text_ids([row.text for row in texts], model.tokenizer, network.reads)
-    if cut := sum(len(ids) > width for ids in whole):
-        print(f"{cut} of {len(whole)} texts are cut {cut_where(model.tokenizer)}, to {width} tokens", file=sys.stderr)
-    whole = [truncated(ids, width, model.tokenizer) for ids in whole]
+    ids, types, cut = text_inputs(texts, model, width)
+    if cut:
+        print(f"{cut} of {len(texts)} texts are cut {cut_where(model.tokenizer)}, to {width} tokens", file=sys.stderr)
 
     def fn(params: Params, batch: Mapping[str, Array]) -> Array:
         scores = class_scores(ops, params, network, network.hidden(ops, params, batch, at=batch["read"]))
@@ -124,7 +126,8 @@ def probabilities(model: Model, backend: Backend, texts: Sequence[LabelledText])
         return ops.softmax(scores, -1)
     run = backend.evaluate(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
-    for group in like_lengths([len(ids) for ids in whole], ROWS):
-        batch = text_batch([whole[i] for i in group], len(group), network.reads)
+    for group in like_lengths([len(row) for row in ids], ROWS):
+        batch = text_batch([ids[i] for i in group], len(group), network.reads,
+                           None if types is None else [types[i] for i in group])
         out[group] = backend.numpy(run(model.params, batch))
     return out

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,15 +29,16 @@ from ondevice.data.sources import fitted
 from ondevice.data.stored import ChatRows
 from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.truncation import cut_where, truncated
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.folder import Model, tokenizer_of, whole_folder
-from ondevice.models.network import fills, objective
-from ondevice.stages.classify import text_ids
+from ondevice.models.network import objective
 from ondevice.stages.pretrain import most_of, source_of
 from ondevice.talk import find_model
+from ondevice.text_inputs import text_inputs
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")
@@ -86,7 +88,12 @@ def show(cfg: DataConfig) -> dict[str, Any]:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
     length = cfg.sequence_length or _STAGES[form].sequence_length
     counts = Counts()
-    _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
+    columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
+    if form != "label" and (said := [name for name, value in columns.items() if value != getattr(DataConfig, name)]):
+        raise UserError(f"says nothing of rows that are read as {form}", where=said[0],
+                        hint="give --form label, or leave it out")
+    made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
+    made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
@@ -160,7 +167,8 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
     """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
     why = ""
     for row, where in islice(rows, 1000):
-        if fills(model.cfg) and isinstance(row.get("text"), str) and isinstance(row.get("label"), str | int):
+        if (isinstance(model.cfg, EncoderConfig) or model.cfg.num_labels > 1) and isinstance(
+                row.get(cfg.text), str) and isinstance(row.get(cfg.label), str | int):
             return "label"
         try:
             return form_of(row)
@@ -220,22 +228,22 @@ def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDAr
     return batch["ids"][0][kept], learned[0][kept], targets
 
 
-def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts, *,
+              columns: Mapping[str, str]) -> None:
     for row, where in rows:
         try:
-            text, label, _ = to_label(row, "text", "label")
+            labelled = to_label(row, **columns)
         except Unlabelled as error:
             counts.skip(str(error), where, False)
             continue
         except BadRow as error:
             counts.skip(str(error), where)
             continue
-        ids, = text_ids([text], model.tokenizer, model.network.reads)
-        counts.use(min(len(ids), length), 1, len(ids) > length)
+        (ids,), _, cut = text_inputs([labelled], model, length)
+        counts.use(len(ids), 1, bool(cut))
         if len(counts.examples) < examples:
-            kept = truncated(ids, length, model.tokenizer)
-            shown = pieces(kept, np.zeros(len(kept), np.bool_), model.tokenizer)
-            counts.examples.append({"where": where, "tokens": [*shown, (f" {label}", True)]})
+            shown = pieces(ids, np.zeros(len(ids), np.bool_), model.tokenizer)
+            counts.examples.append({"where": where, "tokens": [*shown, (f" {labelled.label}", True)]})
 
 
 def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
@@ -322,7 +330,7 @@ def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Coun
 
 
 _FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
-    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs, "prompt": _prompts}
+    "text": _texts, "chat": _chats, "preference": _pairs, "prompt": _prompts}
 
 
 def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:

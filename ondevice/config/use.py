@@ -136,13 +136,13 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(UseConfig):
-    """Tell which class a text is of."""
+class TextConfig(UseConfig):
+    """What every use that reads one text has."""
 
     text: str = ""
     """The text. Empty: read it from stdin."""
     top: int = 5
-    """Likeliest classes shown."""
+    """Likeliest answers shown."""
 
     def check(self) -> None:
         super().check()
@@ -150,7 +150,17 @@ class LabelConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig(LabelConfig):
+class LabelConfig(TextConfig):
+    """Tell which class a text is of."""
+
+    pair: str = ""
+    """A second text that is read beside it, for a classifier of two texts. Empty: none."""
+    top: int = 5
+    """Likeliest classes shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillConfig(TextConfig):
     """Guess what is hidden in a text."""
 
     text: str = ""
@@ -204,6 +214,8 @@ class EvalConfig(UseConfig):
     """Examples of each task at most; 0: all."""
     text: str = "text"
     """Column of the text (classes)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (classes). Empty: none."""
     label: str = "label"
     """Column of the class (classes)."""
     answer: str = "number"
@@ -248,6 +260,12 @@ class DataConfig:
     form: Literal["auto", "text", "label", "chat", "preference", "prompt"] = "auto"
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo) or prompt (grpo,
     ppo). auto: what the first row that can be read is; an encoder takes text with a label for label."""
+    text: str = "text"
+    """Column of the text (label)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (label). Empty: none."""
+    label: str = "label"
+    """Column of the class (label)."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000

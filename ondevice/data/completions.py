@@ -142,14 +142,19 @@ def source_batch(sources: Sequence[Ids], size: int) -> Batch:
     return {"source_ids": ids, "source_lengths": lengths}
 
 
-def text_batch(rows: Sequence[Ids], size: int, reads: str = "last") -> Batch:
+def text_batch(rows: Sequence[Ids], size: int, reads: str = "last", types: Sequence[Ids] | None = None) -> Batch:
     """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or `last` token. Who
-    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins."""
+    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins. `types` say of
+    each token which of two texts it is of; they come out as (R, T)."""
     width = bucket(max(len(row) for row in rows), finer=2)
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
         ids[r, :len(row)] = row
     batch: Batch = {"ids": ids, "positions": _positions(size, width)}
+    if types is not None:
+        batch["types"] = np.zeros((size, width), np.int32)
+        for r, row in enumerate(types):
+            batch["types"][r, :len(row)] = row
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
     if reads == "first":
         batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)

@@ -47,16 +47,21 @@ def to_text(row: Row) -> str:
     return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
 
 
-def to_label(row: Row, text: str, label: str) -> LabelledText:
-    """A row's text and class, from such columns. Raises Unlabelled where the class is -1."""
+def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
+    """A row's text and class, and the second text of the column `pair` where one is named. Raises Unlabelled where the
+    class is -1."""
     if not isinstance(row.get(text), str) or not row[text].strip():
         raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
+    beside = row.get(pair) if pair else None
+    if pair and (not isinstance(beside, str) or not beside.strip()):
+        raise BadRow(f"the column {pair!r} holds no text{_columns(row, pair, 'pair')}")
     found = row.get(label)
     if not isinstance(found, str | int):
         raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
     if str(found) == str(NO_LABEL):
         raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
-    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found))
+    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found),
+                        text_of(beside, pair) if pair else None)
 
 
 def _columns(row: Row, wanted: str, setting: str) -> str:

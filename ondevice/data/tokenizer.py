@@ -171,6 +171,11 @@ class Tokenizer:
         # The fast call leaves out offsets, which nobody asked for.
         return [e.ids for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_texts(self, texts: Sequence[str]) -> list[Any]:
+        """`tokenizers.Encoding` of each text, without the tokens around it; special tokens are never recognised."""
+        encodings: list[Any] = self._text_only.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
+
     def encode_spans(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as such."""
         encodings: list[Any] = self.inner.encode_batch(list(texts), add_special_tokens=False)

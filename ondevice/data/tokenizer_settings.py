@@ -30,9 +30,8 @@ _BERT: dict[str, tuple[str, Any]] = {
 def with_settings(inner: Any, config: Mapping[str, Any], model_config: Mapping[str, Any], where: str) -> Any:
     """The tokenizer as `config` (tokenizer_config.json) sets it; `model_config` is config.json. Raises UserError for a
     setting of the wrong kind, and for one that would need another tokenizer.json."""
-    named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
-    kind = named if isinstance(named, str) else _BY_TYPE.get(str(model_config.get("model_type")), "")
-    kind = kind.removesuffix("Fast")
+    kind = _class_of(config.get("tokenizer_class") or model_config.get("tokenizer_class"),
+                     str(model_config.get("model_type")))
     if kind in _LOWERCASING:
         return _changed(inner, "normalizer", "BertNormalizer", _bert_settings(config, where))
     if kind in _BYTE_LEVEL:
@@ -41,6 +40,19 @@ def with_settings(inner: Any, config: Mapping[str, Any], model_config: Mapping[s
     if kind in _SENTENCEPIECE:
         _need_same_prefix(inner, config, where)
     return inner
+
+
+def has_types(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether transformers' tokenizer says of each token of two texts which one it is of (`token_type_ids`)."""
+    names = config.get("model_input_names")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return _class_of(config.get("tokenizer_class"), model_type) in _LOWERCASING
+
+
+def _class_of(named: Any, model_type: str) -> str:
+    """transformers' class for what a file names, or for the type of the model."""
+    return (named if isinstance(named, str) else _BY_TYPE.get(model_type, "")).removesuffix("Fast")
 
 
 def _bert_settings(config: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ondevice.config.stages import ClassifyConfig
 from ondevice.context import Context, Made
@@ -18,8 +17,7 @@ from ondevice.data.classes import LabelledText, in_order, is_integer, missing_nu
 from ondevice.data.completions import text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.sources import RowSource
-from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.truncation import cut_where, truncated
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import classification_loss
@@ -29,6 +27,7 @@ from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.stages import material
 from ondevice.stages.wanted import Wanted
+from ondevice.text_inputs import text_inputs
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
@@ -36,7 +35,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx)
+    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
@@ -110,15 +109,14 @@ class LabelledSource(RowSource):
     def __init__(self, rows: Sequence[LabelledText], *, model: Model, numbers: Mapping[str, int], width: int,
                  batch_size: int, seed: int, accumulate: int = 1) -> None:
         self.reads = model.network.reads
-        whole = text_ids([row.text for row in rows], model.tokenizer, self.reads)
-        self.cut = sum(len(ids) > width for ids in whole)
-        self._texts = [truncated(ids, width, model.tokenizer) for ids in whole]
+        self._texts, self._types, self.cut = text_inputs(rows, model, width)
         self._classes = np.array([numbers[row.label] for row in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen = [row for _, row in group]
-        batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads)
+        types = None if self._types is None else [self._types[i] for i in chosen]
+        batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads, types)
         batch |= packing.pad_targets(self._classes[chosen], batch["read"][:len(chosen)], self.batch_size)
         del batch["index"]  # a text is read at `read`
         return batch
@@ -130,10 +128,3 @@ class Whole:
     def __init__(self, source: LabelledSource) -> None:
         self.eval_batches = lambda limit: source.eval_batches(None)
 
-
-def text_ids(texts: Sequence[str], tokenizer: Tokenizer, reads: str) -> list[NDArray[np.int32]]:
-    """Texts as they are judged: between the tokens that open and close one for who reads the `first` token, closed by
-    the end token for who reads the `last`."""
-    opening = [tokenizer.cls_id] if reads == "first" else []
-    closing = [tokenizer.sep_id if reads == "first" else tokenizer.eos_id]
-    return [np.array([*opening, *ids, *closing], np.int32) for ids in tokenizer.encode_batch(texts)]

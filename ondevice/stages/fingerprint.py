@@ -26,7 +26,7 @@ _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every
 """Fields that do not decide what the result is: a run may go on with other ones."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
-_BEFORE = {"limit": 0}
+_BEFORE = {"limit": 0, "pair": ""}
 """What a field was taken to be where a fingerprint has none."""
 _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}

@@ -144,13 +144,16 @@ class Labelled:
     held: list[LabelledText]
 
 
-def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
-    """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
-    Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
+def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
+    each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
+    held-out classes that stand nowhere else."""
     from ondevice.data.formats import to_label
 
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
     train, held = halves(wanted, ctx, _builtin_labels,
-                         lambda one: converted(one, partial(to_label, text=text, label=label), ctx),
+                         lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
                          partial(last_held, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
     if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
