@@ -1,9 +1,10 @@
 """What a classifier reads: a text, or two beside each other, as ids between the tokens that its tokenizer puts around
 them, cut as transformers cuts them.
 
-Two texts are as transformers' `tokenizer(first, second, truncation=True)`: for BERT `[CLS] a [SEP] b [SEP]`, and the
-type of each token says which of the two it is of. A decoder, for which no model has a form, reads each with the end
-token behind it.
+One text is as transformers' `tokenizer(text, truncation=True)`, two are as `tokenizer(first, second, truncation=True)`:
+for BERT `[CLS] a [SEP] b [SEP]`, and the type of each token says which of the two it is of. A decoder's tokenizer has
+no form for two and would run them together: there the end token stands between them, as in
+`tokenizer(first + tokenizer.eos_token + second)`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
                           sum(len(ids) > most for ids in whole))
     firsts, seconds = (tokenizer.encode_texts(texts) for texts in (
         [row.text for row in rows], [str(row.pair) for row in rows]))
-    made = [_joined(a, b, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)]
+    around = _around(tokenizer, reads)
+    made = [_joined(a, b, around, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)]
     typed = isinstance(model.cfg, EncoderConfig) and model.cfg.type_vocab_size > 1 and has_types(
         tokenizer.config, model.cfg.model_type)
     return TextInputs([ids for ids, _, _ in made], [types for _, types, _ in made] if typed else None,
@@ -50,18 +52,29 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
 
 
 def text_ids(texts: Sequence[str], tokenizer: Tokenizer, reads: str) -> list[Ids]:
-    """Texts as they are judged: between the tokens that open and close one for who reads the `first` token, closed by
-    the end token for who reads the `last`."""
-    opening = [tokenizer.cls_id] if reads == "first" else []
-    closing = [tokenizer.sep_id if reads == "first" else tokenizer.eos_id]
+    """Texts as they are judged: between the tokens that open and close one for who reads the `first` token; with those
+    that the tokenizer puts around a text by itself, if any, for who reads the `last`."""
+    opening, closing = _around(tokenizer, reads)
     return [np.array([*opening, *ids, *closing], np.int32) for ids in tokenizer.encode_batch(texts)]
 
 
-def _joined(first: Any, second: Any, tokenizer: Tokenizer, reads: str, most: int) -> tuple[Ids, Ids, bool]:
+def _around(tokenizer: Tokenizer, reads: str) -> tuple[list[int], list[int]]:
+    """What stands before a text and behind it."""
+    if reads == "first":
+        return [tokenizer.cls_id], [tokenizer.sep_id]
+    bare, whole = (tokenizer.inner.encode("a", add_special_tokens=added).ids for added in (False, True))
+    start = next((n for n in range(len(whole)) if whole[n:n + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare):]
+
+
+def _joined(first: Any, second: Any, around: tuple[list[int], list[int]], tokenizer: Tokenizer, reads: str,
+            most: int) -> tuple[Ids, Ids, bool]:
     """(ids, types, whether something was cut) of two texts as `tokenizers.Encoding` without special tokens."""
+    opening, closing = around
+    between = closing if reads == "first" else [tokenizer.eos_id]
     added = tokenizer.inner.num_special_tokens_to_add(True) if reads == "first" else 0
-    around = added or (3 if reads == "first" else 2)
-    kept = lengths_within(len(first.ids), len(second.ids), max(most - around, 0))
+    room = most - (added or len(opening) + len(between) + len(closing))
+    kept = lengths_within(len(first.ids), len(second.ids), max(room, 0))
     cut = kept != (len(first.ids), len(second.ids))
     if cut:
         side = truncation_side(tokenizer)
@@ -70,9 +83,7 @@ def _joined(first: Any, second: Any, tokenizer: Tokenizer, reads: str, most: int
     if added:
         whole = tokenizer.inner.post_process(first, second)
         return np.array(whole.ids, np.int32), np.array(whole.type_ids, np.int32), cut
-    opening = [tokenizer.cls_id] if reads == "first" else []
-    closing = tokenizer.sep_id if reads == "first" else tokenizer.eos_id
-    before, behind = [*opening, *first.ids, closing], [*second.ids, closing]
+    before, behind = [*opening, *first.ids, *between], [*second.ids, *closing]
     return (np.array([*before, *behind], np.int32),
             np.array([0] * len(before) + [1] * len(behind), np.int32), cut)
 

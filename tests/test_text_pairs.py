@@ -23,8 +23,8 @@ from ondevice.data.completions import text_batch
 from ondevice.data.formats import BadRow, to_label
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
-from ondevice.models.folder import load_model
-from ondevice.models.heads import class_scores
+from ondevice.models.folder import load_model, write
+from ondevice.models.heads import class_scores, with_head
 from ondevice.preview import show
 from ondevice.text_inputs import lengths_within, text_inputs
 from test_classify import files  # noqa: F401  the module's fixture
@@ -129,13 +129,36 @@ def test_a_classifier_of_two_texts_learns_is_asked_and_measured(files: Path, bod
     model = load_model(made, backend)
     ids, = text_inputs([LabelledText("Anna likes 3", "", "pears")], model, 24).ids
     tokenizer = model.tokenizer
-    closing = tokenizer.eos_id if body == "decoder" else tokenizer.sep_id
-    opening = [] if body == "decoder" else [tokenizer.cls_id]
-    assert ids.tolist() == [*opening, *tokenizer.encode("Anna likes 3"), closing, *tokenizer.encode("pears"), closing]
+    first, second = tokenizer.encode("Anna likes 3"), tokenizer.encode("pears")
+    assert ids.tolist() == ([*first, tokenizer.eos_id, *second] if body == "decoder" else
+                            [tokenizer.cls_id, *first, tokenizer.sep_id, *second, tokenizer.sep_id])
     shown = show(DataConfig(action="show", data=str(data), model=str(made), form="label", **COLUMNS))
     ids, = text_inputs([LabelledText("Anna likes 1", "", "pears")], model, 99).ids
     assert shown["used"] == 60 and "".join(text for text, _ in shown["examples"][1]["tokens"]) == (
         tokenizer.decode(ids, skip_special=False) + " yes")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_decoders_classes_are_transformers(opened: bool, backend: Backend, tmp_path: Path) -> None:
+    """As the model's card says to ask it: whatever its tokenizer puts around a text, and nothing else."""
+    transformers = pytest.importorskip("transformers")
+    policy = small_stages.make(tmp_path, backend) / "policy"
+    made = with_head(load_model(policy, backend), backend, 3, 3, ("sad", "glad", "calm"))
+    (tmp_path / "m").mkdir()
+    write(tmp_path / "m", backend, made)
+    if opened:
+        file = tmp_path / "m" / "tokenizer.json"
+        inner = tokenizers.Tokenizer.from_file(str(file))
+        word = made.tokenizer.inner.id_to_token(made.tokenizer.eos_id)
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{word} $A", pair=f"{word} $A {word} $B", special_tokens=[(word, made.tokenizer.eos_id)])
+        inner.save(str(file))
+    pipeline = transformers.pipeline("text-classification", str(tmp_path / "m"), top_k=None, device="cpu")
+    eos = pipeline.tokenizer.eos_token
+    for pair in ("", "green pears"):
+        want = {one["label"]: one["score"] for one in pipeline([f"Anna red{eos * bool(pair)}{pair}"])[0]}
+        got = od.label(model=tmp_path / "m", text="Anna red", pair=pair, backend=backend.name, device="cpu")
+        assert {one["label"]: one["probability"] for one in got["classes"]} == pytest.approx(want, abs=1e-5)
 
 
 def test_a_pair_of_a_tokenizer_without_a_form_is_berts(tmp_path: Path, backend: Backend) -> None:
