@@ -102,6 +102,29 @@ def test_a_sentencepiece_that_contradicts_is_refused(there: str, said: bool | No
     assert "add_prefix_space" in str(caught.value.where) and "save_pretrained" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "GPT2Tokenizer", "LlamaTokenizer"])
+@pytest.mark.parametrize("there", [(), ("bos",), ("bos", "eos")], ids=str)
+@pytest.mark.parametrize("said", [
+    {}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True},
+    {"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False, "add_eos_token": False}], ids=str)
+def test_what_stands_around_a_text_is_tokenizer_jsons(kind: str, there: tuple[str, ...], said: dict[str, bool],
+                                                         tmp_path: Path) -> None:
+    """transformers 5 takes these from tokenizer.json, whatever the config says."""
+    inner, _ = bart_tokenizer()
+    inner.post_processor = pre = processors.ByteLevel(trim_offsets=False)
+    if there:
+        before, behind = ("<s> " * ("bos" in there), " </s>" * ("eos" in there))
+        inner.post_processor = processors.Sequence([pre, processors.TemplateProcessing(
+            single=f"{before}$A{behind}", pair=f"{before}$A{behind} $B", special_tokens=[("<s>", 0), ("</s>", 2)])])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    ours, theirs = settle(tmp_path, {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": kind, **said})
+    want = theirs("Anna lives").input_ids
+    assert ours.inner.encode("Anna lives", add_special_tokens=True).ids == want
+    ours.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").inner.encode("Anna lives").ids == want
+
+
 def test_a_setting_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
     wordpiece(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": "yes"}))

@@ -65,7 +65,7 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
                         f"{', '.join(declared[:8])}", where="data", hint="write names in both, or numbers in both")
     others.sort()
     if all(map(_is_number, others)):
-        others.sort(key=float)
+        others.sort(key=int if all(map(is_integer, others)) else float)
     return (*declared, *others)
 
 

@@ -42,4 +42,3 @@ def truncated(ids: Sequence[int] | NDArray[np.int32], most: int, tokenizer: Toke
 def cut_where(tokenizer: Tokenizer) -> str:
     """For people: at which side of a text is cut."""
     return "at the beginning" if truncation_side(tokenizer) == "left" else "at the end"
-
