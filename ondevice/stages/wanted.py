@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
+from ondevice.data.classes import NO_LABEL
+from ondevice.data.hub_rows import PREFIX
 from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.stored import link_from
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.progress import counted
 
@@ -25,6 +29,8 @@ T = TypeVar("T")
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
 HELD_MOST = 500  # rows
 REJECTED = "rejected.jsonl"
+COMMITS = "commits.json"
+"""Of each data set of the Hub that a stage has read: its commit, empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +196,38 @@ def opened(path: str, limit: int = 0) -> Rows:
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """(place, converted row); a row that cannot be converted is set aside."""
-    from ondevice.data.formats import BadRow
+    from ondevice.data.formats import BadRow, Unlabelled
 
     for row, place in rows:
         try:
             made = convert(row)
+        except Unlabelled:
+            rows.leave_out()
         except BadRow as error:
             rows.reject(place, str(error), row)
         else:
             yield place, made
 
 
+def _note_commit(rows: Rows, ctx: Context) -> None:
+    """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which stays where the
+    stage begins anew."""
+    file = ctx.folder.path / COMMITS
+    before = read_json(file)
+    if before.get(rows.spec) != rows.commit:
+        checkpoint.write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
+    ctx.say(f"{ctx.name}: {rows.spec} was read at commit {rows.commit}" if rows.commit else
+            f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
+
+
 def settle(rows: Rows, ctx: Context) -> None:
     """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
     rows.check()
+    if rows.spec.startswith(PREFIX):
+        _note_commit(rows, ctx)
+    if rows.unlabelled:
+        ctx.warn(f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
+                 "there is none, and are left out (where it is a class, write a word for it)")
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)
