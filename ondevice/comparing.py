@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.formats import to_prompt
 from ondevice.data.readers import AS_IS, Reading
+from ondevice.data.truncation import cut_where
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import inert
@@ -86,7 +88,11 @@ def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[M
 
 def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
     """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
-    context does not hold."""
+    context does not hold; an encoder-decoder reads a part of it, and stderr says so."""
     need_template(model)
-    drawn = generator_of(model, backend, how).run(model.params, [chat_ids(messages, model) for messages in asked])
+    prompts, generator = [chat_ids(messages, model) for messages in asked], generator_of(model, backend, how)
+    if cut := sum(map(generator.is_cut, prompts)):
+        print(f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "
+              f"{model.cfg.max_position_embeddings} tokens", file=sys.stderr)
+    drawn = generator.run(model.params, prompts)
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

@@ -37,6 +37,9 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
     if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
         alone = "classes"
+    columns = [name for name in ("text", "pair", "label") if getattr(cfg, name) != getattr(EvalConfig, name)]
+    if alone != "classes" and columns:
+        raise UserError("is for a classifier's rows (classes)", where=columns[0], hint="leave it out")
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,24 +21,39 @@ from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, with_template_kwargs
-from ondevice.data.formats import BadRow, Row, is_judged, to_chat, to_judged, to_label, to_pair, to_prompt, to_text
+from ondevice.data.completions import counted_answers, fitted_row
+from ondevice.data.formats import (
+    BadRow,
+    Row,
+    Unlabelled,
+    is_judged,
+    to_chat,
+    to_judged,
+    to_label,
+    to_pair,
+    to_prompt,
+    to_text,
+)
 from ondevice.data.mixture import sources
 from ondevice.data.readers import Part, Reading, Rows, read
 from ondevice.data.record import Record, telling
 from ondevice.data.sources import fitted
 from ondevice.data.spelt import SIGN, Spelt, separated
 from ondevice.data.spelt import shown as shown_text
+from ondevice.data.stored import ChatRows
 from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.folder import Model, tokenizer_of, whole_folder
-from ondevice.models.network import fills, objective
-from ondevice.stages.classify import text_ids
+from ondevice.models.network import objective
 from ondevice.stages.pretrain import most_of, source_of
 from ondevice.stages.wanted import Wanted
 from ondevice.talk import find_model
+from ondevice.text_inputs import text_inputs
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")
@@ -96,12 +111,18 @@ def show(cfg: DataConfig) -> dict[str, Any]:
         raise UserError(f"ends documents of text, and this is read as {form}", where="separator",
                         hint="leave it out, or give --form text")
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
-    _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
+    columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
+    if form != "label" and (said := [name for name, value in columns.items() if value != getattr(DataConfig, name)]):
+        raise UserError(f"says nothing of rows that are read as {form}", where=said[0],
+                        hint="give --form label, or leave it out")
+    made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
+    made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     unused = rows.unused
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
+            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.start is not None else "",
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "bad_share": cfg.bad_share,
             "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
@@ -140,7 +161,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     lines = [f"{inert(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
     said = f"{shown['used']:,} used, {shown['cut']:,} cut"
     if shown["sequence_length"]:
-        said += f" at {shown['sequence_length']} tokens"
+        said += f" at {shown['sequence_length']} tokens{shown['cut_where']}"
     skipped = sum(entry["count"] for entry in shown["skipped"].values())
     lines.append(f"{said}, {skipped:,} left out")
     worst = sorted(shown["skipped"].items(), key=lambda item: -item[1]["count"])
@@ -177,7 +198,8 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
     """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
     why = ""
     for row, where in islice(rows, 1000):
-        if fills(model.cfg) and isinstance(row.get("text"), str) and isinstance(row.get("label"), str | int):
+        if (isinstance(model.cfg, EncoderConfig) or model.cfg.num_labels > 1) and isinstance(
+                row.get(cfg.text), str) and isinstance(row.get(cfg.label), str | int):
             return "label"
         try:
             return form_of(row)
@@ -249,27 +271,33 @@ def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDAr
     return batch["ids"][0][kept], learned[0][kept], targets
 
 
-def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts, *,
+              columns: Mapping[str, str]) -> None:
     for row, where in rows:
         try:
-            text, label = to_label(row, "text", "label")
+            labelled = to_label(row, **columns)
+        except Unlabelled as error:
+            row.bad = True
+            counts.skip(str(error), where, False)
+            continue
         except BadRow as error:
             row.bad = True
             counts.skip(str(error), where)
             continue
-        ids, = text_ids([text], model.tokenizer, model.network.reads)
-        counts.use(min(len(ids), length), 1, len(ids) > length)
+        (ids,), _, cut = text_inputs([labelled], model, length)
+        counts.use(len(ids), 1, bool(cut))
         if len(counts.examples) < examples:
-            shown = pieces(ids[:length], np.zeros(min(len(ids), length), np.bool_), model.tokenizer)
-            counts.examples.append({"where": where, "tokens": [*shown, (f" {label}", True)]})
+            shown = pieces(ids, np.zeros(len(ids), np.bool_), model.tokenizer)
+            counts.examples.append({"where": where, "tokens": [*shown, (f" {labelled.label}", True)]})
 
 
 def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
+    count = _count if model.network.start is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
     for chat, where in islice(found := _made(rows, to_chat, counts), examples):
         try:
-            _count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
+            count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
         except BadRow as error:
             counts.skip(str(error), where)
     places: list[str] = []
@@ -279,8 +307,8 @@ def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts
             places.append(where)
             yield chat["messages"]
 
-    _count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
-           "", tokenizer, length, 0, counts)
+    count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
+          "", tokenizer, length, 0, counts)
 
 
 def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
@@ -295,6 +323,22 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
             # all of it where nothing is cut: what follows the last target is left out of the row, but is worth a look
             end = kept if cut else len(row.ids)
             counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
+
+
+def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
+                   counts: Counts) -> None:
+    """Answers whose prompts are read beside them, by the rule of `CompletionSource`."""
+    for chat in made:
+        answers, skipped = counted_answers(ChatRows.of([chat]))
+        for _ in range(skipped):
+            counts.skip("no answer to learn, or nothing before it", where, False)
+        for answer in answers:
+            row = fitted_row(answer, length, tokenizer)
+            counts.use(row.length, len(row.completion), row.length < answer.length)
+            if len(counts.examples) < examples:
+                ids = np.concatenate([row.prompt, row.completion]).astype(np.int32)
+                counts.examples.append({"where": where, "tokens": pieces(
+                    ids, np.arange(row.length) >= len(row.prompt), tokenizer)})
 
 
 def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
@@ -332,7 +376,7 @@ def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Coun
 
 
 _FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
-    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs,
+    "text": _texts, "chat": _chats, "preference": _pairs,
     "judged": partial(_pairs, judged=True), "prompt": _prompts}
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ondevice.checkpoint import _sync as sync
+from ondevice.atomic import sync
 from ondevice.errors import UserError
 from ondevice.runfolder import ticks
 

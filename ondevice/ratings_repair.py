@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice import ratings_lock
-from ondevice.checkpoint import _sync as sync
+from ondevice.atomic import sync
 from ondevice.errors import UserError
 from ondevice.ratings import Ratings, Unreadable, item_of, vote_of
 from ondevice.ratings_copies import copies, is_ours, keep_copy, read_only

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +24,17 @@ from ondevice.ratings_schema import APPLICATION, COLUMNS, SCHEMA, VERSION
 
 FILE = "ratings.db"  # in a run folder
 PATIENCE_S = 5.0  # how long another program may hold the file
+FULL_BYTES = 2**20  # so little room is none
 NOT_OURS = "is not a ratings database"
 REPAIR = "ondevice ratings repair FILE saves what can be read"
 
 
 def ratings_file(path: str | Path) -> Path:
-    """A database, or the one of a run folder."""
+    """A database, or the one of a run folder. What is not there yet is a database where its name ends in .db, else a
+    run folder."""
     path = Path(path).expanduser()
-    return path / FILE if path.is_dir() else path
+    folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
+    return path / FILE if folder else path
 
 
 class Damaged(UserError):
@@ -204,6 +208,8 @@ def refused(error: sqlite3.Error, file: Path) -> Exception:
                "SQLITE_NOTADB": NOT_OURS}
     for code, reason in reasons.items():
         if name == code or name.startswith(code + "_"):
+            if code == "SQLITE_IOERR" and shutil.disk_usage(file.parent).free < FULL_BYTES:
+                reason = reasons["SQLITE_FULL"]  # what SQLite says where its side files cannot grow
             return UserError(reason, where=str(file))
     if name.startswith("SQLITE_CORRUPT") or "Could not decode to UTF-8" in str(error):
         return Damaged("is damaged", where=str(file), hint=REPAIR)

@@ -30,8 +30,9 @@ ANY = ("hash", "boxed", "tag", "last_number")
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """{"accuracy", "interval" (Wilson's 95 %), "problems", "answered" (share with an answer in the asked form),
-    "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
-    least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
+    "truncated" (share that did not end), of an encoder-decoder "cut_prompts" (how many were read in part)} of greedy
+    answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at least one of so many answers at temperature 1
+    solves, and "pass@1", "pass@2", "pass@4" … of fewer.
 
     The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
     UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
@@ -65,6 +66,9 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         share = wilson(int(right.sum()), len(asked))
         out = {"accuracy": share.share, "interval": [share.low, share.high], "problems": len(asked),
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
+        if model.network.start is not None:  # of any other model a prompt that is too long is refused
+            longest = model.cfg.max_position_embeddings
+            out["cut_prompts"] = sum(len(prompt) > longest for prompt in prompts)
         if cfg.tries:
             counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
             out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}

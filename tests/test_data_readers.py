@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from data_samples import real_data
 from ondevice.data.formats import chats, texts
 from ondevice.data.readers import Part, Rows, read
+from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 
 GOOD = b'{"text": "good"}\n'
@@ -189,7 +190,13 @@ def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch:
     assert table.to_pylist() != wanted
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert found(tmp_path / "a.parquet")[0] == wanted
-    module = types.SimpleNamespace(load_dataset=lambda *_, **__: table.to_pylist())
+
+
+    class Stream(list[Any]):
+        features = None
+
+    builder = types.SimpleNamespace(hash="", as_streaming_dataset=lambda split: Stream(table.to_pylist()))
+    module = types.SimpleNamespace(load_dataset_builder=lambda *_, **__: builder)
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert [row for row, _ in read("hub:someone/something")] == wanted
 
@@ -198,9 +205,10 @@ def test_extras_that_are_absent_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pyarrow .*ondevice\[data\]"):
+    hint = re.escape(install_hint("data"))
+    with pytest.raises(UserError, match=rf"pyarrow \({hint}\)"):
         found(write(tmp_path, "a.parquet", "x"))
-    with pytest.raises(UserError, match=r"datasets .*ondevice\[data\]"):
+    with pytest.raises(UserError, match=rf"datasets \({hint}\)"):
         list(read("hub:someone/something"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ondevice.backend import load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin import build
 from ondevice.data.readers import Rows
+from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, file_problems, problems
@@ -201,5 +203,6 @@ class TestGym:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"gym:gcd: needs the library reasoning-gym \(pip install 'ondevice\[rewards"):
+    hint = re.escape(install_hint("rewards"))
+    with pytest.raises(UserError, match=rf"gym:gcd: needs the library reasoning-gym \({hint}\)"):
         problems("gym:gcd", "train", 3, 0, CORPUS)

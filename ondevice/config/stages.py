@@ -335,6 +335,8 @@ class ClassifyConfig(TrainingConfig):
     """Held-out rows; empty: the last part of the data (builtin has its own)."""
     text: str = "text"
     """Column of the text."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (a question and its answer, two sentences). Empty: none."""
     label: str = "label"
     """Column of the class."""
     sequence_length: int = 128

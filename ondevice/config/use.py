@@ -145,13 +145,13 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(UseConfig):
-    """Tell which class a text is of."""
+class TextConfig(UseConfig):
+    """What every use that reads one text has."""
 
     text: str = ""
     """The text. Empty: read it from stdin."""
     top: int = 5
-    """Likeliest classes shown."""
+    """Likeliest answers shown."""
 
     def check(self) -> None:
         super().check()
@@ -159,7 +159,17 @@ class LabelConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig(LabelConfig):
+class LabelConfig(TextConfig):
+    """Tell which class a text is of."""
+
+    pair: str = ""
+    """A second text that is read beside it, for a classifier of two texts. Empty: none."""
+    top: int = 5
+    """Likeliest classes shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillConfig(TextConfig):
     """Guess what is hidden in a text."""
 
     text: str = ""
@@ -203,8 +213,8 @@ class EvalConfig(RowsConfig, UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
-    """Held-out text, chats, problems, pairs or prompts: a file, a folder, hub:OWNER/NAME[/CONFIG][:SPLIT],
-    builtin[:RECIPE], for problems gym:NAME too."""
+    """Held-out text, chats, problems, pairs or prompts: a file, a folder,
+    hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT], builtin[:RECIPE], for problems gym:NAME too."""
     tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"], ...] = ()
     """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
     in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
@@ -214,6 +224,8 @@ class EvalConfig(RowsConfig, UseConfig):
     """Examples of each task at most; 0: all."""
     text: str = "text"
     """Column of the text (classes)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (classes). Empty: none."""
     label: str = "label"
     """Column of the class (classes)."""
     answer: str = "number"
@@ -260,13 +272,19 @@ class DataConfig(RowsConfig):
     action: Literal["show"]
     """show: a few examples, and how many rows can be used."""
     data: str
-    """A file, a folder, or hub:OWNER/NAME."""
+    """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
     form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
     with loss_type kto) or prompt (grpo, ppo). auto: what the first row that can be read is; an encoder takes text with
     a label for label."""
+    text: str = "text"
+    """Column of the text (label)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (label). Empty: none."""
+    label: str = "label"
+    """Column of the class (label)."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000

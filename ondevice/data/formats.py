@@ -10,6 +10,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ondevice.config.template_kwargs import TAKEN
+from ondevice.data.classes import NO_LABEL, LabelledText
 from ondevice.data.record import Record, carries
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class BadRow(Exception):
     """A row that cannot be used; the text is the reason."""
 
 
+class Unlabelled(BadRow):
+    """A row whose class nobody has said: nothing is wrong with it, it is left out and counted."""
+
+
 def accounted(convert: Callable[[Record], T]) -> Callable[[Row], T]:
     """A form whose rows are bad where they say a part of a chat that it has not taken up. What else it has not asked
     for, the row itself remembers."""
@@ -78,13 +83,28 @@ def to_text(row: Row) -> str:
     return "\n\n".join(_content_alone(message, "plain text") for message in messages)
 
 
-def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
-    """(text, class) of a row with such columns."""
+def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
+    """A row's text and class, and the second text of the column `pair` where one is named. Raises Unlabelled where the
+    class is -1."""
     if not isinstance(row.get(text), str) or not row[text].strip():
-        raise BadRow(f"the column {text!r} holds no text")
-    if not isinstance(row.get(label), str | int):
-        raise BadRow(f"the column {label!r} holds no class")
-    return row[text], str(row[label])
+        raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
+    beside = row.get(pair) if pair else None
+    if pair and (not isinstance(beside, str) or not beside.strip()):
+        raise BadRow(f"the column {pair!r} holds no text{_columns(row, pair, 'pair')}")
+    found = row.get(label)
+    if not isinstance(found, str | int):
+        raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
+    if str(found) == str(NO_LABEL):
+        raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
+    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found),
+                        text_of(beside, pair) if pair else None)
+
+
+def _columns(row: Row, wanted: str, setting: str) -> str:
+    """For people: which columns there are, where the one that is wanted is not."""
+    if wanted in row:
+        return ""
+    return f": the columns are {', '.join(map(str, row))} (name one with --{setting})"
 
 
 @accounted

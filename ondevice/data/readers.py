@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.data.classes import NO_LABEL, class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
+from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
 from ondevice.data.record import Record, telling
 from ondevice.errors import UserError
 
@@ -27,7 +29,6 @@ Found = tuple[Record, str]
 
 LIMIT = 0.01
 _CHUNK = 1 << 20
-_EXTRA = "pip install 'ondevice[data]'"
 
 
 class Reading(NamedTuple):
@@ -102,14 +103,15 @@ class Rows:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
         self.reading, self.bad, self._of_files = reading, reading.bad, notes or []
         self.rejected: list[Rejected] = []
-        self.seen = 0
+        self.commit = ""  # of a data set of the Hub, once it is read
+        self.seen = self.unlabelled = 0
         self.template = ""  # the chat template that the rows are for, where there is one
         self.notes: list[str] = [*self._of_files]  # whoever converts the rows may have to say more of them
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected, self.notes, whole = 0, [], [*self._of_files], 0
+        self.seen, self.unlabelled, self.rejected, self.notes, whole = 0, 0, [], [*self._of_files], 0
         self._unused, self._open = {}, None
         for item, where in self._found():
             self.seen += 1
@@ -155,6 +157,13 @@ class Rows:
             count, first = self._unused.get(name, (0, where))
             self._unused[name] = count + 1, first
 
+    def _read_at(self, commit: str) -> None:
+        self.commit = commit
+
+    def leave_out(self) -> None:
+        """Counts a row without a class: it is not bad, and not used."""
+        self.unlabelled += 1
+
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
         self.rejected.append(Rejected(where, reason, row))
@@ -162,7 +171,10 @@ class Rows:
             self._stop()
 
     def check(self) -> None:
-        """Raises UserError, naming the first, where too many rows were bad."""
+        """Raises UserError, naming the first, where too many rows were bad, and where none has a class."""
+        if self.strict and self.unlabelled and self.unlabelled + len(self.rejected) == self.seen:
+            raise UserError(f"no row has a class: all say {NO_LABEL}", where=self.spec,
+                            hint="the test split of many sets has none; take another one")
         if self.strict and len(self.rejected) > self.bad * self.seen:
             self._stop()
 
@@ -177,8 +189,8 @@ class Rows:
                              "more")
 
     def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
-        if self.spec.startswith("hub:"):
-            yield from _hub(self.spec)
+        if self.spec.startswith(PREFIX):
+            yield from ((without_nulls(row), where) for row, where in hub_rows(self.spec, self._read_at))
         for file in self.files:
             try:
                 yield from _READERS[kind_of(file)](file)
@@ -198,7 +210,8 @@ def add_lines(path: Path, lines: list[str]) -> int:
 
 def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = "train",
          reading: Reading = AS_IS) -> Rows:
-    """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
+    """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`; the
+    first `limit` (0: all).
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out;
     of one that holds splits by name, `split` is read (see folders.py). Raises UserError for what does not exist or is
@@ -207,14 +220,15 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = 
     name = str(spec)
     if name.startswith("gym:"):
         raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
-    if name.startswith("hub:"):
+    if name.startswith(PREFIX):
+        HubSpec.parse(name)
         return Rows(name, [], [], strict, limit, reading)
     path = Path(spec).expanduser()
     if path.is_dir():
         found = listing(path, split)
         return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)
     if not path.is_file():
-        raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
+        raise UserError("no such file or folder", where=name, hint=f"a data set of the Hub: {FORM}")
     if kind_of(path) not in _READERS:
         raise UserError(f"cannot read {kind_of(path) or 'a file without an ending'}", where=name,
                         hint=f"known: {known()}")
@@ -396,33 +410,28 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise UserError("Parquet files need pyarrow", where=str(file), hint=_EXTRA) from error
+        from ondevice.distribution import install_hint
+
+        raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0
     try:
         with parquet.ParquetFile(file) as source:
+            classes = class_columns(_features(source.schema_arrow.metadata))
             for batch in source.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield without_nulls(row), f"{file}:row {number}"
+                    yield with_names(without_nulls(row), classes), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
         raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
 
 
-def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
+def _features(metadata: Any) -> dict[str, Any]:
+    """What the library datasets has written into a Parquet file of what its columns are; {} where it has not."""
     try:
-        import datasets
-    except ImportError as error:
-        raise UserError("a data set of the Hub needs the library datasets", where=spec, hint=_EXTRA) from error
-    name, _, split = spec.removeprefix("hub:").partition(":")
-    owner, *rest = name.split("/")
-    name, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
-    try:
-        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises its own, requests' and the Hub's errors
-        raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                        where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
-    for number, row in enumerate(rows, 1):
-        yield without_nulls(dict(row)), f"{spec}:row {number}"
+        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError):  # another program's key of that name: the rows are read all the same
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def without_nulls(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice import atomic
 from ondevice.data.chat import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
@@ -31,49 +32,23 @@ def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, which `make` has written if it was not there: a file or a folder, whole or not at all."""
+    """`path`, which `make` has written if it was not there: a file or a folder, whole or not at all.
+
+    Raises UserError on a full disk.
+    """
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with atomic.aside(path) as part:
         make(part)
         for file in part.iterdir() if part.is_dir() else (part,):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            atomic.sync(file)
         try:
             part.rename(path)
         except OSError:  # a folder is not written over: another process was as quick
             if not path.exists():
                 raise
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
     return path
-
-
-def _tidy(path: Path) -> None:
-    """Removes what a process that was killed while it made `path` has left."""
-    for part in path.parent.glob(f"{path.name}.*.part"):
-        number = part.name.removeprefix(f"{path.name}.").removesuffix(".part")
-        if number.isdigit() and not _lives(int(number)):
-            if part.is_dir():
-                shutil.rmtree(part, ignore_errors=True)
-            else:
-                part.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def link_from(other: Path, path: Path) -> None:

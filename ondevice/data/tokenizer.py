@@ -22,6 +22,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
+from ondevice.data.tokenizer_settings import with_settings
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
@@ -109,11 +110,15 @@ class Tokenizer:
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         told = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
         inner = with_added_tokens(read_inner(folder, config, told[1]), folder, config)
+        side = inner.truncation["direction"].lower() if inner.truncation else None
         inner.no_truncation()
         inner.no_padding()
+        inner = with_settings(inner, config, told[1], str(folder / "tokenizer_config.json"))
         usual = _USUAL.get(told[1].get("model_type"), {}) or _told_by_ids(inner, config, told)
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
+        if side not in (None, "right"):  # as transformers, which takes it from tokenizer.json
+            config.setdefault("truncation_side", side)
         templates = _templates(folder, config.pop("chat_template", None))
         template = templates.pop("default", None)
         stops: list[int] = []
@@ -243,6 +248,11 @@ class Tokenizer:
         # The fast call leaves out offsets, which nobody asked for.
         return [self._readable(e.ids)
                 for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Any]:
+        """`tokenizers.Encoding` of each text, without the tokens around it; special tokens are never recognised."""
+        encodings: list[Any] = self._text_only.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
 
     def encode_spans(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as such."""

@@ -56,7 +56,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not packs(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
-    with whole_folder(out.absolute()) as aside:
+    with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
         found = gap(logits(model, backend, text), logits(back, backend, text))
@@ -178,4 +178,6 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"the package {package} is not installed", where="to", hint=f"pip install 'ondevice[{extra}]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

@@ -15,7 +15,6 @@ import numpy as np
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
@@ -23,6 +22,7 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.generation_settings import generation_settings
 from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
@@ -306,7 +306,7 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
         write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
-                    generation=read_json(model.folder / "generation_config.json"))
+                    generation=generation_settings(model.folder))
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,

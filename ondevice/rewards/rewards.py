@@ -219,7 +219,9 @@ class Rewards:
 
 def _need(module: str, why: str, where: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(why, where=where, hint="pip install 'ondevice[rewards]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(why, where=where, hint=install_hint("rewards"))
 
 
 def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: int) -> Array:

@@ -6,9 +6,9 @@ The reference's log-probabilities are computed once and kept beside the stage: a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from ondevice.context import Context, Made, digest
 from ondevice.data.completions import Row, completion_batch
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
+from ondevice.data.stored import made_once
 from ondevice.data.token_pairs import PairSource, TokenPair
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import WITHOUT_REFERENCE, preference_loss
@@ -109,12 +110,13 @@ def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, m
     parts = counted((flat[n:n + TOGETHER] for n in range(0, len(flat), TOGETHER)), f"{ctx.name}: thousands scored")
     each = [row.sum(dtype=np.float64) for part in parts for row in scorer.logprobs(model.params, list(part))]
     sums = np.array(each, np.float32).reshape(len(sides), -1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with aside.open("wb") as out:
-        np.save(out, sums)
-    aside.replace(file)
+    made_once(file, lambda part: _write(part, sums))
     return sums
+
+
+def _write(part: Path, sums: NDArray[np.float32]) -> None:
+    with part.open("wb") as out:
+        np.save(out, sums)
 
 
 def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],

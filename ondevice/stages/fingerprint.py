@@ -24,7 +24,10 @@ from ondevice.stages.wanted import data_digest
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
-_BEFORE = {"limit": 0, "chat_template_kwargs": "", "separator": "", "columns": [], "bad_share": 0.01}
+RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
+"""Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
+_BEFORE = {"limit": 0, "pair": "", "chat_template_kwargs": "", "separator": "", "columns": [],
+           "bad_share": 0.01}
 """What a field was taken to be where a fingerprint has none."""
 _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
@@ -76,6 +79,11 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
     if not resume:
         raise UserError("is complete already", where=str(folder.path), hint=anew)
     return True
+
+
+def changed_rates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Those of the rates that differ between two fingerprints: what they were, and are."""
+    return {name: (old[name], new[name]) for name in RATES if name in old and name in new and old[name] != new[name]}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:

@@ -35,7 +35,7 @@ class GroupLog:
 
     def append(self, step: int, groups: Sequence[Mapping[str, Any]]) -> int:
         """The byte offset of the new line."""
-        if not self._begun and self.path.exists():
+        if (not self._begun or step <= self._step) and self.path.exists():  # resumed, or gone back
             cut_from(self.path, step)
         self._begun, self._step = True, step
         with LineFile(self.path) as file:

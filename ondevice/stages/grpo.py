@@ -28,7 +28,7 @@ from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, Prompts, apart, need_template, stored
 from ondevice.stages.groups import GroupLog, told
-from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes, spread
+from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
 
@@ -45,9 +45,8 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
         params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx),
                      better=Better("accuracy", higher=True))
-        marks = feed.measure(params)
         told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
-    return Made(policy.with_params(params), {"held_out": marks}, notes=[f"rewards: {told}"])
+    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=[f"rewards: {told}"])
 
 
 class GRPOFeed:
@@ -67,10 +66,10 @@ class GRPOFeed:
         ctx.events.emit("data", problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
-    def work(self, step: int, params: Callable[[], Params]) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
         cfg, now = self.cfg, params()
-        asked = [self.asked[i] for i in dealt(cfg.prompts, step, len(self.asked), cfg.seed, "problems")]
-        sampled = self.sampler.draw(now, [a.ids for a in asked], cfg.group_size, stage="grpo", step=step)
+        asked = [self.asked[i] for i in dealt(cfg.prompts, number, len(self.asked), cfg.seed, "problems")]
+        sampled = self.sampler.draw(now, [a.ids for a in asked], cfg.group_size, stage="grpo", step=number)
         scores = self.score(asked, sampled, cfg.group_size)
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
@@ -109,12 +108,8 @@ class GRPOFeed:
         divide(cfg, [batch for batch, _ in made], len(sampled))
         return [[batch for batch, _ in made] for _ in range(cfg.updates)]
 
-    def measure(self, params: Params) -> dict[str, float]:
-        """Greedy answers to held-out problems."""
-        return self._measured(params)[0]
-
     def watch(self, params: Params) -> dict[str, float]:
-        """`measure` during training: the answers to a few of the problems, always the same, go to the groups' file."""
+        """Greedy answers to held-out problems. Those to a few of them, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
         place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer)
         return {**figures, "groups": place}

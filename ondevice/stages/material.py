@@ -19,6 +19,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest
 from ondevice.data.chat import ChatRow, encode_chats
+from ondevice.data.classes import LabelledText
 from ondevice.data.mixture import mixed, mixture, one_after_another
 from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
 from ondevice.data.spelt import Spelt, separated
@@ -208,32 +209,35 @@ def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tu
 
 @dataclass(frozen=True)
 class Labelled:
-    """(text, class) rows."""
+    """Texts with their classes."""
 
-    train: list[tuple[str, str]]
-    held: list[tuple[str, str]]
+    train: list[LabelledText]
+    held: list[LabelledText]
 
 
-def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
-    """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
-    Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
+def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
+    each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
+    held-out classes that stand nowhere else."""
     from ondevice.data.formats import to_label
 
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
     train, held = halves(wanted, ctx, _builtin_labels,
-                         lambda one: converted(one, partial(to_label, text=text, label=label), ctx),
+                         lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
                          partial(last_held, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
-    if unknown := {name for _, name in found.held} - {name for _, name in found.train}:
+    if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
         raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
                         where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
     return found
 
 
-def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:
     from ondevice.data.builtin import build
 
     made = build(corpus)
-    train, held = ([(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+    train, held = ([LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
                    for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
     return train, held
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
+from ondevice.data.classes import NO_LABEL
+from ondevice.data.hub_rows import PREFIX
 from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.stored import link_from
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.progress import counted
@@ -32,6 +36,8 @@ LOOKED_AT = 100  # first rows, of which one that is a chat makes the rest chats 
 REJECTED = "rejected.jsonl"
 UNUSED = "unused.jsonl"
 """What of the rows was not used: {"data", "told"} a source."""
+COMMITS = "commits.json"
+"""Of each data set of the Hub that a stage has read: its commit, empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -240,11 +246,13 @@ def opened(path: str, limit: int = 0, split: str = "train", reading: Reading = A
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """(place, converted row); a row that cannot be converted is set aside."""
-    from ondevice.data.formats import BadRow
+    from ondevice.data.formats import BadRow, Unlabelled
 
     for row, place in rows:
         try:
             made = convert(row)
+        except Unlabelled:
+            rows.leave_out()
         except BadRow as error:
             rows.reject(place, str(error), row)
         else:
@@ -269,11 +277,27 @@ def settled(rows: Rows) -> None:
         print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
 
 
+def _note_commit(rows: Rows, ctx: Context) -> None:
+    """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which stays where the
+    stage begins anew."""
+    file = ctx.folder.path / COMMITS
+    before = read_json(file)
+    if before.get(rows.spec) != rows.commit:
+        checkpoint.write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
+    ctx.say(f"{ctx.name}: {rows.spec} was read at commit {rows.commit}" if rows.commit else
+            f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
+
+
 def settle(rows: Rows, ctx: Context) -> None:
     """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises UserError where these are
     too many."""
     rows.check()
     tell_unused(rows.spec, rows.telling(), ctx)
+    if rows.spec.startswith(PREFIX):
+        _note_commit(rows, ctx)
+    if rows.unlabelled:
+        ctx.warn(f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
+                 "there is none, and are left out (where it is a class, write a word for it)")
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)
