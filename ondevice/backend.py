@@ -230,7 +230,9 @@ def choose(name: str = "auto") -> str:
     if name not in _MODULES:
         raise UserError(f"unknown backend {name!r}", where="backend", hint="known: auto, mlx, torch")
     if name not in have:
-        raise UserError(f"{name} is not installed", where="backend", hint=f"pip install 'ondevice[{name}]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(f"{name} is not installed", where="backend", hint=install_hint(name))
     return name
 
 

@@ -111,12 +111,18 @@ def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Sa
     kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
     for path in reversed(found):
         record = record_of(path)
-        if record.get("sound"):
+        if is_sound(record):
             kept |= {path.name, f"step-{record.get('best_saved_step') or 0:08d}"}
             break
     for old in found:
         if old.name not in kept:
             atomic.remove(old, say)
+
+
+def is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether a stage can go back to the checkpoint of this record: its gradient and its figure are finite, or it is
+    the stage's start, written when the stage went back to that."""
+    return bool(record.get("sound")) or record.get("step") == 0
 
 
 def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:

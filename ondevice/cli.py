@@ -149,9 +149,9 @@ def _command(argv: list[str]) -> int:
         print(help_text())
         return 0
     if argv[0] == "--version":
-        from importlib.metadata import version
+        from ondevice.distribution import own_version
 
-        print(f"ondevice {version('ondevice')}")
+        print(f"ondevice {own_version()}")
         return 0
     verb = VERBS.get(argv[0])
     if verb is None:

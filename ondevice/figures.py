@@ -223,6 +223,9 @@ def _about(done: Done) -> Section:
             whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""
             told.append(f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
                         f"margin {marks['pairs']['margin']:.3f}")
+        if isinstance(marks.get("judged"), Mapping):  # KTO on single completions
+            told.append(f"puts {marks['judged']['accuracy']:.1%} of held-out completions on the side of their label, "
+                        f"mean margin {marks['judged']['margin']:.3f}")
         if found := marks.get("classes"):
             told.append(f"{found['accuracy']:.1%} of {found['texts']:,} held-out texts put into the right one of "
                         f"{len(found['names'])} classes (95 % interval {found['low']:.1%} to {found['high']:.1%}; the "

@@ -15,6 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
+from ondevice.distribution import own_version
 from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
@@ -105,7 +106,7 @@ def recipe_text(recipe: Recipe) -> str:
     import yaml
 
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    versions = {"ondevice": version("ondevice"), "tokenizers": version("tokenizers"),
+    versions = {"ondevice": own_version(), "tokenizers": version("tokenizers"),
                 **{name: found for name, found in available().items() if found}}
     text: str = yaml.safe_dump({**recipe.mapping(), "versions": versions, "machine": machine}, sort_keys=False,
                                allow_unicode=True)

@@ -30,9 +30,11 @@ REPAIR = "ondevice ratings repair FILE saves what can be read"
 
 
 def ratings_file(path: str | Path) -> Path:
-    """A database, or the one of a run folder."""
+    """A database, or the one of a run folder. What is not there yet is a database where its name ends in .db, else a
+    run folder."""
     path = Path(path).expanduser()
-    return path / FILE if path.is_dir() else path
+    folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
+    return path / FILE if folder else path
 
 
 class Damaged(UserError):

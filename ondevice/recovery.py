@@ -102,8 +102,7 @@ def batch_number(step: int, left_out: Iterable[int]) -> int:
 def sound(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
     """The whole checkpoints that are sound, the newest first, and that of step 0, which is a stage's start."""
     for path in reversed(checkpoint.steps(checkpoints)):
-        record = checkpoint.record_of(path)
-        if not record.get("sound") and record.get("step") != 0:
+        if not checkpoint.is_sound(checkpoint.record_of(path)):
             continue
         reason = checkpoint.damage(path)
         if reason is None:

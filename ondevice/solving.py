@@ -11,6 +11,7 @@ import numpy as np
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
+from ondevice.data.readers import Reading
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, writer
@@ -19,6 +20,7 @@ from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
 from ondevice.stages.asked import need_template, opening
+from ondevice.stages.wanted import settled
 from ondevice.talk import chat_ids
 
 Messages = list[dict[str, Any]]
@@ -28,16 +30,18 @@ ANY = ("hash", "boxed", "tag", "last_number")
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """{"accuracy", "interval" (Wilson's 95 %), "problems", "unreadable" (right answers that no completion in the asked
-    form can give; left out where there is none), "answered" (share with an answer in the asked form),
-    "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
-    least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
+    form can give; left out where there is none), "answered" (share with an answer in the asked form), "truncated"
+    (share that did not end), of an encoder-decoder "cut_prompts" (how many were read in part)} of greedy answers, and
+    with `cfg.tries` {"pass_at", "tries"}: problems that at least one of so many answers at temperature 1 solves, and
+    "pass@1", "pass@2", "pass@4" … of fewer.
 
     The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
     UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
     """
     writer(model)
     need_template(model)
-    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig())
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled,
+                     uses=("answer", "solution"), reading=Reading.of(cfg))
     shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
     if not asked:
         raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")
@@ -67,6 +71,9 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
         if unreadable:
             out["unreadable"] = unreadable[0].bad
+        if model.network.start is not None:  # of any other model a prompt that is too long is refused
+            longest = model.cfg.max_position_embeddings
+            out["cut_prompts"] = sum(len(prompt) > longest for prompt in prompts)
         if cfg.tries:
             counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
             out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}
@@ -89,9 +96,17 @@ def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Mess
     """Examples as turns that were answered before, then the question. A row's `solution` shows how, if it has one."""
     messages: Messages = [{"role": "system", "content": system}] if system else []
     for problem in shown:
-        messages += [{"role": "user", "content": problem.prompt},
+        messages += [*_turns(problem, bool(messages)),
                      {"role": "assistant", "content": str(problem.columns.get("solution") or problem.answer)}]
-    return [*messages, {"role": "user", "content": asked.prompt}]
+    return [*messages, *_turns(asked, bool(messages))]
+
+
+def _turns(problem: Problem, later: bool) -> Messages:
+    """A problem's chat; a system prompt of its own has no place in the middle of a conversation. Raises UserError."""
+    if later and problem.chat[0]["role"] == "system":
+        raise UserError("problems with a system prompt of their own cannot follow anything", where="shots",
+                        hint="leave shots and system out")
+    return problem.chat
 
 
 def _columns(rows: Sequence[Problem]) -> dict[str, list[Any]]:

@@ -22,8 +22,7 @@ WORDS = ["Anna", "Ben", "Carla", "Rome", "Oslo", "red", "green", "pears", "apple
 LOOP: dict[str, Any] = {"learning_rate": 3e-3, "warmup_steps": 2, "schedule": "constant", "eval_every": 0,
                         "save_every": 2, "device": "cpu"}
 STAGES: dict[str, dict[str, Any]] = {
-    "reward": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "strength_margin": 0.1,
-               "eval_batches": 1},
+    "reward": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
     "dpo": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
     "ppo": {"prompts": 4, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "batch_size": 2, "steps": 6,
             "sft_coef": 0.1, "target_kl": 0.02, "kl_coef": 0.1},

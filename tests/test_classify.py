@@ -25,8 +25,8 @@ from ondevice.losses import classification_loss
 from ondevice.models.folder import load_model, write
 from ondevice.models.heads import with_head
 from ondevice.rollout import Scorer
-from ondevice.stages.classify import text_ids
 from ondevice.stages.pairs import builtin_pairs
+from ondevice.text_inputs import text_ids
 from test_masking import SMALL
 from test_resume import curve, same, weights
 

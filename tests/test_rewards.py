@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 from ondevice.rewards.apart import latex as latex_judge
 from ondevice.rewards.builtin import BUILTIN
@@ -219,9 +220,10 @@ def latex() -> Iterator[Rewards]:
 
 def test_boxed_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"math-verify \(pip install 'ondevice\[rewards\]'\)"):
+    hint = re.escape(install_hint("rewards"))
+    with pytest.raises(UserError, match=rf"math-verify \({hint}\)"):
         Rewards(("correct",), form="boxed")
-    with pytest.raises(UserError, match=r"reward json: is judged by the library jsonschema \(pip install"):
+    with pytest.raises(UserError, match=rf"reward json: is judged by the library jsonschema \({hint}"):
         Rewards(("json",))
     Rewards(("format",), form="boxed").close()
 

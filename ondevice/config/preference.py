@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ondevice.config.effects import only
-from ondevice.config.stages import StageConfig, TuningConfig
+from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StageConfig):
+class SampleConfig(RowsConfig, StageConfig):
     """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
 
     model: str = ""
@@ -42,16 +43,21 @@ class SampleConfig(StageConfig):
     """Longest response in tokens."""
     batch_size: int = 256
     """Responses written at the same time."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     gives = "ratings"
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(0, "prompts", "top_k")
         self._at_least(1, "max_new_tokens", "batch_size")
         self._above(0, "temperature", "top_p")
         self._between(0, 1, "top_p")
         self._between(2, 4, "responses")
+        parse_template_kwargs(self.chat_template_kwargs)
         if self.other and self.responses != 2:
             raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
 
@@ -93,8 +99,9 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, builtin[:RECIPE] (right answers and
-    others), or several with their shares of the pairs: mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected (for the loss kto also of prompt,
+    completion, label), builtin[:RECIPE] (right answers and others), or several with their shares of the pairs:
+    mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = only(0.1, lambda cfg: not cfg.validation, "all of validation is held out")

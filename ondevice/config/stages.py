@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
@@ -67,7 +68,29 @@ def _measured_often(cfg: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(StageConfig):
+class RowsConfig:
+    """What everything has that reads a person's rows."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of your data are called otherwise: prompt=question,completion=reply."""
+    bad_share: float = 0.01
+    """Part of the rows that may be unreadable: these are left out and counted; more of them are an error."""
+
+    def check_rows(self) -> None:
+        """Raises UserError naming the field that is out of range."""
+        if not 0 <= self.bad_share < 1:
+            raise UserError(f"{self.bad_share:g} is out of range", where="bad_share", hint="give 0 to 1, less than 1")
+        for column in self.columns:
+            name, equals, there = column.partition("=")
+            if not (name and equals and there):
+                raise UserError(f"{column!r} does not say what is what", where="columns", hint="prompt=question")
+        names = [column.partition("=")[0] for column in self.columns]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{twice[0]!r} is there twice", where="columns", hint="name each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RowsConfig, StageConfig):
     """What every stage that trains has: the optimizer, the schedule and the loop."""
 
     steps: int = 1000
@@ -134,6 +157,7 @@ class TrainingConfig(StageConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
         self._at_least(0, "limit", "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
@@ -169,18 +193,22 @@ class TuningConfig(TrainingConfig):
     """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
     merge: bool = only(False, *_ADAPTER)
     """Leave whole weights with the adapter in them, not the adapter's folder."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
         self._at_least(1, "lora_rank")
         self._above(0, "lora_alpha")
+        parse_template_kwargs(self.chat_template_kwargs)
         if self.adapter == "lora" and self.optimizer == "muon":
             raise UserError("muon is for whole matrices of the blocks", where="optimizer",
                             hint="adapters take adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig(StageConfig):
+class InitConfig(RowsConfig, StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
     data: str = only("builtin", lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
@@ -227,6 +255,7 @@ class InitConfig(StageConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                        "num_key_value_heads", "max_position_embeddings")
         self._at_least(0, "limit", "head_dim", "sliding_window")
@@ -251,6 +280,8 @@ class PretrainConfig(TrainingConfig):
     """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens: a.txt:2,b.jsonl:1."""
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
+    separator: str = ""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
@@ -268,6 +299,8 @@ class PretrainConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        if self.separator and self.data.partition(":")[0] == "builtin" and "," not in self.data:
+            raise UserError("the built-in corpus has none", where="separator", hint="leave it out")
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
         self._at_least(1, "mean_span")
@@ -302,6 +335,9 @@ class SFTConfig(TuningConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+        if self.chat_template and self.chat_template_kwargs:
+            raise UserError(f"the template {self.chat_template} reads no further names", where="chat_template_kwargs",
+                            hint="leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +353,8 @@ class ClassifyConfig(TrainingConfig):
     """Held-out rows; empty: the last part of the data (builtin has its own)."""
     text: str = "text"
     """Column of the text."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (a question and its answer, two sentences). Empty: none."""
     label: str = "label"
     """Column of the class."""
     sequence_length: int = 128

@@ -178,4 +178,6 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"the package {package} is not installed", where="to", hint=f"pip install 'ondevice[{extra}]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

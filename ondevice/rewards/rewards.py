@@ -97,6 +97,15 @@ class Rewards:
         if self._user is not None:
             self._user.close()
 
+    def needed(self) -> set[str]:
+        """Columns without which a reward cannot judge."""
+        return {need for name in self.weights for need in
+                (self._functions[name].needs if name in self._functions else BUILTIN[name].needs)}
+
+    def uses(self) -> set[str] | None:
+        """Columns of the data that a reward reads; None: all may be read, by a person's own functions."""
+        return None if self._functions else self.needed()
+
     def check(self, columns: Iterable[str]) -> None:
         """Raises UserError where a reward needs a column that the data does not have: before a run, not in it."""
         there = STAGE_GIVES | set(columns)
@@ -235,7 +244,9 @@ class Rewards:
 
 def _need(module: str, why: str, where: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(why, where=where, hint="pip install 'ondevice[rewards]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(why, where=where, hint=install_hint("rewards"))
 
 
 def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: int) -> Array:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, overload
 
@@ -87,12 +88,18 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
     any, as for a model without a chat template."""
     need_template(model)
+    wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: Wanted, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
-            found = stored(one, lambda: read(one), "prompts", model, room, ctx)
-            return found if part == "all" else last_held(found, one.data, "prompt")[part == "validation"]
+            def own(one: Wanted) -> Prompts:
+                return stored(one, lambda: read(one), "prompts", model, room, ctx)
+
+            if part == "all":
+                return own(one)
+            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
+            return found[part == "validation"]
         from ondevice.data.builtin import build
 
         split: Split = "validation" if part == "validation" else "train"

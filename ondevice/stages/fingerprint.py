@@ -32,7 +32,8 @@ _OF_MEASURING = ("save_every", "eval_batches")
 """Those that decide it all the same where a measurement ends the stage or picks its weights: a save measures, too."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
-_BEFORE = {"limit": 0, "continue_from": ""}
+_BEFORE = {"limit": 0, "pair": "", "chat_template_kwargs": "", "separator": "", "columns": [],
+           "bad_share": 0.01, "continue_from": ""}
 """What a field was taken to be where a fingerprint has none."""
 _UNKNOWN = ("sources", *_OF_MEASURING)
 """Fields that older fingerprints do not tell, whatever they were."""

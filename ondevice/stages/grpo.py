@@ -17,6 +17,7 @@ from ondevice.advantages import group_advantages, without_spread
 from ondevice.backend import Params
 from ondevice.config.preference import GRPOConfig
 from ondevice.context import Context, Made
+from ondevice.data.chat import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
@@ -26,7 +27,7 @@ from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, opening, stored
+from ondevice.stages.asked import Asked, Prompts, apart, need_template, opening, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
@@ -149,7 +150,7 @@ class GRPOFeed:
 
     def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
         """Problems to learn from, those held out, and the columns of all."""
-        wanted = Wanted.of(self.cfg)
+        wanted = Wanted.of(self.cfg).for_template(policy.tokenizer)
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
@@ -165,20 +166,34 @@ class GRPOFeed:
         seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
 
         def asked(found: Iterable[Problem]) -> Iterator[Asked]:
-            return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
+            return (Asked(p.chat, prompt_ids(p.chat, policy.tokenizer), known_of(p)) for p in found)
 
         if one.data.startswith("gym:") or corpus_of(one.data, ctx.corpus) is not None:
             part = "train" if part == "train" else "validation"  # they have their own
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
-        found = stored(one, lambda: asked(file_problems(one.data, partial(settle, ctx=ctx), one.limit)), "problems",
-                       policy, room, ctx)
-        if part == "all":
-            return found.only(some_of(len(found), count, seed))
-        train, held = last_held(found, one.data, "problem")
+        uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
+
+        def own(one: Wanted) -> Prompts:
+            read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split,
+                           one.reading, one.template)
+            return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
+                          room, ctx)
+
+        if part == "all" or whole:
+            found = own(one)
+            return found if whole else found.only(some_of(len(found), count, seed))
+        parts: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="problem"))
         if part == "train":
-            return found if whole else train
-        return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]
+            return parts[0]
+        held = parts[1]
+        return held.only(some_of(len(held), count, seed))
+
+
+def known_of(problem: Problem) -> dict[str, Any]:
+    """What a reward may read of a problem. A gym's task judges without stating an answer."""
+    answer = {"answer": problem.answer} if problem.answer or "gym" in problem.columns else {}
+    return {**problem.columns, **answer, "kind": problem.kind}
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:

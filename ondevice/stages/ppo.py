@@ -97,7 +97,7 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
+        wanted = Wanted.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,

@@ -26,7 +26,7 @@ from ondevice.stages.wanted import Wanted
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx)
+    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}

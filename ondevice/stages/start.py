@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ondevice.config.stages import TuningConfig
 from ondevice.context import Context
+from ondevice.data.chat import with_template_kwargs
 from ondevice.errors import UserError, nearest
 from ondevice.models import snapshot
 from ondevice.models.config import DecoderConfig
@@ -37,7 +38,7 @@ def _checked(model: Model, cfg: TuningConfig) -> Model:
     if not packs(model.cfg) and cfg.checkpointing:
         raise UserError(f"cannot be had for a {model.cfg.model_type} model, whose layers are its library's",
                         where="checkpointing", hint="leave it out")
-    return model
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
 
 
 def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:

@@ -23,7 +23,7 @@ from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.model import models_in
 from ondevice_tui.road import gives
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
+from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line
 
 DEFAULTS = "(defaults)"
 
@@ -61,7 +61,7 @@ class Field(Vertical):
         self.spec, self.default = spec, default
         self.control: Input | Checkbox | Select[str]
         if spec.flag:
-            self.control = Checkbox("", bool(value), compact=True)
+            self.control = YesNo(bool(value))
         elif spec.choices:
             self.control = Select([(content(choice), choice) for choice in spec.choices], value=str(value),
                                   allow_blank=False, compact=True)
