@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Params
-from ondevice.data.tokenizer import read_json
 from ondevice.decoding import Completion, Generator
 from ondevice.errors import UserError
+from ondevice.models.generation_settings import generation_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Search:
         """What a model's folder says; old ones say it in config.json. `note` is told what a search here leaves out.
         Raises UserError for a value of the wrong kind."""
         file = folder / "generation_config.json"
-        said = read_json(file if file.is_file() else folder / "config.json")
+        said = generation_settings(folder)
         left = [name for name, usual in _LEFT_OUT.items() if said.get(name) not in (None, usual)]
         if left:
             note(f"{file.name} asks for {', '.join(left)}: a search here does without")
@@ -50,6 +50,14 @@ class Search:
                 raise UserError(f"{field.name} is {value!r}", where=str(file), hint="leave it out")
             found[field.name] = value
         return cls(**found)
+
+
+def only_searched(folder: Path) -> str:
+    """For people: what a model's folder asks for that a search follows and greedy or drawn text does not; empty where
+    there is nothing."""
+    how = Search.of(folder, lambda said: None)
+    names = [name for name in ("min_length", "no_repeat_ngram_size") if getattr(how, name)]
+    return f"the model's folder asks for {' and '.join(names)}, which a search (--beams) alone follows" if names else ""
 
 
 _KINDS: dict[str, Any] = {"length_penalty": (int, float), "early_stopping": (bool, str)}  # the others: int

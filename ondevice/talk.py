@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.backend import Backend, load_backend
-from ondevice.beams import Search, beam_search
+from ondevice.beams import Search, beam_search, only_searched
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat import prompt_ids, with_template_kwargs
 from ondevice.data.completions import places
 from ondevice.data.formats import BadRow
+from ondevice.data.truncation import cut_where
 from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
@@ -56,7 +57,9 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return load_writer(find_model(cfg.model), backend), backend
+    model = load_writer(find_model(cfg.model), backend)
+    kwargs = cfg.chat_template_kwargs if isinstance(cfg, SamplingConfig) else ""
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, kwargs)), backend
 
 
 def sampling(cfg: SamplingConfig) -> Sampling:
@@ -71,9 +74,10 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
-    encode = model.tokenizer.encode if model.network.start is None else model.tokenizer.encode_source
-    ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
+    ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else plain_ids(prompt, model)
     generator = generator_of(model, backend, sampling(cfg))
+    if generator.is_cut(ids):
+        print(f"generate: {cut_note(ids, model)}", file=sys.stderr)
     if cfg.beams > 1:
         how = Search.of(whole_folder(model.folder), lambda said: print(f"generate: {said}", file=sys.stderr))
         if cfg.length_penalty is not None:
@@ -83,6 +87,8 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         if write is not None:
             write("\n\n".join(found))
         return found
+    if note := only_searched(whole_folder(model.folder)):
+        print(f"generate: {note}", file=sys.stderr)
     if write is None:
         drawn = generator.run(model.params, [ids], samples=cfg.samples)
         return [model.tokenizer.decode(c.ids) for c in drawn]
@@ -115,7 +121,9 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             return
         turns.append({"role": "user", "content": said})
         ids, turns = fitting_ids(first, turns, model)
-        if asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
+        if generator.is_cut(ids):
+            print(f"chat: {cut_note(ids, model)}", file=sys.stderr)
+        elif asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             turns.pop()
@@ -139,6 +147,17 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept
+
+
+def plain_ids(prompt: str, model: Model) -> list[int]:
+    """A text that the model goes on with, or reads."""
+    return (model.tokenizer.encode_document if model.network.start is None else model.tokenizer.encode_source)(prompt)
+
+
+def cut_note(ids: Sequence[int], model: Model) -> str:
+    """For people: what becomes of a prompt for which `Generator.is_cut` holds."""
+    return (f"the prompt has {len(ids)} tokens and is cut {cut_where(model.tokenizer)}: the model reads "
+            f"{model.cfg.max_position_embeddings}")
 
 
 def given(read: Callable[[], str]) -> str:

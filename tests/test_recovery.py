@@ -489,7 +489,7 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
     measured = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "eval"]
     assert measured == sorted(set(measured))   # none is told twice
     if stage in ("ppo", "grpo"):
-        assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "accuracy"}[stage]
+        assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "reward"}[stage]
         lines = [json.loads(line) for line in (tmp_path / "r" / stage / "groups.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if not line.get("held_out")] == steps
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template
-from ondevice.data.tokenizer import Tokenizer, read_json
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
@@ -22,6 +22,7 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.generation_settings import generation_settings
 from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
@@ -90,14 +91,15 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder)
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
     """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
-    prompt with its answer behind it, the second reads a prompt and writes an answer as they are."""
-    tokenizer = Tokenizer.load(folder)
+    prompt with its answer behind it, the second reads a prompt and writes an answer as they are. Raises UserError where
+    the tokenizer's own words are more than the model has rows for; tokens that were added beyond them are refused where
+    a text needs one."""
+    tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
     name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
     return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
@@ -178,7 +180,6 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
     cfg = _changed(whole, found.whole)
     tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     known = matrices(cfg)
     adapters: Params = {}
     for name, pair in found.pairs.items():
@@ -258,12 +259,6 @@ def _need_folder(folder: Path) -> None:
                         hint="give a Hugging Face model folder")
 
 
-def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
-                        where=str(folder), hint="they do not belong together")
-
-
 def own_head(found: Params, backend: Backend) -> bool:
     """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
     tied, and unties it where the file shows otherwise."""
@@ -311,7 +306,7 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
         write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
-                    generation=read_json(model.folder / "generation_config.json"))
+                    generation=generation_settings(model.folder))
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,

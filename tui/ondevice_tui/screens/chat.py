@@ -388,6 +388,8 @@ def _ending(event: dict[str, Any]) -> str:
         told.append("cut at the length limit")
     if event.get("forgotten"):
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
+    if event.get("cut"):
+        told.append("the message is longer than the model's context: only a part of it was read")
     return f"({', '.join(told)})" if told else ""
 
 
