@@ -6,6 +6,7 @@ and datasets read them: nobody learns from what is there to test on.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def listing(folder: Path, split: str = "train") -> Listing:
 
 def holds_split(data: str, split: str) -> bool:
     """Whether `data` is a folder in which files of this split stand beside others."""
-    folder = Path(data).expanduser()
+    folder = Path(os.path.expanduser(data))
     if not folder.is_dir():
         return False
     files = sorted(f for f in folder.rglob("*") if f.is_file() and kind_of(f) in ROWS | TEXTS

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -223,7 +224,7 @@ def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = 
     if name.startswith(PREFIX):
         HubSpec.parse(name)
         return Rows(name, [], [], strict, limit, reading)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if path.is_dir():
         found = listing(path, split)
         return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)

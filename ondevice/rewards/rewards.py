@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,7 +263,7 @@ def named_file(user_file: str) -> tuple[Path, list[str]]:
     """`reward.py`, or `reward.py:name,name`, as the file and the names."""
     file, _, names = user_file.rpartition(":")
     if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
-        return Path(file).expanduser(), names.split(",")
-    return Path(user_file).expanduser(), []
+        return Path(os.path.expanduser(file)), names.split(",")
+    return Path(os.path.expanduser(user_file)), []
 
 

@@ -3,6 +3,7 @@ schedule of its own. The batches go on where they stopped."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ondevice import checkpoint
@@ -17,7 +18,7 @@ def finished(name: str, cfg: StageConfig) -> StageFolder | None:
     named = str(getattr(cfg, "continue_from", ""))
     if not named:
         return None
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     run = RunFolder(path.parent) if path.name == name and not (path / name).is_dir() else RunFolder(path)
     stage = run.stage(name)
     if not stage.path.is_dir():
@@ -42,7 +43,7 @@ def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
     if before.get("optimizer") != getattr(cfg, "optimizer", None):
         raise UserError(f"its state is {before.get('optimizer')}'s", where="optimizer",
                         hint=f"give --optimizer {before.get('optimizer')}")
-    model = Path(str(getattr(cfg, "model", ""))).expanduser()
+    model = Path(os.path.expanduser(str(getattr(cfg, "model", ""))))
     if model.resolve() != stage.model.resolve():
         raise UserError(f"is not the model of {stage.model}, whose optimizer is to go on", where="model",
                         hint="leave it out")
