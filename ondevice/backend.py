@@ -154,8 +154,12 @@ class Trainer(Protocol):
         """Adds the micro-batches' gradients, clips, updates; one synchronisation.
 
         Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not finite nothing
-        changes and `skipped` is 1.
+        changes and `skipped` is 1; where the update has made a parameter not finite `ruined` is 1.
         """
+        ...
+
+    def not_finite(self) -> list[str]:
+        """The trained parameters that hold a number that is not finite."""
         ...
 
     def params(self) -> Params: ...
@@ -226,7 +230,9 @@ def choose(name: str = "auto") -> str:
     if name not in _MODULES:
         raise UserError(f"unknown backend {name!r}", where="backend", hint="known: auto, mlx, torch")
     if name not in have:
-        raise UserError(f"{name} is not installed", where="backend", hint=f"pip install 'ondevice[{name}]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(f"{name} is not installed", where="backend", hint=install_hint(name))
     return name
 
 

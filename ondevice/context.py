@@ -18,6 +18,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.events import EventWriter, LineFile
 from ondevice.models.folder import Model
 from ondevice.progress import Progress
+from ondevice.recovery import Taken
 from ondevice.runfolder import StageFolder, StopRequest, ticks
 
 
@@ -52,6 +53,12 @@ class Context:
     fingerprint: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
     spent: Spent = field(default_factory=Spent)
+    changed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Settings that are other ones than the checkpoint's: what they were, and are."""
+    continued: checkpoint.Checkpoint | None = None
+    """The finished stage's state from which this one goes on."""
+    taken: Taken | None = None
+    """Whose weights the stage's result has, once it is trained."""
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
         """Where to go on from; None at a beginning. A checkpoint that other library versions wrote is told of."""
@@ -71,8 +78,9 @@ class Context:
     def progress(self, total: int, first: int) -> Progress:
         return Progress(self.name, total, first)
 
-    def warn(self, message: str, step: int | None = None) -> None:
-        self.events.emit("warning", step, message=message)
+    def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
+        """Tells a person, and an event with further `fields`."""
+        self.events.emit("warning", step, message=message, **fields)
         self.say(f"{self.name}: {message}")
 
     def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ondevice.backend import Array, Backend, Ops, Params
 from ondevice.config.drawing import check_temperature
 from ondevice.data.completions import places
+from ondevice.data.truncation import truncated
 from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
@@ -48,7 +49,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """`ids` without the stop token `stop`, which is None where the limit came first."""
+    """`ids` without the stop token `stop`, which is None where the limit came first (also where the model's folder
+    forces a stop token there)."""
 
     ids: list[int]
     stop: int | None = None
@@ -77,16 +79,19 @@ def generator_of(model: Model, backend: Backend, sampling: Sampling, *, compile:
 class Generator:
     """Decodes with one model's shapes; parameters are given at each call, so that a training run can sample.
 
-    `prompts` are token ids. Raises UserError for an empty prompt, one longer than the context, or an id outside the
-    vocabulary.
+    `prompts` are token ids. One that is longer than the context is cut where it is read beside what is written, as the
+    stages cut it (`data/truncation.py`); `is_cut` says so before. Raises UserError for an empty prompt, one longer than
+    the context of any other model, or an id outside the vocabulary.
     """
 
     def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
         assert not isinstance(model.network, Encoder)
         self.cfg, self.network, self.backend, self.sampling = model.cfg, model.network, backend, sampling
+        self._tokenizer = model.tokenizer
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._words = np.arange(self.known, dtype=np.int32)[None]
+        self._forced_first, self._forced_last = self._forced(model)
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
         self._first = backend.evaluate(self._first_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
@@ -100,8 +105,7 @@ class Generator:
         """`samples` completions a prompt, one prompt's after another's; a prompt is read once for all of them.
         `on_token(row, id)` is told of each token as it comes. Rows count from `first` on: what a row draws follows from
         its number, whether it is asked alone or among others."""
-        for prompt in prompts:
-            self._check(prompt)
+        prompts = [self._checked(prompt) for prompt in prompts]
         out: list[Completion | None] = [None] * (len(prompts) * samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
         for asked in self._groups(order, prompts, max(1, batch_size // samples)):
@@ -116,28 +120,46 @@ class Generator:
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
         """What stands behind a search among several continuations of one prompt."""
-        self._check(prompt)
-        return Reader(self, params, prompt)
+        return Reader(self, params, self._checked(prompt))
 
     def _groups(self, order: list[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
         """The prompts that are read at once, by their numbers, at most `together`."""
         for start in range(0, len(order), together):
             yield order[start:start + together]
 
-    def _check(self, prompt: Sequence[int]) -> None:
+    def is_cut(self, prompt: Sequence[int]) -> bool:
+        """Whether only a part of the prompt is read."""
+        return self.network.start is not None and len(prompt) > self.cfg.max_position_embeddings
+
+    def _checked(self, prompt: Sequence[int]) -> Sequence[int]:
         if not prompt:
             raise UserError("is empty", where="prompt", hint="write something")
+        if self.is_cut(prompt):
+            prompt = truncated(prompt, self.cfg.max_position_embeddings, self._tokenizer).tolist()
         if places(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
             raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of "
                             f"{self.cfg.vocab_size}", where="prompt")
+        return prompt
 
     def _uniforms(self, stage: str, step: int, row: int, limit: int) -> NDArray[np.float32]:
         if not self.sampling.temperature:
             return np.zeros(limit, np.float32)
         return uniforms(self.sampling.seed, stage, step, row, limit)
+
+    def _forced(self, model: Model) -> tuple[int | None, int | None]:
+        """What the folder forces as the first token after the one that opens what is written, and as the last one where
+        the limit comes first, as transformers does (BART's `<s>` and `</s>`). Raises UserError for what is no token."""
+        found: list[int | None] = []
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = model.generation.get(name)
+            if value is not None and not (isinstance(value, int) and 0 <= value < self.known):
+                raise UserError(f"{name} is {value!r}, the vocabulary has {self.known} tokens",
+                                where=str(model.folder / "generation_config.json"), hint="leave it out")
+            found.append(value)
+        return found[0] if self.network.start is not None else None, found[1]
 
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
@@ -145,6 +167,8 @@ class Generator:
         cache, last, longest = self._read(params, prompts, samples)
         seen = [self.backend.array(x) for x in self._seen(prompts, samples)]
         token, done = self._first(params, last, seen, _column(rows, 0)), 0
+        if self._forced_first is not None:
+            token = self.backend.array(np.full(len(rows), self._forced_first, np.int32))
         look = 1 if on_token else LOOK
         fresh = [token]
         while rows:
@@ -204,6 +228,11 @@ class Generator:
             return True
         for token in seen.tolist():
             stopped = token in self.stop_ids
+            if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
+                if self._forced_last in self.stop_ids:  # the limit has ended the text, not the model
+                    out[row.at] = Completion(row.ids)
+                    return True
+                token = self._forced_last
             if not stopped and len(row.ids) < row.limit:
                 row.ids.append(token)
                 if on_token:
@@ -341,8 +370,7 @@ class LibraryGenerator(Generator):
                 table[np.arange(len(rows)), ids[:, 0]] = 1
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
-        self._check(prompt)
-        return _Rereader(self, params, prompt)
+        return _Rereader(self, params, self._checked(prompt))
 
 
 class _Rereader(Reader):

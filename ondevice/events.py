@@ -7,6 +7,7 @@ resume goes back to a checkpoint and emits those steps again.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -97,15 +98,21 @@ def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
 
     A missing file has no events; a torn last line is left out; a damaged line in the middle (a disk's doing) becomes a
     "warning" event that names it, so that what is around it can still be read. `tail` reads only the whole lines within
-    that many last bytes: enough for a glance at a long file.
+    that many last bytes: enough for a glance at a long file. Raises OSError where the file cannot be read.
     """
     kept: list[dict[str, Any]] = []
     for event in _lines(path, tail):
         if event.get("event") == "resume":
-            last = event.get("step", 0)
-            kept = [old for old in kept if old.get("step", 0) <= last]
+            last = _step(event)
+            kept = [old for old in kept if _step(old) <= last]
         kept.append(event)
     yield from kept
+
+
+def _step(event: Mapping[str, Any]) -> float:
+    """An event's step; 0 where it has none, or one that is not a number."""
+    step = event.get("step")
+    return step if isinstance(step, (int, float)) else 0
 
 
 def read_at(path: Path, offset: int) -> dict[str, Any]:
@@ -129,6 +136,8 @@ def to_json(record: Any, *, indent: int | None = None) -> str:
 def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "is not a file", str(path))  # reading from a pipe would wait for ever
     with open(path, "rb") as file:
         start = os.fstat(file.fileno()).st_size - tail if tail else 0
         if start > 0:
@@ -139,7 +148,7 @@ def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
                 return
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             if isinstance(value, dict):
                 yield value

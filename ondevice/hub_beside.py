@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ondevice import checkpoint, processes
+from ondevice import atomic, checkpoint, processes
 from ondevice.card import run_card
 from ondevice.checkpoint import Checkpoint, whole_folder
 from ondevice.errors import UserError
@@ -81,9 +81,9 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
                 shutil.copyfile(file, folder / file.name)
     waiting = [path for path in checkpoint.steps(root) if not (path / PENDING).is_file()]
     for old in waiting[:-WAITING]:
-        shutil.rmtree(old, ignore_errors=True)
+        atomic.remove(old)
     for old in checkpoint.steps(root)[:-2 * WAITING]:  # pushes that were begun, and never arrived
-        shutil.rmtree(old, ignore_errors=True)
+        atomic.remove(old)
     return target
 
 
@@ -122,7 +122,7 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
                 told = f"pushed to {repo}, tag {plan.tag}"
             except Conflict as taken:  # a stage that is run again comes by the same steps
                 told = f"pushed to {repo}; {taken.message}"
-            shutil.rmtree(folder)
+            atomic.remove(folder)
             print(f"{folder.name}: {told}", flush=True)
             count += 1
     return count

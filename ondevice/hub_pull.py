@@ -7,6 +7,7 @@ or not there. The client's cache keeps what has come, so that an interrupted pul
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -41,7 +42,7 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     cfg.check()
     tell = tell or _say
     client = Hub("dataset" if cfg.dataset else "model")
-    out = Path(cfg.out or cfg.repo_id.rpartition("/")[2]).expanduser()
+    out = Path(os.path.expanduser(cfg.out or cfg.repo_id.rpartition("/")[2]))
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
 
@@ -53,13 +54,14 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     wanted, left_out = choose(cfg.repo_id, found)
     _need_room(out, wanted)
     total, done = sum(f.size for f in wanted), 0
-    with checkpoint.whole_folder(out.absolute()) as folder:
+    with checkpoint.whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
             source = patiently(partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait)
-            _place(source, folder / file.path, file, cfg.repo_id)
+            _place(source, folder, file, cfg.repo_id)
             done += file.size
             tell({"event": "file", "path": file.path, "sent": done, "of": total})
         _refuse_code(folder, cfg.repo_id)
+        _check_whole(folder, wanted, cfg.repo_id)
         origin = {"repo": cfg.repo_id, "commit": commit, "kind": client.kind}
         (folder / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
     return {"path": str(out), "repo": cfg.repo_id, "commit": commit, "files": len(wanted), "bytes": total,
@@ -128,14 +130,26 @@ def _need_room(out: Path, files: Iterable[RemoteFile]) -> None:
         raise UserError(f"{size(needed)} are needed, {size(free)} are free", where=str(near), hint="free some space")
 
 
-def _place(source: Path, target: Path, file: RemoteFile, repo: str) -> None:
-    """Copies a downloaded file to its place, as a plain file, and compares it. Raises UserError where it differs."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
+    """Copies a downloaded file to its place in `folder`, as a plain file, and compares it. Raises UserError where it
+    differs, FileNotFoundError where `folder` is gone."""
+    for parent in reversed(list(PurePosixPath(file.path).parents)[:-1]):  # not the folder itself: one that was deleted
+        (folder / parent).mkdir(exist_ok=True)  # while it was filled must not come back with half its files
+    target = folder / file.path
     shutil.copyfile(source, target)  # the cache's own is a link
     whole = checkpoint.sha256(target) if file.sha256 else ""
     if not file.holds(target.stat().st_size, whole, "" if file.sha256 else hub.git_blob_of(target)):
         source.resolve().unlink(missing_ok=True)  # else the cache would give it again
         raise UserError(f"{file.path} came otherwise than its commit states", where=repo, hint="pull again")
+
+
+def _check_whole(folder: Path, wanted: Iterable[RemoteFile], repo: str) -> None:
+    """Raises UserError where a file that was placed is not there any more, or another one is."""
+    there = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    listed = {file.path: file.size for file in wanted}
+    differs = sorted(path for path in there.keys() | listed.keys() if there.get(path) != listed.get(path))
+    if differs:
+        raise UserError(f"{differs[0]} changed while the folder was filled", where=repo, hint="pull again")
 
 
 def _refuse_code(folder: Path, repo: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ondevice import checkpoint
+from ondevice import checkpoint, events
 from ondevice.backend import Backend, Loss, OptimSettings, Params, Trainer
 from ondevice.config.stages import TrainingConfig
 from ondevice.context import Context
@@ -26,6 +26,7 @@ from ondevice.models.folder import Model, read_trained, write
 from ondevice.models.names import is_block_matrix, quantised, sub
 from ondevice.models.network import packs
 from ondevice.models.snapshot import is_name
+from ondevice.recovery import FACTOR, State, Taken, finite, keep_batch, measured, sound
 from ondevice.runfolder import ticks
 from ondevice.schedule import rate
 
@@ -60,8 +61,9 @@ class Work:
 class Feed(Protocol):
     """What the loop asks for each step's work."""
 
-    def work(self, step: int, params: Callable[[], Params]) -> Work:
-        """A pure function of (seed, step) and, where a stage learns from its own text, of the parameters."""
+    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+        """A pure function of (seed, number) and, where a stage learns from its own text, of the parameters. `number` is
+        the step's own but where batches were left out: it says what is learned from, `step` what is told."""
         ...
 
     def finished(self, step: int) -> str:
@@ -82,15 +84,16 @@ class Ahead(AbstractContextManager["Ahead"]):
     thread. The thread hands over numpy only: one thread owns the backend."""
 
     def __init__(self, source: Source, steps: int) -> None:
-        self.source, self.steps = source, steps
+        self.source, self.steps, self.first = source, steps, 0
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
 
-    def work(self, step: int, params: Callable[[], Params]) -> Work:
-        found = self._coming.pop(step, None) or self._pool.submit(self.source.batch, step)
+    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+        found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number + self.first)
         batches = found.result()
+        self._coming.clear()  # after going back: what was made ahead of the step that was left
         if step + 1 < self.steps:
-            self._coming[step + 1] = self._pool.submit(self.source.batch, step + 1)
+            self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1 + self.first)
         return Work([batches])
 
     def finished(self, step: int) -> str:
@@ -104,22 +107,6 @@ class Ahead(AbstractContextManager["Ahead"]):
 
     def __exit__(self, *raised: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-@dataclass
-class State:
-    """What a checkpoint keeps beside weights and optimizer."""
-
-    step: int = 0
-    tokens: int = 0
-    best_step: int | None = None
-    best_score: float | None = None
-    best_saved_step: int | None = None
-    best_saved_score: float | None = None
-    since_best: int = 0
-    skipped_in_a_row: int = 0
-    ended: str = ""  # why the stage ended before its last step
-    fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,8 +129,10 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) -> Callable[[Params], dict[str, float]]:
-    """Means of the loss's metrics over held-out batches, and `tokens`, how many targets they were taken over."""
+def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
+                     unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
+    """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
+    `unit`: "tokens" that are targets, "pairs", "texts"."""
     run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
 
     def measure(params: Params) -> dict[str, float]:
@@ -152,7 +141,8 @@ def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) 
             for name, pair in run(params, batch).items():
                 sums[name] = sums.get(name, 0.0) + np.array([float(ctx.backend.numpy(x)) for x in pair])
         means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
-        return {"loss": 0.0, **means, "tokens": int(sums["loss"][1]) if sums else 0}
+        counted = sums.get("loss" if unit == "tokens" else "accuracy", np.zeros(2))[1]
+        return {"loss": 0.0, **means, unit: int(counted)}
     return measure
 
 
@@ -172,18 +162,21 @@ def fit(model: Model, loss: Loss, source: Source | Feed, held: Held | Callable[[
 
 
 class _Fit:
+    trainer: Trainer
+    state: State
+
     def __init__(self, model: Model, loss: Loss, feed: Feed, measure: Callable[[Params], Mapping[str, float]],
                  ctx: Context, cfg: TrainingConfig, sample: Callable[[int, Params], None] | None,
                  beside: Mapping[str, Model], better: Better) -> None:
         self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
-        self.beside, self.better = beside, better
+        self.loss, self.beside, self.better, self.first_feed = loss, beside, better, feed.kept()
         self.backend: Backend = ctx.backend
-        self.state = State(fingerprint=ctx.fingerprint)
+        self.suspects: dict[int, list[dict[str, np.ndarray]]] = {}  # batches that may have ruined the weights
         self.found = ctx.newest_checkpoint()
-        params = {**model.params, **_beside({part: other.params for part, other in beside.items()})}
-        trained = {n for n in model.params if model.trains(n)} | {
+        self.trained = {n for n in model.params if model.trains(n)} | {
             f"{part}.{n}" for part, other in beside.items() for n in other.params if other.trains(n)}
-        if not trained or (model.adapter is None and quantised(params)):
+        packed = quantised({**model.params, **_beside({part: other.params for part, other in beside.items()})})
+        if not self.trained or (model.adapter is None and packed):
             raise UserError("quantised weights cannot be trained", where=str(model.folder),
                             hint="take the folder with whole weights")
         if self.found is not None:
@@ -191,55 +184,165 @@ class _Fit:
             if begun != ctx.backend.name and not packs(model.cfg):
                 raise UserError(f"was begun on {begun}, whose tensors of a {model.cfg.model_type} model are others",
                                 where=str(ctx.folder.path), hint=f"go on with --backend {begun}")
-            known = {k: v for k, v in self.found.record.items() if k in State.__dataclass_fields__}
-            self.state = State(**known)
-            self.feed.restore(self.found.record.get("feed", {}))
-            params = self._read(self.found)
         self.pushes: Beside | None = None
         if cfg.push_every:
             if model.adapter is not None and not is_name(model.adapter.base):
                 raise UserError("checkpoints are adapters whose base is a folder of this machine: nobody else has it",
                                 where="push_every", hint="take a base by its name on the Hub, or train all weights")
-            self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, self.state.step)
-        own, frozen = ({n: p for n, p in params.items() if (n in trained) is wanted} for wanted in (True, False))
-        self.trainer: Trainer = self.backend.trainer(loss, own, frozen, optim_settings(cfg, own), compile=cfg.compile)
-        if self.found is not None:
-            self.trainer.load_state(self.found.optimizer)
+            since = self.found.step if self.found is not None else 0
+            self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, since)
+        self._load(self.found)
+        if broken := self.trainer.not_finite():
+            place = self.found.path if self.found is not None else model.folder
+            raise UserError(f"{broken[0]} holds numbers that are not finite", where=str(place),
+                            hint="take this checkpoint away, then --resume" if self.found else "take another model")
+
+    def _load(self, found: checkpoint.Checkpoint | None) -> None:
+        """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
+        start = found or self.ctx.continued
+        if found is None and start is not None:
+            self.state = State(first=start.record.get("first", 0) + start.step, fingerprint=self.ctx.fingerprint)
+            params = self._read(start)
+        elif found is None:
+            self.state = State(fingerprint=self.ctx.fingerprint)
+            params = {**self.model.params, **_beside({part: other.params for part, other in self.beside.items()})}
+        else:
+            self.state, params = State.of(found.record), self._read(found)
+        self.feed.restore(found.record.get("feed", {}) if found is not None else self.first_feed)
+        own, frozen = ({n: p for n, p in params.items() if (n in self.trained) is wanted} for wanted in (True, False))
+        self.trainer = self.backend.trainer(self.loss, own, frozen, optim_settings(self.cfg, own),
+                                            compile=self.cfg.compile)
+        if start is not None:
+            self.trainer.load_state(start.optimizer)
+        if isinstance(self.feed, Ahead):
+            self.feed.first = self.state.first
 
     def run(self) -> Params:
-        cfg, state, ctx = self.cfg, self.state, self.ctx
-        if self.found is not None:
-            ctx.events.emit("resume", state.step, checkpoint=self.found.path.name)
-        with ctx.progress(cfg.steps, state.step) as bar:
-            while state.step < cfg.steps and not state.ended:
-                bar.update(state.step + 1, self._step())
+        cfg, ctx = self.cfg, self.ctx
+        self._go_on()
+        self._begin()
+        with ctx.progress(cfg.steps, self.state.step) as bar:
+            while self.state.step < cfg.steps and not self.state.ended:
+                shown, ruined = self._step()
+                if ruined or self.state.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+                    self._go_back(ruined)
+                    continue
+                self.state.ended = self.feed.finished(self.state.step)
+                bar.update(self.state.step, shown)
                 self._after_step(bar.note)
         return self._result()
 
-    def _step(self) -> Mapping[str, float | None]:
-        """One step; returns the numbers to show."""
-        began, state, lr = ticks(), self.state, rate(self.state.step, self.cfg)
-        work = self.feed.work(state.step, self.trainer.params)
-        outs = [self.trainer.step(batches, lr) for batches in work.updates]
+    def _go_on(self) -> None:
+        """Tells where the stage goes on, and puts in order what a process that was killed has left."""
+        ctx, state = self.ctx, self.state
+        if self.found is not None:
+            ctx.events.emit("resume", state.step, checkpoint=self.found.path.name)
+            self._changes()
+            checkpoint.settle(ctx.folder.checkpoints, state.step, keep=self.cfg.keep, best=state.best_saved_step,
+                              say=ctx.warn)
+        elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
+            ctx.events.emit("resume", 0)  # killed before its first checkpoint: what it told is told again
+
+    def _begin(self) -> None:
+        """Measures before the first step, so that the end can tell what the stage achieved."""
+        if self.found is None:
+            self.ctx.folder.groups.unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
+            self.state.before = dict(self.measure(self.trainer.params()))
+            self.ctx.events.emit("before", 0, **self.state.before)
+
+    def _changes(self) -> None:
+        """What a person has changed since the checkpoint: with other settings the stage may go back once more."""
+        state = self.state
+        for name, (before, now) in self.ctx.changed.items():
+            self.ctx.warn(f"{name} is {now:g} from here on; it was {before:g}", state.step)
+            state.changes.append({"step": state.step, "field": name, "before": before, "now": now})
+            state.fingerprint[name] = now
+        if set(self.ctx.changed) - {"steps"}:
+            state.rate_factor, state.rolled_back, state.skipped_in_a_row = 1.0, None, 0
+
+    def _step(self) -> tuple[Mapping[str, float | None], bool]:
+        """One step; returns the numbers to show, and whether its update has made the weights not finite."""
+        began, state, lr = ticks(), self.state, rate(self.state.step, self.cfg) * self.state.rate_factor
+        number = state.number()
+        work = self.feed.work(state.step, self.trainer.params, number)
+        outs, ruined = [], False
+        for batches in work.updates:
+            outs.append(self.trainer.step(batches, lr))
+            ruined = bool(outs[-1].pop("ruined"))
+            if ruined:
+                break
         skipped = sum(bool(out.pop("skipped")) for out in outs)
+        self._suspect(number, work, nothing=bool(outs) and skipped == len(outs))
         tokens = work.tokens
         if tokens is None:
             tokens = int(sum(float(b["weights"].sum()) for batches in work.updates for b in batches))
         seconds = ticks() - began
         state.step += 1
         state.tokens += tokens
-        state.skipped_in_a_row = state.skipped_in_a_row + 1 if outs and skipped == len(outs) else 0
+        state.measured, state.score, state.sound = None, None, False
         numbers: dict[str, Any] = {**_mean(outs), **work.numbers, "lr": lr, "tokens": state.tokens,
                                    "tokens_per_second": tokens / max(seconds, 1e-9), "seconds": seconds,
                                    "memory_bytes": self.backend.memory().peak}
         self.ctx.events.emit("step", state.step, **numbers)
         if skipped:
             self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
-        if state.skipped_in_a_row >= SKIPPED_IN_A_ROW:
-            raise UserError(f"the gradient was not finite for {SKIPPED_IN_A_ROW} steps in a row",
-                            where=str(self.ctx.folder.path), hint="lower learning_rate, or look at the data")
-        state.ended = self.feed.finished(state.step)
-        return {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}
+        return {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}, ruined
+
+    def _suspect(self, number: int, work: Work, nothing: bool) -> None:
+        """Counts steps without a finite gradient, and holds the last batch before them and the first of them."""
+        state, batches = self.state, [batch for update in work.updates for batch in update]
+        if not nothing:
+            state.skipped_in_a_row, state.last_update, self.suspects = 0, number, {number: batches}
+        else:
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row == 1:
+                self.suspects[number] = batches
+
+    def _go_back(self, ruined: bool) -> None:
+        """Once: to the newest sound checkpoint, at half the rate, without the batch that ruined the weights.
+
+        Raises UserError the second time. The next process goes on from that checkpoint then.
+        """
+        ctx, left, place = self.ctx, self.state, self.ctx.folder.checkpoints
+        broken = self.trainer.not_finite()
+        what = f"{broken[0]} is not finite" if broken else \
+            f"the gradient was not finite for {left.skipped_in_a_row} steps in a row"
+        target = self._load_sound()
+        step, where = (target.step, target.path.name) if target is not None else (0, "the stage's start")
+        number = left.culprit(ruined, step)
+        batches = self.suspects.get(number)
+        if batches is None and isinstance(self.feed, Ahead):  # a process before this one did that step
+            batches = self.feed.source.batch(number + self.feed.first)
+        file = keep_batch(ctx.folder.path, number, batches) if batches else None
+        kept = f" (kept in {file.relative_to(ctx.folder.path)})" if file is not None else ""
+        checkpoint.drop_after(place, step, ctx.warn)
+        if left.rolled_back is not None:
+            raise UserError(f"step {left.step}: {what}, after batch {number}{kept}, and the stage had gone back once "
+                            f"already; {where} is the newest whose figure is finite", where=str(ctx.folder.path),
+                            hint="--resume with a lower --learning_rate goes on from there; or look at the data")
+        now = self.state
+        now.left_out, now.rate_factor = [*left.left_out, number], left.rate_factor * FACTOR
+        now.before = left.before
+        now.fingerprint, now.changes = left.fingerprint, left.changes  # a person's may be newer than the checkpoint
+        now.rolled_back = {"at": left.step, "to": step, "tensor": broken[0] if broken else None, "batch": number}
+        self.suspects = {}
+        ctx.events.emit("resume", step, checkpoint=target.path.name if target is not None else None)
+        ctx.warn(f"step {left.step}: {what}, after batch {number}{kept}. Back to {where}, once, with "
+                 f"{now.rate_factor:g} times the learning rate and without that batch", step,
+                 tensor=now.rolled_back["tensor"], batch=number, file=str(file) if file is not None else None)
+        self._save(pushed=False)
+
+    def _load_sound(self) -> checkpoint.Checkpoint | None:
+        """Loads the newest checkpoint whose figure is finite and returns it; None: it is the stage's start."""
+        for target in sound(self.ctx.folder.checkpoints, self.ctx.warn):
+            del self.trainer  # its memory
+            self._load(target)
+            if self.state.measured is not None or target.step == 0 or \
+                    finite(self.measure(self.trainer.params())[self.better.name]) is not None:
+                return target
+        del self.trainer
+        self._load(None)
+        return None
 
     def _after_step(self, note: Callable[[str], None]) -> None:
         """Measures, samples, saves and stops where it is time; `state.ended` ends the training early."""
@@ -248,7 +351,7 @@ class _Fit:
         saving, asked = last or _due(state.step, cfg.save_every), self.ctx.stop.save_requested()
         # a person's wish to stop or to save changes no measurement, by which a run may end early
         if saving or _due(state.step, cfg.eval_every):
-            score = self.evaluate()
+            score = self._evaluate()
             word = "held-out " + self.better.name.replace("_", " ")
             note(f"step {state.step}: {word} {score:.4f}")
             improved = self.better.than(score, state.best_score)
@@ -263,19 +366,21 @@ class _Fit:
         if self.sample is not None and _due(state.step, cfg.sample_every):
             self.sample(state.step, self.trainer.params())
         if saving or stopping or asked or state.ended:
+            state.sound = not state.skipped_in_a_row and (state.measured is None or state.score is not None)
             self._save()
         if state.ended:
             self.ctx.warn(state.ended, state.step)
         elif stopping and not last:
             raise Interrupted(f"stopped after step {state.step}, saved")
 
-    def evaluate(self) -> float:
-        """The figure that decides, on held-out data; an event tells all of them."""
+    def _evaluate(self) -> float:
+        """The figure that decides, on held-out data; an event tells all of them, and a checkpoint holds them."""
         figures = dict(self.measure(self.trainer.params()))
+        self.state.measured, self.state.score = figures, finite(figures[self.better.name])
         self.ctx.events.emit("eval", self.state.step, **figures)
         return float(figures[self.better.name])
 
-    def _save(self) -> None:
+    def _save(self, pushed: bool = True) -> None:
         state = self.state
 
         def fill(folder: Any) -> None:
@@ -289,9 +394,11 @@ class _Fit:
         record = {**state.__dict__, "feed": self.feed.kept(), "spent": self.ctx.spent.mapping(),
                   "versions": self.ctx.versions()}
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
-                                best=state.best_saved_step)
+                                best=state.best_saved_step, say=self.ctx.warn)
+        if not saved.whole:
+            return  # said already; nobody is to go on from it, or to be sent it
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
-        if self.pushes is not None:
+        if self.pushes is not None and pushed:
             self.pushes.offer(saved, last=state.step == self.cfg.steps)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:
@@ -299,12 +406,42 @@ class _Fit:
         return {**read_trained(found.model, self.model, self.backend), **_beside(read)}
 
     def _result(self) -> Params:
-        if self.cfg.take_best:
-            best = checkpoint.best(self.ctx.folder.checkpoints)
-            if best is not None and best.step != self.state.step:
-                self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", self.state.step)
-                return self._read(best)
-        return self.trainer.params()
+        """The parameters that the stage gives; `ctx.taken` tells whose they are and what was measured of them."""
+        state = self.state
+        if state.measured is None:  # a record that does not hold it
+            self._evaluate()
+        self.ctx.taken = self._taken(state.step, state.measured or {})
+        params = self._best() if self.cfg.take_best and state.best_saved_step not in (None, state.step) else None
+        if self.ctx.taken.value is None:
+            self.ctx.warn(f"the held-out {self.better.name} of the result is not a number", state.step)
+        return self.trainer.params() if params is None else params
+
+    def _taken(self, step: int, figures: Mapping[str, Any]) -> Taken:
+        return Taken(step, figures, self.better.name, self.better.higher, self.state.before)
+
+    def _best(self) -> Params | None:
+        """Those of the best checkpoint or, where that is damaged, of the best one left; None: the last ones are."""
+        state, place = self.state, self.ctx.folder.checkpoints
+        assert state.best_saved_step is not None
+        path = checkpoint.at(place, state.best_saved_step)
+        reason = checkpoint.damage(path)
+        if reason is None:
+            best = checkpoint.load(path)
+            self.ctx.taken = self._taken(best.step, best.record.get("measured") or {})
+            self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", state.step)
+            return self._read(best)
+        word = "held-out " + self.better.name.replace("_", " ")
+        found = None
+        for other in measured(place, self.better.name, state.step):
+            score = other.record["measured"][self.better.name]
+            assert self.ctx.taken is not None
+            if other.step != state.step and self.better.than(score, self.ctx.taken.value):
+                found, self.ctx.taken = other, self._taken(other.step, other.record["measured"])
+        assert self.ctx.taken is not None
+        said = f"{self.ctx.taken.value:.4f}" if self.ctx.taken.value is not None else "not a number"
+        self.ctx.warn(f"{path.name}, the best on held-out data ({word} {state.best_saved_score:.4f}), is damaged "
+                      f"({reason}): the result is step {self.ctx.taken.step} ({word} {said})", state.step)
+        return None if found is None else self._read(found)
 
 
 def _beside(parts: Mapping[str, Params]) -> Params:

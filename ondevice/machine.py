@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.backend import available, choose, load_backend
+from ondevice.distribution import install_hint, own_version
 from ondevice.errors import UserError
 from ondevice.processes import output_of
 
@@ -33,7 +34,7 @@ def doctor() -> Report:
     """
     backends = {name: _backend(name, found) for name, found in available().items()}
     return {
-        "ondevice": _version("ondevice"),
+        "ondevice": own_version(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _cores(),
@@ -60,7 +61,7 @@ def render(report: Report) -> str:
     ]
     for name, found in report["backends"].items():
         if found["version"] is None:
-            state = f"not installed (pip install 'ondevice[{name}]')"
+            state = f"not installed ({install_hint(name)})"
         elif found["usable"]:
             state = f"{found['version']} on {found['device']}, computes in {found['dtype']}"
         else:
@@ -172,7 +173,7 @@ def _token_present() -> bool:
         return True
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{cache}/huggingface")
-    file = Path(os.environ.get("HF_TOKEN_PATH", f"{home}/token")).expanduser()
+    file = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH", f"{home}/token")))
     return file.is_file() and file.stat().st_size > 0
 
 

@@ -23,13 +23,14 @@ from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
 from ondevice.ratings import Item, Progress, Ratings, is_simulated
 from ondevice.ratings_repair import open_for_rating
-from ondevice.ratings_store import Damaged, clean
+from ondevice.ratings_store import Damaged, Replaced, clean
 from ondevice.runfolder import clock, ticks
 
 LETTERS = "abcd"
+_DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app
 GAP = 5  # votes between an item and its repeat, at least
 _HELP = """\
-  a b …      that answer is the best (A, B with shift: it is much better)
+  a b …      that answer is the best (A, B with shift: it is much better); 1 2 … do the same, as in the app
   bac        with more than two answers: an order, the best first; Enter ends it early
   t          a tie: equally good       x  all are bad
   s          skip, it comes again last u  undo, as often as you like
@@ -107,7 +108,7 @@ class Session:
                 continue
             try:
                 then = self._do(item, answer, dwell)
-            except Damaged:
+            except (Damaged, Replaced):
                 raise
             except UserError as problem:  # held by another program, a full disk: what is not stored is asked again
                 _say(f"not saved: {problem}")
@@ -184,7 +185,7 @@ class Session:
             if typed is None:
                 _say("")
                 return None
-            answer = typed.strip()
+            answer = typed.strip().translate(_DIGITS)
             if not self.keys.interactive:
                 _say("")
             if _means(answer, width):
@@ -208,7 +209,7 @@ class Session:
             elif key.strip() and key.isprintable():
                 shown = inert(key, newlines=False)
                 _say(shown, end="")
-                typed += key
+                typed += key.translate(_DIGITS)
                 if not _is_letters(typed, width) or len(typed) >= width - 1:
                     break
         _say("")

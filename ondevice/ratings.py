@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ondevice.distribution import own_version
 from ondevice.errors import UserError
 from ondevice.ratings_store import REPAIR, Damaged, Store, clean
 from ondevice.runfolder import clock
@@ -399,11 +399,11 @@ class Unreadable(ValueError):
     """A row says what no version of ours has written."""
 
 
-def _parsed(text: str, kind: type) -> Any:
+def _parsed(text: Any, kind: type) -> Any:
     """JSON of one kind. Raises Unreadable."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: no text at all
         raise Unreadable(str(error)) from error
     if not isinstance(value, kind):
         raise Unreadable(f"{text[:40]!r} is not a {kind.__name__}")
@@ -439,7 +439,4 @@ def vote_of(row: Row) -> Vote:
 
 @lru_cache(maxsize=1)
 def _app() -> str:
-    try:
-        return f"ondevice {version('ondevice')}"
-    except PackageNotFoundError:
-        return "ondevice"
+    return f"ondevice {own_version()}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -158,7 +159,7 @@ class StageFolder:
     def holder(self) -> dict[str, Any] | None:
         """Who trains this stage now ({"pid","host","since"}, or {} where it has not yet said so); None: nobody."""
         try:
-            descriptor = os.open(self.lock, os.O_RDONLY)
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
         except OSError:
             return None
         try:
@@ -301,21 +302,30 @@ def _read_holder(file: Path) -> dict[str, Any]:
 
 def _read_object(file: Path) -> dict[str, Any] | None:
     try:
+        if not file.is_file():  # reading from a pipe would wait for ever
+            return None
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def _begun_at(stage: Path) -> float:
     """The time of a stage's first event, or of its oldest file where it has none."""
+    began = _first_time(stage / "events.jsonl")
+    return began if began is not None else min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
+
+
+def _first_time(events: Path) -> float | None:
+    """The time of the first event; None where the file does not begin with one."""
+    if not events.is_file():  # reading from a pipe would wait for ever
+        return None
     try:
-        with open(stage / "events.jsonl", encoding="utf-8", errors="replace") as file:
-            first = json.loads(file.readline())
-        return float(first["t"])
-    except (OSError, ValueError, TypeError, KeyError):
-        files = [p.stat().st_mtime for p in stage.iterdir()]
-        return min(files, default=0.0)
+        with open(events, encoding="utf-8", errors="replace") as file:
+            began = float(json.loads(file.readline())["t"])
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+    return began if math.isfinite(began) else None
 
 
 def _make_folder(path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import Search, beam_search
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat import prompt_ids, with_template_kwargs
 from ondevice.data.completions import places
 from ondevice.data.formats import BadRow
+from ondevice.data.truncation import cut_where
 from ondevice.decoding import Completion, Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import InertStream
@@ -68,7 +69,9 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    return load_writer(find_model(cfg.model), backend), backend
+    model = load_writer(find_model(cfg.model), backend)
+    kwargs = cfg.chat_template_kwargs if isinstance(cfg, SamplingConfig) else ""
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, kwargs)), backend
 
 
 def sampling(cfg: SamplingConfig, model: Model, note: Callable[[str], None] = lambda said: None) -> Sampling:
@@ -107,9 +110,10 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
-    encode = model.tokenizer.encode if model.network.start is None else model.tokenizer.encode_source
-    ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else encode(prompt)
+    ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else plain_ids(prompt, model)
     generator = generator_of(model, backend, sampling(cfg, model, _silent if cfg.beams > 1 else _told("generate")))
+    if generator.is_cut(ids):
+        _told("generate")(cut_note(ids, model))
     if cfg.beams > 1:
         how = Search.of(model.folder, _told("generate"))
         if cfg.length_penalty is not None:
@@ -158,7 +162,9 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             return
         asked = [*turns, {"role": "user", "content": said}]
         ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
-        if asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
+        if generator.is_cut(ids):
+            _told("chat")(cut_note(ids, model))
+        elif asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             continue  # as if it had not been said
@@ -194,6 +200,17 @@ def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
     """Whether a text ends where the context does, after a prompt of so many tokens."""
     return not completion.stopped and places(prompt, len(completion.ids) + 1,
                                              model.network.start) > model.cfg.max_position_embeddings
+
+
+def plain_ids(prompt: str, model: Model) -> list[int]:
+    """A text that the model goes on with, or reads."""
+    return (model.tokenizer.encode_document if model.network.start is None else model.tokenizer.encode_source)(prompt)
+
+
+def cut_note(ids: Sequence[int], model: Model) -> str:
+    """For people: what becomes of a prompt for which `Generator.is_cut` holds."""
+    return (f"the prompt has {len(ids)} tokens and is cut {cut_where(model.tokenizer)}: the model reads "
+            f"{model.cfg.max_position_embeddings}")
 
 
 def given(read: Callable[[], str]) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes docs/interop.md: other programs load what `ondevice export` writes, and their numbers are compared with ours.
 
-    scripts/interop.py MODEL [--out docs/interop.md] [--only PACKAGE …]
+    scripts/interop.py MODEL [--out docs/interop.md] [--only PACKAGE …] [--tokens 48]
 
 MODEL is a decoder with a chat template. Compared are logits on the fixed prompt of `ondevice export` and 48 greedy
 tokens after a chat's prompt, our own in float32 on torch. A program that is not installed is said not to have been run.
@@ -41,7 +41,6 @@ from ondevice.randomness import normal  # noqa: E402
 from ondevice.rollout import Scorer  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
-TOKENS = 48
 MISSING = "–"
 
 
@@ -53,12 +52,13 @@ class Case:
     folder: Path
     room: Path
     backend: Backend
+    tokens: int  # of a greedy answer
 
     def prompts(self) -> list[list[int]]:
         return [prompt_ids([{"role": "user", "content": text}], self.model.tokenizer) for text in ASKED]
 
     def written(self, model: Model) -> list[list[int]]:
-        found = Generator(model, self.backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(
+        found = Generator(model, self.backend, Sampling(max_new_tokens=self.tokens, temperature=0.0)).run(
             model.params, self.prompts())
         return [list(c.ids) for c in found]
 
@@ -172,7 +172,7 @@ def llama_cpp(dtype: str) -> Callable[[Case], str]:
         file = out / next(name for name in found["files"] if name.endswith(".gguf"))
         program, mine = LlamaCpp(file, 512), gguf_file.read(file, case.model, case.backend)
         prompts = case.prompts()
-        tokens = [program.greedy(p, TOKENS)[0] for p in prompts]
+        tokens = [program.greedy(p, case.tokens)[0] for p in prompts]
         likeliest = [int((logits(mine, case.backend, [*p, *t])[len(p) - 1:-1].argmax(-1) == t).sum())
                      for p, t in zip(prompts, tokens, strict=True)]
         return f"{_same(tokens, case.written(mine))}, {sum(likeliest)} of its {sum(map(len, tokens))} are the " \
@@ -203,8 +203,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--out", default=str(ROOT / "docs" / "interop.md"))
     parser.add_argument("--only", nargs="+", default=[], metavar="PACKAGE")
+    parser.add_argument("--tokens", type=int, default=48, help="of each greedy answer")
     chosen = parser.parse_args()
-    kept = _rows(Path(chosen.out)) if chosen.only else {}
+    page = Path(chosen.out)
+    kept = _rows(page) if chosen.only and page.exists() else {}
     backend = load_backend("torch", "cpu", "float32")
     model = load_model(chosen.model, backend)
     lines = []
@@ -214,11 +216,12 @@ def main() -> None:
             if chosen.only and package not in chosen.only:
                 found, said = kept.get((program, form), (MISSING, said))
             elif run is not None and found != MISSING:
-                said = run(Case(model, model.folder.resolve(), Path(room), backend))
+                said = run(Case(model, model.folder.resolve(), Path(room), backend, chosen.tokens))
             lines.append(f"| {program} | {found} | {form} | {said} |")
             print(lines[-1], flush=True)
             gc.collect()
-    Path(chosen.out).write_text(PAGE.format(
+    page.write_text(PAGE.format(
+        tokens=chosen.tokens,
         model=f"{Path(chosen.model).name} ({model.cfg.model_type}, {model.size / 1e6:.0f} million weights)",
         rows="\n".join(lines),
         here=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "
@@ -230,7 +233,7 @@ PAGE = """# What other programs compute with our folders
 Written by `scripts/interop.py`. Model: {model}. Here: {here}.
 
 Logits are compared on the fixed prompt of `ondevice export`, ours in float32 on torch, with what that file holds;
-tokens are 48 greedy ones after each of three chats' prompts. "Not run": not here, or not by this
+tokens are {tokens} greedy ones after each of three chats' prompts. "Not run": not here, or not by this
 script; nothing is claimed.
 
 | program | version | form | largest difference |
@@ -249,7 +252,7 @@ def _transformers(case: Case, theirs: Any, mine: Model) -> str:
     theirs = theirs.eval()
     with torch.no_grad():
         found = theirs(torch.tensor([ids])).logits[0].float().numpy()
-        tokens = [theirs.generate(input_ids=torch.tensor([p]), max_new_tokens=TOKENS, do_sample=False,
+        tokens = [theirs.generate(input_ids=torch.tensor([p]), max_new_tokens=case.tokens, do_sample=False,
                                   eos_token_id=list(case.model.tokenizer.stop_ids))[0, len(p):].tolist()
                   for p in case.prompts()]
     return _told(found, tokens, mine, case)
@@ -260,10 +263,10 @@ def _mlx(case: Case, folder: Path, adapter: Path | None, mine: Model) -> str:
     import mlx_lm
     from mlx_lm.generate import generate_step
 
-    theirs, _ = mlx_lm.load(str(folder), adapter_path=str(adapter) if adapter else None)
+    theirs = mlx_lm.load(str(folder), adapter_path=str(adapter) if adapter else None)[0]
     theirs.set_dtype(mx.float32)
     found = np.array(theirs(mx.array([prompt_of(case.model)]))[0].astype(mx.float32))
-    tokens = [[int(t) for t, _ in generate_step(mx.array(p), theirs, max_tokens=TOKENS)] for p in case.prompts()]
+    tokens = [[int(t) for t, _ in generate_step(mx.array(p), theirs, max_tokens=case.tokens)] for p in case.prompts()]
     return _told(found, tokens, mine, case)
 
 

@@ -34,7 +34,7 @@ async def take(runs: Path, target: Path, name: str, size: tuple[int, int]) -> No
             await shoot(app, pilot, mode, target / f"{picture}.svg")
 
 
-async def shoot(app: OndeviceApp, pilot: Pilot[str | None], mode: str, file: Path) -> None:
+async def shoot(app: OndeviceApp, pilot: Pilot[str], mode: str, file: Path) -> None:
     """One screen, unless the run has nothing for it."""
     state = app.run_state or {"stages": []}
     stages = [stage["stage"] for stage in state["stages"]]

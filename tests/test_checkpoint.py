@@ -60,6 +60,24 @@ def test_the_best_stays_while_a_better_one_was_measured_but_never_saved(tmp_path
     assert names(tmp_path) == ["best", "step-00000010", "step-00000030", "step-00000040"]
 
 
+def test_the_newest_sound_one_and_its_best_stay_as_a_way_back(tmp_path: Path) -> None:
+    """However many come after it whose gradient or figure was not finite."""
+    for step, sound in ((10, True), (20, True), (30, False), (40, False), (50, False)):
+        record = {"step": step, "sound": sound, "best_saved_step": 10, "score": float("nan")}
+        checkpoint.save(tmp_path, step, write(step), record, keep=2, best=40 if step > 30 else 10)
+    assert names(tmp_path) == ["best", *(f"step-000000{n}" for n in (10, 20, 40, 50))]
+    assert "NaN" not in (tmp_path / "step-00000050" / "trainer.json").read_text()
+    checkpoint.drop_after(tmp_path, 20)
+    checkpoint.settle(tmp_path, 20, keep=2, best=10)
+    assert names(tmp_path) == ["best", "step-00000010", "step-00000020"]
+    assert os.readlink(tmp_path / "best") == "step-00000010"
+
+
+def test_no_link_points_to_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    save(tmp_path, 10, best=5)
+    assert names(tmp_path) == ["step-00000010"]
+
+
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     save(tmp_path, 3)
     found = checkpoint.newest(tmp_path, print)
@@ -116,16 +134,62 @@ def test_an_error_while_writing_leaves_what_stood_there(tmp_path: Path) -> None:
     assert newest(tmp_path) == (1, [])
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "no space left"), OSError(errno.EDQUOT, "quota exceeded"),
+    Exception("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors'
+    RuntimeError(f"[write] Unable to write {1 << 62} bytes to file."),  # MLX's: more than there can be room for
+], ids=["full", "quota", "safetensors", "mlx"])
+def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path: Path, error: Exception) -> None:
     save(tmp_path, 1)
 
     def full(folder: Path) -> None:
         write(2)(folder)
-        raise OSError(number, os.strerror(number))
+        raise error
     with pytest.raises(UserError, match="disk is full.*--resume"):
         checkpoint.save(tmp_path, 2, full, {"step": 2}, keep=2, best=None)
     assert names(tmp_path) == ["step-00000001"]
+
+
+def test_what_mlx_could_not_write_for_another_reason_is_no_full_disk(tmp_path: Path) -> None:
+    def refused(folder: Path) -> None:
+        raise RuntimeError("[write] Unable to write 10 bytes to file.")
+    with pytest.raises(RuntimeError, match="10 bytes"):
+        checkpoint.save(tmp_path, 2, refused, {"step": 2}, keep=2, best=None)
+    assert names(tmp_path) == []
+
+
+def test_a_best_that_is_a_folder_is_moved_aside_and_told_of(tmp_path: Path) -> None:
+    """As a copy of the run that follows links has made it."""
+    save(tmp_path / "run", 10, best=10)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)
+    said: list[str] = []
+    for step in (20, 30):
+        checkpoint.save(tmp_path / "copy", step, write(step), {"step": step}, keep=2, best=step, say=said.append)
+    assert names(tmp_path / "copy") == ["best", "best-copy-1", "step-00000020", "step-00000030"]
+    assert os.readlink(tmp_path / "copy" / "best") == "step-00000030"
+    assert checkpoint.damage(tmp_path / "copy" / "best-copy-1") is None
+    assert len(said) == 1 and "best-copy-1" in said[0]
+
+
+def test_what_only_begins_like_a_checkpoint_is_nobodys_to_remove(tmp_path: Path) -> None:
+    (tmp_path / "step-by-step").mkdir()
+    (tmp_path / "step-by-step" / "thesis").write_text("mine")
+    elsewhere = tmp_path / "elsewhere"
+    save(tmp_path / "run", 1)
+    shutil.copytree(tmp_path / "step-by-step", tmp_path / "run" / "step-by-step")
+    (tmp_path / "run" / "step-00000001").rename(elsewhere)
+    (tmp_path / "run" / "step-00000001").symlink_to(elsewhere)   # a person has moved it to another disk
+    save(tmp_path / "run", 2, 3, 4)
+    assert names(tmp_path / "run") == ["step-00000003", "step-00000004", "step-by-step"]
+    assert checkpoint.damage(elsewhere) is None
+
+
+@pytest.mark.parametrize("manifest", ['{"format": 1, "files": [1]}', '{"format": 1, "files": {"a": 5}}', "[" * 9999,
+                                      '{"format": 1, "files": {"a": {"size": 3}}}', "5"])
+def test_a_manifest_of_another_form_is_damage(tmp_path: Path, manifest: str) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "step-00000002" / "MANIFEST.json").write_text(manifest)
+    assert newest(tmp_path) == (1, ["step-00000002 is damaged (no manifest); going back one"])
 
 
 @pytest.mark.skipif(not shutil.which("prlimit"), reason="needs prlimit")
@@ -193,12 +257,12 @@ def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) 
     for deadly in range(1, last + 1):
         place = tmp_path / str(deadly)
         told = int((place / "told").read_text())
+        left_behind += any(name.startswith(".") for name in names(place))
         step, said = newest(place)
         assert step is not None and told <= step <= told + 1, (deadly, names(place))
         assert said == []   # a step-… folder is whole from the moment it has its name
         best = checkpoint.best(place)
         assert best is not None and best.step in (1, 4, 5), (deadly, names(place))
-        left_behind += any(name.startswith(".") for name in names(place))
         save(place, 6, 7, best=6)
         assert names(place) == ["best", "step-00000006", "step-00000007", "told"]
     assert left_behind > 10

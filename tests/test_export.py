@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
 from ondevice.data.chat import TEMPLATES, add_template, encode_chat, render
 from ondevice.data.tokenizer import OWN_TEMPLATE
+from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
@@ -364,7 +366,7 @@ def test_what_gguf_cannot_hold(policy: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="no rule that splits text"):
         od.export(policy, "gguf", out=out, backend="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else object())
-    with pytest.raises(UserError, match=r"gguf is not installed.*ondevice\[export\]"):
+    with pytest.raises(UserError, match=rf"gguf is not installed \({re.escape(install_hint('export'))}\)"):
         od.export(policy, "gguf", out=out, backend="torch")
     assert not out.exists() and not list(tmp_path.glob(".tmp-*"))
 

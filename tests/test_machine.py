@@ -10,6 +10,7 @@ import pytest
 
 from conftest import BACKENDS
 from ondevice import machine as doctor_module
+from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 from ondevice.machine import doctor, render
 
@@ -52,13 +53,13 @@ def test_a_broken_backend_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch
     assert report["backends"]["torch"]["error"] == "ImportError: libcuda.so: cannot open"
     text = render(report)
     assert "installed but cannot be used: ImportError: libcuda.so: cannot open" in text
-    assert "pip install 'ondevice[mlx]'" in text
+    assert f"not installed ({install_hint('mlx')})" in text
 
 
 def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> str:
-        raise UserError("torch is not installed", hint="pip install 'ondevice[torch]'")
+        raise UserError("torch is not installed", hint=install_hint("torch"))
 
     monkeypatch.setattr(doctor_module, "available", lambda: {"torch": None, "mlx": None})
     monkeypatch.setattr(doctor_module, "choose", none)
-    assert "nothing: torch is not installed (pip install 'ondevice[torch]')" in render(doctor())
+    assert f"nothing: torch is not installed ({install_hint('torch')})" in render(doctor())

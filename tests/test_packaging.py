@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -64,8 +65,21 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(built: dict[str, Pat
     }
     assert {"ondevice/recipes/minute.yaml", "ondevice/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    checkout = {str(file.relative_to(ROOT)) for file in (ROOT / "ondevice").rglob("*.py")}
-    assert checkout <= set(names)
+    checkout = {str(file.relative_to(above)) for above, package in (
+        (ROOT, "ondevice"), (ROOT / "backends", "ondevice_torch"), (ROOT / "backends", "ondevice_mlx"),
+        (ROOT / "tui", "ondevice_tui")) for file in (above / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts}
+    assert "ondevice_tui/app.tcss" in checkout and checkout <= set(names)
+
+
+def test_the_wheel_has_our_name_and_its_command(built: dict[str, Path]) -> None:
+    assert built["wheel"].name.startswith("ondevice_trainer-") and built["sdist"].name.startswith("ondevice_trainer-")
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        texts = {name.rsplit("/", 1)[-1]: archive.read(name).decode() for name in archive.namelist()
+                 if ".dist-info/" in name}
+    assert "\nName: ondevice-trainer\n" in texts["METADATA"]
+    assert "\nProvides-Extra: rewards\n" in texts["METADATA"]
+    assert "ondevice = ondevice.cli:main" in texts["entry_points.txt"]
 
 
 def test_the_sdist_can_be_tested(built: dict[str, Path]) -> None:
@@ -80,6 +94,37 @@ def test_the_command_works_outside_the_checkout(installed: Path, tmp_path: Path)
     assert "pretrain" in text
     where = run(installed, "-c", "import ondevice; print(ondevice.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent.parent)
+
+
+def test_the_version_and_hints_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert run(installed.parent / "ondevice", "--version", cwd=tmp_path) == f"ondevice {version}\n"
+    code = """
+import importlib.util
+from ondevice.distribution import install_hint
+with_pip = install_hint("rewards")
+importlib.util.find_spec = lambda name: None
+print(with_pip, install_hint("rewards"), sep="\\n")
+"""
+    packages = "math-verify reasoning-gym jsonschema"
+    assert run(installed, "-c", code, cwd=tmp_path).splitlines() == [  # pip is lent with the rest
+        f"{installed} -m pip install {packages}", f"uv pip install --python {installed} {packages}"]
+
+
+def test_the_app_opens_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    code = """
+import asyncio
+from ondevice_tui.app import OndeviceApp
+
+async def opened():
+    app = OndeviceApp("runs", look_at_machine=False)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        print(type(app.screen).__name__, app.stylesheet.has_source(app.css_path[0].as_posix()) if app.css_path else "")
+
+asyncio.run(opened())
+"""
+    assert run(installed, "-c", code, cwd=tmp_path).split() == ["RoadScreen", "True"]
 
 
 def test_the_recipes_are_there(installed: Path, tmp_path: Path) -> None:

@@ -78,7 +78,16 @@ def test_an_order_of_more_than_two(tmp_path: Path) -> None:
             tuple(shown[0]["abcd".index(x)] for x in "dbac"), (shown[1][2],), shown[2][:2]]
 
 
-@pytest.mark.parametrize("wrong", ["c", "aa", "aB", "abc", "tt", "y", "\udcff", "\x1b[A"])
+def test_the_keys_of_the_app_do_the_same_here(tmp_path: Path) -> None:
+    path = fill(tmp_path / "r.db", 3, width=4)
+    rate(path, "4213\n3\n1\nq\n")
+    with Ratings.open(path) as ratings:
+        shown = [ratings.item(n).shown for n in (1, 2, 3)]
+        assert [vote.ranking for vote in ratings.votes()] == [
+            tuple(shown[0]["abcd".index(x)] for x in "dbac"), (shown[1][2],), (shown[2][0],)]
+
+
+@pytest.mark.parametrize("wrong", ["3", "11", "1B", "c", "aa", "aB", "abc", "tt", "y", "\udcff", "\x1b[A"])
 def test_what_means_nothing_votes_nothing(tmp_path: Path, wrong: str) -> None:
     path = fill(tmp_path / "r.db", 1)
     done = rate(path, f"{wrong}\n")

@@ -232,3 +232,34 @@ def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path)
     after = {s: (out / s / "done.json").stat().st_mtime_ns for s in before}
     assert after["init"] == before["init"]
     assert after["pretrain"] > before["pretrain"] and after["sft"] > before["sft"]
+
+
+def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(files: Path, tmp_path: Path) -> None:
+    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 4, "save_every": 2, "eval_every": 0}
+    fields.pop("out")
+    recipe, out, disk = tmp_path / "own.yaml", tmp_path / "r", tmp_path / "disk"
+    recipe.write_text(json.dumps({"stages": {"pretrain": {k: v for k, v in fields.items()
+                                                          if k not in ("backend", "device")}}}))
+    od.run(str(recipe), out=out, backend="torch")
+    checkpoints = out / "pretrain" / "checkpoints"
+    checkpoints.rename(disk)
+    (disk / "step-notes").mkdir()   # a person's
+    (out / "pretrain" / "model").rename(tmp_path / "model")
+    (out / "pretrain" / "model").symlink_to(tmp_path / "model")
+    checkpoints.symlink_to(disk)
+    od.run(str(recipe), out=out, backend="torch", redo=["pretrain"], sets=["pretrain.steps=5"])
+    events = [e["event"] for e in read(out / "pretrain" / "events.jsonl")]
+    assert events.count("step") == 5 and "resume" not in events
+    assert checkpoints.is_symlink() and [p.name for p in checkpoint.steps(disk)] == ["step-00000004", "step-00000005"]
+    assert (disk / "step-notes").is_dir()
+    assert (tmp_path / "model" / "model.safetensors").is_file() and not (out / "pretrain" / "model").is_symlink()
+
+
+def test_a_model_that_no_attempt_has_made_is_not_removed(files: Path, tmp_path: Path) -> None:
+    """A folder of the stage's name that a person keeps a model in."""
+    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 2}
+    (tmp_path / "r" / "pretrain" / "model").mkdir(parents=True)
+    (tmp_path / "r" / "pretrain" / "model" / "model.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="no attempt of this stage"):
+        od.pretrain(**fields)
+    assert (tmp_path / "r" / "pretrain" / "model" / "model.safetensors").read_text() == "mine"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
@@ -424,6 +425,25 @@ def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: li
 
 
 @pytest.mark.slow
+def test_the_form_refuses_what_has_no_effect_but_for_what_a_recipe_filled_in(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x"), "recipe": "minute",
+                                                       "model": str(run.stage("init").model)}))
+        await until_shown(pilot, "✓ ready")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        fields["optimizer"].put("adamw")   # the recipe's rate of Muon is nobody's wish
+        await until(pilot, lambda: "--optimizer=adamw" in app.screen._words)  # type: ignore[attr-defined]
+        assert not any("muon_learning_rate" in word for word in app.screen._words)  # type: ignore[attr-defined]
+        await until_shown(pilot, "✓ ready")
+        fields["muon_learning_rate"].put("0.5")
+        await until_shown(pilot, "✗ muon_learning_rate: has no effect")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
 def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
     for name in ("first", "second"):
         a_run(tmp_path, name)
@@ -615,3 +635,28 @@ def test_the_start_of_rating_is_the_screen_where_people_rate(tmp_path: Path) -> 
         await until(pilot, lambda: app.current_mode == "rate", "the rate screen")
 
     play(tmp_path, script)
+
+
+@pytest.mark.slow
+def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("sft", {"out": "x"}))
+        await until_shown(pilot, "start sft")
+        await until(pilot, lambda: not app.screen._coming)  # type: ignore[attr-defined]
+        flag = next(field for field in app.screen.query(Field) if field.spec.name == "packing")
+        flag.control.focus()
+        row = await until_shown(pilot, "[x] yes" if flag.entry else "[ ] no")
+        assert "X" not in row.replace("XDG", "")
+        before = flag.entry
+        await pilot.press("space")
+        await until(pilot, lambda: flag.entry != before)
+        await until_shown(pilot, "[ ] no" if before else "[x] yes")
+        out = next(field for field in app.screen.query(Field) if field.spec.name == "out")
+        out.put("")
+        out.control.focus()
+        await pilot.pause()
+        app.post_message(Paste("runs/a\nb\n"))
+        await until(pilot, lambda: out.entry == "runs/a b")
+        await until_shown(pilot, "joined by spaces")
+
+    play(tmp_path, script, (120, 36))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -15,7 +16,9 @@ from ondevice.ratings import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen, Pane
+from ondevice_tui.widgets.safe import SafeArea
 from test_tui import fits, play
+from test_tui_safe import harmless
 from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
 
 pytestmark = pytest.mark.slow
@@ -31,7 +34,7 @@ def pids(app: OndeviceApp) -> list[int]:
 
 
 async def say(pilot: Pilot[Any], text: str) -> None:
-    pilot.app.screen.query_one("#say", Input).value = text
+    pilot.app.screen.query_one("#say", SafeArea).text = text
     await pilot.press("enter")
 
 
@@ -222,3 +225,52 @@ def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(
     with Ratings.open(run.path) as ratings:
         (pair,) = ratings.pairs()
     assert (pair.chosen, pair.source_chosen) == ("another", "first-pretrain")
+
+
+def paste(pilot: Pilot[Any], text: str) -> None:
+    """As a terminal with bracketed paste sends it."""
+    pilot.app.post_message(Paste(text))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_several_lines_are_pasted_typed_and_sent(tmp_path: Path, size: tuple[int, int]) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "Enter sends")
+        area = app.screen.query_one("#say", SafeArea)
+        paste(pilot, "first\nsecond\n\tthird")
+        await until(pilot, lambda: area.text == "first\nsecond\n\tthird")
+        await pilot.press("ctrl+j", *"last")
+        await until_shown(pilot, "second", "last")
+        await pilot.press("enter")
+        await until_shown(pilot, "tok/s")
+        assert area.text == "" and app.screen.query_one(Pane).turns[0]["content"] == "first\nsecond\n\tthird\nlast"
+        long = "word " * 1000
+        paste(pilot, long + "\n" + "\x1b[31mred\x07 \u202e" * 3)
+        await until(pilot, lambda: len(area.text) > 5000)
+        harmless(app, "pasted")
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.screen.query_one(Pane).turns) == 4)
+        assert str(app.screen.query_one(Pane).turns[2]["content"]).startswith(long)
+
+    play(tmp_path, script, size)
+
+
+@pytest.mark.parametrize(("text", "says"), [("refuse", "shorten it"), ("crash", "out of memory")])
+def test_what_was_refused_stands_in_the_input_again(tmp_path: Path, text: str, says: str) -> None:
+    a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "Enter sends")
+        await say(pilot, text)
+        await until_shown(pilot, says)
+        await until(pilot, lambda: app.screen.query_one("#say", SafeArea).text == text)
+        assert app.screen.query_one(Pane).turns == []
+        await say(pilot, "now better")
+        await until_shown(pilot, "tok/s")
+        assert [turn["role"] for turn in app.screen.query_one(Pane).turns] == ["user", "assistant"]
+
+    play(tmp_path, script)

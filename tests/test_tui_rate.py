@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -87,7 +88,7 @@ def test_a_pair_without_names(tmp_path: Path, size: tuple[int, int]) -> None:
 def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 7)
-    text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "b"])
+    text = rate(tmp_path, ["left", "2", "less_than_sign", "shift+right", "t", "x"])
     assert "pair 7/7" in text and "4/100 usable" in text and "1 ties" in text and "1 bad" in text
     found = votes(run)
     with Ratings.open(run.path) as ratings:
@@ -97,6 +98,14 @@ def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     assert [vote.strength for vote in found] == [1, 1, 2, 2, None, None]
     assert [vote.outcome for vote in found] == ["ranked"] * 4 + ["tie", "all_bad"]
     assert all(vote.seen_end and vote.dwell_ms is not None for vote in found)
+
+
+@pytest.mark.parametrize("key", ["a", "b", "A", "B"])
+def test_a_letter_of_the_plain_terminal_is_no_vote(tmp_path: Path, key: str) -> None:
+    """b is "answer B" there, and was "all bad" here: by either habit it would store a wrong vote."""
+    run = a_run(tmp_path)
+    queue(run, 2)
+    assert "a and b do nothing here" in rate(tmp_path, [key, key]) and not votes(run)
 
 
 def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
@@ -109,6 +118,25 @@ def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
     assert [row.action for row in rows] == ["vote", "undo", "vote", "flag", "note", "skip", "vote"]
     assert rows[0].reason == "wrong, style" and rows[2].reason is None and rows[4].note == "why"
     assert [vote.action for vote in votes(run)] == ["vote", "skip", "vote"]
+
+
+def test_a_note_of_several_lines(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    queue(run, 1)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("n")
+        await until_shown(pilot, "a note on this pair")
+        app.post_message(Paste("one\ntwo"))
+        await until_shown(pilot, "two")
+        await pilot.press("ctrl+j", *"three", "enter")
+        await until_shown(pilot, "noted")
+
+    play(tmp_path, script)
+    with Ratings.open(run.path) as ratings:
+        assert [row.note for row in ratings.votes()] == ["one\ntwo\nthree"]
 
 
 def test_four_answers_are_ranked(tmp_path: Path) -> None:
@@ -127,7 +155,7 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 2, long=True)
     text = rate(tmp_path, ["left"])
-    assert "the end of an answer was not read" in text and "▼ more" in text and not votes(run)
+    assert "the end of an answer was not read" in text and "more: j" in text and not votes(run)
     rate(tmp_path, ["left", "left"])
     (vote,) = votes(run)
     assert vote.seen_end is False
@@ -143,6 +171,78 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
 
     play(tmp_path, script)
     assert votes(run)[1].seen_end is True
+
+
+CHAT = [{"role": "system", "content": "You are terse. " * 40},
+        {"role": "user", "content": f"Read this:\n\ndef f(x):\n    return x + 7\n{'filler ' * 120}\nLAST OF FIRST"},
+        {"role": "assistant", "content": "I have read it."},
+        {"role": "user", "content": "Now explain it.\n" + "\n".join(f"- point {n}" for n in range(30))}]
+
+
+def a_chat(run: RunFolder, messages: list[dict[str, str]]) -> None:
+    with Ratings.open(run.path, create=True) as ratings:
+        ratings.add("a", messages, [Response("this", "x"), Response("that", "y")], seed=0)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (60, 20)])
+def test_the_question_is_in_view_and_scrolls(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+    a_chat(run, CHAT)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        text = await until_shown(pilot, "Now explain it.", "question · 3 earlier messages: c", "more: J")
+        assert "terse" not in text and "point 29" not in text
+        await pilot.press("left")
+        await until_shown(pilot, "the end of the question was not read: J scrolls it")
+        assert not votes(run)
+        for _ in range(20):
+            await pilot.press("J")
+        assert "point 29" in await until_shown(pilot, "- point 29")
+        for _ in range(20):
+            await pilot.press("K")
+        await until_shown(pilot, "Now explain it.", "end read")
+        await pilot.press("left")
+        await until(pilot, lambda: votes(run))
+
+    play(tmp_path, script, size)
+    assert votes(run)[0].seen_end is True
+
+
+def test_a_vote_on_a_question_that_was_not_read_is_marked(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    a_chat(run, CHAT)
+    rate(tmp_path, ["left", "left"])
+    assert votes(run)[0].seen_end is False
+
+
+def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    a_chat(run, CHAT)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "earlier messages: c")
+        await pilot.press("c")
+        await until_shown(pilot, "the whole conversation", "You are terse.")
+        await pilot.press("escape", "left")
+        await until_shown(pilot, "the end of the question was not read")
+        await pilot.press("c")
+        text = await until_shown(pilot, "the whole conversation", "You are terse.", "system")
+        for _ in range(3):
+            await pilot.press("space")
+            text += "\n" + shown(app)
+        for whole in ("def f(x):", "    return x + 7", "LAST OF FIRST", "I have read it.", "assistant"):
+            assert whole in text, whole
+        await pilot.press("home")
+        await until_shown(pilot, "You are terse.")
+        await pilot.press("end")
+        await until_shown(pilot, "- point 29")
+        await pilot.press("c", "right")
+        await until(pilot, lambda: votes(run))
+
+    play(tmp_path, script)
+    assert votes(run)[0].seen_end is True
 
 
 def test_a_key_that_comes_too_soon_is_not_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +264,7 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
         await until_shown(pilot, "1 ← above")
         await pilot.press("d", "left", "right")
         await until_shown(pilot, "Everything here is rated")
-        await pilot.press("a")
+        await pilot.press("i")
         app.screen.query_one(Input).value = "Vera [/]"
         await pilot.press("enter")
         await until_shown(pilot, "pair 1/2", "Vera [/]")
@@ -421,11 +521,11 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
         asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
     """)
     wanted: list[str] = []
-    for keys in (["left"], ["right", "t", "left"], ["b"] * 5, ["right"] * 11):
+    for keys in (["left"], ["right", "t", "left"], ["x"] * 5, ["right"] * 11):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path), ",".join(keys)], timeout=120, text=True,
                               capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
         assert done.returncode == -signal.SIGKILL, done.stderr
-        wanted += ["tie" if key == "t" else "all_bad" if key == "b" else "ranked" for key in keys]
+        wanted += ["tie" if key == "t" else "all_bad" if key == "x" else "ranked" for key in keys]
         assert [vote.outcome for vote in votes(run)] == wanted
     assert len({vote.item for vote in votes(run)}) == 20
 
@@ -518,3 +618,46 @@ def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path
         held.connection.execute("DROP VIEW live")
         assert "another program has it open" in " ".join(rate(tmp_path, ["left", "u"], (120, 36)).split())
     assert "pair 2/3" in rate(tmp_path, ["left"])
+
+
+def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vote into a file that has no name any more would be shown as saved, and lost."""
+    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 1?")
+        with sqlite3.connect(run.path / "ratings.db") as raw:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (run.path / "ratings.db").rename(tmp_path / "moved.db")
+        await pilot.press("left")
+        await until_shown(pilot, "not saved", "was moved")
+        (tmp_path / "moved.db").rename(run.path / "ratings.db")
+        await until_shown(pilot, "pair 2/3", "Question 1?")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 2?")
+
+    play(tmp_path, script, (120, 36))
+    assert len(votes(run)) == 2
+
+
+def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        with sqlite3.connect(run.path / "ratings.db") as raw:
+            raw.execute("UPDATE item SET shown = '[7, 0]' WHERE id = 2")
+        await pilot.press("left")
+        await until_shown(pilot, "is repaired", "Question 2?")
+
+    play(tmp_path, script, (120, 36))
+    assert len(votes(run)) == 1

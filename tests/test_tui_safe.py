@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from textual.app import App
 from textual.pilot import Pilot
-from textual.widgets import Input
 
 from ondevice.events import EventWriter, LineFile
 from ondevice.rating_stats import cohen_kappa, wilson
@@ -32,6 +31,7 @@ from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.rate_cards import Ask, why_this
 from ondevice_tui.screens.start import Field, StartScreen
 from ondevice_tui.screens.votes import told_of
+from ondevice_tui.widgets.safe import SafeArea
 from test_inert import HOSTILE, acts
 from test_tui import ROAD, no_plans, play  # noqa: F401
 from tui_runs import a_run, completion, until, until_shown, write_done
@@ -139,7 +139,7 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
             harmless(app, f"chat: {text!r}")
         pane.turns.clear()  # type: ignore[attr-defined]
         for text in STRINGS[:12]:
-            app.screen.query_one("#say", Input).value = f"x{text[:300]}"
+            app.screen.query_one("#say", SafeArea).text = f"x{text[:300]}"
             await pilot.press("enter")
             await until(pilot, lambda: not app.screen.busy)  # type: ignore[attr-defined]
             harmless(app, f"chat: {text!r}")

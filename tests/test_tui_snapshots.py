@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, TextArea
 
 from ondevice.ratings import Ratings, Response
 from ondevice.runfolder import RunFolder
@@ -138,7 +138,7 @@ def test_the_screen_is_drawn_as_it_was(screen: str, size: tuple[int, int]) -> No
             await until(pilot, lambda: app.runs is not None, "the runs are read")
             await SCREENS[screen](app, pilot)
             await until(pilot, lambda: app.screen.query("FooterKey"), "the footer")
-            for field in app.screen.query(Input):
+            for field in (*app.screen.query(Input), *app.screen.query(TextArea)):
                 field.cursor_blink = False
             before, still = "", 0
             # Until nothing moves any more; a busy machine may stand still for a while before its files are read.

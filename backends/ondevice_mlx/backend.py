@@ -131,13 +131,26 @@ class MLXTrainer:
         step = mx.array(self.optimizer.steps + 1, mx.int32)
         new_params, state, norm, finite = self._update(self.trainable, grads, self.optimizer.state, step, mx.array(lr))
         sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in totals.items()}
-        mx.eval(new_params, state, norm, finite, sums)
+        size = self._size(new_params)
+        mx.eval(new_params, state, norm, finite, sums, size)
         self.trainable, self.optimizer.state = new_params, state
         done = bool(finite.item())
         self.optimizer.steps += done
         pairs = {n: s.tolist() for n, s in sums.items()}
         out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
-        return {**out, "grad_norm": float(norm.item()), "skipped": 0.0 if done else 1.0}
+        # finite weights can be so large that their sum is not
+        ruined = done and not bool(mx.isfinite(size).item()) and bool(self.not_finite())
+        return {**out, "grad_norm": float(norm.item()), "skipped": 0.0 if done else 1.0, "ruined": float(ruined)}
+
+    def _size(self, params: dict[str, mx.array]) -> mx.array:
+        """A sum over the parameters: not finite where one of them is not. Not compiled with the update, whose
+        numbers it is not to touch."""
+        return mx.sum(mx.stack([mx.sum(p).astype(mx.float32) for p in params.values()]))
+
+    def not_finite(self) -> list[str]:
+        if bool(mx.isfinite(self._size(self.trainable)).item()):
+            return []
+        return [n for n, p in self.trainable.items() if not bool(mx.all(mx.isfinite(p)).item())]
 
     def params(self) -> dict[str, mx.array]:
         return {**self.trainable, **self.frozen}

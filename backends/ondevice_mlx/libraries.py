@@ -29,8 +29,10 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
     try:
         from mlx_lm.utils import _get_classes, load_model
     except ImportError:
+        from ondevice.distribution import install_hint
+
         raise UserError(f"mlx-lm is not installed, which knows {raw['model_type']}", where=str(folder),
-                        hint="pip install mlx-lm") from None
+                        hint=install_hint("mlx")) from None
     try:
         _get_classes(raw)
     except (ValueError, AttributeError) as error:  # no module of that name, or one that is no model

@@ -140,9 +140,24 @@ class TorchTrainer:
         for p in self.trainable.values():
             p.grad = None
         names = list(totals)
-        sums = torch.stack([torch.stack(totals[n]).sum(0) for n in names]).tolist() if names else []
-        out = {n: total / count if count else float("nan") for n, (total, count) in zip(names, sums, strict=True)}
-        return {**out, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+        sums = [torch.stack(totals[n]).sum(0) for n in names]
+        *flat, size = torch.cat([*sums, self._size()[None]]).tolist()
+        pairs = zip(names, flat[0::2], flat[1::2], strict=True)
+        out = {n: total / count if count else float("nan") for n, total, count in pairs}
+        # finite weights can be so large that their norm is not
+        ruined = finite and not size < float("inf") and bool(self.not_finite())
+        return {**out, "grad_norm": norm, "skipped": 0.0 if finite else 1.0, "ruined": float(ruined)}
+
+    @torch.no_grad()
+    def _size(self) -> Tensor:
+        """The global norm of the parameters: not finite where one of them is not."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(self.trainable.values())))).float()
+
+    @torch.no_grad()
+    def not_finite(self) -> list[str]:
+        if float(self._size()) < float("inf"):
+            return []
+        return [n for n, p in self.trainable.items() if not bool(torch.isfinite(p).all())]
 
     def params(self) -> dict[str, Tensor]:
         return {**{n: p.detach() for n, p in self.trainable.items()}, **self.frozen}

@@ -28,8 +28,10 @@ def load(folder: Path, raw: dict[str, Any], ops: TorchOps, dtype: str) -> tuple[
     try:
         import transformers
     except ImportError:
+        from ondevice.distribution import install_hint
+
         raise UserError(f"transformers is not installed, which knows {raw['model_type']}", where=str(folder),
-                        hint="pip install 'ondevice[transformers]'") from None
+                        hint=install_hint("transformers")) from None
     if raw["model_type"] not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise unknown(raw, f"transformers {transformers.__version__}", folder)
     weight_files(folder)

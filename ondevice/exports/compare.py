@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ondevice.backend import Backend, load_backend
 from ondevice.data.sources import TextSource, tokenize_corpus
-from ondevice.data.tokenizer import Tokenizer, read_json
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
 from ondevice.models.config import DecoderConfig

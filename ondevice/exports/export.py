@@ -7,6 +7,7 @@ precision is lost, perplexity too. The folder is whole, and as near as its type 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     nothing behind then."""
     cfg.check()
     folder = find_model(cfg.model)
-    out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
+    out = Path(os.path.expanduser(cfg.out or f"{name_of(folder)}-{cfg.to}"))
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
     if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
@@ -61,7 +62,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
     read = _as_the_library_reads(model, backend)
-    with whole_folder(out.absolute()) as aside:
+    with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
         found = gap(logits(model, backend, text), logits(back, backend, text))
@@ -202,4 +203,6 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"the package {package} is not installed", where="to", hint=f"pip install 'ondevice[{extra}]'")
+        from ondevice.distribution import install_hint
+
+        raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

@@ -84,6 +84,6 @@ def _empty(out: str | Path) -> Path:
 
 
 def _written(model: Model, target: Path, backend: Backend, dtype: str) -> Path:
-    with whole_folder(target) as folder:
+    with whole_folder(target, replacing=False) as folder:
         write(folder, backend, model, dtype=dtype)
     return target

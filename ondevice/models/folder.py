@@ -12,7 +12,8 @@ from typing import Any
 
 from ondevice.backend import Backend, Params
 from ondevice.data.chat import add_template, turn_end
-from ondevice.data.tokenizer import Tokenizer, read_json
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
@@ -20,6 +21,7 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.generation_settings import generation_settings
 from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
@@ -92,14 +94,15 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder, generation=generation_of(folder))
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
     """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
-    prompt with its answer behind it, the second reads a prompt and writes an answer as they are."""
-    tokenizer = Tokenizer.load(folder)
+    prompt with its answer behind it, the second reads a prompt and writes an answer as they are. Raises UserError where
+    the tokenizer's own words are more than the model has rows for; tokens that were added beyond them are refused where
+    a text needs one."""
+    tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
     name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
     return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
@@ -181,7 +184,6 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
     whole, params, found = settled(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
     cfg = _changed(whole, found.whole)
     tokenizer = _adapters_tokenizer(folder, base, cfg)
-    _need_same_words(tokenizer, cfg, folder)
     known = matrices(cfg)
     adapters: Params = {}
     for name, pair in found.pairs.items():
@@ -223,7 +225,7 @@ def generation_of(folder: Path) -> dict[str, Any]:
     """What generation_config.json of a model's folder says, of an adapter's its base's under its own. Raises UserError
     for a file that cannot be read, and where an adapter's base is not to be had."""
     base = whole_folder(folder)
-    return {**read_json(base / GENERATION), **({} if folder == base else read_json(folder / GENERATION))}
+    return {**generation_settings(base), **({} if folder == base else read_json(folder / GENERATION))}
 
 
 def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
@@ -283,10 +285,6 @@ def _need_folder(folder: Path) -> None:
                         hint="give a Hugging Face model folder")
 
 
-def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
-                        where=str(folder), hint="they do not belong together")
 
 
 def load_writer(folder: str | Path, backend: Backend) -> Model:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ondevice.data.tokenizer import read_json
 from ondevice.models.folder import GENERATION, generation_of, whole_folder
 
 
@@ -13,6 +12,5 @@ def settings_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     """(the file that says it, what it says): an adapter's own file goes before its base's; old folders say it in
     config.json. Raises UserError for a file that cannot be read, and where an adapter's base is not to be had."""
     base = whole_folder(folder)
-    old = {} if (base / GENERATION).is_file() else read_json(base / "config.json")
     own = folder != base and (folder / GENERATION).is_file()
-    return (folder if own else base) / GENERATION, {**old, **generation_of(folder)}
+    return (folder if own else base) / GENERATION, generation_of(folder)

@@ -59,8 +59,10 @@ def open_task(task: str, seed: int, size: int) -> Any:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
+        from ondevice.distribution import install_hint
+
         raise UserError("needs the library reasoning-gym", where=f"gym:{task}",
-                        hint="pip install 'ondevice[rewards]'") from error
+                        hint=install_hint("rewards")) from error
     known = set(DATASETS) - {"composite"}
     if name not in known:
         raise UserError(f"there is no task {name!r}", where=f"gym:{task}", hint=nearest(name, known))

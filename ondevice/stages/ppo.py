@@ -34,10 +34,10 @@ from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, prompts
+from ondevice.stages.asked import Asked, opening, prompts
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
-from ondevice.stages.rollouts import Floats, dealt, lengths_told, micro_batches, sizes
+from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
 from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted
 
@@ -55,9 +55,8 @@ def run(cfg: PPOConfig, ctx: Context) -> Made:
     params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
                  better=Better("score", higher=True))
     own = {name: params[name] for name in policy.params}
-    marks = {"held_out": feed.measure(params)}
-    ctx.events.emit("eval", cfg.steps, **marks["held_out"])
-    return Made(policy.with_params(own), marks, {"value_model": value.with_params(sub(params, "value."))},
+    beside = {"value_model": value.with_params(sub(params, "value."))}
+    return Made(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
                 [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
 
 
@@ -98,7 +97,7 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
+        wanted = Wanted.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
@@ -110,17 +109,17 @@ class PPOFeed:
         self.log = GroupLog(ctx.folder.groups)
         self.leash = Leash(cfg)
 
-    def work(self, step: int, params: Callable[[], Params]) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
         now = params()
-        chosen = dealt(self.cfg.prompts, step, len(self.asked), self.cfg.seed, "prompts")
+        chosen = dealt(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
-        sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=step)
+        sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
         numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
         self.leash.pull(found.numbers["kl"])
-        return Work(self.updates(step, sampled, found), numbers, sum(len(s.ids) for s in sampled),
+        return Work(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
 
     def rollout(self, params: Params, asked: Sequence[Asked], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
@@ -133,7 +132,8 @@ class PPOFeed:
     def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, s.text, self.judge.tokenizer)
+        rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
+                                                        self.judge.tokenizer)
                 for a, s in zip(asked, sampled, strict=True)]
         most = self.judge.cfg.max_position_embeddings
         found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
@@ -159,13 +159,9 @@ class PPOFeed:
                 out.append(made)
         return out
 
-    def measure(self, params: Params) -> dict[str, float]:
-        """The mean score of completions of held-out prompts, and their distance to the reference."""
-        return self._measured(params)[0]
-
     def watch(self, params: Params) -> dict[str, float]:
-        """`measure` during training: the completions of a few of the prompts, always the same, go to the groups'
-        file."""
+        """The mean score of completions of held-out prompts, and their distance to the reference. The completions of a
+        few of the prompts, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
         return {**figures, "groups": self.log.append_held_out(self.held, sampled, {"score": scores}, scores)}
 
@@ -176,7 +172,8 @@ class PPOFeed:
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled)}, sampled, scores
+        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled),
+                "prompts": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis

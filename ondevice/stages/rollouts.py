@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.config.preference import RolloutConfig
+from ondevice.context import Context
 from ondevice.data.completions import completion_batch, like_lengths
 from ondevice.data.packing import Batch
 from ondevice.randomness import permutation
@@ -45,6 +46,11 @@ def lengths_told(sampled: Sequence[Sampled]) -> dict[str, float]:
     lengths = np.array([len(s.ids) for s in sampled])
     return {"completion_length": float(lengths.mean()), "longest_completion": float(lengths.max()),
             "truncated": float(np.mean([not s.stopped for s in sampled]))}
+
+
+def held_out(ctx: Context) -> dict[str, Any]:
+    """What was measured of the very weights that the stage gives, by name."""
+    return {name: value for name, value in (ctx.taken.figures if ctx.taken else {}).items() if name != "groups"}
 
 
 def sizes(cfg: RolloutConfig, completions: int) -> int:

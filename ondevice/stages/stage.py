@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ondevice import checkpoint
+from ondevice import atomic, checkpoint
 from ondevice.backend import load_backend
 from ondevice.card import model_card
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.context import Context, Made
-from ondevice.errors import Interrupted
+from ondevice.errors import Interrupted, UserError
 from ondevice.events import EventWriter
 from ondevice.exam import Exam, measure
 from ondevice.hub_beside import FOLDER as PUSH
@@ -26,9 +26,18 @@ from ondevice.inert import inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, write
 from ondevice.ratings_store import FILE as RATINGS
+from ondevice.recovery import FOLDER as RUINED
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
-from ondevice.stages.fingerprint import compare, complete, fingerprint_of, refuse_unfinished
+from ondevice.stages.continued import state_of
+from ondevice.stages.fingerprint import (
+    changed_rates,
+    changed_steps,
+    compare,
+    complete,
+    fingerprint_of,
+    refuse_unfinished,
+)
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
@@ -59,8 +68,9 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     Raises Interrupted once a stop has been saved.
     """
     cfg.check()
-    folder = run.stage(name)
-    fingerprint = fingerprint_of(cfg, around.corpus, folder, cfg.resume and not redo)
+    folder, resume = run.stage(name), cfg.resume and not redo
+    fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
+    continued = state_of(name, cfg)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
@@ -68,13 +78,13 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
         if complete(folder, fingerprint, cfg.resume, anew):
             say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
-        if not cfg.resume:
+        if not resume:
             refuse_unfinished(folder, anew)
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
-            ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, cfg.resume, fingerprint,
-                          say)
+            ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
+                          say, continued=continued)
             return _guarded(ctx, cfg, around, then, anew, begun)
 
 
@@ -86,21 +96,38 @@ def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
 
 
 def _clear(folder: StageFolder) -> None:
-    """Removes what an earlier attempt left; the lock stays, it is held."""
-    import shutil
+    """Removes what an earlier attempt left; the lock stays, it is held. A link to another disk is emptied where it
+    holds checkpoints, and taken away, without what it points to, where it stands for a model.
 
-    for path in (folder.checkpoints, folder.model, folder.path / "value_model", folder.path / PUSH):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
-                 folder.path / REJECTED):
-        path.unlink(missing_ok=True)
+    Raises UserError where something cannot be removed, or is not known to be an attempt's.
+    """
+    made = (folder.model, folder.path / "value_model")
+    if not (folder.events.exists() or folder.done.exists()):  # an attempt begins with an event
+        for path in made:
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError("holds a model that no attempt of this stage has made", where=str(path),
+                                hint="move it away, or give another --out")
+    try:
+        checkpoint.clear(folder.checkpoints, say)
+        for path in (*made, folder.path / PUSH, folder.path / RUINED):
+            atomic.remove(path, say)
+        for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
+                     folder.path / REJECTED):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be removed ({error.strerror})", where=str(error.filename or folder.path),
+                        hint="remove it, or give another --out") from error
 
 
 def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, anew: str,
              begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
-        compare(found.record.get("fingerprint", {}), ctx.fingerprint, ctx.folder, "has a checkpoint", anew)
+        before = found.record.get("fingerprint", {})
+        ctx.changed = {**changed_rates(before, ctx.fingerprint),
+                       **changed_steps(cfg, before, ctx.fingerprint, found.step)}
+        compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
+                "has a checkpoint", anew)
         ctx.spent.add(found.record.get("spent", {}))
     begun()
     events.emit("start", found.step if found else 0, stage=ctx.name,
@@ -137,7 +164,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
         record["base"] = found
     model = None if made.model is None else result(made.model, cfg, ctx)
     if model is not None:
-        ended = outcome(ctx, bool(getattr(cfg, "take_best", False)))
+        ended = outcome(ctx)
         record["outcome"] = ended.mapping()
         for name, one in {"model": model, **made.beside}.items():
             with checkpoint.whole_folder(ctx.folder.path / name) as folder:

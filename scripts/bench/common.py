@@ -47,7 +47,10 @@ class Size:
 SIZES = {
     "5M": Size(4096, 256, 688, 6, 8, 4, True, 8, 256, 16, (10, 90)),
     "1M": Size(1024, 128, 384, 4, 4, 4, False, 16, 128, 16, (4, 30)),
+    # to see that all of it runs: its figures say nothing
+    "tiny": Size(512, 32, 64, 2, 2, 1, True, 2, 32, 2, (2, 4), pairs=2, prompts=2, group=2, new_tokens=8),
 }
+PUBLISHED = ("5M", "1M")  # the sizes of the tables in the documents
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
     from ondevice.data.sources import TextSource
     from ondevice.data.tokenizer import train_tokenizer
     from ondevice.models.folder import write_model
-    from ondevice.stages.initialize import decoder_config, initial_weights
+    from ondevice.stages.initialize import initial_weights, model_config
 
     shape, folder = SIZES[size], work / size
     (folder / "model").mkdir(parents=True)
@@ -119,7 +122,7 @@ def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
     cfg = InitConfig(**{name: getattr(shape, name) for name in (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "tie_word_embeddings")}, vocab_size=shape.vocab_size, max_position_embeddings=1024)
-    decoder = decoder_config(cfg, tokenizer)
+    decoder = model_config(cfg, tokenizer)
     params = {n: backend.array(w) for n, w in initial_weights(cfg, decoder).items()}
     write_model(folder / "model", backend, decoder, params, tokenizer)
 
@@ -176,8 +179,9 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
     (folder / "judge").mkdir()
     write_model(folder / "judge", backend, judge.cfg, judge.params, judge.tokenizer)
     asked, chosen, rejected = (sentences(name, *shape.chat_words) for name in ("asked", "chosen", "rejected"))
-    pairs = [{"prompt": [{"role": "user", "content": next(asked)}], "chosen": next(chosen), "rejected": next(rejected)}
-             for _ in range(steps * shape.pairs)]
+    pairs: list[dict[str, Any]] = [
+        {"prompt": [{"role": "user", "content": next(asked)}], "chosen": next(chosen), "rejected": next(rejected)}
+        for _ in range(steps * shape.pairs)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "held.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs[:8]))
     tokens = [to_tokens(pairs[i], model.tokenizer) for i in permutation(0, "pairs", 0, len(pairs))]
@@ -195,7 +199,15 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
 # measuring
 
 def peak_rss() -> float:
-    """The process's largest resident set so far, in MB."""
+    """The process's largest resident set so far, in MB.
+
+    On Linux getrusage counts from before the program was started: what the process that started it held is the least
+    that it ever says. The kernel's own mark of the program's memory does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        marks = (line.split() for line in status.read_text().splitlines())
+        return next(int(mark[1]) for mark in marks if mark[0] == "VmHWM:") * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
 
 

@@ -118,8 +118,8 @@ def blocks(job: Job, meter: Meter, backend: Backend, model: Model, source: TextS
 
 def generate(job: Job, meter: Meter, backend: Backend, model: Model) -> None:
     prompts = json.loads(job.file("prompts.json").read_text())
-    generator = Generator(model, backend, Sampling(max_new_tokens=64, temperature=0))
-    generator.stop_ids = set()  # every row writes its 64 tokens
+    generator = Generator(model, backend, Sampling(max_new_tokens=job.shape.new_tokens, temperature=0))
+    generator.stop_ids = set()  # every row writes all its tokens
     generator.run(model.params, prompts)
     meter.start()
     rounds = []

@@ -41,7 +41,7 @@ class Marking(TrainingCallback):
 def main() -> None:
     job, meter = Job.from_argv(), Meter()
     np.random.seed(0)
-    model, tokenizer = load(str(job.model))
+    model, tokenizer = load(str(job.model))[:2]
     if job.what == "generate":
         generate(job, meter, model, tokenizer)
         return
@@ -97,10 +97,10 @@ def _first_loss(model: Any, rows: list[tuple[list[int], int]]) -> float:
 
 def generate(job: Job, meter: Meter, model: Any, tokenizer: Any) -> None:
     prompts = json.loads(job.file("prompts.json").read_text())
-    tokenizer.eos_token_ids = set()  # every row writes its 64 tokens
+    tokenizer.eos_token_ids = set()  # every row writes all its tokens
 
     def run() -> Any:
-        return batch_generate(model, tokenizer, prompts, max_tokens=64, return_token_ids=True,
+        return batch_generate(model, tokenizer, prompts, max_tokens=job.shape.new_tokens, return_token_ids=True,
                               completion_batch_size=64, prefill_batch_size=64)
     run()
     meter.start()

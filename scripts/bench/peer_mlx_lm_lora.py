@@ -25,8 +25,8 @@ def main() -> None:
     np.random.seed(0)
     mx.random.seed(0)
     without_gpu()
-    model, tokenizer = load(str(job.model))
-    reference, _ = load(str(job.model))
+    model, tokenizer = load(str(job.model))[:2]
+    reference = load(str(job.model))[0]
     reference.freeze()
     optimizer = optim.AdamW(job.learning_rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, bias_correction=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -78,11 +78,12 @@ def generate(job: Job, meter: Meter) -> None:
     model, width = load(job), max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
     seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    model.generation_config.eos_token_id = None  # every row writes its 64 tokens
+    model.generation_config.eos_token_id = None  # every row writes all its tokens
 
-    def run() -> torch.Tensor:
+    def run() -> Any:
         with torch.no_grad():
-            return model.generate(ids, attention_mask=seen, max_new_tokens=64, do_sample=False, pad_token_id=0)
+            return model.generate(ids, attention_mask=seen, max_new_tokens=job.shape.new_tokens, do_sample=False,
+                                  pad_token_id=0)
     run()
     meter.start()
     rounds = []

@@ -2,6 +2,7 @@
 
     python scripts/bench/train.py                       # everything that is installed, a few minutes
     python scripts/bench/train.py --only text --size 5M --repeats 5
+    python scripts/bench/train.py --size tiny --steps 4 --repeats 1     # does all of it run? seconds
 
 Above 1 in "tokens a CPU-second" we are faster, below 1 in "memory" we are smaller. Only targets that are really
 trained count as tokens. CPU seconds are those of all threads, so that other programs on the machine matter little.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import MARK, SIZES, Job, prepare  # noqa: E402
+from common import MARK, PUBLISHED, SIZES, Job, prepare  # noqa: E402
 
 HERE = Path(__file__).parent
 PARTS = ("generation", "rewards", "log-probabilities", "update")
@@ -93,7 +94,8 @@ def parser(text: str | None, comparisons: Sequence[Comparison]) -> argparse.Argu
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--backend", nargs="+", choices=("torch", "mlx"), default=["torch", "mlx"])
-    parser.add_argument("--size", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--size", nargs="+", choices=tuple(SIZES), default=list(PUBLISHED),
+                        help="tiny only shows that all of it runs")
     parser.add_argument("--only", nargs="+", choices=sorted({c.what for c in comparisons}), help="kinds of work")
     return parser
 

@@ -1,6 +1,7 @@
 """How quick the terminal UI stays: a million lines of events to read, and a thousand more every second.
 
     python scripts/bench/tui.py [--lines 1000000] [--rate 1000] [--seconds 30] [--size 120x36]
+    python scripts/bench/tui.py --lines 2000 --seconds 1 --repeats 1 --rounds 1     # does it run?
 
 The app runs in a process of its own on a real pseudo-terminal; a writer appends to the stage's events; keys are pressed
 at random moments and the time to the first bytes of the answer is taken. CPU and memory are the app's process's alone.
@@ -27,6 +28,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+KEPT = 1 << 22  # bytes of what an app has drawn lately
+VIEWS = (b"full", b"log", b"fit")  # what each press of y shows in turn
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
@@ -99,7 +102,7 @@ class Terminal:
     """An app on a pseudo-terminal, from its start; `first_screen` (seconds, seconds of CPU) once it shows something."""
 
     def __init__(self, folder: Path, columns: int, rows: int, code: str) -> None:
-        self.began, self.bytes = time.perf_counter(), 0
+        self.began, self.bytes, self.recent = time.perf_counter(), 0, b""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(folder.parent)
@@ -118,6 +121,7 @@ class Terminal:
         ready, _, _ = select.select([self.master], [], [], seconds)
         data = os.read(self.master, 1 << 16) if ready else b""
         self.bytes += len(data)
+        self.recent = (self.recent + data)[-KEPT:]
         return data
 
     def drain(self, seconds: float) -> None:
@@ -146,36 +150,44 @@ class Terminal:
         os.waitpid(self.pid, 0)
 
 
-def keys(app: Terminal, empty: Terminal) -> tuple[list[float], list[float]]:
+def keys(app: Terminal, empty: Terminal, rounds: int) -> tuple[list[float], list[float]]:
     """Milliseconds of keys at random moments, of the app and of the empty one in turn."""
     found: tuple[list[float], list[float]] = ([], [])
-    for _ in range(8):
-        for shows in (b"full", b"log", b"fit"):
+    for _ in range(rounds):
+        for shows in VIEWS:
             app.drain(random.random() * 0.4)
             found[0].append(app.press(b"y", shows))
             found[1].append(empty.press(b"y", shows))
     return found
 
 
-def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int, int]) -> dict[str, object]:
+def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int, int], repeats: int,
+            rounds: int) -> dict[str, object]:
     stage = write_run(folder, lines)
     writer = Writer(stage, lines + 1, rate)
     starts: list[list[tuple[float, float]]] = [[], []]
-    for _ in range(3):
-        for found, code in zip(starts, (ours(folder), EMPTY), strict=True):
+    for _ in range(repeats):
+        for times, code in zip(starts, (ours(folder), EMPTY), strict=True):
             app = Terminal(folder, *size, code)
-            found.append(app.first_screen())
+            times.append(app.first_screen())
             app.close()
     app, empty = Terminal(folder, *size, ours(folder)), Terminal(folder, *size, EMPTY)
-    app.first_screen(), empty.first_screen()
+    app.first_screen()
+    empty.first_screen()
     app.drain(1.5)
+    app.recent = b""
     os.write(app.master, b"2")
     reading = time.perf_counter()
     app.drain(1.0)
-    while_reading = [app.press(b"y", shows) for shows in (b"full", b"log", b"fit") if not app.drain(0.3)]
-    wanted, seen = f"step {lines:,}/".encode(), b""  # what the screen says when all of it is read
-    while wanted not in seen and time.perf_counter() - reading < 300:
-        seen = seen[-100:] + app.read(1.0)
+    while_reading = []
+    for shows in VIEWS:
+        app.drain(0.3)
+        while_reading.append(app.press(b"y", shows))
+    wanted = f"step {lines:,}/".encode()  # what the screen says when all of it is read
+    while wanted not in app.recent:
+        if time.perf_counter() - reading > 300:
+            sys.exit(f"the screen has not said {wanted.decode()!r} within five minutes")
+        app.read(1.0)
     read_s = time.perf_counter() - reading
     writer.start()
     app.drain(2.0)
@@ -183,7 +195,7 @@ def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int
     app.drain(seconds)
     share = (app.cpu() - cpu) / (time.perf_counter() - wall)
     sent_kb = (app.bytes - sent) / (time.perf_counter() - wall) / 1000
-    pressed, pressed_empty = keys(app, empty)
+    pressed, pressed_empty = keys(app, empty, rounds)
     found = {"lines": lines, "rate": rate, "size": f"{size[0]}x{size[1]}", "load": os.getloadavg()[0],
              "first_screen_s_and_cpu_s": starts[0], "empty_first_screen_s_and_cpu_s": starts[1],
              "read_all_s": round(read_s, 1), "key_ms_while_reading": [round(k) for k in while_reading],
@@ -203,11 +215,15 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--size", default="120x36")
+    parser.add_argument("--repeats", type=int, default=3, help="starts of either app")
+    parser.add_argument("--rounds", type=int, default=8, help="three keys each, of either app")
     options = parser.parse_args()
+    if not Path("/proc/self/stat").exists():
+        parser.error("the app's CPU and memory are read from /proc, which Linux has")
     columns, rows = map(int, options.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder) / "runs", options.lines, options.rate, options.seconds, (columns, rows)),
-                         indent=2))
+        print(json.dumps(measure(Path(folder) / "runs", options.lines, options.rate, options.seconds, (columns, rows),
+                                 options.repeats, options.rounds), indent=2))
 
 
 if __name__ == "__main__":

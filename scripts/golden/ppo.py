@@ -11,13 +11,13 @@ The responses alone are prescribed, so that every kind of row occurs; their log-
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -113,7 +113,7 @@ def pretty(value: Any, indent: str = "") -> str:
     return f"{left}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{right}"
 
 
-def functions(ppo: ModuleType) -> dict[str, Any]:
+def functions(ppo: Any) -> dict[str, Any]:
     """`masked_mean` and `masked_whiten` on arrays of their own."""
     values = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) * 2 + 1
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
@@ -122,14 +122,15 @@ def functions(ppo: ModuleType) -> dict[str, Any]:
             "masked_whiten_keeping_the_mean": ppo.masked_whiten(values, mask, shift_mean=False)}
 
 
-def trainer(ppo: ModuleType, config: type, rows: int, tokens: int, settings: Mapping[str, Any], folder: str) -> Any:
+def trainer(ppo: Any, config: Any, rows: int, tokens: int, settings: Mapping[str, Any], folder: str) -> Any:
     """A real PPOTrainer for one batch of `rows` episodes: four different models, prompts of two lengths."""
     words = {f"w{i}": i for i in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")),
                                         pad_token=f"w{PAD}", eos_token=f"w{EOS}", padding_side="left")
+    head: dict[str, Any] = {"num_labels": 1}
     shape = LlamaConfig(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                        num_attention_heads=2, initializer_range=0.3, num_labels=1, pad_token_id=PAD, eos_token_id=EOS,
-                        bos_token_id=None, tie_word_embeddings=False)
+                        num_attention_heads=2, initializer_range=0.3, pad_token_id=PAD, eos_token_id=EOS,
+                        bos_token_id=None, tie_word_embeddings=False, **head)
     policy, reference = LlamaForCausalLM(shape), LlamaForCausalLM(shape)
     # A reference near the policy, as it is in practice: log-ratios of some tenths.
     for own, other in zip(reference.parameters(), policy.parameters(), strict=True):
@@ -145,11 +146,14 @@ def trainer(ppo: ModuleType, config: type, rows: int, tokens: int, settings: Map
                           train_dataset=prompts, eval_dataset=prompts)
 
 
-def record(ppo: ModuleType, config: type, responses: list[list[int]], settings: Mapping[str, Any]) -> dict[str, Any]:
+def record(ppo: Any, config: Any, responses: list[list[int]], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Train one batch and return what its hooks saw: inputs, the shared arrays, each update."""
     set_seed(0)
     prescribed = torch.tensor(responses)
-    whitened, scores, updates, batch = [], [], [], {}
+    whitened: list[torch.Tensor] = []
+    scores: list[torch.Tensor] = []
+    updates: list[dict[str, Any]] = []
+    batch: dict[str, Any] = {}
     original = {name: getattr(ppo, name) for name in ("batch_generation", "get_reward", "masked_whiten")}
 
     def batch_generation(model: Any, queries: torch.Tensor, size: int, pad: int, generation: Any) -> Any:
@@ -165,7 +169,7 @@ def record(ppo: ModuleType, config: type, responses: list[list[int]], settings: 
             scores.append(out[1].clone())
         return out
 
-    def masked_whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> torch.Tensor:
+    def masked_whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) -> Any:
         whitened.append(values.clone())
         return original["masked_whiten"](values, mask, shift_mean)
 
@@ -196,7 +200,7 @@ def record(ppo: ModuleType, config: type, responses: list[list[int]], settings: 
                       "returns": seen["returns"], "mean_kl_of_rows": seen["mean_kl"].item()})
 
     with tempfile.TemporaryDirectory() as folder:
-        run = trainer(ppo, config, *prescribed.shape, settings, folder)
+        run = trainer(ppo, config, len(responses), len(responses[0]), settings, folder)
         backward_of_accelerate = run.accelerator.backward
         run.accelerator.backward, run.log = backward, log
         try:
@@ -208,24 +212,30 @@ def record(ppo: ModuleType, config: type, responses: list[list[int]], settings: 
     return {"settings": {"whiten_rewards": False, **settings}, **batch, "updates": updates}
 
 
-def main(folder: str) -> None:
-    sys.path.insert(0, folder)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", help=f"where TRL {VERSION} lies")
+    parser.add_argument("--out", type=Path, default=TARGET)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), help="cases")
+    given = parser.parse_args()
+    sys.path.insert(0, given.folder)
     import trl
     if trl.__version__ != VERSION:
-        sys.exit(f"with {folder} first on the path, TRL is {trl.__version__}; these numbers are of {VERSION}")
+        sys.exit(f"with {given.folder} first on the path, TRL is {trl.__version__}; these numbers are of {VERSION}")
     import trl.experimental.ppo.ppo_trainer as ppo
     from trl.experimental.ppo import PPOConfig
 
     torch.set_num_threads(1)
-    golden = {"about": f"Recorded by scripts/golden/ppo.py in PPOTrainer.train of TRL {VERSION}, float32, CPU, torch "
-                       f"{torch.__version__.split('+')[0]}.",
-              "conventions": CONVENTIONS, "functions": functions(ppo),
-              "cases": {name: record(ppo, PPOConfig, *case) for name, case in CASES.items()}}
-    TARGET.write_text(pretty(plain(golden)) + "\n")
+    golden: dict[str, Any] = {
+        "about": f"Recorded by scripts/golden/ppo.py in PPOTrainer.train of TRL {VERSION}, float32, CPU, torch "
+                 f"{torch.__version__.split('+')[0]}.",
+        "conventions": CONVENTIONS, "functions": functions(ppo),
+        "cases": {name: record(ppo, PPOConfig, *CASES[name]) for name in given.only}}
+    given.out.write_text(pretty(plain(golden)) + "\n")
     for name, case in golden["cases"].items():
         for update in case["updates"]:
             print(name, {k: round(v, 6) for k, v in update.items() if isinstance(v, float)})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

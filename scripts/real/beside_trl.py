@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -26,7 +25,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ondevice.errors import UserError
+
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from common import peak_rss  # noqa: E402
 
 SKIP = 2  # steps left out of the rate: caches fill
 FIELDS = {"sft": ("loss",), "reward": ("loss", "margin", "accuracy"), "dpo": ("loss", "margin", "accuracy")}
@@ -76,7 +80,7 @@ class Meter:
 
     def mark(self) -> None:
         self.cpu.append(time.process_time())
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+        self.peak = peak_rss()
 
     def save(self, file: Path) -> None:
         file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -145,17 +149,18 @@ def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int
         pair = to_tokens(to_pair(row), tokenizer)
     except BadRow:
         return None
-    if pair.length > job.longest or not (pair.chosen.prompt == pair.rejected.prompt).all():
+    if pair.length > job.longest or not np.array_equal(pair.chosen.prompt, pair.rejected.prompt):
         return None
-    return {"prompt_ids": pair.chosen.prompt.tolist(), "chosen_ids": pair.chosen.completion.tolist(),
-            "rejected_ids": pair.rejected.completion.tolist()}
+    parts = {"prompt": pair.chosen.prompt, "chosen": pair.chosen.completion, "rejected": pair.rejected.completion}
+    return {f"{name}_ids": list(map(int, ids)) for name, ids in parts.items()}
 
 
 def ours(job: Job) -> Meter:
     """Our stage as it is, until it has measured after its last step."""
     from ondevice.loop import held_out_figures
 
-    meter, stage = Meter(), import_module(f"ondevice.stages.{job.stage}")
+    meter = Meter()
+    stage: Any = import_module(f"ondevice.stages.{job.stage}")
     fit = stage.fit
 
     def emit(event: str, step: int | None = None, **fields: Any) -> None:

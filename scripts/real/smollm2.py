@@ -1,15 +1,17 @@
 """What one program makes of a real model's folder: logits of a chat, greedy answers, CPU seconds. Run once for each.
 
-usage: smollm2.py WHO FOLDER [OUT]     WHO: torch, mlx (ours), transformers, mlx-lm; FOLDER: a causal model's folder
+WHO: torch, mlx (ours), transformers, mlx-lm; FOLDER: a causal model's folder.
 Writes OUT/WHO.npz (ids and float32 logits of the first prompt) and OUT/WHO.json (answers); `compare OUT` says how far
 the programs that are there are apart. float32 on the CPU, so that the numbers can be compared.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ import numpy as np
 
 PROMPTS = ["What is the capital of France?", "Write one sentence about the sea.", "What is 12 + 30?",
            "Name three colours.", "Explain in one sentence what a computer does."]
-TOKENS = 40
+Measured = tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]  # ids, logits, answers, CPU seconds
 
 
-def ours(backend_name: str, folder: str) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]:
+def ours(backend_name: str, folder: str, tokens: int) -> Measured:
     from ondevice.backend import load_backend
     from ondevice.data.chat import prompt_ids
     from ondevice.decoding import Generator, Sampling
@@ -37,35 +39,35 @@ def ours(backend_name: str, folder: str) -> tuple[np.ndarray, np.ndarray, list[s
     hidden = model.network.hidden(backend.ops, model.params, batch)
     logits = np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
     read = time.process_time()
-    found = Generator(model, backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(model.params, prompts)
+    found = Generator(model, backend, Sampling(max_new_tokens=tokens, temperature=0.0)).run(model.params, prompts)
     spent = {"load": loaded - began, "answers": time.process_time() - read, "tokens": sum(len(c.ids) for c in found)}
     return ids, logits, [model.tokenizer.decode(c.ids) for c in found], spent
 
 
-def theirs(folder: str) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]:
+def theirs(folder: str, tokens: int) -> Measured:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    words = AutoTokenizer.from_pretrained(folder)
+    words: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = [words.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True,
                                          return_tensors="pt", return_dict=True)["input_ids"] for p in PROMPTS]
     with torch.no_grad():
         logits = model(prompts[0]).logits.numpy()
         began = time.process_time()
-        made = [model.generate(ids, do_sample=False, max_new_tokens=TOKENS, attention_mask=torch.ones_like(ids))
+        made = [model.generate(ids, do_sample=False, max_new_tokens=tokens, attention_mask=torch.ones_like(ids))
                 [0, ids.shape[1]:] for ids in prompts]
     spent = {"answers": time.process_time() - began, "tokens": sum(len(m) for m in made)}
     return prompts[0].numpy(), logits, [words.decode(m, skip_special_tokens=True) for m in made], spent
 
 
-def mlx_lms(folder: str) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]:
+def mlx_lms(folder: str, tokens: int) -> Measured:
     import mlx.core as mx
     from mlx_lm import load
     from mlx_lm.generate import generate_step
 
     mx.set_default_device(mx.cpu)
-    model, words = load(folder)
+    model, words = load(folder)[:2]
     model.set_dtype(mx.float32)
     prompts = [words.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True) for p in PROMPTS]
     logits = np.array(model(mx.array(prompts[:1])))
@@ -73,12 +75,16 @@ def mlx_lms(folder: str) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, f
     made: list[list[int]] = []
     for ids in prompts:
         made.append([])
-        for token, _ in generate_step(mx.array(ids), model, max_tokens=TOKENS):
+        for token, _ in generate_step(mx.array(ids), model, max_tokens=tokens):
             if int(token) in words.eos_token_ids:
                 break
             made[-1].append(int(token))
     spent = {"answers": time.process_time() - began, "tokens": sum(map(len, made))}
     return np.array(prompts[:1]), logits, [words.decode(m) for m in made], spent
+
+
+PROGRAMS: dict[str, Callable[[str, int], Measured]] = {
+    "torch": partial(ours, "torch"), "mlx": partial(ours, "mlx"), "transformers": theirs, "mlx-lm": mlx_lms}
 
 
 def compare(out: Path) -> None:
@@ -96,15 +102,18 @@ def compare(out: Path) -> None:
 
 
 def main() -> None:
-    who, place, *rest = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("who", choices=[*PROGRAMS, "compare"])
+    parser.add_argument("place", metavar="FOLDER", help="the model's; OUT of the others for compare")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("smollm2"))
+    parser.add_argument("--tokens", type=int, default=40, help="of each answer, at most")
+    given = parser.parse_args()
+    who, out = given.who, given.out
     if who == "compare":
-        compare(Path(place))
+        compare(Path(given.place))
         return
-    out = Path(rest[0] if rest else "smollm2")
     out.mkdir(parents=True, exist_ok=True)
-    run: Any = {"torch": lambda: ours("torch", place), "mlx": lambda: ours("mlx", place),
-                "transformers": lambda: theirs(place), "mlx-lm": lambda: mlx_lms(place)}[who]
-    ids, logits, answers, spent = run()
+    ids, logits, answers, spent = PROGRAMS[who](given.place, given.tokens)
     np.savez(out / f"{who}.npz", ids=ids, logits=logits.astype(np.float32))
     (out / f"{who}.json").write_text(json.dumps({"answers": answers, "spent": spent}, indent=1))
 

@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, required=True, help="another than the run's")
     given = parser.parse_args()
+    if not (given.run / "grpo" / "done.json").is_file():
+        parser.error(f"{given.run} has no complete stage grpo")
     cfg = json.loads((given.run / "grpo" / "done.json").read_text())["fingerprint"]
     known = {p.prompt for p in problems(given.task, "validation", HELD, cfg["seed"], CorpusConfig())}
     for line in (given.run / "grpo" / "groups.jsonl").read_text(encoding="utf-8").splitlines():

@@ -18,18 +18,21 @@ from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.worker import WorkerFailed
 
 from ondevice import processes
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.runfolder import RunFolder
-from ondevice_tui import runner
+from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.road import RunsReader
 from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.road import RoadScreen
+from ondevice_tui.trouble import Steady, write_trouble
 
 SOON_S = 0.5  # after the start: the first screen stands
+BETWEEN_S = 0.02  # between two modules that are imported ahead: keys have their turn
 LOOK_S = 1.0  # between two looks at the folder of runs
 
 # Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
@@ -46,14 +49,15 @@ LIGHT = Theme(name="ondevice-light", dark=False, primary="#0072B2", secondary="#
 def later(module: str, name: str) -> Callable[[], Screen[Any]]:
     """A screen that is imported when it is first opened, or a moment after the start: the first one waits for none."""
     def make() -> Screen[Any]:
+        imports.load_all()  # it may start threads, and they import nothing
         return getattr(importlib.import_module(f"ondevice_tui.screens.{module}"), name)()  # type: ignore[no-any-return]
 
-    make.module = module  # type: ignore[attr-defined]
     return make
 
 
-class OndeviceApp(App[str]):
-    """`runs` is the folder of runs. Returns what is to be said on the terminal at the end."""
+class OndeviceApp(Steady, App[str]):
+    """`runs` is the folder of runs. Returns what is to be said on the terminal at the end. `survives`: an error in a
+    worker or a handler is told and written down; without, it ends the app and is raised, as tests want it."""
 
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
@@ -78,11 +82,14 @@ class OndeviceApp(App[str]):
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),
     ]
 
-    def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True) -> None:
+    def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False) -> None:
         super().__init__()
+        self.survives = survives
         self.runs_folder = Path(runs)
         self.reader = RunsReader(self.runs_folder)
         self.runs: list[dict[str, Any]] | None = None  # None: not read yet
+        self.runs_trouble = ""  # why the folder of runs cannot be read
+        self._troubles: list[str] = []  # errors that were told
         self.chosen: Path | None = None
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
         self.machine = "looking at this machine …"
@@ -98,17 +105,18 @@ class OndeviceApp(App[str]):
     def on_mount(self) -> None:
         if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
             self.theme = DARK.name
-        self.look()
+        self.call_after_refresh(self.look)
         self.set_interval(LOOK_S, self.look)
-        self.set_timer(SOON_S, lambda: self.run_worker(self._import_screens, thread=True, group="ahead"))
+        self.set_timer(SOON_S, self._import_ahead)
         if self._look_at_machine:
             self.run_worker(self._ask_doctor(), group="machine")
 
-    def _import_screens(self) -> None:
-        """In a thread, so that the first key that opens a screen does not wait for it."""
-        for mode in self.MODES.values():
-            if module := getattr(mode, "module", ""):
-                importlib.import_module(f"ondevice_tui.screens.{module}")
+    def _import_ahead(self) -> None:
+        """One module, then the next a moment later, so that the first key that opens a screen waits for none. Here and
+        in no thread: see `imports`."""
+        if left := imports.waiting():
+            imports.load(left[0])
+            self.set_timer(BETWEEN_S, self._import_ahead)
 
     # what stands in the folder of runs
 
@@ -121,16 +129,19 @@ class OndeviceApp(App[str]):
                 self.post_message(ChildEnded(child.what, *ended))
         if not self._reading:
             self._reading = True
+            imports.load(*imports.FOR_READING_RUNS)
             self.run_worker(self._read_runs, thread=True, group="runs")
 
     def _read_runs(self) -> None:
         try:
             self.post_message(RunsRead(self.reader.read()))
+        except UserError as problem:
+            self.post_message(RunsRead([], f"the folder of runs {problem.message}"))
         finally:
             self._reading = False
 
     def on_runs_read(self, message: RunsRead) -> None:
-        self.runs = message.runs
+        self.runs, self.runs_trouble = message.runs, message.trouble
         if self.chosen is None or not self.chosen.is_dir():
             busy = [run for run in self.runs if any(stage["state"] == "training" for stage in run["stages"])]
             first = next(iter(busy or self.runs), None)
@@ -212,6 +223,26 @@ class OndeviceApp(App[str]):
         self.notify(inert(text, limit=1500), severity="error" if bad else "information", markup=False,
                     timeout=15 if bad else 5)
 
+    # errors that nobody foresaw
+
+    def tell_trouble(self, doing: str, error: BaseException) -> None:
+        """Once for each: the same one again (a look at the runs each second) is not told again, only the first is
+        written down."""
+        told = f"{doing}: {type(error).__name__}: {error}"
+        if told not in self._troubles:
+            self._troubles = [*self._troubles[-100:], told]
+            self.say(f"an error of ondevice's own, in {told}\nThe app goes on; the traceback is in "
+                     f"{write_trouble(doing, error)}", bad=True)
+
+    def _handle_exception(self, error: Exception) -> None:
+        """What Textual ends the app at. A worker that failed, or a timer of ours, takes nothing else with it; a screen
+        that cannot be made or drawn does."""
+        cause = error.error if isinstance(error, WorkerFailed) else None
+        if self.survives and cause is not None:
+            self.tell_trouble("a task in the background", cause)
+        else:
+            super()._handle_exception(error)
+
     # keys
 
     def action_go(self, mode: str) -> None:
@@ -267,7 +298,7 @@ def machine_line(report: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command `ondevice` without arguments: its exit code."""
-    app = OndeviceApp()
+    app = OndeviceApp(survives=True)
     said = app.run()
     if said:
         print(inert(said, limit=None), end="")

@@ -21,9 +21,10 @@ class StageNews(Message):
 
 @dataclass
 class RunsRead(Message):
-    """What stands in the folder of runs now (`listing.list_runs`)."""
+    """What stands in the folder of runs now (`road.RunsReader`); `trouble` says why it cannot be read."""
 
     runs: list[dict[str, Any]]
+    trouble: str = ""
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, RunsRead)

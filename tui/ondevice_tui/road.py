@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
-from ondevice.listing import stage_state
+from ondevice.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
 from ondevice.progress import duration, number, numbers_line
 from ondevice.runfolder import RunFolder, StageFolder, clock
+from ondevice_tui.trouble import write_trouble
 
 MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "skipped": "·",
-         "next": "▸"}
+         "next": "▸", "wrong": "✗"}
 STYLES = {"done": "$success", "training": "$accent", "stopped": "$warning", "failed": "$error", "died": "$error",
-          "waits": "$muted", "skipped": "$muted", "next": "$text"}
+          "waits": "$muted", "skipped": "$muted", "next": "$text", "wrong": "$error"}
 OPEN = ("next", "skipped", "waits")  # states of what has not been begun
 T = TypeVar("T")
 LOOK_PATIENCE_S = 0.2  # how long a look at the votes waits for another program that holds them
@@ -44,20 +45,38 @@ class RunsReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
+        self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
 
     def read(self) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's,
-        "ratings_trouble": why its ratings cannot be read, "stages": [state …]}], the newest first."""
-        found = []
-        paths = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
-        for run in (RunFolder(path) for path in paths if path.is_dir()):
-            stages = [self._state(stage) for stage in run.stages()]
-            if stages or run.recipe.is_file():
-                began = min((stage["began"] for stage in stages), default=run.path.stat().st_mtime)
-                votes, trouble = self._votes(run.path)
-                found.append({"run": run.path.name, "path": str(run.path), "began": began, "stages": stages,
-                              "recipe": self._recipe(run), "votes": votes, "ratings_trouble": trouble})
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": a person's, "ratings": whether it has
+        any, "ratings_trouble": why they cannot be read, "stages": [state …]}], the newest first.
+
+        A run that cannot be read has no stages, says why under "wrong", and hides no other. Raises UserError where
+        the folder of runs itself cannot be read.
+        """
+        found = [run for path in run_paths(self.folder) if (run := self._run(path)) is not None]
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
+
+    def _run(self, path: Path) -> dict[str, Any] | None:
+        try:
+            if not path.is_dir():
+                return None
+            run = RunFolder(path)
+            stages = [self._state(stage) for stage in run.stages()]
+            if not stages and not is_run(run):
+                return None
+            votes, trouble = self._votes(path)
+            read = {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages,
+                    "recipe": self._recipe(run), "ratings": has_ratings(run), "votes": votes,
+                    "ratings_trouble": trouble}
+        except Exception as problem:  # whatever it is, the other runs are read, and it is told
+            wrong = unreadable(path, problem)
+            if self._wrong.get(path) != wrong["wrong"]:  # once, not every second
+                self._wrong[path] = wrong["wrong"]
+                write_trouble(f"reading the run {path}", problem)
+            return {**wrong, "recipe": [], "votes": 0, "ratings_trouble": ""}
+        self._wrong.pop(path, None)
+        return read
 
     def _once(self, what: str, path: Path, stamp: Any, make: Callable[[], T]) -> T:
         """What `make` gave when the stamp last changed."""
@@ -117,10 +136,12 @@ def rows(run: Mapping[str, Any] | None) -> list[Row]:
     road, of encoders for the most part: it is shown where a run has one or its recipe makes one."""
     states = {stage["stage"]: stage for stage in run["stages"]} if run else {}
     busy = next((name for name, stage in states.items() if stage["state"] == "training"), "")
-    recipe = list(run["recipe"]) if run else []
+    recipe, order = list(run["recipe"]) if run else [], list(STAGES)
     names = [name for name in STAGES if gives(name) != "classifier" or name in states or name in recipe]
     names += [name for name in states if name not in STAGES]
-    made = [_row(name, states, busy, recipe) for name in names]
+    waits = bool(run and run.get("ratings")) and not states  # pairs came from a file: only a person is wanted
+    made = [_to_rate(name) if waits and name in order[:order.index("rate") + 1] else _row(name, states, busy, recipe)
+            for name in names]
     votes, trouble = (run.get("votes"), run.get("ratings_trouble")) if run else (0, "")
     told = f"its ratings: {trouble}" if trouble else f"{votes} rated by a person" if votes else ""
     return [replace(row, told=told) if told and row.enter == "rate" and row.state in OPEN else row for row in made]
@@ -157,6 +178,13 @@ def _row(name: str, states: Mapping[str, Mapping[str, Any]], busy: str, recipe: 
         return Row(name, "next", None, told, None, None, enter, "")
     needs = "needs a model: begin with init, or start it from any folder"
     return Row(name, "waits", None, "needs a model", None, None, "start", needs)
+
+
+def _to_rate(name: str) -> Row:
+    """The road up to a person's choice, in a run that has pairs and nothing else."""
+    if name == "rate":
+        return Row(name, "next", None, "a person's choice among the pairs that were imported", None, None, "rate", "")
+    return Row(name, "skipped", None, "left out by this run", None, None, "start" if startable(name) else "rate", "")
 
 
 def startable(name: str) -> bool:

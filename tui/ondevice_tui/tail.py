@@ -58,7 +58,8 @@ class History:
 
     @property
     def step(self) -> int:
-        return int(self.newest.get("step", {}).get("step") or 0)
+        step = self.newest.get("step", {}).get("step")
+        return step if isinstance(step, int) else 0
 
     @property
     def total(self) -> int:
@@ -67,7 +68,12 @@ class History:
 
     def value(self, name: str) -> float | None:
         found = self.newest.get("step", {}).get(name)
-        return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+        if not isinstance(found, (int, float)) or isinstance(found, bool):
+            return None
+        try:
+            return float(found)
+        except OverflowError:  # a whole number beyond every float
+            return None
 
     def take(self, event: dict[str, Any]) -> None:
         """One more event. Values that are no numbers are left out of the curves, None is a gap in them."""
@@ -106,7 +112,8 @@ class History:
         if kind == "eval":
             text = _held_out(event)
         if text is not None:
-            self.notes.append((float(at) if isinstance(at, (int, float)) else 0.0, step, text))
+            known = isinstance(at, (int, float)) and 0 <= at < 1e11  # a time that a calendar knows
+            self.notes.append((float(at) if known else 0.0, step, text))  # type: ignore[arg-type]
 
 
 def _held_out(event: dict[str, Any]) -> str:
@@ -129,11 +136,14 @@ class Follower:
         self._inode: int | None = None
         self._cuts: list[tuple[int, int]] = []  # (byte where a resume stands, its step)
         self.lag = 0
+        self._trouble = ""  # why the file could not be read, as it was last told
 
     def read(self, most: int = CHUNK) -> bool:
         """Takes in at most `most` further bytes; True where something came. A file that was replaced, cut or whose run
-        was begun anew is read again from its beginning."""
+        was begun anew is read again from its beginning. One that cannot be read is told of in the notes, once."""
         try:
+            if self.path.exists() and not self.path.is_file():
+                return self._tell("is not a file")  # reading from a pipe would wait for ever
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
                 if self._inode != status.st_ino or status.st_size < self._offset:
@@ -148,11 +158,21 @@ class Follower:
                 self._again(None)
                 return True
             return False
+        except OSError as error:
+            return self._tell(f"cannot be read: {error.strerror}")
         end = data.rfind(b"\n") + 1
         self.lag = max(status.st_size - self._offset - end, 0)
         if not end:
             return False
         self._take(data[:end])
+        return True
+
+    def _tell(self, trouble: str) -> bool:
+        if trouble == self._trouble:
+            return False
+        self._trouble = trouble
+        with self.history.lock:
+            self.history.take({"event": "warning", "message": f"{self.path.name} {trouble}"})
         return True
 
     def _again(self, inode: int | None) -> None:

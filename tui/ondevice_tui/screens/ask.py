@@ -10,14 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 
 from ondevice import events
 from ondevice.listing import TAIL
 from ondevice.progress import numbers_line
 from ondevice.runfolder import RunFolder, StageFolder
 from ondevice_tui import runner
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.tail import log_tail, stage_log
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 EVENTS = 8  # shown of a stage that has no log
 
 
-class Question(ModalScreen[bool]):
+class Question(Card[bool]):
     """y or Enter is yes, everything else leaves things as they are."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("y,enter", "dismiss(True)", "yes"),
@@ -44,7 +43,7 @@ class Question(ModalScreen[bool]):
                 ("y ", "bold $primary"), self._yes, ("    n ", "bold $primary"), "leave it")]))
 
 
-class Details(ModalScreen[None]):
+class Details(Card[None]):
     """Text to read, in a card."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc")]
@@ -110,4 +109,5 @@ def _event_line(event: Mapping[str, Any]) -> Content:
 
 
 def _when(t: Any) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(t)) if isinstance(t, (int, float)) else ""
+    known = isinstance(t, (int, float)) and 0 <= t < 1e11  # a time that a calendar knows
+    return time.strftime("%H:%M:%S", time.localtime(t)) if known else ""

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Input
 
@@ -24,8 +23,8 @@ from ondevice_tui.fields import field_help, fields_of, settings
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, content, lines
+from ondevice_tui.screens.page import Card, Page, titled
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, lines
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here
@@ -94,8 +93,9 @@ second model's is taken), and you say which is better."""
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
         Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
-        Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", tooltip="Scroll the conversation"),
-        Binding("pagedown", "scroll(1)", "newer", show=False),
+        Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", priority=True,
+                tooltip="Scroll the conversation"),
+        Binding("pagedown", "scroll(1)", "newer", show=False, priority=True),
         Binding("ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"),
     ]
 
@@ -110,7 +110,7 @@ second model's is taken), and you say which is better."""
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="panes"):
             yield from self.all_panes
-        yield SafeInput(placeholder="say something", id="say", compact=True)
+        yield SafeArea(placeholder="say something: Enter sends, ctrl+j begins a line", id="say")
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
@@ -150,9 +150,9 @@ second model's is taken), and you say which is better."""
 
     # talking
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        said = event.value.strip()
-        if not said or event.input.id != "say":
+    def on_safe_area_sent(self, event: SafeArea.Sent) -> None:
+        said = event.text.strip()
+        if not said:
             return
         if self.busy:
             self.ui.say("the answer is still being written; ctrl+x stops it")
@@ -160,7 +160,7 @@ second model's is taken), and you say which is better."""
         if self.panes[0].model is None:
             self.ui.say(NO_MODEL)
             return
-        event.input.value = ""
+        event.area.text = ""
         self.busy = True
         self.run_worker(self._answer(said), group="chat")
 
@@ -177,7 +177,9 @@ second model's is taken), and you say which is better."""
             await self._open(pane)
             await self._listen(pane, said)
         except WorkerGone as gone:
+            pane.turns.pop()  # an answer to it never came
             pane.told = f"The model's process ended: {gone}"
+            self._give_back(said)
             await pane.let_go()
         pane.writing = ""
         pane.show()
@@ -214,9 +216,17 @@ second model's is taken), and you say which is better."""
             elif kind == "error":
                 pane.turns.pop()
                 pane.told = f"✗ {event.get('message', '')} {event.get('hint', '')}".strip()
+                self._give_back(said)
             elif kind == "done":
                 pane.turns.append({"role": "assistant", "content": str(event.get("text", ""))})
                 pane.told, pane.pace = _ending(event), _pace(event)
+
+    def _give_back(self, said: str) -> None:
+        """What was not answered stands in the input again, unless something else was typed meanwhile."""
+        area = self.query_one("#say", SafeArea)
+        if not area.text.strip():
+            area.text = said
+            area.move_cursor(area.document.end)
 
     # keys
 
@@ -338,7 +348,7 @@ second model's is taken), and you say which is better."""
                 pane.process.kill()
 
 
-class Settings(ModalScreen[dict[str, Any] | None]):
+class Settings(Card[dict[str, Any] | None]):
     """The fields of `SamplingConfig`, with its help and its checks."""
 
     AUTO_FOCUS = "Input"
@@ -378,6 +388,8 @@ def _ending(event: dict[str, Any]) -> str:
         told.append("cut at the length limit")
     if event.get("forgotten"):
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
+    if event.get("cut"):
+        told.append("the message is longer than the model's context: only a part of it was read")
     return f"({', '.join(told)})" if told else ""
 
 

@@ -7,18 +7,17 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names
 from ondevice_tui.road import startable
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.screens.start import StartScreen, proposal
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, line
 
 
-class ChooseScreen(ModalScreen[None]):
+class ChooseScreen(Card[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
 
     def compose(self) -> ComposeResult:

@@ -7,15 +7,14 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import cell, line
 
 
-class ChooseModel(ModalScreen[tuple[str, str] | None]):
+class ChooseModel(Card[tuple[str, str] | None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
 
     def __init__(self, known: list[tuple[str, str]]) -> None:

@@ -8,13 +8,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Card[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,q", "dismiss(None)", "close", key_display="esc")]
 

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import ModalScreen
 
 from ondevice.ratings import Ratings, Response
 from ondevice.ratings_store import FILE
 from ondevice.runfolder import clock
 from ondevice_tui.pairing import rater_name
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line
 
 BATCH = "chat"
@@ -42,13 +41,14 @@ class Kept:
         return f"kept in {self.run.name}/{FILE}"
 
 
-class Keep(ModalScreen[str | None]):
+class Keep(Card[str | None]):
     """Comes back with 1, 2, tie or bad; None where nothing is kept."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", "leave", key_display="esc"),
         Binding("1,left", "dismiss('1')", "first"), Binding("2,right", "dismiss('2')", "second"),
-        Binding("t", "dismiss('tie')", "tie"), Binding("b", "dismiss('bad')", "both bad"),
+        Binding("t", "dismiss('tie')", "tie"), Binding("x", "dismiss('bad')", "both bad"),
+        Binding("a,b,A,B", "letter", show=False),  # as on the screen that rates: no vote by habit
         Binding("j,down", "scroll(1)", "down", show=False), Binding("k,up", "scroll(-1)", "up", show=False)]
 
     def __init__(self, kept: Kept) -> None:
@@ -65,7 +65,11 @@ class Keep(ModalScreen[str | None]):
                         titled(box, f"{number} · {answer.source}")
                         yield SafeText(content(answer.text.strip() or "(nothing)"))
             yield SafeText(line(("1 ", "bold $primary"), "the first   ", ("2 ", "bold $primary"), "the second   ",
-                                ("t ", "bold $primary"), "tie   ", ("b ", "bold $primary"), "both bad"))
+                                ("t ", "bold $primary"), "tie   ", ("x ", "bold $primary"), "both bad"), id="keep-keys")
+
+    def action_letter(self) -> None:
+        told = "a and b do nothing here: 1 or 2 is better, t a tie, x both are bad"
+        self.query_one("#keep-keys", SafeText).show(told, "$warning")
 
     def action_scroll(self, by: int) -> None:
         for box in self.query(VerticalScroll):

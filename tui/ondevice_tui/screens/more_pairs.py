@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, Select
 
 from ondevice.config.use import RatingsConfig
@@ -17,7 +16,7 @@ from ondevice.errors import UserError
 from ondevice.ratings_store import FILE
 from ondevice_tui.model import models_in
 from ondevice_tui.pairing import Plan, Writer
-from ondevice_tui.screens.page import titled
+from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ _HELP = {
 }
 
 
-class MorePairs(ModalScreen[Found]):
+class MorePairs(Card[Found]):
     """Comes back with a plan to sample by, "stop" or "imported"; None where it was left."""
 
     AUTO_FOCUS = "#more-temperatures"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 
+from ondevice_tui.trouble import Steady
 from ondevice_tui.widgets.keys import Keys
 from ondevice_tui.widgets.safe import SafeText, line
 from ondevice_tui.widgets.safe import titled as titled
@@ -18,8 +19,14 @@ from ondevice_tui.widgets.safe import titled as titled
 if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
 
+T = TypeVar("T")
 
-class Page(Screen[Any]):
+
+class Card(Steady, ModalScreen[T]):
+    """A card over a screen."""
+
+
+class Page(Steady, Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
 
     ABOUT: ClassVar[str] = ""

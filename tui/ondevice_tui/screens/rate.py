@@ -7,7 +7,6 @@ model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
@@ -24,14 +22,14 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import Item, Outcome, Progress, Ratings
-from ondevice.ratings_store import FILE
+from ondevice.ratings_store import FILE, Damaged, Replaced, ratings_file
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.ask import Details, ask
-from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.screens.rate_cards import Ask, Reasons, why_this
-from ondevice_tui.widgets.answers import Answers, prompt_of
+from ondevice_tui.screens.page import Page
+from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
+from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 if TYPE_CHECKING:
@@ -75,7 +73,8 @@ least; p says why this one."""
                 tooltip="The second is much better"),
         Binding("enter", "enter", "end", tooltip="End a ranking of three or four early"),
         Binding("t", "outcome('tie')", "tie", tooltip="Equally good"),
-        Binding("b", "outcome('all_bad')", "bad", tooltip="All of them are bad"),
+        Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad"),
+        Binding("a,b,A,B", "letter", "", show=False),  # answers in `ondevice rate`; here b once meant: all bad
         Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
         Binding("u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"),
         Binding("n", "note", "note", tooltip="A note on this pair, or another text for the one there is"),
@@ -86,7 +85,10 @@ least; p says why this one."""
         Binding("w", "side", "layout", tooltip="Answers side by side or under each other"),
         Binding("j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down"),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
-        Binding("a", "rater", "rater", tooltip="Who rates: a name for each person"),
+        Binding("J", "scroll_question(1)", "question", key_display="J K", tooltip="Scroll the question down"),
+        Binding("K", "scroll_question(-1)", "question up", show=False, tooltip="Scroll the question up"),
+        Binding("c", "context", "context", tooltip="The whole conversation before the answers"),
+        Binding("i", "rater", "rater", tooltip="Who rates: a name for each person"),
         Binding("S", "statistics", "figures", tooltip="What the votes are worth so far"),
         Binding("g", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"),
         Binding("G", "generate", "many", tooltip="Many pairs at once, by the stage sample"),
@@ -111,16 +113,10 @@ least; p says why this one."""
         self._said: tuple[str, str] = ("", "")
 
     def body(self) -> Iterable[Widget]:
-        yield VerticalScroll(SafeText(id="rate-prompt"), id="rate-prompt-box", classes="box")
-        yield Answers()
+        question = Question()
+        yield question
+        yield Answers(question)
         yield SafeText(id="rate-told")
-
-    def on_mount(self) -> None:
-        for widget in self.query(VerticalScroll):
-            widget.can_focus = False
-        titled(self.query_one("#rate-prompt-box"), "prompt")
-        # it loads numpy, and the first vote is not to wait for that
-        self.run_worker(lambda: importlib.import_module("ondevice.rating"), thread=True, group="ahead")
 
     @property
     def answers(self) -> Answers:
@@ -150,7 +146,7 @@ least; p says why this one."""
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
         run = self.ui.run_folder
-        wanted = run.path / FILE if run is not None else None
+        wanted = ratings_file(run.path) if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
             self._close()
             self.trouble = ""
@@ -180,15 +176,19 @@ least; p says why this one."""
         except UserError as problem:
             ratings.close()
             if self.ratings is ratings:
-                self._close()
-                self.trouble, self._failed_at = str(problem), ticks()
-                self.show()
+                self._leave_database(str(problem))
             return
         for text in told:
             self.ui.say(text, bad=True)
         if self.ratings is ratings:
             self.trouble, self.busy = "", False
             self.next()
+
+    def _leave_database(self, why: str) -> None:
+        """It is opened anew after a moment, and repaired where it has to be."""
+        self._close()
+        self.trouble, self._failed_at = why, ticks()
+        self.show()
 
     def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
             failed: Callable[[UserError], None] | None = None) -> None:
@@ -223,7 +223,10 @@ least; p says why this one."""
 
     def _not_saved(self, problem: UserError) -> None:
         self.ranking = []
-        self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(f"not saved: {problem}")
+        else:
+            self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
@@ -240,6 +243,9 @@ least; p says why this one."""
 
     def _not_read(self, problem: UserError) -> None:
         """It is looked for again at the next look at the runs."""
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(str(problem))
+            return
         self.item, self.trouble = None, str(problem)
         self.show()
 
@@ -284,7 +290,6 @@ least; p says why this one."""
         if self.item is None:
             self.query_one("#rate-told", SafeText).show(lines(self._nothing(self.progress)))
             return
-        self.query_one("#rate-prompt", SafeText).show(prompt_of(self.item))
         self._show_told()
 
     def _show_top(self) -> None:
@@ -343,7 +348,7 @@ least; p says why this one."""
             return None
         if voting and not self._warned and not self.answers.all_read:
             self._warned = True
-            self._show_told("the end of an answer was not read: j scrolls, or the same key again")
+            self._show_told(f"{self.answers.unread}, or the same key again")
             return None
         return self.item
 
@@ -373,6 +378,7 @@ least; p says why this one."""
         seconds, rater = ticks() - self._shown_at, self.rater
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
         reason, seen_end = ", ".join(self.reasons) or None, self.answers.all_read
+        self.ranking = []
 
         def work(ratings: Ratings) -> None:
             with ratings.transaction():  # both or neither: what is told as not saved is not there
@@ -436,7 +442,7 @@ least; p says why this one."""
                          lambda _: self._show_told("noted", "$success"),
                          lambda problem: self._ask_note_again(item, before, note, problem))
 
-        self.app.push_screen(Ask(title, text or before), keep)
+        self.app.push_screen(Note(title, text or before), keep)
 
     def _ask_note_again(self, item: Item, before: str, note: str, problem: UserError) -> None:
         self._not_saved(problem)
@@ -520,3 +526,25 @@ least; p says why this one."""
                 "Show them all the same?", "show them", lambda: show_statistics(self, ratings.path, self.pairing))
         else:
             show_statistics(self, ratings.path, self.pairing)
+
+    # the question
+
+    def action_scroll_question(self, by: int) -> None:
+        self.answers.question.scroll_relative(y=by * 2, animate=False)
+
+    def action_context(self) -> None:
+        """Every message, whole. What was read there of the question was read."""
+        if self.item is not None:
+            self.app.push_screen(Conversation(conversation(self.item)), self._take_read)
+
+    def _take_read(self, whole: bool | None) -> None:
+        if whole:
+            self.answers.question.read_to_end = True
+            self.answers.question.look()
+
+    # keys that mean something else in `ondevice rate`
+
+    def action_letter(self) -> None:
+        """No vote: by habit from the plain terminal it would be another one than by habit from earlier versions."""
+        if self.item is not None:
+            self._show_told("a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates")

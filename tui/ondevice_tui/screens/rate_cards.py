@@ -6,25 +6,27 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
+from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.active import doubt, forecast
 from ondevice.ratings import Item
 from ondevice_tui.pairing import Judge, Pairing
-from ondevice_tui.screens.page import titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, lines
+from ondevice_tui.screens.page import Card, titled
+from ondevice_tui.widgets.answers import Readable
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 BAR = 20  # cells of a bit
 
 
-class Ask(ModalScreen[str | None]):
+class Ask(Card[str | None]):
     """One line of text."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+    KEYS = "Enter keeps it   esc leaves"
 
     def __init__(self, title: str, text: str) -> None:
         super().__init__()
@@ -33,14 +35,62 @@ class Ask(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card", classes="-small") as card:
             card.can_focus = False
-            titled(card, self._title, "Enter keeps it   esc leaves")
-            yield SafeInput(self._text, compact=True)
+            titled(card, self._title, self.KEYS)
+            yield self.control()
+
+    def control(self) -> Widget:
+        return SafeInput(self._text, compact=True)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
 
 
-class Reasons(ModalScreen[None]):
+class Note(Ask):
+    """Text of some lines."""
+
+    KEYS = "Enter keeps it   ctrl+j a line   esc leaves"
+
+    def control(self) -> Widget:
+        return SafeArea(self._text)
+
+    def on_safe_area_sent(self, event: SafeArea.Sent) -> None:
+        self.dismiss(event.text)
+
+
+class Conversation(Card[bool]):
+    """Every message of a prompt, to read. Comes back with whether its end was in sight."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,c,enter", "close", "close", key_display="esc"),
+        Binding("j,J,down", "scroll(2)", "down", show=False), Binding("k,K,up", "scroll(-2)", "up", show=False),
+        Binding("space,pagedown", "page(1)", "page down", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("home", "page(-1000)", "top", show=False), Binding("end", "page(1000)", "end", show=False)]
+
+    def __init__(self, text: Content) -> None:
+        super().__init__()
+        self._text = text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="card", classes="-conversation") as card:
+            titled(card, "the whole conversation", "j k, space a page, end   esc closes")
+            yield Readable(self._text, id="conversation", classes="")
+
+    @property
+    def box(self) -> Readable:
+        return self.query_one(Readable)
+
+    def action_scroll(self, by: int) -> None:
+        self.box.scroll_relative(y=by, animate=False)
+
+    def action_page(self, by: int) -> None:
+        self.box.scroll_relative(y=by * max(self.box.size.height - 1, 1), animate=False)
+
+    def action_close(self) -> None:
+        self.dismiss(self.box.read_to_end)
+
+
+class Reasons(Card[None]):
     """Numbers switch the reasons for the next vote on and off."""
 
     BINDINGS: ClassVar[list[BindingType]] = [

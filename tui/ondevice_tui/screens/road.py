@@ -114,6 +114,12 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def _show_next(self) -> None:
         told = self.query_one("#next", SafeText)
+        state = self.ui.run_state
+        wrong = self.ui.runs_trouble or (f"{state['run']} cannot be read: {state['wrong']}"
+                                         if state is not None and state.get("wrong") else "")
+        if wrong:
+            told.show(line((" ✗ ", "bold $error"), (wrong, "$error")), layout=False)
+            return
         if self.ui.runs == [] and not self.ui.started:
             told.show(line((" next ▸ ", "bold $primary"), NO_RUNS), layout=False)
             return
@@ -251,8 +257,13 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     marks = [(f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]]) for stage in run["stages"]]
     head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
     began = f"{road.ago(run['began']):>9}"
-    told = line(head, *(marks or [("nothing begun", "$muted")]))
-    if told.cell_length + len(began) > width:  # only the newest stage's name has room
+    nothing = "pairs to rate" if run.get("ratings") else "nothing begun"
+    told = line(head, *(marks or [(nothing, "$muted")]))
+    if run.get("wrong"):
+        mark = f"{MARKS['wrong']} cannot be read: "
+        room = max(width - head.cell_length - len(began) - len(mark), 0)
+        told = line(head, (mark, STYLES["wrong"]), cell(str(run["wrong"]), room))
+    elif told.cell_length + len(began) > width and marks:  # only the newest stage's name has room
         told = line(head, *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]), " ", marks[-1])
     room = max(width - told.cell_length - len(began), 1)
     return line(told, " " * room, (began, "$muted"))

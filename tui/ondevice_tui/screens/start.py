@@ -23,7 +23,7 @@ from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.model import models_in
 from ondevice_tui.road import gives
 from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line
+from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line
 
 DEFAULTS = "(defaults)"
 
@@ -61,7 +61,7 @@ class Field(Vertical):
         self.spec, self.default = spec, default
         self.control: Input | Checkbox | Select[str]
         if spec.flag:
-            self.control = Checkbox("", bool(value), compact=True)
+            self.control = YesNo(bool(value))
         elif spec.choices:
             self.control = Select([(content(choice), choice) for choice in spec.choices], value=str(value),
                                   allow_blank=False, compact=True)
@@ -87,10 +87,14 @@ class Field(Vertical):
         else:
             self.control.value = self.spec.text(value)
 
+    @property
+    def changed(self) -> bool:
+        """Whether the value is not the default."""
+        return self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
+
     def mark(self, wrong: bool) -> None:
-        changed = self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
-        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if changed else "  "
-        self.label.show(line(mark, (self.spec.name, "bold" if changed or wrong else "")))
+        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if self.changed else "  "
+        self.label.show(line(mark, (self.spec.name, "bold" if self.changed or wrong else "")))
 
 
 AT_ONCE = 8  # fields that a form begins with: it has up to fifty, and mounting them all takes a second or two
@@ -242,9 +246,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         entries = {field.spec.name: field.entry for field in self.query(Field)}
         where, told = "", ""
         try:
-            config = from_mapping(self.cls, settings(self.specs, entries))
-            values = to_mapping(config)
             recipe = "" if self.recipe == DEFAULTS else self.recipe
+            filled = {field.spec.name for field in self.query(Field) if recipe and not field.changed}
+            values = to_mapping(from_mapping(self.cls, settings(self.specs, entries), filled=filled))
+            values |= {name: self.base[name] for name in filled}  # what has no effect is left out by the command too
             self._words = runner.words_for(self.verb, self.cls, values, self.base, recipe)
             where, told = self._obstacle(values)
         except UserError as problem:

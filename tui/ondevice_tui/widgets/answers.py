@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
 
+from ondevice.inert import LIMIT
 from ondevice.ratings import Item
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
 DIFF_WORDS = 1500  # more are not compared: it would hold up the keys
 MOST = 4
+WHOLE = 10 * LIMIT  # characters of a message on the card that shows all of them: it takes a second
 
 
-class Answer(VerticalScroll):
-    """One answer. `read_to_end` once its last line has been on the screen."""
+class Readable(VerticalScroll):
+    """Text in a box. `read_to_end` once its last line has been on the screen."""
 
-    def __init__(self, place: int) -> None:
-        super().__init__(classes="box answer", id=f"answer-{place}")
+    KEY = "j"  # that scrolls it
+
+    def __init__(self, text: Content | str = "", *, id: str, classes: str = "box") -> None:
+        super().__init__(id=id, classes=classes)
         self.can_focus = False
-        self.place, self.read_to_end, self.name_shown = place, False, ""
+        self._first = text
+        self.read_to_end, self.name_shown = False, ""
 
     def compose(self) -> ComposeResult:
-        yield SafeText(classes="answer-text")
+        yield SafeText(self._first)
 
-    def show(self, text: Content, name: str) -> None:
-        self.name_shown, self.read_to_end = name, False
+    def show(self, text: Content, name: str, *, read: bool = False) -> None:
+        self.name_shown, self.read_to_end = name, read
         titled(self, name)
         self.query_one(SafeText).show(text)
         self.scroll_home(animate=False)
@@ -35,8 +42,12 @@ class Answer(VerticalScroll):
 
     def look(self) -> None:
         """Whether the end is in sight."""
-        self.read_to_end = self.read_to_end or self.scroll_offset.y >= self.max_scroll_y
-        titled(self, self.name_shown, "end read" if self.read_to_end else "▼ more, j scrolls")
+        if not self.size.height:
+            return  # it has no place on the screen yet
+        more = self.max_scroll_y - self.scroll_offset.y
+        self.read_to_end = self.read_to_end or more <= 0
+        told = f"▼ {more} more: {self.KEY}" if more > 0 else "end read"
+        titled(self, self.name_shown, f"end read, {told}" if self.read_to_end and more > 0 else told)
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
@@ -47,11 +58,35 @@ class Answer(VerticalScroll):
         self.call_after_refresh(self.look)
 
 
-class Answers(Container):
-    """The two to four answers of an item, in the order in which they are shown."""
+class Question(Readable):
+    """What is asked: the last message, whole, whatever came before it. A key shows that."""
+
+    KEY = "J"
 
     def __init__(self) -> None:
+        super().__init__(id="rate-prompt-box")
+
+    def show_item(self, item: Item, *, read: bool = False) -> None:
+        before = len(item.messages) - 1
+        earlier = f" · {before} earlier message{'' if before == 1 else 's'}: c" if before > 0 else ""
+        last = item.messages[-1] if item.messages else {}
+        self.show(content(said(last) or "(nothing)", "bold"), f"question{earlier}", read=read)
+
+
+class Answer(Readable):
+    """One answer."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(classes="box answer", id=f"answer-{place}")
+        self.place = place
+
+
+class Answers(Container):
+    """The two to four answers of an item, in the order in which they are shown, to the question above them."""
+
+    def __init__(self, question: Question) -> None:
         super().__init__(id="rate-answers")
+        self.question = question
         self.beside: bool | None = None  # side by side or not, as a person wants it; None where the width decides
         self.diff = False
 
@@ -64,7 +99,16 @@ class Answers(Container):
 
     @property
     def all_read(self) -> bool:
-        return all(pane.read_to_end for pane in self.panes)
+        return not self.unread
+
+    @property
+    def unread(self) -> str:
+        """Whose end has not been on the screen, and the key that brings it; empty where all were read."""
+        if not self.question.read_to_end:
+            return f"the end of the question was not read: {self.question.KEY} scrolls it"
+        if not all(pane.read_to_end for pane in self.panes):
+            return f"the end of an answer was not read: {Answer.KEY} scrolls"
+        return ""
 
     def show(self, item: Item | None, *, again: bool = False) -> None:
         """`again`: the same item drawn anew; what was read stays read."""
@@ -74,11 +118,10 @@ class Answers(Container):
         if item is None:
             return
         self.lay_out(len(item.responses))
+        self.question.show_item(item, read=again and self.question.read_to_end)
         for place, slot in enumerate(item.shown):
             pane = self.query_one(f"#answer-{place}", Answer)
-            pane.show(self._text(item, place, slot), self._place_name(item, place))
-            if again:
-                pane.read_to_end = seen[place]
+            pane.show(self._text(item, place, slot), self._place_name(item, place), read=again and seen[place])
 
     def lay_out(self, count: int) -> None:
         self.set_class(self.stand_beside(count), "-beside")
@@ -112,11 +155,16 @@ def differences(text: str, other: str) -> Content:
     return Content(" ").join(parts)
 
 
-def prompt_of(item: Item) -> Content:
-    """The last message as it is; what came before it above, with who said it."""
+def said(message: Mapping[str, Any]) -> str:
+    """The text of a message; of one in parts (as some chats have them), its parts as they are written."""
+    text = message.get("content", "")
+    return text if isinstance(text, str) else str(text)
+
+
+def conversation(item: Item) -> Content:
+    """Every message of an item's prompt, whole, with who said it."""
     rows = []
-    for message in item.messages[:-1]:
-        rows.append(line((f"{cell(str(message.get('role', '')), 12).strip()}: ", "$muted"),
-                         cell(str(message.get("content", "")), 400).strip()))
-    last = item.messages[-1] if item.messages else {}
-    return lines([*rows, content(str(last.get("content", "")), "bold")])
+    for message in item.messages:
+        rows += [line((cell(str(message.get("role", "")), 30).strip(), "bold $primary")),
+                 content(said(message) or "(nothing)", limit=WHOLE), content("")]
+    return lines(rows[:-1])

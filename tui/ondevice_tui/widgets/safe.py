@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
+from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.events import Key, Paste
+from textual.geometry import Size
+from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Input, Static
+from textual.widgets import Checkbox, Input, Static, TextArea
 
 from ondevice.inert import LIMIT, inert
 
@@ -76,9 +82,40 @@ class SafeText(Static):
         return self._shown.plain
 
 
+class YesNo(Checkbox):
+    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight."""
+
+    def __init__(self, value: bool) -> None:
+        super().__init__("", value, compact=True)
+
+    def render(self) -> Content:
+        return content("[x] yes" if self.value else "[ ] no")
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        return len("[x] yes")
+
+
 class SafeInput(Input):
     """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value itself stays as it is;
-    each character is drawn as one, so that the cursor stays where it is."""
+    each character is drawn as one, so that the cursor stays where it is. Lines that are pasted become one, and that is
+    said."""
+
+    def _on_paste(self, event: Paste) -> None:
+        """In place of Textual's, which keeps the first line and drops the others without a word."""
+        event.prevent_default()
+        event.stop()
+        parts = [part.strip() for part in event.text.splitlines()]
+        joined = " ".join(part for part in parts if part)
+        if len(parts) > 1:
+            told = f"{len(parts)} lines were pasted into a field of one line: they were joined by spaces"
+            self.app.notify(told, severity="warning", markup=False)
+        else:
+            joined = event.text
+        self.replace(joined, *self.selection)
+
+    def action_paste(self) -> None:
+        """ctrl+v: what was copied in this app, as if it were pasted."""
+        self._on_paste(Paste(self.app.clipboard))
 
     @property
     def _value(self) -> Text:
@@ -87,6 +124,49 @@ class SafeInput(Input):
             drawn = (inert(character, newlines=False) for character in self.value)
             shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
         return Text(shown, no_wrap=True, overflow="ignore", end="")
+
+
+class SafeArea(TextArea):
+    """Text of several lines, drawn harmless. Enter sends it (`Sent`); ctrl+j, or shift+enter where a terminal tells it,
+    begins a line. What is pasted arrives whole."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+j,shift+enter", "line", show=False)]
+
+    @dataclass
+    class Sent(Message):
+        """Enter was pressed."""
+
+        area: SafeArea
+        text: str
+
+        @property
+        def control(self) -> SafeArea:
+            return self.area
+
+    def __init__(self, text: str = "", *, placeholder: str = "", id: str | None = None) -> None:
+        super().__init__(text, placeholder=content(placeholder), id=id, compact=True, soft_wrap=True,
+                         show_line_numbers=False, tab_behavior="focus", highlight_cursor_line=False)
+        self.move_cursor(self.document.end)
+
+    def get_line(self, line_index: int) -> Text:
+        """A line as it is drawn: each character as one, so that the cursor stays where it is."""
+        text = self.document.get_line(line_index)
+        shown = inert(text, newlines=False, limit=None)
+        if shown != text:
+            drawn = (inert(character, newlines=False) for character in text)
+            shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
+        return Text(shown, end="", no_wrap=True)
+
+    async def _on_key(self, event: Key) -> None:
+        if event.key == "enter":
+            event.prevent_default()
+            event.stop()
+            self.post_message(self.Sent(self, self.text))
+        else:
+            await super()._on_key(event)
+
+    def action_line(self) -> None:
+        self.insert("\n")
 
 
 def _as_content(text: str | Content, style: str) -> Content:

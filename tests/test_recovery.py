@@ -1,0 +1,506 @@
+"""Weights that are ruined: the stage goes back once, by itself, and comes to the same weights whatever kills it.
+
+And results: the figure that is told is that of the very weights that a stage gives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ondevice as od
+import small_stages
+from ondevice import checkpoint
+from ondevice.backend import Backend, OptimSettings, load_backend
+from ondevice.errors import Interrupted, UserError
+from ondevice.events import read
+from ondevice.recovery import batch_number
+from test_loop import Scripted, Stage, same
+
+RUINS = 666.0  # the factor of a batch whose update makes a tensor not finite
+
+
+class Ruining:
+    """A trainer whose update ruins its first tensor where the batch says so."""
+
+    def __init__(self, backend: Backend, inner: Any) -> None:
+        self.backend, self.inner = backend, inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def step(self, batches: Any, lr: float) -> dict[str, float]:
+        out: dict[str, float] = self.inner.step(batches, lr)
+        if any(float(batch["factor"]) == RUINS for batch in batches):
+            name, value = next(iter(self.inner.trainable.items()))
+            spoilt = self.backend.array(np.full(value.shape, np.nan, np.float32))
+            if self.backend.name == "torch":
+                value.data.copy_(spoilt)
+            else:
+                self.inner.trainable[name] = spoilt
+            assert self.inner.not_finite() == [name]
+            out["ruined"] = 1.0
+        return out
+
+
+def ruining(backend: Backend) -> Backend:
+    made = backend.trainer
+    backend.trainer = lambda *given, **how: Ruining(backend, made(*given, **how))  # type: ignore[method-assign]
+    return backend
+
+
+class Shifted(Scripted):
+    """What a stage learns from that never had a batch."""
+
+    def __init__(self, without: int, factors: dict[int, float] | None = None) -> None:
+        super().__init__(factors=factors)
+        self.without = without
+
+    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        return super().batch(step + (step >= self.without))
+
+
+FACTORS = {n: 1.0 + n / 10 for n in range(12)}  # each batch another: leaving out one changes what comes after
+
+
+@pytest.fixture
+def stage(tmp_path: Path, backend: Backend) -> Stage:
+    return Stage(tmp_path / "run", ruining(backend))
+
+
+def test_numbers_are_counted_on_past_what_is_left_out() -> None:
+    assert [batch_number(step, []) for step in range(4)] == [0, 1, 2, 3]
+    assert [batch_number(step, [2]) for step in range(4)] == [0, 1, 3, 4]
+    assert [batch_number(step, [3, 2]) for step in range(4)] == [0, 1, 4, 5]
+    assert [batch_number(step, [0, 2]) for step in range(4)] == [1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("compiled", ["auto", "never"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_that_overflows_is_told(backend: Backend, optimizer: str, compiled: str) -> None:
+    """The gradient is finite, and the rate so large that the update is not; large weights alone are no ruin."""
+    weights = {"a.weight": np.full((4, 4), 100, np.float32), "b": np.full(3, 1e38, np.float32)}
+    settings = OptimSettings(optimizer=optimizer, weight_decay=0.1, clip_norm=0.0,
+                             muon_names=frozenset({"a.weight"} if optimizer == "muon" else ()))
+
+    def loss(ops: Any, params: Any, batch: Any) -> Any:
+        return ops.sum(params["a.weight"] * batch["x"]) + ops.sum(params["b"] * 0.0), {
+            "loss": (batch["x"], batch["x"])}
+
+    trained = backend.trainer(loss, {n: backend.array(w) for n, w in weights.items()}, {}, settings, compile=compiled)
+    out = trained.step([{"x": np.float32(1)}], 1e-3)
+    assert (out["ruined"], out["skipped"], trained.not_finite()) == (0.0, 0.0, [])
+    out = trained.step([{"x": np.float32(np.nan)}], 1e-3)
+    assert (out["ruined"], out["skipped"], trained.not_finite()) == (0.0, 1.0, [])
+    out = trained.step([{"x": np.float32(1)}], 3e38)
+    assert (out["ruined"], out["skipped"]) == (1.0, 0.0) and "a.weight" in trained.not_finite()
+
+
+def test_one_ruined_step_goes_back_at_half_the_rate_without_its_batch(stage: Stage, tmp_path: Path,
+                                                                      backend: Backend) -> None:
+    got = stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=2)
+    other = Stage(tmp_path / "other", backend)
+    other.fit(Shifted(5, FACTORS), steps=4, save_every=2)
+    expected = other.fit(Shifted(5, FACTORS), save_every=2, learning_rate=0.5e-2, resume=True)
+    assert same(got, expected)
+    assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
+    assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [0.5e-2] * 4
+    [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
+    tensor = min(stage.model.params)
+    assert told["tensor"] == tensor and told["batch"] == 5 and tensor in told["message"]
+    assert "step 6" in told["message"] and "step-00000004" in told["message"]
+    with np.load(told["file"]) as kept:
+        assert {name: float(kept[name].reshape(-1)[0]) for name in kept} == {"0.factor": RUINS, "0.weights": 1.0}
+    record = checkpoint.load(stage.folder.checkpoints / "step-00000008").record
+    assert (record["left_out"], record["rate_factor"]) == ([5], 0.5)
+    assert record["rolled_back"] == {"at": 6, "to": 4, "tensor": tensor, "batch": 5}
+
+
+def test_a_checkpoint_of_an_earlier_version_is_a_way_back(stage: Stage) -> None:
+    """It does not say that it is sound: it is measured when it is gone back to, not thrown away for the start."""
+    stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
+    for path in checkpoint.steps(stage.folder.checkpoints):
+        record = json.loads((path / checkpoint.RECORD).read_text())
+        for name in ("sound", "measured", "score", "last_update", "left_out", "rate_factor", "rolled_back", "changes"):
+            del record[name]
+        (path / checkpoint.RECORD).write_text(json.dumps(record))
+        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest["files"][checkpoint.RECORD] = {"size": (path / checkpoint.RECORD).stat().st_size,
+                                                "sha256": checkpoint.sha256(path / checkpoint.RECORD)}
+        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True)
+    [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
+    assert "step-00000004" in told["message"] and told["batch"] == 5
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(stage: Stage, tmp_path: Path, backend: Backend) -> None:
+    got = stage.fit(Scripted(factors={**FACTORS, 0: RUINS}), save_every=4)
+    other = Stage(tmp_path / "other", backend)
+    assert same(got, other.fit(Shifted(0, FACTORS), save_every=4, learning_rate=0.5e-2))
+    assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
+
+
+def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(stage: Stage) -> None:
+    """The weights may be finite and too large for anything: it is the update before the ten that is left out, and no
+    checkpoint of good weights makes room for those of the ten."""
+    bad = {n: float("nan") for n in range(5, 15)}
+    batches = {**FACTORS, **bad}
+
+    class Healed(Scripted):
+        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+            if step == 15:
+                self.factors = FACTORS
+            return super().batch(step)
+
+    stage.fit(Healed(factors=batches), save_every=2, steps=20, eval_every=1)
+    [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
+    assert told["batch"] == 4 and told["tensor"] is None and "step-00000004" in told["message"]
+    assert "10 steps in a row" in told["message"]
+    assert len(stage.events("step")) == 20
+
+
+def test_the_second_time_it_stops_with_one_line_and_a_lower_rate_goes_on(stage: Stage) -> None:
+    bad = {**FACTORS, **{n: RUINS for n in range(5, 40)}}
+    with pytest.raises(UserError, match="gone back once already; step-00000004 is the newest.*--learning_rate") as said:
+        stage.fit(Scripted(factors=bad), steps=20, save_every=2)
+    assert min(stage.model.params) in str(said.value) and "batch 6" in str(said.value)
+    assert stage.kept()[-1] == 4
+    for step in stage.kept():
+        assert all(np.isfinite(value).all() for value in stage.weights_of(step).values())
+    with pytest.raises(UserError, match="gone back once already"):   # once is once, in the next process too
+        stage.fit(Scripted(factors=bad), steps=20, save_every=2, resume=True)
+    stage.fit(Scripted(factors=FACTORS), steps=20, save_every=2, resume=True, learning_rate=1e-3)
+    assert [e["step"] for e in stage.events("step")] == list(range(1, 21))
+
+
+def test_what_a_person_has_changed_stays_changed_when_the_stage_goes_back(stage: Stage) -> None:
+    """To a checkpoint that is older than the change: half of the new rate is what it goes on with, once."""
+    stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
+    stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True, learning_rate=2e-3,
+              changed={"learning_rate": (1e-2, 2e-3)})
+    assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [1e-3] * 4
+    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 8)).record
+    assert record["changes"] == [{"step": 4, "field": "learning_rate", "before": 1e-2, "now": 2e-3}]
+    assert record["fingerprint"]["learning_rate"] == 2e-3
+    assert (record["rate_factor"], record["left_out"], record["rolled_back"]["to"]) == (0.5, [5], 4)
+    assert any("learning_rate is 0.002 from here on; it was 0.01" in text for text in stage.said)
+
+
+def test_ten_in_a_row_that_are_the_datas_end_the_stage_with_one_line(stage: Stage) -> None:
+    with pytest.raises(UserError, match="10 steps in a row.*learning_rate"):
+        stage.fit(Scripted(factors={n: float("nan") for n in range(3, 60)}), steps=40, save_every=2)
+    assert stage.kept() == [2]
+
+
+def test_a_stopped_runs_checkpoint_is_a_way_back_too(stage: Stage) -> None:
+    """A stop does not measure; it is measured when it is gone back to."""
+    class Stopping(Scripted):
+        def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+            if step == 4:
+                stage.folder.stop.touch()
+            return super().batch(step)
+
+    with pytest.raises(Interrupted):
+        stage.fit(Stopping(factors=FACTORS), eval_every=0, steps=12)
+    [stopped] = stage.kept()
+    stage.fit(Scripted(factors={**FACTORS, 8: RUINS}), eval_every=0, steps=12, resume=True)
+    [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
+    assert f"step-{stopped:08d}" in told["message"]
+
+
+def test_weights_that_are_not_finite_to_begin_with_are_refused(stage: Stage) -> None:
+    name = max(stage.model.params)
+    shape = stage.model.params[name].shape
+    stage.model.params[name] = stage.backend.array(np.full(shape, np.inf, np.float32))
+    with pytest.raises(UserError, match=f"{name} holds numbers that are not finite"):
+        stage.fit(Scripted())
+    assert stage.kept() == []
+
+
+KILLED = """
+    import importlib, os, signal, sys
+    sys.path.insert(0, TESTS)
+    from pathlib import Path
+    import numpy as np
+    # before a child is forked, for each of them; an optimizer of torch imports the second at its first step
+    for module in {"torch": ("ondevice_torch.backend", "torch._dynamo"), "mlx": ("ondevice_mlx.backend",)}[sys.argv[2]]:
+        importlib.import_module(module)
+    from test_recovery import FACTORS, RUINS, ruining
+    from test_loop import Scripted, Stage
+    from ondevice.backend import load_backend
+    from ondevice import recovery
+
+    folder, name, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+    def go(place, deadly=0):
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        seen, armed = 0, False
+        def hook(event, arguments):
+            nonlocal seen
+            if armed and event.startswith(("os.", "open", "shutil.", "fcntl.")):
+                seen += 1
+                if seen == deadly:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        keep = recovery.keep_batch
+        import ondevice.loop as loop
+        def keeping(*given):   # from here on the stage goes back
+            nonlocal armed
+            armed = True
+            return keep(*given)
+        loop.keep_batch = keeping
+        sys.addaudithook(hook)
+        stage = Stage(place, ruining(load_backend(name, "cpu", "float32")))
+        got = stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=2, keep=3, take_best=True,
+                        resume=(place / "pretrain" / "events.jsonl").exists())
+        np.savez(place / "got.npz", **got)
+        os._exit(0)
+
+    assert go(folder / "whole") == 0
+    deadly = 1
+    while go(folder / str(deadly), deadly) != 0:
+        assert go(folder / str(deadly)) == 0
+        deadly += every
+    print(deadly)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["torch", "mlx"])
+def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(tmp_path: Path, name: str) -> None:
+    pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[name])
+    code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), name, "7"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = int(done.stdout)
+    assert last > 60, "the hook saw too few operations to mean anything"
+    whole = dict(np.load(tmp_path / "whole" / "got.npz"))
+    for deadly in range(1, last + 1, 7):
+        place = tmp_path / str(deadly)
+        assert same(dict(np.load(place / "got.npz")), whole), deadly
+        steps = [e for e in read(place / "pretrain" / "events.jsonl") if e["event"] == "step"]
+        assert [e["step"] for e in steps] == list(range(1, 9)) and [e["lr"] for e in steps] == [1e-2] * 4 + [5e-3] * 4
+        assert checkpoint.load(checkpoint.at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
+
+
+# ---- the stages themselves ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_stages.make(tmp_path_factory.mktemp("files") / "f", load_backend("torch", "cpu", "float32"))
+    lines = [f"{word} {n} likes {n * 7 % 13} red pears in Oslo." for n in range(300) for word in small_stages.WORDS[:3]]
+    (folder / "text.txt").write_text("\n".join(lines))
+    return folder
+
+
+def pretrain(files: Path, out: Path, backend: str = "torch", **changes: Any) -> dict[str, Any]:
+    return {"model": str(files / "policy"), "data": str(files / "text.txt"), "out": str(out), "backend": backend,
+            "device": "cpu", "steps": 12, "batch_size": 4, "sequence_length": 32, "learning_rate": 3e-3, "seed": 1,
+            "schedule": "constant", "save_every": 4, "eval_every": 4, "eval_batches": 2, **changes}
+
+
+def done_of(out: Path, stage: str = "pretrain") -> dict[str, Any]:
+    return json.loads((out / stage / "done.json").read_text())  # type: ignore[no-any-return]
+
+
+def evals(out: Path, stage: str = "pretrain") -> dict[int, dict[str, Any]]:
+    return {e["step"]: e for e in read(out / stage / "events.jsonl") if e["event"] == "eval"}
+
+
+def loss_of(files: Path, model: Path, tmp_path: Path) -> float:
+    """What the model measures: the held-out loss of a stage that begins with it and hardly learns."""
+    out = tmp_path / f"measured-{model.parent.parent.name}-{model.name}"
+    od.pretrain(**{**pretrain(files, out), "model": str(model), "steps": 1, "learning_rate": 1e-30})
+    return float(done_of(out)["outcome"]["loss"])
+
+
+def of_checkpoint(out: Path, step: int) -> Path:
+    return out / "pretrain" / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors"
+
+
+BEST = {"steps": 12, "learning_rate": 0.3, "take_best": True, "save_every": 2, "eval_every": 2}  # it gets worse
+
+
+@pytest.mark.slow
+def test_the_figure_that_is_told_is_that_of_the_weights(files: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    for name, changes in (("last", {}), ("best", BEST)):
+        out = tmp_path / name
+        model = od.pretrain(**pretrain(files, out, **changes))
+        told = done_of(out)["outcome"]
+        assert told["loss"] == told["value"] == evals(out)[told["measured"]]["loss"] and told["figure"] == "loss"
+        assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
+        assert f"loss {told['loss']:.4f}" in capsys.readouterr().err
+        from ondevice.listing import stage_state
+        from ondevice.runfolder import RunFolder
+        assert stage_state(RunFolder(out).stage("pretrain"))["numbers"]["heldout_loss"] == told["loss"]
+    assert told["measured"] < 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [BEST, {**BEST, "learning_rate": 1.0, "keep": 9}], ids=["last", "another"])
+def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(files: Path, tmp_path: Path,
+                                                                      changes: dict[str, Any]) -> None:
+    out = tmp_path / "r"
+    od.pretrain(**pretrain(files, out, **changes))
+    best = done_of(out)["outcome"]["measured"]
+    file = of_checkpoint(out, best)
+    file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    (out / "pretrain" / "done.json").unlink()
+    shutil.rmtree(out / "pretrain" / "model")
+    model = od.pretrain(**{**pretrain(files, out, **changes), "resume": True})
+    told = done_of(out)["outcome"]
+    assert told["measured"] != best and told["loss"] == evals(out)[told["measured"]]["loss"]
+    assert (told["measured"] == 12) == (changes is BEST)
+    assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
+    [said] = [e["message"] for e in read(out / "pretrain" / "events.jsonl")
+              if e["event"] == "warning" and "the best on held-out data" in e["message"]]
+    assert f"step-{best:08d}" in said and f"step {told['measured']}" in said and f"{told['loss']:.4f}" in said
+
+
+KILLED_AT_THE_END = """
+    import os, signal, sys
+    import ondevice as od
+    from ondevice import checkpoint
+    import json
+    fields, deadly = json.loads(sys.argv[1]), int(sys.argv[2])
+    seen, armed, last = 0, False, f"step-{fields['steps']:08d}"
+    def hook(event, arguments):
+        global seen, armed
+        if event == "os.rename" and str(arguments[1]).endswith(last):
+            armed = True
+        elif armed and event.startswith(("os.", "open", "shutil.", "fcntl.")):
+            seen += 1
+            if seen == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    od.pretrain(**fields)
+"""
+
+
+@pytest.mark.slow
+def test_killed_between_the_last_checkpoint_and_the_end_the_result_is_the_same(files: Path, tmp_path: Path) -> None:
+    """At file operations after the last checkpoint has its name: the best, which it is, is taken whatever the link
+    says, and no more checkpoints are kept than one asks for."""
+    fields = pretrain(files, tmp_path / "whole", take_best=True, save_every=2, eval_every=2)
+    whole = od.pretrain(**fields)
+    told = done_of(tmp_path / "whole")["outcome"]
+    assert told["measured"] == 12   # else this tests nothing
+    kept = sorted(p.name for p in (tmp_path / "whole" / "pretrain" / "checkpoints").iterdir())
+    for deadly in (1, 4, 9, 14, 20, 27, 36, 48):
+        out = tmp_path / str(deadly)
+        process = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED_AT_THE_END),
+                                  json.dumps({**fields, "out": str(out)}), str(deadly)], capture_output=True)
+        assert process.returncode == -9, process.stderr
+        model = od.pretrain(**{**fields, "out": str(out), "resume": True})
+        assert done_of(out)["outcome"] == told
+        assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert sorted(p.name for p in (out / "pretrain" / "checkpoints").iterdir()) == kept
+        assert not [p for p in (out / "pretrain").iterdir() if p.name.startswith(".tmp-")]
+
+
+@pytest.mark.slow
+def test_killed_before_the_first_checkpoint_the_curve_begins_once(files: Path, tmp_path: Path) -> None:
+    fields = pretrain(files, tmp_path / "r", save_every=0, eval_every=0, steps=4000)
+    code = f"import ondevice as od; od.pretrain(**{fields!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    events = tmp_path / "r" / "pretrain" / "events.jsonl"
+    while process.poll() is None and not (events.exists() and '"step", "step": 3,' in events.read_text()):
+        pass
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "r" / "pretrain" / "checkpoints").exists()
+    fields |= {"steps": 6, "resume": True}
+    od.pretrain(**fields)
+    assert [e["step"] for e in read(events) if e["event"] == "step"] == list(range(1, 7))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["auto", "never"])
+def test_a_rate_beyond_all_measure_ends_with_one_line_and_a_lower_one_goes_on(
+        files: Path, tmp_path: Path, backend_name: str, compiled: str) -> None:
+    fields = pretrain(files, tmp_path / "r", backend_name, steps=30, save_every=5, learning_rate=1e38, clip_norm=0.0,
+                      compile=compiled)
+    with pytest.raises(UserError, match="gone back once already.*--learning_rate"):
+        od.pretrain(**fields)
+    from safetensors.numpy import load_file
+    for path in checkpoint.steps(tmp_path / "r" / "pretrain" / "checkpoints"):
+        for name, value in load_file(path / "model" / "model.safetensors").items():
+            assert np.isfinite(value).all(), (path, name)
+    assert not (tmp_path / "r" / "pretrain" / "model").exists()
+    assert list((tmp_path / "r" / "pretrain" / "ruined").glob("batch-*.npz"))
+    model = od.pretrain(**{**fields, "resume": True, "learning_rate": 1e-3, "clip_norm": 1.0})
+    told = done_of(tmp_path / "r")
+    assert told["outcome"]["steps"] == 30 and told["fingerprint"]["learning_rate"] == 1e-3
+    assert all(np.isfinite(value).all() for value in load_file(model / "model.safetensors").values())
+    said = [e["message"] for e in read(tmp_path / "r" / "pretrain" / "events.jsonl") if e["event"] == "warning"]
+    assert any("learning_rate is 0.001 from here on; it was 1e+38" in text for text in said)
+    assert any("clip_norm is 1 from here on; it was 0" in text for text in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "classify", "reward", "dpo", "ppo", "grpo"])
+def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_name: str,
+                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third step's first update ruins a tensor, the first time that it is done."""
+    once: list[int] = []
+
+    def load(name: str, device: str = "auto", dtype: str = "auto") -> Backend:
+        backend = load_backend(name, "cpu", "float32")
+        made = backend.trainer
+
+        class Third(Ruining):
+            count = 0
+
+            def step(self, batches: Any, lr: float) -> dict[str, float]:
+                self.count += 1
+                per_step = {"ppo": 4, "grpo": 2}.get(stage, 1)
+                spoil = self.count == 2 * per_step + 1 and not once
+                marked = [{**batch, "factor": np.float32(RUINS if spoil else 0.0)} for batch in batches]
+                once.extend([1] * spoil)
+                out: dict[str, float] = Ruining.step(self, marked, lr)
+                return out
+
+        backend.trainer = lambda *given, **how: Third(backend, made(*given, **how))  # type: ignore[method-assign]
+        return backend
+
+    monkeypatch.setattr("ondevice.stages.stage.load_backend", load)
+    fields = settings_of(files, stage, tmp_path / "r", backend_name)
+    model = getattr(od, stage)(**fields)
+    steps = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "step"]
+    assert once and steps == list(range(1, fields["steps"] + 1))
+    [told] = [e for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "warning" and "Back to" in
+              e["message"]]
+    assert told["step"] == 2 and told["batch"] == 2 and Path(told["file"]).is_file()
+    from safetensors.numpy import load_file
+    assert all(np.isfinite(value).all() for value in load_file(model / "model.safetensors").values())
+    done = done_of(tmp_path / "r", stage)
+    figures = evals(tmp_path / "r", stage)[done["outcome"]["measured"]]
+    assert done["outcome"]["value"] == figures[done["outcome"]["figure"]]
+    measured = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "eval"]
+    assert measured == sorted(set(measured))   # none is told twice
+    if stage in ("ppo", "grpo"):
+        assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "reward"}[stage]
+        lines = [json.loads(line) for line in (tmp_path / "r" / stage / "groups.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if not line.get("held_out")] == steps
+
+
+def settings_of(files: Path, stage: str, out: Path, backend: str) -> dict[str, Any]:
+    if stage not in ("sft", "classify"):
+        return {**small_stages.settings(files, stage, out, backend), "steps": 5, "save_every": 2}
+    common = {"model": str(files / "policy"), "out": str(out), "backend": backend, "device": "cpu", "steps": 5,
+              "save_every": 2, "eval_every": 0, "eval_batches": 1, "batch_size": 4, "sequence_length": 32}
+    if stage == "sft":
+        return {**common, "data": str(files / "chats.jsonl")}
+    rows = [{"text": f"{word} {n}", "label": "even" if n % 2 else "odd"} for n in range(30) for word in ("Anna", "Ben")]
+    (out.parent / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {**common, "data": str(out.parent / "classes.jsonl")}
