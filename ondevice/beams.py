@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Params
-from ondevice.data.tokenizer import read_json
 from ondevice.decoding import Completion, Generator
 from ondevice.errors import UserError
+from ondevice.models.generation import settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Search:
     early_stopping: bool | str = False  # True: as soon as `beams` texts are finished; "never": when none can be better
     min_length: int = 0
     no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
 
@@ -36,8 +37,7 @@ class Search:
     def of(cls, folder: Path, note: Callable[[str], None]) -> Search:
         """What a model's folder says; old ones say it in config.json. `note` is told what a search here leaves out.
         Raises UserError for a value of the wrong kind."""
-        file = folder / "generation_config.json"
-        said = read_json(file if file.is_file() else folder / "config.json")
+        file, said = settings_of(folder)
         left = [name for name, usual in _LEFT_OUT.items() if said.get(name) not in (None, usual)]
         if left:
             note(f"{file.name} asks for {', '.join(left)}: a search here does without")
@@ -52,10 +52,11 @@ class Search:
         return cls(**found)
 
 
-_KINDS: dict[str, Any] = {"length_penalty": (int, float), "early_stopping": (bool, str)}  # the others: int
+_KINDS: dict[str, Any] = {"length_penalty": (int, float), "early_stopping": (bool, str),
+                           "repetition_penalty": (int, float)}  # the others: int
 # Settings that change what a search finds, and with which of their values they do not.
 _LEFT_OUT: dict[str, Any] = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None,
     "min_new_tokens": 0, "diversity_penalty": 0.0}
 
@@ -128,6 +129,9 @@ class _Rules:
         """Sets (K, V) log-probabilities of what must not come after each text to -inf, in place."""
         for row, text in zip(logp, texts, strict=True):
             written = [*self.before, *text]
+            if self.how.repetition_penalty != 1:
+                had = sorted({token for token in written if token < len(row)})
+                row[had] *= self.how.repetition_penalty  # log-probabilities: none is above 0
             row[_repeating(written, self.how.no_repeat_ngram_size)] = -np.inf
             if len(written) < self.how.min_length:
                 row[self.stops] = -np.inf

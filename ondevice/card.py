@@ -21,6 +21,7 @@ from ondevice.history import (
     RATINGS,
     Past,
     base_of,
+    commits,
     data_names,
     data_read,
     history,
@@ -181,7 +182,9 @@ def _walk(folders: Sequence[str], repo: str) -> list[str]:
 def _stages(pasts: Sequence[Past]) -> list[str]:
     table = [["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]]
     for past in pasts:
-        data = ", ".join(" + ".join(names) + (f" ({mark})" if mark else "") for names, mark in data_read(past))
+        at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
+        data = ", ".join(" + ".join(at.get(name, name) for name in names) + (f" ({mark})" if mark else "")
+                         for names, mark in data_read(past))
         amount = ", ".join(f"{past.data[key]:,} {word}" for key, word in _COUNTED.items()
                            if isinstance(past.data.get(key), int))
         steps = past.outcome.get("steps") if past.record else past.step

@@ -6,6 +6,7 @@ A test runs each of these snippets as it stands.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -101,7 +102,7 @@ def hub_base(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
     base = Subject(config)._base
     if not base:
         return None
-    for place in (folder / base, Path(base).expanduser()):  # a folder goes before a name, as where it is loaded
+    for place in (folder / base, Path(os.path.expanduser(base))):  # a folder goes before a name, as where it is loaded
         if place.is_dir():
             found = origin(place)
             return (found["repo"], found["commit"]) if found.get("kind") == "model" else None

@@ -31,11 +31,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified `step-…` folder and the record beside its weights."""
+    """A `step-…` folder and the record beside its weights. `whole`: it was read back and is as it was written."""
 
     path: Path
     step: int
     record: dict[str, Any]
+    whole: bool = True
 
     @property
     def model(self) -> Path:
@@ -97,7 +98,7 @@ def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Ma
         settle(checkpoints, step, keep=keep, best=best, say=say)
     else:
         say(f"{target.name} cannot be read back ({reason}): the ones before it stay")
-    return Checkpoint(target, step, dict(record))
+    return Checkpoint(target, step, dict(record), whole=reason is None)
 
 
 def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
@@ -110,12 +111,19 @@ def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Sa
     kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
     for path in reversed(found):
         record = record_of(path)
-        if record.get("sound"):
+        if is_sound(record):
             kept |= {path.name, f"step-{record.get('best_saved_step') or 0:08d}"}
             break
     for old in found:
         if old.name not in kept:
             atomic.remove(old, say)
+
+
+def is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether a stage can go back to the checkpoint of this record: its gradient and its figure are finite, or it is
+    the stage's start, written when the stage went back to that."""
+    # earlier versions did not write it down: what they saved is measured when it is gone back to
+    return bool(record.get("sound", not record.get("skipped_in_a_row"))) or record.get("step") == 0
 
 
 def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:

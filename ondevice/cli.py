@@ -208,20 +208,22 @@ def make_config(verb: Verb, cls: type, line: Line) -> Any:
     from ondevice.config.load import apply_set, from_mapping, to_mapping
 
     values: dict[str, Any] = {}
+    given = dict(line.values)
+    if verb.name != "run":  # there the changes are the recipe's
+        for assignment in line.sets:
+            apply_set(given, assignment)
     if line.recipe:
         from ondevice.config.recipe import stage_defaults
 
         values = to_mapping(stage_defaults(verb.name, line.recipe))
-    values.update(line.values)
-    if verb.name != "run":  # there the changes are the recipe's
-        for assignment in line.sets:
-            apply_set(values, assignment)
+    filled = set(values) - set(given)
+    values.update(given)
     for f in dataclasses.fields(cls):
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
             name = f.name.upper() if f.name in verb.positional else _flag(f.name)
             raise UserError(f"{name} is missing", where=verb.name, hint=_usage(verb))
     try:
-        return from_mapping(cls, values)
+        return from_mapping(cls, values, filled=filled)
     except UserError as error:
         raise UserError(error.message, where=_flag(error.where) if error.where else "", hint=error.hint) from None
 

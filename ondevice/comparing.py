@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,8 @@ from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.formats import to_prompt
+from ondevice.data.readers import AS_IS, Reading
+from ondevice.data.truncation import cut_where
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.inert import inert
@@ -31,12 +34,17 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
     for a file without prompts, for a model without a chat template, and for a prompt that a context does not hold.
     """
     cfg.check()
-    asked = conversations(cfg.prompts, cfg.limit)
+    asked = conversations(cfg.prompts, cfg.limit, Reading.of(cfg))
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
-    first, second = (answers(*open_model(replace(cfg, model=folder)), asked, sampling(cfg)) for folder in folders)
+    first, second = (_answered(cfg, folder, asked) for folder in folders)
     found = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
                for messages, one, other in zip(asked, first, second, strict=True)]
     return {"models": folders, "answers": found, "same": sum(row["first"] == row["second"] for row in found)}
+
+
+def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
+    model, backend = open_model(replace(cfg, model=folder))
+    return answers(model, backend, asked, sampling(cfg, model))
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
@@ -67,7 +75,7 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     return "\n".join([*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"])
 
 
-def conversations(data: str, limit: int = 0) -> list[Messages]:
+def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[Messages]:
     """Conversations that end with the user: of a person's rows, of which a plain text is one prompt, or the built-in
     corpus's held-out prompts. Raises UserError where there are none."""
     corpus = corpus_of(data, CorpusConfig())
@@ -77,7 +85,7 @@ def conversations(data: str, limit: int = 0) -> list[Messages]:
         found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
     else:
         found = plain_rows(data, lambda row: to_prompt(
-            {"prompt": row["text"]} if set(row) == {"text"} else row)[0])
+            {"prompt": row["text"]} if set(row) == {"text"} else row)[0], reading=reading)
     if not found:
         raise UserError("holds no prompts", where=data, hint="give rows of prompt, question or messages")
     return found[:limit or None]
@@ -85,7 +93,11 @@ def conversations(data: str, limit: int = 0) -> list[Messages]:
 
 def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
     """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
-    context does not hold."""
+    context does not hold; an encoder-decoder reads a part of it, and stderr says so."""
     need_template(model)
-    drawn = generator_of(model, backend, how).run(model.params, [chat_ids(messages, model) for messages in asked])
+    prompts, generator = [chat_ids(messages, model) for messages in asked], generator_of(model, backend, how)
+    if cut := sum(map(generator.is_cut, prompts)):
+        print(f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "
+              f"{model.cfg.max_position_embeddings} tokens", file=sys.stderr)
+    drawn = generator.run(model.params, prompts)
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

@@ -55,6 +55,8 @@ class Context:
     spent: Spent = field(default_factory=Spent)
     changed: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Settings that are other ones than the checkpoint's: what they were, and are."""
+    continued: checkpoint.Checkpoint | None = None
+    """The finished stage's state from which this one goes on."""
     taken: Taken | None = None
     """Whose weights the stage's result has, once it is trained."""
 

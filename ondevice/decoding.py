@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.backend import Array, Backend, Ops, Params
+from ondevice.config.drawing import check_temperature
 from ondevice.data.completions import places
+from ondevice.data.truncation import truncated
 from ondevice.errors import UserError
 from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
@@ -30,18 +32,25 @@ LOOK = 8  # tokens between two looks of the host
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution. A repetition_penalty (Keskar 2019)
+    divides the logits of tokens that stand in the prompt or the answer where they are above 0, and multiplies the
+    others; 1 changes nothing. Raises UserError for a temperature that cannot be drawn at."""
 
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """`ids` without the stop token `stop`, which is None where the limit came first."""
+    """`ids` without the stop token `stop`, which is None where the limit came first (also where the model's folder
+    forces a stop token there)."""
 
     ids: list[int]
     stop: int | None = None
@@ -70,15 +79,19 @@ def generator_of(model: Model, backend: Backend, sampling: Sampling, *, compile:
 class Generator:
     """Decodes with one model's shapes; parameters are given at each call, so that a training run can sample.
 
-    `prompts` are token ids. Raises UserError for an empty prompt, one longer than the context, or an id outside the
-    vocabulary.
+    `prompts` are token ids. One that is longer than the context is cut where it is read beside what is written, as the
+    stages cut it (`data/truncation.py`); `is_cut` says so before. Raises UserError for an empty prompt, one longer than
+    the context of any other model, or an id outside the vocabulary.
     """
 
     def __init__(self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto") -> None:
         assert not isinstance(model.network, Encoder)
         self.cfg, self.network, self.backend, self.sampling = model.cfg, model.network, backend, sampling
+        self._tokenizer = model.tokenizer
         self.stop_ids = set(model.tokenizer.stop_ids)
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
+        self._words = np.arange(self.known, dtype=np.int32)[None]
+        self._forced_first, self._forced_last = self._forced(model)
         self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
         self._first = backend.evaluate(self._first_fn, compile=compile)
         self._step = backend.evaluate(self._step_fn, compile=compile)
@@ -92,8 +105,7 @@ class Generator:
         """`samples` completions a prompt, one prompt's after another's; a prompt is read once for all of them.
         `on_token(row, id)` is told of each token as it comes. Rows count from `first` on: what a row draws follows from
         its number, whether it is asked alone or among others."""
-        for prompt in prompts:
-            self._check(prompt)
+        prompts = [self._checked(prompt) for prompt in prompts]
         out: list[Completion | None] = [None] * (len(prompts) * samples)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # like lengths together: less padding
         for asked in self._groups(order, prompts, max(1, batch_size // samples)):
@@ -108,53 +120,88 @@ class Generator:
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
         """What stands behind a search among several continuations of one prompt."""
-        self._check(prompt)
-        return Reader(self, params, prompt)
+        return Reader(self, params, self._checked(prompt))
 
     def _groups(self, order: list[int], prompts: Sequence[Sequence[int]], together: int) -> Iterator[list[int]]:
         """The prompts that are read at once, by their numbers, at most `together`."""
         for start in range(0, len(order), together):
             yield order[start:start + together]
 
-    def _check(self, prompt: Sequence[int]) -> None:
+    def is_cut(self, prompt: Sequence[int]) -> bool:
+        """Whether only a part of the prompt is read."""
+        return self.network.start is not None and len(prompt) > self.cfg.max_position_embeddings
+
+    def _checked(self, prompt: Sequence[int]) -> Sequence[int]:
         if not prompt:
             raise UserError("is empty", where="prompt", hint="write something")
+        if self.is_cut(prompt):
+            prompt = truncated(prompt, self.cfg.max_position_embeddings, self._tokenizer).tolist()
         if places(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
             raise UserError(f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of "
                             f"{self.cfg.vocab_size}", where="prompt")
+        return prompt
 
     def _uniforms(self, stage: str, step: int, row: int, limit: int) -> NDArray[np.float32]:
         if not self.sampling.temperature:
             return np.zeros(limit, np.float32)
         return uniforms(self.sampling.seed, stage, step, row, limit)
 
+    def _forced(self, model: Model) -> tuple[int | None, int | None]:
+        """What the folder forces as the first token after the one that opens what is written, and as the last one where
+        the limit comes first, as transformers does (BART's `<s>` and `</s>`). Raises UserError for what is no token."""
+        found: list[int | None] = []
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = model.generation.get(name)
+            if value is not None and not (isinstance(value, int) and 0 <= value < self.known):
+                raise UserError(f"{name} is {value!r}, the vocabulary has {self.known} tokens",
+                                where=str(model.folder / "generation_config.json"), hint="leave it out")
+            found.append(value)
+        return found[0] if self.network.start is not None else None, found[1]
+
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
-        cache, last, longest = self._read(params, prompts, len(rows) // len(prompts))
-        token, done = self._first(params, last, _column(rows, 0)), 0
+        samples = len(rows) // len(prompts)
+        cache, last, longest = self._read(params, prompts, samples)
+        seen = [self.backend.array(x) for x in self._seen(prompts, samples)]
+        token, done = self._first(params, last, seen, _column(rows, 0)), 0
+        if self._forced_first is not None:
+            token = self.backend.array(np.full(len(rows), self._forced_first, np.int32))
         look = 1 if on_token else LOOK
         fresh = [token]
         while rows:
             for _ in range(look - len(fresh)):
                 done += 1
-                token, keys, values, at = self._step(params, token, cache.keys, cache.values, cache.lengths,
-                                                     cache.fixed, _column(rows, done))
+                token, keys, values, at, seen = self._step(params, token, cache.keys, cache.values, cache.lengths,
+                                                           cache.fixed, seen, _column(rows, done))
                 cache = Cache(keys, values, at, cache.fixed)
                 fresh.append(token)
-            seen = np.stack([self.backend.numpy(t) for t in fresh], 1)
+            written = np.stack([self.backend.numpy(t) for t in fresh], 1)
             fresh = []
-            alive = [i for i, row in enumerate(rows) if not self._take(row, seen[i], out, on_token)]
+            alive = [i for i, row in enumerate(rows) if not self._take(row, written[i], out, on_token)]
             if len(alive) * 2 <= len(rows):  # halving: a compiled step then sees few batch sizes
                 keep = (alive + [alive[0]] * len(rows))[:max(len(rows) // 2, 1)] if alive else []
                 if not alive:
                     return
                 rows = [rows[i] if n < len(alive) else _Row(-1, 0, [], np.zeros(0, np.float32))
                         for n, i in enumerate(keep)]
-                cache, token = self._select(cache, token, np.array(keep, np.int32))
+                index = np.array(keep, np.int32)
+                cache, token = self._select(cache, token, index)
+                seen = [x[self.backend.array(index)] for x in seen]
             cache = self._grow(cache, longest + done + look + 1)
+
+    def _seen(self, prompts: Sequence[Sequence[int]], samples: int) -> list[NDArray[np.float32]]:
+        """(rows, V) 1 where a row has a token already, nothing where nobody asks. Of what is read apart from what is
+        written, as an encoder-decoder's source, none counts but the token that opens the answer: as in transformers."""
+        if self.sampling.repetition_penalty == 1:
+            return []
+        table = np.zeros((len(prompts), self.known), np.float32)
+        for row, prompt in zip(table, prompts, strict=True):
+            start = self.network.start
+            row[[i for i in (prompt if start is None else [start]) if i < self.known]] = 1
+        return [np.repeat(table, samples, 0)]
 
     def _read(self, params: Params, prompts: list[Sequence[int]], samples: int) -> tuple[Cache, Array, int]:
         """(cache, last hidden states, longest prompt) of rows for `samples` completions of each prompt."""
@@ -181,6 +228,11 @@ class Generator:
             return True
         for token in seen.tolist():
             stopped = token in self.stop_ids
+            if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
+                if self._forced_last in self.stop_ids:  # the limit has ended the text, not the model
+                    out[row.at] = Completion(row.ids)
+                    return True
+                token = self._forced_last
             if not stopped and len(row.ids) < row.limit:
                 row.ids.append(token)
                 if on_token:
@@ -217,15 +269,19 @@ class Generator:
         keys, values = ([ops.concat([x, empty], 2) for x in xs] for xs in (cache.keys, cache.values))
         return last, keys, values, cache.lengths, cache.fixed
 
-    def _first_fn(self, params: Params, last: Array, u: Array) -> Array:
-        return self._draw(self.backend.ops, params, last, u)
+    def _first_fn(self, params: Params, last: Array, seen: list[Array], u: Array) -> Array:
+        return self._draw(self.backend.ops, params, last, u, seen)
 
     def _step_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
-                 fixed: list[Array], u: Array) -> tuple[Array, list[Array], list[Array], Array]:
+                 fixed: list[Array], seen: list[Array], u: Array) -> tuple[Array, list[Array], list[Array], Array,
+                                                                           list[Array]]:
         ops = self.backend.ops
         assert not isinstance(self.network, LibraryNetwork)
         hidden, cache = self.network.decode(ops, params, token.reshape(-1, 1), Cache(keys, values, lengths, fixed))
-        return self._draw(ops, params, hidden, u), cache.keys, cache.values, cache.lengths
+        if seen:
+            away = token.reshape(-1, 1) - ops.constant(self._words)
+            seen = [ops.where(ops.maximum(away, -away) < 1, 1.0, x) for x in seen]
+        return self._draw(ops, params, hidden, u, seen), cache.keys, cache.values, cache.lengths, seen
 
     def _advance_fn(self, params: Params, token: Array, keys: list[Array], values: list[Array], lengths: Array,
                     fixed: list[Array]) -> tuple[Array, list[Array], list[Array], Array]:
@@ -239,10 +295,12 @@ class Generator:
         z = self.network.head.logits(ops, params, last)[:, :self.known]
         return z - ops.logsumexp(z, -1).reshape(-1, 1)
 
-    def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array) -> Array:
-        """(B,) next tokens from hidden (B, D) or (B, 1, D) and uniforms (B,)."""
+    def _draw(self, ops: Ops, params: Params, hidden: Array, u: Array, seen: Sequence[Array] = ()) -> Array:
+        """(B,) next tokens from hidden (B, D) or (B, 1, D), uniforms (B,), and what each row has already (`_seen`)."""
         s = self.sampling
         z = self.network.head.logits(ops, params, hidden.reshape(hidden.shape[0], -1))[:, :self.known]
+        for table in seen:
+            z = ops.where(table > 0, ops.where(z < 0, z * s.repetition_penalty, z / s.repetition_penalty), z)
         if not s.temperature:
             return ops.cast(ops.argmax(z, -1), "int32")
         p = ops.softmax(z / s.temperature, -1)
@@ -254,6 +312,8 @@ class Generator:
             p = p / ops.sum(p, -1, True)
             rising = ops.sort(p, -1)
             least = -ops.max(ops.where(ops.cumsum(rising, -1) > 1 - s.top_p, -rising, -2.0), -1, True)
+            # the likeliest stays, also where rounding leaves no sum above 1 - top_p
+            least = ops.minimum(least, rising[:, v - 1:v])
             p = ops.where(p < least, 0.0, p)
         heap = ops.cumsum(p, -1)
         below = ops.cast(heap <= u.reshape(-1, 1) * heap[:, v - 1:v], "int32")
@@ -299,16 +359,18 @@ class LibraryGenerator(Generator):
         assert isinstance(self.network, LibraryNetwork)
         read = self.network.lib.reading(params)
         ids = np.repeat(np.array(prompts, np.int32), len(rows) // len(prompts), 0)
+        seen = self._seen(prompts, len(rows) // len(prompts))
         for done in range(max(row.limit for row in rows)):
-            token = self._first(params, read(self.backend.array(ids)), _column(rows, done))
-            seen = self.backend.numpy(token).reshape(-1, 1)
-            if all([self._take(row, seen[i], out, on_token) for i, row in enumerate(rows)]):
+            token = self._first(params, read(self.backend.array(ids)), seen, _column(rows, done))
+            written = self.backend.numpy(token).reshape(-1, 1)
+            if all([self._take(row, written[i], out, on_token) for i, row in enumerate(rows)]):
                 return
-            ids = seen.astype(np.int32)
+            ids = written.astype(np.int32)
+            for table in seen:
+                table[np.arange(len(rows)), ids[:, 0]] = 1
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
-        self._check(prompt)
-        return _Rereader(self, params, prompt)
+        return _Rereader(self, params, self._checked(prompt))
 
 
 class _Rereader(Reader):

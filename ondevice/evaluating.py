@@ -14,7 +14,8 @@ from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, EvalConfig
-from ondevice.data.chat import encode_chats
+from ondevice.data.chat import encode_chats, with_template_kwargs
+from ondevice.data.readers import LIMIT, Reading
 from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
 from ondevice.exam import ROWS, Exam, builtin_exam, masked_accuracy, measure, target_figures, text_figures
@@ -36,12 +37,15 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
     if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
         alone = "classes"
+    columns = [name for name in ("text", "pair", "label") if getattr(cfg, name) != getattr(EvalConfig, name)]
+    if alone != "classes" and columns:
+        raise UserError("is for a classifier's rows (classes)", where=columns[0], hint="leave it out")
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
         task = {"problems": solving.solved, "preference": judging.preferred, "win": judging.duel,
                 "classes": labelling.classified}[alone]
-        return task(cfg, load_model(find(cfg.model), backend), backend)
+        return task(cfg, _told(load_model(find(cfg.model), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
         return on_own_data(cfg)
@@ -63,27 +67,36 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     if set(cfg.tasks) - {"text"}:
         raise UserError("needs questions with known answers", where="tasks",
                         hint="--data builtin has them; --tasks problems takes your own")
-    limit = cfg.limit or None
-    chats = plain_chats(cfg.data)
-    documents = [] if chats else plain_texts(cfg.data)[:limit]
+    limit, reading = cfg.limit or None, Reading.of(cfg)
+    chats = plain_chats(cfg.data, reading)
+    documents = [] if chats else plain_texts(cfg.data, "test", reading)[:limit]
     model, backend = _opened(cfg)
     if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
-        return chat_loss(model, backend, chats[:limit])
-    return _own_text(model, backend, documents or plain_texts(cfg.data)[:limit])
+        return chat_loss(model, backend, chats[:limit], cfg.bad_share)
+    return _own_text(model, backend, documents or plain_texts(cfg.data, "test", reading)[:limit])
 
 
 def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     """A model that writes or fills masks. Raises UserError for any other."""
     folder = find_model(cfg.model)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = load_model(folder, backend)
+    model = _told(load_model(folder, backend), cfg)
     return model if fills(model.cfg) else writer(model), backend
 
 
-def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+def _told(model: Model, cfg: EvalConfig) -> Model:
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
+
+
+def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]],
+              most_bad: float = LIMIT) -> dict[str, Any]:
     """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
-    where the context ends."""
-    rows = list(encode_chats(chats, model.tokenizer))
+    where the context ends. Raises UserError where the template refuses too many of them."""
+    bad: list[tuple[int, str]] = []
+    rows = list(encode_chats(chats, model.tokenizer, reject=lambda number, why: bad.append((number, why))))
+    if len(bad) > most_bad * len(chats):
+        raise UserError(f"{bad[0][1]}; {len(bad)} of {len(chats)} chats are bad", where=f"chat {bad[0][0] + 1}",
+                        hint="mend them or take them out")
     longest = max(len(row.ids) for row in rows)
     source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
                                packing=False), model)(rows)

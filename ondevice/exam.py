@@ -181,7 +181,8 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
     """Kind of question → (right, asked), greedy answers to the last user message."""
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
-    fits = [i for i, p in enumerate(prompts) if places(len(p), 1, model.network.start) <= room]
+    fits = [i for i, p in enumerate(prompts)  # where it is read beside the answer, a prompt that is too long is cut
+            if model.network.start is not None or places(len(p), 1, None) <= room]
     generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))

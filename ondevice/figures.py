@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.achieved import achieved
 from ondevice.inert import inert
 from ondevice.progress import duration
 from ondevice.rating_stats import Share, wilson
@@ -222,11 +223,16 @@ def _about(done: Done) -> Section:
             whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""
             told.append(f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
                         f"margin {marks['pairs']['margin']:.3f}")
+        if isinstance(marks.get("judged"), Mapping):  # KTO on single completions
+            told.append(f"puts {marks['judged']['accuracy']:.1%} of held-out completions on the side of their label, "
+                        f"mean margin {marks['judged']['margin']:.3f}")
         if found := marks.get("classes"):
             told.append(f"{found['accuracy']:.1%} of {found['texts']:,} held-out texts put into the right one of "
                         f"{len(found['names'])} classes (95 % interval {found['low']:.1%} to {found['high']:.1%}; the "
                         f"most frequent class alone: {found['most_frequent']:.1%})")
-        if held := marks.get("held_out"):
+        if found := achieved(record.get("outcome") or {}):
+            told.append(f"held out: {found}")
+        elif held := marks.get("held_out"):  # of an older version
             shown = {"score": "score {:.2f}", "accuracy": "accuracy {:.1%}", "reward": "reward {:.2f}",
                      "completion_length": "{:.0f} tokens a completion"}
             told.append("held out: " + ", ".join(form.format(held[key]) for key, form in shown.items()

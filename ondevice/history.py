@@ -6,6 +6,7 @@ Names of folders and people stay here: a data set is told by its own name and ha
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from typing import Any
 from ondevice import events
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
+from ondevice.data.hub_rows import HubSpec
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.hub import cached_card
 from ondevice.hub_pull import ORIGIN
@@ -27,6 +30,7 @@ from ondevice.public_names import CORPUS, parts, short_name, source_name, withou
 from ondevice.ratings import is_simulated
 from ondevice.runfolder import RunFolder, StageFolder
 from ondevice.stages.pairs import COPY as PAIRS
+from ondevice.stages.wanted import COMMITS
 
 RATINGS = "the run's ratings"
 
@@ -105,6 +109,11 @@ def data_names(past: Past) -> list[str]:
     return list(dict.fromkeys(name for names, _ in data_read(past) for name in names))
 
 
+def commits(past: Past) -> dict[str, str]:
+    """Name → commit of those of the stage's sources that were read from the Hub, where it is known."""
+    return {source_name(spec): str(commit) for spec, commit in read_json(past.folder.path / COMMITS).items() if commit}
+
+
 def _learned_from(past: Past) -> list[tuple[str, str]]:
     """(field, value) of the settings that name data; an empty value is the run's ratings."""
     found = []
@@ -126,7 +135,7 @@ def hub_datasets(pasts: list[Past]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
     values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
     found = [one for value in values if isinstance(value, str) for one in _sources(value) if one.startswith("hub:")]
-    return sorted({name for one in found if is_name(name := one.split(":")[1])})
+    return sorted({name for one in found if is_name(name := HubSpec.parse(one).repo)})
 
 
 def licences(past: Past) -> dict[str, str]:
@@ -142,8 +151,8 @@ def licences(past: Past) -> dict[str, str]:
 
 def _card_of(data: str) -> str:
     if data.startswith("hub:"):
-        return cached_card(data.split(":")[1])
-    path = Path(data).expanduser()
+        return cached_card(HubSpec.parse(data).repo)
+    path = Path(os.path.expanduser(data))
     if not path.exists():  # gone, or meant in another folder: a README.md that is found now would be another's
         return ""
     folder = path if path.is_dir() else path.parent
@@ -191,9 +200,9 @@ def _start_in_run(past: Past) -> str:
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
         return ""
-    start, run = Path(value).expanduser(), past.folder.path.parent
+    start, run = Path(os.path.expanduser(value)), past.folder.path.parent
     out = past.config.get("out")
-    runs = [run.absolute(), *([Path(out).expanduser()] if isinstance(out, str) and out else [])]
+    runs = [run.absolute(), *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else [])]
     if start.name != "model" or start.parent.parent not in runs and start.absolute().parent.parent not in runs:
         return ""
     return start.parent.name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ from ondevice.inert import inert
 from ondevice.models.folder import weight_files
 from ondevice.public_names import own_name
 from ondevice.push_files import OPTIMIZER, plain_settings, real_file
-from ondevice.ratings_store import ratings_file
+from ondevice.ratings_store import FILE, ratings_file
 from ondevice.runfolder import RunFolder, StageFolder, holds_model
 from ondevice.talk import find_model
 
@@ -150,7 +151,7 @@ class Target:
 
 def find_target(path: str, stage: str = "") -> Target:
     """A model's folder, a stage's or a run's. Raises UserError for what is none of them."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=path,
                         hint="give the folder of a model or of a run")
@@ -225,9 +226,10 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
 
 
 def _dataset(cfg: PushConfig) -> Plan:
-    file = ratings_file(cfg.model)
-    if file != Path(cfg.model).expanduser():
-        real_file(file, file.parent)
+    given = Path(os.path.expanduser(cfg.model))
+    if given.is_dir():
+        real_file(given / FILE, given)
+    file = ratings_file(given)
     files = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
     made = [_written(path, text) for path, text in files.items()]
     message = f"Push ratings of {own_name(file.resolve().parent)}"

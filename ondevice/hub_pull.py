@@ -7,6 +7,7 @@ or not there. The client's cache keeps what has come, so that an interrupted pul
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -41,7 +42,7 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     cfg.check()
     tell = tell or _say
     client = Hub("dataset" if cfg.dataset else "model")
-    out = Path(cfg.out or cfg.repo_id.rpartition("/")[2]).expanduser()
+    out = Path(os.path.expanduser(cfg.out or cfg.repo_id.rpartition("/")[2]))
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
 from ondevice.config.use import EvalConfig
+from ondevice.data.chat import with_template_kwargs
 from ondevice.data.formats import BadRow
+from ondevice.data.readers import Reading
 from ondevice.data.token_pairs import TokenPair, completion_row, to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling
@@ -41,9 +44,11 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         raise UserError("is no reward model: it has no head of one score", where=cfg.judge,
                         hint="ondevice reward makes one")
     need_template(judge)
-    chats, greedy = conversations(cfg.data, cfg.limit), Sampling(cfg.max_new_tokens, temperature=0.0)
+    chats, greedy = conversations(cfg.data, cfg.limit, Reading.of(cfg)), Sampling(cfg.max_new_tokens, temperature=0.0)
     said = answers(writer(model), backend, chats, greedy)
-    other = answers(load_writer(find_model(cfg.against), backend), backend, chats, greedy)
+    against = load_writer(find_model(cfg.against), backend)
+    against = replace(against, tokenizer=with_template_kwargs(against.tokenizer, cfg.chat_template_kwargs))
+    other = answers(against, backend, chats, greedy)
     ours, theirs = _scores(judge, backend, chats, said), _scores(judge, backend, chats, other)
     wins, ties = int((ours > theirs).sum()), int((ours == theirs).sum())
     share = wilson(wins + ties / 2, len(chats))
@@ -63,11 +68,19 @@ def _scores(judge: Model, backend: Backend, chats: Sequence[Messages], said: Seq
     return np.asarray(scores, np.float32)
 
 
-def _token_pairs(data: str, tokenizer: Tokenizer) -> list[TokenPair]:
-    try:
-        return [to_tokens(row, tokenizer) for row in read_pairs(data)]
-    except BadRow as error:
-        raise UserError(str(error), where=data) from error
+def _token_pairs(cfg: EvalConfig, tokenizer: Tokenizer) -> list[TokenPair]:
+    """Raises UserError where too many pairs cannot be read, or the template refuses too many."""
+    made: list[TokenPair] = []
+    bad: list[str] = []
+    for row in read_pairs(cfg.data, Reading.of(cfg)):
+        try:
+            made.append(to_tokens(row, tokenizer))
+        except BadRow as error:
+            bad.append(str(error))
+    if len(bad) > cfg.bad_share * (len(made) + len(bad)):
+        raise UserError(f"{bad[0]}; {len(bad)} of {len(made) + len(bad)} pairs are bad", where=cfg.data,
+                        hint="mend them or take them out")
+    return made
 
 
 def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
@@ -76,7 +89,7 @@ def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]
     ("accuracy_per_token") by its mean over tokens, with `cfg.reference` both less the reference's (DPO's implicit
     reward). Raises UserError for data without pairs, and for a reference that does not fit."""
     need_template(model)
-    made = _token_pairs(cfg.data, model.tokenizer)
+    made = _token_pairs(cfg, model.tokenizer)
     room = model.cfg.max_position_embeddings
     fit = [pair for pair in made if pair.places(model.network.start) <= room][:cfg.limit or None]
     if not fit:

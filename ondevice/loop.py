@@ -84,16 +84,16 @@ class Ahead(AbstractContextManager["Ahead"]):
     thread. The thread hands over numpy only: one thread owns the backend."""
 
     def __init__(self, source: Source, steps: int) -> None:
-        self.source, self.steps = source, steps
+        self.source, self.steps, self.first = source, steps, 0
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
-        found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number)
+        found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number + self.first)
         batches = found.result()
         self._coming.clear()  # after going back: what was made ahead of the step that was left
         if step + 1 < self.steps:
-            self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1)
+            self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1 + self.first)
         return Work([batches])
 
     def finished(self, step: int) -> str:
@@ -129,8 +129,10 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) -> Callable[[Params], dict[str, float]]:
-    """Means of the loss's metrics over held-out batches, and `tokens`, how many targets they were taken over."""
+def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
+                     unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
+    """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
+    `unit`: "tokens" that are targets, "pairs", "texts"."""
     run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
 
     def measure(params: Params) -> dict[str, float]:
@@ -139,7 +141,8 @@ def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig) 
             for name, pair in run(params, batch).items():
                 sums[name] = sums.get(name, 0.0) + np.array([float(ctx.backend.numpy(x)) for x in pair])
         means = {name: float(total / max(count, 1.0)) for name, (total, count) in sums.items()}
-        return {"loss": 0.0, **means, "tokens": int(sums["loss"][1]) if sums else 0}
+        counted = sums.get("loss" if unit == "tokens" else "accuracy", np.zeros(2))[1]
+        return {"loss": 0.0, **means, unit: int(counted)}
     return measure
 
 
@@ -196,7 +199,11 @@ class _Fit:
 
     def _load(self, found: checkpoint.Checkpoint | None) -> None:
         """State, feed, parameters and optimizer: a checkpoint's, or those of the stage's start."""
-        if found is None:
+        start = found or self.ctx.continued
+        if found is None and start is not None:
+            self.state = State(first=start.record.get("first", 0) + start.step, fingerprint=self.ctx.fingerprint)
+            params = self._read(start)
+        elif found is None:
             self.state = State(fingerprint=self.ctx.fingerprint)
             params = {**self.model.params, **_beside({part: other.params for part, other in self.beside.items()})}
         else:
@@ -205,12 +212,15 @@ class _Fit:
         own, frozen = ({n: p for n, p in params.items() if (n in self.trained) is wanted} for wanted in (True, False))
         self.trainer = self.backend.trainer(self.loss, own, frozen, optim_settings(self.cfg, own),
                                             compile=self.cfg.compile)
-        if found is not None:
-            self.trainer.load_state(found.optimizer)
+        if start is not None:
+            self.trainer.load_state(start.optimizer)
+        if isinstance(self.feed, Ahead):
+            self.feed.first = self.state.first
 
     def run(self) -> Params:
         cfg, ctx = self.cfg, self.ctx
         self._go_on()
+        self._begin()
         with ctx.progress(cfg.steps, self.state.step) as bar:
             while self.state.step < cfg.steps and not self.state.ended:
                 shown, ruined = self._step()
@@ -233,6 +243,13 @@ class _Fit:
         elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
             ctx.events.emit("resume", 0)  # killed before its first checkpoint: what it told is told again
 
+    def _begin(self) -> None:
+        """Measures before the first step, so that the end can tell what the stage achieved."""
+        if self.found is None:
+            self.ctx.folder.groups.unlink(missing_ok=True)  # of an attempt that was killed before its first checkpoint
+            self.state.before = dict(self.measure(self.trainer.params()))
+            self.ctx.events.emit("before", 0, **self.state.before)
+
     def _changes(self) -> None:
         """What a person has changed since the checkpoint: with other settings the stage may go back once more."""
         state = self.state
@@ -240,7 +257,7 @@ class _Fit:
             self.ctx.warn(f"{name} is {now:g} from here on; it was {before:g}", state.step)
             state.changes.append({"step": state.step, "field": name, "before": before, "now": now})
             state.fingerprint[name] = now
-        if self.ctx.changed:
+        if set(self.ctx.changed) - {"steps"}:
             state.rate_factor, state.rolled_back, state.skipped_in_a_row = 1.0, None, 0
 
     def _step(self) -> tuple[Mapping[str, float | None], bool]:
@@ -295,7 +312,7 @@ class _Fit:
         number = left.culprit(ruined, step)
         batches = self.suspects.get(number)
         if batches is None and isinstance(self.feed, Ahead):  # a process before this one did that step
-            batches = self.feed.source.batch(number)
+            batches = self.feed.source.batch(number + self.feed.first)
         file = keep_batch(ctx.folder.path, number, batches) if batches else None
         kept = f" (kept in {file.relative_to(ctx.folder.path)})" if file is not None else ""
         checkpoint.drop_after(place, step, ctx.warn)
@@ -305,6 +322,7 @@ class _Fit:
                             hint="--resume with a lower --learning_rate goes on from there; or look at the data")
         now = self.state
         now.left_out, now.rate_factor = [*left.left_out, number], left.rate_factor * FACTOR
+        now.before = left.before
         now.fingerprint, now.changes = left.fingerprint, left.changes  # a person's may be newer than the checkpoint
         now.rolled_back = {"at": left.step, "to": step, "tensor": broken[0] if broken else None, "batch": number}
         self.suspects = {}
@@ -377,6 +395,8 @@ class _Fit:
                   "versions": self.ctx.versions()}
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
                                 best=state.best_saved_step, say=self.ctx.warn)
+        if not saved.whole:
+            return  # said already; nobody is to go on from it, or to be sent it
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
         if self.pushes is not None and pushed:
             self.pushes.offer(saved, last=state.step == self.cfg.steps)
@@ -390,11 +410,14 @@ class _Fit:
         state = self.state
         if state.measured is None:  # a record that does not hold it
             self._evaluate()
-        self.ctx.taken = Taken(state.step, state.measured or {}, self.better.name)
+        self.ctx.taken = self._taken(state.step, state.measured or {})
         params = self._best() if self.cfg.take_best and state.best_saved_step not in (None, state.step) else None
         if self.ctx.taken.value is None:
             self.ctx.warn(f"the held-out {self.better.name} of the result is not a number", state.step)
         return self.trainer.params() if params is None else params
+
+    def _taken(self, step: int, figures: Mapping[str, Any]) -> Taken:
+        return Taken(step, figures, self.better.name, self.better.higher, self.state.before)
 
     def _best(self) -> Params | None:
         """Those of the best checkpoint or, where that is damaged, of the best one left; None: the last ones are."""
@@ -404,7 +427,7 @@ class _Fit:
         reason = checkpoint.damage(path)
         if reason is None:
             best = checkpoint.load(path)
-            self.ctx.taken = Taken(best.step, best.record.get("measured") or {}, self.better.name)
+            self.ctx.taken = self._taken(best.step, best.record.get("measured") or {})
             self.ctx.warn(f"the result is the best checkpoint on held-out data, step {best.step}", state.step)
             return self._read(best)
         word = "held-out " + self.better.name.replace("_", " ")
@@ -413,7 +436,7 @@ class _Fit:
             score = other.record["measured"][self.better.name]
             assert self.ctx.taken is not None
             if other.step != state.step and self.better.than(score, self.ctx.taken.value):
-                found, self.ctx.taken = other, Taken(other.step, other.record["measured"], self.better.name)
+                found, self.ctx.taken = other, self._taken(other.step, other.record["measured"])
         assert self.ctx.taken is not None
         said = f"{self.ctx.taken.value:.4f}" if self.ctx.taken.value is not None else "not a number"
         self.ctx.warn(f"{path.name}, the best on held-out data ({word} {state.best_saved_score:.4f}), is damaged "

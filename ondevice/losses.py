@@ -149,7 +149,8 @@ def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, k
 
     `batch`: ids, positions; targets, index, weights (K,); member (R, K) with R = 2P rows, chosen first, and for `kto` P
     more rows in which prompts and completions are mismatched; ref_logps (R,) but for ORPO and SimPO; pairs (P,);
-    denominator, the number of pairs (of completions for `kto`).
+    denominator, the number of pairs (of completions for `kto`). With label (P,), 1 good and -1 bad, for `kto` alone,
+    the rows are P single completions and P mismatched ones.
     """
     hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
     logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"])
@@ -164,6 +165,12 @@ def preference_objective(ops: Ops, logp: Array, batch: Batch, *, kind: str, beta
     lengths = ops.maximum(row_sums(ops, batch, batch["weights"]), 1.0)
     real = batch["pairs"]
     p = real.shape[0]
+    if "label" in batch:
+        each, apart = _kto_judged(ops, ratios[:p], ratios[p:2 * p], real, batch["label"], beta)
+        total, count = ops.sum(each * real), ops.sum(real)
+        return total / batch["denominator"], {
+            "loss": (total, count), "accuracy": (ops.sum(ops.cast(apart > 0, "float32") * real), count),
+            "margin": (ops.sum(apart * real), count)}
     c, r = ratios[:p], ratios[p:2 * p]
     if kind == "kto":
         each = _kto(ops, c, r, ratios[2 * p:3 * p], real, beta)
@@ -186,6 +193,15 @@ def _kto(ops: Ops, c: Array, r: Array, mismatched: Array, real: Array, beta: flo
     drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
     drift = ops.stop_gradient(ops.maximum(drift, 0.0))
     return 2 - ops.exp(log_sigmoid(ops, beta * (c - drift))) - ops.exp(log_sigmoid(ops, beta * (drift - r)))
+
+
+def _kto_judged(ops: Ops, said: Array, mismatched: Array, real: Array, label: Array,
+                beta: float) -> tuple[Array, Array]:
+    """(loss of each single completion, how far it lies on its label's side of the drift); see `_kto`."""
+    drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
+    drift = ops.stop_gradient(ops.maximum(drift, 0.0))
+    apart = beta * label * (said - drift)
+    return 1 - ops.exp(log_sigmoid(ops, apart)), apart
 
 
 # ---- rollouts -------------------------------------------------------------------------------------------------------

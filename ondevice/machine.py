@@ -173,7 +173,7 @@ def _token_present() -> bool:
         return True
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{cache}/huggingface")
-    file = Path(os.environ.get("HF_TOKEN_PATH", f"{home}/token")).expanduser()
+    file = Path(os.path.expanduser(os.environ.get("HF_TOKEN_PATH", f"{home}/token")))
     return file.is_file() and file.stat().st_size > 0
 
 

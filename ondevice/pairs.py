@@ -44,8 +44,10 @@ class Pair:
         return any(map(is_simulated, self.raters))
 
     def trl(self) -> dict[str, Any]:
-        """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages."""
-        return {"prompt": self.prompt, "chosen": _answer(self.chosen), "rejected": _answer(self.rejected)}
+        """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages; and its strength, where that is
+        more than 1."""
+        strength = {"strength": self.strength} if self.strength != 1 else {}
+        return {"prompt": self.prompt, "chosen": _answer(self.chosen), "rejected": _answer(self.rejected), **strength}
 
     def extras(self) -> dict[str, Any]:
         """What TRL has no place for: where it comes from, and who said so how strongly."""

@@ -20,6 +20,7 @@ from ondevice.errors import Interrupted, UserError, nearest
 from ondevice.exam import builtin_exam
 from ondevice.report import write_report
 from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.stages.continued import finished
 from ondevice.stages.rate import Rule
 from ondevice.stages.stage import Surroundings, run_stage, say
 from ondevice.stages.wanted import builtin_in
@@ -51,7 +52,8 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     if begun and not (resume or redo):
         raise UserError(f"holds a run already ({', '.join(begun)})", where=str(folder.path),
                         hint="--resume goes on with it; or give another --out")
-    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values())
+    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values()
+                  if not getattr(cfg, "tokenizer", ""))  # with a ready tokenizer init reads no data
     exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
     around = Surroundings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
@@ -80,6 +82,8 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     """
     cfg.check()
     model = getattr(cfg, "model", None)
+    if model == "" and (before := finished(name, cfg)) is not None:
+        cfg, model = _filled(cfg, {"model": str(before.model)}), str(before.model)
     if model == "":
         raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
     if model:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,30 +20,50 @@ from numpy.typing import NDArray
 from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids
-from ondevice.data.formats import BadRow, Row, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.chat import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, with_template_kwargs
+from ondevice.data.completions import counted_answers, fitted_row
+from ondevice.data.formats import (
+    BadRow,
+    Row,
+    Unlabelled,
+    is_judged,
+    to_chat,
+    to_judged,
+    to_label,
+    to_pair,
+    to_prompt,
+    to_text,
+)
 from ondevice.data.mixture import sources
-from ondevice.data.readers import LIMIT, Part, Rows, read
+from ondevice.data.readers import Part, Reading, Rows, read
+from ondevice.data.record import Record, telling
 from ondevice.data.sources import fitted
+from ondevice.data.spelt import SIGN, Spelt, separated
+from ondevice.data.spelt import shown as shown_text
+from ondevice.data.stored import ChatRows
 from ondevice.data.token_pairs import to_tokens
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.architectures import load_config
+from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.folder import Model, tokenizer_of, whole_folder
-from ondevice.models.network import fills, objective
-from ondevice.stages.classify import text_ids
+from ondevice.models.network import objective
 from ondevice.stages.pretrain import most_of, source_of
+from ondevice.stages.wanted import Wanted
 from ondevice.talk import find_model
+from ondevice.text_inputs import text_inputs
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")
 SHOWN_REASONS = 8
 SHOWN_TEXT = 6000  # characters of one example
 _MEANS = {"text": "pretrain", "label": "classify", "chat": "sft", "preference": "reward and dpo",
-          "prompt": "grpo and ppo"}
+          "judged": "dpo --loss-type kto", "prompt": "grpo and ppo"}
 _STAGES: dict[str, Any] = {"text": PretrainConfig, "label": ClassifyConfig, "chat": SFTConfig,
-                           "preference": RewardConfig, "prompt": SFTConfig}  # whose usual sequence_length is taken
+                           "preference": RewardConfig, "judged": RewardConfig,
+                           "prompt": SFTConfig}  # whose usual sequence_length is taken
 
 Pieces = list[tuple[str, bool]]
 
@@ -60,6 +81,8 @@ class Counts:
     learned: int = 0
     skipped: dict[str, list[Any]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    spelt: Spelt | None = None
+    separator: str = ""
 
     def skip(self, reason: str, where: str, bad: bool = True) -> None:
         self.bad += bad
@@ -76,21 +99,36 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     cfg.check()
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
-    rows = read(cfg.data, strict=False)
+    rows = read(cfg.data, strict=False, reading=Reading.of(cfg))
     model = _reader(cfg)
     form = _form(rows, cfg, model) if cfg.form == "auto" else cfg.form
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
+    if form in ("chat", "prompt"):  # pairs are copied, and their hash taken, where no tokenizer is known
+        rows.template = Wanted("").for_template(model.tokenizer).template
     length = cfg.sequence_length or _STAGES[form].sequence_length
-    counts = Counts()
-    _FORMS[form](islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
+    if cfg.separator and form != "text":
+        raise UserError(f"ends documents of text, and this is read as {form}", where="separator",
+                        hint="leave it out, or give --form text")
+    counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
+    columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
+    if form != "label" and (said := [name for name, value in columns.items() if value != getattr(DataConfig, name)]):
+        raise UserError(f"says nothing of rows that are read as {form}", where=said[0],
+                        hint="give --form label, or leave it out")
+    made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
+    made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
+    unused = rows.unused
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
-            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "label") else 0,
+            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
+            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.start is not None else "",
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
-            "refused": counts.bad > LIMIT * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
-            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples}
+            "bad_share": cfg.bad_share,
+            "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
+            "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
+            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
+            "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
 
 
 def _reader(cfg: DataConfig) -> Model:
@@ -98,7 +136,8 @@ def _reader(cfg: DataConfig) -> Model:
     folder = find_model(cfg.model)
     shape = load_config(whole_folder(folder))
     tokenizer = tokenizer_of(folder, shape)
-    return Model(shape, {}, add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer, folder)
+    tokenizer = add_template(tokenizer, cfg.chat_template) if cfg.chat_template else tokenizer
+    return Model(shape, {}, with_template_kwargs(tokenizer, cfg.chat_template_kwargs), folder)
 
 
 def render(shown: dict[str, Any], color: str = "never") -> str:
@@ -122,7 +161,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     lines = [f"{inert(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
     said = f"{shown['used']:,} used, {shown['cut']:,} cut"
     if shown["sequence_length"]:
-        said += f" at {shown['sequence_length']} tokens"
+        said += f" at {shown['sequence_length']} tokens{shown['cut_where']}"
     skipped = sum(entry["count"] for entry in shown["skipped"].values())
     lines.append(f"{said}, {skipped:,} left out")
     worst = sorted(shown["skipped"].items(), key=lambda item: -item[1]["count"])
@@ -132,7 +171,10 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     if len(worst) > SHOWN_REASONS:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
-        lines.append("a stage would refuse this data: more than 1 % of its rows are bad")
+        lines.append(f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad")
+    lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
+    if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
+        lines.append(inert(told, newlines=False))
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
     lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
                  f"{marks[0]}what is learned looks like this{marks[1]}")
@@ -156,7 +198,8 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
     """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
     why = ""
     for row, where in islice(rows, 1000):
-        if fills(model.cfg) and isinstance(row.get("text"), str) and isinstance(row.get("label"), str | int):
+        if (isinstance(model.cfg, EncoderConfig) or model.cfg.num_labels > 1) and isinstance(
+                row.get(cfg.text), str) and isinstance(row.get(cfg.label), str | int):
             return "label"
         try:
             return form_of(row)
@@ -167,9 +210,11 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
 
 
 def form_of(row: Row) -> str:
-    """text, chat, preference or prompt. Raises BadRow for a row of no known form."""
+    """text, chat, preference, judged or prompt. Raises BadRow for a row of no known form."""
     if "chosen" in row and "rejected" in row:
         return "preference"
+    if is_judged(row) and isinstance(dict.get(Record.of(row), "label"), bool):
+        return "judged"
     if isinstance(row.get("text"), str):
         return "text"
     try:
@@ -181,19 +226,29 @@ def form_of(row: Row) -> str:
 
 # ---- one function a form: rows → counts and examples ----------------------------------------------------------------
 
-Found = Iterable[tuple[Row, str]]
+Found = Iterable[tuple[Record, str]]
 
 
 def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    for text, where in _made(rows, to_text, counts):
+    goes_on = False
+    for text, where in _documents(rows, counts):
         more = isinstance(text, Part) and text.more
-        ids = np.array([*tokenizer.encode(text), *([] if more else [tokenizer.eos_id])], np.int32)
+        said = tokenizer.encode(text) if goes_on else tokenizer.encode_document(text)
+        ids, goes_on = np.array([*said, *([] if more else [tokenizer.eos_id])], np.int32), more
         seen, learned, targets = _pretrained(ids, model, length)
         counts.use(max(len(ids), targets), targets, False)  # what opens and closes a row may be written too
         counts.parts, counts.used = counts.parts + more, counts.used - more
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
+
+
+def _documents(rows: Found, counts: Counts) -> Iterator[tuple[str, str]]:
+    for text, where in _made(rows, to_text, counts):
+        for document in separated([text], counts.separator):
+            if counts.spelt is not None:
+                counts.spelt.look(document)
+            yield document, where
 
 
 def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
@@ -216,26 +271,33 @@ def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDAr
     return batch["ids"][0][kept], learned[0][kept], targets
 
 
-def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts, *,
+              columns: Mapping[str, str]) -> None:
     for row, where in rows:
         try:
-            text, label = to_label(row, "text", "label")
+            labelled = to_label(row, **columns)
+        except Unlabelled as error:
+            row.bad = True
+            counts.skip(str(error), where, False)
+            continue
         except BadRow as error:
+            row.bad = True
             counts.skip(str(error), where)
             continue
-        ids, = text_ids([text], model.tokenizer, model.network.reads)
-        counts.use(min(len(ids), length), 1, len(ids) > length)
+        (ids,), _, cut = text_inputs([labelled], model, length)
+        counts.use(len(ids), 1, bool(cut))
         if len(counts.examples) < examples:
-            shown = pieces(ids[:length], np.zeros(min(len(ids), length), np.bool_), model.tokenizer)
-            counts.examples.append({"where": where, "tokens": [*shown, (f" {label}", True)]})
+            shown = pieces(ids, np.zeros(len(ids), np.bool_), model.tokenizer)
+            counts.examples.append({"where": where, "tokens": [*shown, (f" {labelled.label}", True)]})
 
 
 def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
+    count = _count if model.network.start is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
     for chat, where in islice(found := _made(rows, to_chat, counts), examples):
         try:
-            _count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
+            count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
         except BadRow as error:
             counts.skip(str(error), where)
     places: list[str] = []
@@ -245,8 +307,8 @@ def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts
             places.append(where)
             yield chat["messages"]
 
-    _count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
-           "", tokenizer, length, 0, counts)
+    count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
+          "", tokenizer, length, 0, counts)
 
 
 def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
@@ -263,9 +325,25 @@ def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: in
             counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
 
 
-def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
+                   counts: Counts) -> None:
+    """Answers whose prompts are read beside them, by the rule of `CompletionSource`."""
+    for chat in made:
+        answers, skipped = counted_answers(ChatRows.of([chat]))
+        for _ in range(skipped):
+            counts.skip("no answer to learn, or nothing before it", where, False)
+        for answer in answers:
+            row = fitted_row(answer, length, tokenizer)
+            counts.use(row.length, len(row.completion), row.length < answer.length)
+            if len(counts.examples) < examples:
+                ids = np.concatenate([row.prompt, row.completion]).astype(np.int32)
+                counts.examples.append({"where": where, "tokens": pieces(
+                    ids, np.arange(row.length) >= len(row.prompt), tokenizer)})
+
+
+def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
     tokenizer = model.tokenizer
-    for pair, where in _made(rows, to_pair, counts):
+    for pair, where in _made(rows, to_judged if judged else to_pair, counts):
         try:
             made = to_tokens(pair, tokenizer)
         except BadRow as error:
@@ -274,7 +352,8 @@ def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts
         if made.places(model.network.start) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
-        sides = {"chosen": made.chosen, "rejected": made.rejected}
+        sides = {"good" if made.label > 0 else "bad": made.chosen} if judged else {
+            "chosen": made.chosen, "rejected": made.rejected}
         counts.use(sum(side.length for side in sides.values()), sum(len(s.completion) for s in sides.values()), False)
         if len(counts.examples) < examples:
             counts.examples.append({"where": where, **{
@@ -297,7 +376,8 @@ def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Coun
 
 
 _FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
-    "text": _texts, "label": _labelled, "chat": _chats, "preference": _pairs, "prompt": _prompts}
+    "text": _texts, "chat": _chats, "preference": _pairs,
+    "judged": partial(_pairs, judged=True), "prompt": _prompts}
 
 
 def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
@@ -305,13 +385,16 @@ def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[t
         try:
             made = make(row)
         except BadRow as error:
+            row.bad = True
             counts.skip(str(error), where)
         else:
+            if counts.spelt is not None and not isinstance(made, str):  # of a text each document is looked at
+                counts.spelt.look(made)
             yield made, where
 
 
 def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokenizer) -> Pieces:
     """Runs of tokens that are learned, or not, as text with the special tokens in it."""
     borders = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
-    return [(tokenizer.decode(ids[a:b], skip_special=False), bool(learned[a]))
+    return [(shown_text(ids[a:b], tokenizer), bool(learned[a]))
             for a, b in zip(borders, borders[1:], strict=False) if b > a]

@@ -23,7 +23,7 @@ from ondevice.keys import ESCAPE, Keys
 from ondevice.randomness import generator
 from ondevice.ratings import Item, Progress, Ratings, is_simulated, said
 from ondevice.ratings_repair import open_for_rating
-from ondevice.ratings_store import Damaged, clean
+from ondevice.ratings_store import Damaged, Replaced, clean
 from ondevice.runfolder import clock, ticks
 
 LETTERS = "abcd"
@@ -109,7 +109,7 @@ class Session:
                 continue
             try:
                 then = self._do(item, answer, dwell)
-            except Damaged:
+            except (Damaged, Replaced):
                 raise
             except UserError as problem:  # held by another program, a full disk: what is not stored is asked again
                 _say(f"not saved: {problem}")

@@ -8,6 +8,7 @@ are any.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -16,8 +17,9 @@ from typing import Any
 
 from ondevice.checkpoint import write_file
 from ondevice.config.use import RatingsConfig
-from ondevice.data.formats import BadRow, to_chat
+from ondevice.data.formats import BadRow, before, nothing_lost, to_chat, to_pair
 from ondevice.data.readers import read
+from ondevice.data.record import Record
 from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.ratings import Item, Outcome, Ratings, Response, Vote
@@ -81,7 +83,7 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
     result = {"form": cfg.form, "rows": len(rows), **counts}
     if not cfg.file:
         return {**result, "data": rows}
-    file = Path(cfg.file).expanduser()
+    file = Path(os.path.expanduser(cfg.file))
     if file.is_dir() or not file.parent.is_dir():
         raise UserError("is a folder" if file.is_dir() else "its folder does not exist", where=cfg.file)
     if file.exists() and is_ours(file) and file.stat().st_size:
@@ -110,6 +112,8 @@ class _New:
     responses: list[Response]
     votes: Sequence[tuple[Outcome, int]] = ()
     meta: Mapping[str, Any] | None = None
+    strength: int | None = None
+    raters: Sequence[str] = ()
 
 
 def import_file(cfg: RatingsConfig) -> dict[str, Any]:
@@ -126,6 +130,7 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                 whole_rows.take(row)
             else:
                 new.append(_parse(row))
+                nothing_lost(row)
                 if cfg.gold and [outcome for outcome, _ in new[-1].votes] != ["ranked"]:
                     new.pop()
                     raise BadRow("gold needs one vote that names the better answer")
@@ -142,12 +147,15 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                 items += 1
                 continue
             item = into.add(batch, entry.prompt, entry.responses, meta=entry.meta, seed=cfg.seed)
-            for rater, (outcome, best) in zip(_raters(cfg.raters, len(entry.votes)), entry.votes, strict=True):
-                into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [])
+            raters = _raters(cfg.raters or entry.raters, len(entry.votes))
+            for rater, (outcome, best) in zip(raters, entry.votes, strict=True):
+                into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [],
+                          strength=entry.strength)
             items, votes = items + 1, votes + len(entry.votes)
     bad = {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"} if rows.rejected else {}
+    told = {"not_used": rows.telling().removeprefix("not used: ")} if rows.telling() else {}
     return {"items": items, "votes": votes, "already_there": whole_rows.known, "bad_rows": len(rows.rejected), **bad,
-            "ratings": str(into.path)}
+            **told, "ratings": str(into.path)}
 
 
 def _raters(given: Sequence[str], count: int) -> list[str]:
@@ -158,15 +166,22 @@ def _raters(given: Sequence[str], count: int) -> list[str]:
     return names + [f"{IMPORTED}-{n + 1}" for n in range(len(names), count)]
 
 
-def _parse(row: Row) -> _New:
+def _parse(row: Record) -> _New:
     """Raises BadRow."""
     if "chosen" in row and "rejected" in row:
-        prompt = _prompt(row["prompt"]) if "prompt" in row else _common(row["chosen"], row["rejected"])
-        answers = [_answer(row[name], prompt, name) for name in ("chosen", "rejected")]
-        return _New(prompt, [Response(answer) for answer in answers], [("ranked", 0)])
+        made = to_pair(row)
+        if (strength := made.get("strength", 1.0)) not in (1.0, 2.0):
+            raise BadRow(f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)")
+        raters = made.get("raters") or []
+        return _New(made["prompt"], [Response(made["chosen"]), Response(made["rejected"])],
+                    [("ranked", 0)] * max(1, len(raters)), strength=int(strength) if "strength" in row else None,
+                    raters=raters)
+    if "completion" in row and isinstance(dict.get(row, "label"), bool):
+        raise BadRow("one completion that is good or bad is not a choice among several: dpo --loss-type kto learns "
+                     "from such a file as it is")
     if "prompt" not in row:
         raise BadRow(f"none of the known forms: {_FORMS}")
-    prompt = _prompt(row["prompt"])
+    prompt = before(_prompt(row["prompt"]), row)
     if "responses" in row:
         given = row["responses"]
         if not isinstance(given, list) or not 2 <= len(given) <= len(_LETTERS):
@@ -213,19 +228,6 @@ def _answer(value: Any, prompt: Sequence[Row], name: str) -> str:
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise BadRow(f"{name} is not one answer to the prompt")
     return str(said[0]["content"])
-
-
-def _common(chosen: Any, rejected: Any) -> list[dict[str, Any]]:
-    """The prompt of two whole chats: what they begin with alike, the last message of the shorter left out."""
-    if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise BadRow("prompt is missing")
-    one, other = _prompt(chosen), _prompt(rejected)
-    same = 0
-    while same < min(len(one), len(other)) - 1 and one[same] == other[same]:
-        same += 1
-    if not same:
-        raise BadRow("prompt is missing, and chosen and rejected begin with no common message")
-    return one[:same]
 
 
 def _response(value: Any, prompt: Sequence[Row], name: str) -> Response:

@@ -422,11 +422,11 @@ class Unreadable(ValueError):
     """A row says what no version of ours has written."""
 
 
-def _parsed(text: str, kind: type) -> Any:
+def _parsed(text: Any, kind: type) -> Any:
     """JSON of one kind. Raises Unreadable."""
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # TypeError: no text at all
         raise Unreadable(str(error)) from error
     if not isinstance(value, kind):
         raise Unreadable(f"{text[:40]!r} is not a {kind.__name__}")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from ondevice.errors import UserError
 from ondevice.ratings_schema import APPLICATION
-from ondevice.ratings_store import Store, refused
+from ondevice.ratings_store import FAILED, Store, refused
 
 COPIES = 3
 _STATE = "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"  # both tables only ever grow
@@ -27,21 +27,21 @@ def keep_copy(opened: Store) -> Path | None:
     Raises UserError where the disk is full or other files stand in the places of the copies.
     """
     file = opened.path
-    state = opened.connection.execute(_STATE).fetchone()
-    kept = [copy for copy in places(file) if copy.exists()]
-    newest = max(kept, key=lambda copy: copy.stat().st_mtime_ns, default=None)
-    if newest is not None and _state(newest) == tuple(state):
-        return None
     free = [copy for copy in places(file) if not copy.exists()]
-    ours = sorted((copy for copy in kept if is_ours(copy)), key=lambda copy: copy.stat().st_mtime_ns)
+    ours = copies(file)
+    held = {copy: _state(copy) for copy in ours}
     if not free and not ours:
-        raise UserError("the places of its copies are taken by other files", where=str(newest))
-    target = (free or ours)[0]
+        raise UserError("the places of its copies are taken by other files", where=str(places(file)[-1]))
+    # one that a full disk has left empty goes before any that holds something
+    target = (free or sorted(ours[::-1], key=lambda copy: held[copy] is not None))[0]
     try:
+        state = tuple(opened.connection.execute(_STATE).fetchone())
+        if ours and held[ours[0]] == state:
+            return None
         with closing(sqlite3.connect(target, isolation_level=None)) as copy:
             opened.connection.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, that can be taken anywhere
-    except sqlite3.Error as error:
+    except FAILED as error:
         raise refused(error, target) from error
     return target
 
@@ -62,7 +62,7 @@ def is_ours(file: Path) -> bool:
         with read_only(file) as connection:
             number = connection.execute("PRAGMA application_id").fetchone()[0]
             return bool(number == APPLICATION or not connection.execute("SELECT 1 FROM sqlite_master").fetchone())
-    except sqlite3.DatabaseError:
+    except FAILED:
         return False
 
 
@@ -77,6 +77,6 @@ def _state(copy: Path) -> tuple[int, int] | None:
     try:
         with read_only(copy) as connection:
             found = connection.execute(_STATE).fetchone()
-    except sqlite3.DatabaseError:
+    except FAILED:
         return None
     return found[0], found[1]

@@ -34,10 +34,7 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
     Shared: the database is open here. Exclusive: it is to be replaced. Raises UserError where the other kind is held
     for longer than `patience_s`, and where the lock's file cannot be made.
     """
-    try:
-        descriptor = os.open(file.with_name(f".{file.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UserError(f"no lock can be made beside it ({error.strerror})", where=str(file)) from error
+    descriptor = _opened(file)
     end = ticks() + patience_s
     try:
         while True:
@@ -57,6 +54,23 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _opened(file: Path) -> int:
+    """The lock's file, made where it is missing: whoever may read the database may lock it, as with SQLite's own side
+    files. Raises UserError."""
+    lock = file.with_name(f".{file.name}.lock")
+    try:
+        try:
+            return os.open(lock, os.O_RDONLY)
+        except FileNotFoundError:
+            descriptor = os.open(lock, os.O_RDONLY | os.O_CREAT, 0o644)
+        if os.fstat(descriptor).st_uid == os.geteuid() and file.exists():
+            os.fchmod(descriptor, file.stat().st_mode & 0o666)
+        return descriptor
+    except OSError as error:
+        raise UserError(f"its lock, {lock.name}, cannot be opened ({error.strerror})", where=str(file),
+                        hint="let whoever made it give you the right to read it") from error
 
 
 @contextmanager

@@ -20,10 +20,12 @@ from ondevice.errors import UserError
 from ondevice.ratings import Ratings, Unreadable, item_of, vote_of
 from ondevice.ratings_copies import copies, is_ours, keep_copy, read_only
 from ondevice.ratings_schema import COLUMNS, SCHEMA
-from ondevice.ratings_store import NOT_OURS, PATIENCE_S, Damaged, ratings_file, refused
+from ondevice.ratings_store import FAILED, NOT_OURS, PATIENCE_S, Damaged, ratings_file, refused
 
 Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were
+_GAP = 100_000  # the most between two that can be read: numbers are given one by one, and a damaged one may be any
+_NUMBERS = {"item": ("id",), "response": ("item", "slot"), "vote": ("id", "item")}  # by which rows find each other
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _repair(file: Path, damage: str) -> Repair:
         left.unlink(missing_ok=True)
     try:
         items, votes = _write(aside, saved)
-    except sqlite3.Error as error:
+    except FAILED as error:
         raise refused(error, aside) from error
     if not items:
         aside.unlink()
@@ -143,10 +145,11 @@ def _read(file: Path) -> _Saved:
             saved.tables["response"] = {4 * row["item"] + row["slot"]: row for row in responses}
             try:
                 found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vote'").fetchone()
-                saved.highest = int(found[0]) if found else 0
-            except sqlite3.DatabaseError:
+                if found and isinstance(found[0], int) and found[0] - max(saved.tables["vote"], default=0) < _GAP:
+                    saved.highest = found[0]
+            except FAILED:
                 saved.highest = 0
-    except sqlite3.DatabaseError:  # not even its first page
+    except FAILED:  # not even its first page
         return saved
     return saved
 
@@ -162,23 +165,33 @@ def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
         try:
             for number, *fields in connection.execute(f"{query} {rest}", values):
                 row = _decoded(dict(zip(COLUMNS[table], fields, strict=True)))
-                if row is not None:
+                if row is not None and all(isinstance(row[name], int) for name in _NUMBERS[table]):
                     found[number] = row
-        except sqlite3.DatabaseError:
+        except FAILED:
             return False
         return True
 
     if take("ORDER BY rowid"):
-        return found
+        return _in_reach(found)
     low = max(found, default=0)
     take("ORDER BY rowid DESC")
     high = min((number for number in found if number > low), default=None)
     misses, number = 0, low + 1
-    while (number < high) if high is not None else (misses < _MISSES):
+    while misses < (_MISSES if high is None else _GAP) and number != high:
         take("WHERE rowid = ?", number)
         misses = 0 if number in found else misses + 1
         number += 1
-    return found
+    return _in_reach(found)
+
+
+def _in_reach(found: Mapping[int, Row]) -> dict[int, Row]:
+    """Without those whose number no database of ours has come to."""
+    last, near = 0, {}
+    for number in sorted(number for number in found if number > 0):
+        if number - last > _GAP:
+            break
+        near[number], last = found[number], number
+    return near
 
 
 def _decoded(row: Row) -> Row | None:

@@ -31,27 +31,37 @@ REPAIR = "ondevice ratings repair FILE saves what can be read"
 
 def ratings_file(path: str | Path) -> Path:
     """A database, or the one of a run folder. What is not there yet is a database where its name ends in .db, else a
-    run folder."""
-    path = Path(path).expanduser()
+    run folder. A link is followed, as SQLite does: all that is kept beside a database lies beside the file itself."""
+    path = Path(os.path.expanduser(path))
     folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
-    return path / FILE if folder else path
+    file = path / FILE if folder else path
+    return Path(os.path.realpath(file)) if file.is_symlink() else file
 
 
 class Damaged(UserError):
     """The database cannot be read as it should; `ratings_repair` makes a new one of what can."""
 
 
+FAILED = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises: its own errors, and the second where the message of one quotes a damaged schema."""
+
+
+class Replaced(UserError):
+    """What is open here is not the file at that path any more: nobody would find what was written now."""
+
+
 class Store:
     """An open file; a context manager. One thread uses it; other threads and programs open the file themselves.
 
     Every method raises UserError where another program holds the file for too long, where it cannot be written, and
-    where it is damaged.
+    where it is damaged (Damaged) or was moved away (Replaced).
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.path = path
         self._connection = connection
         self._lock: int | None = None
+        self._identity: tuple[int, int] | None = None  # of the file that is open
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = False, patience_s: float = PATIENCE_S) -> Self:
@@ -62,11 +72,12 @@ class Store:
         while True:
             ratings_lock.finish_repair(file, patience_s)
             _refuse_path(file, create)
-            before = file.stat().st_ino if file.exists() else None
+            before = _identity(file)
             opened = cls._connect(file, create, patience_s)
             try:
                 opened._lock = ratings_lock.take(file, patience_s=patience_s)
-                if before is None or file.stat().st_ino == before:
+                opened._identity = _identity(file)
+                if before in (None, opened._identity):
                     return opened
             except BaseException:
                 opened.close()
@@ -80,7 +91,7 @@ class Store:
         address = f"file:{quote(str(file.absolute()))}?mode={'rwc' if create else 'rw'}"
         try:
             connection = sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)
-        except sqlite3.Error as error:
+        except FAILED as error:
             raise refused(error, file) from error
         connection.row_factory = sqlite3.Row
         opened = cls(connection, file)
@@ -105,7 +116,7 @@ class Store:
         """What SQLite finds wrong with the whole file; empty where nothing is. Reads all of it."""
         try:
             rows = self._connection.execute("PRAGMA integrity_check(3)").fetchall()
-        except sqlite3.DatabaseError as error:
+        except FAILED as error:
             if not isinstance(refused(error, self.path), Damaged):
                 raise refused(error, self.path) from error
             return str(error)
@@ -124,6 +135,9 @@ class Store:
         if self._connection.in_transaction:
             yield
             return
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise Replaced("was moved, deleted or replaced while it was open here", where=str(self.path),
+                           hint="put it back if that was a mistake, and open it again")
         self._rows("BEGIN IMMEDIATE")
         try:
             yield
@@ -158,7 +172,7 @@ class Store:
         for table, columns in COLUMNS.items():
             try:
                 found = tuple(row["name"] for row in self._connection.execute(f"PRAGMA table_info({table})"))
-            except sqlite3.Error as error:
+            except FAILED as error:
                 if "no such" not in str(error):
                     raise refused(error, self.path) from error
                 found = ()  # a view whose table is missing
@@ -174,13 +188,22 @@ class Store:
                  else [_stored(value) for value in values])
         try:
             return self._connection.execute(statement, clean).fetchall()
-        except sqlite3.Error as error:
+        except FAILED as error:
             raise refused(error, self.path) from error
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> int:
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
         return int(self._rows(f"INSERT INTO {table}({columns}) VALUES ({marks}) RETURNING rowid",
                               list(row.values()))[0][0])
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Which file stands at a path; None: none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _refuse_path(file: Path, create: bool) -> None:
@@ -199,7 +222,7 @@ def _refuse_path(file: Path, create: bool) -> None:
                         hint="SQLite needs both: copy it to a folder of your own")
 
 
-def refused(error: sqlite3.Error, file: Path) -> Exception:
+def refused(error: Exception, file: Path) -> Exception:
     """What a person can mend as a UserError (Damaged where a repair is what mends it); anything else as it is."""
     name = getattr(error, "sqlite_errorname", "") or ""
     reasons = {"SQLITE_BUSY": "another program has held it for too long", "SQLITE_LOCKED": "another program holds it",
@@ -211,7 +234,8 @@ def refused(error: sqlite3.Error, file: Path) -> Exception:
             if code == "SQLITE_IOERR" and shutil.disk_usage(file.parent).free < FULL_BYTES:
                 reason = reasons["SQLITE_FULL"]  # what SQLite says where its side files cannot grow
             return UserError(reason, where=str(file))
-    if name.startswith("SQLITE_CORRUPT") or "Could not decode to UTF-8" in str(error):
+    undecoded = isinstance(error, UnicodeDecodeError) or "Could not decode to UTF-8" in str(error)
+    if undecoded or name.startswith("SQLITE_CORRUPT"):
         return Damaged("is damaged", where=str(file), hint=REPAIR)
     return error
 

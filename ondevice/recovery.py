@@ -33,6 +33,7 @@ class State:
     """What a checkpoint keeps beside weights and optimizer."""
 
     step: int = 0
+    first: int = 0  # the number of the first batch: after those of the stage that this one continues
     tokens: int = 0
     best_step: int | None = None
     best_score: float | None = None
@@ -41,6 +42,7 @@ class State:
     since_best: int = 0
     skipped_in_a_row: int = 0
     ended: str = ""  # why the stage ended before its last step
+    before: dict[str, Any] | None = None  # the held-out figures before the first step
     measured: dict[str, Any] | None = None  # the held-out figures of these very weights; None: not measured
     score: float | None = None  # the one of them that decides, where it is finite
     sound: bool = False
@@ -77,6 +79,8 @@ class Taken:
     step: int
     figures: Mapping[str, Any]
     name: str = "loss"
+    higher: bool = False  # whether more of it is better
+    before: Mapping[str, Any] | None = None  # the same figures before the first step
 
     @property
     def value(self) -> float | None:
@@ -98,8 +102,7 @@ def batch_number(step: int, left_out: Iterable[int]) -> int:
 def sound(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
     """The whole checkpoints that are sound, the newest first, and that of step 0, which is a stage's start."""
     for path in reversed(checkpoint.steps(checkpoints)):
-        record = checkpoint.record_of(path)
-        if not record.get("sound") and record.get("step") != 0:
+        if not checkpoint.is_sound(checkpoint.record_of(path)):
             continue
         reason = checkpoint.damage(path)
         if reason is None:

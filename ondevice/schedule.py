@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ondevice.config.stages import TrainingConfig
 
@@ -24,3 +25,10 @@ def rate(step: int, cfg: TrainingConfig) -> float:
     else:
         shape = 1.0
     return cfg.learning_rate * shape
+
+
+def same_so_far(cfg: TrainingConfig, steps: int, done: int) -> bool:
+    """Whether the first `done` rates would have been the same in a run of `steps` steps: always where the schedule is
+    constant, before its decay where it is wsd, in the warm-up whatever it is."""
+    other = replace(cfg, steps=steps)
+    return all(rate(step, cfg) == rate(step, other) for step in range(done))

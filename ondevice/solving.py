@@ -11,6 +11,7 @@ import numpy as np
 from ondevice.backend import Backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
+from ondevice.data.readers import Reading
 from ondevice.decoding import Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.models.folder import Model, writer
@@ -18,7 +19,8 @@ from ondevice.rating_stats import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.rewards import Rewards
 from ondevice.rewards.tasks import Problem, problems
-from ondevice.stages.asked import need_template
+from ondevice.stages.asked import need_template, opening
+from ondevice.stages.wanted import settled
 from ondevice.talk import chat_ids
 
 Messages = list[dict[str, Any]]
@@ -27,16 +29,19 @@ ANY = ("hash", "boxed", "tag", "last_number")
 
 
 def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
-    """{"accuracy", "interval" (Wilson's 95 %), "problems", "answered" (share with an answer in the asked form),
-    "truncated" (share that did not end)} of greedy answers, and with `cfg.tries` {"pass_at", "tries"}: problems that at
-    least one of so many answers at temperature 1 solves, and "pass@1", "pass@2", "pass@4" … of fewer.
+    """{"accuracy", "interval" (Wilson's 95 %), "problems", "unreadable" (right answers that no completion in the asked
+    form can give; left out where there is none), "answered" (share with an answer in the asked form), "truncated"
+    (share that did not end), of an encoder-decoder "cut_prompts" (how many were read in part)} of greedy answers, and
+    with `cfg.tries` {"pass_at", "tries"}: problems that at least one of so many answers at temperature 1 solves, and
+    "pass@1", "pass@2", "pass@4" … of fewer.
 
     The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
     UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
     """
     writer(model)
     need_template(model)
-    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig())
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled,
+                     uses=("answer", "solution"), reading=Reading.of(cfg))
     shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
     if not asked:
         raise UserError(f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer")
@@ -44,6 +49,7 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     form = "whole" if cfg.answer == "any" else cfg.answer
     with Rewards(("correct", "format"), form=form) as rewards:
         rewards.check(_columns(asked))
+        unreadable = rewards.check_answers({**p.columns, "answer": p.answer or None} for p in asked)
 
         def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
             """(right, in the asked form, cut at the limit): (problems, samples) bools each."""
@@ -51,9 +57,10 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
             drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
             rows = [problem for problem in asked for _ in range(samples)]
             texts = [model.tokenizer.decode(c.ids) for c in drawn]
+            openings = [opening(ids, model.tokenizer) for ids in prompts for _ in range(samples)]
             if cfg.answer == "any":
-                texts = [any_answer(text) or "" for text in texts]
-            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows))
+                texts, openings = [any_answer(o + t) or "" for o, t in zip(openings, texts, strict=True)], []
+            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows), openings)
             cut = np.array([not c.stopped for c in drawn])
             right, formed = (scores.by_name[name].reshape(len(asked), samples) >= 1 for name in ("correct", "format"))
             return right, formed, cut.reshape(len(asked), samples)
@@ -62,6 +69,11 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         share = wilson(int(right.sum()), len(asked))
         out = {"accuracy": share.share, "interval": [share.low, share.high], "problems": len(asked),
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
+        if unreadable:
+            out["unreadable"] = unreadable[0].bad
+        if model.network.start is not None:  # of any other model a prompt that is too long is refused
+            longest = model.cfg.max_position_embeddings
+            out["cut_prompts"] = sum(len(prompt) > longest for prompt in prompts)
         if cfg.tries:
             counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
             out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}
@@ -84,9 +96,17 @@ def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Mess
     """Examples as turns that were answered before, then the question. A row's `solution` shows how, if it has one."""
     messages: Messages = [{"role": "system", "content": system}] if system else []
     for problem in shown:
-        messages += [{"role": "user", "content": problem.prompt},
+        messages += [*_turns(problem, bool(messages)),
                      {"role": "assistant", "content": str(problem.columns.get("solution") or problem.answer)}]
-    return [*messages, {"role": "user", "content": asked.prompt}]
+    return [*messages, *_turns(asked, bool(messages))]
+
+
+def _turns(problem: Problem, later: bool) -> Messages:
+    """A problem's chat; a system prompt of its own has no place in the middle of a conversation. Raises UserError."""
+    if later and problem.chat[0]["role"] == "system":
+        raise UserError("problems with a system prompt of their own cannot follow anything", where="shots",
+                        hint="leave shots and system out")
+    return problem.chat
 
 
 def _columns(rows: Sequence[Problem]) -> dict[str, list[Any]]:

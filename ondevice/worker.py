@@ -8,15 +8,17 @@
     {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true, "judges": false}
     {"event": "token", "id": "1", "text": "Hel"}
     {"event": "done", "id": "1", "text": "Hello.", "tokens": 3, "prompt_tokens": 9, "stopped": true,
-     "cancelled": false, "forgotten": 0, "seconds": 0.1}
+     "cancelled": false, "forgotten": 0, "full": false, "cut": false,
+     "seconds": 0.1}
     {"event": "done", "id": "2", "scores": [1.2, -0.4], "seconds": 0.1}
     {"event": "error", "id": "1", "message": "…", "where": "…", "hint": "…"}
 
 A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each response to the messages.
 Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
-false where the limit came before the stop token, `forgotten` counts turns that the context had no room for. The text is
-a model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when
-its parent dies.
+false where the limit came before the stop token, `forgotten` counts turns that the context had no room for, `full` says
+that the context ended the answer, and `cut` that an encoder-decoder has read a part of the prompt. The text is a
+model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when its
+parent dies.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.models.folder import Model, load_model, writer
 from ondevice.runfolder import ticks
-from ondevice.talk import find_model, fitting_ids, sampling
+from ondevice.talk import ended_by_context, find_model, fitting_ids, plain_ids, sampling
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
 SCORED = 8  # rows of one scoring batch: a request has few responses, and every batch is filled up to this
@@ -129,8 +131,8 @@ class _Worker:
         number = request.get("number", 0)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
-        ids, forgotten = self._prompt(request)
-        generator, decoder = self._generator(sampling(settings)), self.model.tokenizer.stream()
+        ids, forgotten = self._prompt(request, settings.max_new_tokens)
+        generator, decoder = self._generator(sampling(settings, self.model)), self.model.tokenizer.stream()
         pieces: list[str] = []
         count = 0
 
@@ -141,16 +143,17 @@ class _Worker:
             count += 1
             self._piece(name, pieces, decoder.push(token))
 
-        began, stopped, cancelled = ticks(), False, name in self.requests.cancelled
+        began, stopped, full, cancelled = ticks(), False, False, name in self.requests.cancelled
         if not cancelled:
             try:
                 (made,) = generator.run(self.model.params, [ids], first=number, on_token=on_token)
-                stopped = made.stopped
+                stopped, full = made.stopped, ended_by_context(self.model, len(ids), made)
             except _Cancelled:
                 cancelled = True
         self._piece(name, pieces, decoder.flush())
         self.tell("done", id=name, text="".join(pieces), tokens=count, prompt_tokens=len(ids), stopped=stopped,
-                  cancelled=cancelled, forgotten=forgotten, seconds=round(ticks() - began, 4))
+                  cancelled=cancelled, forgotten=forgotten, full=full, cut=generator.is_cut(ids),
+                  seconds=round(ticks() - began, 4))
 
     def _score(self, name: str, request: Mapping[str, Any]) -> None:
         """What the reward model thinks of each response to the messages."""
@@ -179,14 +182,14 @@ class _Worker:
             pieces.append(text)
             self.tell("token", id=name, text=text)
 
-    def _prompt(self, request: Mapping[str, Any]) -> tuple[list[int], int]:
-        """(ids, turns forgotten) of a request's messages or text."""
+    def _prompt(self, request: Mapping[str, Any], longest: int) -> tuple[list[int], int]:
+        """(ids, turns forgotten) of a request's messages or text, with room for an answer of `longest` tokens."""
         text = request.get("text")
         if isinstance(text, str):
-            return self.model.tokenizer.encode(_whole(text)), 0
+            return plain_ids(_whole(text), self.model), 0
         turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
-        ids, kept = fitting_ids(first, turns[len(first):], self.model)
+        ids, kept = fitting_ids(first, turns[len(first):], self.model, longest)
         return ids, len(turns) - len(first) - len(kept)
 
     def _generator(self, settings: Sampling) -> Generator:

@@ -20,10 +20,10 @@ from ondevice.models.names import SCORE, shapes
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
 WORDS = ["Anna", "Ben", "Carla", "Rome", "Oslo", "red", "green", "pears", "apples", "12", "34", "46"]
 LOOP: dict[str, Any] = {"learning_rate": 3e-3, "warmup_steps": 2, "schedule": "constant", "eval_every": 0,
-                        "eval_batches": 1, "save_every": 2, "device": "cpu"}
+                        "save_every": 2, "device": "cpu"}
 STAGES: dict[str, dict[str, Any]] = {
-    "reward": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "strength_margin": 0.1},
-    "dpo": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12},
+    "reward": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
+    "dpo": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
     "ppo": {"prompts": 4, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "batch_size": 2, "steps": 6,
             "sft_coef": 0.1, "target_kl": 0.02, "kl_coef": 0.1},
     "grpo": {"prompts": 3, "group_size": 4, "max_new_tokens": 8, "updates": 2, "batch_size": 5, "beta": 0.05,

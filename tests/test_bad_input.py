@@ -121,7 +121,7 @@ CASES = {
     "no file": Case(f"sft m gone.jsonl {SFT}", "gone.jsonl", "no such file", "give a path, or builtin"),
     "no file to measure": Case("eval m gone.txt", "gone.txt", "no such file", "hub:"),
     "no file for init": Case("init gone.txt --out o", "gone.txt", "no such file", "give a path"),
-    "no tokenizer": Case("init book.txt --tokenizer gone --out o", "gone", "no tokenizer.json", "Hugging Face"),
+    "no tokenizer": Case("init --tokenizer gone --out o", "gone", "no tokenizer.json", "Hugging Face"),
     "empty": Case(f"pretrain m empty.txt {SFT}", "empty.txt", "empty", "mend"),
     "empty for init": Case("init empty.txt --out o", "empty.txt", "empty", "mend"),
     "blank rows": Case(f"sft m blank.jsonl {SFT}", "blank.jsonl", "no rows in it", "give data"),

@@ -25,8 +25,8 @@ from ondevice.losses import classification_loss
 from ondevice.models.folder import load_model, write
 from ondevice.models.heads import with_head
 from ondevice.rollout import Scorer
-from ondevice.stages.classify import text_ids
 from ondevice.stages.pairs import builtin_pairs
+from ondevice.text_inputs import text_ids
 from test_masking import SMALL
 from test_resume import curve, same, weights
 
@@ -203,7 +203,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_ppo_learns_from_an_encoders_scores_and_resumes_exactly(road: Path, tmp_path: Path, backend_name: str) -> None:
     """Judged by the text in the encoder's own tokens; the value model begins from the policy."""
-    changed = {"reward_model": str(road / "encoder" / "reward" / "model"), "sft_coef": 0.0, "steps": 4}
+    changed = {"reward_model": str(road / "encoder" / "reward" / "model"), "sft_coef": 0.0,
+               "sft_data": "builtin", "steps": 4}
     whole = small_stages.settings(road, "ppo", tmp_path / "whole", backend_name, **changed)
     od.ppo(**whole)
     killed_at_first_save("ppo", small_stages.settings(road, "ppo", tmp_path / "broken", backend_name, **changed))

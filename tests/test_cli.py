@@ -110,12 +110,13 @@ def test_the_same_from_a_shell(arguments: tuple[str, ...]) -> None:
 
 def test_flags_words_and_sets_make_one_config(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     calls = api("sft", Path("runs/x/sft/model"))
-    line = ["sft", "base", "--steps", "5", "chats.jsonl", "--learning_rate=3e-4", "--muon-learning-rate", "0.1",
-            "--no-packing", "--checkpointing", "true", "--resume", "--set", "beta1=0.5", "--set=loss_on=all"]
+    line = ["sft", "base", "--steps", "5", "chats.jsonl", "--learning_rate=3e-4", "--optimizer", "muon",
+            "--muon-learning-rate", "0.1", "--no-packing", "--checkpointing", "true", "--resume",
+            "--set", "beta1=0.5", "--set=loss_on=all"]
     assert cli.main(line) == 0
     assert calls == [{"cfg": SFTConfig(model="base", data="chats.jsonl", steps=5, learning_rate=3e-4,
-                                       muon_learning_rate=0.1, packing=False, checkpointing=True, resume=True,
-                                       beta1=0.5, loss_on="all")}]
+                                       optimizer="muon", muon_learning_rate=0.1, packing=False,
+                                       checkpointing=True, resume=True, beta1=0.5, loss_on="all")}]
     assert capsys.readouterr().out == "runs/x/sft/model\n"
     assert cli.main(["sft", "--model", "base", "chats.jsonl", "--json"]) == 0
     assert calls[1]["cfg"].data == "chats.jsonl"

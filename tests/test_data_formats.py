@@ -38,7 +38,7 @@ def test_details_of_forms() -> None:
     assert to_chat({"prompt": "2+2", "answer": 4})["messages"][1]["content"] == "4"
     assert to_chat({"instruction": "a", "input": "i", "output": "b"})["messages"][0]["content"] == "a\n\ni"
     called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
-    assert to_chat({"messages": [called]})["messages"] == [{**called, "content": ""}]
+    assert to_chat({"messages": [called]})["messages"] == [called]
     system = {"system": "s", "instruction": "a", "output": "b"}
     assert to_chat(system)["messages"][0] == {"role": "system", "content": "s"}
 
@@ -52,7 +52,7 @@ def test_details_of_forms() -> None:
     ({"messages": [{"content": "x"}]}, "no known role"),
     ({"messages": [{"role": "user"}]}, "message 1 is missing"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
-    ({"prompt": "a", "completion": None}, "completion is missing"),
+    ({"prompt": "a", "completion": None}, "none of the known forms.*it has prompt"),
     ({"prompt": "a", "answer": True}, "wrong kind"),
     ({"prompt": "a", "completion": "\ud800"}, "lone surrogate"),
     ({"messages": [{"role": "user", "content": "x", "name": "\udfff"}]}, "lone surrogate"),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,34 @@ def test_parquet(tmp_path: Path) -> None:
     assert found(tmp_path / "a.parquet")[0] == wanted
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         found(write(tmp_path, "b.parquet", "PAR1 not at all"))
+
+
+def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two calls with different arguments a table gives each the other's, and each row the other's columns."""
+    if importlib.util.find_spec("pyarrow") is None:
+        pytest.skip("needs pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    def called(**arguments: Any) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
+
+    wanted = [called(city="Oslo"), called(a=1, b=[1, None]), {"prompt": "a", "completion": "b"}]
+    columns = dict.fromkeys(("prompt", "completion"))
+    table = pyarrow.Table.from_pylist([{**wanted[0], **columns}, *wanted[1:]])
+    assert table.to_pylist() != wanted
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert found(tmp_path / "a.parquet")[0] == wanted
+
+
+    class Stream(list[Any]):
+        features = None
+
+    builder = types.SimpleNamespace(hash="", as_streaming_dataset=lambda split: Stream(table.to_pylist()))
+    module = types.SimpleNamespace(load_dataset_builder=lambda *_, **__: builder)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    assert [row for row, _ in read("hub:someone/something")] == wanted
 
 
 def test_extras_that_are_absent_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

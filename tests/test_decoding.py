@@ -253,3 +253,88 @@ def test_rows_of_the_head_that_are_no_tokens_are_never_written(backend: Backend,
 
 def test_no_prompts_no_completions(backend: Backend) -> None:
     assert write(make(backend, models.config("llama")), backend, []) == []
+
+
+@pytest.mark.parametrize("top_p", [1e-7, 1e-9, 1e-30])
+def test_top_p_never_drops_the_likeliest(backend: Backend, top_p: float) -> None:
+    """Also where rounding leaves nothing above 1 - top_p."""
+    model = make(backend, models.config("llama"))
+    rng = np.random.default_rng(5)
+    hidden = np.concatenate([0.05 * rng.standard_normal((64, 1, 32)), 4 * rng.standard_normal((64, 1, 32))])
+    generator = Generator(model, backend, Sampling(top_p=top_p))
+    got = generator._draw(backend.ops, model.params, backend.array(hidden.astype(np.float32)),
+                          backend.array(rng.random(128).astype(np.float32)))
+    z = hidden[:, 0].astype(np.float32) @ backend.numpy(model.params["lm_head.weight"]).T
+    assert np.array_equal(backend.numpy(got), z.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-45, 1e7, float("inf"), float("nan"), -1.0])
+def test_temperatures_that_cannot_be_computed_with_are_refused(temperature: float) -> None:
+    from ondevice.config.preference import GRPOConfig
+    from ondevice.config.use import GenerateConfig
+
+    for make_ in (lambda: Sampling(temperature=temperature),
+                  lambda: GenerateConfig(model="m", prompt="p", temperature=temperature).check(),
+                  lambda: GRPOConfig(model="m", temperature=temperature).check()):
+        with pytest.raises(UserError) as caught:
+            make_()
+        assert caught.value.where == "temperature"
+
+
+def test_temperatures_just_within_draw(backend: Backend) -> None:
+    u = np.linspace(0, 0.999, 50)
+    assert len(set(draws(backend, u, temperature=1e-6)[0].tolist())) == 1
+    assert len(set(draws(backend, u, temperature=1e6)[0].tolist())) == 50
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_a_repetition_penalty_is_transformers(family: str, penalty: float, backend: Backend) -> None:
+    """In greedy text, token by token; rows of other lengths and samples beside it change nothing."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from ondevice.models.names import to_file
+
+    cfg = models.config(family) if family in models.FAMILIES else models.seq2seq_config(family)
+    weights = models.weights(cfg)
+    raw = {k: v for k, v in cfg.to_json().items() if v is not None and k != "architectures"}
+    kind = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
+    theirs = kind.from_config(transformers.AutoConfig.for_model(**raw)).float().eval()
+    named = {n if family != "gpt2" else f"transformer.{n}": w for n, w in to_file(weights).items()}
+    theirs.load_state_dict({n: torch.tensor(np.ascontiguousarray(w)) for n, w in named.items()}, strict=False)
+    theirs.tie_weights()
+    model = make(backend, cfg, stops=[2])
+    prompts = [[5, 9, 40], [7, 7, 8, 30, 31, 5, 6], [11]]
+    generator = Generator(model, backend, Sampling(max_new_tokens=20, temperature=0, repetition_penalty=penalty))
+    for prompt, done in zip(prompts, generator.run(model.params, prompts), strict=True):
+        with torch.no_grad():
+            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False,
+                                  repetition_penalty=penalty, eos_token_id=sorted(generator.stop_ids), pad_token_id=0)
+        want = out[0].tolist()[1 if family == "t5" else len(prompt):]
+        got = done.ids if done.stop is None else [*done.ids, done.stop]
+        assert got == want
+    plain = Generator(model, backend, Sampling(max_new_tokens=20, temperature=0)).run(model.params, prompts)
+    assert [c.ids for c in plain] != [c.ids for c in generator.run(model.params, prompts)]
+    drawn = Generator(model, backend, Sampling(max_new_tokens=12, temperature=1.2, repetition_penalty=penalty, seed=3))
+    together = drawn.run(model.params, prompts, samples=2)
+    alone = [c for at, prompt in enumerate(prompts) for c in drawn.run(model.params, [prompt], samples=2, first=2 * at)]
+    assert [c.ids for c in together] == [c.ids for c in alone]
+
+
+def test_a_search_keeps_the_repetition_penalty(backend: Backend) -> None:
+    """As transformers' search does."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    from ondevice.beams import Search, beam_search
+
+    cfg = models.config("llama")
+    model = make(backend, cfg, stops=[2])
+    raw = {k: v for k, v in cfg.to_json().items() if v is not None and k != "architectures"}
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw)).float().eval()
+    theirs.load_state_dict({n: torch.tensor(w) for n, w in models.weights(cfg).items()})
+    generator = Generator(model, backend, Sampling(max_new_tokens=12, temperature=0))
+    prompt = [5, 9, 40, 5]
+    best = beam_search(generator, model.params, prompt, 3, Search(repetition_penalty=1.5))[0].completion
+    with torch.no_grad():
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, num_beams=3,
+                              repetition_penalty=1.5, eos_token_id=2, pad_token_id=0)[0].tolist()[4:]
+    assert best.ids == [i for i in out if i != 2 and i != 0]
+    assert best.ids != beam_search(generator, model.params, prompt, 3)[0].completion.ids

@@ -142,7 +142,7 @@ def test_pairs_by_dpos_implicit_reward(files: Path) -> None:
     ({"tasks": ("problems",), "answer": "nowhere"}, "nowhere"),
     ({"tasks": ("problems",), "model": "judge"}, "reward model"),
     ({"tasks": ("preference",)}, r"prompts\.jsonl"),
-    ({"tasks": ("preference",), "reference": "policy"}, "none of 0 pairs"),
+    ({"tasks": ("preference",), "reference": "policy"}, r"prompts\.jsonl:1: .*chosen and rejected"),
     ({"tasks": ("preference",), "model": "judge", "data": "pairs.jsonl", "reference": "policy"}, "reference: .*none"),
     ({"tasks": ("problems", "text")}, "tasks: .*by themselves"),
 ])

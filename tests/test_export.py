@@ -26,7 +26,7 @@ from ondevice.errors import UserError
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
-from ondevice.exports.modelfile import ROLES, modelfile, parts_of
+from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
 from ondevice.models.folder import Adapter, load_model, write, write_model
 from ondevice.models.lora import INHERITED, Pair, placed
 from ondevice.models.names import matrices
@@ -77,7 +77,28 @@ def test_the_chat_template_is_found_again_for_ollama(name: str) -> None:
     assert 'PARAMETER stop "<|end|>"' in text or 'PARAMETER stop "<|im_end|>"' in text
 
 
+LLAMA3 = ("{% for m in messages %}{% set content = '<|open|>' + m['role'] + '<|close|>\\n\\n' + m['content']TRIM"
+          " + '<|end|>' %}"
+          "{% if loop.index0 == 0 %}{% set content = '<|endoftext|>' + content %}{% endif %}{{ content }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|open|>assistant<|close|>\\n\\n' }}{% endif %}")
+
+
+@pytest.mark.parametrize("trim", ["", " | trim"])
+def test_a_template_that_opens_every_message_alike(trim: str) -> None:
+    """Llama 3's form: what stands behind the lead belongs to each message, whichever role comes next."""
+    tokenizer = small_tokenizer().with_template(LLAMA3.replace("TRIM", trim))
+    parts = parts_of(tokenizer)
+    assert parts is not None and parts.lead == "<|endoftext|>" and trims(tokenizer) == bool(trim)
+    assert parts.around["user"] == ("<|open|>user<|close|>\n\n", "<|end|>")
+    for roles in (("user", "user"), ("assistant", "user"), ("system", "user", "user", "assistant")):
+        chat = [{"role": role, "content": f"Xq7{n}."} for n, role in enumerate(roles)]
+        assert parts.write(roles) == render(chat, tokenizer, prompt=True)
+
+
 @pytest.mark.parametrize("template", [
+    # between two messages of one role stands something else
+    "{% for m in messages %}{% if loop.index0 and messages[loop.index0 - 1].role == m.role %}+{% endif %}<{{ m.role }}>"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "{% if messages[0].role != 'system' %}<s>Be nice.</s>{% endif %}{% for m in messages %}<{{ m.role }}>"
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "{% for m in messages %}{{ loop.index }}: {{ m.content }}{% endfor %}",
@@ -363,3 +384,26 @@ def test_numbers_that_float16_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was kept"):
         od.export(folder, "hf", dtype="float16", out=tmp_path / "out", backend="torch")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_is_misread_is_not_exported(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export agrees with our own reading of the folder: that one is compared with transformers'."""
+    pytest.importorskip("transformers")
+    from ondevice.config.hub import ExportConfig
+    from ondevice.exports.export import export
+    from ondevice.models.decoder import GPT2, Decoder
+
+    backend = load_backend("torch", "cpu", "float32")
+    cfg = models.config(family, vocab_size=small_tokenizer().vocab_size)
+    (tmp_path / "model").mkdir()
+    write_model(tmp_path / "model", backend, cfg, {n: backend.array(w) for n, w in models.weights(cfg).items()},
+                small_tokenizer())
+    asked = ExportConfig(model=str(tmp_path / "model"), to="hf", out=str(tmp_path / "out"), backend="torch")
+    assert "as transformers does: largest difference" in export(asked)["notes"][-1]
+    misread = GPT2 if family == "gpt2" else Decoder
+    before = misread._norm
+    monkeypatch.setattr(misread, "_norm", lambda self, ops, params, name, x: before(self, ops, params, name, x) * 1.05)
+    with pytest.raises(UserError, match="otherwise than transformers does"):
+        export(ExportConfig(model=str(tmp_path / "model"), to="hf", out=str(tmp_path / "other"), backend="torch"))
+    assert not (tmp_path / "other").exists()

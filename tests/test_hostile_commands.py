@@ -23,21 +23,22 @@ WRITTEN = [text for text in STRINGS if text.strip()]
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """A model that answers with this text, in pieces of three characters."""
     said = {"text": ""}
 
-    def stream(generator: Any, model: Any, ids: Sequence[int], write: Callable[[str], None], number: int) -> str:
+    def stream(generator: Any, model: Any, ids: Sequence[int], write: Callable[[str], None],
+               number: int) -> tuple[str, bool]:
         text = said["text"]
         for start in range(0, len(text), 3):
             write(text[start:start + 3])
-        return text
+        return text, False
 
-    tokenizer = SimpleNamespace(chat_template="x", encode=lambda text: [1])
+    tokenizer = SimpleNamespace(chat_template="x", encode_document=lambda text: [1])
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={},
-                            network=SimpleNamespace(start=None))
+                            network=SimpleNamespace(start=None), folder=tmp_path)
     monkeypatch.setattr(talk, "open_model", lambda cfg: (model, None))
-    monkeypatch.setattr(talk, "generator_of", lambda *_: None)
+    monkeypatch.setattr(talk, "generator_of", lambda *_: SimpleNamespace(is_cut=lambda ids: False))
     monkeypatch.setattr(talk, "chat_ids", lambda messages, model: [1])
     monkeypatch.setattr(talk, "_stream", stream)
     return lambda text: said.update(text=text)

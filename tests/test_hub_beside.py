@@ -166,7 +166,7 @@ def test_the_settings() -> None:
     assert (cfg.push_every, cfg.push_to) == (100, "me/runs")
     for fields, said in (({"push_every": 5}, "push_every: needs a repository"),
                          ({"push_every": -1}, "push_every: -1 is too small"),
-                         ({"push_to": "a/b/c"}, "push_to: 'a/b/c' is no name of a repository")):
+                         ({"push_every": 5, "push_to": "a/b/c"}, "push_to: 'a/b/c' is no name of a repository")):
         with pytest.raises(UserError) as caught:
             from_mapping(SFTConfig, fields)
         assert str(caught.value).startswith(said)

@@ -76,3 +76,10 @@ def test_torchs_threads_sleep_while_they_wait_unless_somebody_says_otherwise(own
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True,
                           env=env | ({"OMP_WAIT_POLICY": own} if own else {}), check=True)
     assert done.stdout.strip() == found
+
+
+def test_a_home_that_is_nobodys_is_a_path_like_any() -> None:
+    """`Path.expanduser` raises RuntimeError for `~nobody/x`, which a person may have typed: `os.path.expanduser`."""
+    found = [str(file) for part in ("ondevice", "tui", "backends") for file in (ROOT / part).rglob("*.py")
+             if ".expanduser()" in file.read_text(encoding="utf-8")]
+    assert found == []

@@ -334,3 +334,16 @@ def test_the_library_may_be_missing(files: Path, backend: Backend, monkeypatch: 
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="is not installed, which knows qwen3_moe"):
         load_model(files / "experts", backend)
+
+
+@pytest.mark.parametrize("kind", ["experts", "hybrid"])
+def test_a_repetition_penalty_is_transformers(kind: str, files: Path, backend: Backend) -> None:
+    import torch
+
+    model = load_model(files / kind, backend)
+    generator = generator_of(model, backend, Sampling(max_new_tokens=10, temperature=0, repetition_penalty=1.4))
+    prompts = [[9, 30, 77, 12], [40, 8, 9, 9]]
+    for prompt, done in zip(prompts, generator.run(model.params, prompts), strict=True):
+        out = theirs(files / kind).generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, pad_token_id=0,
+                                            repetition_penalty=1.4, eos_token_id=sorted(generator.stop_ids))
+        assert out[0].tolist()[4:] == [*done.ids, *([] if done.stop is None else [done.stop])]

@@ -50,6 +50,9 @@ def test_schedules_by_hand() -> None:
 
 # ---- a stage whose losses are scripted ------------------------------------------------------------------------------
 
+BEFORE = 9.0  # what is measured before the first step
+
+
 class Scripted:
     """Both a source and what is held out. `factors`: the gradient's factor at each step, 1 where nothing is said."""
 
@@ -90,6 +93,8 @@ class Stage:
             **settings: Any) -> dict[str, np.ndarray]:
         cfg = PretrainConfig(**{"steps": 8, "schedule": "constant", "learning_rate": 1e-2, "eval_every": 1,
                                 "save_every": 0, **settings})
+        if script.held and not (resume and self.kept()):
+            script.held.insert(0, BEFORE)
         stop = StopRequest()
         stop.begin(self.folder)
         with EventWriter(self.folder.events) as events:
@@ -119,6 +124,27 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 # ---- measuring, stopping early, the best ----------------------------------------------------------------------------
+
+def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) -> None:
+    """After a resume it is that of the stage's beginning; it is no measurement that could be the best."""
+    stage.fit(Scripted([5, 4]), steps=2, save_every=1)
+    assert [e["loss"] for e in stage.events("before")] == [BEFORE]
+    assert [e["step"] for e in stage.events("eval")] == [1, 2]
+    stage.fit(Scripted([3, 2]), steps=4, save_every=1, resume=True)
+    assert len(stage.events("before")) == 1
+    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 4)).record
+    assert record["before"]["loss"] == BEFORE and record["measured"]["loss"] == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_back_is_told_and_the_old_one_stands(
+        stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = checkpoint.damage
+    monkeypatch.setattr(checkpoint, "damage",
+                        lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path))
+    stage.fit(Scripted([5, 4, 3, 2, 1]), steps=4, save_every=1)
+    assert "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay" in stage.said
+    assert [e["step"] for e in stage.events("checkpoint")] == [1, 2, 3] and {2, 3} <= set(stage.kept())
+
 
 def test_patience_ends_the_stage_and_the_last_weights_are_its_result(stage: Stage) -> None:
     got = stage.fit(Scripted([5, 4, 3, 3.5, 3.2, 3.1, 1, 1]), patience=3)

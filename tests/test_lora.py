@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from ondevice.backend import Backend, load_backend
 from ondevice.data.completions import Row
 from ondevice.errors import UserError
 from ondevice.events import read
+from ondevice.exports.modelfile import modelfile
 from ondevice.losses import causal_lm_loss
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import Adapter, Model, load_model, merged, write
+from ondevice.models.folder import Adapter, Model, generation_of, load_model, merged, write
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
 from ondevice.models.names import matrices
 from ondevice.rollout import Scorer
@@ -155,13 +157,79 @@ def test_a_folder_read_again_is_the_same_model(backend: Backend, tmp_path: Path)
     model = model_with(backend, tmp_path / "base")
     folder = written(model, backend, tmp_path / "adapter")
     assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
-                                                        "tokenizer.json", "tokenizer_config.json"]
+                                                        "generation_config.json", "tokenizer.json",
+                                                        "tokenizer_config.json"]
     again = load_model(folder, backend, merge=False)
     assert np.array_equal(logits(again, backend, IDS), logits(model, backend, IDS))
     assert set(adapted(again.params, INHERITED)) == set(adapted(model.params, TRAINED))
     whole = load_model(folder, backend)
     assert whole.adapter is None and not adapted(whole.params)
     np.testing.assert_allclose(logits(whole, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
+
+
+SAID = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "repetition_penalty": 1.1}
+
+
+def test_stops_and_settings_go_with_an_adapter(tmp_path: Path) -> None:
+    """The base's several stops and its settings of generation: beside it, merged, exported; the folder says to PEFT and
+    transformers where a turn ends."""
+    from ondevice.config.hub import ExportConfig
+    from ondevice.exports.export import export
+
+    backend = load_backend("torch", device="cpu")
+    model = model_with(backend, tmp_path / "base")
+    listed = json.loads((tmp_path / "base" / "generation_config.json").read_text())
+    stop = model.tokenizer.encode("pears")[0]
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(
+        {**listed, "eos_token_id": [model.tokenizer.eos_id, stop], **SAID}))
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "eos_token_id": model.tokenizer.eos_id}))
+    base = load_model(tmp_path / "base", backend)
+    end = base.tokenizer.inner.token_to_id("<|end|>")
+    wanted = {base.tokenizer.eos_id, stop, end}
+    assert set(base.tokenizer.stop_ids) == wanted and base.tokenizer.eos_id != end
+    model = replace(model, tokenizer=base.tokenizer, generation=base.generation)
+    folder = written(model, backend, tmp_path / "adapter")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|end|>"
+    again = load_model(folder, backend, merge=False)
+    assert again.tokenizer.sha256() == base.tokenizer.sha256() and set(again.tokenizer.stop_ids) == wanted
+    second = written(again, backend, tmp_path / "second")  # a stage later
+    plain = tmp_path / "plain"  # PEFT's own folders hold no generation_config.json
+    shutil.copytree(folder, plain)
+    (plain / "generation_config.json").unlink()
+    assert set(load_model(plain, backend).tokenizer.stop_ids) == wanted
+    export(ExportConfig(model=str(folder), to="hf", out=str(tmp_path / "hf"), backend="torch"))
+    for made in (folder, second, merge(folder, tmp_path / "merged", backend=backend), tmp_path / "hf"):
+        said = json.loads((made / "generation_config.json").read_text())
+        assert set(said["eos_token_id"]) == wanted and {name: said[name] for name in SAID} == SAID
+        assert set(load_model(made, backend).tokenizer.stop_ids) == wanted
+    text = modelfile("m.gguf", again.tokenizer, 60, False, generation_of(folder))[0].splitlines()
+    assert {f'PARAMETER stop "{base.tokenizer.inner.id_to_token(i)}"' for i in wanted} <= set(text)
+    assert {"PARAMETER temperature 0.6", "PARAMETER repeat_penalty 1.1", "PARAMETER repeat_last_n -1"} <= set(text)
+
+
+@pytest.mark.slow
+def test_peft_with_transformers_stops_where_a_turn_ends(tmp_path: Path) -> None:
+    """By the tokenizer's end of text, which is what is passed on there."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    backend = load_backend("torch", device="cpu")
+    model = model_with(backend, tmp_path / "base")
+    head = model.params["lm_head.weight"] * 0
+    end = model.tokenizer.inner.token_to_id("<|end|>")
+    head[end] = 1.0  # whatever is asked, this is the likeliest or the least likely
+    assert model.adapter is not None
+    model = replace(model, params={**model.params, "lm_head.weight": head}, adapter=replace(
+        model.adapter, whole=frozenset({"lm_head.weight"})))
+    folder = written(model, backend, tmp_path / "adapter")
+    loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token_id == end
+    assert end in transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+    asked = (torch.tensor([[i]]) for i in range(5, 90))
+    ids = next(one for one in asked if int(loaded(one).logits[0, -1].argmax()) == end)
+    out = loaded.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    assert out[0].tolist() == [int(ids[0, 0]), end]
 
 
 def test_two_adapters_are_saved_as_the_one_that_adds_what_both_add(backend: Backend, tmp_path: Path) -> None:
@@ -202,7 +270,8 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"peft_type": "IA3"}, "kind 'IA3'"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k)_proj": 2}}, "(q|k)_proj"),
+    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k_proj": 2}}, "(q|k_proj"),
+    ({"monteclora_config": {"samples": 2}}, "monteclora_config"), ({"some_new_scale": 2.0}, "some_new_scale"),
     ({"lora_alpha": "x"}, "lora_alpha")])
 def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     backend = load_backend("torch", device="cpu")
@@ -298,6 +367,45 @@ def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_pa
     for whole in (False, True):
         got = logits(load_model(tmp_path / "adapter", backend, merge=whole), backend, IDS)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "table": {"modules_to_save": ["embed_tokens"]}, "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]}, "lora": {"target_modules": ["q_proj", "lm_head"]},
+    "table, lora": {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]},
+    "table, kept tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "patterns": {"target_modules": "all-linear", "rank_pattern": {"[qk]_proj": 3},
+                 # in the order that a file has them in: of two that fit the first counts
+                 "alpha_pattern": {r"(q|k|v)_proj": 3, r"layers\.0\.(self_attn|mlp)\.(q|up)_proj": 24}}}
+
+
+@pytest.mark.parametrize("saved", ["auto", True], ids=["", "with embeddings"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("which", HEADS)
+def test_embeddings_and_heads_of_pefts_folders(which: str, tied: bool, saved: Any, backend: Backend,
+                                               tmp_path: Path) -> None:
+    """PEFT's logits: beside the base, merged, and of the folder that we write of it."""
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    small_stages.write(tmp_path / "base", backend, small_stages.config(tie_word_embeddings=tied))
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    options = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 4, "lora_alpha": 6, **HEADS[which]}
+    made = theirs.get_peft_model(base, theirs.LoraConfig(**options)).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in made.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.2)
+    made.save_pretrained(tmp_path / "adapter", save_embedding_layers=saved)
+    with torch.no_grad():
+        want = made(input_ids=torch.tensor(IDS).long()).logits.numpy()
+    beside = load_model(tmp_path / "adapter", backend, merge=False)
+    again = written(beside, backend, tmp_path / "again")
+    for model in (beside, load_model(tmp_path / "adapter", backend), load_model(again, backend, merge=False)):
+        np.testing.assert_allclose(logits(model, backend, IDS), want, rtol=1e-4, atol=1e-4)
+    read = theirs.AutoPeftModelForCausalLM.from_pretrained(again).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(read(input_ids=torch.tensor(IDS).long()).logits.numpy(), want, rtol=1e-4, atol=1e-4)
 
 
 # stages
@@ -483,8 +591,8 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
 # what a person does wrong
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"merge": True}, "merge: there is no adapter"),
-    ({"lora_targets": ("q_proj",)}, "lora_targets: there is no adapter"),
+    ({"merge": True}, "merge: has no effect: there is no adapter"),
+    ({"lora_targets": ("q_proj",)}, "lora_targets: has no effect: there is no adapter"),
     ({**LORA, "lora_targets": ("q_prj",)}, "no matrix 'q_prj' (did you mean 'q_proj'?)"),
     ({**LORA, "chat_template": "chatml"}, "needs new tokens, for which an adapter's base has no room"),
     ({**LORA, "lora_whole": ("embeddings",)}, "no matrix 'embeddings'"), ({**LORA, "lora_rank": 0}, "lora_rank"),
@@ -496,8 +604,9 @@ def test_wrong_settings(fields: dict[str, Any], said: str, files: Path, tmp_path
 
 
 def test_settings_of_adapters_are_not_a_whole_runs_own(files: Path, tmp_path: Path) -> None:
-    """A run without an adapter is the same run whatever its rank would have been."""
+    """A run without an adapter is the same run whatever later versions let an adapter have."""
     sft(files, tmp_path / "run", "torch")
     done = json.loads((tmp_path / "run" / "sft" / "done.json").read_text())
     assert not [name for name in done["fingerprint"] if "lora" in name or name in ("adapter", "merge")]
-    sft(files, tmp_path / "run", "torch", lora_rank=8, resume=True)
+    with pytest.raises(UserError, match="lora_rank: has no effect: there is no adapter"):
+        sft(files, tmp_path / "run", "torch", lora_rank=8, resume=True)

@@ -18,6 +18,7 @@ from ondevice.losses import causal_lm_loss
 from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import decoder_of
 from ondevice.models.names import is_block_matrix
+from ondevice.models.network import network
 from ondevice.muon import MOMENTUM
 
 pytest.importorskip("torch")
@@ -384,3 +385,49 @@ def test_a_file_of_one_backend_is_the_others(dtype: str, tmp_path: Path) -> None
         for name in weights:
             np.testing.assert_array_equal(one.numpy(a[name]), other.numpy(b[name]))
             np.testing.assert_allclose(one.numpy(a[name]), weights[name], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama3-rope", "t5"])
+def test_an_eager_run_after_a_compiled_one_is_an_eager_run(family: str) -> None:
+    """To the bit: no table that a compiler made in its own arithmetic is used, in either."""
+    import torch
+    kind = next(make for make in (models.FAMILIES, models.ENCODERS, models.SEQ2SEQ) if family in make)
+    cfg = (models.config if kind is models.FAMILIES else models.encoder_config if kind is models.ENCODERS
+           else models.seq2seq_config)(family)
+    ids = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 20)).astype(np.int32)
+    batch = {"ids": ids, "positions": np.tile(np.arange(20, dtype=np.int32), (2, 1))}
+    batch |= {"segments": np.ones_like(ids)} if kind is models.ENCODERS else {}
+    batch |= {"source_ids": ids, "source_lengths": np.full(2, 20, np.int32)} if kind is models.SEQ2SEQ else {}
+
+    def states(backend: Backend, compile: str) -> np.ndarray:
+        net = network(cfg)
+        params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
+        run = backend.evaluate(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
+        return np.array(backend.numpy(run(params, batch)))
+
+    alone = states(load_backend("torch", device="cpu", dtype="float32"), "never")
+    torch._dynamo.reset()
+    both = load_backend("torch", device="cpu", dtype="float32")
+    compiled, after = states(both, "always"), states(both, "never")
+    assert np.array_equal(after, alone)
+    np.testing.assert_allclose(compiled, alone, rtol=0, atol=4e-6)
+
+
+def test_copies_to_a_device_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is CUDA, from pinned memory: on MPS a copy that does not wait reads what is there later."""
+    import torch
+
+    from ondevice_torch.backend import TorchBackend
+
+    asked: list[bool] = []
+    before = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **named: (
+        asked.append(bool(named.get("non_blocking"))), before(self, *args, **named))[1])
+    TorchBackend(torch.device("meta"), "float32").array(np.ones(3, np.float32))
+    assert asked == [False]
+    cuda = TorchBackend(torch.device("cpu"), "float32")
+    cuda.device = "cuda"  # as far as the choice goes
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (asked.append(True), self)[1])
+    cuda.array(np.ones(3, np.float32))
+    assert asked == [False, True, True]

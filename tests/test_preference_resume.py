@@ -79,7 +79,8 @@ def check_same(stage: str, broken: Path, whole: Path) -> None:
         for event in read(broken / stage / "events.jsonl"):
             if "groups" in event:
                 line = read_at(broken / stage / "groups.jsonl", event["groups"])
-                assert line["step"] == event["step"] and line.get("held_out", False) == (event["event"] == "eval")
+                assert line["step"] == event["step"]
+                assert line.get("held_out", False) == (event["event"] in ("before", "eval"))
                 if event["event"] == "eval":
                     watched.add(tuple((group["prompt"], len(group["completions"])) for group in line["groups"]))
         assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {1}  # always the same few prompts

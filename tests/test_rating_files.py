@@ -130,7 +130,7 @@ def test_pairs_go_out_as_trl_reads_them(full: Ratings, tmp_path: Path) -> None:
     rows = lines(file)
     assert done["rows"] == len(rows) == 7 and done["simulated_votes"] == 0
     assert done["left_out"] == {"repeat": 1}
-    assert set(rows[0]) == {"prompt", "chosen", "rejected"}
+    assert set(rows[1]) == {"prompt", "chosen", "rejected"} and rows[0]["strength"] == 2
     assert rows[0]["chosen"] == [{"role": "assistant", "content": "x" * 1_000_000}]
     assert rows[0]["prompt"] == [{"role": "user", "content": HOSTILE.replace("\ud800", "\ufffd")}]
     assert rows[1]["prompt"][0] == {"role": "system", "content": "é"}
@@ -153,6 +153,19 @@ def test_exported_pairs_come_in_again(full: Ratings, tmp_path: Path) -> None:
     with Ratings.open(tmp_path / "n.db") as new:
         assert new.batches() == ["pairs"] and {vote.rater for vote in new.votes()} == {"imported"}
         assert [pair.trl() for pair in new.pairs()] == lines(file)
+
+
+def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad", "strength": 2, "raters": ["ann", "bob"], "against": 1}
+    file = write(tmp_path / "pairs.jsonl", row)
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=file)
+    assert (done["votes"], done["not_used"]) == (2, f"against (1 row, first {file}:1)")
+    with Ratings.open(tmp_path / "n.db") as new:
+        [pair] = new.pairs()
+        assert (pair.raters, pair.strength) == (("ann", "bob"), 2)
+    mean = write(tmp_path / "mean.jsonl", {**row, "strength": 1.5})
+    with pytest.raises(UserError, match="strength is 1 or 2, not 1.5"):
+        ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=mean)
 
 
 def test_pairs_of_every_form_come_in(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ondevice.errors import UserError
 from ondevice.pairs import held_out, split
 from ondevice.ratings import Ratings, Response, is_simulated
 from ondevice.ratings_schema import VERSION
+from ondevice.ratings_store import Replaced
 
 AB = (Response("good", "sft", {"tokens": 1}), Response("bad", "base"))
 
@@ -273,6 +274,32 @@ def test_a_damaged_file_and_a_held_one_are_named(ratings: Ratings, monkeypatch: 
     ratings.path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
         Ratings.open(ratings.path).items()
+
+
+def test_a_home_that_is_nobodys_is_a_name_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Path.expanduser` raises RuntimeError there, which would reach a person as a traceback."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such ratings database"):
+        Ratings.open("~nobody-of-that-name/run")
+
+
+def test_nothing_is_stored_in_a_file_that_is_not_there_any_more(ratings: Ratings, tmp_path: Path) -> None:
+    """Deleted, or another put in its place: whoever opens the path would not find the vote."""
+    ask(ratings, 2)
+    ratings.skip(1, "ann", "s")
+    ratings._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    os.rename(ratings.path, tmp_path / "aside.db")
+    with pytest.raises(Replaced, match="was moved"):
+        ratings.skip(2, "ann", "s")
+    (tmp_path / "other").mkdir()
+    with Ratings.open(tmp_path / "other", create=True) as other:
+        ask(other, 1)
+    os.rename(other.path, ratings.path)
+    with pytest.raises(Replaced, match="replaced"), ratings.transaction():
+        raise AssertionError("never begun")
+    os.rename(tmp_path / "aside.db", ratings.path)
+    ratings.skip(2, "ann", "s")
+    assert len(ratings.votes()) == 2
 
 
 def test_pairs_by_hand(ratings: Ratings) -> None:

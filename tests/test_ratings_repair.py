@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ondevice.errors import UserError
 from ondevice.ratings import Ratings, Response
 from ondevice.ratings_copies import COPIES, copies, keep_copy, places
 from ondevice.ratings_repair import find_damage, open_for_rating, repair_if_damaged
-from ondevice.ratings_store import Damaged
+from ondevice.ratings_store import Damaged, ratings_file
 
 PAGE = 4096
 
@@ -137,6 +138,38 @@ def test_a_text_that_is_none_is_left_out(file: Path) -> None:
     assert set(range(1, 121)) - set(rows(file)[0]) == {3, 4}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_damaged_is_saved_or_said(file: Path, seed: int) -> None:
+    """Zeros where rows were read as rows of NULL; flipped bits make numbers of rows that were never given."""
+    draw, data = random.Random(seed), bytearray(file.read_bytes())
+    if seed % 2:
+        start, count = draw.randrange(2 * PAGE, len(data)), draw.randrange(20_000)
+        data[start:start + count] = bytes(len(data[start:start + count]))
+    else:
+        for _ in range(60):
+            data[draw.randrange(2 * PAGE, len(data))] ^= 1 << draw.randrange(8)
+    file.write_bytes(data)
+    try:
+        repair = repair_if_damaged(file)
+    except UserError as problem:
+        assert "no pair in it can be read" in str(problem)
+        return
+    items, votes = rows(file)
+    assert repair is None or (repair.items, repair.votes) == (len(items), len(votes))
+    assert find_damage(file) == ""
+
+
+def test_a_damaged_schema_that_is_no_text_is_named(file: Path) -> None:
+    """SQLite quotes it in its message, which sqlite3 then cannot decode."""
+    data = file.read_bytes()
+    assert data.count(b"prompt_sha TEXT") == 1
+    file.write_bytes(data.replace(b"prompt_sha TEXT", b"prompt_sha\xa0TEXT"))
+    with pytest.raises(Damaged, match="is damaged"):
+        Ratings.open(file)
+    with pytest.raises(UserError, match="no pair in it can be read"):
+        repair_if_damaged(file)
+
+
 def test_a_table_that_is_missing_is_damage(file: Path) -> None:
     with sqlite3.connect(file) as raw:
         raw.execute("DROP VIEW live")
@@ -235,6 +268,60 @@ def test_a_full_disk_keeps_the_old_copy(file: Path) -> None:
         with pytest.raises(UserError):
             keep_copy(ratings)
     assert first.read_bytes() == before
+
+
+def test_copies_that_a_full_disk_left_empty_go_first(file: Path) -> None:
+    with Ratings.open(file) as ratings:
+        good = keep_copy(ratings)
+        assert good is not None
+        before = good.read_bytes()
+        for place in places(file)[1:]:
+            place.touch()
+        for n in range(COPIES - 1):
+            ratings.skip(1 + n, "ann", "s")
+            assert keep_copy(ratings) not in (good, None)
+    assert good.read_bytes() == before and len(copies(file)) == COPIES
+
+
+def test_a_link_is_the_database_that_it_leads_to(file: Path, tmp_path: Path) -> None:
+    """One lock, one set of copies and one repair, by whichever name it is opened: else a repair would move the link,
+    and those who open the file itself would go on writing to what is damaged."""
+    link = tmp_path / "elsewhere" / "ratings.db"
+    link.parent.mkdir()
+    link.symlink_to("../ratings.db")
+    with Ratings.open(file), pytest.raises(UserError, match="another program has it open"), \
+            ratings_lock.alone(ratings_file(link.parent), 0.0):
+        pass
+    spoil(file, [6])
+    repair = repair_if_damaged(link)
+    assert repair is not None and repair.kept.parent == file.parent and not repair.kept.is_symlink()
+    assert [path.name for path in link.parent.iterdir()] == ["ratings.db"] and link.is_symlink()
+    assert rows(link) == rows(file)
+
+
+def test_a_damaged_number_of_a_row_ends_the_search(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ondevice.ratings_repair._GAP", 1000)
+    with closing(sqlite3.connect(file)) as damaged:
+        damaged.execute("INSERT INTO item SELECT 1 << 60, batch, prompt, prompt_sha, shown, kind, gold, repeat_of, "
+                        "meta, created FROM item WHERE id = 1")
+        damaged.commit()
+        root = damaged.execute("SELECT rootpage FROM sqlite_master WHERE name = 'item'").fetchone()[0]
+        damaged.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = file.read_bytes()
+    page = data[(root - 1) * PAGE:root * PAGE]
+    assert page[0] == 5  # it has children: the second of them is damaged, the last one holds that number
+    cell = int.from_bytes(page[14:16], "big")
+    spoil(file, [int.from_bytes(page[cell:cell + 4], "big") - 1])
+    repair = repair_if_damaged(file)
+    assert repair is not None and 0 < repair.votes < 121
+
+
+def test_whoever_may_write_the_database_may_lock_it(file: Path) -> None:
+    lock = file.with_name(".ratings.db.lock")
+    lock.unlink()
+    file.chmod(0o660)
+    with Ratings.open(file):
+        assert lock.stat().st_mode & 0o777 == 0o660
 
 
 def test_the_watch_over_the_suite_sees_an_opening(file: Path) -> None:

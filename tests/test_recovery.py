@@ -124,6 +124,23 @@ def test_one_ruined_step_goes_back_at_half_the_rate_without_its_batch(stage: Sta
     assert record["rolled_back"] == {"at": 6, "to": 4, "tensor": tensor, "batch": 5}
 
 
+def test_a_checkpoint_of_an_earlier_version_is_a_way_back(stage: Stage) -> None:
+    """It does not say that it is sound: it is measured when it is gone back to, not thrown away for the start."""
+    stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
+    for path in checkpoint.steps(stage.folder.checkpoints):
+        record = json.loads((path / checkpoint.RECORD).read_text())
+        for name in ("sound", "measured", "score", "last_update", "left_out", "rate_factor", "rolled_back", "changes"):
+            del record[name]
+        (path / checkpoint.RECORD).write_text(json.dumps(record))
+        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest["files"][checkpoint.RECORD] = {"size": (path / checkpoint.RECORD).stat().st_size,
+                                                "sha256": checkpoint.sha256(path / checkpoint.RECORD)}
+        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True)
+    [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
+    assert "step-00000004" in told["message"] and told["batch"] == 5
+
+
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(stage: Stage, tmp_path: Path, backend: Backend) -> None:
     got = stage.fit(Scripted(factors={**FACTORS, 0: RUINS}), save_every=4)
     other = Stage(tmp_path / "other", backend)
@@ -472,7 +489,7 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
     measured = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "eval"]
     assert measured == sorted(set(measured))   # none is told twice
     if stage in ("ppo", "grpo"):
-        assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "accuracy"}[stage]
+        assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "reward"}[stage]
         lines = [json.loads(line) for line in (tmp_path / "r" / stage / "groups.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if not line.get("held_out")] == steps
 

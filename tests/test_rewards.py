@@ -17,7 +17,9 @@ import pytest
 
 from ondevice.distribution import install_hint
 from ondevice.errors import UserError
+from ondevice.rewards.apart import latex as latex_judge
 from ondevice.rewards.builtin import BUILTIN
+from ondevice.rewards.growth import grows
 from ondevice.rewards.rewards import Rewards, Scores
 
 WriteFile = Callable[[str], str]
@@ -167,10 +169,46 @@ def regex(completions, pattern):
     (r"\frac{1}{2}", "0.5", 1), (r"0.5", r"\frac12", 1), (r"\dfrac{84}{2}", "42", 1), (r"\{2, 1\}", r"\{1, 2\}", 1),
     (r"1+x", "x+1", 1), ("3.14", r"\pi", 0), (r"41 \text{ or } 42", "42", 0), (r"41, 42", "42", 0), ("", "42", 0),
     (r"9^{9^{9^9}}", "42", 0), (r"9^{99999999999}", "42", 0), (r"(10^9)!", "42", 0), (r"\frac{", "42", 0),
-    (r"\text{answer}", "42", 0), ("x" * 500, "42", 0),
+    (r"\text{answer}", "42", 0), ("x" * 500, "42", 0), (r"x^2y^3", r"y^3x^2", 1),
+    (r"2^{2024} - 1", r"-1 + 2^{2024}", 1), (r"\tfrac{n!}{2}", r"\frac{n!}{2}", 1), (r"a^2b^2", "(ab)^2", 1),
+    (r"x^{y^z}", r"x^{(y^{z})}", 1),
+    (r"100!", r"100 \cdot 99!", 1), (r"((3!)!)!", "720!", 1), (r"1234^{5678}", r"1234 \cdot 1234^{5677}", 1),
+    (r"2^{2024}", r"2^{2023}", 0), ("1", r"9^{9^{9^9}}", np.nan), (r"9^{9^{9^{9}}}", r"9^{9^{9^9}}", np.nan),
 ])  # fmt: skip
 def test_latex(given: str, right: str, value: float, latex: Rewards) -> None:
-    assert list(judge(latex, [rf"$\boxed{{{given}}}$"], answer=[right]).total) == [value]
+    np.testing.assert_equal(judge(latex, [rf"$\boxed{{{given}}}$"], answer=[right]).total, [value])
+
+
+GROW = [
+    r"9^{9^{9^9}}", r"9^{99999999999}", r"(10^9)!", r"((4!)!)!", r"(2x)^{10^9}", r"\{2^{10^{10}}, 3\}",
+    r"[0, 2^{10^{10}}]", r"x = 2^{10^{10}}", r"\begin{pmatrix} 2^{10^{10}} \\ 0 \end{pmatrix}", r"2^{-2^{100}}",
+    r"\binom{10^9}{10^8}", r"\Gamma(10^{10})", r"3.5^{10^{10}}",
+]
+DO_NOT_GROW = [
+    r"x^2y^3", r"2^{2024} - 1", r"\tfrac{n!}{2}", r"2^{2^{10}}", r"x^{y^{z}}", r"2^{n!}", r"x^{10^9}", r"1000!",
+    r"(-1)^{10^{20}}", r"\sqrt[1000000]{2}", r"10^{-20}", r"(1+\frac{1}{n})^{n}", r"\pi^{\pi}", r"1^{2^{100}}",
+    r"\frac{2^{1000}}{3^{1000}}", r"\binom{100}{50}",
+]
+
+
+def test_only_what_grows_is_refused() -> None:
+    """And all else gets math-verify's own verdict, which for a formula and itself is that they are the same."""
+    math_verify = pytest.importorskip("math_verify", reason="the extra rewards has it, and so has dev")
+
+    def parsed(text: str) -> Any:
+        return math_verify.parse(rf"\boxed{{{text}}}", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
+
+    assert [text for text in GROW if not any(map(grows, parsed(text)))] == []
+    assert [text for text in DO_NOT_GROW if any(map(grows, parsed(text)))] == []
+
+
+@pytest.mark.slow
+def test_math_verify_and_we_agree() -> None:
+    math_verify = pytest.importorskip("math_verify", reason="the extra rewards has it, and so has dev")
+    pairs = [(one, other) for one in DO_NOT_GROW for other in (one, "42", DO_NOT_GROW[0])]
+    theirs = [float(math_verify.verify(math_verify.parse(f"${right}$"), math_verify.parse(rf"\boxed{{{given}}}")))
+              for given, right in pairs]
+    assert latex_judge([given for given, _ in pairs], [right for _, right in pairs]) == theirs
 
 
 @pytest.fixture(scope="module")

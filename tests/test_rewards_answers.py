@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +40,9 @@ TABLE = [
     ("number", "also 132", None),
     ("number", "so 132\0", None),
     ("number", "\x00132", None),
-    ("number", "<think>so 132", "132"),  # as in the corpus: this form knows no thoughts
+    ("number", "<think>so 132", None), ("number", "<think>so 131</think>so 132", "132"),
+    ("number", "<think>\nso 131\n</think>\n\n132", "132"), ("whole", "<think>a</think>\nParis", "Paris"),
+    ("whole", "<think>Paris", None),
     ("number", "x<think>132", None),
     ("hash", "47+85=132\n#### 132", "132"),
     ("hash", "#### 132\n\n", "132"),
@@ -230,7 +234,10 @@ def test_never_raises_and_is_a_part_of_the_text(completion: str) -> None:
 
 @given(COMPLETIONS, st.integers(0, 300))
 def test_number_agrees_with_the_corpus(completion: str, right: int) -> None:
+    completion = re.sub("</?think>", "", completion)   # the corpus knows no thoughts
     for text in (completion, f"{completion}{right}", f"{completion}so {right}."):
+        if "think>" in text:
+            continue
         found = final_answer(text, "number")
         assert (found is not None and same_answer(found, str(right))) == score("sum", text, str(right))
 

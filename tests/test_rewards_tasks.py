@@ -20,7 +20,7 @@ from ondevice.data.readers import Rows
 from ondevice.distribution import install_hint
 from ondevice.errors import UserError
 from ondevice.rewards.rewards import Rewards
-from ondevice.rewards.tasks import Problem, problems
+from ondevice.rewards.tasks import Problem, file_problems, problems
 
 CORPUS = CorpusConfig(problem_count=60, held_problem_count=20, max_operand=49)
 
@@ -70,7 +70,7 @@ def test_a_persons_file(tmp_path: Path) -> None:
         Problem("Tom has 3.", "5", "gsm", {"solution": "He gets 2.\n3+2=5\n#### 5"}),
         Problem("Hi?", "yes", "sums", {"solution": "mine"}),
     ]
-    assert len(found) == 20
+    assert len(found) == 21 and found[3] == Problem("1+1", "3", "sums")  # the same question is another problem
     train, held = (problems(spec, part, 0, 0, CORPUS) for part in ("train", "heldout"))
     assert train + held == found and len(held) == 2
     some = problems(spec, "all", 5, 1, CORPUS)
@@ -80,15 +80,47 @@ def test_a_persons_file(tmp_path: Path) -> None:
                        "answer": ["2", "5", "yes"], "kind": ["sums", "gsm", "sums"]}
 
 
+def test_problems_with_a_system_prompt(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "Answer with a number."}, {"role": "user", "content": "0 and 2?"}]
+    spec = rows(tmp_path, [{"prompt": asked, "answer": "2"}, {"system": "s", "question": "1 and 2?", "answer": "3"}])
+    one, other = problems(spec, "all", 0, 0, CORPUS)
+    assert one.prompt == "0 and 2?" and one.chat == asked and one.answer == "2"
+    assert other.chat == [{"role": "system", "content": "s"}, {"role": "user", "content": "1 and 2?"}]
+
+
+def test_a_problem_without_an_answer_where_no_reward_needs_one(tmp_path: Path) -> None:
+    spec = rows(tmp_path, [{"prompt": f"{n}?"} for n in range(3)])
+    assert [p.answer for p in file_problems(spec, Rows.check, answered=False)] == [""] * 3
+    with pytest.raises(UserError, match="a problem needs prompt .* and answer"):
+        list(file_problems(spec, Rows.check))
+    with Rewards(("correct",)) as needing, Rewards(("truncated", "format")) as free:
+        assert needing.needed() == {"answer"} == needing.uses() and not free.needed()
+
+
+def test_repeated_and_disputed_problems_are_told_of(tmp_path: Path) -> None:
+    """A question is another problem with another answer or context, and the same one under another id."""
+    spec = rows(tmp_path, [
+        {"question": "x?", "answer": "1", "id": 1}, {"question": "x?", "answer": "1", "id": 2},
+        {"question": "x?", "answer": "2", "id": 3}, {"question": "x?", "answer": "1", "passage": "p", "id": 4},
+        *({"question": f"{n}?", "answer": "1"} for n in range(3))])
+    kept: list[Rows] = []
+    found = list(file_problems(spec, kept.append, uses=("answer",)))
+    assert [(p.prompt, p.answer, p.columns.get("passage")) for p in found[:3]] == [
+        ("x?", "1", None), ("x?", "2", None), ("x?", "1", "p")]
+    assert len(found) == 6
+    assert kept[0].telling() == (f"not used: passage (1 row, first {spec}:4); 1 rows repeat a problem, which is asked "
+                                 f"once; questions with several answers: 1 (first: {spec}:1 and {spec}:3)")
+
+
 @pytest.mark.parametrize(("row", "said"), [
     ({"prompt": "1+1"}, "a problem needs prompt"),
     ({"answer": "2"}, "a problem needs prompt"),
     ({"prompt": "", "answer": "2"}, "prompt is empty"),
-    ({"prompt": "1+1", "answer": None}, "answer is missing"),
+    ({"prompt": "1+1", "answer": None}, "a problem needs prompt"),
     ({"prompt": "1+1", "answer": ["2"]}, "answer is no text but list"),
     ({"prompt": "1+1", "answer": float("nan")}, "answer is no text but float"),
     ({"prompt": "1+1", "answer": "\ud800"}, "answer holds a lone surrogate"),
-    ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "prompt must be a text or one message of a user"),
+    ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "holds nothing that a user says"),
     ({"prompt": "1+1", "answer": "2", "completions": "x"}, "a column may not be called completions"),
 ])  # fmt: skip
 def test_rows_that_cannot_be_used(row: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_a_prompt_and_a_completion_are_read_as_they_are(family: str, tmp_path: P
     inner, named = t5_tokenizer() if family == "t5" else bart_tokenizer()
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named).save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    tokenizer = tokenizer_of(tmp_path, models.seq2seq_config(family))
+    tokenizer = tokenizer_of(tmp_path, models.seq2seq_config(family, vocab_size=1000))
     for prompt, completion in (("Where does Ben live?", "In Oslo."), (" two  spaces ", "\n12"), ("x", "")):
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         row, = answers_of(ChatRows.of(encode_chat(chat, tokenizer)))

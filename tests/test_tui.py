@@ -425,6 +425,25 @@ def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: li
 
 
 @pytest.mark.slow
+def test_the_form_refuses_what_has_no_effect_but_for_what_a_recipe_filled_in(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x"), "recipe": "minute",
+                                                       "model": str(run.stage("init").model)}))
+        await until_shown(pilot, "✓ ready")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        fields["optimizer"].put("adamw")   # the recipe's rate of Muon is nobody's wish
+        await until(pilot, lambda: "--optimizer=adamw" in app.screen._words)  # type: ignore[attr-defined]
+        assert not any("muon_learning_rate" in word for word in app.screen._words)  # type: ignore[attr-defined]
+        await until_shown(pilot, "✓ ready")
+        fields["muon_learning_rate"].put("0.5")
+        await until_shown(pilot, "✗ muon_learning_rate: has no effect")
+
+    play(tmp_path, script)
+
+
+@pytest.mark.slow
 def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
     for name in ("first", "second"):
         a_run(tmp_path, name)

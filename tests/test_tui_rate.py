@@ -687,3 +687,46 @@ def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) 
         assert [vote.outcome for vote in votes(run)] == ["all_bad", "ranked"]
 
     play(tmp_path, script)
+
+
+def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vote into a file that has no name any more would be shown as saved, and lost."""
+    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 1?")
+        with sqlite3.connect(run.path / "ratings.db") as raw:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (run.path / "ratings.db").rename(tmp_path / "moved.db")
+        await pilot.press("left")
+        await until_shown(pilot, "not saved", "was moved")
+        (tmp_path / "moved.db").rename(run.path / "ratings.db")
+        await until_shown(pilot, "pair 2/3", "Question 1?")
+        await pilot.press("left")
+        await until_shown(pilot, "Question 2?")
+
+    play(tmp_path, script, (120, 36))
+    assert len(votes(run)) == 2
+
+
+def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    run = a_run(tmp_path)
+    queue(run, 3)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("r")
+        await until_shown(pilot, "Question 0?")
+        with sqlite3.connect(run.path / "ratings.db") as raw:
+            raw.execute("UPDATE item SET shown = '[7, 0]' WHERE id = 2")
+        await pilot.press("left")
+        await until_shown(pilot, "is repaired", "Question 2?")
+
+    play(tmp_path, script, (120, 36))
+    assert len(votes(run)) == 1

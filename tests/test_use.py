@@ -311,6 +311,30 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, m
     assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
 
 
+def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that is too long is as if it had not been said: what stands before it is still there."""
+    shown, told = Screen(), Screen()
+    for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
+        monkeypatch.setattr(sys, name, stream)
+    seen: list[tuple[int, int]] = []
+    fits = talk.fitting_ids
+
+    def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
+        ids, kept = fits(first, turns, model, longest)
+        seen.append((len(turns), len(kept)))
+        return ids, kept
+    monkeypatch.setattr(talk, "fitting_ids", watched)
+    said = iter(["Hi!", "Hi! " * 5000, "Hi!", "H" * 95, ""])
+    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=20), lambda _: next(said))
+    assert seen == [(1, 1), (3, 1), (3, 3), (5, 1)]  # the third is asked with the first before it
+    err = told.getvalue()
+    assert err.count("That is too long: ") == 1 and "the first 4 turns are forgotten" in err
+    assert "the answer ends here" not in err
+    said = iter(["H" * 118, ""])  # 128 hold a start, this, an end, the answer's opening and a few tokens
+    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    assert "The context is full: the answer ends here." in told.getvalue()
+
+
 @pytest.mark.slow
 def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
     """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and in report.md."""
@@ -390,3 +414,25 @@ def test_what_a_template_refuses_is_the_person_s_to_know(place: Path) -> None:
         "{{ raise_exception('no system, please') }}"), {})
     with pytest.raises(UserError, match="no system, please"):
         od.generate(model=folder, prompt="hello", chat=True)
+
+
+def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: Path) -> None:
+    """In text that is not searched for; a setting goes before the file."""
+    file = place / "parrot" / "generation_config.json"
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 1e-9}))
+        code, _, err = typed("generate", "parrot", "hello", *LIKELIEST)
+        assert code == 2 and "repetition_penalty is 1e-09" in err
+        file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 50.0, "min_new_tokens": 2,
+                                    "do_sample": True, "temperature": 0.6}))
+        code, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3", *LIKELIEST)
+        assert code == 0 and "generation_config.json asks for min_new_tokens: what is drawn here does without" in err
+        assert "temperature" not in err  # greedy: nothing is drawn
+        model = load_model(place / "parrot", load_backend("torch", "cpu", "float32"))
+        assert talk.sampling(ChatConfig(model="-"), model).repetition_penalty == 50
+        assert talk.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty == 1.1
+        _, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3")
+        assert "asks for temperature 0.6; here the settings decide: temperature 0.8" in err
+    finally:
+        file.write_text(before)

@@ -104,7 +104,11 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     messages = [{"role": "system", "content": "be kind"}, *turns, {"role": "user", "content": "hello \ud800"}]
     (_, *_, done) = answers(model, ask("a", text=None, messages=messages))
     assert done["event"] == "done" and done["forgotten"] >= 2 and done["forgotten"] % 2 == 0
-    assert done["prompt_tokens"] + 16 <= 96
+    assert done["prompt_tokens"] + 24 <= 96  # a quarter of the context is the answer's
+    assert done["full"] == (not done["stopped"] and done["prompt_tokens"] + done["tokens"] == 96)
+    few = ask("a", text=None, messages=messages, sampling={"max_new_tokens": 2})
+    (_, *_, short) = answers(model, few)
+    assert short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]  # or less, where less is asked for
 
 
 @pytest.mark.parametrize(("request_", "says"), [

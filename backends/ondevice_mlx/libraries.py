@@ -48,7 +48,20 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
     cast = {n: p.astype(DTYPES[dtype]) if mx.issubdtype(p.dtype, mx.floating) and may(n) else p
             for n, p in tree_flatten(model.parameters())}
     library = MLXLibrary(model, cast, raw, ops, str(folder))
+    _need_head(folder, library, cast)
     return library, {n: cast[n] for n in library.shapes}
+
+
+def _need_head(folder: Path, library: MLXLibrary, weights: Params) -> None:
+    """Raises UserError where the folder's head is no copy of the table that mlx-lm takes in its place."""
+    table = weights[library.head.name]
+    if library.head.name == "lm_head.weight":
+        return
+    for file in weight_files(folder):
+        head = dict(mx.load(str(file))).get("lm_head.weight")  # type: ignore[call-overload]
+        if head is not None and not (head.shape == table.shape and mx.array_equal(head.astype(table.dtype), table)):
+            raise UserError("holds a head apart from its embeddings, which mlx-lm would leave out", where=str(folder),
+                            hint='where it is the model\'s, say "tie_word_embeddings": false in config.json')
 
 
 class MLXLibrary:

@@ -48,6 +48,10 @@ class TorchBackend:
         cast = DTYPES[dtype] if dtype else None
         host = {n: p.detach().to("cpu", cast if cast and p.is_floating_point() else p.dtype).contiguous()
                 for n, p in params.items()}
+        held: set[int] = set()
+        for name, p in host.items():  # safetensors refuses two names of one memory, as a head begins as a table's copy
+            host[name] = p.clone() if p.data_ptr() in held and p.numel() else p
+            held.add(p.data_ptr())
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
     def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:
@@ -56,7 +60,11 @@ class TorchBackend:
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 
     def array(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(x, order="C")).to(self._device, non_blocking=True)
+        host = torch.from_numpy(np.asarray(x, order="C"))
+        # from pinned memory alone may a copy go on behind us; on MPS one from other memory reads what is there later
+        if self.device == "cuda":
+            return host.pin_memory().to(self._device, non_blocking=True)
+        return host.to(self._device)
 
     def numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach()

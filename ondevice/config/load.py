@@ -13,16 +13,18 @@ from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice.config.effects import without_idle
 from ondevice.errors import UserError, nearest
 
 T = TypeVar("T")
 
 
-def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "", *, filled: Iterable[str] = ()) -> T:
     """A dataclass from a mapping of its fields; fields not named keep their defaults.
 
-    `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). Raises UserError: unknown key, missing key,
-    wrong type, `check()` not passed.
+    `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). `filled`: fields that a recipe has filled
+    in; those that have no effect beside the others are left at their defaults. Raises UserError: unknown key, missing
+    key, wrong type, `check()` not passed.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected keys and values, got {mapping!r}", where=where)
@@ -35,7 +37,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in mapping:
             raise UserError("is missing", where=join(where, name))
-    made = cls(**{key: convert(value, hints[key], join(where, key)) for key, value in mapping.items()})
+    values = {key: convert(value, hints[key], join(where, key)) for key, value in mapping.items()}
+    made = cls(**(without_idle(cls, values, filled) if filled else values))
     check = getattr(made, "check", None)
     if check is not None:
         try:

@@ -5,17 +5,21 @@ As in `stages`: a field's name is the flag's, the string under it is its help ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from ondevice.config.stages import StageConfig, TuningConfig
+from ondevice.config.drawing import check_temperature
+from ondevice.config.effects import only
+from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(StageConfig):
+class SampleConfig(RowsConfig, StageConfig):
     """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
 
     model: str = ""
@@ -40,18 +44,27 @@ class SampleConfig(StageConfig):
     """Longest response in tokens."""
     batch_size: int = 256
     """Responses written at the same time."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     gives = "ratings"
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(0, "prompts", "top_k")
         self._at_least(1, "max_new_tokens", "batch_size")
-        self._above(0, "temperature", "top_p")
+        self._above(0, "top_p")
+        check_temperature(self.temperature, greedy=False)
         self._between(0, 1, "top_p")
         self._between(2, 4, "responses")
+        parse_template_kwargs(self.chat_template_kwargs)
         if self.other and self.responses != 2:
             raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
+
+
+_OTHER_START = "the reference is a stage's start, and would be another one; begin with the finished stage as the model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +79,11 @@ class RaterConfig(StageConfig):
     """simulated: the rule rates at once. person: the run stops here until enough pairs are rated with ondevice rate."""
     ratings: str = ""
     """The ratings.db. Empty: the run folder's."""
-    right: float = 1.0
+    right: float = only(1.0, lambda cfg: cfg.rater == "simulated", "a person rates")
     """Points of the rule for the right answer."""
-    courtesy: float = 1.5
+    courtesy: float = only(1.5, lambda cfg: cfg.rater == "simulated", "a person rates")
     """Points of the rule for a line of courtesy after an answer."""
-    needed: int = 100
+    needed: int = only(100, lambda cfg: cfg.rater == "person", "the rule rates all pairs", "give rater: person too")
     """Usable pairs that a person must have rated before the run goes on."""
 
     gives = "ratings"
@@ -88,11 +101,12 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected, builtin[:RECIPE] (right answers and
-    others), or several with their shares of the pairs: mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected (for the loss kto also of prompt,
+    completion, label), builtin[:RECIPE] (right answers and others), or several with their shares of the pairs:
+    mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
-    held_share: float = 0.1
+    held_share: float = only(0.1, lambda cfg: not cfg.validation, "all of validation is held out")
     """Part of the prompts that is held out where no validation is given."""
     sequence_length: int = 256
     """Longest prompt and response together; longer pairs are left out and counted."""
@@ -115,6 +129,7 @@ class RewardConfig(PairsConfig):
     """The margin that a vote of strength 2 asks for between the two rewards; one of strength 1 asks for none."""
 
     gives = "reward"
+    without_effect = {"sample_every": "a reward model writes no answers"}
 
     def check(self) -> None:
         super().check()
@@ -129,10 +144,14 @@ class DPOConfig(PairsConfig):
     """sigmoid (DPO), robust, hinge, ipo, kto; without a reference: orpo, simpo."""
     beta: float = 0.1
     """How far the policy may move: larger stays closer (simpo: the scale, orpo: the weight of the odds)."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = only(0.0, lambda cfg: cfg.loss_type in ("sigmoid", "robust", "simpo"),
+                                  "this loss has no label smoothing", "sigmoid, robust and simpo have it")
     """Share of pairs whose labels are taken to be wrong (sigmoid, robust, simpo)."""
-    gamma: float = 0.5
+    gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "only simpo has a margin",
+                        "give --loss-type simpo too")
     """The margin of simpo."""
+
+    without_effect = {"continue_from": _OTHER_START}
 
     def check(self) -> None:
         super().check()
@@ -158,10 +177,14 @@ class RolloutConfig(TuningConfig):
     batch_size: int = 64
     """Completions of one micro-batch."""
 
+    without_effect = {"continue_from": _OTHER_START,
+                      "accumulate": "all micro-batches of a rollout are added before an update",
+                      "eval_batches": "it is measured on 64 held-out prompts"}
+
     def check(self) -> None:
         super().check()
         self._at_least(1, "prompts", "max_new_tokens", "rollout_batch")
-        self._above(0, "temperature")
+        check_temperature(self.temperature, greedy=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +205,7 @@ class PPOConfig(RolloutConfig):
     """Peak rate of AdamW, policy and value model."""
     kl_coef: float = 0.05
     """Price of moving away from the reference: taken from the reward of each token."""
-    target_kl: float = 0.0
+    target_kl: float = only(0.0, lambda cfg: cfg.kl_coef, "kl_coef is 0, and stays so", "give --kl-coef too")
     """Distance (nats a completion) that kl_coef is steered towards; 0: kl_coef stays as it is."""
     gamma: float = 1.0
     """Discount a token."""
@@ -190,7 +213,7 @@ class PPOConfig(RolloutConfig):
     """Lambda of the generalized advantage estimate."""
     clip: float = 0.2
     """How far a token's probability ratio counts."""
-    value_clip: float = 0.2
+    value_clip: float = only(0.2, lambda cfg: cfg.value_coef, "the value loss counts nothing", "give --value-coef too")
     """How far a value counts from what it was at the rollout."""
     value_coef: float = 0.1
     """Weight of the value loss."""
@@ -198,7 +221,7 @@ class PPOConfig(RolloutConfig):
     """Taken from the score of a completion that did not stop."""
     sft_coef: float = 0.0
     """Weight of the loss on chats beside it (PPO-ptx), which keeps earlier skills; 0: off."""
-    sft_data: str = "builtin"
+    sft_data: str = only("builtin", lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too")
     """These chats: a file, a folder, or builtin[:RECIPE]."""
     most_kl: float = 50.0
     """The stage stops with a diagnosis where the distance to the reference (nats a completion) passes this."""
@@ -212,6 +235,16 @@ class PPOConfig(RolloutConfig):
         self._at_least(0, "kl_coef", "target_kl", "value_coef", "sft_coef", "missing_eos_penalty")
         self._between(0, 1, "gamma", "lam")
         self._above(0, "clip", "value_clip", "most_kl")
+
+
+def _judged_apart(cfg: Any) -> bool:
+    """Whether some reward runs in a process of its own: a person's, or what text could hang."""
+    return bool(cfg.reward_file or {"regex", "json"} & set(cfg.judges())
+                or ("correct" in cfg.judges() and (cfg.answer == "boxed" or "gym:" in cfg.data)))
+
+
+_SEVERAL: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.updates > 1, "in the only update of a rollout the ratio is 1", "give --updates 2 or more too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,28 +267,31 @@ class GRPOConfig(RolloutConfig):
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo"] = "dapo"
     """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo), tokens of the
     micro-batch (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a completion."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = only(
+        "group", lambda cfg: cfg.loss_type != "dr_grpo" or cfg.scale_rewards == "none", "dr_grpo divides by none")
     """Whose standard deviation divides an advantage; dr_grpo means none."""
     updates: int = 1
     """Times that a rollout is learned from."""
-    clip: float = 0.2
+    clip: float = only(0.2, *_SEVERAL)
     """How far a probability ratio counts below 1."""
-    clip_high: float = 0.2
+    clip_high: float = only(0.2, *_SEVERAL)
     """The same above 1."""
     beta: float = 0.0
     """Weight of the distance to the stage's start (k3); 0: off."""
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
-    rewards: tuple[str, ...] = ("correct", "format", "truncated")
-    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language."""
+    rewards: tuple[str, ...] = ()
+    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language.
+    Unset: those of reward_file alone, or without one correct, format, truncated."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""
-    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those named."""
+    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those that rewards
+    names, or alone."""
     answer: str = "number"
     """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
-    reward_timeout: float = 10.0
-    """Seconds that a reward of your own may take for one rollout."""
+    reward_timeout: float = only(10.0, _judged_apart, "no reward of this run has a process of its own")
+    """Seconds that a reward of your own, or one that text could hang, may take for one rollout."""
 
     def check(self) -> None:
         super().check()
@@ -263,8 +299,11 @@ class GRPOConfig(RolloutConfig):
         self._at_least(1, "updates")
         self._above(0, "clip", "clip_high", "reward_timeout")
         self._at_least(0, "beta")
-        if not self.rewards and not self.reward_file:
-            raise UserError("names no reward", where="rewards", hint="correct is the usual one")
-        if self.reward_weights and len(self.rewards) != len(self.reward_weights):
-            raise UserError(f"{len(self.reward_weights)} weights for {len(self.rewards)} rewards",
-                            where="reward_weights", hint="give one for each")
+        if self.reward_weights and len(self.judges()) != len(self.reward_weights):
+            raise UserError(f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",
+                            where="reward_weights", hint="give one for each of --rewards, your own among them")
+
+    def judges(self) -> tuple[str, ...]:
+        """The rewards that are named, or else the usual ones; none where a file of one's own counts alone (as in TRL).
+        """
+        return self.rewards or (() if self.reward_file else ("correct", "format", "truncated"))

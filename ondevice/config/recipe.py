@@ -87,12 +87,13 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
     nearest), wrong types, values out of range.
     """
     where, mapping = _read(name)
-    for assignment in sets:
-        apply_set(mapping, _from_top(assignment, mapping))
+    changes = [_from_top(assignment, mapping) for assignment in sets]
+    for assignment in changes:
+        apply_set(mapping, assignment)
     wanted = {key: value for key, value in shared.items() if value not in (None, "auto")}
     if preference:
         mapping["preference"] = preference
-    return _resolve(mapping, where, wanted)
+    return _resolve(mapping, where, wanted, changes)
 
 
 def recipe_for(name: str, arch: str) -> str:
@@ -155,7 +156,7 @@ def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
     return f"stages.{assignment}" if known and "=" in assignment else assignment  # else it is told as it was typed
 
 
-def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) -> Recipe:
+def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any], changes: Sequence[str]) -> Recipe:
     known = ("name", "describe", "corpus", "exam", "preference", "prompts", "stages", *SHARED, *RECORDED)
     for key in mapping:
         if key not in known:
@@ -168,7 +169,8 @@ def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any]) 
     head = from_mapping(_Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where)
     corpus = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
     exam = from_mapping(ExamConfig, mapping.get("exam") or {}, join(where, "exam"))
-    stages = _one_way(_stages(mapping.get("stages"), join(where, "stages"), common, wanted), head.preference, where)
+    stages = _one_way(_stages(mapping.get("stages"), join(where, "stages"), common, wanted, _touched(changes)),
+                      head.preference, where)
     _for_one_architecture(stages, where)
     return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, exam=exam,
                   preference=head.preference, prompts=head.prompts, stages=stages)
@@ -221,7 +223,20 @@ class _Head:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
 
 
-def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, StageConfig]:
+def _touched(changes: Sequence[str]) -> dict[str, set[str]]:
+    """Stage → fields that `--set` has changed: stages.sft.steps=5 is {"sft": {"steps"}}."""
+    found: dict[str, set[str]] = {}
+    for assignment in changes:
+        path = [key.strip().replace("-", "_") for key in assignment.partition("=")[0].split(".")]
+        if path[0] == "stages" and len(path) > 2:
+            found.setdefault(path[1], set()).add(path[2])
+    return found
+
+
+def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str, Any],
+            touched: Mapping[str, set[str]]) -> dict[str, StageConfig]:
+    """What a recipe says for itself, and a change leaves without effect, is left out; what it says so without any
+    change is refused."""
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
     made = {}
@@ -230,5 +245,7 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
             raise UserError(f"unknown stage {name!r}", where=where, hint=nearest(str(name), STAGES))
         if not isinstance(settings, Mapping | None):
             raise UserError("expected keys and values", where=join(where, name))
-        made[name] = from_mapping(STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name))
+        filled = set(settings or {}) - touched[name] if name in touched else ()
+        made[name] = from_mapping(STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name),
+                                  filled=filled)
     return made

@@ -6,10 +6,13 @@ forms). `check()` answers a value out of range with a `UserError` that names the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
@@ -33,10 +36,12 @@ class StageConfig:
     """Go on from the newest complete checkpoint of this run."""
 
     gives = "policy"  # what the next stages find under its name: a model that writes, a reward model, or ratings
+    without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why
 
     def check(self) -> None:
-        """Raises UserError naming the first field that is out of range."""
+        """Raises UserError naming the first field that is out of range, or that has no effect beside the others."""
         self._at_least(0, "seed")
+        refuse_idle(self)
 
     def _at_least(self, low: float, *names: str) -> None:
         for name in names:
@@ -57,12 +62,42 @@ class StageConfig:
                 raise UserError(f"{value} is out of range", where=name, hint=f"give {low} to {high}")
 
 
+def _measured_often(cfg: Any) -> bool:
+    """Whether there are measurements before the end: at each save, too."""
+    return bool(cfg.eval_every or cfg.save_every)
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(StageConfig):
+class RowsConfig:
+    """What everything has that reads a person's rows."""
+
+    columns: tuple[str, ...] = ()
+    """What columns of your data are called otherwise: prompt=question,completion=reply."""
+    bad_share: float = 0.01
+    """Part of the rows that may be unreadable: these are left out and counted; more of them are an error."""
+
+    def check_rows(self) -> None:
+        """Raises UserError naming the field that is out of range."""
+        if not 0 <= self.bad_share < 1:
+            raise UserError(f"{self.bad_share:g} is out of range", where="bad_share", hint="give 0 to 1, less than 1")
+        for column in self.columns:
+            name, equals, there = column.partition("=")
+            if not (name and equals and there):
+                raise UserError(f"{column!r} does not say what is what", where="columns", hint="prompt=question")
+        names = [column.partition("=")[0] for column in self.columns]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{twice[0]!r} is there twice", where="columns", hint="name each once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RowsConfig, StageConfig):
     """What every stage that trains has: the optimizer, the schedule and the loop."""
 
     steps: int = 1000
     """Optimizer steps."""
+    continue_from: str = ""
+    """A finished stage of the same kind, or its run: its weights and its optimizer's state go on here for further
+    steps, with a schedule of their own."""
     limit: int = 0
     """Rows read of each source of the data at most, the first ones; 0: all."""
     batch_size: int = 16
@@ -73,7 +108,8 @@ class TrainingConfig(StageConfig):
     """muon: Muon for the blocks' matrices, AdamW for everything else."""
     learning_rate: float = 3e-4
     """Peak rate of AdamW."""
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = only(0.02, lambda cfg: cfg.optimizer == "muon", "the optimizer is not muon",
+                                     "give --optimizer muon too")
     """Peak rate of Muon."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
@@ -87,11 +123,14 @@ class TrainingConfig(StageConfig):
     """Largest global norm of the gradient; 0 turns clipping off."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate falls after the warm-up; wsd: constant, then linear over the last part."""
-    warmup_steps: int = 0
+    warmup_steps: int = only(0, lambda cfg: cfg.warmup_steps <= cfg.steps, "so long a warm-up never ends in this run",
+                             "give no more than --steps")
     """Steps over which the rate rises from 0."""
-    decay_fraction: float = 0.2
+    decay_fraction: float = only(0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd",
+                                 "give --schedule wsd too")
     """Part of the steps over which wsd decays."""
-    final_lr_fraction: float = 0.0
+    final_lr_fraction: float = only(0.0, lambda cfg: cfg.schedule != "constant", "the schedule is constant",
+                                    "give --schedule cosine, linear or wsd too")
     """The rate at the end, as a part of the peak."""
     checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
@@ -109,15 +148,16 @@ class TrainingConfig(StageConfig):
     """Newest checkpoints kept, beside the best one."""
     push_every: int = 0
     """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its own; 0: none."""
-    push_to: str = ""
+    push_to: str = only("", lambda cfg: cfg.push_every, "nothing is pushed", "give --push-every too")
     """Repository that checkpoints are pushed to: NAME or OWNER/NAME; it is private."""
-    patience: int = 0
+    patience: int = only(0, _measured_often, "it is measured at the end alone", "give --eval-every too")
     """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
-    take_best: bool = False
+    take_best: bool = only(False, _measured_often, "it is measured at the end alone", "give --eval-every too")
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
         self._at_least(0, "limit", "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
@@ -130,50 +170,54 @@ class TrainingConfig(StageConfig):
             check_repo_id(self.push_to, "push_to")
 
 
+_ADAPTER: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.adapter == "lora", "there is no adapter", "give --adapter lora too")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(TrainingConfig):
     """What every stage has that tunes a model which is there already: all of its weights, or an adapter beside them."""
 
     adapter: Literal["none", "lora"] = "none"
     """none: train all weights. lora: leave them as they are, 4- and 8-bit ones too, and train small matrices beside."""
-    lora_rank: int = 16
+    lora_rank: int = only(16, *_ADAPTER)
     """Rank of the matrices."""
-    lora_alpha: float = 32.0
+    lora_alpha: float = only(32.0, *_ADAPTER)
     """What they add is multiplied by alpha / rank."""
-    lora_rslora: bool = False
+    lora_rslora: bool = only(False, *_ADAPTER)
     """Multiply by alpha / sqrt(rank) instead (rsLoRA), which suits large ranks."""
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] = only((), *_ADAPTER)
     """Matrices that get an adapter: ends of names (q_proj,v_proj), or whole names with * (model.layers.2?.mlp.*).
     Unset: all matrices of the blocks."""
-    lora_whole: tuple[str, ...] = ()
+    lora_whole: tuple[str, ...] = only((), *_ADAPTER)
     """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
-    merge: bool = False
+    merge: bool = only(False, *_ADAPTER)
     """Leave whole weights with the adapter in them, not the adapter's folder."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
         self._at_least(1, "lora_rank")
         self._above(0, "lora_alpha")
-        if self.adapter == "none":
-            for name in ("lora_rslora", "lora_targets", "lora_whole", "merge"):
-                if getattr(self, name):
-                    raise UserError("there is no adapter", where=name, hint="give --adapter lora too")
-        elif self.optimizer == "muon":
+        parse_template_kwargs(self.chat_template_kwargs)
+        if self.adapter == "lora" and self.optimizer == "muon":
             raise UserError("muon is for whole matrices of the blocks", where="optimizer",
                             hint="adapters take adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig(StageConfig):
+class InitConfig(RowsConfig, StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
-    data: str = "builtin"
+    data: str = only("builtin", lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
     """Text that the tokenizer learns from: a file, a folder, builtin[:RECIPE], or several as for pretrain."""
-    limit: int = 0
+    limit: int = only(0, lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
     """Documents read of each source at most, the first ones; 0: all."""
     tokenizer: str = ""
     """Folder of a ready tokenizer; empty: train one on the data."""
-    vocab_size: int = 1024
+    vocab_size: int = only(1024, lambda cfg: not cfg.tokenizer, "the tokenizer is ready")
     """Tokens of the tokenizer that is trained, special ones included."""
     family: Family = "llama"
     """Architecture, in Hugging Face's names."""
@@ -204,11 +248,14 @@ class InitConfig(StageConfig):
     """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
     initializer_range: float = 0.02
     """Standard deviation of the head, and of everything where init is normal."""
-    embedding_std: float = 0.5
+    embedding_std: float = only(
+        0.5, lambda cfg: cfg.init == "fan_in" and not cfg.tie_word_embeddings and cfg.family != "bart",
+        "the embeddings are as the head, or all is normal", "leave it out, or untie them and give --init fan_in")
     """Standard deviation of the embeddings where init is fan_in and the head is untied."""
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                        "num_key_value_heads", "max_position_embeddings")
         self._at_least(0, "limit", "head_dim", "sliding_window")
@@ -233,6 +280,8 @@ class PretrainConfig(TrainingConfig):
     """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens: a.txt:2,b.jsonl:1."""
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
+    separator: str = ""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
@@ -250,6 +299,8 @@ class PretrainConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
+        if self.separator and self.data.partition(":")[0] == "builtin" and "," not in self.data:
+            raise UserError("the built-in corpus has none", where="separator", hint="leave it out")
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "mask_share")
         self._at_least(1, "mean_span")
@@ -274,7 +325,7 @@ class SFTConfig(TuningConfig):
     replay: str = ""
     """Plain text learned beside the chats, so that the model keeps what it knew: a file, a folder, or builtin[:RECIPE].
     Empty: none."""
-    replay_share: float = 0.1
+    replay_share: float = only(0.1, lambda cfg: cfg.replay, "there is no replay", "give --replay too")
     """Part of the tokens that are of this text."""
     chat_template: str = ""
     """Template for a base model that has none: chatml, plain or bare.
@@ -284,6 +335,9 @@ class SFTConfig(TuningConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+        if self.chat_template and self.chat_template_kwargs:
+            raise UserError(f"the template {self.chat_template} reads no further names", where="chat_template_kwargs",
+                            hint="leave one of the two out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,12 +353,15 @@ class ClassifyConfig(TrainingConfig):
     """Held-out rows; empty: the last part of the data (builtin has its own)."""
     text: str = "text"
     """Column of the text."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (a question and its answer, two sentences). Empty: none."""
     label: str = "label"
     """Column of the class."""
     sequence_length: int = 128
     """Longest text in tokens; longer ones are cut at the end and counted."""
 
     gives = "classifier"
+    without_effect = {"sample_every": "a classifier writes no answers"}
 
     def check(self) -> None:
         super().check()

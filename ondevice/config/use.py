@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.drawing import check_temperature
+from ondevice.config.stages import RowsConfig
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 
@@ -83,16 +86,26 @@ class SamplingConfig(UseConfig):
     """Draw among this many likeliest tokens only; 0: among all."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together have this probability."""
+    repetition_penalty: float | None = None
+    """More than 1 makes tokens that stand in the prompt or the answer already less likely. Empty: as the model's
+    generation_config.json says, else 1, which changes nothing."""
     seed: int = 0
     """Decides every draw."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
         self._between(1, float("inf"), "max_new_tokens")
-        self._between(0, float("inf"), "temperature", "top_k", "seed")
+        self._between(0, float("inf"), "top_k", "seed")
+        check_temperature(self.temperature)
+        if self.repetition_penalty is not None:
+            self._between(0.01, 100, "repetition_penalty")
         self._between(0, 1, "top_p")
         if self.top_p == 0:
             raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
+        parse_template_kwargs(self.chat_template_kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +138,9 @@ class GenerateConfig(SamplingConfig):
         if self.beams == 1 and self.length_penalty is not None:
             raise UserError("is for a search with beams", where="length_penalty",
                             hint="give --beams 4, or leave it out")
+        if self.chat_template_kwargs and not self.chat:
+            raise UserError("a text that is continued has no chat template", where="chat_template_kwargs",
+                            hint="give --chat too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +152,13 @@ class ChatConfig(SamplingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(UseConfig):
-    """Tell which class a text is of."""
+class TextConfig(UseConfig):
+    """What every use that reads one text has."""
 
     text: str = ""
     """The text. Empty: read it from stdin."""
     top: int = 5
-    """Likeliest classes shown."""
+    """Likeliest answers shown."""
 
     def check(self) -> None:
         super().check()
@@ -150,7 +166,17 @@ class LabelConfig(UseConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig(LabelConfig):
+class LabelConfig(TextConfig):
+    """Tell which class a text is of."""
+
+    pair: str = ""
+    """A second text that is read beside it, for a classifier of two texts. Empty: none."""
+    top: int = 5
+    """Likeliest classes shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillConfig(TextConfig):
     """Guess what is hidden in a text."""
 
     text: str = ""
@@ -160,7 +186,7 @@ class FillConfig(LabelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(SamplingConfig):
+class CompareConfig(RowsConfig, SamplingConfig):
     """The same prompts answered by two models, side by side."""
 
     other: str
@@ -174,6 +200,7 @@ class CompareConfig(SamplingConfig):
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._between(0, float("inf"), "limit")
         for name in ("other", "prompts"):
             if not getattr(self, name):
@@ -189,12 +216,12 @@ BY_ITSELF = ("problems", "preference", "win", "classes")  # tasks of `eval` whos
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(UseConfig):
+class EvalConfig(RowsConfig, UseConfig):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
-    """Held-out text, chats, problems, pairs or prompts: a file, a folder, hub:OWNER/NAME[/CONFIG][:SPLIT],
-    builtin[:RECIPE], for problems gym:NAME too."""
+    """Held-out text, chats, problems, pairs or prompts: a file, a folder,
+    hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT], builtin[:RECIPE], for problems gym:NAME too."""
     tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"], ...] = ()
     """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
     in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
@@ -204,6 +231,8 @@ class EvalConfig(UseConfig):
     """Examples of each task at most; 0: all."""
     text: str = "text"
     """Column of the text (classes)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (classes). Empty: none."""
     label: str = "label"
     """Column of the class (classes)."""
     answer: str = "number"
@@ -225,29 +254,44 @@ class EvalConfig(UseConfig):
     """win: the reward model that says which answer is better."""
     seed: int = 0
     """Decides the draws of `tries`, and a gym's problems."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
+        self.check_rows()
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
+        parse_template_kwargs(self.chat_template_kwargs)
+        if self.chat_template_kwargs and set(self.tasks) & {"text", "classes"}:
+            raise UserError("text and classes are measured without a chat template", where="chat_template_kwargs",
+                            hint="leave it out, or name other tasks")
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
             raise UserError("problems, preference, win and classes are measured by themselves", where="tasks",
                             hint="name one task")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(RowsConfig):
     """Data as a model will see it: examples with what is learned of them marked, and counts."""
 
     action: Literal["show"]
     """show: a few examples, and how many rows can be used."""
     data: str
-    """A file, a folder, or hub:OWNER/NAME."""
+    """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
-    form: Literal["auto", "text", "label", "chat", "preference", "prompt"] = "auto"
-    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo) or prompt (grpo,
-    ppo). auto: what the first row that can be read is; an encoder takes text with a label for label."""
+    form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
+    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
+    with loss_type kto) or prompt (grpo, ppo). auto: what the first row that can be read is; an encoder takes text with
+    a label for label."""
+    text: str = "text"
+    """Column of the text (label)."""
+    pair: str = ""
+    """Column of a second text that is read beside the first (label). Empty: none."""
+    label: str = "label"
+    """Column of the class (label)."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000
@@ -256,6 +300,11 @@ class DataConfig:
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
     chat_template: str = ""
     """Name of a template for a model that has none: chatml, plain or bare."""
+    separator: str = ""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
+    chat_template_kwargs: str = ""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
+    this name wins."""
     color: Literal["auto", "always", "never"] = "auto"
     """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours: by brackets."""
 
@@ -265,6 +314,8 @@ class DataConfig:
             raise UserError("no data was named", where="data", hint="ondevice data show FILE --model MODEL")
         if not self.model:
             raise UserError("no model was named", where="model", hint="give the model that is to learn from this data")
+        parse_template_kwargs(self.chat_template_kwargs)
+        self.check_rows()
         for name in ("examples", "limit", "sequence_length"):
             if getattr(self, name) < 0:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")

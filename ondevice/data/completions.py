@@ -17,6 +17,8 @@ from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch, bucket, eighths, pad_targets
 from ondevice.data.sources import RowSource
 from ondevice.data.stored import ChatRows
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import truncated
 from ondevice.errors import UserError
 
 Ids = Sequence[int] | NDArray[np.int32]
@@ -76,39 +78,56 @@ def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequen
 
 def answers_of(chats: ChatRows) -> Sequence[Row]:
     """Every answer of every chat, with all that stands before it as its prompt, made when it is asked for."""
+    return counted_answers(chats)[0]
+
+
+def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
+    """(`answers_of` the chats, how many cannot be learned: answers with nothing before them, chats without one)."""
     places = array("q")  # where the chat, the answer and what follows it begin
+    skipped = 0
     for start, end in zip(map(int, chats.starts), map(int, chats.ends), strict=True):
         mask = chats.mask[start:end]
         begins = np.flatnonzero(mask & ~np.append(False, mask[:-1]))
         ends = np.flatnonzero(mask & ~np.append(mask[1:], False)) + 1
+        skipped += not len(begins)
         for a, b in zip(begins.tolist(), ends.tolist(), strict=True):
             if a:
                 places.extend((start, start + a, start + b))
+            else:
+                skipped += 1
     each = np.array(places, np.int64).reshape(-1, 3)
 
     def row(number: int) -> Row:
         start, begin, end = each[number]
         return Row(chats.ids[start:begin], chats.ids[begin:end])
-    return Lazy(row, np.arange(len(each)))
+    return Lazy(row, np.arange(len(each))), skipped
+
+
+def fitted_row(row: Row, most: int, tokenizer: Tokenizer) -> Row:
+    """A prompt that is read beside its answer, and the answer, each within `most` tokens: the prompt is cut as
+    `truncated` cuts a text, the answer at its end."""
+    return Row(truncated(row.prompt, most, tokenizer), row.completion[:most])
 
 
 class CompletionSource(RowSource):
-    """Answers to prompts that are read beside them, in an order of their own each epoch. Of `truncated` rows
-    the prompt is cut at its beginning, the answer at its end."""
+    """Answers to prompts that are read beside them, in an order of their own each epoch; `fitted_row` says what becomes
+    of one that is too long. `truncated`: how many are, `cut_prompts` those of them whose prompt is; `skipped`: what
+    `counted_answers` leaves out."""
 
-    def __init__(self, rows: Sequence[Row], *, start: int, sequence_length: int, batch_size: int, accumulate: int = 1,
-                 seed: int = 0) -> None:
+    def __init__(self, rows: Sequence[Row], *, start: int, tokenizer: Tokenizer, sequence_length: int, batch_size: int,
+                 accumulate: int = 1, seed: int = 0, skipped: int = 0) -> None:
         if not rows:
             raise UserError("no chat has a token to learn", where="data", hint="give chats with answers")
-        self.start, self.examples, self.skipped = start, len(rows), 0
+        self.start, self.examples, self.skipped = start, len(rows), skipped
         self.truncated = sum(max(len(r.prompt), len(r.completion)) > sequence_length for r in rows)
-        self._rows, self._most = rows, sequence_length
+        self.cut_prompts = sum(len(r.prompt) > sequence_length for r in rows)
+        self._rows, self._most, self._tokenizer = rows, sequence_length, tokenizer
         super().__init__(len(rows), batch_size, accumulate, seed, "completions")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen = (self._rows[row] for _, row in group)
-        batch = completion_batch([Row(r.prompt[-self._most:], r.completion[:self._most]) for r in chosen],
-                                 self.batch_size, start=self.start)
+        batch = completion_batch([fitted_row(r, self._most, self._tokenizer) for r in chosen], self.batch_size,
+                                 start=self.start)
         del batch["member"]
         return batch
 
@@ -123,14 +142,19 @@ def source_batch(sources: Sequence[Ids], size: int) -> Batch:
     return {"source_ids": ids, "source_lengths": lengths}
 
 
-def text_batch(rows: Sequence[Ids], size: int, reads: str = "last") -> Batch:
+def text_batch(rows: Sequence[Ids], size: int, reads: str = "last", types: Sequence[Ids] | None = None) -> Batch:
     """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or `last` token. Who
-    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins."""
+    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins. `types` say of
+    each token which of two texts it is of; they come out as (R, T)."""
     width = bucket(max(len(row) for row in rows), finer=2)
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
         ids[r, :len(row)] = row
     batch: Batch = {"ids": ids, "positions": _positions(size, width)}
+    if types is not None:
+        batch["types"] = np.zeros((size, width), np.int32)
+        for r, row in enumerate(types):
+            batch["types"][r, :len(row)] = row
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
     if reads == "first":
         batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)

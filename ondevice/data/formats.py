@@ -4,31 +4,70 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ondevice.config.template_kwargs import TAKEN
+from ondevice.data.classes import NO_LABEL, LabelledText
+from ondevice.data.record import Record, carries
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 Chat = dict[str, Any]
 
 # What the speakers are called in ShareGPT's exports and their descendants.
 _SPEAKERS = {
     "system": "system", "developer": "system", "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
-    "model": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+    "model": "assistant", "function_call": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
 }
-_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking")
+_READ = ("role", "from", "content", "value", "function_call")
+_JSON = (str, int, float, bool, list, Mapping)
+_SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a message says beside its content
+_TEMPLATES_READ = ("name", "tool_call_id", "weight", *_SAID)
+"""What every template is helped to read of a message, or the loss: see rendering.py and learned_ranges.py."""
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
-_PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"))
+KWARGS = "chat_template_kwargs"
+"""A row's column of further names that its chat's template reads, as in TRL; it travels as the tools do."""
+_PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"),
+          ("question", "response"), ("query", "response"), ("query", "answer"))  # OpenOrca's, MetaMath's
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
+_ASKED = ("prompt", "question", "query")
+_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+"""What opens a turn where a chat is one text, as in Anthropic's HH-RLHF."""
 
 
 class BadRow(Exception):
     """A row that cannot be used; the text is the reason."""
+
+
+class Unlabelled(BadRow):
+    """A row whose class nobody has said: nothing is wrong with it, it is left out and counted."""
+
+
+def accounted(convert: Callable[[Record], T]) -> Callable[[Row], T]:
+    """A form whose rows are bad where they say a part of a chat that it has not taken up. What else it has not asked
+    for, the row itself remembers."""
+    @wraps(convert)
+    def door(row: Row) -> T:
+        record = Record.of(row)
+        made = convert(record)
+        nothing_lost(record)
+        return made
+    return door
+
+
+def nothing_lost(row: Record) -> None:
+    """Raises BadRow where a part of a chat was not asked for."""
+    if lost := [name for name in row.unused() if carries(name)]:
+        raise BadRow(f"{lost[0]} is there, and cannot be taken up in this form of row")
 
 
 def to_text(row: Row) -> str:
@@ -38,85 +77,260 @@ def to_text(row: Row) -> str:
         if not text:
             raise BadRow("the text is empty")
         return text
-    return "\n\n".join(message["content"] for message in to_chat(row)["messages"])
+    messages = to_chat(row)["messages"]
+    if apart := [name for name in (TOOLS, KWARGS) if name in messages[0]]:
+        raise BadRow(f"plain text has no place for {apart[0]} (sft takes chats)")
+    return "\n\n".join(_content_alone(message, "plain text") for message in messages)
 
 
-def to_label(row: Row, text: str, label: str) -> tuple[str, str]:
-    """(text, class) of a row with such columns."""
+def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
+    """A row's text and class, and the second text of the column `pair` where one is named. Raises Unlabelled where the
+    class is -1."""
     if not isinstance(row.get(text), str) or not row[text].strip():
-        raise BadRow(f"the column {text!r} holds no text")
-    if not isinstance(row.get(label), str | int):
-        raise BadRow(f"the column {label!r} holds no class")
-    return row[text], str(row[label])
+        raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
+    beside = row.get(pair) if pair else None
+    if pair and (not isinstance(beside, str) or not beside.strip()):
+        raise BadRow(f"the column {pair!r} holds no text{_columns(row, pair, 'pair')}")
+    found = row.get(label)
+    if not isinstance(found, str | int):
+        raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
+    if str(found) == str(NO_LABEL):
+        raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
+    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found),
+                        text_of(beside, pair) if pair else None)
 
 
-def to_chat(row: Row) -> Chat:
-    """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question."""
-    return {"messages": with_tools(_chat(row), row)}
+def _columns(row: Row, wanted: str, setting: str) -> str:
+    """For people: which columns there are, where the one that is wanted is not."""
+    if wanted in row:
+        return ""
+    return f": the columns are {', '.join(map(str, row))} (name one with --{setting})"
 
 
-def _chat(row: Row) -> list[Chat]:
+@accounted
+def to_chat(row: Record) -> Chat:
+    """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question;
+    what its columns say of a system prompt, of earlier turns and of tools is in it."""
+    if "completion" in row and isinstance(dict.get(row, "label"), bool):
+        raise BadRow("label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
+                     " learn the bad ones too")
+    return {"messages": with_tools(before(_chat(row), row), row)}
+
+
+def _chat(row: Record) -> list[Chat]:
     for key in ("messages", "conversations", "conversation"):
-        if isinstance(row.get(key), list):
+        if key in row and isinstance(row[key], list):
             return messages_of(row[key], key)
     for asked, answered in _PAIRS:
         if asked in row and answered in row:
             return _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)
-    if "instruction" in row and "output" in row:
-        return _alpaca(row)
+    for answered in ("output", "response"):
+        if "instruction" in row and answered in row:
+            return [{"role": "user", "content": _instruction(row)}, *_said(row[answered], "assistant", answered)]
+    if "chosen" in row and "rejected" in row:
+        raise BadRow("this is a pair, of chosen and rejected: reward and dpo take it")
     if "text" in row:
         raise BadRow("this row has a text and no chat")
-    raise BadRow(f"none of the known forms: {_FORMS}")
+    raise BadRow(f"none of the known forms: {_FORMS}{_there(row)}")
 
 
-def to_prompt(row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _there(row: Record) -> str:
+    return f" (it has {', '.join(list(row)[:8])})" if row else ""
+
+
+def before(messages: list[Chat], row: Record) -> list[Chat]:
+    """The chat after what the row's columns say came before it: `system` (or `system_prompt`), and `history`, a list of
+    messages or of [what was asked, what was answered]."""
+    earlier, history = [], row.get("history")
+    if isinstance(history, list) and history:
+        if all(isinstance(entry, list) and len(entry) == 2 for entry in history):
+            earlier = [turn for asked, answered in history
+                       for turn in _said(asked, "user", "history") + _said(answered, "assistant", "history")]
+        else:
+            earlier = messages_of(history, "history")
+    elif history:
+        raise BadRow("history is not a list of turns")
+    system = row.first("system", "system_prompt")
+    opening = messages[:1] if messages and messages[0]["role"] == "system" else []
+    if system is not None and (said := text_of(system, "system")).strip():
+        if opening and opening[0]["content"] != said:
+            raise BadRow("its column says another system prompt than its first message")
+        opening = opening or [{"role": "system", "content": said}]
+    if earlier and earlier[0]["role"] == "system":
+        opening, earlier = opening or earlier[:1], earlier[1:]
+    return [*opening, *earlier, *(messages[1:] if messages and messages[0]["role"] == "system" else messages)]
+
+
+def _instruction(row: Record) -> str:
+    """Alpaca's instruction with its input, or Dolly's with its context."""
+    asked, more = text_of(row["instruction"], "instruction"), row.first("input", "context") or ""
+    return f"{asked}\n\n{text_of(more, 'input')}" if more else asked
+
+
+@accounted
+def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The conversation up to the last thing that the user says, and the row's other columns."""
-    if isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": text_of(row["prompt"], "prompt")}]
-    elif isinstance(row.get("prompt"), list):
-        messages = messages_of(row["prompt"], "prompt")
-    elif isinstance(row.get("question"), str):
-        messages = [{"role": "user", "content": text_of(row["question"], "question")}]
+    asked = next((name for name in _ASKED if isinstance(dict.get(row, name), (str, list, int, float))), "")
+    if asked:
+        messages = _said(row[asked], "user", asked)
+    elif "instruction" in row:
+        messages = [{"role": "user", "content": _instruction(row)}]
     else:
         messages = _chat(row)
+    messages = before(messages, row)
     while messages and messages[-1]["role"] != "user":
         messages = messages[:-1]
     if not messages or not str(messages[-1]["content"]).strip():
         raise BadRow("holds nothing that a user says")
-    known = {k: v for k, v in row.items() if k not in ("prompt", "messages", "conversations", "completion", TOOLS)}
+    for name in ("answer", "kind"):
+        row.get(name)  # what rules and rewards read
+    known = {k: v for k, v in dict.items(row)
+             if k not in ("prompt", "messages", "conversations", "completion", "system", "system_prompt", "history",
+                          "functions", TOOLS, KWARGS)}
     return with_tools(messages, row), known
 
 
-def to_pair(row: Row) -> dict[str, Any]:
-    """{"prompt": messages, "chosen", "rejected"} of a row with these, strings or messages; without a prompt the two
-    share their beginning."""
+@accounted
+def to_pair(row: Record) -> dict[str, Any]:
+    """{"prompt": messages, "chosen", "rejected"} of a row with these, strings or messages, and what it says of
+    "strength", "margin" and "raters".
+
+    Where both are chats they may begin with the prompt, whether it stands by itself too or not; without one the two
+    share their beginning, as in TRL's `maybe_extract_prompt`. Texts of "Human:" and "Assistant:" are such chats.
+    """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None or rejected is None:
-        raise BadRow("a pair has chosen and rejected")
-    prompt = row.get("prompt", row.get("question"))
-    if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        raise BadRow("a pair has a prompt")
-    asked = messages_of(prompt, "prompt")
-    said = [_response(x) for x in (chosen, rejected)]
+        raise BadRow("a pair has chosen and rejected" + _of_another_form(row))
+    asked, as_text = _asked_of(row)
+    sides = [_turns(side, name, bool(asked)) for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    asked, sides = _prompt_apart(asked, sides, as_text)
+    said = [_response(side) for side in sides]
     if said[0] == said[1]:
         raise BadRow("chosen and rejected are the same")
-    return {"prompt": with_tools(asked, row), "chosen": said[0], "rejected": said[1]}
+    made: dict[str, Any] = {"prompt": with_tools(before(asked, row), row), "chosen": said[0], "rejected": said[1]}
+    for name, least in (("strength", 1.0), ("margin", -math.inf)):
+        if name in row:
+            made[name] = _number(row[name], name, least)
+    if isinstance(raters := row.get("raters"), list) and all(isinstance(rater, str) for rater in raters):
+        made["raters"] = list(raters)
+    return made
 
 
-def _response(value: Any) -> str:
+def is_judged(row: Row) -> bool:
+    """Whether a row is one completion with whether it is good, TRL's unpaired preferences."""
+    return "completion" in row and "label" in row and "chosen" not in row
+
+
+@accounted
+def to_judged(row: Record) -> dict[str, Any]:
+    """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it is good."""
+    if not is_judged(row):
+        raise BadRow("a completion that is judged has prompt, completion and label" + _there(row))
+    asked, _ = _asked_of(row)
+    if not asked:
+        raise BadRow("a completion that is judged has a prompt")
+    said = _turns(row["completion"], "completion", True)
+    if said[:len(asked)] == asked:
+        said = said[len(asked):]
+    label = row["label"]
+    good = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else label if label in (0, 1) else None
+    if good is None:
+        raise BadRow("label is not true or false")
+    return {"prompt": with_tools(before(asked, row), row), "completion": _response(said), "label": bool(good)}
+
+
+_VERDICTS = {"true": True, "false": False, "1": True, "0": False}  # as CSV has them
+
+
+def _of_another_form(row: Record) -> str:
+    """What else the row is, for a stage that wants pairs."""
+    if "completion" in row and isinstance(dict.get(row, "label"), bool):
+        return "; this is one completion that is good or bad: dpo --loss-type kto takes it"
+    with_answer = any(asked in row and answered in row for asked, answered in _PAIRS) or "instruction" in row
+    if with_answer or any(isinstance(dict.get(row, name), list) for name in ("messages", "conversations")):
+        return "; these are chats: sft takes them"
+    if isinstance(dict.get(row, "text"), str):
+        return "; this is a text: pretrain takes it"
+    return _there(row)
+
+
+def _asked_of(row: Record) -> tuple[list[Chat], bool]:
+    """(what the row says by itself that both responses answer, whether as a text); empty where it says nothing."""
+    asked = row.first(*_ASKED)
+    if isinstance(asked, str):
+        return _transcript(asked) or [{"role": "user", "content": text_of(asked, "prompt")}], True
+    if isinstance(asked, list):
+        return messages_of(asked, "prompt"), False
+    if asked is not None:
+        raise BadRow("a prompt is a text, or messages")
+    return ([{"role": "user", "content": _instruction(row)}], True) if "instruction" in row else ([], False)
+
+
+def _turns(side: Any, name: str, asked: bool) -> list[Chat]:
+    if isinstance(side, list):
+        return messages_of(side, name)
+    if not isinstance(side, str):
+        raise BadRow("a response is one text, or messages")
+    if not asked:
+        if not (found := _transcript(side)):
+            raise BadRow("a pair of texts has a prompt")
+        return found
+    return [{"role": "assistant", "content": text_of(side, "a response")}]
+
+
+def _transcript(text: str) -> list[Chat]:
+    """The turns of a text that begins with "Human:"; empty for any other. An "Assistant:" at its end opens a turn that
+    is yet to come."""
+    opening = _TURN.match(text)
+    if opening is None or opening[1] != "Human":
+        return []
+    parts = _TURN.split(text_of(text, "a chat"))[1:]
+    turns = [{"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+             for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
+
+
+def _prompt_apart(asked: list[Chat], sides: list[list[Chat]], as_text: bool) -> tuple[list[Chat], list[list[Chat]]]:
+    """The prompt, and what each side says after it."""
+    chosen, rejected = sides
+    shared = 0
+    while shared < min(map(len, sides)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    if not asked or (as_text and shared):
+        if not shared:
+            raise BadRow("a pair has a prompt")
+        if asked and asked[-1]["content"] not in [message["content"] for message in chosen[:shared]]:
+            raise BadRow("its prompt is not what chosen and rejected begin with")
+        return chosen[:shared], [side[shared:] for side in sides]
+    if shared and all(side[:len(asked)] == asked for side in sides):
+        return asked, [side[len(asked):] for side in sides]
+    return asked, sides
+
+
+def _number(value: Any, name: str, least: float) -> float:
+    """A number, or a text of one, as CSV has it."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        raise BadRow(f"{name} is not a number" + (f" of {least:g} or more" if math.isfinite(least) else ""))
+    return number
+
+
+def _response(said: list[Chat]) -> str:
     """May be empty: to say nothing, and stop, is a response that people rate."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
-        value = value[0].get("content")
-    if not isinstance(value, str):
-        raise BadRow("a response is one text, or one message")
-    return text_of(value, "a response")
+    if len(said) != 1 or said[0]["role"] != "assistant":
+        raise BadRow("a response is one text, or one message of the assistant")
+    return str(_content_alone(said[0], "a response"))
+
+
+def _content_alone(message: Row, what: str) -> Any:
+    """A message's content, where that is all that it says."""
+    for name in _SAID:
+        if message.get(name):
+            raise BadRow(f"a message has {name}, which {what} cannot say")
+    return message.get("content")
 
 
 def texts(rows: Rows) -> Iterator[str]:
@@ -142,18 +356,30 @@ def chats(rows: Rows) -> Iterator[Chat]:
 
 
 def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
-    """The chat, its first message holding the row's tools: a list of objects, or JSON of one."""
-    tools = row.get(TOOLS)
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise BadRow(f"tools is not JSON: {error}") from error
-    if not tools or not messages:
-        return messages
-    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+    """The chat, its first message holding the row's tools, a list of objects, and its `chat_template_kwargs`, an
+    object; or JSON of them. A function that is described by itself, as in `functions` and in ShareGPT's exports,
+    becomes a tool."""
+    tools, kwargs = _from_json(row, TOOLS if TOOLS in row else "functions"), _from_json(row, KWARGS)
+    if tools and (not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools)):
         raise BadRow("tools is no list of objects")
-    return [{**messages[0], TOOLS: _checked(tools, TOOLS)}, *messages[1:]]
+    if kwargs and not isinstance(kwargs, Mapping):
+        raise BadRow(f"{KWARGS} is not an object of names and values")
+    if kwargs and (taken := [name for name in TAKEN if name in kwargs]):
+        raise BadRow(f"{KWARGS} cannot give {taken[0]}")
+    tools = [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
+             for tool in tools or ()]
+    more = {key: _checked(value, key) for key, value in ((TOOLS, tools), (KWARGS, kwargs)) if value}
+    return [{**messages[0], **more}, *messages[1:]] if messages and more else messages
+
+
+def _from_json(row: Row, key: str) -> Any:
+    value = row.get(key)
+    if isinstance(value, str) and value.strip():
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"{key} is not JSON: {error}") from error
+    return value
 
 
 def messages_of(value: list[Any], key: str) -> list[Chat]:
@@ -164,15 +390,25 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
     for number, entry in enumerate(value, 1):
         if not isinstance(entry, Mapping):
             raise BadRow(f"{key}: message {number} is no object")
-        speaker = entry.get("role", entry.get("from"))
+        entry = Record.of(entry)
+        speaker = entry.first("role", "from")
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
             raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
-        content = entry.get("content", entry.get("value"))
-        kept = {name: _checked(entry[name], name) for name in _KEPT if entry.get(name) is not None}
-        if content is None and "tool_calls" in kept:
-            content = ""
-        messages.append({"role": role, "content": _content(content, f"{key}: message {number}"), **kept})
+        content = entry.first("content", "value")
+        # What a template may read of a message is the template's own affair, so every key goes on to it.
+        kept = {str(name): _checked(said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}")
+                for name, said in dict.items(entry)
+                if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
+        for name in _TEMPLATES_READ:
+            entry.get(name)
+        if speaker.lower() == "function_call":
+            kept["tool_calls"], content = _calls(content, f"{key}: message {number}"), None
+        elif "function_call" in entry:
+            kept["tool_calls"] = _calls(entry["function_call"], f"{key}: message {number}")
+        if content is not None or not kept.get("tool_calls"):
+            content = _content(content, f"{key}: message {number}")
+        messages.append({"role": role, "content": content, **kept})
     return messages
 
 
@@ -185,12 +421,25 @@ def _said(value: Any, role: str, key: str) -> list[Chat]:
     return [{"role": role, "content": text_of(value, key)}]
 
 
-def _alpaca(row: Row) -> list[Chat]:
-    asked, more = text_of(row["instruction"], "instruction"), row.get("input") or ""
-    asked = f"{asked}\n\n{text_of(more, 'input')}" if more else asked
-    system = [{"role": "system", "content": text_of(row["system"], "system")}] if row.get("system") else []
-    return [*system, {"role": "user", "content": asked},
-            {"role": "assistant", "content": text_of(row["output"], "output")}]
+def _calls(value: Any, what: str) -> list[Chat]:
+    """Tool calls of {"name", "arguments"}, of several, or of JSON of them: ShareGPT's, and OpenAI's older form."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f"{what}: its call is not JSON: {error}") from error
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
+        if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+            raise BadRow(f"{what}: its call has no name")
+        function = dict(_checked(call, what))
+        if isinstance(given := function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(given or "{}")
+            except (ValueError, RecursionError) as error:
+                raise BadRow(f"{what}: the arguments of its call are not JSON: {error}") from error
+        calls.append({"type": "function", "function": function})
+    return calls
 
 
 def _content(value: Any, what: str) -> str:

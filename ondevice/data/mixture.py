@@ -6,6 +6,7 @@ row is left out, and the source that is the largest for its weight is taken once
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def sources(data: str) -> tuple[Source, ...]:
 
 
 def _source(data: str, weight: float | None = None) -> Source:
-    return Source(str(Path(data).expanduser()) if data.startswith("~") else data, weight)
+    return Source(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
 
 
 def is_there(name: str) -> bool:
@@ -75,7 +76,7 @@ def is_there(name: str) -> bool:
 def is_file(name: str) -> bool:
     """Whether a file or folder of this name is here."""
     try:
-        return bool(name) and Path(name).expanduser().exists()
+        return bool(name) and Path(os.path.expanduser(name)).exists()
     except OSError:  # a long list of names is too long for one
         return False
 

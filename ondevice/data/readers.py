@@ -1,27 +1,67 @@
-"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, a folder of these, or a data set of the Hub.
+"""Files to rows: JSONL, JSON, CSV, Parquet, plain text, each also packed by gzip, a folder of these, or a data set of
+the Hub.
 
-A row that cannot be read is named (`file:line: reason`), counted and set aside; more than 1 % of them stops the run.
+A row that cannot be read is named (`file:line: reason`), counted and set aside; more than a share of them (1 %, where
+nobody says otherwise) stops the run.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
+import gzip
+import io
 import json
+import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.data.classes import NO_LABEL, class_columns, with_names
+from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
+from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
+from ondevice.data.record import Record, telling
 from ondevice.errors import UserError
 
 Row = dict[str, Any]
-Found = tuple[Row, str]
+Found = tuple[Record, str]
 
 LIMIT = 0.01
-_ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
-_TEXTS = {".txt", ".md", ".text"}
 _CHUNK = 1 << 20
+
+
+class Reading(NamedTuple):
+    """How rows are read: `columns`, "name=column" each, give a column the name that a form knows; `bad` is the share of
+    rows that may be."""
+
+    columns: tuple[str, ...] = ()
+    bad: float = LIMIT
+
+    @classmethod
+    def of(cls, cfg: Any) -> Reading:
+        """What the settings of a stage say."""
+        return cls(tuple(cfg.columns), cfg.bad_share)
+
+    def renamed(self, row: Row) -> Row | _Bad:
+        """The row under the names that its forms know. What else would make it another form keeps its name in
+        brackets."""
+        if not self.columns:
+            return row
+        named = dict(column.split("=", 1) for column in self.columns)
+        if missing := [column for column in named.values() if row.get(column) is None]:
+            return _Bad(f"has no column {missing[0]!r} (it has {', '.join(map(str, row))[:200]})", row)
+        rivals = {name for group in _RIVALS if group & set(named) for name in group}
+        rest = {f"[{key}]" if key in rivals else key: value for key, value in row.items()
+                if key not in named.values()}
+        return {**rest, **{name: row[column] for name, column in named.items()}}
+
+
+AS_IS = Reading()
+_RIVALS = ({"prompt", "question", "query", "instruction", "messages", "conversations", "conversation", "text"},
+           {"completion", "answer", "response", "output"})
+"""Names of which a row's form takes one."""
 
 
 class Part(str):
@@ -51,27 +91,42 @@ class _Bad(NamedTuple):
 
 class Rows:
     """Iterates (row, "file:line"), as often as wanted. Bad rows are in `rejected`, files of a folder that are neither
-    rows nor text in `ignored`.
+    rows nor text in `ignored`, and names that nobody asked a row for in `unused`.
 
-    The end of an iteration raises UserError where there was no row, or where more than 1 % were bad; whoever rejects
-    rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is trained on yet.
-    With a `limit` the first so many rows are all there is; a document in several parts is one.
+    The end of an iteration raises UserError where there was no row, or where more than `reading` allows were bad;
+    whoever rejects rows later calls `check` again. Not `strict`, it only counts: for looking at data that nothing is
+    trained on yet. With a `limit` the first so many rows are all there is; a document in several parts is one. `notes`
+    are what there is to say of the files.
     """
 
-    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0) -> None:
+    def __init__(self, spec: str, files: list[Path], ignored: list[Path], strict: bool = True, limit: int = 0,
+                 reading: Reading = AS_IS, notes: list[str] | None = None) -> None:
         self.spec, self.files, self.ignored, self.strict, self.limit = spec, files, ignored, strict, limit
+        self.reading, self.bad, self._of_files = reading, reading.bad, notes or []
         self.rejected: list[Rejected] = []
-        self.seen = 0
+        self.commit = ""  # of a data set of the Hub, once it is read
+        self.seen = self.unlabelled = 0
+        self.template = ""  # the chat template that the rows are for, where there is one
+        self.notes: list[str] = [*self._of_files]  # whoever converts the rows may have to say more of them
+        self._unused: dict[str, tuple[int, str]] = {}
+        self._open: tuple[Record, str] | None = None
 
     def __iter__(self) -> Iterator[Found]:
-        self.seen, self.rejected, whole = 0, [], 0
+        self.seen, self.unlabelled, self.rejected, self.notes, whole = 0, 0, [], [*self._of_files], 0
+        self._unused, self._open = {}, None
         for item, where in self._found():
             self.seen += 1
+            if not isinstance(item, _Bad):
+                item = self.reading.renamed(item)
             if isinstance(item, _Bad):
                 self.reject(where, item.reason, item.row)
                 goes_on = False
             else:
-                yield item, where
+                record = Record(item)
+                record.template = self.template
+                self._open = record, where
+                yield self._open
+                self._close()
                 goes_on = isinstance(text := item.get("text"), Part) and text.more
             whole += not goes_on
             if 0 < self.limit <= whole:
@@ -80,15 +135,48 @@ class Rows:
             raise UserError("no rows in it", where=self.spec, hint="give data that holds some")
         self.check()
 
+    @property
+    def unused(self) -> dict[str, tuple[int, str]]:
+        """Name → (how many rows have it, where the first one is), of what no one asked the rows for; of the rows that
+        were not rejected."""
+        self._close()
+        return dict(self._unused)
+
+    def telling(self) -> str:
+        """One line for people on what was not used, and of what is to be noted; empty where there is nothing to say."""
+        return "; ".join(filter(None, (telling(self.unused), *self.notes)))
+
+    def _close(self) -> None:
+        """Whoever asks for the next row is through with this one."""
+        if self._open is None:
+            return
+        row, where = self._open
+        self._open = None
+        if self.rejected and self.rejected[-1].where == where:
+            row.bad = True
+        for name in row.unused():
+            count, first = self._unused.get(name, (0, where))
+            self._unused[name] = count + 1, first
+
+    def _read_at(self, commit: str) -> None:
+        self.commit = commit
+
+    def leave_out(self) -> None:
+        """Counts a row without a class: it is not bad, and not used."""
+        self.unlabelled += 1
+
     def reject(self, where: str, reason: str, row: Any = None) -> None:
         """Sets a row aside. Raises UserError as soon as there is no doubt that too many are bad."""
         self.rejected.append(Rejected(where, reason, row))
-        if self.strict and len(self.rejected) > 100 and len(self.rejected) > 0.5 * self.seen:
+        if self.strict and len(self.rejected) > 100 and len(self.rejected) > max(0.5, self.bad) * self.seen:
             self._stop()
 
     def check(self) -> None:
-        """Raises UserError, naming the first, where more than 1 % of the rows were bad."""
-        if self.strict and len(self.rejected) > LIMIT * self.seen:
+        """Raises UserError, naming the first, where too many rows were bad, and where none has a class."""
+        if self.strict and self.unlabelled and self.unlabelled + len(self.rejected) == self.seen:
+            raise UserError(f"no row has a class: all say {NO_LABEL}", where=self.spec,
+                            hint="the test split of many sets has none; take another one")
+        if self.strict and len(self.rejected) > self.bad * self.seen:
             self._stop()
 
     def write_rejected(self, path: Path) -> None:
@@ -98,13 +186,17 @@ class Rows:
     def _stop(self) -> None:
         first = self.rejected[0]
         raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
-                        hint="mend them or take them out: at most 1 % may be")
+                        hint=f"mend them or take them out: at most {100 * self.bad:g} % may be; --bad-share allows "
+                             "more")
 
     def _found(self) -> Iterator[tuple[Row | _Bad, str]]:
-        if self.spec.startswith("hub:"):
-            yield from _hub(self.spec)
+        if self.spec.startswith(PREFIX):
+            yield from ((without_nulls(row), where) for row, where in hub_rows(self.spec, self._read_at))
         for file in self.files:
-            yield from _READERS[file.suffix.lower()](file)
+            try:
+                yield from _READERS[kind_of(file)](file)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise UserError(f"cannot be unpacked: {error}", where=str(file)) from error
 
 
 def add_lines(path: Path, lines: list[str]) -> int:
@@ -117,37 +209,31 @@ def add_lines(path: Path, lines: list[str]) -> int:
     return len(new)
 
 
-def read(spec: str | Path, *, strict: bool = True, limit: int = 0) -> Rows:
-    """Rows of a file, of all files of a folder, or of `hub:OWNER/NAME[/CONFIG][:SPLIT]`; the first `limit` (0: all).
+def read(spec: str | Path, *, strict: bool = True, limit: int = 0, split: str = "train",
+         reading: Reading = AS_IS) -> Rows:
+    """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`; the
+    first `limit` (0: all).
 
-    A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out.
-    Raises UserError for what does not exist or is of no known kind.
+    A text file is one document. In a folder that holds files of rows, text files beside them (a README) are left out;
+    of one that holds splits by name, `split` is read (see folders.py). Raises UserError for what does not exist or is
+    of no known kind.
     """
     name = str(spec)
     if name.startswith("gym:"):
         raise UserError("a gym has problems to reason about, which grpo and eval take", where=name, hint="give a file")
-    if name.startswith("hub:"):
-        return Rows(name, [], [], strict, limit)
-    path = Path(spec).expanduser()
+    if name.startswith(PREFIX):
+        HubSpec.parse(name)
+        return Rows(name, [], [], strict, limit, reading)
+    path = Path(os.path.expanduser(spec))
     if path.is_dir():
-        inside = sorted(f for f in path.rglob("*") if f.is_file()
-                        and not any(part.startswith(".") for part in f.relative_to(path).parts))
-        kinds = {f.suffix.lower() for f in inside}
-        wanted = _ROWS if kinds & _ROWS else _TEXTS
-        files = [f for f in inside if f.suffix.lower() in wanted]
-        if not files:
-            raise UserError("no data in this folder", where=name, hint=f"known: {_known()}")
-        return Rows(name, files, [f for f in inside if f not in set(files)], strict, limit)
+        found = listing(path, split)
+        return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)
     if not path.is_file():
-        raise UserError("no such file or folder", where=name, hint="hub:OWNER/NAME is a data set of the Hub")
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"cannot read {path.suffix or 'a file without an ending'}", where=name,
-                        hint=f"known: {_known()}")
-    return Rows(name, [path], [], strict, limit)
-
-
-def _known() -> str:
-    return " ".join(sorted(_ROWS | _TEXTS))
+        raise UserError("no such file or folder", where=name, hint=f"a data set of the Hub: {FORM}")
+    if kind_of(path) not in _READERS:
+        raise UserError(f"cannot read {kind_of(path) or 'a file without an ending'}", where=name,
+                        hint=f"known: {known()}")
+    return Rows(name, [path], [], strict, limit, reading)
 
 
 def _jsonl(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
@@ -206,19 +292,46 @@ def _json(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
         yield _object(row), f"{file}:row {number}"
 
 
+class _Lines:
+    """Lines of a file, and those of the row that is being read."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self.row = lines, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._lines:
+            self.row.append(line)
+            yield line
+
+    def opened(self) -> int | None:
+        """The line of this row, from 0, in which the quote opens that reaches into its last line; None without any."""
+        at = None
+        for number, line in enumerate(self.row[:-1]):
+            for _ in range(line.count('"')):
+                at = number if at is None else None
+        return at
+
+
 def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as raw:
         _refuse_utf16(raw.read(2), file)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines)
+    with io.TextIOWrapper(_open(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = _Lines(text)
+        reader = csv.DictReader(lines, strict=True)
         while True:
+            lines.row.clear()
+            before = reader.reader.line_num  # DictReader's own stands still at an error
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _Bad(f"not CSV: {error}", ""), f"{file}:{reader.line_num}"
+                if (opened := lines.opened()) is not None:  # what it has swallowed are rows too
+                    raise UserError("a quote opens here that is not closed before the next one, or never",
+                                    where=f"{file}:{before + opened + 1}",
+                                    hint="close it; within quotes a quote is written twice") from error
+                yield _Bad(f"not CSV: {error}", "".join(lines.row)[:1000]), f"{file}:{reader.reader.line_num}"
                 continue
             where = f"{file}:{reader.line_num}"
             if None in row:
@@ -304,37 +417,34 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     number = 0
     try:
         with parquet.ParquetFile(file) as source:
+            classes = class_columns(_features(source.schema_arrow.metadata))
             for batch in source.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield row, f"{file}:row {number}"
+                    yield with_names(without_nulls(row), classes), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
         raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
 
 
-def _hub(spec: str) -> Iterator[tuple[Row | _Bad, str]]:
+def _features(metadata: Any) -> dict[str, Any]:
+    """What the library datasets has written into a Parquet file of what its columns are; {} where it has not."""
     try:
-        import datasets
-    except ImportError as error:
-        from ondevice.distribution import install_hint
+        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, LookupError, TypeError):  # another program's key of that name: the rows are read all the same
+        return {}
+    return found if isinstance(found, dict) else {}
 
-        raise UserError("a data set of the Hub needs the library datasets", where=spec,
-                        hint=install_hint("data")) from error
-    name, _, split = spec.removeprefix("hub:").partition(":")
-    owner, *rest = name.split("/")
-    name, config = "/".join([owner, *rest[:1]]), "/".join(rest[1:]) or None
-    try:
-        rows = datasets.load_dataset(name, config, split=split or "train", streaming=True)
-    except Exception as error:  # the library raises its own, requests' and the Hub's errors
-        raise UserError(f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-                        where=spec, hint="hub:OWNER/NAME:SPLIT, or hub:OWNER/NAME/CONFIG:SPLIT") from error
-    for number, row in enumerate(rows, 1):
-        yield dict(row), f"{spec}:row {number}"
+
+def without_nulls(value: Any) -> Any:
+    """A row of a table: where its objects have a key and it has none, tables hold a null, which says nothing."""
+    if isinstance(value, dict):
+        return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _open(file: Path) -> Any:
     try:
-        return file.open("rb")
+        return gzip.open(file) if file.name.lower().endswith(PACKED) else file.open("rb")
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
 
@@ -345,4 +455,4 @@ def _refuse_utf16(head: bytes, file: Path) -> None:
 
 
 _READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-            **{suffix: _text for suffix in _TEXTS}}
+            **{suffix: _text for suffix in TEXTS}}

@@ -203,7 +203,8 @@ def fitted(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:
 
 def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
                     key: str | None = None) -> NDArray[Any]:
-    """All texts as one stream of ids (N,), each document closed by the end token: a memory map of a file in `folder`.
+    """All texts as one stream of ids (N,), each document closed by the end token, and opened by what the tokenizer
+    puts before a text: a memory map of a file in `folder`.
 
     The file is named by a digest of the tokenizer and of `key`, or of the texts where no key is given, and is reused
     when it exists. A `Part` that goes on in the next text gets no end token. Raises UserError where there is no text.
@@ -269,22 +270,27 @@ def _streams(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Ids, some documents at a time."""
     pieces: list[str] = []
     ends: list[bool] = []
-    waiting = 0
+    begins: list[bool] = []
+    waiting, goes_on = 0, False
     for text in texts:
         cut = _cut(text)
         pieces += cut
+        begins += [not goes_on] + [False] * (len(cut) - 1)
+        goes_on = isinstance(text, Part) and text.more
         ends += [False] * (len(cut) - 1) + [not (isinstance(text, Part) and text.more)]
         waiting += len(text)
         if waiting >= _CALL:
-            yield _joined(pieces, ends, tokenizer)
-            pieces, ends, waiting = [], [], 0
+            yield _joined(pieces, begins, ends, tokenizer)
+            pieces, begins, ends, waiting = [], [], [], 0
     if pieces:
-        yield _joined(pieces, ends, tokenizer)
+        yield _joined(pieces, begins, ends, tokenizer)
 
 
-def _joined(pieces: list[str], ends: list[bool], tokenizer: Tokenizer) -> list[int]:
+def _joined(pieces: list[str], begins: list[bool], ends: list[bool], tokenizer: Tokenizer) -> list[int]:
     joined: list[int] = []
-    for ids, end in zip(tokenizer.encode_batch(pieces), ends, strict=True):
+    for ids, begin, end in zip(tokenizer.encode_batch(pieces), begins, ends, strict=True):
+        if begin:
+            joined += tokenizer.prefix_ids
         joined += ids
         if end:
             joined.append(tokenizer.eos_id)

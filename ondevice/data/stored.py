@@ -20,10 +20,15 @@ from ondevice.data.chat import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
+# What is learned of a chat has changed since rows were first kept: they are made anew.
+_LEARNED = {"chats": " calls and thoughts", "pairs": " calls and thoughts"}
+
 
 def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
-    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place."""
-    return folder / f"{kind}-{hashlib.sha256(f'{tokenizer.sha256()} {key}'.encode()).hexdigest()[:20]}"
+    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place, and so
+    have chats of which an earlier version has taken other tokens for the assistant's."""
+    made = f"{tokenizer.sha256()} {key}{_LEARNED.get(kind, '')}"
+    return folder / f"{kind}-{hashlib.sha256(made.encode()).hexdigest()[:20]}"
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
@@ -96,10 +101,12 @@ class JsonLines(Sequence[Any]):
 
 
 class ChatRows(Sequence[ChatRow]):
-    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of each row among them."""
+    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of each row among them.
+    `keys` (rows, 2) uint64, where they are known: alike in rows of one chat; alike where the whole chat is."""
 
-    def __init__(self, ids: Any, mask: Any, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-        self.ids, self.mask, self.starts, self.ends = ids, mask, starts, ends
+    def __init__(self, ids: Any, mask: Any, starts: NDArray[np.int64], ends: NDArray[np.int64],
+                 keys: NDArray[np.uint64] | None = None) -> None:
+        self.ids, self.mask, self.starts, self.ends, self.keys = ids, mask, starts, ends, keys
 
     @classmethod
     def of(cls, rows: Iterable[ChatRow]) -> ChatRows:
@@ -112,9 +119,16 @@ class ChatRows(Sequence[ChatRow]):
                    np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]), places[:-1], places[1:])
 
     @classmethod
-    def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]]) -> ChatRows:
-        """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not there yet."""
-        made_once(path, lambda part: write_rows(part, rows()))
+    def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]],
+               keys: Callable[[], NDArray[np.uint64]] | None = None) -> ChatRows:
+        """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and then
+        their `keys`."""
+        def make(part: Path) -> None:
+            write_rows(part, rows())
+            if keys is not None:
+                (part / "keys").write_bytes(keys().astype(np.uint64).tobytes())
+
+        made_once(path, make)
         return mapped_rows(path)
 
     @classmethod
@@ -136,9 +150,14 @@ class ChatRows(Sequence[ChatRow]):
     def __getitem__(self, at: slice) -> ChatRows: ...
     def __getitem__(self, at: int | slice) -> ChatRow | ChatRows:
         if isinstance(at, slice):
-            return ChatRows(self.ids, self.mask, self.starts[at], self.ends[at])
+            return self.only(at)
         part = slice(int(self.starts[at]), int(self.ends[at]))
         return ChatRow(self.ids[part], self.mask[part])
+
+    def only(self, which: Any) -> ChatRows:
+        """Those of which `which` is true, or the numbers."""
+        return ChatRows(self.ids, self.mask, self.starts[which], self.ends[which],
+                        None if self.keys is None else self.keys[which])
 
     def __iter__(self) -> Iterator[ChatRow]:
         return (self[n] for n in range(len(self)))
@@ -164,7 +183,8 @@ def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
 def mapped_rows(folder: Path) -> ChatRows:
     """Memory maps of what `write_rows` has written."""
     places = mapped(folder / "starts", np.int64)
-    return ChatRows(mapped(folder / "ids", np.int32), mapped(folder / "mask", np.bool_), places[:-1], places[1:])
+    keys = mapped(folder / "keys", np.uint64).reshape(-1, 2) if (folder / "keys").is_file() else None
+    return ChatRows(mapped(folder / "ids", np.int32), mapped(folder / "mask", np.bool_), places[:-1], places[1:], keys)
 
 
 def mapped(file: Path, dtype: Any) -> NDArray[Any]:

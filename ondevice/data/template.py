@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes as nodes
 import jinja2.parser
 import jinja2.sandbox
@@ -54,6 +55,18 @@ def run_template(template: str, names: dict[str, Any]) -> str:
     if len(text) > most:
         raise _endless(f"writes more than {most:,} characters for one chat")
     return text
+
+
+@lru_cache(maxsize=16)
+def names_read(template: str) -> frozenset[str]:
+    """The names that the template reads, but those that it sets itself or has anywhere. Raises UserError for one that
+    cannot be read."""
+    try:
+        room = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
+        return frozenset(jinja2.meta.find_undeclared_variables(room.parse(template))
+                         - {*room.globals, "raise_exception", "strftime_now"})
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template cannot be read: {error}", where="chat_template") from error
 
 
 def _characters(value: Any) -> int:

@@ -26,12 +26,17 @@ from ondevice.randomness import permutation
 @dataclass(frozen=True)
 class TokenPair:
     """A chosen and a rejected completion of one prompt, stop tokens included. `by` names what tells them apart, where
-    that is known."""
+    that is known; `strength` is that of the votes, `margin` what the data itself says of how far the two lie apart.
+
+    A single completion that is good (`label` 1) or bad (-1) stands on both sides.
+    """
 
     chosen: Row
     rejected: Row
     strength: float = 1.0
     by: str = ""
+    margin: float = 0.0
+    label: int = 0
 
     @property
     def length(self) -> int:
@@ -44,9 +49,13 @@ class TokenPair:
 
 def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
     """Both responses as the model's template writes them, each ending with its stop token. Raises BadRow where the
-    template refuses them."""
+    template refuses them. A row of one completion and its label is a pair of it with itself."""
+    if "label" in row:
+        one = _completion(row["prompt"], row["completion"], tokenizer)
+        return TokenPair(one, one, label=1 if row["label"] else -1)
     made = [_completion(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")]
-    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""))
+    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""),
+                     row.get("margin", 0.0))
 
 
 def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:
@@ -71,13 +80,14 @@ def _completion(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Token
 class StoredPairs(Sequence[TokenPair]):
     """Pairs of which only those that are asked for are in memory.
 
-    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number.
+    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number, `strength`, `margin` and `label` (N,).
     """
 
     def __init__(self, rows: ChatRows, about: NDArray[np.float64], names: Sequence[str]) -> None:
         self._rows, self._names = rows, names
         self.held, self.voted, self.simulated = (about[:, n] > 0 for n in range(3))
-        self.source, self._strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
+        self.source, self.strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
+        self.margin, self.label = about[:, 6], about[:, 7].astype(np.int32)
 
     def places(self, start: int | None) -> NDArray[np.int64]:
         """(N,) tokens of a context that each pair takes, its longer side (see `completions.places`)."""
@@ -98,7 +108,8 @@ class StoredPairs(Sequence[TokenPair]):
             def sides() -> Iterator[ChatRow]:
                 for pair, row in pairs():
                     about.extend((row["held"], bool(row.get("raters")), bool(row.get("simulated")),
-                                  row.get("source", 0), pair.strength, names.setdefault(pair.by, len(names))))
+                                  row.get("source", 0), pair.strength, names.setdefault(pair.by, len(names)),
+                                  pair.margin, pair.label))
                     yield from map(_flat, (pair.chosen, pair.rejected))
 
             write_rows(part, sides())
@@ -108,7 +119,7 @@ class StoredPairs(Sequence[TokenPair]):
 
         made_once(path, make)
         names = json.loads((path / "names.json").read_text(encoding="utf-8"))
-        return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 6), names)
+        return cls(mapped_rows(path), mapped(path / "about", np.float64).reshape(-1, 8), names)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,7 +128,8 @@ class StoredPairs(Sequence[TokenPair]):
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         chosen, rejected = (_parted(self._rows[2 * at + side]) for side in (0, 1))
-        return TokenPair(chosen, rejected, float(self._strength[at]), self._names[int(self._by[at])])
+        return TokenPair(chosen, rejected, float(self.strength[at]), self._names[int(self._by[at])],
+                         float(self.margin[at]), int(self.label[at]))
 
 
 def _flat(row: Row) -> ChatRow:

@@ -1,7 +1,8 @@
 """The tokenizer: text to ids and back, read from and written to an ordinary Hugging Face folder.
 
-Nothing here adds a begin or end token by itself. Text is untrusted by default: `encode(text)` never yields a special
-token, however the text spells one; only text that a chat template wrote is encoded with `special=True`.
+Only `encode_document` and `encode_source` add the tokens with which a text begins or ends. Text is untrusted by
+default: `encode(text)` never yields a special token, however the text spells one; only text that a chat template wrote
+is encoded with `special=True`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
+from ondevice.data.tokenizer_settings import with_settings
 from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
@@ -54,6 +57,7 @@ _USUAL: dict[Any, dict[str, str]] = {
         "cls_token", "sep_token", "pad_token", "unk_token", "mask_token")},
     "t5": _PIECES, "mt5": _PIECES,
     "bart": {**_PIECES, "bos_token": "<s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}}
+_MORE_TEMPLATES = "additional_chat_templates"  # where transformers keeps the templates that are not the default
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -61,15 +65,20 @@ class Tokenizer:
     """Wraps `tokenizers.Tokenizer` and what tokenizer_config.json says beside it.
 
     `config` holds tokenizer_config.json without the chat template; `stops` are ids that end a text according to
-    generation_config.json or config.json.
+    generation_config.json or config.json. `rows`: how many tokens the model has embeddings for, where they are fewer.
     """
 
     def __init__(self, inner: Any, config: dict[str, Any], chat_template: str | None = None,
-                 stops: Sequence[int] = ()) -> None:
-        self.inner = inner
+                 stops: Sequence[int] = (), *, more_templates: Mapping[str, str] | None = None,
+                 template_kwargs: Mapping[str, Any] | None = None, rows: int | None = None) -> None:
         self.config = config
         self.chat_template = chat_template
+        self.more_templates = dict(more_templates or {})
+        self.template_kwargs = dict(template_kwargs or {})
+        self.rows = rows
         self._stops = tuple(stops)
+        self.inner = _flagged(inner, [*(_content(config.get(key)) for key in _NAMED),
+                                      *(_added_word(inner, i) for i in self._stops)])
         # The largest id counts, not the number of words: some vocabularies have gaps.
         self.vocab_size: int = 1 + max(inner.get_vocab(with_added_tokens=True).values())
         self.named: dict[str, str] = {key: word for key in _NAMED if (word := _content(config.get(key))) is not None}
@@ -86,37 +95,37 @@ class Tokenizer:
         self.cls_id: int = next((i for i in (cls, self.bos_id) if i is not None), self.sep_id)
         self.mask_id: int | None = self._named_id("mask_token")
         # Padding is never a target and never seen by a target, so any id will do where none is named.
-        self.pad_id: int = self.eos_id if pad is None else pad
+        self.pad_id: int = self.eos_id if pad is None or pad >= (rows or self.vocab_size) else pad
+        # What a template puts between contents is markup as well, whether or not the file calls it special.
+        self.inner = _flagged(self.inner, self._markup())
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and the chat template of a Hugging Face folder.
 
-        Raises UserError where tokenizer.json is absent or a file cannot be read.
+        Raises UserError where there is no tokenizer that can be read, and where two files contradict each other.
         """
         folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise UserError("no tokenizer.json in this folder", where=str(folder),
-                            hint="give a folder in Hugging Face's form")
-        try:
-            inner = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for a file that it cannot read
-            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
-                            hint="is the download whole?") from error
-        inner.no_truncation()
-        inner.no_padding()
         # special_tokens_map.json is an older place for the names; tokenizer_config.json wins.
         config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         told = [read_json(folder / name) for name in ("generation_config.json", "config.json")]
-        usual = _USUAL.get(told[1].get("model_type"), {})
+        inner = with_added_tokens(read_inner(folder, config, told[1]), folder, config)
+        side = inner.truncation["direction"].lower() if inner.truncation else None
+        inner.no_truncation()
+        inner.no_padding()
+        inner = with_settings(inner, config, told[1], str(folder / "tokenizer_config.json"))
+        usual = _USUAL.get(told[1].get("model_type"), {}) or _told_by_ids(inner, config, told)
         config |= {name: word for name, word in usual.items()
                    if config.get(name) is None and inner.token_to_id(word) is not None}
-        template = _template(folder, config.pop("chat_template", None))
+        if side not in (None, "right"):  # as transformers, which takes it from tokenizer.json
+            config.setdefault("truncation_side", side)
+        templates = _templates(folder, config.pop("chat_template", None))
+        template = templates.pop("default", None)
         stops: list[int] = []
         for ids in (one.get("eos_token_id") for one in told):
             stops += [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
-        return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None])
+        return cls(inner, config, template, [i for i in dict.fromkeys(stops) if inner.id_to_token(i) is not None],
+                   more_templates=templates)
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json (with the chat template) into `folder`."""
@@ -124,12 +133,17 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(self.inner.to_str(pretty=True), encoding="utf-8")
         config = dict(self.config)
-        if self.chat_template is not None:
+        if self.more_templates:
+            named = {**({} if self.chat_template is None else {"default": self.chat_template}), **self.more_templates}
+            config["chat_template"] = [{"name": name, "template": template} for name, template in named.items()]
+        elif self.chat_template is not None:
             config["chat_template"] = self.chat_template
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
         # A template file from an earlier save would win over the one in tokenizer_config.json.
         (folder / "chat_template.jinja").unlink(missing_ok=True)
+        for file in (folder / _MORE_TEMPLATES).glob("*.jinja"):
+            file.unlink()
 
     def with_template(self, template: str, special: Sequence[str] = ()) -> Tokenizer:
         """A copy with another chat template and with the special tokens that it needs, added where missing."""
@@ -137,7 +151,69 @@ class Tokenizer:
         if missing := [word for word in special if inner.token_to_id(word) is None]:
             inner = tokenizers.Tokenizer.from_str(self.inner.to_str())
             inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in missing])
-        return Tokenizer(inner, self.config, template, self._stops)
+        return Tokenizer(inner, self.config, template, self._stops, template_kwargs=self.template_kwargs,
+                         rows=None if missing else self.rows)
+
+    def for_rows(self, rows: int, folder: Path) -> Tokenizer:
+        """The tokenizer beside a model with so many embeddings. Tokens added beyond them (an image's, a padding) are no
+        fault until a text needs one. Raises UserError where its own words, or the end of text, are beyond them."""
+        if self.vocab_size <= rows:
+            return self
+        own = max(self.inner.get_vocab(with_added_tokens=False).values(), default=0)
+        if max(own, self.eos_id, *self._stops) >= rows:
+            raise UserError(f"the tokenizer has {self.vocab_size} tokens, the model {rows}", where=str(folder),
+                            hint="they do not belong together")
+        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
+                         template_kwargs=self.template_kwargs, rows=rows)
+
+    @cached_property
+    def beyond_rows(self) -> tuple[str, ...]:
+        """Tokens that the model has no embedding for."""
+        if self.rows is None:
+            return ()
+        return tuple(token.content for i, token in self.inner.get_added_tokens_decoder().items() if i >= self.rows)
+
+    def _readable(self, ids: list[int]) -> list[int]:
+        if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+            raise UserError(f"the text needs {self.inner.id_to_token(most)!r}, a token that the model has no row for",
+                            where="tokenizer", hint="leave it out of the text")
+        return ids
+
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
+        """A copy whose template is given further names. Raises UserError for one that it does not read."""
+        from ondevice.data.template import names_read
+
+        sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
+        read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
+        if unread := sorted(set(kwargs) - read):
+            raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
+                            hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
+        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
+                         template_kwargs={**self.template_kwargs, **kwargs}, rows=self.rows)
+
+    def template_for(self, tools: bool) -> str | None:
+        """The template of a chat with or without tools, as transformers chooses among named ones."""
+        return self.more_templates.get("tool_use", self.chat_template) if tools else self.chat_template
+
+    def _markup(self) -> list[str]:
+        """Added tokens that the chat template writes in a plain chat outside its contents, pairs of tags left out:
+        `<think>` and `</think>` are what an assistant says."""
+        from ondevice.data.rendering import markup
+
+        added = [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
+        return markup(self, added) if added and self.chat_template is not None else []
+
+    def ending_as(self, base: Tokenizer) -> Tokenizer:
+        """A copy that ends texts where `base` says so too: after its end of text, and all that its folder lists."""
+        words = [base.inner.id_to_token(i) for i in (*base._stops, base.eos_id)]
+        found = [self.inner.token_to_id(word) for word in words if word is not None]
+        return Tokenizer(self.inner, self.config, self.chat_template,
+                         [*self._stops, *(i for i in found if i is not None)])
+
+    def with_eos(self, word: str) -> Tokenizer:
+        """A copy whose end-of-text token is `word`; what ended texts before still does."""
+        return Tokenizer(self.inner, {**self.config, "eos_token": word}, self.chat_template,
+                         [*self._stops, self.eos_id])
 
     def padded_apart(self) -> Tokenizer:
         """A copy that pads with a token which ends no text, where there is one. Whoever takes the last token that is no
@@ -147,12 +223,30 @@ class Tokenizer:
             return self
         named = [self.named[key] for key in ("unk_token", "bos_token") if key in self.named]
         words = [word for word in [*named, *self.special] if self.inner.token_to_id(word) not in {*ends, None}]
-        return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template,
-                         self._stops) if words else self
+        return Tokenizer(self.inner, {**self.config, "pad_token": words[0]}, self.chat_template, self._stops,
+                         more_templates=self.more_templates, template_kwargs=self.template_kwargs,
+                         rows=self.rows) if words else self
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of `text`. special=False: a special token's name in the text stays text."""
-        return list((self.inner if special else self._text_only).encode(text, add_special_tokens=False).ids)
+        """Ids of `text`. special=False: a special token's name in the text stays text. Raises UserError, as all that
+        encode do, for a token that the model has no row for."""
+        inner = self.inner if special else self._text_only
+        return self._readable(list(inner.encode(text, add_special_tokens=False).ids))
+
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a plain text from its beginning: `encode` with `prefix_ids` before it."""
+        return [*self.prefix_ids, *self.encode(text)]
+
+    @cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a plain text by itself, as Llama's and Gemma's do with `<bos>`; nothing where
+        that is an encoder's token, which those who read with one put there themselves."""
+        if "cls_token" in self.named:
+            return ()
+        bare = self.inner.encode("a", add_special_tokens=False).ids
+        whole = self.inner.encode("a", add_special_tokens=True).ids
+        at = next((n for n in range(len(whole)) if whole[n:n + len(bare)] == bare), 0)
+        return tuple(whole[:at])
 
     def encode_source(self, text: str) -> list[int]:
         """Ids of a text that an encoder-decoder reads: with the tokens that its tokenizer puts around one, at the least
@@ -164,7 +258,13 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel; special tokens are never recognised."""
         # The fast call leaves out offsets, which nobody asked for.
-        return [e.ids for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self._readable(e.ids)
+                for e in self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_texts(self, texts: Sequence[str]) -> list[Any]:
+        """`tokenizers.Encoding` of each text, without the tokens around it; special tokens are never recognised."""
+        encodings: list[Any] = self._text_only.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
 
     def encode_spans(self, texts: Sequence[str]) -> list[Any]:
         """`tokenizers.Encoding` (ids, offsets in characters) of texts whose special tokens count as such."""
@@ -186,6 +286,8 @@ class Tokenizer:
     def sha256(self) -> str:
         """Digest of everything that decides ids: the vocabulary, the rules, the template, the named tokens."""
         parts = [self.inner.to_str(), self.chat_template or "", json.dumps(self.named, sort_keys=True)]
+        parts += [json.dumps(more, sort_keys=True) for more in (self.more_templates, self.template_kwargs) if more]
+        parts += [f"before each text: {self.prefix_ids}"] if self.prefix_ids else []
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def token_bytes(self, ids: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
@@ -439,26 +541,50 @@ def _content(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """{} where there is no file. Raises UserError for one that holds no JSON object."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise UserError("holds no JSON object", where=str(file))
-    return value
-
-
-def _template(folder: Path, value: Any) -> str | None:
-    """The chat template: its own file first, then tokenizer_config.json (a string, or a list of named ones)."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
+def _templates(folder: Path, value: Any) -> dict[str, str]:
+    """The chat templates by name, the only one as `default`: their own files first, then tokenizer_config.json (a
+    string, or a list of named ones)."""
     value = read_json(folder / "chat_template.json").get("chat_template", value)
     if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+        value = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    found = value if isinstance(value, dict) else {"default": value}
+    files = {"default": folder / "chat_template.jinja"} | {
+        file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    found = found | {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
+    return {str(name): template for name, template in found.items() if isinstance(template, str)}
+
+
+def _told_by_ids(inner: Any, config: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The names of special tokens where a folder has their ids alone, as GPT-2's: all where the tokenizer's own files
+    name none, else the end of text."""
+    wanted = ("eos_token",) if any(_content(config.get(name)) for name in _NAMED) else ("eos_token", "bos_token",
+                                                                                         "pad_token")
+    found: dict[str, str] = {}
+    for name in wanted:
+        ids = [one.get(f"{name}_id") for one in told]
+        first = next((i[0] if isinstance(i, list) and i else i for i in ids if i is not None and i != []), None)
+        if name not in config and isinstance(first, int) and (word := inner.id_to_token(first)) is not None:
+            found[name] = word
+    return found
+
+
+def _added_word(inner: Any, i: int) -> str | None:
+    token = inner.get_added_tokens_decoder().get(i)
+    return None if token is None else token.content
+
+
+def _flagged(inner: Any, words: Collection[str | None]) -> Any:
+    """The tokenizer with these words as special tokens at the ids that they have: what a folder names, stops at or puts
+    around a message is special whatever its flag says, as in transformers, and no text becomes one."""
+    added = {token.content: token for token in inner.get_added_tokens_decoder().values()}
+    plain = [word for word in dict.fromkeys(words) if word is not None and (
+        not added[word].special if word in added else inner.token_to_id(word) is not None)]
+    if not plain:
+        return inner
+    config = json.loads(inner.to_str())
+    for token in config["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in plain
+    made = tokenizers.Tokenizer.from_str(json.dumps(config, ensure_ascii=False))
+    made.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False)
+                             for word in plain if word not in added])
+    return made

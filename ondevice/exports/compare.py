@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend
+from ondevice.backend import Backend, load_backend
 from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_files import read_json
+from ondevice.errors import UserError
 from ondevice.losses import causal_lm_loss
+from ondevice.models.config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.folder import Model
+from ondevice.models.libraries_config import LibraryConfig
+from ondevice.models.names import quantised
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 
 PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"
@@ -85,3 +92,24 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
             part, seen = run(model.params, batch)
             nats, count = nats + float(backend.numpy(part)), count + float(backend.numpy(seen))
     return math.exp(nats / max(count, 1.0))
+
+
+def with_library(folder: Path, tokenizer: Tokenizer, mine: Model, backend: Backend) -> tuple[Gap | None, str]:
+    """(how far a folder, as it is read here, is from how transformers reads it; why the two were not compared). An
+    export is compared with our own reading: this tells whether that is right. `mine` is the folder's model."""
+    if not isinstance(mine.cfg, DecoderConfig) or mine.cfg.num_labels:
+        return None, "only models that go on with a text are"
+    if quantised(mine.params):
+        return None, "its weights are packed"
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        return None, f"{missing[0]} is not installed"
+    raw = read_json(folder / "config.json")
+    other = load_backend("torch", "cpu", "float32")
+    try:
+        library, params = other.open_library(folder, raw, "float32")
+    except UserError as error:
+        return None, error.message
+    theirs = Model(replace(LibraryConfig.parse(raw), lib=library), params, tokenizer, folder)
+    text = prompt_of(mine)
+    return gap(logits(theirs, other, text), logits(mine, backend, text)), ""

@@ -7,6 +7,7 @@ precision is lost, perplexity too. The folder is whole, and as near as its type 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,10 +20,11 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
 from ondevice.errors import UserError
 from ondevice.exports import gguf_file, mlx_adapter
-from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of
+from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
-from ondevice.exports.modelfile import modelfile
+from ondevice.exports.modelfile import modelfile, trims
 from ondevice.inert import inert
+from ondevice.models.config import DecoderConfig
 from ondevice.models.convert import quantised_model
 from ondevice.models.folder import Model, load_model, merged, write, write_model
 from ondevice.models.names import matrices, quantised
@@ -36,6 +38,9 @@ _LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16
 """By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the wrong place differs
 by more. What 4 bits do to a model has no bound; perplexity tells."""
 
+_READ = 1e-3
+"""The same between our reading of a folder and its library's, both in float32."""
+
 Made = tuple[Model, list[str]]
 
 
@@ -45,7 +50,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     nothing behind then."""
     cfg.check()
     folder = find_model(cfg.model)
-    out = Path(cfg.out or f"{name_of(folder)}-{cfg.to}").expanduser()
+    out = Path(os.path.expanduser(cfg.out or f"{name_of(folder)}-{cfg.to}"))
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError("is there already", where=str(out), hint="give another --out")
     if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
@@ -56,6 +61,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not packs(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
+    read = _as_the_library_reads(model, backend)
     with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
@@ -66,7 +72,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
         files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
     return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
             "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
-            "places": found.places, **perplexities, "notes": notes}
+            "places": found.places, **perplexities, "notes": [*notes, read]}
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -93,7 +99,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     file = aside / f"{name}-{cfg.written_type.upper()}.gguf"
     kept = gguf_file.write(file, model, backend, words, cfg.written_type, name)
     context = gguf_file.context_of(own)
-    text, told = modelfile(file.name, model.tokenizer, context, words.opens)
+    text, told = modelfile(file.name, model.tokenizer, context, words.opens, model.generation)
     (aside / "Modelfile").write_text(text, encoding="utf-8")
     notes = [f"splits text as llama.cpp's {words.pre!r}"]
     if words.differs:
@@ -106,12 +112,15 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
         notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
     if not told:
         notes.append("the chat template could not be put into the Modelfile: Ollama looks for one that it knows")
+    elif model.tokenizer.chat_template is not None and trims(model.tokenizer):
+        notes.append("the chat template takes white space off the ends of messages: Ollama leaves it where it is")
     return gguf_file.read(file, model, backend), notes
 
 
 def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
     whole = _whole(model, backend)
-    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type)
+    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type,
+                generation=model.generation)
     for file in (model.folder / beside for beside in _BESIDE):
         if file.is_file():
             shutil.copyfile(file, aside / file.name)
@@ -123,8 +132,10 @@ def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: s
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
     kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
-    return load_model(aside, backend), [f"{kept} matrices stay {dtype}: their rows are no whole number of "
-                                        f"{cfg.group_size}"] if kept else []
+    notes = [f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"] if kept else []
+    if isinstance(whole.cfg, DecoderConfig) and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope":
+        notes.append("mlx-lm takes the long factors of longrope for every text: short ones differ there")
+    return load_model(aside, backend), notes
 
 
 def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
@@ -166,6 +177,20 @@ def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
     return {"perplexity_before": perplexity(model, backend, documents),
             "perplexity_after": perplexity(back, backend, documents)}
+
+
+def _as_the_library_reads(model: Model, backend: Backend) -> str:
+    """What is said of how transformers reads the model's folder, or its base's. Raises UserError where it computes
+    something else: whatever were written would be another model."""
+    base = model if model.adapter is None else load_model(model.adapter.base, backend)
+    folder = base.folder
+    found, why = with_library(folder, base.tokenizer, base, backend)
+    if found is None:
+        return f"how the folder is read was not compared with transformers: {why}"
+    if not found.share <= _READ:
+        raise UserError(f"is read here otherwise than transformers does, by {found.largest:.3g} in a logit: nothing "
+                        "was written", where=str(folder), hint="please report it, with its config.json")
+    return f"the folder is read as transformers does: largest difference of a logit {found.largest:.2g}"
 
 
 def _need_near(found: Gap, cfg: ExportConfig) -> None:

@@ -46,6 +46,9 @@ def config_of(cfg: ModelConfig, where: str) -> DecoderConfig:
         raise UserError("llama.cpp's qwen2 has heads that are as wide together as the model", where=where)
     if cfg.rope_scaling and _kind(cfg) == "llama3" and ARCHITECTURES[cfg.model_type] != "llama":
         raise UserError("llama.cpp knows this rope scaling in Llama alone", where=where)
+    if cfg.rope_scaling and _kind(cfg) in ("yarn", "longrope"):
+        raise UserError(f"rope scaling {_kind(cfg)} is not written as GGUF here", where=where,
+                        hint="--to hf writes any model; llama.cpp's own converter reads that folder")
     return cfg
 
 

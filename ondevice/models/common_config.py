@@ -8,6 +8,8 @@ from typing import Any
 
 from ondevice.errors import UserError
 
+MULTI_LABEL, REGRESSION = "multi_label_classification", "regression"  # values of `problem_type`
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
@@ -23,6 +25,12 @@ class CommonConfig:
     label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def problem_type(self) -> str | None:
+        """What a classifier's scores are, in transformers' words; None: of one class a text."""
+        found: str | None = self.raw.get("problem_type") if self.num_labels else None
+        return found
 
 
 def whole(raw: Mapping[str, Any], name: str, usual: int, least: int = 1) -> int:

@@ -7,18 +7,23 @@ from typing import Any
 
 from ondevice.errors import UserError
 from ondevice.models.common_config import CommonConfig
+from ondevice.models.config_fields import Fields, refuse_unread
+from ondevice.models.rope_scaling import by_type, read_rope
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
             "gpt2": "GPT2LMHeadModel"}
+_LAYERS = {"full_attention", "sliding_attention"}
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
 _GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
          "n_positions": "max_position_embeddings", "n_inner": "intermediate_size",
          "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
 _WRITES, _JUDGES = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification"
-_CANNOT = {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
+_CANNOT: dict[str, tuple[Any, ...]] = {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
            "use_bidirectional_attention": (None, False), "scale_attn_by_inverse_layer_idx": (None, False),
-           "scale_attn_weights": (None, True), "add_cross_attention": (None, False)}
+           "scale_attn_weights": (None, True), "add_cross_attention": (None, False),
+           "is_encoder_decoder": (None, False), "cross_attention_hidden_size": (None,), "pruned_heads": (None, {}),
+           "tie_encoder_decoder": (None, False), "rope_interleaved": (None, False), "use_mrope": (None, False)}
 """Fields with the only values that we can honour."""
 
 
@@ -81,7 +86,8 @@ class DecoderConfig(CommonConfig):
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
         """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
         kind = raw["model_type"]
-        given, raw = raw, _defaults(kind, raw)
+        given, fields = dict(raw), Fields(raw)
+        raw = _defaults(kind, fields)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
@@ -98,16 +104,16 @@ class DecoderConfig(CommonConfig):
             if raw.get(name) not in known:
                 raise UserError(f"{raw[name]!r} is not known here", where=name)
         heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
-        theta, scaling = _rope(raw)
+        context = raw.get("max_position_embeddings") or 2048
+        head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
+        theta, scaling = (10000.0, None) if kind == "gpt2" else read_rope(raw, context, head_dim)
         windows = _windows(raw, kind, layers)
         eos = raw.get("eos_token_id")
-        return cls(
+        found = cls(
             model_type=kind, num_attention_heads=heads, num_hidden_layers=layers, rope_theta=theta,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+            num_key_value_heads=raw.get("num_key_value_heads") or heads, head_dim=head_dim,
             rope_scaling=scaling, windows=windows, thetas=_thetas(raw, kind, layers, theta, windows),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            max_position_embeddings=raw.get("max_position_embeddings") or 2048,
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), max_position_embeddings=context,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
             num_labels=num_labels(raw), label_names=label_names(raw),
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
@@ -115,6 +121,8 @@ class DecoderConfig(CommonConfig):
                                    "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id", "hidden_act",
                                    "query_pre_attn_scalar")
                if raw.get(n) is not None})
+        refuse_unread(fields)
+        return found
 
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
         """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's Llama reads the
@@ -174,20 +182,20 @@ def _judge(architecture: str) -> str:
     return ("Gemma3Text" if architecture == "Gemma3" else architecture) + _JUDGES
 
 
-def _defaults(kind: str, raw: dict[str, Any]) -> dict[str, Any]:
+def _defaults(kind: str, raw: Fields) -> Fields:
     """`raw` under the names that the other families have, with what a family means where it says nothing."""
     if kind == "gpt2":
-        named = {_GPT2.get(name, name): value for name, value in raw.items()}
+        named = raw.renamed(_GPT2)
         width = named.get("hidden_size")
         inner = named.get("intermediate_size") or (4 * width if isinstance(width, int) else None)
-        return {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, **named,
-                "intermediate_size": inner}
+        return named.with_defaults({"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+                                   intermediate_size=inner)
     if kind == "gemma3_text":
         known = {"head_dim": 256, "query_pre_attn_scalar": 256, "num_key_value_heads": 4, "tie_word_embeddings": True,
                  "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
-        return {**known, **raw, "hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh"}
+        return raw.with_defaults(known, hidden_act=raw.get("hidden_activation") or "gelu_pytorch_tanh")
     if kind == "smollm3":
-        return {"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4, **raw}
+        return raw.with_defaults({"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4})
     return raw
 
 
@@ -201,24 +209,11 @@ def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
     return {**out, "n_ctx": out["n_positions"]}
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """(base, scaling) of the rotation, of the layers with the whole context where Gemma has two."""
-    new = raw.get("rope_parameters") or {}
-    rope = {**(raw.get("rope_scaling") or {}), **(new.get("full_attention") or {} if _by_type(new) else new)}
-    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-    scaled = rope.get("rope_type", rope.get("type", "default")) != "default"
-    return float(theta), rope if scaled else None
-
-
-def _by_type(rope: dict[str, Any]) -> bool:
-    return "full_attention" in rope or "sliding_attention" in rope
-
-
 def _thetas(raw: dict[str, Any], kind: str, layers: int, theta: float, windows: tuple[int, ...]) -> tuple[float, ...]:
     """A base a layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one of their own."""
     if kind == "gemma3_text" and windows:
         new = raw.get("rope_parameters") or {}
-        local = (new.get("sliding_attention") or {}).get("rope_theta") if _by_type(new) else None
+        local = (new.get("sliding_attention") or {}).get("rope_theta") if by_type(new) else None
         return tuple(float(local or raw["rope_local_base_freq"]) if w else theta for w in windows)
     if kind != "smollm3":
         return ()
@@ -267,11 +262,14 @@ def _numbered(count: int) -> tuple[str, ...]:
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
     """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from `max_window_layers` on."""
     window = raw.get("sliding_window", 4096 if kind == "mistral" else 0) or 0
+    types = raw.get("layer_types")
+    if types and (not isinstance(types, list) or len(types) != layers or set(types) - _LAYERS):
+        raise UserError(f"{types!r} does not name one of {', '.join(sorted(_LAYERS))} for each of {layers} layers",
+                        where="layer_types")
     if not window or kind in ("llama", "gpt2"):
         return ()
     if kind in ("qwen2", "qwen3", "smollm3") and not raw.get("use_sliding_window"):
         return ()
-    types = raw.get("layer_types")
     if kind == "gemma3_text" and not types:
         every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
         return tuple(window if (i + 1) % every else 0 for i in range(layers))

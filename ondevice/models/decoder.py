@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
@@ -73,6 +73,19 @@ class Decoder:
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg
         self.head = Head(f"{self.table}.weight" if cfg.tie_word_embeddings else "lm_head.weight")
+        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic
+        self._tables = self._made()
+        self._root = np.array(cfg.hidden_size**0.5, np.float32)
+
+    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
+        """Base → (the longest text that they are for, tables of cos and sin), shortest first."""
+        cfg, out = self.cfg, dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]()
+        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)} - {0.0}:
+            room = cfg.max_position_embeddings
+            longer = rope.long_tables(cfg, room, theta)
+            out[theta] = [(longer[0] if longer else room, rope.tables(cfg, room, theta))]
+            out[theta] += [(room, longer[1])] if longer else []
+        return out
 
     def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
                checkpoint: bool = False) -> Array:
@@ -99,7 +112,7 @@ class Decoder:
         """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds the prompts (B, T).
         They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
         after."""
-        turns = self._turns(ops, positions)
+        turns = self._turns(ops, positions, lengths)
         x = self._enter(ops, params, ids, positions)
         keys, values = [], []
         blocks = split_layers(params, self.layers)
@@ -116,7 +129,7 @@ class Decoder:
         # rows that are done go on being decoded until the next look, past the end of the table where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
-        turns = self._turns(ops, at)
+        turns = self._turns(ops, at, cache.lengths + 1)
         x = self._enter(ops, params, ids, at)
         keys, values = [], []
         lengths = cache.lengths + 1
@@ -134,7 +147,7 @@ class Decoder:
         x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
         if self.cfg.model_type == "gemma3_text":
             # through the door, which rounds it to the compute type, as transformers does
-            x = x * ops.weight({"root": ops.constant(_root(self.cfg.hidden_size))}, "root")
+            x = x * ops.weight({"root": ops.constant(self._root)}, "root")
         return x
 
     def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
@@ -143,14 +156,20 @@ class Decoder:
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
-    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
-        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions."""
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
+        (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
-        longest = max(self.cfg.max_position_embeddings, positions.shape[-1])
+        at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         made: dict[float, Turn] = {}
-        for theta in {self.cfg.theta(i) for i in range(self.cfg.num_hidden_layers)} - {0.0}:
-            cos, sin = (ops.take(ops.constant(t), positions) for t in rope.tables(self.cfg, longest, theta))
+        for theta, (near, *longer) in self._tables.items():
+            cos, sin = (ops.take(ops.constant(t), at) for t in near[1])
             b, t, c = cos.shape
+            for _, tables in longer:
+                ends = ops.max(positions, -1) + 1 if lengths is None else lengths
+                beyond = (ends > near[0]).reshape(-1, 1, 1)
+                cos, sin = (ops.where(beyond, ops.take(ops.constant(far), at), one)
+                            for one, far in zip((cos, sin), tables, strict=True))
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
@@ -196,6 +215,9 @@ class GPT2(Decoder):
 
     layers, table = "transformer.h.", "transformer.wte"
 
+    def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
+        return {}  # its positions are learned
+
     def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
@@ -208,7 +230,7 @@ class GPT2(Decoder):
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
-    def _turns(self, ops: Ops, positions: Array) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
         return [None] * self.cfg.num_hidden_layers
 
     def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
@@ -236,8 +258,3 @@ def decoder_of(cfg: DecoderConfig) -> Decoder:
 def activation(ops: Ops, name: str, x: Array) -> Array:
     """By its name in config.json; `ACTIVATIONS` of `models/config.py` has the known ones."""
     return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")
-
-
-@lru_cache
-def _root(width: int) -> HostArray:
-    return np.array(width**0.5, np.float32)

@@ -31,6 +31,9 @@ class Encoder:
             self._blocks, self._body = "bert.encoder.layer.", self._bert_block
             own = "cls.predictions.decoder.weight"
             tied = Head("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
+        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic
+        self._tables = {theta: rope.plain_tables(cfg.max_position_embeddings, cfg.head_dim, theta)
+                        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)}}
         self.head = tied if cfg.tie_word_embeddings else Head(own)  # its bias stands beside it
 
     def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
@@ -60,9 +63,8 @@ class Encoder:
 
     def _angles(self, ops: Ops, positions: Array) -> dict[float, Angles]:
         """cos and sin (B, 1, T, C / 2) of the positions, by their base; unused where positions are learned."""
-        cfg, out = self.cfg, {}
-        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)}:
-            tables = rope.plain_tables(cfg.max_position_embeddings, cfg.head_dim, theta)
+        out = {}
+        for theta, tables in self._tables.items():
             cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
             b, t, c = cos.shape
             out[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)

@@ -8,6 +8,7 @@ from typing import Any
 from ondevice.errors import UserError
 from ondevice.models.common_config import CommonConfig, number, whole
 from ondevice.models.config import label_names, label_table, num_labels
+from ondevice.models.config_fields import Fields, refuse_unread
 
 ENCODERS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}
 _FILLS, _JUDGES = "ForMaskedLM", "ForSequenceClassification"
@@ -16,8 +17,10 @@ _WHOLE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 # What would change the numbers and is not built: a field that says so is refused, not passed over.
 _FIXED: dict[str, dict[str, Any]] = {
     "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False,
-             "add_cross_attention": False},
-    "modernbert": {"hidden_activation": "gelu", "classifier_activation": "gelu", "decoder_bias": True}}
+             "add_cross_attention": False, "is_encoder_decoder": False, "cross_attention_hidden_size": None,
+             "pruned_heads": {}, "tie_encoder_decoder": False, "embedding_size": None},
+    "modernbert": {"hidden_activation": "gelu", "classifier_activation": "gelu", "decoder_bias": True,
+                   "is_encoder_decoder": False, "position_embedding_type": "absolute", "partial_rotary_factor": 1.0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +62,13 @@ class EncoderConfig(CommonConfig):
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> EncoderConfig:
         """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
-        kind = raw["model_type"]
+        kind, given = raw["model_type"], dict(raw)
+        raw = Fields(raw)
         for name in _WHOLE:
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
         for name, only in _FIXED[kind].items():
-            if raw.get(name, only) != only:
+            if raw.get(name) not in (None, only):
                 raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
         if raw["hidden_size"] % raw["num_attention_heads"]:
             raise UserError("must divide hidden_size", where="num_attention_heads")
@@ -75,13 +79,15 @@ class EncoderConfig(CommonConfig):
         eos = raw.get("eos_token_id")
         own = _modern(raw) if kind == "modernbert" else {
             "norm_eps": number(raw, "layer_norm_eps", 1e-12), "type_vocab_size": whole(raw, "type_vocab_size", 2)}
-        return cls(
+        found = cls(
             model_type=kind, eos_token_id=eos[0] if isinstance(eos, list) else eos, num_labels=labels,
-            label_names=label_names(raw), dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
+            label_names=label_names(raw), dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", True)),
             initializer_range=number(raw, "initializer_range", 0.02),
             **{name: raw[name] for name in _WHOLE},
             **{name: raw[name] for name in ("bos_token_id", "pad_token_id") if raw.get(name) is not None}, **own)
+        refuse_unread(raw)
+        return found
 
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
         """As transformers 4 and 5 read it: ModernBERT's rope and its pattern of layers are written both ways."""
@@ -142,6 +148,7 @@ def _modern(raw: dict[str, Any]) -> dict[str, Any]:
         if scaled or raw.get("rope_scaling"):
             raise UserError("scaled rotary positions are not known here", where="rope_parameters")
         theta[name] = number(own, "rope_theta", number(rope, "rope_theta", number(raw, name, usual)))
+    raw.get("layer_norm_eps")  # published folders have it; it was never read, by ModernBERT's own code neither
     return {"norm_eps": number(raw, "norm_eps", 1e-5), "norm_bias": bool(raw.get("norm_bias", False)),
             "attention_bias": bool(raw.get("attention_bias", False)), "mlp_bias": bool(raw.get("mlp_bias", False)),
             "head_bias": bool(raw.get("classifier_bias", False)),

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from ondevice.backend import Backend, Params
-from ondevice.data.chat import add_template
-from ondevice.data.tokenizer import Tokenizer, read_json
+from ondevice.data.chat import add_template, turn_end
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.architectures import ModelConfig, load_config
@@ -22,16 +21,20 @@ from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.models.generation_settings import generation_settings
 from ondevice.models.libraries import LibraryNetwork
 from ondevice.models.libraries_config import LibraryConfig
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, is_adapter, placed
 from ondevice.models.names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.network import network, writes
+from ondevice.models.peft_heads import settled
 from ondevice.models.quant import dequantised
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensors import read_tensors
+from ondevice.models.ties import as_the_file_ties
 
+GENERATION = "generation_config.json"
 SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -50,13 +53,14 @@ class Adapter:
 @dataclass(frozen=True)
 class Model:
     """A network's shape with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`,
-    its tensors stand beside the weights (`lora.py`)."""
+    its tensors stand beside the weights (`lora.py`). `generation`: what generation_config.json says."""
 
     cfg: ModelConfig
     params: Params
     tokenizer: Tokenizer
     folder: Path
     adapter: Adapter | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
@@ -90,14 +94,15 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    _need_same_words(tokenizer, cfg, folder)
-    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder)
+    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder, generation=generation_of(folder))
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
     """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
-    prompt with its answer behind it, the second reads a prompt and writes an answer as they are."""
-    tokenizer = Tokenizer.load(folder)
+    prompt with its answer behind it, the second reads a prompt and writes an answer as they are. Raises UserError where
+    the tokenizer's own words are more than the model has rows for; tokens that were added beyond them are refused where
+    a text needs one."""
+    tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
     name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
     return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
@@ -137,7 +142,10 @@ def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
-    return take(_read_files(folder, backend, dtype), cfg, str(folder), body)
+    said, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
+    if said != cfg:
+        raise UserError("holds a head of its own, where this model's is tied", where=str(folder))
+    return take(found, cfg, str(folder), body)
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
@@ -149,9 +157,7 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
-    found = _read_files(folder, backend, dtype)
-    if isinstance(cfg, Seq2SeqConfig) and own_head(found, backend):
-        cfg = replace(cfg, tie_word_embeddings=False)
+    cfg, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
     return cfg, take(found, cfg, str(folder), body)
 
 
@@ -175,10 +181,9 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base = base_folder(folder)
     whole, params = _read_whole(base, backend, load_config(base), dtype)
-    found = _without_tied_head(peft.read(folder, backend), whole, folder, backend)
+    whole, params, found = settled(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
     cfg = _changed(whole, found.whole)
-    tokenizer = tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base, cfg)
-    _need_same_words(tokenizer, cfg, folder)
+    tokenizer = _adapters_tokenizer(folder, base, cfg)
     known = matrices(cfg)
     adapters: Params = {}
     for name, pair in found.pairs.items():
@@ -188,8 +193,39 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
         adapters |= placed(name, pair, INHERITED, backend)
     named, revision = snapshot.name_of(base)
     model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
-                  Adapter(named, revision, frozenset(found.whole)))
+                  Adapter(named, revision, frozenset(found.whole)), generation_of(folder))
     return merged(model, backend) if merge and not quantised(params) else model
+
+
+def _adapters_tokenizer(folder: Path, base: Path, cfg: ModelConfig) -> Tokenizer:
+    """The adapter's tokenizer, or its base's. Texts end where the base says so too; where the adapter's folder is one
+    that `write` has left, the end of text is the base's again (`_told_end`)."""
+    if not (folder / "tokenizer.json").is_file():
+        return tokenizer_of(base, cfg)
+    own = tokenizer_of(folder, cfg)
+    if not (base / "tokenizer.json").is_file():
+        return own
+    before = tokenizer_of(base, cfg)
+    word = before.named.get("eos_token")
+    if (folder / GENERATION).is_file() and word is not None and own.inner.token_to_id(word) is not None:
+        own = own.with_eos(word)
+    return own.ending_as(before)
+
+
+def _told_end(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer as an adapter's folder has it: with the token that ends a turn as its end of text. transformers
+    takes the settings of generation from the base, which may know nothing of the turns that were learned; whoever
+    passes on the tokenizer's end of text stops where the adapter does."""
+    end = turn_end(tokenizer)
+    word = None if end is None else tokenizer.inner.id_to_token(end)
+    return tokenizer if word is None or end == tokenizer.eos_id else tokenizer.with_eos(word)
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """What generation_config.json of a model's folder says, of an adapter's its base's under its own. Raises UserError
+    for a file that cannot be read, and where an adapter's base is not to be had."""
+    base = whole_folder(folder)
+    return {**generation_settings(base), **({} if folder == base else read_json(folder / GENERATION))}
 
 
 def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
@@ -199,17 +235,6 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
         cfg = replace(cfg, num_labels=int(score.shape[0]))
     embeddings = whole.get(table(cfg))
     return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
-
-
-def _without_tied_head(found: peft.Found, cfg: ModelConfig, folder: Path, backend: Backend) -> peft.Found:
-    """The adapter without the copy of a tied head that PEFT keeps. Raises UserError where it is no copy any more."""
-    head, embeddings = found.whole.get("lm_head.weight"), found.whole.get(table(cfg))
-    if head is None or embeddings is None or not cfg.tie_word_embeddings:
-        return found
-    if not np.array_equal(backend.numpy(head), backend.numpy(embeddings)):
-        raise UserError("has a head apart from its base's embeddings, to which it is tied", where=str(folder),
-                        hint="merge it with PEFT first")
-    return replace(found, whole={name: p for name, p in found.whole.items() if name != "lm_head.weight"})
 
 
 def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
@@ -224,7 +249,9 @@ def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> P
     missing = [name for name in judging(cfg) if name not in params and name not in whole]
     if missing:
         raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
-    return {**of_model(params, cfg), **whole}
+    replaced = {name.removesuffix(".weight") for name in whole}  # of one that was packed, nothing else is left
+    return {**{name: p for name, p in of_model(params, cfg).items() if is_adapter(name)
+               or not name.endswith((".scales", ".biases")) or name.rpartition(".")[0] not in replaced}, **whole}
 
 
 def of_model(params: Params, cfg: ModelConfig) -> Params:
@@ -258,18 +285,6 @@ def _need_folder(folder: Path) -> None:
                         hint="give a Hugging Face model folder")
 
 
-def _need_same_words(tokenizer: Tokenizer, cfg: ModelConfig, folder: Path) -> None:
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {cfg.vocab_size}",
-                        where=str(folder), hint="they do not belong together")
-
-
-def own_head(found: Params, backend: Backend) -> bool:
-    """Whether a T5's file holds a head that is no copy of the embeddings: transformers 5 says of each T5 that it is
-    tied, and unties it where the file shows otherwise."""
-    pair = [found.get(name) for name in ("lm_head.weight", "shared.weight")]
-    head, table = (None if p is None else backend.numpy(p) for p in pair)
-    return head is not None and table is not None and not np.array_equal(head, table)
 
 
 def load_writer(folder: str | Path, backend: Backend) -> Model:
@@ -311,13 +326,16 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
         write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
-                    generation=read_json(model.folder / "generation_config.json"))
+                    generation=model.generation)
         return
     peft.write(folder, backend, all_stacked(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
                revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
                modules=matrices(model.cfg))
-    model.tokenizer.save(folder)
+    goes_on = writes(model.cfg) and model.network.start is None
+    (_told_end(model.tokenizer) if goes_on else model.tokenizer).save(folder)
+    if writes(model.cfg):
+        _write_generation(folder, model.generation, _special(model.cfg, model.tokenizer))
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -334,11 +352,7 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     which says of `generation` what is no token's id and no version."""
     if isinstance(cfg, DecoderConfig) and cfg.num_labels:
         tokenizer = tokenizer.padded_apart()
-    special: dict[str, Any] = {
-        "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
-        "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
-    if isinstance(cfg, EncoderConfig):
-        special |= {"bos_token_id": tokenizer.cls_id, "eos_token_id": tokenizer.sep_id}
+    special = _special(cfg, tokenizer)
     cfg = replace(cfg, **special)
     if isinstance(cfg, Seq2SeqConfig):
         special["decoder_start_token_id"] = cfg.decoder_start_token_id
@@ -348,12 +362,25 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
     else:
         _write_weights(folder, backend, to_file(params), dtype)
     _write_json(folder / "config.json", {**cfg.to_json(dtype), **_quantisation(params, cfg)})
-    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
-    _write_json(folder / "generation_config.json",
-                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
+    _write_generation(folder, generation, special)
     tokenizer.save(folder)
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _special(cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The ids of special tokens as config.json and generation_config.json have them; several that end a text as a
+    tuple."""
+    if isinstance(cfg, EncoderConfig):
+        return {"bos_token_id": tokenizer.cls_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.sep_id}
+    return {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
+            "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+
+
+def _write_generation(folder: Path, generation: Mapping[str, Any], special: Mapping[str, Any]) -> None:
+    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
+    _write_json(folder / GENERATION,
+                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
 
 
 def _write_weights(folder: Path, backend: Backend, params: Params, dtype: str) -> None:

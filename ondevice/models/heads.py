@@ -35,7 +35,8 @@ def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names:
     if not model.network.score:
         raise UserError(f"{model.cfg.model_type} has no head of scores here", where=str(model.folder),
                         hint="take a decoder or an encoder")
-    cfg = replace(model.cfg, num_labels=labels, label_names=names)
+    raw = {name: value for name, value in model.cfg.raw.items() if name != "problem_type"}  # that of the head before
+    cfg = replace(model.cfg, num_labels=labels, label_names=names, raw=raw)
     head = model.network.score + ".weight"
     params = of_model(model.params, cfg)
     for name, shape in shapes(cfg).items():

@@ -162,7 +162,7 @@ def take(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool =
 
     Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
     """
-    params = _prefixed(params, cfg)
+    params = prefixed(params, cfg)
     params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
@@ -191,13 +191,13 @@ def take(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool =
 _BODY = {"bert": "bert.", "modernbert": "model.", "bart": "model.", "gpt2": "transformer."}
 
 
-def _prefixed(params: Mapping[str, Array], cfg: ModelConfig) -> Mapping[str, Array]:
+def prefixed(params: Mapping[str, Array], cfg: ModelConfig) -> Mapping[str, Array]:
     """The tensors of a file that holds a body alone (BertModel, BartModel, OpenAI's GPT-2) by the names that they have
     beside a head."""
     prefix = _BODY.get(cfg.model_type)
     if prefix is None or any(name.startswith(prefix) for name in params):
         return params
-    named = {name if name == SCORE else prefix + name: p for name, p in params.items()}
+    named = {name if name in (SCORE, "lm_head.weight") else prefix + name: p for name, p in params.items()}
     if cfg.model_type == "bart" and "model.shared.weight" in named:  # its bias is 0 until someone sets it
         named.setdefault("final_logits_bias", named["model.shared.weight"][None, :, 0] * 0)
     return named

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from ondevice.backend import Backend, Params
 from ondevice.errors import UserError
+from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
 from ondevice.models.names import is_transposed, turned
 from ondevice.models.tensors import read_tensors
@@ -25,22 +26,32 @@ from ondevice.models.tensors import read_tensors
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"
 _PREFIX = "base_model.model."
-_CANNOT: Mapping[str, tuple[Any, ...]] = {
+_ONLY: Mapping[str, tuple[Any, ...]] = {
     "use_dora": (None, False), "bias": (None, "none"), "lora_bias": (None, False), "layer_replication": (None,),
     "trainable_token_indices": (None,), "target_parameters": (None, []), "alora_invocation_tokens": (None,),
     "megatron_config": (None,), "use_qalora": (None, False),
     "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva")}
 """Fields of adapter_config.json with the only values that we can honour. Other ways to begin (PiSSA, OLoRA, LoftQ)
 change the base."""
+_TRAINING = "how it was trained, and where: its tensors say by their names what it adapts"
+_HARMLESS: Mapping[str, str] = dict.fromkeys((
+    "auto_mapping", "peft_version", "inference_mode", "r", "rank_pattern", "target_modules", "exclude_modules",
+    "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core", "loftq_config",
+    "eva_config", "qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "revision", "task_type",
+    "base_model_name_or_path", "peft_type", "lora_ga_config", "corda_config"), _TRAINING)
+
+_READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure_weight_tying")
 
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter as its folder has it. `whole`: tensors that stand in place of the base's."""
+    """An adapter as its folder has it. `whole`: tensors of modules that it has copies of (`modules_to_save`); `base`:
+    tensors that it puts into the base itself."""
 
     pairs: Mapping[str, Pair]
     whole: Params
     config: Mapping[str, Any]
+    base: Params = field(default_factory=dict)
 
 
 def base_of(folder: Path) -> str:
@@ -77,6 +88,9 @@ def read(folder: Path, backend: Backend) -> Found:
             raise UserError(f"holds {key}, which is not known here", where=str(file), hint="merge it with PEFT first")
         else:
             whole[name.replace(".modules_to_save.", ".")] = value
+    saved = [str(module) for module in config.get("modules_to_save") or ()]
+    # as PEFT matches them, by the end of a module's name; `original_module` is what stands under a copy
+    base = {name: p for name, p in whole.items() if not any(name.rpartition(".")[0].endswith(end) for end in saved)}
     pairs = {}
     for module, parts in halves.items():
         if len(parts) != 2:
@@ -86,7 +100,13 @@ def read(folder: Path, backend: Backend) -> Found:
         if b.shape[-1] != rank:
             raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
         pairs[module] = Pair(a, b, _scale(config, module, rank))
-    return Found(pairs, turned(whole), config)
+    return Found(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
+                 turned({_under(name): p for name, p in base.items()}))
+
+
+def _under(name: str) -> str:
+    """The base's own name of a tensor on which PEFT has put something."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Params, *, base: str, revision: str | None,
@@ -127,13 +147,19 @@ def _short(found: list[str], modules: Iterable[str]) -> list[str]:
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alphas: dict[str, Any] = config.get("alpha_pattern") or {}
-    strange = [name for name in alphas if not re.fullmatch(r"[\w.-]+", name)]
-    if strange:
-        raise UserError(f"{strange[0]!r} is no end of a name", where=f"{CONFIG}: alpha_pattern",
-                        hint="merge it with PEFT first")
-    own = [value for name, value in alphas.items() if module == name or module.endswith(f".{name}")]
-    alpha = own[0] if own else config.get("lora_alpha", 8)
+    """By what a module's adapter is multiplied. The names of alpha_pattern are regular expressions for the end of a
+    module's name, of which the first that fits counts, as in PEFT."""
+    alpha = config.get("lora_alpha", 8)
+    patterns: dict[str, Any] = config.get("alpha_pattern") or {}
+    for pattern, own in patterns.items():
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise UserError(f"{pattern!r} is no regular expression: {error}",
+                            where=f"{CONFIG}: alpha_pattern") from error
+        if fits:
+            alpha = own
+            break
     if not isinstance(alpha, int | float):
         raise UserError(f"{alpha!r} is no number", where=f"{CONFIG}: lora_alpha")
     return scale_of(float(alpha), rank, bool(config.get("use_rslora")))
@@ -153,8 +179,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError("holds no JSON object", where=str(file))
     if config.get("peft_type") != "LORA":
         raise UserError(f"is an adapter of kind {config.get('peft_type')!r}", where=str(file), hint="known: LORA")
-    for name, known in _CANNOT.items():
-        if config.get(name) not in known:
+    fields = Fields(config)
+    for name, known in _ONLY.items():
+        if fields.get(name) not in known:
             raise UserError(f"{config[name]!r} is not known here", where=f"{file}: {name}",
                             hint="merge it with PEFT first")
+    strange = [name for name in unread(fields, {*_HARMLESS, *_READ}) if config[name] not in (False, [], {})]
+    if strange:
+        raise UserError(f"{config[strange[0]]!r} is said of a field that is not known here",
+                        where=f"{file}: {strange[0]}", hint="merge it with PEFT first")
     return config

@@ -26,6 +26,11 @@ class Seq2Seq:
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
+        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic. Beyond the
+        # longest distance all are in one bucket
+        self._reach = cfg.relative_attention_max_distance
+        self._buckets = {side: distance_buckets(self._reach, side == "encoder", cfg.relative_attention_num_buckets,
+                                                self._reach) for side in ("encoder", "decoder") if cfg.relative}
         self.start: int | None = cfg.decoder_start_token_id  # what is written follows this token, not the prompt
         if cfg.relative:
             self._sides = ("encoder.block.", "decoder.block.")
@@ -120,11 +125,11 @@ class Seq2Seq:
 
     def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:
         """(distances, H): what each distance key − query adds to a score, from −reach to reach."""
-        cfg = self.cfg
-        buckets = distance_buckets(reach, side == "encoder", cfg.relative_attention_num_buckets,
-                                   cfg.relative_attention_max_distance)
+        away = ops.constant(_places(2 * reach + 1)) - reach
+        known = ops.minimum(ops.maximum(away, -self._reach), self._reach) + self._reach
+        buckets = ops.take(ops.constant(self._buckets[side]), known)
         name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"
-        return ops.embed(params, name, ops.constant(buckets))
+        return ops.embed(params, name, buckets)
 
     def _bias(self, ops: Ops, params: Params, side: str, width: int) -> tuple[Array, ...]:
         """(1, H, T, T), or none: every block adds that of the first."""

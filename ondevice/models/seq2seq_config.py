@@ -7,6 +7,7 @@ from typing import Any
 
 from ondevice.errors import UserError
 from ondevice.models.common_config import CommonConfig, number, whole
+from ondevice.models.config_fields import Fields, refuse_unread
 
 SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",
            "bart": "BartForConditionalGeneration"}
@@ -20,7 +21,14 @@ _NAMES: dict[str, dict[str, str]] = {
              "num_attention_heads": "encoder_attention_heads", "max_position_embeddings": "max_position_embeddings",
              "num_decoder_layers": "decoder_layers"}}
 _ALIKE = (("encoder_ffn_dim", "decoder_ffn_dim"), ("encoder_attention_heads", "decoder_attention_heads"))
-_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu"}
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "gelu_new"}
+# Fields with the only value that is built; old folders of BART say these of themselves.
+_FIXED: dict[str, dict[str, Any]] = {
+    "bart": {"activation_function": "gelu", "scale_embedding": False, "tie_word_embeddings": True,
+             "normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False,
+             "add_bias_logits": False, "static_position_embeddings": False, "extra_pos_embeddings": 2}}
+_BOTH = {"is_encoder_decoder": True, "is_decoder": False, "add_cross_attention": False, "pruned_heads": {},
+         "cross_attention_hidden_size": None, "tie_encoder_decoder": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +58,31 @@ class Seq2SeqConfig(CommonConfig):
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> Seq2SeqConfig:
         """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
-        kind = raw["model_type"]
+        kind, given = raw["model_type"], dict(raw)
+        raw = Fields(raw)
         names = {"vocab_size": "vocab_size", **_NAMES[kind]}
         for name in names.values():
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
         known = {ours: raw[theirs] for ours, theirs in names.items()}
+        for ours, value in known.items():  # transformers takes either name: they have to say the same
+            if names[ours] != ours and (kind, ours) != ("bart", "num_hidden_layers") and \
+                    raw.get(ours) not in (None, value):
+                raise UserError(f"is {raw[ours]!r}, {names[ours]} says {value}", where=ours)
+        for name, only in {**_BOTH, **_FIXED.get(kind, {})}.items():
+            if raw.get(name) not in (None, only):
+                raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
         own = _bart(raw) if kind == "bart" else _t5(raw)
         eos, start = raw.get("eos_token_id"), raw.get("decoder_start_token_id")
         if start is None:
             start = 2 if kind == "bart" else raw.get("pad_token_id") or 0
-        return cls(
+        found = cls(
             model_type=kind, eos_token_id=tuple(eos) if isinstance(eos, list) else eos, decoder_start_token_id=start,
-            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=raw,
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
             **{name: raw[name] for name in ("bos_token_id", "pad_token_id") if raw.get(name) is not None},
             **{**known, **own})
+        refuse_unread(raw)
+        return found
 
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
         """As transformers reads it."""
@@ -94,6 +112,9 @@ def _t5(raw: dict[str, Any]) -> dict[str, Any]:
     shape = raw.get("feed_forward_proj") or ("relu" if kind == "t5" else "gated-gelu")  # as transformers' own configs
     if shape not in _ACTIVATIONS:
         raise UserError(f"cannot be {shape!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu")
+    for name, follows in (("dense_act_fn", _ACTIVATIONS[shape]), ("is_gated_act", shape == "gated-gelu")):
+        if raw.get(name) not in (None, follows):
+            raise UserError(f"is {raw[name]!r}, feed_forward_proj says {follows!r}", where=name)
     tied = raw.get("tie_word_embeddings", True) is not False
     buckets = whole(raw, "relative_attention_num_buckets", 32, least=4)  # half to either side, half of those exact
     return {
@@ -111,9 +132,6 @@ def _bart(raw: dict[str, Any]) -> dict[str, Any]:
     for a, b in _ALIKE:
         if raw.get(b, raw[a]) != raw[a]:
             raise UserError(f"must be {a}, {raw[a]}, here", where=b)
-    for name, only in (("activation_function", "gelu"), ("scale_embedding", False), ("tie_word_embeddings", True)):
-        if raw.get(name) not in (None, only):
-            raise UserError(f"cannot be {raw[name]!r} here", where=name, hint=f"known: {only}")
     if raw["d_model"] % raw["encoder_attention_heads"]:
         raise UserError("must divide d_model", where="encoder_attention_heads")
     return {"head_dim": raw["d_model"] // raw["encoder_attention_heads"], "norm_eps": 1e-5,

@@ -2,14 +2,15 @@
 
 Strict, for whatever is rewarded is learned: an answer stands where its form puts it, at the end and unambiguous, or it
 is no answer. Two marked answers that differ are a bet, not an answer. What a model wrote inside `<think>…</think>` is
-not its answer; a thought that never ends leaves none (`number` and `whole` look at the whole text).
+not its answer; a thought that never ends leaves none. Where a template's generation prompt opens the thought, that
+opening is a part of the text (`stages.asked.opening`).
 
     number       a number alone, or "… so <number>", one full stop allowed: the built-in sums (data/builtin/scoring.py)
     hash         a last line `#### 42`, as in GSM8K
     boxed        `\\boxed{…}` with balanced braces; after it only $ . * \\) \\] and white space
     tag          `<answer>…</answer>`; after it only white space
     last_number  a last sentence that ends in its only number, or in its only `= <number>`: "It is 42."
-    whole        the whole text
+    whole        all that is no thought
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ LONGEST = 1000
 LONGEST_NUMBER = 200
 """Characters of a number that is compared as a number; longer ones are compared as text."""
 
-_WHOLE = r"(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:,[0-9]{3})+)"
-_NUMBER = re.compile(rf"[+-]?(?:{_WHOLE}(?:\.[0-9]+)?|(?:0|[1-9][0-9]*)/[1-9][0-9]*)")
+_WHOLE_NUMBER = r"(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:,[0-9]{3})+)"
+_PLAIN = re.compile(rf"[+-]?(?:{_WHOLE_NUMBER}(?:\.[0-9]+)?|(?:0|[1-9][0-9]*)/[1-9][0-9]*)")
 _AFTER_BOX = re.compile(r"(?:[\s$.*]|\\[)\]])*")
 _HASH = re.compile(r"^[ \t]*####[ \t]+", re.MULTILINE)
 _TAG = re.compile(r"<(/?)answer>")
@@ -57,11 +58,6 @@ def final_answer(completion: str, form: str) -> str | None:
 def find_answer(completion: str, form: str) -> Answer | None:
     """The answer and its place. Raises UserError for an unknown form, and for no completion whatever."""
     check_form(form)
-    if form == "number":
-        span = stated_number(completion)
-        return _answer(completion, *span) if span else None
-    if form == "whole":
-        return _answer(completion, 0, len(completion))
     start = _after_thoughts(completion)
     return None if start is None else _FINDERS[form](completion, start)
 
@@ -89,7 +85,7 @@ def number(text: str) -> Fraction | None:
     Plain are 42, -42, +42, 4.20, 1/2 and 1,000 (a comma before every three digits, none elsewhere); not plain are
     leading zeros, exponents, units, digits of other scripts, .5 and 5. (whose full stop `same_answer` takes off).
     """
-    if len(text) > LONGEST_NUMBER or not _NUMBER.fullmatch(text):
+    if len(text) > LONGEST_NUMBER or not _PLAIN.fullmatch(text):
         return None
     return Fraction(text.replace(",", ""))
 
@@ -119,6 +115,15 @@ def _answer(text: str, start: int, end: int) -> Answer | None:
     start += len(inner) - len(inner.lstrip())
     inner = inner.strip()
     return Answer(inner, start, start + len(inner)) if inner else None
+
+
+def _number(text: str, start: int) -> Answer | None:
+    span = stated_number(text[start:])
+    return _answer(text, start + span[0], start + span[1]) if span else None
+
+
+def _whole(text: str, start: int) -> Answer | None:
+    return _answer(text, start, len(text))
 
 
 def _hash(text: str, start: int) -> Answer | None:
@@ -205,7 +210,7 @@ def _agreed(text: str, spans: Iterator[tuple[int, int] | None], mark: str) -> An
 def _last_number(text: str, start: int) -> Answer | None:
     body = text[start:].rstrip().removesuffix(".")
     begin = max(body.rfind(sign) for sign in " \t\n=:") + 1
-    if len(body) - begin > LONGEST_NUMBER or not _NUMBER.fullmatch(body, begin):
+    if len(body) - begin > LONGEST_NUMBER or not _PLAIN.fullmatch(body, begin):
         return None
     sentence = body[max(body.rfind(sign, 0, begin) for sign in (". ", "! ", "? ", "\n")) + 1:begin]
     if "=" in sentence:
@@ -218,5 +223,5 @@ def _last_number(text: str, start: int) -> Answer | None:
 
 
 _FINDERS: dict[str, Callable[[str, int], Answer | None]] = {
-    "hash": _hash, "boxed": _boxed, "tag": _tag, "last_number": _last_number,
+    "number": _number, "whole": _whole, "hash": _hash, "boxed": _boxed, "tag": _tag, "last_number": _last_number,
 }

@@ -16,15 +16,10 @@ from typing import Any
 
 ROW_S = 2.0
 LONGEST = 300
-"""Characters of LaTeX that are looked at; a longer answer is not the right one."""
+"""Characters of LaTeX that are looked at; an answer that is longer, and twice as long as the right one, is wrong."""
 
-# Powers of powers, exponents of four digits, factorials of more than two: they would be multiplied out, for hours and
-# without an interruption.
-_TOWER = re.compile(r"(?:\^|\*\*)[^+\-=,]*(?:\^|\*\*)|(?:\^|\*\*)[\s{(]*-?\d{4}|(?:\d{3}|[^\d\s])\s*!")
-
-
-class _TooLong(Exception):
-    """A row took too long."""
+class _TooLong(BaseException):
+    """A row took too long. No Exception: the libraries pass over those of their own computations."""
 
 
 def prepare(judge: str) -> list[float]:
@@ -78,14 +73,28 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def _same_latex(given: str | None, right: str) -> float:
-    from math_verify import LatexExtractionConfig, parse, verify
+    """math-verify's verdict, but for an answer whose numbers grow beyond all bounds when they are multiplied out: 0.
+    Raises ValueError where the right answer's do, or where it cannot be read."""
+    from math_verify import verify
 
-    if given is None or len(given) > LONGEST or _TOWER.search(given):
+    wanted = _parsed(right)
+    if wanted is None:
+        raise ValueError("the right answer is not mathematics that can be compared")
+    if given is None or len(given) > max(LONGEST, 2 * len(right)):
         return 0.0
+    found = _parsed(given)
     # Its own limits raise the alarm that is ours.
-    one, other = (parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
-                  for text in (right, given))
-    return float(bool(one) and bool(other) and verify(one, other, timeout_seconds=None))
+    return float(bool(found) and verify(wanted, found, timeout_seconds=None))
+
+
+def _parsed(text: str) -> list[Any] | None:
+    """What math-verify reads in LaTeX; None where that is nothing, or holds a number that is too large to compute."""
+    from math_verify import LatexExtractionConfig, parse
+
+    from ondevice.rewards.growth import grows
+
+    found = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+    return found if found and not any(grows(one) for one in found) else None
 
 
 def _matches(text: str, pattern: str) -> float:

@@ -3,6 +3,7 @@
 Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N prompts and completions
 (strings), the data's columns as lists of N, and from the stage `completion_ids` (lists of ids), `truncated` (bools),
 `max_new_tokens` (int), `form` (how answers are written) and `apart` (calls a judge of apart.py in its own process).
+Rewards of `TURNS` get the whole of the assistant's turn: where the prompt has opened a thought, with its opening.
 None: this reward says nothing about the row. The first line of its docstring is its help.
 """
 
@@ -64,12 +65,12 @@ def choice(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequen
            **columns: Any) -> Values:
     """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no letter, nothing else."""
     form = form if form in ("hash", "boxed", "tag") else "whole"
-    given = [_letter(final_answer(text, form)) for text in completions]
-    right = [_letter(None if value is None else str(value)) for value in answer]
+    given = [letter(final_answer(text, form)) for text in completions]
+    right = [letter(None if value is None else str(value)) for value in answer]
     return [None if wanted is None else float(found == wanted) for found, wanted in zip(given, right, strict=True)]
 
 
-def _letter(text: str | None) -> str | None:
+def letter(text: str | None) -> str | None:
     found = _CHOICE.fullmatch(plain(text)) if text else None
     return found[1].upper() if found else None
 
@@ -157,6 +158,8 @@ class Builtin:
         return (self.function.__doc__ or "").partition("\n")[0]
 
 
+TURNS = frozenset(("correct", "format", "choice", "json", "think"))
+"""Rewards to which it matters what is a thought: they see what the prompt has opened, too."""
 BUILTIN: Mapping[str, Builtin] = {
     "correct": Builtin(correct, needs=("answer",)),
     "format": Builtin(follows_form, 0.1),

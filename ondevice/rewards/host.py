@@ -2,7 +2,8 @@
 
     python -m ondevice.rewards.host FILE PARENT [NAME,NAME…]
 
-JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}]} or {"failed", "where"}; then for each
+JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}], "unused": [names of public functions that are no
+rewards]} or {"failed", "where"}; then for each
 {"call": name, "arguments": {…}} one {"values": […]} (number, null, or {"type": name} for what is no number) or
 {"error", "where"}. What the functions print goes to stderr, what they read is empty.
 
@@ -41,12 +42,14 @@ def main() -> None:
     requests, replies = _take_pipes()
     sys.path.insert(0, str(file.parent))
     try:
-        functions = reward_functions(_load(file), sys.argv[3].split(",") if len(sys.argv) > 3 else [])
+        module, names = _load(file), sys.argv[3].split(",") if len(sys.argv) > 3 else []
+        functions = reward_functions(module, names)
         ready = [{"name": name, "needs": _needs(function)} for name, function in functions.items()]
+        unused = [] if names else [name for name in _written(module) if name not in functions]
     except BaseException as error:  # a file may end in any way, sys.exit() included; the parent tells the person
         _send(replies, {"failed": _named(error), "where": _place(error, file)})
         _end()
-    _send(replies, {"ready": ready})
+    _send(replies, {"ready": ready, "unused": unused})
     for line in requests:
         request = json.loads(line)
         _send(replies, _reply(functions[request["call"]], request["arguments"], file))
@@ -54,7 +57,8 @@ def main() -> None:
 
 
 def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable[..., Any]]:
-    """Those of `names`; none named: every public function written in the module that takes `completions`.
+    """Those of `names`; none named: every public function written in the module that takes `completions`, and where
+    none is written there, every one that it imports.
 
     Raises NoReward where there is none.
     """
@@ -63,13 +67,70 @@ def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable
             raise NoReward(f"there is no function {name!r}")
     if names:
         return {name: getattr(module, name) for name in names}
-    found: dict[str, Callable[..., Any]] = {
-             name: value for name, value in vars(module).items()
-             if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__
-             and "completions" in inspect.signature(value).parameters}
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_") and _judges(value)}
+    written = _written(module)
+    found = {name: value for name, value in public.items() if name in written} or public
     if not found:
         raise NoReward("there is no reward function: a public function that takes `completions`")
     return found
+
+
+def _written(module: ModuleType) -> list[str]:
+    """Public functions of the module itself, and what it has made that can be called as one."""
+    return [name for name, value in vars(module).items() if not name.startswith("_") and not inspect.isclass(value)
+            and (value.__module__ == module.__name__ if inspect.isfunction(value) else _judges(value))]
+
+
+def _judges(value: Any) -> bool:
+    """Whether it can be called with completions."""
+    if not callable(value) or inspect.isclass(value):
+        return False
+    try:
+        return "completions" in inspect.signature(value).parameters
+    except (TypeError, ValueError):  # of what is written in C
+        return False
+
+
+class Turn(str):
+    """A text that is a conversation of one message, too: TRL's reward functions read `completion[0]["content"]` and
+    `prompt[-1]["content"]` where others read a text."""
+
+    role = "assistant"
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return str.__getitem__(self, key)
+        return Message(str.__getitem__(self, key) if self else "", self)
+
+
+class Asked(Turn):
+    role = "user"
+
+
+_KINDS = {"completions": Turn, "prompts": Asked}
+
+
+class Message(str):
+    """A letter of a text, and the message that the text is."""
+
+    turn: Turn
+
+    def __new__(cls, letter: str, turn: Turn) -> Message:
+        made = super().__new__(cls, letter)
+        made.turn = turn
+        return made
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._message()[key] if isinstance(key, str) else super().__getitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._message() or (isinstance(key, str) and super().__contains__(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._message().get(key, default)
+
+    def _message(self) -> dict[str, str]:
+        return {"role": self.turn.role, "content": str(self.turn)}
 
 
 def _load(file: Path) -> ModuleType:
@@ -89,6 +150,8 @@ def _needs(function: Callable[..., Any]) -> list[str]:
 
 
 def _reply(function: Callable[..., Any], arguments: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    arguments = {name: [kind(one) if isinstance(one, str) else one for one in value]
+                 if (kind := _KINDS.get(name)) else value for name, value in arguments.items()}
     taken = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in taken):
         arguments = {p.name: arguments[p.name] for p in taken if p.name in arguments}

@@ -50,6 +50,8 @@ class Host:
 
     def __init__(self, file: Path, names: Sequence[str] = (), *, timeout: float, log: Path | None = None) -> None:
         self.file, self.names, self.timeout, self.log = Path(file).absolute(), tuple(names), timeout, log
+        self.unused: tuple[str, ...] = ()
+        """Public functions of the file that are no rewards, once it was started."""
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
         self._ender: weakref.finalize[Any, Any] | None = None
@@ -70,6 +72,7 @@ class Host:
             self.close()
             raise UserError(inert(first["failed"], newlines=False), where=first["where"],
                             hint="`def my_reward(prompts, completions, **columns)` gives a list of numbers")
+        self.unused = tuple(first["unused"])
         return [Function(f["name"], tuple(f["needs"])) for f in first["ready"]]
 
     def call(self, name: str, arguments: Mapping[str, Any], timeout: float | None = None) -> list[Any]:

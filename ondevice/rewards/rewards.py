@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from ondevice.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
-from ondevice.rewards.builtin import BUILTIN
+from ondevice.rewards.builtin import BUILTIN, TURNS
+from ondevice.rewards.golds import Unreadable, unreadable
 from ondevice.rewards.process import START_S, CallFailed, Host
 
 FAILURES = 5
@@ -61,7 +63,7 @@ class Rewards:
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
         self._judges = Host(_JUDGES, ("prepare", "latex", "regex", "json", "gym"), timeout=timeout)
-        self._user = _host(user_file, timeout, log) if user_file else None
+        self._user = Host(*named_file(user_file), timeout=timeout, log=log) if user_file else None
         self._failed: Counter[str] = Counter()  # failures in a row of each function
         self._warnings: list[str] = []
         try:
@@ -81,11 +83,29 @@ class Rewards:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Public functions of a person's file that are no rewards."""
+        return self._user.unused if self._user is not None else ()
+
+    def told(self) -> str:
+        """Every reward with its weight, in one line."""
+        return ", ".join(f"{name} × {weight:g}" for name, weight in self.weights.items())
+
     def close(self) -> None:
         """Ends the processes; the next `score` would start them again."""
         self._judges.close()
         if self._user is not None:
             self._user.close()
+
+    def needed(self) -> set[str]:
+        """Columns without which a reward cannot judge."""
+        return {need for name in self.weights for need in
+                (self._functions[name].needs if name in self._functions else BUILTIN[name].needs)}
+
+    def uses(self) -> set[str] | None:
+        """Columns of the data that a reward reads; None: all may be read, by a person's own functions."""
+        return None if self._functions else self.needed()
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises UserError where a reward needs a column that the data does not have: before a run, not in it."""
@@ -97,8 +117,21 @@ class Rewards:
                                 where=f"reward {name}",
                                 hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}")
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any]) -> Scores:
-        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int.
+    def check_answers(self, rows: Iterable[Mapping[str, Any]]) -> list[Unreadable]:
+        """Right answers that no completion can give, for each reward that reads them. Raises UserError where a reward
+        can read none: it could only ever say no."""
+        found = unreadable(self.weights, rows, self.form)
+        for one in found:
+            if one.bad == one.asked:
+                raise UserError(f"no completion in the form {self.form!r} can be any of the {one.asked} right answers, "
+                                f"the first of which is {one.example[:60]!r}", where=f"reward {one.reward}",
+                                hint="--answer says how completions give theirs: hash, boxed, tag, last_number, whole")
+        return found
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any],
+              openings: Sequence[str] = ()) -> Scores:
+        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int. `openings`: what the prompts
+        have opened of a thought (`stages.asked.opening`), one a completion, or none at all.
 
         Raises UserError where a person's function has failed more than FAILURES times in a row.
         """
@@ -107,10 +140,12 @@ class Rewards:
         assert all(len(column) == count for name, column in columns.items() if name != "max_new_tokens")
         self._warnings = []
         given = {**columns, "prompts": list(prompts), "completions": list(completions), "form": self.form}
-        by_name = {name: self._ask_user(name, given, count) if name in self._functions
-                   else self._clean(name, BUILTIN[name].function(**given, apart=self._apart), count)
+        turns = [*map("".join, zip(openings, completions, strict=True))] if openings else list(completions)
+        turned = {**given, "completions": turns}
+        by_name = {name: self._ask_user(name, given, count) if name in self._functions else self._clean(
+                       name, BUILTIN[name].function(**(turned if name in TURNS else given), apart=self._apart), count)
                    for name in self.weights}
-        parsed = [final_answer(completion, self.form) for completion in completions]
+        parsed = [final_answer(turn, self.form) for turn in turns]
         return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
 
     def _weigh(self, names: tuple[str, ...], weights: tuple[float, ...]) -> dict[str, float]:
@@ -148,7 +183,7 @@ class Rewards:
             self._warn(f"{name} {error.cause}", f"reward {name}: {error}; its rows have no such reward")
             if self._failed[name] > FAILURES:
                 raise UserError(f"{name}: {error}; {self._failed[name]} failures in a row", where=str(self._user.file),
-                                hint="mend the file, or leave it out") from error
+                                hint="mend the file, and begin anew with it") from error
             return np.full(count, np.nan)
         self._failed[name] = 0
         return self._clean(name, values, count)
@@ -224,11 +259,11 @@ def _total(by_name: Mapping[str, Array], weights: Mapping[str, float], count: in
     return np.where(answered & np.isfinite(total), total, np.nan)
 
 
-def _host(user_file: str, timeout: float, log: Path | None) -> Host:
-    """`reward.py`, or `reward.py:name,name`."""
+def named_file(user_file: str) -> tuple[Path, list[str]]:
+    """`reward.py`, or `reward.py:name,name`, as the file and the names."""
     file, _, names = user_file.rpartition(":")
     if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
-        return Host(Path(file).expanduser(), names.split(","), timeout=timeout, log=log)
-    return Host(Path(user_file).expanduser(), timeout=timeout, log=log)
+        return Path(os.path.expanduser(file)), names.split(",")
+    return Path(os.path.expanduser(user_file)), []
 
 

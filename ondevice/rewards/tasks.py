@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.splits import Split
-from ondevice.data.formats import BadRow
-from ondevice.data.readers import Rows, read
+from ondevice.data.formats import BadRow, to_prompt
+from ondevice.data.readers import AS_IS, Reading, Rows, read
+from ondevice.data.record import HARMLESS, Record
 from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
@@ -30,22 +32,31 @@ RESERVED = STAGE_GIVES | {"apart", "gym"}
 
 @dataclass(frozen=True)
 class Problem:
-    """`columns` go to the rewards beside `answer` and `kind`. `answer` is empty where a gym's task states none."""
+    """`columns` go to the rewards beside `answer` and `kind`. `answer` is empty where a gym's task states none, and
+    where no reward needs one. `prompt` is what the user says last; `messages` the chat, where it is more than that."""
 
     prompt: str
     answer: str
     kind: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def chat(self) -> list[dict[str, Any]]:
+        """What is asked, as messages."""
+        return [dict(message) for message in self.messages] or [{"role": "user", "content": self.prompt}]
 
 
 def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, corpus: CorpusConfig, *,
-             settle: Callable[[Rows], None] = Rows.check) -> list[Problem]:
+             settle: Callable[[Rows], None] = Rows.check, uses: Collection[str] | None = None,
+             reading: Reading = AS_IS) -> list[Problem]:
     """At most `count` problems (0: all; of a gym's task 1,000) of a split of
 
     * `builtin` (made by `corpus`) or `builtin:RECIPE`: sums;
     * `gym:NAME` or `gym:NAME?key=value&…`: a task of reasoning-gym;
-    * a file, a folder or `hub:…` of rows {"prompt" or "question", "answer", …}: what is not asked twice; the last tenth
-      is `validation` and `heldout` both, `all` is all of it. `settle` gets the rows, with the bad ones set aside.
+    * a file, a folder or `hub:…` of rows {"prompt" or "question", "answer", …}: what is not there twice; the last tenth
+      is `validation` and `heldout` both, `all` is all of it, or what a folder with splits holds to test on. `settle`
+      gets the rows, with the bad ones set aside; of their columns `uses` are read (None: all).
 
     No question is in train and in another split. Raises UserError for what is not there, is empty or cannot be read.
     """
@@ -55,7 +66,8 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
     elif spec.startswith("gym:"):
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
-        all_of_it = _part(list(file_problems(spec, settle)), split, spec)
+        named = "test" if split == "all" else "train"
+        all_of_it = _part(list(file_problems(spec, settle, uses=uses, split=named, reading=reading)), split, spec)
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
@@ -89,58 +101,83 @@ def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(permutation(seed, "problems", 0, size)[:count]) if 0 < count < size else np.arange(size)
 
 
-def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0) -> Iterator[Problem]:
-    """The problems of a file, a folder or `hub:…`, one at a time: what is not asked twice. Raises UserError as
-    `problems` does."""
-    rows = read(spec, limit=limit)
+def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, uses: Collection[str] | None = None,
+                  answered: bool = True, split: str = "train", reading: Reading = AS_IS,
+                  template: str = "") -> Iterator[Problem]:
+    """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the same question, answer
+    and columns, is asked once and counted; a question that stands there with several answers is told of.
+
+    `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad; `split`: of
+    a folder that has splits; `template`: what reads the messages. Raises UserError as `problems` does.
+    """
+    rows = read(spec, limit=limit, split=split, reading=reading)
+    rows.template = template
     kind = Path(spec).stem
     seen: set[bytes] = set()
+    right: dict[bytes, tuple[bytes, str]] = {}
+    repeated, disputed = 0, dict[bytes, str]()
     for row, where in rows:
         try:
-            problem = to_problem(row, kind)
+            problem = to_problem(row, kind, uses, answered)
         except BadRow as error:
             rows.reject(where, str(error), row)
             continue
-        key = hashlib.blake2b(problem.prompt.encode(), digest_size=16).digest()
-        if key not in seen:
-            seen.add(key)
-            yield problem
+        columns = {name: value for name, value in problem.columns.items() if name not in HARMLESS}
+        asked = _key(problem.chat, {name: value for name, value in columns.items() if name != "solution"})
+        answer, whole = _key(problem.answer), _key(problem.chat, problem.answer, columns)
+        if right.setdefault(asked, (answer, where))[0] != answer:
+            disputed.setdefault(asked, f"{right[asked][1]} and {where}")
+        if whole in seen:
+            repeated += 1
+            continue
+        seen.add(whole)
+        yield problem
+    if repeated:
+        rows.notes.append(f"{repeated:,} rows repeat a problem, which is asked once")
+    if disputed:
+        rows.notes.append(f"questions with several answers: {len(disputed):,} (first: {next(iter(disputed.values()))})")
     settle(rows)
+
+
+def _key(*parts: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).digest()
 
 
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
     if split == "all":
         return found
     train, held = last_held(found, spec, "problem")
-    return train if split == "train" else held  # type: ignore[no-any-return]
+    known = {_key(problem.chat) for problem in held}
+    return [problem for problem in train if _key(problem.chat) not in known] if split == "train" else list(held)
 
 
-def to_problem(row: Mapping[str, Any], kind: str) -> Problem:
-    """The problem of a row {"prompt" or "question", "answer"}; other columns are kept. Raises BadRow.
+def to_problem(row: Mapping[str, Any], kind: str, uses: Collection[str] | None = None,
+               answered: bool = True) -> Problem:
+    """The problem of a row {"prompt" or "question", "answer"}, a text or messages; other columns are kept, of which
+    `uses` says who is read (None: all). Raises BadRow; also for no answer where it is to be `answered`.
 
     An answer that ends in `#### 42`, as GSM8K's do, is 42; the whole of it becomes the column `solution`.
     """
-    asked = next((name for name in ("prompt", "question") if name in row), None)
-    if asked is None or "answer" not in row:
-        raise BadRow("a problem needs prompt (or question) and answer")
+    row = Record.of(row)
+    asked = next((name for name in ("prompt", "question", "query") if name in row), None)
+    if asked is None or (answered and "answer" not in row):
+        raise BadRow("a problem needs prompt (or question)" + " and answer" * answered)
     if clash := sorted(RESERVED & set(row)):
         raise BadRow(f"a column may not be called {clash[0]}")
-    prompt, answer = _prompt(row[asked], asked), _text(row["answer"], "answer")
-    columns = {name: value for name, value in row.items() if name not in (asked, "answer", "kind")}
+    if not isinstance(row[asked], list):
+        _text(row[asked], asked)
+    messages, _ = to_prompt(row)
+    answer = _text(row["answer"], "answer") if "answer" in row else ""
+    columns = {name: value for name, value in dict.items(row) if name not in (asked, "answer", "kind")}
+    for name in columns if uses is None else uses:
+        row.get(name)
     if marked := find_answer(answer, "hash"):
         columns.setdefault("solution", answer)
         answer = marked.text
     named = row.get("kind")
-    return Problem(prompt, answer, named if isinstance(named, str) and named else kind, columns)
-
-
-def _prompt(value: Any, name: str) -> str:
-    """A text, or a list that holds one message of a user."""
-    if isinstance(value, list):
-        if len(value) != 1 or not isinstance(value[0], Mapping) or value[0].get("role") != "user":
-            raise BadRow(f"{name} must be a text or one message of a user")
-        value = value[0].get("content")
-    return _text(value, name)
+    said = str(messages[-1]["content"])
+    return Problem(said, answer, named if isinstance(named, str) and named else kind, columns,
+                   () if messages == [{"role": "user", "content": said}] else messages)
 
 
 def _text(value: Any, name: str) -> str:

@@ -20,9 +20,9 @@ LONGEST = 48
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer) -> list[int]:
     if prompt.endswith(CONTINUED):
-        return [tokenizer.eos_id, *tokenizer.encode(prompt.removesuffix(CONTINUED))]
+        return [*(tokenizer.prefix_ids or [tokenizer.eos_id]), *tokenizer.encode(prompt.removesuffix(CONTINUED))]
     if tokenizer.chat_template is None:
-        return tokenizer.encode(prompt)
+        return tokenizer.encode_document(prompt)
     return prompt_ids([{"role": "user", "content": prompt}], tokenizer)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, overload
 
@@ -18,6 +20,7 @@ from ondevice.data.completions import places
 from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
 from ondevice.data.stored import JsonLines, place_of
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, reused, taken
@@ -35,6 +38,18 @@ class Asked:
     def text(self) -> str:
         """What the user said last."""
         return str(self.messages[-1]["content"])
+
+
+_OPENED = re.compile(r"<think>\s*\Z")
+LAST = 32
+"""Ids at a prompt's end that are looked at."""
+
+
+def opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>` and a new line);
+    empty where it opens none. It belongs to what the model writes then, wherever that is judged."""
+    found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
+    return found[0] if found else ""
 
 
 Part = Literal["train", "validation", "all"]
@@ -73,12 +88,18 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
     any, as for a model without a chat template."""
     need_template(model)
+    wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: Wanted, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
-            found = stored(one, lambda: read(one), "prompts", model, room, ctx)
-            return found if part == "all" else last_held(found, one.data, "prompt")[part == "validation"]
+            def own(one: Wanted) -> Prompts:
+                return stored(one, lambda: read(one), "prompts", model, room, ctx)
+
+            if part == "all":
+                return own(one)
+            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
+            return found[part == "validation"]
         from ondevice.data.builtin import build
 
         split: Split = "validation" if part == "validation" else "train"

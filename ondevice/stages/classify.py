@@ -4,27 +4,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ondevice.config.stages import ClassifyConfig
 from ondevice.context import Context, Made
 from ondevice.data import packing
-from ondevice.data.completions import shortened, text_batch
+from ondevice.data.classes import LabelledText, in_order, is_integer, missing_numbers, same_classes
+from ondevice.data.completions import text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.sources import RowSource
-from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import classification_loss
+from ondevice.models.common_config import MULTI_LABEL
 from ondevice.models.folder import Model, load_model
 from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.stages import material
 from ondevice.stages.wanted import Wanted
+from ondevice.text_inputs import text_inputs
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
@@ -32,45 +35,88 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx)
-    names = tuple(sorted({name for _, name in found.train}))
-    if len(names) < 2:
-        raise UserError(f"all rows are of the class {names[0]!r}", where=cfg.data, hint="give rows of two or more")
-    model = with_head(body, ctx.backend, cfg.seed, len(names), names)
-    rows = partial(LabelledSource, model=model, names=names, width=cfg.sequence_length, batch_size=cfg.batch_size,
+    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    model, numbers = _numbered(body, found.train, cfg, ctx)
+    names = names_of(model)
+    rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
                    seed=cfg.seed)
     source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
     if source.cut + held.cut:
-        ctx.warn(f"{source.cut + held.cut} texts are cut at {cfg.sequence_length} tokens")
+        ctx.warn(f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens")
     ctx.events.emit("data", texts=len(found.train), held_texts=len(found.held), classes=len(names), cut=source.cut)
     ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
             "out")
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held, ctx, cfg)
+    params = fit(model, loss, source, held_out_figures(loss, held, ctx, cfg, "texts"), ctx, cfg)
     everything = held_out_figures(loss, Whole(held), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))
-    likeliest = Counter(name for _, name in found.held).most_common(1)[0][1] / len(found.held)
+    likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)
     return Made(model.with_params(params), {"classes": {
         "accuracy": share.share, "low": share.low, "high": share.high, "texts": len(found.held), "names": list(names),
         "most_frequent": likeliest}})
 
 
+def _numbered(body: Model, rows: Sequence[LabelledText], cfg: ClassifyConfig,
+              ctx: Context) -> tuple[Model, dict[str, int]]:
+    """(the model that is trained, the number of its score for each class of the rows). Raises UserError where all rows
+    are of one class."""
+    if len(there := {row.label for row in rows}) < 2:
+        raise UserError(f"all rows are of the class {min(there)!r}", where=cfg.data, hint="give rows of two or more")
+    names = in_order(row.label for row in rows)
+    if missing := missing_numbers(names):
+        ctx.say(f"{ctx.name}: no row is of the class {missing[0]}: the score of number {missing[0]} is that of the "
+                f"class {names[missing[0]]}, as the model's config.json says")
+    model = with_classes(body, names, cfg.seed, ctx)
+    known = same_classes(names_of(model), names)
+    assert known is not None  # the model's head was made or chosen for them
+    return model, {label: names_of(model).index(name) for label, name in known.items()}
+
+
+def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -> Model:
+    """The body under its own head, where that tells these very classes apart, else under a new one; what becomes of a
+    head that is there is said."""
+    if not body.cfg.num_labels:
+        return with_head(body, ctx.backend, seed, len(names), names)
+    if body.cfg.num_labels == 1:
+        why = "it is a reward model"
+    elif body.cfg.problem_type == MULTI_LABEL:
+        why = "it gives one text several classes"
+    elif len(names) == len(names_of(body)) and (same := same_classes(names_of(body), names)):
+        if not body.cfg.label_names and not all(map(is_integer, names)):  # it has numbers, the data names for them
+            named = {number: name for name, number in same.items()}
+            body = replace(body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body))))
+        ctx.say(f"{ctx.name}: the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}")
+        return body
+    else:
+        why = f"it tells {_listed(names_of(body))} apart, the data {_listed(names)}"
+    ctx.warn(f"a new head takes the place of that of {body.folder}: {why}")
+    return with_head(body, ctx.backend, seed, len(names), names)
+
+
+def names_of(model: Model) -> tuple[str, ...]:
+    """What the model's classes are called: their numbers, where its folder does not say."""
+    return model.cfg.label_names or tuple(map(str, range(model.cfg.num_labels)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + ", …" * (len(names) > 8)
+
+
 class LabelledSource(RowSource):
     """Texts with their classes in an order of their own each epoch. `cut`: how many were longer than `width`."""
 
-    def __init__(self, rows: Sequence[tuple[str, str]], *, model: Model, names: Sequence[str], width: int,
+    def __init__(self, rows: Sequence[LabelledText], *, model: Model, numbers: Mapping[str, int], width: int,
                  batch_size: int, seed: int, accumulate: int = 1) -> None:
-        self.reads, number = model.network.reads, {name: n for n, name in enumerate(names)}
-        whole = text_ids([text for text, _ in rows], model.tokenizer, self.reads)
-        self.cut = sum(len(ids) > width for ids in whole)
-        self._texts = [shortened(ids, width) for ids in whole]
-        self._classes = np.array([number[name] for _, name in rows], np.int32)
+        self.reads = model.network.reads
+        self._texts, self._types, self.cut = text_inputs(rows, model, width)
+        self._classes = np.array([numbers[row.label] for row in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen = [row for _, row in group]
-        batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads)
+        types = None if self._types is None else [self._types[i] for i in chosen]
+        batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads, types)
         batch |= packing.pad_targets(self._classes[chosen], batch["read"][:len(chosen)], self.batch_size)
         del batch["index"]  # a text is read at `read`
         return batch
@@ -82,10 +128,3 @@ class Whole:
     def __init__(self, source: LabelledSource) -> None:
         self.eval_batches = lambda limit: source.eval_batches(None)
 
-
-def text_ids(texts: Sequence[str], tokenizer: Tokenizer, reads: str) -> list[NDArray[np.int32]]:
-    """Texts as they are judged: between the tokens that open and close one for who reads the `first` token, closed by
-    the end token for who reads the `last`."""
-    opening = [tokenizer.cls_id] if reads == "first" else []
-    closing = [tokenizer.sep_id if reads == "first" else tokenizer.eos_id]
-    return [np.array([*opening, *ids, *closing], np.int32) for ids in tokenizer.encode_batch(texts)]

@@ -37,18 +37,22 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 def run(cfg: DPOConfig, ctx: Context) -> Made:
     model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
+    if found.strong or found.margins:
+        ctx.warn(f"the strength of {found.strong:,} pairs and the margin of {found.margins:,} are not used: reward "
+                 "learns from them")
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
-        sides = sides_of(part, cfg.loss_type)
+        sides = sides_of(part, cfg.loss_type, found.judged)
         reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
                                make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
                    smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, sources[1](), ctx, cfg)
+    measure = held_out_figures(loss, sources[1](), ctx, cfg, "pairs")
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
-    marks = {"pairs": {name: held[name] for name in ("accuracy", "margin")}, "simulated": found.simulated,
+    figures = {name: held[name] for name in ("accuracy", "margin")}
+    marks = {"judged" if found.judged else "pairs": figures, "simulated": found.simulated,
              "kl": distance(params, model, found.held, cfg, ctx)}
     return Made(model.with_params(params), marks, notes=found.notes)
 
@@ -64,9 +68,9 @@ def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOCo
     return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
 
 
-def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[Sequence[Row]]:
+def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> list[Sequence[Row]]:
     """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next pair of another
-    prompt, no longer than the longest pair."""
+    prompt, no longer than the longest pair. Of completions that are `judged` one by one there is one side, and this."""
     numbers = np.arange(len(pairs))
     sides: list[Sequence[Row]] = [Lazy(lambda i: pairs[i].chosen, numbers), Lazy(lambda i: pairs[i].rejected, numbers)]
     if kind == "kto":
@@ -75,7 +79,7 @@ def sides_of(pairs: Sequence[TokenPair], kind: str) -> list[Sequence[Row]]:
         def crossed(i: int) -> Row:
             prompt = pairs[i].chosen.prompt
             return Row(prompt, mismatched(pairs, i).chosen.completion[:longest - len(prompt)])
-        sides.append(Lazy(crossed, numbers))
+        sides = [*(sides[:1] if judged else sides), Lazy(crossed, numbers)]
     return sides
 
 
@@ -124,6 +128,8 @@ def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, side
         batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)
     batch["pairs"][:len(group)] = 1.0
+    if rows[group[0]].label:
+        batch["label"] = np.array([rows[i].label for i in filled], np.float32)
     if len(sides) == 3:
         batch["losses"] = np.asarray(2.0)  # KTO has a loss for each completion
     return batch

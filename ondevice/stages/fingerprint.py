@@ -11,30 +11,40 @@ from typing import Any
 from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
-from ondevice.config.preference import PairsConfig
+from ondevice.config.preference import GRPOConfig, PairsConfig
+from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
 from ondevice.context import digest, digest_path
 from ondevice.errors import UserError
 from ondevice.models import peft, snapshot
 from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
+from ondevice.rewards.rewards import named_file
 from ondevice.runfolder import StageFolder
+from ondevice.schedule import same_so_far
+from ondevice.stages.continued import state_of
 from ondevice.stages.pairs import pairs_digest
 from ondevice.stages.wanted import data_digest
 
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
 """Fields that do not decide what the result is: a run may go on with other ones."""
+_OF_MEASURING = ("save_every", "eval_batches")
+"""Those that decide it all the same where a measurement ends the stage or picks its weights: a save measures, too."""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
 """Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
-_BEFORE = {"limit": 0}
+_BEFORE = {"limit": 0, "pair": "", "chat_template_kwargs": "", "separator": "", "columns": [],
+           "bad_share": 0.01, "continue_from": ""}
 """What a field was taken to be where a fingerprint has none."""
+_UNKNOWN = ("sources", *_OF_MEASURING)
+"""Fields that older fingerprints do not tell, whatever they were."""
 _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
 
 
 def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, resume: bool) -> dict[str, Any]:
     """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
-    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER}
+    decides = _OF_MEASURING if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False) else ()
+    out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
@@ -48,6 +58,14 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     for name in ("model", "other", "reward_model"):
         if out.get(name):
             out[name] = model_digest(Path(out[name]))
+    if isinstance(cfg, GRPOConfig):
+        out["rewards"] = list(cfg.judges())
+    if out.get("reward_file"):
+        file, names = named_file(out["reward_file"])
+        if file.is_file():  # else it is told where it is opened
+            out["reward_file"] = digest([checkpoint.sha256(file), names])
+    if out.get("continue_from") and (start := state_of(folder.name, cfg)) is not None:
+        out["continue_from"] = digest(checkpoint.sha256(start.optimizer))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -74,6 +92,10 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
     done = folder.done_record()
     if done is None:
         return False
+    steps = done.get("fingerprint", {}).get("steps")
+    if fingerprint.get("steps") != steps and "continue_from" not in STAGES[folder.name].without_effect:
+        raise UserError(f"is complete, with steps {steps}, not {fingerprint.get('steps')}", where=str(folder.path),
+                        hint=f"set it back; {anew}; or go on from it: --continue-from {folder.path} with another --out")
     compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
     if not resume:
         raise UserError("is complete already", where=str(folder.path), hint=anew)
@@ -85,11 +107,30 @@ def changed_rates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[f
     return {name: (old[name], new[name]) for name in RATES if name in old and name in new and old[name] != new[name]}
 
 
+def changed_steps(cfg: StageConfig, old: dict[str, Any], new: dict[str, Any],
+                  done: int) -> dict[str, tuple[float, float]]:
+    """`steps` where it is another one than at the checkpoint of `done` steps: what it was, and is.
+
+    Raises UserError where the steps so far would have had other rates, or where there are more of them already.
+    """
+    before, now = old.get("steps"), new.get("steps")
+    if not isinstance(cfg, TrainingConfig) or before is None or before == now:
+        return {}
+    if now is not None and now < done:
+        raise UserError(f"{done} steps are done already", where="steps", hint=f"give {done} or more")
+    if not same_so_far(cfg, before, done):
+        raise UserError(f"the {done} steps so far had the rates of a {cfg.schedule} schedule over {before} steps",
+                        where="steps", hint=f"give --steps {before}; a run that may become longer takes --schedule "
+                        "constant, or wsd, which can before its decay")
+    return {"steps": (before, cfg.steps)}
+
+
 def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
-        before, now = old.get(field, _BEFORE.get(field, plain[field] if field == "sources" else None)), plain[field]
+        unknown = plain[field] if field in _UNKNOWN else None
+        before, now = old.get(field, _BEFORE.get(field, unknown)), plain[field]
         if before != now:
             differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
                        f"with {field} {before}, not {now}")

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.events import LineFile
 from ondevice.rewards.answers import find_answer
 from ondevice.rollout import Sampled
-from ondevice.stages.asked import Asked
+from ondevice.stages.asked import Asked, opening
 
 WATCHED = 8  # held-out prompts whose completions are kept at each measurement
 
@@ -42,12 +43,12 @@ class GroupLog:
             return file.append({"step": step, "groups": list(groups)})
 
     def append_held_out(self, asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
-                        totals: Any, form: str = "") -> int:
+                        totals: Any, form: str = "", tokenizer: Tokenizer | None = None) -> int:
         """The same of a measurement, of one completion a prompt, after the step that was appended last: the first few
         prompts, always the same. Arguments as of `told`."""
         few = slice(WATCHED)
         groups = told(asked[few], sampled[few], {name: values[few] for name, values in rewards.items()}, totals[few],
-                      np.zeros(WATCHED), form)
+                      np.zeros(WATCHED), form, tokenizer)
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
 
@@ -68,20 +69,23 @@ def cut_from(path: Path, step: int) -> None:
 
 
 def told(asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
-         form: str = "") -> list[dict[str, Any]]:
+         form: str = "", tokenizer: Tokenizer | None = None) -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
-    `form` says how answers are written, where there are any to be parsed."""
+    `form` says how answers are written, where there are any to be parsed, and `tokenizer` whether a prompt has opened a
+    thought."""
     size = len(sampled) // len(asked)
     groups = []
     for g, one in enumerate(asked):
         completions = []
+        opened = opening(one.ids, tokenizer) if tokenizer is not None else ""
         for i in range(g * size, (g + 1) * size):
-            answer = find_answer(sampled[i].text, form) if form else None
+            answer = find_answer(opened + sampled[i].text, form) if form else None
             completions.append({
                 "text": sampled[i].text, "tokens": len(sampled[i].ids), "truncated": not sampled[i].stopped,
                 "rewards": {name: _number(values[i]) for name, values in rewards.items()},
                 "reward": _number(totals[i]), "advantage": _number(advantages[i]),
-                "parsed": answer.text if answer else None, "span": [answer.start, answer.end] if answer else None})
+                "parsed": answer.text if answer else None,
+                "span": [place - len(opened) for place in (answer.start, answer.end)] if answer else None})
         groups.append({"prompt": one.text, "answer": one.known.get("answer"), "completions": completions})
     return groups
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from ondevice.advantages import group_advantages, without_spread
 from ondevice.backend import Params
 from ondevice.config.preference import GRPOConfig
 from ondevice.context import Context, Made
+from ondevice.data.chat import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
 from ondevice.loop import Better, Work, fit
@@ -25,27 +27,31 @@ from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, from_user, need_template, stored
+from ondevice.stages.asked import Asked, Prompts, apart, need_template, opening, stored
 from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
 
 HELD = 64  # held-out problems of a measurement
+GOLDS = 2000  # problems whose right answers are looked at before the run
+RIGHT = "correct"  # the reward that says what is right
 
 
 def run(cfg: GRPOConfig, ctx: Context) -> Made:
     policy = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     need_template(policy)
-    with Rewards(cfg.rewards, cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
+    with Rewards(cfg.judges(), cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
                  ctx.folder.path / "rewards.log") as rewards:
         feed = GRPOFeed(cfg, ctx, policy, rewards)
         loss = partial(grpo_loss, model=policy.network, clip_low=cfg.clip, clip_high=cfg.clip_high, beta=cfg.beta,
                        sequence=cfg.loss_type == "gspo", temperature=cfg.temperature, checkpoint=cfg.checkpointing)
-        params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx),
-                     better=Better("accuracy", higher=True))
-        told = ", ".join(f"{name} × {weight:g}" for name, weight in rewards.weights.items())
-    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=[f"rewards: {told}"])
+        params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), better=feed.better)
+        if feed.no_signal.steps >= cfg.steps:
+            ctx.warn(f"none of the {cfg.steps} steps taught anything")
+        notes = [f"rewards: {rewards.told()}"]
+    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=notes)
 
 
 class GRPOFeed:
@@ -56,13 +62,21 @@ class GRPOFeed:
         self.reference = policy.params
         self.asked, self.held, columns = self._asked(policy)
         rewards.check(columns)
+        for one in rewards.check_answers(asked.known for asked in chain(islice(self.asked, GOLDS), self.held)):
+            ctx.warn(f"{one.text} can be given by no completion in the form {cfg.answer!r} (such as "
+                     f"{one.example[:60]!r}): the reward {one.reward} cannot teach them")
+        self.no_signal = NoSignal(ctx.warn)
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens,
                                seed=cfg.seed, batch_size=cfg.rollout_batch)
         self.greedy = Sampler(policy, ctx.backend, temperature=0.0, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
                               batch_size=cfg.rollout_batch)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
         self.log = GroupLog(ctx.folder.groups)
-        ctx.events.emit("data", problems=len(self.asked), held_problems=len(self.held))
+        self.better = Better("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
+        ctx.say(f"{ctx.name}: rewards {rewards.told()}")
+        if rewards.unused:
+            ctx.warn(f"{', '.join(rewards.unused)} of {cfg.reward_file}: not used, for a reward takes `completions`")
+        ctx.events.emit("data", rewards=rewards.weights, problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
@@ -73,11 +87,12 @@ class GRPOFeed:
         totals = scores.total.reshape(len(asked), cfg.group_size)
         scale = "none" if cfg.loss_type == "dr_grpo" else cfg.scale_rewards
         advantages = group_advantages(totals, scale).reshape(-1)
+        self.no_signal.look(step + 1, scores.by_name, scores.total, advantages, self._learned(sampled))
         numbers = {**figures(scores, totals), **lengths_told(sampled),
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
-                                                            cfg.answer))}
+                                                            cfg.answer, self.sampler.tokenizer))}
         return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
-                    ("reward", "accuracy", "completion_length"))
+                    tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))))
 
     def score(self, asked: Sequence[Asked], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions a prompt; what goes wrong with one is told as a warning."""
@@ -86,7 +101,8 @@ class GRPOFeed:
         columns: dict[str, list[Any]] = {name: [one.known.get(name) for one in of] for name in names}
         columns |= {"completion_ids": [s.ids for s in sampled], "truncated": [not s.stopped for s in sampled]}
         scores = self.rewards.score([one.text for one in of], [s.text for s in sampled],
-                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens})
+                                    {**columns, "max_new_tokens": self.cfg.max_new_tokens},
+                                    [opening(one.ids, self.sampler.tokenizer) for one in of])
         for warning in scores.warnings:
             self.ctx.warn(warning)
         return scores
@@ -94,8 +110,7 @@ class GRPOFeed:
     def updates(self, params: Params, sampled: Sequence[Sampled], advantages: Floats) -> list[list[Batch]]:
         cfg = self.cfg
         rows = [s.row for s in sampled]
-        learned = np.array([float(s.stopped or not cfg.mask_truncated) for s in sampled])
-        tokens = {"advantages": spread(advantages, sampled), "learned": spread(learned, sampled)}
+        tokens = {"advantages": spread(advantages, sampled), "learned": spread(self._learned(sampled), sampled)}
         if cfg.updates > 1:  # else they are the training forward's own, and cost nothing
             tokens["old_logps"] = self.scorer.logprobs(params, rows)
         if cfg.beta:
@@ -107,18 +122,22 @@ class GRPOFeed:
         divide(cfg, [batch for batch, _ in made], len(sampled))
         return [[batch for batch, _ in made] for _ in range(cfg.updates)]
 
+    def _learned(self, sampled: Sequence[Sampled]) -> Floats:
+        """(N,) 0 for a completion that is left out."""
+        return np.array([float(s.stopped or not self.cfg.mask_truncated) for s in sampled])
+
     def watch(self, params: Params) -> dict[str, float]:
         """Greedy answers to held-out problems. Those to a few of them, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
-        place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer)
+        place = self.log.append_held_out(self.held, sampled, scores.by_name, scores.total, self.cfg.answer,
+                                         self.sampler.tokenizer)
         return {**figures, "groups": place}
 
     def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], Scores]:
         sampled = self.greedy.draw(params, [a.ids for a in self.held], 1, stage="grpo held")
         scores = self.score(self.held, sampled, 1)
-        right = scores.by_name.get("correct", scores.total)
-        figures = {"accuracy": float(np.mean(right == 1.0)), "reward": _mean(scores.total), **lengths_told(sampled)}
-        return figures, sampled, scores
+        return {**accuracy(scores), "reward": _mean(scores.total), **lengths_told(sampled),
+                "problems": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return ""
@@ -131,7 +150,7 @@ class GRPOFeed:
 
     def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
         """Problems to learn from, those held out, and the columns of all."""
-        wanted = Wanted.of(self.cfg)
+        wanted = Wanted.of(self.cfg).for_template(policy.tokenizer)
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
@@ -147,20 +166,34 @@ class GRPOFeed:
         seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
 
         def asked(found: Iterable[Problem]) -> Iterator[Asked]:
-            return (from_user(p.prompt, {**p.columns, "answer": p.answer, "kind": p.kind}, policy) for p in found)
+            return (Asked(p.chat, prompt_ids(p.chat, policy.tokenizer), known_of(p)) for p in found)
 
         if one.data.startswith("gym:") or corpus_of(one.data, ctx.corpus) is not None:
             part = "train" if part == "train" else "validation"  # they have their own
             return stored(one, lambda: asked(problems(one.data, part, count, seed, ctx.corpus)),
                           f"{part} problems {count} {seed}", policy, room, ctx)
-        found = stored(one, lambda: asked(file_problems(one.data, partial(settle, ctx=ctx), one.limit)), "problems",
-                       policy, room, ctx)
-        if part == "all":
-            return found.only(some_of(len(found), count, seed))
-        train, held = last_held(found, one.data, "problem")
+        uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
+
+        def own(one: Wanted) -> Prompts:
+            read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split,
+                           one.reading, one.template)
+            return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,
+                          room, ctx)
+
+        if part == "all" or whole:
+            found = own(one)
+            return found if whole else found.only(some_of(len(found), count, seed))
+        parts: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="problem"))
         if part == "train":
-            return found if whole else train
-        return held.only(some_of(len(held), count, seed))  # type: ignore[no-any-return]
+            return parts[0]
+        held = parts[1]
+        return held.only(some_of(len(held), count, seed))
+
+
+def known_of(problem: Problem) -> dict[str, Any]:
+    """What a reward may read of a problem. A gym's task judges without stating an answer."""
+    answer = {"answer": problem.answer} if problem.answer or "gym" in problem.columns else {}
+    return {**problem.columns, **answer, "kind": problem.kind}
 
 
 def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
@@ -184,11 +217,18 @@ def divide(cfg: GRPOConfig, batches: Sequence[Batch], completions: int) -> None:
 def figures(scores: Scores, totals: Floats) -> dict[str, Any]:
     """What a step's event says of the rewards: all of them, each by itself, and how many groups teach nothing."""
     spreads = np.array([np.nanstd(group, ddof=1) for group in totals if np.isfinite(group).sum() > 1])
-    right = scores.by_name.get("correct")
     return {"reward": _mean(scores.total), "reward_std": _mean(spreads),
-            "zero_spread": float(without_spread(totals).mean()),
-            **({"accuracy": _mean(right == 1.0)} if right is not None else {}),
+            "zero_spread": float(without_spread(totals).mean()), **accuracy(scores),
             **{f"reward/{name}": _mean(values) for name, values in scores.by_name.items()}}
+
+
+def accuracy(scores: Scores) -> dict[str, float]:
+    """{"accuracy"}: the share of right answers among those that were judged; empty where nothing says what is right:
+    a total of 1 is no right answer."""
+    if RIGHT not in scores.by_name:
+        return {}
+    judged = scores.by_name[RIGHT][np.isfinite(scores.by_name[RIGHT])]
+    return {"accuracy": float(np.mean(judged == 1.0)) if len(judged) else float("nan")}
 
 
 def _mean(values: Floats) -> float:

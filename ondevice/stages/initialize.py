@@ -41,7 +41,7 @@ def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
     corpus = builtin_in(cfg.data, ctx.corpus)
-    words = material.texts(Wanted(cfg.data, limit=cfg.limit), ctx)
+    words = material.texts(Wanted.of(cfg), ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(words, (m["content"] for chat in build(corpus).chats("train") for m in chat["messages"]))
     return train_tokenizer(words, cfg.vocab_size, fills=cfg.family in (*ENCODERS, "bart"),

@@ -3,7 +3,10 @@ files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -16,8 +19,10 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest
 from ondevice.data.chat import ChatRow, encode_chats
+from ondevice.data.classes import LabelledText
 from ondevice.data.mixture import mixed, mixture, one_after_another
 from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
+from ondevice.data.spelt import Spelt, separated
 from ondevice.data.stored import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
@@ -30,7 +35,6 @@ from ondevice.stages.wanted import (
     converted,
     corpus_of,
     last_held,
-    opened,
     reused,
     settle,
 )
@@ -44,14 +48,14 @@ Tokens = NDArray[np.integer[Any]]
 def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
     """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
     data."""
-    for one in wanted.alone():
+    for one in [wanted] if wanted.split != "train" else wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
             from ondevice.data.builtin import build
 
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
-        rows = opened(one.data, one.limit)
+        rows = one.rows()
         yield from counted(_texts(rows), f"{ctx.name}: documents read")
         settle(rows, ctx)
 
@@ -70,7 +74,7 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
         elif wanted.validation:
             rows = own(one)
         else:
-            rows, last = split(own(one), one.data)
+            rows, last = one.in_two(own, split)
             held.append(last)
         train.append(rows)
     if wanted.validation:
@@ -79,9 +83,9 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
     return train, held
 
 
-def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[Tokens, Tokens]:
+def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
-    out."""
+    out. `separator`: text that ends a document of a person's own."""
     cache = ctx.folder.path / "data"
 
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
@@ -93,16 +97,31 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> tuple[T
         return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
 
     train, held = halves(
-        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx),
+        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx, separator),
         lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
     eos = tokenizer.eos_id
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
-def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Tokens:
+def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
+    """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
+    key = digest([key, separator]) if separator else key
     reused(tokens_at(cache, tokenizer, key), wanted, ctx)
-    return tokenize_corpus(texts(wanted, ctx), tokenizer, cache, key=key)
+    spelt = Spelt(tokenizer)
+    ended = [0]
+
+    def whole() -> Iterator[str]:
+        for text in texts(wanted, ctx):
+            ended[0] += text.count(separator) if separator else 0
+            yield text
+        if separator and not ended[0]:
+            ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
+
+    stream = tokenize_corpus(spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key)
+    for line in spelt.told(separator=separator == ""):
+        ctx.warn(line)
+    return stream
 
 
 @dataclass(frozen=True)
@@ -113,10 +132,14 @@ class Chats:
     held: ChatRows
 
 
-def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
-    """Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
+    """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
+    out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
+    row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    wanted = wanted.for_template(tokenizer)
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
-                         lambda one: _chat_rows(one, tokenizer, ctx), partial(last_held, what="chat"))
+                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
+    train = _without(train, held, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
@@ -124,6 +147,55 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> Chats:
         return ChatRows.joined(parts, mixed(list(map(len, parts)), weights, wanted.seed))
 
     return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
+
+
+def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
+    """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
+    are turns of one chat, or the same one again. Raises UserError as `last_held`."""
+    _, last = last_held(rows, where, "chat")
+    assert rows.keys is not None
+    _, group_of, sizes = np.unique(rows.keys[:, 0], return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        ctx.warn(f"{where}: all chats begin alike, so that what is held out is learned too: give --validation FILE")
+        size = len(rows) - len(last)
+        return (ChatRows(rows.ids, rows.mask, rows.starts[:size], rows.ends[:size]),
+                ChatRows(rows.ids, rows.mask, rows.starts[size:], rows.ends[size:]))
+    room, held = len(last), set[int]()
+    for group in dict.fromkeys(group_of[::-1].tolist()):
+        if sizes[group] <= room and len(held) + 1 < len(sizes):
+            held.add(group)
+            room -= int(sizes[group])
+        if not room:
+            break
+    chosen = np.isin(group_of, list(held or {int(np.argmin(sizes))}))
+    return rows.only(~chosen), rows.only(chosen)
+
+
+def _without(train: list[ChatRows], held: list[ChatRows], ctx: Context) -> list[ChatRows]:
+    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left."""
+    known = np.concatenate([np.zeros(0, np.uint64), *(rows.keys[:, 1] for rows in held if rows.keys is not None)])
+    left = [rows if rows.keys is None else rows.only(~np.isin(rows.keys[:, 1], known)) for rows in train]
+    gone = sum(map(len, train)) - sum(map(len, left))
+    if not gone:
+        return train
+    ctx.warn(f"{gone:,} chats are left out because they are held out too")
+    if not all(map(len, left)):
+        raise UserError("all of it is held out too", where="data", hint="give other rows to learn from")
+    return left
+
+
+def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """(a hash of a chat up to the first answer to its user, one of the whole)."""
+    opening = len(messages)
+    asked = False
+    for n, message in enumerate(messages):
+        if asked and message["role"] == "assistant":
+            opening = n + 1
+            break
+        asked = asked or message["role"] == "user"
+    first, whole = (hashlib.blake2b(json.dumps(part, sort_keys=True, default=str).encode(), digest_size=8).digest()
+                    for part in (messages[:opening], messages))
+    return int.from_bytes(first, "little"), int.from_bytes(whole, "little")
 
 
 def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
@@ -137,32 +209,35 @@ def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tu
 
 @dataclass(frozen=True)
 class Labelled:
-    """(text, class) rows."""
+    """Texts with their classes."""
 
-    train: list[tuple[str, str]]
-    held: list[tuple[str, str]]
+    train: list[LabelledText]
+    held: list[LabelledText]
 
 
-def labelled(wanted: Wanted, text: str, label: str, ctx: Context) -> Labelled:
-    """Rows of the columns `text` and `label`; of the built-in corpus, each request and the kind of task that it is.
-    Raises UserError for missing, empty or unreadable data, or for held-out classes that stand nowhere else."""
+def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
+    each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
+    held-out classes that stand nowhere else."""
     from ondevice.data.formats import to_label
 
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
     train, held = halves(wanted, ctx, _builtin_labels,
-                         lambda one: converted(one, partial(to_label, text=text, label=label), ctx),
+                         lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
                          partial(last_held, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
-    if unknown := {name for _, name in found.held} - {name for _, name in found.train}:
+    if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
         raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
                         where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
     return found
 
 
-def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:
     from ondevice.data.builtin import build
 
     made = build(corpus)
-    train, held = ([(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+    train, held = ([LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
                    for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
     return train, held
 
@@ -182,27 +257,39 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     return ChatRows.joined([beside, text], np.arange(len(beside) + count))
 
 
-def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context) -> ChatRows:
+def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
     from ondevice.data.formats import to_chat
 
+    numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
+
     def encoded() -> Iterator[ChatRow]:
-        rows = opened(wanted.data, wanted.limit)
+        rows = wanted.rows()
         place = ""
+        spelt = Spelt(tokenizer)
 
         def conversations() -> Iterator[list[dict[str, Any]]]:
             nonlocal place
             for here, chat in convert_rows(rows, to_chat):
                 place = here
+                if whole and any(message.get("weight") == 0 for message in chat["messages"]):
+                    rows.reject(here, "a turn of weight 0 is not to be learned, and loss_on all learns every token")
+                    continue
+                spelt.look(chat["messages"])
+                keys.extend(_keys_of(chat["messages"]))
                 yield chat["messages"]
 
         # a chat is rendered, and so rejected, before the next one is asked for
         yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
-                                reject=lambda _, reason: rows.reject(place, reason))
+                                reject=lambda _, reason: rows.reject(place, reason), numbers=numbers)
         settle(rows, ctx)
+        for line in spelt.told():
+            ctx.warn(line)
 
-    place = place_of(ctx.folder.path / "data", "chats", tokenizer, wanted.key(ctx.corpus))
-    return ChatRows.stored(reused(place, wanted, ctx), encoded)
+    key = f"{wanted.key(ctx.corpus)} by chat"
+    place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
+    return ChatRows.stored(reused(place, wanted, ctx), encoded,
+                           lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)])
 
 
 def _texts(rows: Rows) -> Iterator[str]:

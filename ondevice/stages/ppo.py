@@ -34,7 +34,7 @@ from ondevice.randomness import permutation
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages import material
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, prompts
+from ondevice.stages.asked import Asked, opening, prompts
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
@@ -97,7 +97,7 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = Wanted(cfg.data, limit=cfg.limit, seed=cfg.seed)
+        wanted = Wanted.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
@@ -132,7 +132,8 @@ class PPOFeed:
     def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, s.text, self.judge.tokenizer)
+        rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
+                                                        self.judge.tokenizer)
                 for a, s in zip(asked, sampled, strict=True)]
         most = self.judge.cfg.max_position_embeddings
         found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
@@ -171,7 +172,8 @@ class PPOFeed:
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled)}, sampled, scores
+        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled),
+                "prompts": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis

@@ -26,7 +26,7 @@ from ondevice.stages.wanted import Wanted
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx)
+    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}
@@ -54,7 +54,8 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
     for name, usual, known in (("whole_words", False, ("masked",)), ("mean_span", 3.0, ("spans", "infilling")),
-                               ("mask_share", 0.0, ("masked", "spans", "infilling"))):
+                               ("mask_share", 0.0, ("masked", "spans", "infilling")),
+                               ("isolate_documents", False, ("causal", "masked"))):
         if getattr(cfg, name) != usual and objective(model.cfg) not in known:
             raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
                             hint=f"leave it out; it is for {' and '.join(known)}")

@@ -19,8 +19,10 @@ from ondevice.context import Context, Made
 from ondevice.data.completions import Row, text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.token_pairs import PairSource, TokenPair, by_parts
+from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
+from ondevice.models.folder import Model
 from ondevice.models.heads import with_head
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
@@ -31,14 +33,29 @@ from ondevice.stages.start import load_start, with_adapter
 def run(cfg: RewardConfig, ctx: Context) -> Made:
     writer = load_start(cfg.model, cfg, ctx, body=True)
     found = pairs(cfg, writer, ctx)
-    model = with_adapter(with_head(writer, ctx.backend, cfg.seed), cfg, ctx)
+    if cfg.strength_margin and not found.strong:
+        raise UserError("no pair is of a strength above 1, so that it would change nothing", where="strength_margin",
+                        hint="leave it out")
+    if found.strong and not cfg.strength_margin:
+        ctx.warn(f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin")
+    model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
                      make=partial(scored, cfg=cfg, reads=model.network.reads))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, source(found.held), ctx, cfg)
+    measure = held_out_figures(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
+
+
+def _with_score(start: Model, seed: int, ctx: Context) -> Model:
+    """The model under a head of one score: a reward model under its own, any other under a new one."""
+    if start.cfg.num_labels == 1:
+        ctx.say(f"{ctx.name}: the head of {start.folder}, a reward model, goes on")
+        return start
+    if start.cfg.num_labels:
+        ctx.warn(f"a new head takes the place of that of {start.folder}, which tells classes apart")
+    return with_head(start, ctx.backend, seed)
 
 
 def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
@@ -50,7 +67,7 @@ def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: R
     chosen, rejected = [whole(p.chosen) for p in found], [whole(p.rejected) for p in found]
     batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    margin[:len(found)] = [cfg.strength_margin * (p.strength - 1) for p in found]
+    margin[:len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]
     real[:len(found)] = 1.0
     tokens = np.array([float(p.chosen.length + p.rejected.length) for p in found], np.float32)
     return {**batch, "margin": margin, "pairs": real, "weights": tokens}

@@ -7,10 +7,12 @@ each time all or nothing: a resumed stage goes on after the last ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ondevice.config.preference import SampleConfig
 from ondevice.context import Context, Made
+from ondevice.data.chat import with_template_kwargs
 from ondevice.errors import Interrupted, UserError
 from ondevice.models.folder import load_writer
 from ondevice.ratings import Ratings, Response
@@ -27,12 +29,14 @@ TOGETHER = 64  # prompts between two commits
 def run(cfg: SampleConfig, ctx: Context) -> Made:
     model = load_writer(cfg.model, ctx.backend)
     models = [model] if not cfg.other else [model, load_writer(cfg.other, ctx.backend)]
+    model, *_ = models = [
+        replace(m, tokenizer=with_template_kwargs(m.tokenizer, cfg.chat_template_kwargs)) for m in models]
     if len({m.tokenizer.sha256() for m in models}) > 1:
         raise UserError("has another tokenizer than the model", where=cfg.other, hint="compare models of one family")
     samplers = [Sampler(m, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
                         top_k=cfg.top_k, top_p=cfg.top_p, batch_size=cfg.batch_size) for m in models]
     names = [source_name(Path(m.folder)) for m in models]
-    asked = prompts(Wanted(cfg.data, seed=cfg.seed), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
+    asked = prompts(Wanted.of(cfg), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
     batch = f"{'-'.join(names)}-{ctx.fingerprint.get('model', '')[:6]}-{cfg.seed}"
     queued = 0
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:

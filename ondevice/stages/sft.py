@@ -16,9 +16,10 @@ import numpy as np
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
 from ondevice.data.chat import ChatRow, add_template
-from ondevice.data.completions import CompletionSource, answers_of
+from ondevice.data.completions import CompletionSource, counted_answers
 from ondevice.data.sources import ChatSource
 from ondevice.data.stored import ChatRows
+from ondevice.data.truncation import cut_where
 from ondevice.errors import UserError
 from ondevice.loop import fit
 from ondevice.losses import causal_lm_loss
@@ -36,7 +37,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx)
+    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = rows_of(cfg, model)
@@ -45,7 +46,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
-            ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens, "
+            ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens{_where_cut(part, model)}, "
                      f"{part.skipped} left out because nothing of the answer remained")
     replay = len(train) - len(found.train)
     chats = source.examples - replay
@@ -70,8 +71,17 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
             raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
 
     def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
-        return CompletionSource(answers_of(ChatRows.of(chats)), **common, start=start, accumulate=accumulate)
+        answers, skipped = counted_answers(ChatRows.of(chats))
+        return CompletionSource(answers, **common, start=start, tokenizer=model.tokenizer, accumulate=accumulate,
+                                skipped=skipped)
     return source
+
+
+def _where_cut(source: Any, model: Model) -> str:
+    """Of prompts that are read beside their answers: at which end they are cut."""
+    if model.network.start is None or not source.truncated:
+        return ""
+    return f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:

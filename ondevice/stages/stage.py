@@ -29,7 +29,15 @@ from ondevice.ratings_store import FILE as RATINGS
 from ondevice.recovery import FOLDER as RUINED
 from ondevice.runfolder import RunFolder, StageFolder, StopRequest
 from ondevice.stages.answers import answer
-from ondevice.stages.fingerprint import changed_rates, compare, complete, fingerprint_of, refuse_unfinished
+from ondevice.stages.continued import state_of
+from ondevice.stages.fingerprint import (
+    changed_rates,
+    changed_steps,
+    compare,
+    complete,
+    fingerprint_of,
+    refuse_unfinished,
+)
 from ondevice.stages.pairs import COPY as PAIRS
 from ondevice.stages.start import result
 from ondevice.stages.summary import outcome, summary
@@ -62,6 +70,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
     cfg.check()
     folder, resume = run.stage(name), cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
+    continued = state_of(name, cfg)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
@@ -75,7 +84,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
         stop.begin(folder)
         with EventWriter(folder.events) as events:
             ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
-                          say)
+                          say, continued=continued)
             return _guarded(ctx, cfg, around, then, anew, begun)
 
 
@@ -115,7 +124,8 @@ def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, an
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         before = found.record.get("fingerprint", {})
-        ctx.changed = changed_rates(before, ctx.fingerprint)
+        ctx.changed = {**changed_rates(before, ctx.fingerprint),
+                       **changed_steps(cfg, before, ctx.fingerprint, found.step)}
         compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
                 "has a checkpoint", anew)
         ctx.spent.add(found.record.get("spent", {}))

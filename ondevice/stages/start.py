@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ondevice.config.stages import TuningConfig
 from ondevice.context import Context
+from ondevice.data.chat import with_template_kwargs
 from ondevice.errors import UserError, nearest
 from ondevice.models import snapshot
 from ondevice.models.config import DecoderConfig
@@ -37,7 +38,7 @@ def _checked(model: Model, cfg: TuningConfig) -> Model:
     if not packs(model.cfg) and cfg.checkpointing:
         raise UserError(f"cannot be had for a {model.cfg.model_type} model, whose layers are its library's",
                         where="checkpointing", hint="leave it out")
-    return model
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
 
 
 def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
@@ -58,6 +59,9 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     targets = _chosen(through, cfg.lora_targets, "lora_targets") if cfg.lora_targets else [
         name for name in through if is_block_matrix(f"{name}.weight", through[name]) and not is_router(name)]
     targets = [name for name in targets if name not in whole]
+    if not targets and not whole:
+        raise UserError("the model has no matrix that could get an adapter", where="lora_targets",
+                        hint="name some, or train all weights")
     scale = scale_of(cfg.lora_alpha, cfg.lora_rank, cfg.lora_rslora)
     new = fresh({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
                 ctx.backend)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ondevice import events
+from ondevice.achieved import achieved, worse
 from ondevice.context import Context
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.inert import inert
@@ -19,22 +20,30 @@ from ondevice.models.folder import Model
 from ondevice.progress import duration
 from ondevice.recovery import finite
 
+UNITS = ("tokens", "pairs", "texts", "problems", "prompts")
+"""What held-out figures are taken over: the names of their counts."""
+
 
 @dataclass(frozen=True)
 class Outcome:
     """A stage's training in figures; None where it has none. What was measured is of the very weights that the stage
     gives, those of step `measured`: `figure` is the name of what decides which ones are best, and `value` how they
-    are; `loss` is in nats a token on held-out data. `epochs` says how often the data was gone through."""
+    are; `loss` is in nats a token on held-out data. `before` and `after` are all figures, before the first step and of
+    those weights; they were taken over `held` of `unit` (tokens, pairs, texts, problems, prompts). `epochs` says how
+    often the data was gone through."""
 
     steps: int = 0
     tokens: int = 0
     epochs: float | None = None
     loss: float | None = None
     measured: int | None = None
-    held_tokens: int | None = None
+    held: int | None = None
+    unit: str | None = None
     bits_per_byte: float | None = None
     figure: str | None = None
     value: float | None = None
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
 
     def mapping(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,8 +62,11 @@ def outcome(ctx: Context) -> Outcome:
         return Outcome(int(step.get("step", 0)), tokens, epochs)
     loss, size = finite(taken.figures.get("loss")), data.get("held_bytes_per_token")
     bits = loss / math.log(2) / size if loss is not None and size else None
-    return Outcome(int(step.get("step", 0)), tokens, epochs, loss, taken.step, taken.figures.get("tokens"), bits,
-                   taken.name, taken.value)
+    unit = next((name for name in UNITS if name in taken.figures), None)
+    return Outcome(int(step.get("step", 0)), tokens, epochs, loss, taken.step, taken.figures.get(unit or ""), unit,
+                   bits, taken.name, taken.value, *(None if part is None else {
+                       name: finite(value) for name, value in part.items() if name not in ("groups", *UNITS)}
+                       for part in (taken.before, taken.figures)))
 
 
 def bytes_per_token(batches: Iterable[Mapping[str, np.ndarray]], tokenizer: Tokenizer) -> float:
@@ -76,12 +88,10 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
     if ended.steps:
         often = f", {ended.epochs:.1f} times through the data" if ended.epochs else ""
         lines.append(f"  trained    {ended.steps:,} steps, {ended.tokens:,} tokens{often}")
-    if ended.loss is not None:
-        bits = f", {ended.bits_per_byte:.3f} bits per byte" if ended.bits_per_byte is not None else ""
-        lines.append(f"  held out   loss {ended.loss:.4f}{bits} at step {ended.measured}, on "
-                     f"{ended.held_tokens or 0:,} tokens")
-    elif ended.value is not None:
-        lines.append(f"  held out   {ended.figure} {ended.value:.4f} at step {ended.measured}")
+    if told := achieved(ended.mapping()):
+        lines.append(f"  held out   {told}")
+    if ctx.taken is not None and worse(ended.mapping(), ctx.taken.higher):
+        lines.append(f"             that is worse than before the first step: {ended.figure}")
     if exam := _exam(record.get("marks") or {}):
         lines.append(f"  exam       {exam}")
     lines.append(f"  model      {inert(str(ctx.folder.model), newlines=False)} ({kind}, "

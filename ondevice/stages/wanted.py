@@ -4,43 +4,66 @@ person's rows, of which the bad ones are set aside and told of."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ondevice import checkpoint
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest, digest_path
+from ondevice.data.classes import NO_LABEL
+from ondevice.data.hub_rows import PREFIX
 from ondevice.data.mixture import BY_NAME, sources
+from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.stored import link_from
+from ondevice.data.tokenizer_files import read_json
 from ondevice.errors import UserError
+from ondevice.inert import inert
 from ondevice.progress import counted
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
+    from ondevice.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
 HELD_MOST = 500  # rows
+LOOKED_AT = 100  # first rows, of which one that is a chat makes the rest chats too
 REJECTED = "rejected.jsonl"
+UNUSED = "unused.jsonl"
+"""What of the rows was not used: {"data", "told"} a source."""
+COMMITS = "commits.json"
+"""Of each data set of the Hub that a stage has read: its commit, empty where that is not known."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a stage asks for: one source or several, what is held out (empty: the last rows of each), how many rows of
-    each source at most (0: all), and the seed of what a mixture repeats."""
+    """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
+    else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
+    which split of a folder that has splits; how rows are read, and the chat templates that read their messages."""
 
     data: str
     validation: str = ""
     limit: int = 0
     seed: int = 0
+    split: str = "train"
+    reading: Reading = AS_IS
+    template: str = field(default="", repr=False)  # it names no data
 
     @classmethod
-    def of(cls, cfg: Any) -> Wanted:
-        """What the settings of a stage say."""
-        return cls(cfg.data, cfg.validation, cfg.limit, cfg.seed)
+    def of(cls, cfg: Any, data: str = "") -> Wanted:
+        """What the settings of a stage say (`data`: where they leave it open). Raises UserError for names of columns
+        where nothing has any."""
+        wanted = cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
+                     reading=Reading.of(cfg))
+        named = [source.data for source in (*sources(wanted.data), *(sources(wanted.validation or "builtin")))]
+        if cfg.columns and all(name.partition(":")[0] in ("builtin", "gym") or name.endswith(".db") for name in named):
+            raise UserError("the data has none", where="columns", hint="leave it out")
+        return wanted
 
     @property
     def weights(self) -> list[float | None]:
@@ -52,11 +75,38 @@ class Wanted:
 
     def alone(self) -> list[Wanted]:
         """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
-        return [Wanted(source.data, limit=self.limit) for source in sources(self.data)]
+        return [Wanted(source.data, limit=self.limit, reading=self.reading, template=self.template)
+                for source in sources(self.data)]
 
     def held(self) -> list[Wanted]:
         """The sources of `validation`, all of them."""
-        return [Wanted(source.data) for source in sources(self.validation)] if self.validation else []
+        named = sources(self.validation) if self.validation else ()
+        return [Wanted(source.data, split="validation", reading=self.reading, template=self.template)
+                for source in named]
+
+    def for_template(self, tokenizer: Tokenizer) -> Wanted:
+        """The same, whose messages the chat templates of this tokenizer read."""
+        return replace(self, template="".join((tokenizer.chat_template or "", *tokenizer.more_templates.values())))
+
+    def rows(self) -> Rows:
+        """Those of one source."""
+        rows = opened(self.data, self.limit, self.split, self.reading)
+        rows.template = self.template
+        return rows
+
+    def named_held(self) -> Wanted | None:
+        """What a source's own folder holds out by name; None where it does not."""
+        from ondevice.data.folders import holds_split
+
+        if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
+            return None
+        return replace(self, limit=0, split="validation")
+
+    def in_two(self, own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[T, T]:
+        """What is learned from and what is held out of a person's source: `own` reads it, and of what it gives `split`
+        holds a part out, where its folder does not."""
+        named = self.named_held()
+        return (own(self), own(named)) if named is not None else split(own(self), self.data)
 
 
 def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
@@ -106,34 +156,36 @@ def _existing(path: str) -> Path:
     return Path(path)
 
 
-def plain_texts(path: str) -> list[str]:
+def plain_texts(path: str, split: str = "train", reading: Reading = AS_IS) -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
     from ondevice.data.formats import to_text
 
-    return plain_rows(path, to_text)
+    return plain_rows(path, to_text, split=split, reading=reading)
 
 
-def plain_rows(path: str, convert: Callable[[Any], T]) -> list[T]:
-    """A person's rows as `converted` makes them, of one source or several, where no run keeps account of bad rows."""
+def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test",
+               reading: Reading = AS_IS) -> list[T]:
+    """A person's rows as `converted` makes them, of one source or several (the first `limit` of each; 0: all), where no
+    run keeps account of bad rows; of a folder that has splits what is there to test on. Raises UserError as `chats`
+    does."""
     found: list[T] = []
     for source in sources(path):
-        rows = opened(source.data)
+        rows = opened(source.data, limit, split, reading)
         found += [made for _, made in convert_rows(rows, convert)]
-        rows.check()
+        settled(rows)
     return found
 
 
-def plain_chats(path: str) -> list[list[dict[str, Any]]]:
-    """A person's chats, where no run keeps account of bad rows; empty where the first row is none. Raises UserError as
-    `chats` does."""
-    from ondevice.data.formats import BadRow, to_chat
+def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
+    """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
+    as `chats` does."""
+    from ondevice.data.formats import to_chat
 
-    rows = opened(sources(path)[0].data)
-    try:
-        to_chat(next(iter(rows))[0])
-    except (BadRow, StopIteration):
+    rows = opened(sources(path)[0].data, LOOKED_AT, "test", reading)
+    rows.strict = False
+    if next(convert_rows(rows, to_chat), None) is None:
         return []
-    return [chat["messages"] for chat in plain_rows(path, to_chat)]
+    return [chat["messages"] for chat in plain_rows(path, to_chat, reading=reading)]
 
 
 def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
@@ -156,6 +208,10 @@ def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
             if new := add_lines(ctx.folder.path / REJECTED, own):
                 ctx.warn(f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them")
+        if (stage / UNUSED).is_file():
+            for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
+                if (found := json.loads(line))["data"] in names:
+                    tell_unused(found["data"], found["told"], ctx)
     return place
 
 
@@ -177,33 +233,71 @@ def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list
 
 def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted`, one at a time."""
-    rows = opened(wanted.data, wanted.limit)
+    rows = wanted.rows()
     yield from counted(convert_rows(rows, convert), f"{ctx.name}: rows read")
     settle(rows, ctx)
 
 
-def opened(path: str, limit: int = 0) -> Rows:
+def opened(path: str, limit: int = 0, split: str = "train", reading: Reading = AS_IS) -> Rows:
     from ondevice.data.readers import read
 
-    return read(path, limit=limit)
+    return read(path, limit=limit, split=split, reading=reading)
 
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """(place, converted row); a row that cannot be converted is set aside."""
-    from ondevice.data.formats import BadRow
+    from ondevice.data.formats import BadRow, Unlabelled
 
     for row, place in rows:
         try:
             made = convert(row)
+        except Unlabelled:
+            rows.leave_out()
         except BadRow as error:
             rows.reject(place, str(error), row)
         else:
             yield place, made
 
 
-def settle(rows: Rows, ctx: Context) -> None:
-    """Tells of the rows that were set aside and keeps them. Raises UserError where they are too many."""
+def tell_unused(data: str, told: str, ctx: Context) -> None:
+    """Says once what of the rows of `data` is not used; a resume does not say it again."""
+    from ondevice.data.readers import add_lines
+
+    if told and add_lines(ctx.folder.path / UNUSED, [json.dumps({"data": data, "told": told})]):
+        ctx.warn(f"{data}: {told}")
+
+
+def settled(rows: Rows) -> None:
+    """Says what was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
     rows.check()
+    bad = f"{len(rows.rejected)} of {rows.seen} rows could not be used" if rows.rejected else ""
+    if bad:
+        bad += f" (first: {rows.rejected[0].where}: {rows.rejected[0].reason})"
+    for told in filter(None, (bad, rows.telling())):
+        print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
+
+
+def _note_commit(rows: Rows, ctx: Context) -> None:
+    """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which stays where the
+    stage begins anew."""
+    file = ctx.folder.path / COMMITS
+    before = read_json(file)
+    if before.get(rows.spec) != rows.commit:
+        checkpoint.write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
+    ctx.say(f"{ctx.name}: {rows.spec} was read at commit {rows.commit}" if rows.commit else
+            f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
+
+
+def settle(rows: Rows, ctx: Context) -> None:
+    """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises UserError where these are
+    too many."""
+    rows.check()
+    tell_unused(rows.spec, rows.telling(), ctx)
+    if rows.spec.startswith(PREFIX):
+        _note_commit(rows, ctx)
+    if rows.unlabelled:
+        ctx.warn(f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
+                 "there is none, and are left out (where it is a class, write a word for it)")
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)

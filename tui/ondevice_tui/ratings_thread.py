@@ -41,9 +41,10 @@ class RatingsThread:
     def do(self, work: Callable[[Ratings], T]) -> Awaitable[T]:
         """What `work` gives for the open database. It is begun when this is called, and done to its end even where
         nobody waits for it any more. Raises what `work` raises: UserError for a database that is held, full or damaged;
-        UserError where it was closed before."""
+        UserError where it could not be opened, and where it was closed before."""
         def with_ratings() -> T:
-            assert self._ratings is not None, "not open"
+            if self._ratings is None:  # asked for before it was known that it cannot be opened
+                raise UserError("could not be opened", where=str(self.path))
             return work(self._ratings)
 
         return self._submit(with_ratings)

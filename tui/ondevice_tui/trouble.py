@@ -25,7 +25,7 @@ MOST_BYTES = 1 << 20  # of the log: a larger one is begun anew
 def log_file() -> Path:
     """Where errors are written down."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "ondevice" / "app.log"
+    return Path(os.path.expanduser(state)) / "ondevice" / "app.log"
 
 
 def write_trouble(doing: str, problem: BaseException) -> str:

@@ -441,6 +441,8 @@ def _ending(event: dict[str, Any], sampling: dict[str, Any], context: Any) -> st
                         "with what was said before; ctrl+n begins anew")
     if event.get("forgotten"):
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
+    if event.get("cut"):
+        told.append("the message is longer than the model's context: only a part of it was read")
     return f"({', '.join(told)})" if told else ""
 
 

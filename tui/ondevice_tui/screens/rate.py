@@ -22,7 +22,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import Item, Outcome, Progress, Ratings, Vote, said
-from ondevice.ratings_store import FILE
+from ondevice.ratings_store import FILE, Damaged, Replaced, ratings_file
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
@@ -166,7 +166,7 @@ least; p says why this one."""
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
         run = self.ui.run_folder
-        wanted = run.path / FILE if run is not None else None
+        wanted = ratings_file(run.path) if run is not None else None
         if self.ratings is not None and self.ratings.path != wanted:
             self._close()
             self.trouble = ""
@@ -196,9 +196,7 @@ least; p says why this one."""
         except UserError as problem:
             ratings.close()
             if self.ratings is ratings:
-                self._close()
-                self.trouble, self._failed_at = str(problem), ticks()
-                self.show()
+                self._leave_database(str(problem))
             return
         for text in told:
             self.ui.say(text, bad=True)
@@ -206,6 +204,12 @@ least; p says why this one."""
             self.trouble, self.busy = "", False
             self._forget_undone()
             self.next()
+
+    def _leave_database(self, why: str) -> None:
+        """It is opened anew after a moment, and repaired where it has to be."""
+        self._close()
+        self.trouble, self._failed_at = why, ticks()
+        self.show()
 
     def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
             failed: Callable[[UserError], None] | None = None) -> None:
@@ -240,7 +244,10 @@ least; p says why this one."""
 
     def _not_saved(self, problem: UserError) -> None:
         self.ranking = []
-        self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(f"not saved: {problem}")
+        else:
+            self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
@@ -257,6 +264,9 @@ least; p says why this one."""
 
     def _not_read(self, problem: UserError) -> None:
         """It is looked for again at the next look at the runs."""
+        if isinstance(problem, Damaged | Replaced):
+            self._leave_database(str(problem))
+            return
         self.item, self.trouble = None, str(problem)
         self.show()
 

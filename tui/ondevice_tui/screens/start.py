@@ -98,10 +98,14 @@ class Field(Vertical):
         else:
             self.control.value = self.spec.text(value)
 
+    @property
+    def changed(self) -> bool:
+        """Whether the value is not the default."""
+        return self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
+
     def mark(self, wrong: bool) -> None:
-        changed = self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
-        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if changed else "  "
-        self.label.show(line(mark, (self.spec.name, "bold" if changed or wrong else "")))
+        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if self.changed else "  "
+        self.label.show(line(mark, (self.spec.name, "bold" if self.changed or wrong else "")))
 
 
 FIND = "a part of a field's name"
@@ -305,9 +309,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._words = []
         values: dict[str, Any] = {}
         try:
-            config = from_mapping(self.cls, settings(self.specs, entries))
-            values = to_mapping(config)
             recipe = "" if self.recipe == DEFAULTS else self.recipe
+            filled = {field.spec.name for field in self.query(Field) if recipe and not field.changed}
+            values = to_mapping(from_mapping(self.cls, settings(self.specs, entries), filled=filled))
+            values |= {name: self.base[name] for name in filled}  # what has no effect is left out by the command too
             self._words = runner.words_for(self.verb, self.cls, values, self.base, recipe)
             where, told = self._obstacle(values)
         except UserError as problem:

@@ -1,0 +1,105 @@
+"""The files of a tokenizer in a Hugging Face folder, as the `tokenizers` library's object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ondevice.errors import UserError
+
+# Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
+_GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
+
+
+def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+    """The tokenizer of tokenizer.json, or of GPT-2's vocab.json and merges.txt. Raises UserError for a file that cannot
+    be read, and where another form has to be converted first."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception for a file that it cannot read
+            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
+                            hint="is the download whole?") from error
+    pair = [folder / "vocab.json", folder / "merges.txt"]
+    if all(part.is_file() for part in pair) and _is_gpt2(config, model):
+        return _gpt2(*pair, prefix=config.get("add_prefix_space") is True)
+    others = [name for name in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+              if (folder / name).is_file()]
+    raise UserError(f"no tokenizer.json in this folder{f', only {chr(44).join(others)}' if others else ''}",
+                    where=str(folder), hint=_conversion(folder) if others else "give a folder in Hugging Face's form")
+
+
+def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+    named = config.get("tokenizer_class")
+    return named in _GPT2 if named is not None else model.get("model_type") == "gpt2"
+
+
+def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:
+    try:
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # bare, as above
+        raise UserError(f"cannot be read as a tokenizer: {error}", where=str(vocab.parent),
+                        hint="are vocab.json and merges.txt whole?") from error
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    word = "<|endoftext|>"
+    if inner.token_to_id(word) is not None:
+        inner.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False)])
+    return inner
+
+
+def _conversion(folder: Path) -> str:
+    return (f"transformers makes one: python -c \"from transformers import AutoTokenizer as A; "
+            f"A.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})\"")
+
+
+def with_added_tokens(inner: Any, folder: Path, config: Mapping[str, Any]) -> Any:
+    """The tokenizer with the tokens of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json, at the
+    ids that they give. Raises UserError for an id that the token cannot have."""
+    for i, (token, where) in sorted(_wanted(folder, config).items()):
+        have = inner.token_to_id(token.content)
+        if have == i and i in inner.get_added_tokens_decoder():
+            continue
+        if have is None or have == i:
+            (inner.add_special_tokens if token.special else inner.add_tokens)([token])
+            have = inner.token_to_id(token.content)
+        if have != i:
+            raise UserError(f"gives {token.content!r} the id {i}, the tokenizer {have}", where=str(folder / where),
+                            hint="the files of one tokenizer belong together: fetch the folder anew")
+    return inner
+
+
+def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str]]:
+    """(token, the file that names it) by its id."""
+    found: dict[int, tuple[Any, str]] = {}
+    for word, i in read_json(folder / "added_tokens.json").items():
+        if isinstance(i, int):
+            found[i] = tokenizers.AddedToken(word, special=False, normalized=False), "added_tokens.json"
+    listed = config.get("added_tokens_decoder")
+    for number, entry in (listed.items() if isinstance(listed, Mapping) else ()):
+        if not (isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and str(number).isdecimal()):
+            raise UserError(f"added_tokens_decoder has no token under {number!r}",
+                            where=str(folder / "tokenizer_config.json"), hint="is the download whole?")
+        switches = {name: entry[name] is True for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                    if name in entry}
+        found[int(number)] = tokenizers.AddedToken(entry["content"], **switches), "tokenizer_config.json"
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """{} where there is no file. Raises UserError for one that holds no JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot be read: {error}", where=str(file)) from error
+    if not isinstance(value, dict):
+        raise UserError("holds no JSON object", where=str(file))
+    return value

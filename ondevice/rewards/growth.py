@@ -1,0 +1,68 @@
+"""How large the numbers in a parsed formula get when they are multiplied out. sympy does that in one call into C, which
+no alarm interrupts: `9^{9^{9^9}}` would take hours and all memory. Everything else it does in Python, where an alarm
+ends it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+LARGEST = 100_000
+"""Bits of a number that is still multiplied out (30,000 digits, some milliseconds)."""
+
+
+def grows(expression: Any) -> bool:
+    """Whether a number in the expression (a sympy object, or a container of some) needs more than LARGEST bits."""
+    return _bits(expression) > LARGEST
+
+
+def _bits(node: Any) -> float:
+    """An upper bound of the bits of the numerator and the denominator of the largest number in `node`, multiplied
+    out; a letter has none, and neither has 1, whose powers do not grow."""
+    import sympy
+
+    if isinstance(node, sympy.Rational):
+        largest = max(abs(node.p), node.q)
+        return float(largest.bit_length()) if largest > 1 else 0.0
+    inner = node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
+    parts = [_bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))]  # the latter: math-verify's sets
+    if isinstance(node, sympy.Pow):
+        least = 1.0 if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function) else 0.0
+        base = max(parts[0], least)
+        return max(*parts, base * _size(node.exp) if base else 0.0)
+    if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma)):
+        return max(*parts, _of_factorial(_size(node.args[0])))
+    if isinstance(node, (sympy.binomial, sympy.RisingFactorial, sympy.FallingFactorial)):
+        return max(*parts, _of_factorial(_size(node.args[0]) + _size(node.args[1])))
+    if isinstance(node, (sympy.exp, sympy.sinh, sympy.cosh, sympy.tanh)):
+        return max(*parts, 2 * _size(node.args[0]))
+    return sum(parts)
+
+
+def _of_factorial(size: float) -> float:
+    """Bits of size!."""
+    return math.lgamma(size + 1) / math.log(2) if size < 1e300 else math.inf
+
+
+def _size(node: Any) -> float:
+    """An upper bound of |node|, infinite where it is beyond a float; a letter counts as 1."""
+    import sympy
+
+    if isinstance(node, (sympy.Number, sympy.NumberSymbol)):
+        try:
+            return abs(float(node))
+        except OverflowError:
+            return math.inf
+    parts = [_size(part) for part in node.args]
+    if not parts:
+        return 1.0
+    if isinstance(node, sympy.Mul):
+        return math.prod(parts) if all(parts) else 0.0
+    if isinstance(node, (sympy.Pow, sympy.exp)):
+        base, power = parts if isinstance(node, sympy.Pow) else (math.e, parts[0])
+        if isinstance(node, sympy.Pow) and node.exp.is_negative:  # below a fraction's bar
+            return 1 / base if node.exp == -1 and base else math.inf
+        return 2.0 ** bits if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000 else math.inf
+    if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)):
+        return 2.0 ** bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf  # of a binomial, no less
+    return sum(parts) + 1.0

@@ -1,0 +1,45 @@
+"""Says when rollouts teach nothing, and why: at a run's first steps, not after its last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+AGAIN = 10
+"""Steps in a row after which it is said again."""
+ALIKE = 3
+"""Steps in a row whose rewards do not differ, before that is said: one may be chance."""
+
+
+class NoSignal:
+    """Looks at each rollout. `steps` counts those that taught nothing."""
+
+    def __init__(self, warn: Callable[[str, int], None]) -> None:
+        self.warn, self.steps = warn, 0
+        self._in_a_row: Counter[str] = Counter()
+
+    def look(self, step: int, by_name: Mapping[str, Floats], totals: Floats, advantages: Floats,
+             learned: Floats) -> None:
+        """`by_name`: (N,) each reward's values, NaN where it gave none; `totals`, `advantages`, and `learned` (0 where
+        a completion is left out): (N,) each."""
+        for name, values in by_name.items():
+            self._count(step, f"the reward {name} said nothing of any of {len(values)} completions",
+                        not np.isfinite(values).any())
+        nothing, masked = not np.isfinite(totals).any(), not learned.any()
+        alike = not (nothing or masked or (advantages * learned).any())
+        self.steps += nothing or masked or alike
+        self._count(step, "no completion has a reward: nothing is learned", nothing)
+        self._count(step, "all completions were cut at max_new_tokens and mask_truncated leaves them out: nothing is "
+                    "learned; raise max_new_tokens", masked and not nothing)
+        self._count(step, f"in no group of {ALIKE} steps do rewards differ: they teach nothing; take problems that are "
+                    "neither too easy nor too hard, more completions of each, or a higher temperature", alike, ALIKE)
+
+    def _count(self, step: int, text: str, happened: bool, first: int = 1) -> None:
+        self._in_a_row[text] = times = self._in_a_row[text] + 1 if happened else 0
+        if happened and (times == first or times % AGAIN == 0):
+            self.warn(text, step)

@@ -1,0 +1,64 @@
+"""What a stage's result follows from, and what may change when an unfinished one goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import small_stages
+from ondevice.backend import load_backend
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import from_mapping
+from ondevice.config.recipe import STAGES
+from ondevice.errors import UserError
+from ondevice.runfolder import RunFolder
+from ondevice.stages.fingerprint import compare, fingerprint_of
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.make(tmp_path_factory.mktemp("fingerprint"), load_backend("torch", "cpu", "float32"))
+
+
+def of(files: Path, stage: str, out: Path, **changes: Any) -> dict[str, Any]:
+    cfg = from_mapping(STAGES[stage], small_stages.settings(files, stage, out, "torch", **changes))
+    return fingerprint_of(cfg, CorpusConfig(), RunFolder(out).stage(stage), False)
+
+
+def refused(before: dict[str, Any], now: dict[str, Any], out: Path) -> str:
+    """What is said where an unfinished stage is to go on with other settings; empty where it may."""
+    try:
+        compare(before, now, RunFolder(out).stage("grpo"), "has a checkpoint", "give another --out")
+    except UserError as error:
+        return error.message
+    return ""
+
+
+def test_an_edited_reward_file_is_another_run(files: Path, tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text("def one(completions, **columns): return [1.0] * len(completions)\n")
+    first = of(files, "grpo", tmp_path, reward_file=str(file))
+    assert first == of(files, "grpo", tmp_path, reward_file=str(file))
+    named = of(files, "grpo", tmp_path, reward_file=f"{file}:one")
+    file.write_text("def one(completions, **columns): return [2.0] * len(completions)\n")
+    edited = of(files, "grpo", tmp_path, reward_file=str(file))
+    said = "has a checkpoint, with other contents of reward_file than now"
+    assert refused(first, edited, tmp_path) == refused(first, named, tmp_path) == said
+    moved = tmp_path / "elsewhere.py"
+    moved.write_bytes(file.read_bytes())
+    assert not refused(edited, of(files, "grpo", tmp_path, reward_file=str(moved)), tmp_path)
+
+
+@pytest.mark.parametrize("decides", [{"patience": 2}, {"take_best": True}])
+def test_what_is_measured_counts_where_a_measurement_decides(files: Path, tmp_path: Path,
+                                                             decides: dict[str, Any]) -> None:
+    """A save measures, too: where measurements end the stage or pick its weights, saves are a part of its settings."""
+    for field in ("save_every", "eval_batches"):
+        one, other = (of(files, "dpo", tmp_path, **decides, **{field: value}) for value in (2, 3))
+        assert refused(one, other, tmp_path) == f"has a checkpoint, with {field} 2, not 3"
+        older = {name: value for name, value in one.items() if name != field}
+        assert not refused(older, other, tmp_path)
+        plain = [of(files, "dpo", tmp_path, **{field: value}) for value in (2, 3)]
+        assert plain[0] == plain[1]

@@ -1,0 +1,157 @@
+"""KTO on single completions, each good or bad: TRL's unpaired preferences, and our own export of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ondevice as od
+import small_stages
+from ondevice.backend import Backend, load_backend
+from ondevice.data.completions import Row
+from ondevice.data.formats import BadRow, to_judged, to_pair
+from ondevice.data.token_pairs import TokenPair
+from ondevice.errors import UserError
+from ondevice.losses import preference_objective
+from ondevice.preview import render
+from ondevice.ratings import Ratings, Response
+from ondevice.stages.dpo import compared, sides_of
+from test_losses import CLOSE, graded, on_device, squared
+
+ASKED = [{"role": "user", "content": "Anna"}]
+COMMON: dict[str, Any] = {"steps": 2, "batch_size": 4, "backend": "torch", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.write(tmp_path_factory.mktemp("kto") / "model", load_backend("torch", "cpu"),
+                              small_stages.config())
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def judged(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"Anna {n // 2}", "completion": "12" if n % 2 else "34 red", "label": bool(n % 2)}
+            for n in range(count)]
+
+
+@pytest.mark.parametrize(("label", "good"), [(True, True), (False, False), (1, True), ("False", False), ("1", True)])
+def test_rows_of_a_completion_and_its_label(label: Any, good: bool) -> None:
+    want = {"prompt": ASKED, "completion": "12", "label": good}
+    said = {"role": "assistant", "content": "12"}
+    assert to_judged({"prompt": "Anna", "completion": "12", "label": label}) == want
+    assert to_judged({"prompt": ASKED, "completion": [said], "label": label}) == want
+    assert to_judged({"prompt": ASKED, "completion": [*ASKED, said], "label": label}) == want
+
+
+@pytest.mark.parametrize("row", [{"completion": "12", "label": True}, {"prompt": "Anna", "completion": "12"},
+                                 {"prompt": "Anna", "completion": "12", "label": "good"},
+                                 {"prompt": "Anna", "completion": "12", "label": 0.5},
+                                 {"prompt": "Anna", "completion": ASKED, "label": True}])
+def test_what_is_no_judged_completion(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow):
+        to_judged(row)
+
+
+LABELS = [1, -1, -1, 1, 1, -1]
+LENGTHS = [3, 1, 4, 2, 5, 3]
+
+
+def rows_of() -> list[TokenPair]:
+    rows = [Row(np.array([1, n]), np.arange(length) + 2) for n, length in enumerate(LENGTHS)]
+    return [TokenPair(row, row, label=label) for row, label in zip(rows, LABELS, strict=True)]
+
+
+@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["no drift", "drift"])
+def test_the_loss_is_trls(backend: Backend, shift: float) -> None:
+    """Loss and slopes are those of TRL's KTOTrainer; a row that fills the batch counts nothing."""
+    pytest.importorskip("trl")
+    import trl_oracles as oracle
+    rows, rng = rows_of(), np.random.default_rng(0)
+    sides = sides_of(rows, "kto", True)
+    assert len(sides) == 2
+    lengths = [len(row.completion) for side in sides for row in side]
+    ref = [-rng.random(n) - 0.5 for n in lengths]
+    logps = [r + (rng.normal(size=n) if i < 6 else shift) for i, (r, n) in enumerate(zip(ref, lengths, strict=True))]
+    reference = np.array([r.sum() for r in ref], np.float32).reshape(2, -1)
+    batch = compared(range(6), rows, 8, sides=sides, reference=reference)
+    batch["denominator"] = np.float32(6)
+    assert "losses" not in batch
+    flat = np.full(len(batch["weights"]), -1.0, np.float32)
+    places = [*range(6), *range(8, 14)]
+    for r, place in enumerate(places):
+        flat[batch["member"][place] > 0] = logps[r]
+    arrays = on_device(backend, batch)
+    loss, (slope,) = graded(backend, lambda x: preference_objective(backend.ops, x, arrays, kind="kto", beta=0.3)[0],
+                            flat)
+    wide = max(lengths)
+    square = [squared(part, wide) for part in (logps[:6], ref[:6], logps[6:], ref[6:])]
+    want, slopes, drift = oracle.kto(square[0], square[1], square[0] != 0, np.array(LABELS) > 0, square[2], square[3],
+                                     square[2] != 0, beta=0.3)
+    assert (drift > 0) == (shift > 0)
+    np.testing.assert_allclose(loss, want, **CLOSE)
+    mine = squared([slope[batch["member"][place] > 0] for place in places[:6]], wide)
+    np.testing.assert_allclose(mine, slopes, **CLOSE)
+    assert not any(slope[batch["member"][place] > 0].any() for place in places[6:])
+
+
+def test_dpo_learns_from_them(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "judged.jsonl", judged(60))
+    od.dpo(model, data, out=str(tmp_path / "run"), loss_type="kto", **COMMON)
+    said = capsys.readouterr().err
+    assert "completions to learn from" in said and "of them good" in said
+    copy = [json.loads(line) for line in (tmp_path / "run/dpo/pairs.jsonl").read_text().splitlines()]
+    assert len(copy) == 60 and {row["prompt"][0]["content"] for row in copy if row["held"]}.isdisjoint(
+        row["prompt"][0]["content"] for row in copy if not row["held"])
+    done = json.loads((tmp_path / "run/dpo/done.json").read_text())
+    assert set(done["marks"]["judged"]) == {"accuracy", "margin"}
+    od.dpo(model, data, out=str(tmp_path / "run"), loss_type="kto", resume=True, **COMMON)  # it is the same data
+
+
+def test_pairs_beside_them_are_two_completions(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = write(tmp_path / "judged.jsonl", judged(40))
+    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": f"Bert {n}", "chosen": "12", "rejected": "34"}
+                                             for n in range(20)])
+    od.dpo(model, f"{single},{pairs}", out=str(tmp_path / "run"), loss_type="kto", **COMMON)
+    copy = [json.loads(line) for line in (tmp_path / "run/dpo/pairs.jsonl").read_text().splitlines()]
+    assert len(copy) == 80 and sum(row["label"] for row in copy) == 40
+    od.dpo(model, pairs, out=str(tmp_path / "other"), loss_type="kto", **COMMON)  # pairs alone stay pairs
+    assert "chosen" in json.loads((tmp_path / "other/dpo/pairs.jsonl").read_text().splitlines()[0])
+
+
+def test_other_losses_say_what_takes_them(model: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "judged.jsonl", judged(40))
+    for stage in (od.dpo, od.reward):
+        with pytest.raises(UserError, match="dpo --loss-type kto takes it"):
+            stage(model, data, out=str(tmp_path / "run"), **COMMON)
+    with pytest.raises(BadRow, match="dpo --loss-type kto takes it"):
+        to_pair(judged(1)[0])
+
+
+def test_one_label_alone_is_told_of(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "judged.jsonl", [{**row, "label": True} for row in judged(40)])
+    od.dpo(model, data, out=str(tmp_path / "run"), loss_type="kto", **COMMON)
+    assert "all of them have the same label" in capsys.readouterr().err
+
+
+def test_our_own_export_is_learned_from_and_shown(model: Path, tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        for n in range(20):
+            item = ratings.add("b", [{"role": "user", "content": f"Anna {n}"}], [Response("12"), Response("34")],
+                               seed=0)
+            ratings.vote(item, "ann", "s", ranking=[0])
+    file = str(tmp_path / "kto.jsonl")
+    assert od.manage_ratings(action="export", ratings=tmp_path / "r.db", file=file, form="kto")["rows"] == 40
+    shown = od.show_data(file, model)
+    assert (shown["form"], shown["used"], shown["unused"]) == ("judged", 40, {})
+    assert "read as judged (for dpo --loss-type kto)" in render(shown)
+    od.dpo(model, file, out=str(tmp_path / "run"), loss_type="kto", **COMMON)
+    with pytest.raises(UserError, match="dpo --loss-type kto learns"):
+        od.manage_ratings(action="import", ratings=tmp_path / "n.db", file=file)

@@ -1,0 +1,377 @@
+"""What a chat teaches is what its assistant says: contents, thoughts, calls and stop tokens, and nothing else; held
+against the difference of two renderings (learned_oracle.py) on the chat templates that TRL ships."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import small_stages
+from data_samples import small_tokenizer, transformers_tokenizer
+from learned_oracle import Spoken, renderable, spoken_chats, words_of
+from ondevice.backend import Backend
+from ondevice.config.preference import GRPOConfig, SampleConfig
+from ondevice.config.stages import SFTConfig
+from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
+from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
+from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.errors import UserError
+
+# Of models that see; their templates want contents in a form that the oracle does not write.
+IN_PARTS = ("llava", "idefics", "smolvlm")
+FEW = ("qwen2_5", "qwen3", "qwen3_training", "deepseek_r1_distill", "gptoss", "llama3_1", "gemma3", "lfm2_2_5")
+
+
+def folder() -> Path:
+    trl = pytest.importorskip("trl", reason="trl ships templates of many models")
+    return Path(trl.__file__).parent / "chat_templates"
+
+
+def shipped() -> list[str]:
+    from importlib.util import find_spec
+
+    spec = find_spec("trl")
+    files = (Path(str(spec.origin)).parent / "chat_templates").glob("*.jinja") if spec is not None else ()
+    return sorted(file.stem for file in files if not file.stem.startswith(IN_PARTS))
+
+
+def of_template(template: str) -> Tokenizer:
+    """The small tokenizer with the template and the special tokens that it spells."""
+    found = re.findall(r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template)
+    tokenizer = small_tokenizer().with_template(template, sorted(set(found)))
+    return Tokenizer(tokenizer.inner, {**tokenizer.config, "bos_token": "<|pad|>"}, template)
+
+
+def load(name: str) -> Tokenizer:
+    return of_template((folder() / f"{name}.jinja").read_text(encoding="utf-8"))
+
+
+def learned(rows: list[ChatRow], tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.decode(row.ids[row.mask], skip_special=False) for row in rows]
+
+
+def chat_of(*messages: dict[str, Any], **columns: Any) -> list[dict[str, Any]]:
+    chat: list[dict[str, Any]] = to_chat({"messages": list(messages), **columns})["messages"]
+    return chat
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def said(content: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def call(name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
+    arguments = {"city": "Oslo"} if arguments is None else arguments
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def held_against_the_oracle(name: str, examples: int) -> None:
+    tokenizer = load(name)
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))
+    @given(spoken_chats())
+    def run(chat: Spoken) -> None:
+        can = renderable(tokenizer.chat_template or "", tokenizer.named, chat)
+        try:
+            rows = encode_chat(to_chat({"messages": chat.messages, "tools": chat.tools})["messages"], tokenizer)
+        except BadRow as error:
+            counts["refused"] += can
+            assert "message" in str(error) or "tools" in str(error) or "refuses" in str(error)
+            return
+        counts["accepted"] += can
+        answers = [message for message in chat.messages if message["role"] == "assistant"]
+        text = " ".join(learned(rows, tokenizer))
+        # A template may write a function's name twice; contents and thoughts stand once.
+        assert set(words_of(text)) == {word for message in answers for word in words_of(message)}
+        contents = [word for message in answers for word in words_of({**message, "tool_calls": None})]
+        assert all(Counter(words_of(text))[word] == 1 for word in contents)
+        if answers and chat.messages[-1]["role"] == "assistant":  # the last row ends where its answer stops
+            ids = rows[-1].ids
+            last = int(rows[-1].mask.nonzero()[0][-1])
+            assert tokenizer.is_stop[ids[rows[-1].mask]].any()
+            assert not tokenizer.decode(ids[last + 1:], skip_special=False).strip() or tokenizer.is_stop[ids[last]]
+
+    run()
+    assert counts["accepted"] and counts["refused"] <= 0.05 * counts.total()
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_learned_tokens_are_what_the_assistant_says(name: str) -> None:
+    held_against_the_oracle(name, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped())
+def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_says(name: str) -> None:
+    held_against_the_oracle(name, 100)
+
+
+# ---- rows that people have ------------------------------------------------------------------------------------------
+
+CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+WITH_CALL = (said("Hello, how can I help?"), user("Cold in Oslo?"), said("Let me look.", tool_calls=[call()]),
+             {"role": "tool", "content": "2"}, said("Yes."))
+
+
+def test_a_call_and_its_stop_token_are_learned_where_the_assistant_speaks_first() -> None:
+    tokenizer = load("qwen2_5")
+    assert learned(encode_chat(chat_of(*WITH_CALL), tokenizer), tokenizer) == [
+        f"Hello, how can I help?<|im_end|>Let me look.\n{CALL_TEXT}<|im_end|>Yes.<|im_end|>"]
+    tokenizer = load("qwen3")
+    assert learned(encode_chat(chat_of(*WITH_CALL), tokenizer), tokenizer) == [
+        "Hello, how can I help?<|im_end|>",  # the template thinks only after a question
+        f"<think>\n\n</think>\n\nLet me look.\n{CALL_TEXT}<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "gemma3", "llama3", "cohere", "phi3", "nemotron_3_nano"])
+def test_the_ids_and_words_learned_are_those_of_trls_training_template(name: str, tmp_path: Path) -> None:
+    """Only white space and what stands for an empty thought may differ."""
+    chat = [user("Is it cold?"), said("It is."), user("Very?"), said("Yes, very.")]
+    ours, theirs = load(name), load(f"{name}_training")
+    oracle: Any = transformers_tokenizer(theirs, tmp_path)
+    got = oracle.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    marked = [i for i, on in zip(got["input_ids"], got["assistant_masks"], strict=True) if on]
+
+    def words(text: str) -> list[str]:
+        return re.findall(r"\w+", re.sub(r"</?think>|<\|?[\w|]+\|?>", " ", text))
+    assert words(" ".join(learned(encode_chat(chat, ours), ours))) == words(theirs.decode(marked, skip_special=False))
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'], ids=["object", "JSON"])
+@pytest.mark.parametrize("name", [
+    "deepseek_r1_distill", "deepseek_r1_distill_training", "qwen2_5", "qwen3", "llama3_1"])
+def test_a_call_without_content_is_learned(name: str, arguments: Any) -> None:
+    """DeepSeek's writes a call only where the content is null, and wants its arguments as JSON; others as an object."""
+    tokenizer = load(name)
+    chat = chat_of(user("Cold in Oslo?"), said(None, tool_calls=[call(arguments=arguments)]),
+                   {"role": "tool", "content": "2"}, said("Yes."))
+    text = "".join(learned(encode_chat(chat, tokenizer), tokenizer))
+    assert text.count("get_weather") == 1 and text.count('{"city": "Oslo"}') == 1 and "None" not in text
+
+
+def test_a_null_is_not_learned_as_a_word() -> None:
+    tokenizer = load("glm4moe")
+    [text] = learned(encode_chat(chat_of(user("a"), said(None, tool_calls=[call()])), tokenizer), tokenizer)
+    assert "get_weather" in text and "None" not in text
+
+
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+@pytest.mark.parametrize("name, text", [
+    ("qwen3", "<think>\nOslo in winter.\n</think>\n\nYes.<|im_end|>"),
+    ("gptoss", "<|channel|>analysis<|message|>Oslo in winter.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+               "<|return|>")])
+def test_a_thought_is_learned_by_each_of_its_names(name: str, text: str, key: str) -> None:
+    tokenizer = load(name)
+    chat = chat_of(user("Is it cold?"), said("Yes.", **{key: "Oslo in winter."}))
+    assert learned(encode_chat(chat, tokenizer), tokenizer) == [text]
+
+
+def test_an_answer_that_begins_with_its_thought_is_learned_whole() -> None:
+    answer = "<think>\nOne more than two.\n</think>\n\nIt is 3."
+    tokenizer = load("deepseek_r1_distill")
+    chat = chat_of(user("1 and 2?"), said(answer), user("And 4?"), said(answer))
+    assert learned(encode_chat(chat, tokenizer), tokenizer) == [f"{answer}<｜end▁of▁sentence｜>"] * 2
+    rows = encode_chat(chat, tokenizer)
+    asked = prompt_ids(chat[:3], tokenizer)  # which opens the thought itself
+    assert rows[1].ids[:len(asked)].tolist() == asked
+
+
+@pytest.mark.parametrize("name, message, what", [
+    ("llama3_1", said("Let me look.", tool_calls=[call()]), "its content"),
+    ("llama3", said("Yes.", thinking="Oslo in winter."), "its thought"),
+    ("gptoss", said(None, tool_calls=[call(), call("other")]), "its call 2"),
+    ("lfm2", said("", tool_calls=[call()]), "its call 1")])
+def test_a_row_of_which_something_would_be_learned_nowhere_is_refused_by_name(
+        name: str, message: dict[str, Any], what: str) -> None:
+    with pytest.raises(BadRow, match=f"message 2: {what} leaves no trace"):
+        encode_chat(chat_of(user("Cold?"), message), load(name))
+
+
+def test_a_message_or_tools_that_the_template_drops_refuse_the_row() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    with pytest.raises(BadRow, match=r"message 2 \(system\) leaves no trace"):
+        encode_chat(chat_of(user("Cold?"), system, said("Yes.")), load("gptoss"))
+    chatml = add_template(small_tokenizer(), "chatml")
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {}}}]
+    with pytest.raises(BadRow, match="tools leave no trace"):
+        encode_chat(chat_of(user("Cold?"), said("Yes."), tools=tools), chatml)
+    asked, _ = to_prompt({"prompt": [user("Cold?")], "tools": tools})
+    with pytest.raises(BadRow, match="tools leave no trace"):
+        prompt_ids(asked, chatml)
+
+
+@pytest.mark.parametrize("name", ["own", "qwen2_5", "qwen3", "qwen3_training"])
+def test_a_turn_of_weight_zero_is_read_and_not_learned(name: str) -> None:
+    tokenizer = small_tokenizer() if name == "own" else load(name)
+    chat = chat_of(user("Two and two?"), said("Five.", weight=0), user("Sure?"), said("No, four.", weight=1))
+    rows = encode_chat(chat, tokenizer)
+    assert "Five." in tokenizer.decode(rows[-1].ids)
+    [text] = learned(rows, tokenizer)
+    assert "Five" not in text and "No, four." in text
+    [row] = encode_chat(chat_of(user("Two?"), said("Five.", weight=0)), tokenizer)
+    assert not row.mask.any()
+    with pytest.raises(BadRow, match="message 2 has the weight 0.5"):
+        encode_chat(chat_of(user("Two?"), said("Five.", weight=0.5)), tokenizer)
+
+
+def test_a_rows_names_for_its_template_reach_it() -> None:
+    tokenizer = load("qwen3")
+    chat = chat_of(user("Is it cold?"), chat_template_kwargs={"enable_thinking": False})
+    assert tokenizer.decode(prompt_ids(chat, tokenizer)).endswith("<think>\n\n</think>\n\n")
+    asked, known = to_prompt({"prompt": "Cold?", "chat_template_kwargs": '{"enable_thinking": false}'})
+    assert known == {} and tokenizer.decode(prompt_ids(asked, tokenizer)).endswith("<think>\n\n</think>\n\n")
+    with pytest.raises(BadRow, match="cannot give messages"):
+        chat_of(user("a"), chat_template_kwargs={"messages": []})
+    with pytest.raises(BadRow, match="not an object"):
+        chat_of(user("a"), chat_template_kwargs=[1])
+
+
+def test_a_setting_tells_every_template_and_a_row_wins() -> None:
+    tokenizer = with_template_kwargs(load("qwen3"), '{"enable_thinking": false}')
+    closed = "<think>\n\n</think>\n\n"
+    assert tokenizer.decode(prompt_ids([user("Cold?")], tokenizer)).endswith(closed)
+    row = chat_of(user("Cold?"), chat_template_kwargs={"enable_thinking": True})
+    assert not tokenizer.decode(prompt_ids(row, tokenizer)).endswith(closed)
+    assert with_template_kwargs(tokenizer, "") is tokenizer
+    with pytest.raises(UserError, match="does not read 'think'") as error:
+        with_template_kwargs(load("qwen3"), '{"think": 1}')
+    assert "enable_thinking" in str(error.value.hint)
+    with pytest.raises(UserError, match="does not read"):
+        with_template_kwargs(Tokenizer(small_tokenizer().inner, small_tokenizer().config), '{"think": 1}')
+
+
+@pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
+def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
+    given = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
+    config(**given, chat_template_kwargs='{"enable_thinking": false}').check()
+    for value, why in (("{", "not JSON"), ("[1]", "not a JSON object"), ('{"tools": []}', "cannot give tools")):
+        with pytest.raises(UserError, match=why):
+            config(**given, chat_template_kwargs=value).check()
+
+
+def test_a_setting_without_effect_is_refused() -> None:
+    kwargs = '{"enable_thinking": false}'
+    with pytest.raises(UserError, match="no chat template"):
+        GenerateConfig(model="m", prompt="a", chat_template_kwargs=kwargs).check()
+    with pytest.raises(UserError, match="chatml reads no further names"):
+        SFTConfig(model="m", data="d", chat_template="chatml", chat_template_kwargs=kwargs).check()
+    with pytest.raises(UserError, match="without a chat template"):
+        EvalConfig(model="m", tasks=("text",), chat_template_kwargs=kwargs).check()
+
+
+@pytest.mark.parametrize("name", ["reasoning", "tool_calls"])
+def test_what_a_text_or_a_pair_cannot_say_is_refused(name: str) -> None:
+    answer = said("Yes.", **{name: "Oslo in winter." if name == "reasoning" else [call()]})
+    with pytest.raises(BadRow, match=f"has {name}, which plain text cannot say"):
+        to_text({"messages": [user("Cold?"), answer]})
+    with pytest.raises(BadRow, match=f"has {name}, which a response cannot say"):
+        to_pair({"prompt": "Cold?", "chosen": [answer], "rejected": [said("No.")]})
+
+
+def test_a_key_of_a_message_that_a_template_reads_reaches_it() -> None:
+    tokenizer = of_template("{% for m in messages %}<|{{ m.role }}|>{{ m.mood }}: {{ m.content }}<|end|>{% endfor %}"
+                            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    text = tokenizer.decode(encode_chat(chat_of({**user("a"), "mood": "calm"}, said("b")), tokenizer)[0].ids)
+    assert "calm: a" in text
+    assert to_chat({"messages": [{**user("a"), "at": date(2026, 1, 2)}]})["messages"][0]["at"] == "2026-01-02"
+
+
+def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path, backend: Backend) -> None:
+    import ondevice as od
+
+    folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
+    row = json.dumps({"messages": [user("a"), said("b", weight=0), user("c"), said("d")]})
+    (tmp_path / "chats.jsonl").write_text("\n".join([row] * 20))
+    settings: dict[str, Any] = {"steps": 1, "batch_size": 1, "sequence_length": 24, "backend": backend.name,
+                                "device": "cpu"}
+    with pytest.raises(UserError, match="weight 0 is not to be learned"):
+        od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
+    od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)
+
+
+def of_training_template(name: str, examples: int) -> None:
+    """Learned is what TRL's training template of the same model marks, but for white space and the tags of a thought,
+    which some prompts write themselves."""
+    ours, theirs = load(name), load(f"{name}_training")
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
+              suppress_health_check=list(HealthCheck))
+    @given(spoken_chats())
+    def run(chat: Spoken) -> None:
+        messages = to_chat({"messages": chat.messages, "tools": chat.tools})["messages"]
+        try:
+            wanted = learned(encode_chat(messages, theirs), theirs)
+            found = learned(encode_chat(messages, ours), ours)
+        except BadRow:
+            counts["refused"] += 1
+            return
+        counts["compared"] += 1
+        assert [re.sub(r"</?think>|\s", "", "".join(texts)) for texts in (found,)] == [
+            re.sub(r"</?think>|\s", "", "".join(wanted))]
+
+    run()
+    assert counts["compared"] >= 0.1 * counts.total()
+
+
+@pytest.mark.parametrize("name", ["qwen3_6", "nemotron_3_nano"])
+def test_what_is_learned_is_what_a_training_template_marks(name: str) -> None:
+    of_training_template(name, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped() if f"{name}_training" in shipped() and re.match(
+    r"cohere$|gemma3?$|lfm2|llama3|nemotron|qwen", name)])
+def test_what_is_learned_is_what_every_training_template_marks(name: str) -> None:
+    """Left out: those that mark what opens a turn (gpt-oss, DeepSeek, Muse) or a second end of it (Phi-3, Cohere 2)."""
+    of_training_template(name, 100)
+
+
+def test_a_call_is_learned_whole_where_the_template_lets_no_chat_end_after_it() -> None:
+    """Qwen3.5's and later ones want a user's message in every chat that they render."""
+    tokenizer = load("qwen3_6")
+    chat = chat_of(said(None, tool_calls=[call("find", {})]), {"role": "tool", "content": "2"}, user("c"), said("d"))
+    # The prompt for the last answer has opened a thought.
+    assert "".join(learned(encode_chat(chat, tokenizer), tokenizer)) == (
+        "<tool_call>\n<function=find>\n</function>\n</tool_call><|im_end|>\n</think>\n\nd<|im_end|>")
+
+
+@pytest.mark.parametrize("name", ["nemotron_3_nano", "qwen3", "deepseek_r1_distill"])
+def test_a_thought_inside_a_content_is_learned_in_every_turn(name: str) -> None:
+    """Also where the prompt opens the thought, and where the user has said the same."""
+    tokenizer = load(name)
+    answer = "<think>\nt\n</think>\n\nq"
+    chat = chat_of(user(answer), said(answer), user("b"), said("c"))
+    text = "".join("".join(learned(encode_chat(chat, tokenizer), tokenizer)).split())
+    assert text.count("<think>t</think>q") == 1
+
+
+def test_two_tokens_that_end_a_turn_are_learned() -> None:
+    tokenizer = load("cohere2")
+    tokenizer = Tokenizer(tokenizer.inner, {**tokenizer.config, "eos_token": "<|END_OF_TURN_TOKEN|>"},
+                          tokenizer.chat_template)
+    [text] = learned(encode_chat(chat_of(user("a"), said("b")), tokenizer), tokenizer)
+    assert text.endswith("b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>")
+
+
+def test_a_call_of_a_prompts_history_is_written_or_the_prompt_is_refused() -> None:
+    history = chat_of(user("Cold?"), said(None, tool_calls=[call()]), {"role": "tool", "content": "2"})
+    for name in ("qwen2_5", "deepseek_r1_distill"):
+        tokenizer = load(name)
+        assert "get_weather" in tokenizer.decode(prompt_ids(history, tokenizer))
+    with pytest.raises(BadRow, match="message 2: its call 1 leaves no trace"):
+        prompt_ids(history, load("lfm2"))

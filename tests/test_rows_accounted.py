@@ -1,0 +1,332 @@
+"""Nothing that a row says is passed over in silence: it is used, or told of once, or the row is bad."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl.data_utils import maybe_extract_prompt
+
+import ondevice as od
+import small_stages
+from data_samples import small_tokenizer
+from ondevice.backend import load_backend
+from ondevice.config.preference import RewardConfig
+from ondevice.data.formats import BadRow, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.readers import read
+from ondevice.data.record import CONTENT, HARMLESS, Record
+from ondevice.data.token_pairs import to_tokens
+from ondevice.errors import UserError
+from ondevice.preview import render
+from ondevice.stages.reward import scored
+
+USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "s"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"city": "Oslo"}}}
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+
+FORMS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "messages": (to_chat, {"messages": [USER, SAID]}),
+    "conversations": (to_chat, {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+    "prompt and completion": (to_chat, {"prompt": "a", "completion": "b"}),
+    "question and answer": (to_chat, {"question": "a", "answer": "b"}),
+    "question and response": (to_chat, {"question": "a", "response": "b"}),
+    "query and response": (to_chat, {"query": "a", "response": "b"}),
+    "alpaca": (to_chat, {"instruction": "a", "input": "i", "output": "b"}),
+    "dolly": (to_chat, {"instruction": "a", "context": "i", "response": "b"}),
+    "prompt": (to_prompt, {"prompt": "a"}),
+    "prompt of messages": (to_prompt, {"prompt": [USER]}),
+    "chat as a prompt": (to_prompt, {"messages": [USER, SAID]}),
+    "pair": (to_pair, {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    "pair of chats": (to_pair, {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]}),
+}
+SPOKEN = list(FORMS)
+
+
+def messages_in(made: Any) -> list[dict[str, Any]]:
+    if isinstance(made, tuple):
+        return list(made[0])
+    return list(made["messages"] if "messages" in made else made["prompt"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_key_that_no_form_knows_is_remembered(form: str) -> None:
+    convert, row = FORMS[form]
+    record = Record({**row, "nobody_knows_this": 1})
+    convert(record)
+    assert list(record.unused()) == ["nobody_knows_this"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", FORMS)
+def test_a_column_of_another_form_is_used_or_remembered_or_makes_the_row_bad(form: str, other: str) -> None:
+    """What is used changes what is made of the row: this finds a column that is asked for and then dropped."""
+    convert, row = FORMS[form]
+    for name, value in FORMS[other][1].items():
+        if name in row:
+            continue
+        value = json.loads(json.dumps(value).replace('"a"', '"another a"').replace('"b"', '"another b"')
+                           .replace('"i"', '"another i"'))
+        record = Record({**row, name: value})
+        try:
+            made = convert(record)
+        except BadRow:
+            continue
+        alone = convert(row)
+        seen = [part if not isinstance(part, tuple) else part[0] for part in (made, alone)]
+        assert name in record.unused() or seen[0] != seen[1] or (form, name) in BY_DESIGN, (form, name)
+
+
+BY_DESIGN = {(form, "answer") for form in FORMS}  # a prompt's answer goes to whatever judges it
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", sorted(CONTENT))
+def test_what_belongs_to_the_chat_is_in_it_or_the_row_is_bad(form: str, name: str) -> None:
+    convert, row = FORMS[form]
+    values = {"history": [["x", "y"]], "tools": [TOOL], "functions": [TOOL["function"]]}
+    record = Record({**row, name: values.get(name, "said")})
+    try:
+        made = messages_in(convert(record))
+    except BadRow as error:
+        assert name in str(error)
+    else:
+        assert made != messages_in(convert(row))
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations", "prompt of messages", "pair of chats"])
+def test_keys_of_messages_are_remembered_too(form: str) -> None:
+    convert, row = FORMS[form]
+    lists = {name: value for name, value in row.items() if isinstance(value, list)}
+    record = Record({**row, **{name: [{**turns[0], "mood": "good"}, *turns[1:]] for name, turns in lists.items()}})
+    convert(record)
+    assert list(record.unused()) == [f"{name}.mood" for name in lists]
+
+
+def test_keys_of_messages_that_a_template_reads_are_used() -> None:
+    for template, unused in (("{{ message.mood }}", []), ("{{ message['mood'] }}", []), ("", ["messages.mood"]),
+                             ("{{ message.moody }}", ["messages.mood"])):
+        record = Record({"messages": [{**USER, "mood": "good"}, SAID]})
+        record.template = template
+        assert to_chat(record)["messages"][0]["mood"] == "good" and list(record.unused()) == unused
+        thought = Record({"messages": [USER, {**SAID, "thought": "hm"}]})
+        thought.template = template.replace("mood", "thought")
+        if unused:
+            with pytest.raises(BadRow, match="messages.thought is there"):
+                to_chat(thought)
+        else:
+            assert to_chat(thought)["messages"][1]["thought"] == "hm"
+
+
+def test_every_harmless_name_has_its_reason_and_says_nothing_of_a_chat() -> None:
+    assert all(HARMLESS.values()) and not CONTENT & set(HARMLESS)
+
+
+@pytest.mark.parametrize("column", ["system", "system_prompt"])
+@pytest.mark.parametrize("form", SPOKEN)
+def test_a_system_prompt_in_a_column_stands_first(form: str, column: str) -> None:
+    convert, row = FORMS[form]
+    assert messages_in(convert({**row, column: "s"})) == [SYSTEM, *messages_in(convert(row))]
+    assert messages_in(convert({**row, column: ""})) == messages_in(convert({**row, column: None}))
+
+
+@pytest.mark.parametrize("form", SPOKEN)
+def test_a_history_stands_before_the_prompt(form: str) -> None:
+    convert, row = FORMS[form]
+    earlier = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    for history in ([["x", "y"]], earlier):
+        found = messages_in(convert({**row, "history": history, "system": "s"}))
+        assert found == [SYSTEM, *earlier, *messages_in(convert(row))]
+    assert messages_in(convert({**row, "history": []})) == messages_in(convert(row))
+    with pytest.raises(BadRow, match="history"):
+        convert({**row, "history": "x"})
+
+
+def test_two_system_prompts_are_one_or_the_row_is_bad() -> None:
+    row = {"messages": [SYSTEM, USER, SAID]}
+    assert to_chat({**row, "system": "s"})["messages"] == row["messages"]
+    with pytest.raises(BadRow, match="another system prompt"):
+        to_chat({**row, "system": "t"})
+    with pytest.raises(BadRow, match="system_prompt is there"):
+        to_chat({"prompt": "a", "completion": "b", "system": "s", "system_prompt": "t"})
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "a", "chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
+    {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
+    {"prompt": [USER], "chosen": [SAID], "rejected": [{"role": "assistant", "content": "c"}]},
+    {"chosen": [SYSTEM, USER, SAID], "rejected": [SYSTEM, USER, {"role": "assistant", "content": "c"}]},
+])
+def test_prompts_are_taken_apart_as_trl_does(row: dict[str, Any]) -> None:
+    right, found = maybe_extract_prompt(dict(row)), to_pair(row)
+    assert found["prompt"] == right["prompt"]
+    assert [{"role": "assistant", "content": found[side]} for side in ("chosen", "rejected")] == [
+        *right["chosen"], *right["rejected"]]
+
+
+def test_a_prompt_beside_other_chats_makes_a_pair_bad() -> None:
+    with pytest.raises(BadRow, match="not what chosen and rejected begin with"):
+        to_pair({"prompt": "z", "chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]})
+    with pytest.raises(BadRow, match="has a prompt"):
+        to_pair({"chosen": "The sky is blue", "rejected": "The sky is green"})
+
+
+@pytest.mark.parametrize("prompt", [{}, {"prompt": "\n\nHuman: x\n\nAssistant: y\n\nHuman: a\n\nAssistant:"}])
+def test_pairs_of_human_and_assistant_are_chats(prompt: dict[str, str]) -> None:
+    before = "" if prompt else "\n\nHuman: x\n\nAssistant: y\n\nHuman: a\n\nAssistant: "
+    found = to_pair({**prompt, "chosen": f"{before}b", "rejected": f"{before}c"})
+    assert found == {"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, USER],
+                     "chosen": "b", "rejected": "c"}
+
+
+def test_calls_in_the_forms_of_others() -> None:
+    call = json.dumps(CALL["function"])
+    sharegpt = {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": call},
+                                  {"from": "observation", "value": "2"}, {"from": "gpt", "value": "b"}],
+                "tools": json.dumps([TOOL["function"]])}
+    older = {"messages": [USER, {"role": "assistant", "content": None, "function_call": {
+        "name": "f", "arguments": json.dumps(CALL["function"]["arguments"])}},
+        {"role": "function", "content": "2"}, SAID], "functions": [TOOL["function"]]}
+    for row in (sharegpt, older):
+        asked, called, told, said = to_chat(row)["messages"]
+        assert asked == {**USER, "tools": [TOOL]} and (told["role"], said) == ("tool", SAID)
+        assert called["role"] == "assistant" and called["tool_calls"] == [CALL] and not called["content"]
+    for value in ("{", "5", '{"arguments": {}}', '{"name": "f", "arguments": "{"}'):
+        with pytest.raises(BadRow, match="its call|arguments of its call"):
+            to_chat({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": value}]})
+
+
+def test_a_verdict_on_one_completion_is_not_learned_as_a_chat() -> None:
+    for good in (True, False):
+        with pytest.raises(BadRow, match="loss-type kto"):
+            to_chat({"prompt": "a", "completion": "b", "label": good})
+
+
+@pytest.mark.parametrize(("row", "taken"), [({"messages": [USER, SAID]}, "these are chats: sft"),
+                                           ({"prompt": "a", "completion": "b"}, "these are chats: sft"),
+                                           ({"text": "a"}, "this is a text: pretrain"),
+                                           ({"words": "a"}, "it has words")])
+def test_what_is_no_pair_says_what_it_is(row: dict[str, Any], taken: str) -> None:
+    with pytest.raises(BadRow, match=taken):
+        to_pair(row)
+
+
+def test_text_of_a_chat_holds_all_of_it_or_is_bad() -> None:
+    assert to_text({"messages": [USER, SAID], "system": "s"}) == "s\n\na\n\nb"
+    with pytest.raises(BadRow, match="tool_calls, which plain text cannot say"):
+        to_text({"messages": [USER, {**SAID, "tool_calls": [CALL]}]})
+
+
+def test_labels_remember_what_else_is_there() -> None:
+    record = Record({"text": "a", "label": "x", "other": 1})
+    to_label(record, "text", "label")
+    assert list(record.unused()) == ["other"]
+
+
+# ---- said once, by data show and by the stage, from the same account -----------------------------------------------
+
+PAIR = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
+TRAINED: dict[str, Any] = {"steps": 1, "batch_size": 2, "sequence_length": 32}
+STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "pretrain": ("text", {"text": "Anna likes pears and Bert likes figs and both like the sea"}, TRAINED),
+    "sft": ("chat", {"prompt": "Anna", "completion": "12"}, TRAINED),
+    "classify": ("label", {"text": "Anna", "label": "a"}, TRAINED),
+    "dpo": ("preference", PAIR, TRAINED), "reward": ("preference", PAIR, TRAINED),
+    "sample": ("prompt", {"prompt": "Anna"}, {"prompts": 2, "max_new_tokens": 2}),
+    "grpo": ("prompt", {"prompt": "Anna", "answer": "12"}, {"steps": 1, "prompts": 2, "group_size": 2,
+                                                              "max_new_tokens": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_stages.write(tmp_path_factory.mktemp("accounted") / "model", load_backend("torch", "cpu"),
+                              small_stages.config())
+
+
+def with_more(row: dict[str, Any], file: Path) -> Path:
+    """30 rows of this form, each with a name for itself and a column that nobody knows."""
+    def named(name: str, value: str, n: int) -> str:
+        return value if name == "answer" else f"{value} {n % 2 if name == 'label' else n}"
+
+    file.write_text("\n".join(json.dumps({**{name: named(name, value, n) for name, value in row.items()}, "id": n,
+                                          "nobody_knows_this": n}) for n in range(30)))
+    return file
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_and_data_show_say_the_same_of_what_is_not_used(stage: str, model: Path, tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    form, row, settings = STAGES[stage]
+    data = with_more(row, tmp_path / "rows.jsonl")
+    shown = od.show_data(data, model, form=form)
+    assert {name: found["count"] for name, found in shown["unused"].items()} == {"id": 30, "nobody_knows_this": 30}
+    said = [line for line in render(shown).splitlines() if "not used" in line]
+    assert said == [f"not used: nobody_knows_this (30 rows, first {data}:1)"]
+    capsys.readouterr()
+    getattr(od, stage)(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu", **settings)
+    told = capsys.readouterr().err
+    assert told.count(said[0]) == told.count("not used") == 1
+    events = (tmp_path / "run" / stage / "events.jsonl").read_text()
+    assert events.count("not used: nobody_knows_this") == 1
+
+
+@pytest.mark.parametrize(("row", "tasks"), [
+    ({"text": "Anna likes pears"}, ()), ({"prompt": "Anna", "completion": "12"}, ()),
+    ({"question": "Anna", "answer": "12"}, ("problems",)), (PAIR, ("preference",))])
+def test_an_evaluation_says_it_too(row: dict[str, Any], tasks: tuple[str, ...], model: Path, tmp_path: Path,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    data = with_more(row, tmp_path / "rows.jsonl")
+    reference = str(model) if tasks == ("preference",) else ""
+    od.evaluate(model=str(model), data=str(data), tasks=tasks, reference=reference, max_new_tokens=2, backend="torch",
+                device="cpu")
+    assert capsys.readouterr().err.count(f"not used: nobody_knows_this (30 rows, first {data}:1)") == 1
+
+
+def test_comparing_and_importing_say_it_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = with_more({"prompt": "Anna"}, tmp_path / "rows.jsonl")
+    od.compare(model=str(model), other=str(model), prompts=str(data), limit=2, max_new_tokens=2, backend="torch",
+               device="cpu")
+    assert "not used: nobody_knows_this (30 rows" in capsys.readouterr().err
+    pairs = with_more(PAIR, tmp_path / "p.jsonl")
+    done = od.manage_ratings(action="import", ratings=tmp_path / "r.db", file=str(pairs))
+    assert done["items"] == 30 and done["not_used"] == f"nobody_knows_this (30 rows, first {pairs}:1)"
+
+
+def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "a"}\n{"text": "b", "x": 1}')
+    rows = read(data)
+    for row, _ in rows:
+        to_text(row)
+    assert rows.unused == {"x": (1, f"{data}:2")} and rows.telling() == f"not used: x (1 row, first {data}:2)"
+
+
+def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
+    pair = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
+    made = [to_pair({**pair, "strength": 2, "raters": ["ann"]}), to_pair({**pair, "margin": "-0.5"}), to_pair(pair)]
+    pairs = [to_tokens(row, small_tokenizer()) for row in made]
+    batch = scored([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
+    assert batch["margin"].tolist() == pytest.approx([0.3, -0.5, 0])
+    for name, value in (("strength", 0), ("strength", True), ("margin", "wide"), ("margin", float("inf"))):
+        with pytest.raises(BadRow, match=name):
+            to_pair({**pair, name: value})
+    data = tmp_path / "pairs.jsonl"
+    rows = [{**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    od.dpo(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch", device="cpu")
+    assert "the strength of 20 pairs and the margin of 26 are not used" in capsys.readouterr().err
+    data.write_text("\n".join(json.dumps({**pair, "prompt": f"Anna {n}"}) for n in range(40)))
+    with pytest.raises(UserError, match="strength_margin: no pair is of a strength above 1"):
+        od.reward(model, str(data), out=str(tmp_path / "other"), strength_margin=0.5, backend="torch", device="cpu")
+
+
+def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "chats.jsonl"
+    data.write_text("\n".join(json.dumps({"messages": [USER, SAID]}) for _ in range(200)))
+    with pytest.raises(UserError, match="these are chats: sft takes them"):
+        od.dpo(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu")
