@@ -3,8 +3,8 @@
 Every Python of ours runs with `-P`, so that a `yaml.py` or `huggingface_hub.py` in the working folder is never
 imported. The environment is a list of what is passed on, never a list of what is not:
 
-    HUB      trains, pulls or pushes: everything below, and the Hub's token
-    OWN      holds a model, or looks at the machine: everything below, and no token
+    HUB      pulls or pushes: everything below, and the Hub's token
+    OWN      trains, holds a model, or looks at the machine: everything below, and no token
     REWARD   runs a person's reward function: only what Python needs to start
 
 A test walks the source for a process that is started anywhere else.

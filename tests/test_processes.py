@@ -23,7 +23,7 @@ from ondevice import hub_beside
 from ondevice.launch import PACKAGES, OwnPackages
 from ondevice.processes import Access, environment
 from ondevice.rewards.process import Host
-from ondevice_tui import model, pushing, runner
+from ondevice_tui import access, model, pushing, runner
 from ondevice_tui.app import OndeviceApp
 
 ROOT = Path(__file__).parent.parent
@@ -145,8 +145,8 @@ def test_of_a_search_path_only_installed_packages_stay(tmp_path: Path, monkeypat
     (tmp_path / "loose").mkdir()
     monkeypatch.chdir(tmp_path)
     given = {"PYTHONPATH": f"{tmp_path}/loose:{tmp_path}/cluster:cluster:"}
-    for access in Access:
-        assert environment(access, given)["PYTHONPATH"] == f"{tmp_path}/cluster"
+    for kind in Access:
+        assert environment(kind, given)["PYTHONPATH"] == f"{tmp_path}/cluster"
 
 
 @pytest.mark.parametrize("fields, said", [
@@ -155,8 +155,30 @@ def test_of_a_search_path_only_installed_packages_stay(tmp_path: Path, monkeypat
 def test_a_worker_has_a_token_only_to_fetch(tmp_path: Path, fields: Any, said: Access) -> None:
     if fields is not None:
         (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
-    assert model.access(str(tmp_path)) is said
-    assert model.access("owner/gated") is Access.HUB
+    assert access.of_model(str(tmp_path)) is said
+    assert access.of_model("owner/gated") is Access.HUB
+
+
+@pytest.mark.parametrize("words, recipe, said", [
+    (["sft", "there", "x.jsonl", "--out=new/run"], None, Access.OWN),
+    (["sft", "owner/model", "x.jsonl"], None, Access.HUB),
+    (["sft", "there", "x.jsonl", "--data=hub:me/x"], None, Access.HUB),
+    (["sft", "there", "a.jsonl:2,hub:me/x:1"], None, Access.HUB), (["sft", "adapter", "x.jsonl"], None, Access.HUB),
+    (["sft", "there", "x.jsonl", "--push-every=100"], None, Access.HUB),
+    (["sft", "there", "x.jsonl", "--push_every=0"], None, Access.OWN), (["push", "there", "m"], None, Access.HUB),
+    (["run", "minute"], None, Access.OWN), (["runs", "resume", "new/run"], "stages: {sft: {steps: 3}}", Access.OWN),
+    (["runs", "resume", "new/run"], "stages: {sft: {data: 'hub:me/x'}}", Access.HUB),
+    (["runs", "resume", "new/run"], "stages: {sft: {push_every: 5}}", Access.HUB),
+    (["runs", "resume", "new/run"], "stages: [", Access.OWN)])
+def test_a_stage_has_a_token_only_to_push_or_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str],
+                                                  recipe: str | None, said: Access) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("there", "adapter", "new/run"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/gated"}')
+    if recipe is not None:
+        (tmp_path / "new" / "run" / "recipe.yaml").write_text(recipe)
+    assert access.of_command(words, tmp_path / "new" / "run") is said
 
 
 # each kind, started in a folder of hostile files
@@ -270,7 +292,8 @@ def test_the_app_s_push_and_its_stages(
     assert told["repo"] == "me/m"
     child = runner.start(["sft", str(tmp_path / "nothing"), "x.jsonl", "--out", str(run.path)], run.path)
     assert child.process.wait(60) == 2, child.log.read_text()
-    assert [one["HF_TOKEN"] for one in seen] == [TOKEN, TOKEN]  # both may have to ask the Hub
+    # what asks the Hub about a push has the token, a stage on folders and files of this machine has not
+    assert [one.get("HF_TOKEN") for one in seen] == [TOKEN, None]
     assert not any("OPENAI_API_KEY" in one or "PYTHONPATH" in one for one in seen) and hostile() == []
 
 

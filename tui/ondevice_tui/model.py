@@ -13,9 +13,8 @@ from typing import Any
 from ondevice import processes
 from ondevice.config.use import SamplingConfig
 from ondevice.events import to_json
-from ondevice.models.snapshot import is_name
 from ondevice.runfolder import RunFolder
-from ondevice_tui import runner
+from ondevice_tui import access, runner
 from ondevice_tui.road import gives
 
 COMMAND = tuple(processes.command("ondevice", "worker"))
@@ -45,8 +44,8 @@ class ModelProcess:
     async def open(self) -> dict[str, Any]:
         """Loads the model: seconds. Raises WorkerGone with the reason where that fails."""
         self._process = await processes.start_async(
-            [*COMMAND, self.path], access(self.path), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE, limit=LINE)
+            [*COMMAND, self.path], access.of_model(self.path), stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE)
         self._listening = asyncio.create_task(self._listen())
         self.ready = await self._next()
         return self.ready
@@ -148,27 +147,11 @@ def models_in(runs: Sequence[Mapping[str, Any]], kind: str = "policy") -> list[t
     return found
 
 
-def access(path: str) -> processes.Access:
-    """What the worker of a model is told: the Hub's token only where the model, or an adapter's base, is named there
-    and so may have to be fetched."""
-    remote = not Path(path).is_dir() or is_name(base := _base(path)) and not (Path(path) / base).is_dir()
-    return processes.Access.HUB if remote else processes.Access.OWN
-
-
-def _base(folder: str) -> str:
-    """The base that an adapter's folder names; empty where it is none."""
-    try:
-        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config["base_model_name_or_path"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-
-
 def weight_bytes(folder: str) -> int:
     """Bytes of the weights in a model folder, of an adapter's base with them where that is a folder: what loading it
     takes at least."""
     size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
-    if not (base := _base(folder)):
+    if not (base := access.base_of(folder)):
         return size  # no adapter
     return size + sum(file.stat().st_size for file in (Path(folder) / base).glob("*.safetensors"))
 

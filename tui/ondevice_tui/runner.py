@@ -24,6 +24,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.runfolder import RunFolder, StageFolder, clock
+from ondevice_tui import access
 from ondevice_tui.tail import log_tail
 
 
@@ -77,7 +78,7 @@ def start(words: Sequence[str], run: Path) -> Child:
     run.mkdir(parents=True, exist_ok=True)
     log = run / f"{words[0]}.log" if words[0] != "runs" else run / "run.log"
     with open(log, "ab") as out:
-        process = processes.start(processes.command("ondevice", *words), processes.Access.HUB,
+        process = processes.start(processes.command("ondevice", *words), access.of_command(words, run),
                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     return Child(shown(words), process, log)
 

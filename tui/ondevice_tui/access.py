@@ -1,0 +1,73 @@
+"""Which of the processes that the app starts may speak to the Hub, and so see its token: those that push or pull."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ondevice.config.load import read_yaml
+from ondevice.errors import UserError
+from ondevice.models.snapshot import is_name
+from ondevice.processes import Access
+
+_RECIPES = ("run", "runs")  # commands whose settings stand in a file
+
+
+def of_model(path: str) -> Access:
+    """Of the worker of a model: the model, or an adapter's base, is named on the Hub and so may have to be fetched."""
+    remote = not Path(path).is_dir() or is_name(base := base_of(path)) and not (Path(path) / base).is_dir()
+    return Access.HUB if remote else Access.OWN
+
+
+def of_command(words: Sequence[str], run: Path) -> Access:
+    """Of a command line: it pushes or pulls, or one of its values, or its recipe's, names something on the Hub."""
+    if words[0] in ("push", "pull"):
+        return Access.HUB
+    values = [(word.partition("=")[0].lstrip("-").replace("-", "_"), word.partition("=")[2] or word)
+              for word in words[1:]]
+    if words[0] in _RECIPES:
+        files = [Path(value) for _, value in values if value.endswith((".yaml", ".yml"))] or [run / "recipe.yaml"]
+        values += [pair for file in files for pair in _settings(file)]
+    return Access.HUB if any(_remote(name, value) for name, value in values) else Access.OWN
+
+
+def base_of(folder: str) -> str:
+    """The base that an adapter's folder names; empty where it is none."""
+    try:
+        config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        return str(config["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def _settings(file: Path) -> list[tuple[str, str]]:
+    """Every setting of a recipe; none of one that cannot be read, which the command will say itself."""
+    if not file.is_file():
+        return []
+    try:
+        return list(_flat(read_yaml(file)))
+    except UserError:
+        return []
+
+
+def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield str(name), str(value)
+
+
+def _remote(name: str, value: str) -> bool:
+    if name in ("push_every", "push_to"):
+        return value not in ("", "0")
+    return any(part.startswith("hub:") or _is_elsewhere(part) for part in re.split(r"[,\s]", value))
+
+
+def _is_elsewhere(part: str) -> bool:
+    if Path(part).is_dir():
+        return bool(base_of(part)) and of_model(part) is Access.HUB
+    return is_name(part) and not Path(part).exists()
