@@ -12,8 +12,9 @@ from typing import Any
 from ondevice import judging, labelling, solving
 from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.effects import refuse_idle
 from ondevice.config.stages import PretrainConfig, SFTConfig
-from ondevice.config.use import BY_ITSELF, EvalConfig
+from ondevice.config.use import BY_ITSELF, TOGETHER, EvalConfig
 from ondevice.data.chat import encode_chats, with_template_kwargs
 from ondevice.data.readers import LIMIT, Reading
 from ondevice.data.sources import tokenize_corpus
@@ -37,9 +38,8 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
     if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
         alone = "classes"
-    columns = [name for name in ("text", "pair", "label") if getattr(cfg, name) != getattr(EvalConfig, name)]
-    if alone != "classes" and columns:
-        raise UserError("is for a classifier's rows (classes)", where=columns[0], hint="leave it out")
+    tasks: Any = cfg.tasks or ((alone,) if alone else TOGETHER)
+    refuse_idle(replace(cfg, tasks=tasks))  # now that they are known
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
@@ -73,6 +73,7 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     model, backend = _opened(cfg)
     if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit], cfg.bad_share)
+    refuse_idle(replace(cfg, tasks=("text",)))
     return _own_text(model, backend, documents or plain_texts(cfg.data, "test", reading)[:limit])
 
 
@@ -81,6 +82,8 @@ def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     folder = find_model(cfg.model)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = _told(load_model(folder, backend), cfg)
+    if fills(model.cfg):
+        refuse_idle(replace(cfg, tasks=("text",)))  # nothing else of it is measured
     return model if fills(model.cfg) else writer(model), backend
 
 

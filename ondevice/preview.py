@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.config.effects import idle
 from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
@@ -107,14 +108,11 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if form in ("chat", "prompt"):  # pairs are copied, and their hash taken, where no tokenizer is known
         rows.template = Wanted("").for_template(model.tokenizer).template
     length = cfg.sequence_length or _STAGES[form].sequence_length
-    if cfg.separator and form != "text":
-        raise UserError(f"ends documents of text, and this is read as {form}", where="separator",
-                        hint="leave it out, or give --form text")
+    known: Any = form
+    for name, effect in idle(replace(cfg, form=known)):  # of form auto a person learns here what it was
+        raise UserError(f"has no effect on rows that are read as {form}: {effect.why}", where=name, hint=effect.hint)
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
-    if form != "label" and (said := [name for name, value in columns.items() if value != getattr(DataConfig, name)]):
-        raise UserError(f"says nothing of rows that are read as {form}", where=said[0],
-                        hint="give --form label, or leave it out")
     made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
     made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     unused = rows.unused

@@ -280,9 +280,8 @@ def test_stage_and_data_show_say_the_same_of_what_is_not_used(stage: str, model:
 def test_an_evaluation_says_it_too(row: dict[str, Any], tasks: tuple[str, ...], model: Path, tmp_path: Path,
                                    capsys: pytest.CaptureFixture[str]) -> None:
     data = with_more(row, tmp_path / "rows.jsonl")
-    reference = str(model) if tasks == ("preference",) else ""
-    od.evaluate(model=str(model), data=str(data), tasks=tasks, reference=reference, max_new_tokens=2, backend="torch",
-                device="cpu")
+    more = {"reference": str(model)} if tasks == ("preference",) else {"max_new_tokens": 2} if tasks else {}
+    od.evaluate(model=str(model), data=str(data), tasks=tasks, backend="torch", device="cpu", **more)
     assert capsys.readouterr().err.count(f"not used: nobody_knows_this (30 rows, first {data}:1)") == 1
 
 

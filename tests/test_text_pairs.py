@@ -180,7 +180,7 @@ def test_a_pair_of_a_tokenizer_without_a_form_is_berts(tmp_path: Path, backend: 
     (["classify", "MODEL", "--pair", "sentence"], "the built-in corpus has no second text"),
     (["eval", "MODEL", "--data", "ROWS", "--pair", "sentence", "--tasks", "text"], "is for a classifier's rows"),
     (["data", "show", "ROWS", "--model", "MODEL", "--form", "text", "--pair", "sentence"],
-     "says nothing of rows that are read as text")])
+     "--pair: has no effect: it names a column of rows of the form label")])
 def test_a_second_text_that_is_not_there_is_said(argv: list[str], said: str, files: Path, tmp_path: Path,  # noqa: F811
                                                  capsys: pytest.CaptureFixture[str]) -> None:
     places = {"MODEL": str(files / "bert" / "init" / "model"), "ROWS": str(rows(tmp_path))}

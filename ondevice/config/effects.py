@@ -4,8 +4,9 @@ A field says when it has one, where it is declared:
 
     gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "the margin is simpo's")
 
-and a stage says which inherited fields it has no use for (`StageConfig.without_effect`). A value that differs from the
-field's default and has no effect is refused by name: nobody is to believe that it did something.
+and a class says which inherited fields it has no use for (`without_effect`: name → why), and which of them have an
+effect only beside others there (`inherited_effects`: name → `Effect`). A value that differs from the field's default
+and has no effect is refused by name: nobody is to believe that it did something.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ def only(default: Any, holds: Callable[[Any], bool], why: str, hint: str = "leav
 def effects(cls: type) -> dict[str, Effect]:
     """Field → when it has an effect, of the fields that do not always have one."""
     found = {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
+    inherited: Mapping[str, Effect] = getattr(cls, "inherited_effects", {})
     never: Mapping[str, str] = getattr(cls, "without_effect", {})
-    return found | {name: Effect(lambda cfg: False, why) for name, why in never.items()}
+    return {**found, **inherited, **{name: Effect(lambda cfg: False, why) for name, why in never.items()}}
 
 
 def idle(config: Any) -> Iterator[tuple[str, Effect]]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.config.effects import only, refuse_idle
 from ondevice.errors import UserError
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -29,6 +30,10 @@ def check_tag(tag: str) -> None:
         raise UserError(f"{tag!r} cannot be a tag", where="tag", hint="for example --tag step-1200")
 
 
+_PLANNED = (lambda cfg: not cfg.resume, "the push that was interrupted goes on as it was planned",
+            "leave it out, or push without --resume")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
     """Send a model, a run or its ratings to the Hugging Face Hub: the listed files, in one commit."""
@@ -39,27 +44,28 @@ class PushConfig:
     """Repository: NAME (yours) or OWNER/NAME. It is made where it is not there yet."""
     stage: str = ""
     """Stage of the run whose model is sent. Empty: the last one."""
-    public: bool = False
+    public: bool = only(False, *_PLANNED)
     """Let everyone see it. Without this, the repository is private."""
-    with_optimizer: bool = False
+    with_optimizer: bool = only(False, *_PLANNED)
     """Send the optimizer's state too, so that training can go on from it."""
-    tag: str = ""
+    tag: str = only("", *_PLANNED)
     """Name that the commit gets, such as step-1200."""
-    all_stages: bool = False
+    all_stages: bool = only(False, *_PLANNED)
     """Send every stage's model, each in a folder of its name, and the last one's at the top too."""
     resume: bool = False
     """Go on with the push that was interrupted here; what has arrived is not sent again."""
     dataset: bool = False
     """Send the ratings as a preference data set instead of a model."""
-    with_raters: bool = False
+    with_raters: bool = only(False, *_PLANNED)
     """Rows of the data set say who rated. Without this no name leaves this machine."""
-    license: str = ""
+    license: str = only("", *_PLANNED)
     """Licence for the card's metadata, such as apache-2.0. Empty: none is stated."""
     dry_run: bool = False
     """Show what would be sent, and send nothing."""
     yes: bool = False
     """Do not ask before sending."""
-    lines: bool = False
+    lines: bool = only(False, lambda cfg: not cfg.dry_run, "a dry run takes no steps",
+                       "leave it out; --json prints the plan")
     """Tell each step as a line of JSON on stdout, for programs."""
 
     def check(self) -> None:
@@ -78,6 +84,7 @@ class PushConfig:
                 raise UserError(f"does not go with --{other.replace('_', '-')}", where=one, hint="give one of the two")
         if self.with_raters and not self.dataset:
             raise UserError("is about ratings", where="with_raters", hint="give --dataset too")
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,7 @@ _TYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("f16", "q8_0", "f32
 """What `dtype` may be for a form that has a choice."""
 _PACKED = ("mlx",)  # the forms whose weights are packed into a few bits
 _DEFAULT = {"hf": "bfloat16", "gguf": "f16"}
+_PACKS = (lambda cfg: cfg.to in _PACKED), "it is for weights of a few bits", "leave it out, or give --to mlx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +127,11 @@ class ExportConfig:
     """Folder to make. Empty: the model's name and the form, here."""
     dtype: Literal["", "f16", "q8_0", "f32", "float32", "bfloat16", "float16"] = ""
     """gguf: f16, q8_0 (8 bits) or f32; hf: float32, bfloat16 or float16. Empty: f16, bfloat16."""
-    bits: int = 4
+    bits: int = only(4, *_PACKS)
     """mlx: bits a weight, 4 or 8."""
-    group_size: int = 64
+    group_size: int = only(64, *_PACKS)
     """mlx: weights that share a scale, 32, 64 or 128."""
-    data: str = "builtin"
+    data: str = only("builtin", lambda cfg: cfg.rounds, "nothing is rounded, and so no perplexity is measured")
     """Text on which perplexity is measured before and after: a file, a folder, or builtin."""
     backend: Literal["auto", "mlx", "torch"] = "auto"
     """What computes the comparison. auto takes MLX on Apple Silicon, else torch."""
@@ -140,8 +148,14 @@ class ExportConfig:
             if getattr(self, name) not in values:
                 raise UserError(f"{getattr(self, name)} is none of its values", where=name,
                                 hint=f"known: {', '.join(map(str, values))}")
+        refuse_idle(self)
 
     @property
     def written_type(self) -> str:
         """`dtype`, or what it means where it is empty."""
         return self.dtype or (f"{self.bits} bits" if self.to in _PACKED else _DEFAULT.get(self.to, ""))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is written may differ from the model: perplexity is measured then, before and after."""
+        return self.written_type not in ("", "float32", "f32")

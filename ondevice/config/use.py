@@ -5,13 +5,28 @@ As in `stages`: a field's name is the flag's, the string under it is its help ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ondevice.config.drawing import check_temperature
+from ondevice.config.effects import Effect, only, refuse_idle
 from ondevice.config.stages import RowsConfig
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
+
+
+def _reads_rows(data: str) -> bool:
+    """Whether any of the sources are a person's rows."""
+    return any(part.partition(":")[0] not in ("builtin", "gym") for part in data.split(","))
+
+
+def _one_of(field: str, *values: str) -> Callable[[Any], bool]:
+    """Holds where the field is one of the values, or (a tuple) has one of them."""
+    def holds(cfg: Any) -> bool:
+        value = getattr(cfg, field)
+        return bool({value} & set(values)) if isinstance(value, str) else bool(set(value) & set(values))
+    return holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +89,27 @@ class UseConfig:
                 raise UserError(f"{value} is out of range", where=name, hint=limit)
 
 
+_NOTHING_DRAWN = "nothing is drawn, what is likeliest is taken"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(UseConfig):
-    """What every use that writes text has."""
+    """What every use that writes text has. By itself it is what a program asks the worker for with each request:
+    settings that stand there for all of its requests, so that top_p may wait for a temperature. The commands refuse
+    what has no effect."""
 
     max_new_tokens: int = 256
     """Longest answer in tokens."""
     temperature: float = 0.8
     """0 always takes the likeliest token; higher is more varied."""
-    top_k: int = 0
+    top_k: int = only(0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Draw among this many likeliest tokens only; 0: among all."""
-    top_p: float = 1.0
+    top_p: float = only(1.0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Draw among the likeliest tokens that together have this probability."""
     repetition_penalty: float | None = None
     """More than 1 makes tokens that stand in the prompt or the answer already less likely. Empty: as the model's
     generation_config.json says, else 1, which changes nothing."""
-    seed: int = 0
+    seed: int = only(0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Decides every draw."""
     chat_template_kwargs: str = ""
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
@@ -107,6 +127,11 @@ class SamplingConfig(UseConfig):
             raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
         parse_template_kwargs(self.chat_template_kwargs)
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything is left to chance."""
+        return self.temperature > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig):
@@ -114,33 +139,35 @@ class GenerateConfig(SamplingConfig):
 
     prompt: str = ""
     """Text to continue. Empty: read it from stdin."""
-    samples: int = 1
+    samples: int = only(1, lambda cfg: cfg.draws or cfg.beams > 1, "without draws all answers are the same",
+                        "leave it out, or give a temperature above 0")
     """Answers to the prompt, each with draws of its own."""
     chat: bool = False
     """Send the prompt as a user's message through the chat template."""
     beams: int = 1
     """More than 1: search for the likeliest text with so many beams, as the model's generation_config.json asks; the
     best `samples` of them are shown. Nothing is drawn then: temperature, top_k, top_p and seed say nothing."""
-    length_penalty: float | None = None
+    length_penalty: float | None = only(None, lambda cfg: cfg.beams > 1, "it is for a search with beams",
+                                        "give --beams 4, or leave it out")
     """Of a search: more favours long texts. A finished text's log-probability is divided by its length to this power.
     Empty: as the model's generation_config.json says, else 1."""
+
+    inherited_effects = {
+        "temperature": Effect(lambda cfg: cfg.beams == 1 or cfg.temperature == 0, "a search with beams draws nothing",
+                              "leave it out, or leave beams out"),
+        "chat_template_kwargs": Effect(lambda cfg: cfg.chat, "a text that is continued has no chat template",
+                                       "give --chat too")}
+
+    @property
+    def draws(self) -> bool:
+        return super().draws and self.beams == 1
 
     def check(self) -> None:
         super().check()
         self._between(1, float("inf"), "samples", "beams")
         if self.beams > 1 and self.samples > self.beams:
             raise UserError(f"{self.samples} are more than the beams", where="samples", hint=f"give 1 to {self.beams}")
-        drawn = [name for name in ("temperature", "top_k", "top_p", "seed")
-                 if getattr(self, name) not in (getattr(SamplingConfig, name), 0)]
-        if self.beams > 1 and drawn:
-            raise UserError("means nothing for a search with beams, which draws nothing", where=drawn[0],
-                            hint="leave it out, or leave beams out")
-        if self.beams == 1 and self.length_penalty is not None:
-            raise UserError("is for a search with beams", where="length_penalty",
-                            hint="give --beams 4, or leave it out")
-        if self.chat_template_kwargs and not self.chat:
-            raise UserError("a text that is continued has no chat template", where="chat_template_kwargs",
-                            hint="give --chat too")
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +176,10 @@ class ChatConfig(SamplingConfig):
 
     system: str = ""
     """Instructions that stand before the conversation."""
+
+    def check(self) -> None:
+        super().check()
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +216,9 @@ class FillConfig(TextConfig):
     """Likeliest tokens (an encoder-decoder: pieces of text) shown for each."""
 
 
+_OF_ROWS, _NO_ROWS = ("columns", "bad_share"), "it is about a person's rows, and none are read"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(RowsConfig, SamplingConfig):
     """The same prompts answered by two models, side by side."""
@@ -198,9 +232,12 @@ class CompareConfig(RowsConfig, SamplingConfig):
     temperature: float = 0.0
     """0 always takes the likeliest token; higher is more varied."""
 
+    inherited_effects = {name: Effect(lambda cfg: _reads_rows(cfg.prompts), _NO_ROWS) for name in _OF_ROWS}
+
     def check(self) -> None:
         super().check()
         self.check_rows()
+        refuse_idle(self)
         self._between(0, float("inf"), "limit")
         for name in ("other", "prompts"):
             if not getattr(self, name):
@@ -213,6 +250,21 @@ class WorkerConfig(UseConfig):
 
 
 BY_ITSELF = ("problems", "preference", "win", "classes")  # tasks of `eval` whose data serves no other
+TOGETHER = ("text", "instructions", "reasoning")
+_PROBLEMS = _one_of("tasks", "problems"), "it is about problems", "give --tasks problems too, or leave it out"
+_PREFERENCE = _one_of("tasks", "preference"), "it is about pairs", "give --tasks preference too, or leave it out"
+_WIN = _one_of("tasks", "win"), "it is about a win rate", "give --tasks win too, or leave it out"
+
+
+def _of_classes(cfg: Any) -> bool:
+    return not cfg.tasks or "classes" in cfg.tasks  # a classifier is measured by classes without naming them
+
+
+_CLASSES = _of_classes, "it is for a classifier's rows (classes)"
+
+
+def _draws_problems(cfg: Any) -> bool:
+    return "problems" in cfg.tasks and bool(cfg.tries or cfg.data.startswith("gym:"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,34 +281,39 @@ class EvalConfig(RowsConfig, UseConfig):
     model; classes: a classifier's, rows of text and label. None named: what the model is for and the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
-    text: str = "text"
+    text: str = only("text", *_CLASSES)
     """Column of the text (classes)."""
-    pair: str = ""
+    pair: str = only("", *_CLASSES)
     """Column of a second text that is read beside the first (classes). Empty: none."""
-    label: str = "label"
+    label: str = only("label", *_CLASSES)
     """Column of the class (classes)."""
-    answer: str = "number"
+    answer: str = only("number", *_PROBLEMS)
     """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole; any: as
     hash, boxed, tag or last_number."""
-    shots: int = 0
+    shots: int = only(0, *_PROBLEMS)
     """The first so many problems are shown with their answers before each of the others."""
-    tries: int = 0
+    tries: int = only(0, *_PROBLEMS)
     """Answers to each problem at temperature 1 beside the greedy one, for pass@k; 0: none."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = only(256, _one_of("tasks", "problems", "win"), "no answer is written whose length it bounds",
+                               "give --tasks problems or win too, or leave it out")
     """Longest answer to a problem or prompt, in tokens."""
-    system: str = ""
+    system: str = only("", *_PROBLEMS)
     """Instructions that stand before each problem."""
-    reference: str = ""
+    reference: str = only("", *_PREFERENCE)
     """preference: the model from which a policy was tuned; with it the policy is judged by DPO's implicit reward."""
-    against: str = ""
+    against: str = only("", *_WIN)
     """win: the other model."""
-    judge: str = ""
+    judge: str = only("", *_WIN)
     """win: the reward model that says which answer is better."""
-    seed: int = 0
+    seed: int = only(0, _draws_problems, "nothing is drawn", "give --tasks problems and --tries too, or leave it out")
     """Decides the draws of `tries`, and a gym's problems."""
-    chat_template_kwargs: str = ""
+    chat_template_kwargs: str = only(
+        "", lambda cfg: not cfg.tasks or bool(set(cfg.tasks) - {"text", "classes"}),
+        "text and classes are measured without a chat template", "leave it out, or name other tasks")
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
     this name wins."""
+
+    inherited_effects = {name: Effect(lambda cfg: _reads_rows(cfg.data), _NO_ROWS) for name in _OF_ROWS}
 
     def check(self) -> None:
         super().check()
@@ -264,12 +321,16 @@ class EvalConfig(RowsConfig, UseConfig):
         self._between(0, float("inf"), "limit", "shots", "tries", "seed")
         self._between(1, float("inf"), "max_new_tokens")
         parse_template_kwargs(self.chat_template_kwargs)
-        if self.chat_template_kwargs and set(self.tasks) & {"text", "classes"}:
-            raise UserError("text and classes are measured without a chat template", where="chat_template_kwargs",
-                            hint="leave it out, or name other tasks")
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
             raise UserError("problems, preference, win and classes are measured by themselves", where="tasks",
                             hint="name one task")
+        refuse_idle(self)
+
+
+_LABELLED = (_one_of("form", "auto", "label"), "it names a column of rows of the form label",
+             "give --form label, or leave it out")
+_THROUGH_TEMPLATE = (_one_of("form", "auto", "chat", "preference", "judged", "prompt"),
+                     "text and label are read without a chat template")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,23 +347,24 @@ class DataConfig(RowsConfig):
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
     with loss_type kto) or prompt (grpo, ppo). auto: what the first row that can be read is; an encoder takes text with
     a label for label."""
-    text: str = "text"
+    text: str = only("text", *_LABELLED)
     """Column of the text (label)."""
-    pair: str = ""
+    pair: str = only("", *_LABELLED)
     """Column of a second text that is read beside the first (label). Empty: none."""
-    label: str = "label"
+    label: str = only("label", *_LABELLED)
     """Column of the class (label)."""
     examples: int = 3
     """Examples that are shown."""
     limit: int = 10_000
     """Rows that are counted at most; 0: all."""
-    sequence_length: int = 0
+    sequence_length: int = only(0, lambda cfg: cfg.form != "prompt", "prompts are not cut")
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
-    chat_template: str = ""
+    chat_template: str = only("", *_THROUGH_TEMPLATE)
     """Name of a template for a model that has none: chatml, plain or bare."""
-    separator: str = ""
+    separator: str = only("", _one_of("form", "auto", "text"), "it ends documents of text",
+                          "leave it out, or give --form text")
     """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
-    chat_template_kwargs: str = ""
+    chat_template_kwargs: str = only("", *_THROUGH_TEMPLATE)
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
     this name wins."""
     color: Literal["auto", "always", "never"] = "auto"
@@ -319,6 +381,7 @@ class DataConfig(RowsConfig):
         for name in ("examples", "limit", "sequence_length"):
             if getattr(self, name) < 0:
                 raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")
+        refuse_idle(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,13 +390,15 @@ class RunsConfig:
 
     action: Literal["list", "report", "resume"] = "list"
     """list: every run with its stages; report: print a run's ladder; resume: go on with a run."""
-    run: str = ""
+    run: str = only("", lambda cfg: cfg.action != "list", "all runs are listed",
+                    "leave it out, or give report or resume before it")
     """Name or path of the run (report, resume)."""
     folder: str = "runs"
     """Where the runs are."""
 
     def check(self) -> None:
-        """Raises UserError where the run is missing."""
+        """Raises UserError where the run is missing, or named without need."""
+        refuse_idle(self)
         if self.action != "list" and not self.run:
             raise UserError("no run was named", where="run", hint=f"ondevice runs {self.action} RUN")
 
@@ -351,7 +416,7 @@ class RateConfig:
     repeat_share: float = 0.1
     """How often an earlier pair comes again, its sides swapped, as a share of your votes: it shows whether you agree
     with yourself. 0: never."""
-    seed: int = 0
+    seed: int = only(0, lambda cfg: cfg.repeat_share > 0, "no pair comes again", "leave it out, or give a repeat-share")
     """Decides when a pair comes again, and which."""
 
     def check(self) -> None:
@@ -362,6 +427,11 @@ class RateConfig:
             raise UserError(f"{self.repeat_share} is out of range", where="repeat_share", hint="give 0 to 0.5")
         if self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+        refuse_idle(self)
+
+
+def _for(*actions: str) -> tuple[Callable[[Any], bool], str]:
+    return _one_of("action", *actions), f"it is for {' and '.join(actions)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,22 +443,24 @@ class RatingsConfig:
     database is made anew of what can be read."""
     ratings: str
     """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is missing."""
-    file: str = ""
+    file: str = only("", *_for("export", "import"))
     """JSON lines to write (export; empty: stdout), or data to read (import)."""
-    form: Literal["preference", "kto", "votes"] = "preference"
+    form: Literal["preference", "kto", "votes"] = only("preference", *_for("export"))
     """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes: everything."""
-    batch: str = ""
+    batch: str = only("", *_for("stats", "export", "import"))
     """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
-    raters: tuple[str, ...] = ()
+    raters: tuple[str, ...] = only((), lambda cfg: cfg.action != "repair" and not cfg.gold,
+                                   "a repair keeps all raters, and gold counts no vote")
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
-    gold: bool = False
+    gold: bool = only(False, *_for("import"))
     """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
     to measure raters, and nothing is learned from them."""
-    simulated: bool = True
+    simulated: bool = only(True, *_for("stats", "export"))
     """Count raters that are programs (their names begin with simulated:) too."""
-    with_raters: bool = False
+    with_raters: bool = only(False, lambda cfg: cfg.action == "export" and cfg.form != "votes",
+                             "it is for exported pairs; votes name their raters anyway")
     """Exported pairs say their item, raters, strength and sources too."""
-    seed: int = 0
+    seed: int = only(0, *_for("stats", "import"))
     """Decides the sides of imported pairs, and the intervals of stats."""
 
     def check(self) -> None:
@@ -399,3 +471,4 @@ class RatingsConfig:
             raise UserError("nothing to import was named", where="file", hint="ondevice ratings import DB FILE")
         if self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
+        refuse_idle(self)

@@ -61,14 +61,16 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not packs(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
+    if cfg.data != ExportConfig.data and not _measures(model):
+        raise UserError("has no effect: the model gives a text no probability, and so no perplexity is measured",
+                        where="data", hint="leave it out")
     read = _as_the_library_reads(model, backend)
     with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
         found = gap(logits(model, backend, text), logits(back, backend, text))
         _need_near(found, cfg)
-        loses = cfg.written_type not in ("", "float32", "f32") and _measures(model)
-        perplexities = _perplexities(cfg, model, back, backend) if loses else {}
+        perplexities = _perplexities(cfg, model, back, backend) if cfg.rounds and _measures(model) else {}
         files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
     return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
             "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
