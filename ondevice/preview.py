@@ -111,6 +111,9 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     known: Any = form
     for name, effect in idle(replace(cfg, form=known)):  # of form auto a person learns here what it was
         raise UserError(f"has no effect on rows that are read as {form}: {effect.why}", where=name, hint=effect.hint)
+    if cfg.sequence_length and form == "text" and objective(model.cfg) == "causal":
+        raise UserError("has no effect on text of which a model learns every token: none of it is cut",
+                        where="sequence_length", hint="leave it out")
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
     made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]

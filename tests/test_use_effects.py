@@ -103,7 +103,7 @@ def test_refused_from_every_door(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="top_k: has no effect"):
         od.generate(model="m", prompt="Anna", temperature=0, top_k=3)
     with pytest.raises(UserError, match="gold: has no effect: it is for import"):
-        od.manage_ratings(cfg=use.RatingsConfig(action="export", ratings="r", gold=True))
+        od.manage_ratings(cfg=use.RatingsConfig(action="export", ratings="r", gold=True, raters=("ann",)))
 
 
 @pytest.mark.parametrize(("function", "values", "said"), [
@@ -119,6 +119,8 @@ def test_refused_from_every_door(capsys: pytest.CaptureFixture[str]) -> None:
      "separator: has no effect on rows that are read as chat"),
     (od.show_data, {"model": "policy", "data": "asked.jsonl", "sequence_length": 9},
      "sequence_length: has no effect on rows that are read as prompt"),
+    (od.show_data, {"model": "policy", "data": "text.txt", "sequence_length": 9},
+     "sequence_length: has no effect on text"),
     (od.show_data, {"model": "policy", "data": "text.txt", "chat_template": "chatml"},
      "chat_template: has no effect on rows that are read as text")])
 def test_refused_once_the_model_or_the_rows_are_known(function: Callable[..., Any], values: dict[str, Any], said: str,

@@ -94,9 +94,8 @@ _NOTHING_DRAWN = "nothing is drawn, what is likeliest is taken"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(UseConfig):
-    """What every use that writes text has. By itself it is what a program asks the worker for with each request:
-    settings that stand there for all of its requests, so that top_p may wait for a temperature. The commands refuse
-    what has no effect."""
+    """What every use that writes text has. A program sends these to the worker with each request: settings that stand,
+    of which some wait for others (top_p for a temperature). The commands refuse what has no effect."""
 
     max_new_tokens: int = 256
     """Longest answer in tokens."""
@@ -449,8 +448,9 @@ class RatingsConfig:
     """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes: everything."""
     batch: str = only("", *_for("stats", "export", "import"))
     """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
-    raters: tuple[str, ...] = only((), lambda cfg: cfg.action != "repair" and not cfg.gold,
-                                   "a repair keeps all raters, and gold counts no vote")
+    raters: tuple[str, ...] = only(
+        (), lambda cfg: cfg.action != "repair" and not (cfg.action == "import" and cfg.gold),
+        "a repair keeps all raters, and gold has none")
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
     gold: bool = only(False, *_for("import"))
     """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
