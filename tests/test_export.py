@@ -207,7 +207,7 @@ def test_trl_and_the_pipeline_take_a_reward_model_and_a_value_model(tmp_path: Pa
 
     backend = load_backend("torch", device="cpu", dtype="float32")
     files = small_stages.make(tmp_path / "files", backend)
-    od.ppo(**small_stages.settings(files, "ppo", tmp_path / "run", "torch", steps=1))
+    od.ppo(**small_stages.settings(files, "ppo", tmp_path / "run", "torch", steps=1, warmup_steps=0))
     value = tmp_path / "run" / "ppo" / "value_model"
     assert "pipeline_tag: text-classification" in (value / "README.md").read_text()
     folders = {"judge": files / "judge", "value": value}
