@@ -44,7 +44,8 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
 
 def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
     model, backend = open_model(replace(cfg, model=folder))
-    return answers(model, backend, asked, sampling(cfg, model))
+    return answers(model, backend, asked, sampling(cfg, model, lambda said: print(
+        inert(f"compare: {folder}: {said}", newlines=False), file=sys.stderr)))
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:

@@ -128,6 +128,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
             "bad_share": cfg.bad_share,
             "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
             "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
+            "notes": list(rows.notes),
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
             "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
 
@@ -176,6 +177,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
     if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
         lines.append(inert(told, newlines=False))
+    lines += [inert(note, newlines=False) for note in shown["notes"]]
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
     lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
                  f"{marks[0]}what is learned looks like this{marks[1]}")

@@ -17,7 +17,7 @@ from ondevice.data.formats import BadRow
 from ondevice.data.truncation import cut_where
 from ondevice.decoding import Completion, Generator, Sampling, generator_of
 from ondevice.errors import UserError
-from ondevice.inert import InertStream
+from ondevice.inert import InertStream, inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, labels, load_writer
 from ondevice.models.generation import settings_of
@@ -25,7 +25,8 @@ from ondevice.runfolder import RunFolder, holds_model
 
 
 def _told(who: str) -> Callable[[str], None]:
-    return lambda said: print(f"{who}: {said}", file=sys.stderr)
+    # values of a folder's files are in it
+    return lambda said: print(inert(f"{who}: {said}", newlines=False), file=sys.stderr)
 
 
 _FULL = "the context is full: the text ends there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,21 @@ def test_each_answers_as_it_does_alone(files: Path, backend_name: str) -> None:
     same = od.compare(model=files / "one", other=files / "one", prompts=files / "asked.jsonl", limit=2,
                       backend=backend_name, **FEW)
     assert same["same"] == len(same["answers"]) == 2
+
+
+def test_what_a_folder_asks_for_and_does_not_get_is_said_of_each_model(
+        files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(files / "one", model := tmp_path / "asks")
+    asks = {"do_sample": True, "temperature": "\x1b[31m0.6", "min_new_tokens": 2}
+    (model / "generation_config.json").write_text(json.dumps(asks))
+    od.compare(model=model, other=files / "other", prompts=files / "asked.jsonl", limit=1, backend="torch",
+               temperature=0.8, **FEW)
+    said = capsys.readouterr().err
+    assert f"compare: {model}: generation_config.json asks for min_new_tokens: what is drawn here does without" in said
+    assert "0.6; here the settings decide: temperature 0.8" in said and "\x1b" not in said
+    assert str(files / "other") not in said
+    od.generate(model=model, prompt="a", temperature=0.8, backend="torch", **FEW)
+    assert "generate: generation_config.json" in (said := capsys.readouterr().err) and "\x1b" not in said
 
 
 @pytest.mark.parametrize("width", [60, 100])

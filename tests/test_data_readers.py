@@ -136,6 +136,16 @@ def test_files_that_are_no_text(tmp_path: Path, data: bytes, reason: str) -> Non
         found(write(tmp_path, "a.txt", data))
 
 
+@pytest.mark.parametrize("data", [b"caf\xe9", "a".encode("utf-16"), b"a\0b"])
+def test_one_of_many_texts_that_is_not_utf_8_is_left_out(tmp_path: Path, data: bytes) -> None:
+    for number in range(120):
+        write(tmp_path, f"{number:03}.txt", "text")
+    write(tmp_path, "bad.txt", data)
+    rows = read(tmp_path)
+    assert len(list(rows)) == 120
+    assert [bad.where for bad in rows.rejected] == [str(tmp_path / "bad.txt")]
+
+
 def test_a_folder(tmp_path: Path) -> None:
     write(tmp_path, "b/two.txt", "two")
     write(tmp_path, "a/one.md", "one")

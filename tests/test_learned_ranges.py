@@ -240,6 +240,18 @@ def test_a_rows_names_for_its_template_reach_it() -> None:
         chat_of(user("a"), chat_template_kwargs=[1])
 
 
+def test_what_a_row_tells_a_template_that_does_not_read_it_makes_the_row_bad() -> None:
+    for value in ("Speak like a pirate.", True, 1, ["a"]):
+        row = chat_of(user("a"), said("b"), chat_template_kwargs={"enable_thinking": False, "custom": value})
+        with pytest.raises(BadRow, match="chat_template_kwargs gives 'custom', which the chat template does not read"):
+            encode_chat(row, load("qwen3"))
+        with pytest.raises(BadRow, match="gives 'custom'"):
+            prompt_ids(row[:1], load("qwen3"))
+    for nothing in ("", False, [], {}):  # as data sets fill the names of other models' templates
+        row = chat_of(user("a"), said("b"), chat_template_kwargs={"custom": nothing})
+        assert encode_chat(row, load("qwen3"))[0].mask.any()
+
+
 def test_a_setting_tells_every_template_and_a_row_wins() -> None:
     tokenizer = with_template_kwargs(load("qwen3"), '{"enable_thinking": false}')
     closed = "<think>\n\n</think>\n\n"

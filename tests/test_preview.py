@@ -82,6 +82,18 @@ def test_every_row_is_accounted_for(model: Path, tmp_path: Path) -> None:
     assert ":4" in shown  # where the broken line is
 
 
+def test_what_of_a_folder_is_not_read_is_named(model: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**CHAT, "category": "x"}) + "\n")
+    (tmp_path / "a\x1b[31m.pdf").write_text("")
+    found = od.show_data(tmp_path, model)
+    assert found["rows"] == 1 and [note.partition(":")[0] for note in found["notes"]] == ["files not read"]
+    lines = render(found).splitlines()
+    assert sum(line.startswith("not used: category (1 row") for line in lines) == 1
+    [line] = [line for line in lines if line.startswith("files not read: 1 of the split test (test.jsonl), 1 of .pdf")]
+    assert not acts(line)
+
+
 def test_a_row_of_another_form_is_bad_and_a_long_one_is_not(model: Path, tmp_path: Path) -> None:
     pair, long = {"prompt": "Anna", "chosen": "12", "rejected": "34"}, {"prompt": "Anna " * 100, "completion": "red"}
     assert od.show_data(write(tmp_path, pair, CHAT), model, form="chat")["refused"]

@@ -217,7 +217,7 @@ def test_a_stage_folder_in_which_another_process_trains(files: Path, tmp_path: P
 
 def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
-    small = {**LOOP, "steps": 4, "save_every": 2, "eval_every": 0}
+    small = {**LOOP, "steps": 4, "warmup_steps": 2, "save_every": 2, "eval_every": 0}
     recipe.write_text(json.dumps({"stages": {"init": {"data": str(files / "text.txt"), **SMALL},
                                              "pretrain": {"data": str(files / "text.txt"), **small},
                                              "sft": {"data": str(files / "chats.jsonl"), **small}}}))
@@ -235,7 +235,8 @@ def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path)
 
 
 def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(files: Path, tmp_path: Path) -> None:
-    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 4, "save_every": 2, "eval_every": 0}
+    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 4, "warmup_steps": 2, "save_every": 2,
+              "eval_every": 0}
     fields.pop("out")
     recipe, out, disk = tmp_path / "own.yaml", tmp_path / "r", tmp_path / "disk"
     recipe.write_text(json.dumps({"stages": {"pretrain": {k: v for k, v in fields.items()
@@ -257,7 +258,7 @@ def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(files
 
 def test_a_model_that_no_attempt_has_made_is_not_removed(files: Path, tmp_path: Path) -> None:
     """A folder of the stage's name that a person keeps a model in."""
-    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 2}
+    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 2, "warmup_steps": 1}
     (tmp_path / "r" / "pretrain" / "model").mkdir(parents=True)
     (tmp_path / "r" / "pretrain" / "model" / "model.safetensors").write_text("mine")
     with pytest.raises(UserError, match="no attempt of this stage"):

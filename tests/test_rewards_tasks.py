@@ -197,7 +197,8 @@ class TestGym:
         out = od.grpo(str(model), "gym:gcd?max_value=20", out=str(tmp_path / "run"), steps=1, prompts=2, group_size=2,
                       max_new_tokens=4, batch_size=4, eval_every=0, answer="last_number", backend="torch")
         lines = (tmp_path / "run" / "grpo" / "groups.jsonl").read_text().splitlines()
-        asked = [group["prompt"] for group in json.loads(lines[0])["groups"]]
+        rollout = next(record for record in map(json.loads, lines) if not record.get("held_out"))
+        asked = [group["prompt"] for group in rollout["groups"]]
         assert out.is_dir() and len(asked) == 2 and all("Greatest Common Divisor" in prompt for prompt in asked)
 
 

@@ -691,7 +691,7 @@ def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) 
 
 def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A vote into a file that has no name any more would be shown as saved, and lost."""
-    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    monkeypatch.setattr("ondevice_tui.screens.rating_page.RETRY_S", 0.5)
     run = a_run(tmp_path)
     queue(run, 3)
 
@@ -716,7 +716,7 @@ def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatc
 
 def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice_tui.screens.rate.RETRY_S", 0.5)
+    monkeypatch.setattr("ondevice_tui.screens.rating_page.RETRY_S", 0.5)
     run = a_run(tmp_path)
     queue(run, 3)
 

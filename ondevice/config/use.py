@@ -344,8 +344,8 @@ class DataConfig(RowsConfig):
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
     form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
-    with loss_type kto) or prompt (grpo, ppo). auto: what the first row that can be read is; an encoder takes text with
-    a label for label."""
+    with loss_type kto) or prompt (grpo, ppo). auto: what the first row of a known form is; for an encoder or a
+    classifier text with a label is label."""
     text: str = only("text", *_LABELLED)
     """Column of the text (label)."""
     pair: str = only("", *_LABELLED)

@@ -84,6 +84,10 @@ class Rejected(NamedTuple):
     row: Any
 
 
+class _Utf16(UserError):
+    """A file in another encoding than UTF-8, as its first bytes say."""
+
+
 class _Bad(NamedTuple):
     reason: str
     row: Any
@@ -357,6 +361,8 @@ def _text(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
                 break
     except UnicodeDecodeError as error:
         bad = _Bad(f"not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})", None)
+    except _Utf16 as error:
+        bad = _Bad(f"not UTF-8: {error.message} ({error.hint})", None)
     if bad is not None or not size:
         yield (bad or _Bad("empty", None)), where
         return
@@ -451,7 +457,7 @@ def _open(file: Path) -> Any:
 
 def _refuse_utf16(head: bytes, file: Path) -> None:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError("this is UTF-16", where=str(file), hint="save it as UTF-8")
+        raise _Utf16("this is UTF-16", where=str(file), hint="save it as UTF-8")
 
 
 _READERS = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from ondevice.data.formats import KWARGS, TOOLS, BadRow
-from ondevice.data.template import CLOSE, OPEN, run_template
+from ondevice.data.template import CLOSE, OPEN, names_read, run_template
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 
@@ -106,6 +106,9 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool 
     if template is None:
         raise UserError("the model has no chat template", where="chat_template",
                         hint=f"name one: {', '.join(TEMPLATES)}")
+    # what is false or empty says nothing to a template that does not read it
+    if unread := [name for name, value in (kwargs or {}).items() if value and name not in names_read(template)]:
+        raise BadRow(f"{KWARGS} gives {unread[0]!r}, which the chat template does not read")
     try:
         return run_template(template, {
             **tokenizer.named, **tokenizer.template_kwargs, **(kwargs or {}), "messages": list(messages),

@@ -8,10 +8,10 @@ model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
@@ -22,14 +22,14 @@ from ondevice.config.recipe import STAGES
 from ondevice.errors import UserError
 from ondevice.progress import duration
 from ondevice.ratings import Item, Outcome, Progress, Ratings, Vote, said
-from ondevice.ratings_store import FILE, Damaged, Replaced, ratings_file
+from ondevice.ratings_store import Damaged, Replaced, ratings_file
 from ondevice.runfolder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.road import ago
 from ondevice_tui.screens.ask import Details, ask
-from ondevice_tui.screens.page import Page
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
+from ondevice_tui.screens.rating_page import RETRY_S, RatingPage
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
-WAIT_S = 0.3  # what the database takes longer for is told
-RETRY_S = 5.0  # between two tries to open a database that could not be opened
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Undone:
     ask: bool
 
 
-class RateScreen(Page):
+class RateScreen(RatingPage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
@@ -110,17 +107,11 @@ least; p says why this one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ratings: RatingsThread | None = None
-        self.progress: Progress | None = None
-        self.item: Item | None = None
         self.rater = ""
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
-        self.trouble = ""
         self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news)
-        self.busy = False  # something is being stored or looked up; keys that vote wait for the next pair
-        self._failed_at = -RETRY_S
         self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
@@ -158,11 +149,6 @@ least; p says why this one."""
         self.pairing.kill()
         self._close()
 
-    def _close(self) -> None:
-        if self.ratings is not None:
-            self.ratings.close()
-        self.ratings, self.item, self.progress, self.busy = None, None, None, False
-
     def runs_changed(self) -> None:
         """Another run, or its first pairs: looked at every second while there is nothing to rate."""
         run = self.ui.run_folder
@@ -179,75 +165,16 @@ least; p says why this one."""
             self.next()
 
     def _open(self, *, create: bool = False) -> None:
-        """Begins to open the run's database, where it has one."""
-        run = self.ui.run_folder
-        if self.ratings is not None or run is None or not (create or (run.path / FILE).is_file()):
-            return
-        if not create and ticks() - self._failed_at < RETRY_S:
-            return
-        self.ratings, self.busy = RatingsThread(run.path / FILE), True
         self.rater = self.rater or self.ui.remembered.get("rater", _is_name) or rater_name()
-        begun = self.ratings.open(create=create)
-        self.run_worker(partial(self._opened, self.ratings, begun), group="ratings")
+        super()._open(create=create)
 
-    async def _opened(self, ratings: RatingsThread, begun: Awaitable[list[str]]) -> None:
-        try:
-            told = await begun
-        except UserError as problem:
-            ratings.close()
-            if self.ratings is ratings:
-                self._leave_database(str(problem))
-            return
-        for text in told:
-            self.ui.say(text, bad=True)
-        if self.ratings is ratings:
-            self.trouble, self.busy = "", False
-            self._forget_undone()
-            self.next()
-
-    def _leave_database(self, why: str) -> None:
-        """It is opened anew after a moment, and repaired where it has to be."""
-        self._close()
-        self.trouble, self._failed_at = why, ticks()
-        self.show()
-
-    def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
-            failed: Callable[[UserError], None] | None = None) -> None:
-        """Has something done in the database, then goes on with what came of it; where it fails, that is told. One
-        thing at a time: while one is being done, keys that ask for another one are told to wait."""
-        if self.ratings is None:
-            return
-        if self.busy:
-            self._show_told("one moment: the database is being written")
-            return
-        self.busy = True
-        begun = self.ratings.do(work)
-        self.run_worker(partial(self._done, self.ratings, begun, then, failed or self._not_saved), group="ratings")
-
-    async def _done(self, ratings: RatingsThread, begun: Awaitable[T], then: Callable[[T], None],
-                    failed: Callable[[UserError], None]) -> None:
-        slow = self.set_timer(WAIT_S, lambda: self._show_told("waiting for the database: another program holds it"))
-        try:
-            result = await begun
-        except UserError as problem:
-            if self.ratings is ratings:
-                self.busy = False
-                failed(problem)
-            else:  # the screen was left meanwhile
-                self.ui.say(f"not saved: {problem}", bad=True)
-            return
-        finally:
-            slow.stop()
-        if self.ratings is ratings:
-            self.busy = False
-            then(result)
+    def begun(self) -> None:
+        self._forget_undone()
+        self.next()
 
     def _not_saved(self, problem: UserError) -> None:
         self.ranking = []
-        if isinstance(problem, Damaged | Replaced):
-            self._leave_database(f"not saved: {problem}")
-        else:
-            self._show_told(f"not saved: {FILE}: {problem.message}", "$error")
+        super()._not_saved(problem)
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
