@@ -77,7 +77,7 @@ def test_columns_in_stages_and_in_what_looks(model: Path, tmp_path: Path) -> Non
     assert od.evaluate(model=str(model), data=data, columns=chat, backend="torch", device="cpu")["chats"] == 40
     assert [p.answer for p in problems(data, "all", 2, 0, None, reading=Reading(  # type: ignore[arg-type]
         ("question=ask", "answer=reply")))] == ["12", "12"]
-    with pytest.raises(UserError, match="columns: the data has none"):
+    with pytest.raises(UserError, match="columns: has no effect"):
         od.sft(model, "builtin", out=str(tmp_path / "other"), columns=chat, sequence_length=32, **common)
 
 

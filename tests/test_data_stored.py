@@ -24,7 +24,7 @@ from ondevice.data.stored import ChatRows, JsonLines, made_once
 from ondevice.data.token_pairs import StoredPairs, TokenPair
 from ondevice.errors import UserError
 from ondevice.progress import Progress, counted
-from ondevice.stages import asked, material
+from ondevice.stages import asked, grpo, material
 from test_classify import killed_at_first_save
 from test_data_sources import chat_rows, same
 from test_resume import same as same_weights
@@ -191,7 +191,8 @@ def test_what_one_run_has_read_another_beside_it_does_not_read_again(stage: str,
         fields = {**small_stages.settings(files, stage, tmp_path, "torch"), "steps": 2}
     runs = tmp_path / "runs"
     made = getattr(od, stage)(**{**fields, "out": str(runs / "one")})
-    for module, function in ((token_pairs, "encode_chat"), (asked, "prompt_ids"), (material, "encode_chats"),
+    for module, function in ((token_pairs, "encode_chat"), (asked, "prompt_ids"), (grpo, "prompt_ids"),
+                             (material, "encode_chats"),
                              (material, "_texts")):
         monkeypatch.setattr(module, function, None)  # whoever reads anew fails
     (tmp_path / "runs" / "closed").write_text("no run")

@@ -39,6 +39,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "scale_rewards": ("batch", {}), "clip": (0.3, {"updates": 2}), "clip_high": (0.3, {"updates": 2}),
     "reward_timeout": (5.0, {"reward_file": "reward.py"}), "sample_every": (5, None), "accumulate": (2, None),
     "eval_batches": (3, None), "continue_from": ("runs/x", None),
+    "columns": (("prompt=ask",), {"data": "x.jsonl"}), "bad_share": (0.5, {"data": "x.jsonl"}),
 }
 # Settings beside which a field that mostly has an effect has none.
 NONE: dict[str, dict[str, Any]] = {
@@ -46,6 +47,7 @@ NONE: dict[str, dict[str, Any]] = {
     "take_best": {"eval_every": 0, "save_every": 0}, "vocab_size": {"tokenizer": "t"}, "data": {"tokenizer": "t"},
     "limit": {"tokenizer": "t"}, "embedding_std": {"tie_word_embeddings": True}, "right": {"rater": "person"},
     "courtesy": {"rater": "person"}, "held_share": {"validation": "v.jsonl"}, "label_smoothing": {"loss_type": "hinge"},
+    "columns": {"data": "builtin"}, "bad_share": {"data": "builtin"},
     "target_kl": {"kl_coef": 0}, "value_clip": {"value_coef": 0}, "scale_rewards": {"loss_type": "dr_grpo"},
 }
 CASES = [(stage, name) for stage, cls in STAGES.items() for name in effects(cls)]

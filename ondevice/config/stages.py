@@ -67,13 +67,23 @@ def _measured_often(cfg: Any) -> bool:
     return bool(cfg.eval_every or cfg.save_every)
 
 
+def _reads_rows(cfg: Any) -> bool:
+    """Whether any of its sources are a person's rows: not the built-in corpus, a gym, or a run's ratings."""
+    named = (getattr(cfg, name, "") for name in ("data", "validation", "replay", "sft_data", "prompts"))
+    return any(part and part.partition(":")[0] not in ("builtin", "gym")
+               for data in named if isinstance(data, str) for part in data.split(","))
+
+
+_ROWS = (_reads_rows, "it is about a person's rows, and none are read")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
     """What everything has that reads a person's rows."""
 
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = only((), *_ROWS)
     """What columns of your data are called otherwise: prompt=question,completion=reply."""
-    bad_share: float = 0.01
+    bad_share: float = only(0.01, *_ROWS)
     """Part of the rows that may be unreadable: these are left out and counted; more of them are an error."""
 
     def check_rows(self) -> None:

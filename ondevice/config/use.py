@@ -16,11 +16,6 @@ from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.errors import UserError
 
 
-def _reads_rows(data: str) -> bool:
-    """Whether any of the sources are a person's rows."""
-    return any(part.partition(":")[0] not in ("builtin", "gym") for part in data.split(","))
-
-
 def _one_of(field: str, *values: str) -> Callable[[Any], bool]:
     """Holds where the field is one of the values, or (a tuple) has one of them."""
     def holds(cfg: Any) -> bool:
@@ -215,9 +210,6 @@ class FillConfig(TextConfig):
     """Likeliest tokens (an encoder-decoder: pieces of text) shown for each."""
 
 
-_OF_ROWS, _NO_ROWS = ("columns", "bad_share"), "it is about a person's rows, and none are read"
-
-
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(RowsConfig, SamplingConfig):
     """The same prompts answered by two models, side by side."""
@@ -230,8 +222,6 @@ class CompareConfig(RowsConfig, SamplingConfig):
     """Prompts at most; 0: all."""
     temperature: float = 0.0
     """0 always takes the likeliest token; higher is more varied."""
-
-    inherited_effects = {name: Effect(lambda cfg: _reads_rows(cfg.prompts), _NO_ROWS) for name in _OF_ROWS}
 
     def check(self) -> None:
         super().check()
@@ -311,8 +301,6 @@ class EvalConfig(RowsConfig, UseConfig):
         "text and classes are measured without a chat template", "leave it out, or name other tasks")
     """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
     this name wins."""
-
-    inherited_effects = {name: Effect(lambda cfg: _reads_rows(cfg.data), _NO_ROWS) for name in _OF_ROWS}
 
     def check(self) -> None:
         super().check()

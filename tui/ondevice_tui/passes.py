@@ -6,6 +6,7 @@ counted in tokens, and nothing is said of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
 
     data = str(values.get("data", ""))
     try:
-        place = Path(data).expanduser() if data else Path(str(values["out"]))
+        place = Path(os.path.expanduser(data)) if data else Path(str(values["out"]))
         if place.is_dir() and has_ratings(RunFolder(place)):
             place = place / FILE
         fits = place.is_file() and place.suffix in (".db", ".jsonl")

@@ -19,7 +19,7 @@ from ondevice.errors import UserError
 def settings_file() -> Path:
     """Where the app remembers."""
     config = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(config).expanduser() / "ondevice" / "app.json"
+    return Path(os.path.expanduser(config)) / "ondevice" / "app.json"
 
 
 class Remembered:
