@@ -102,7 +102,7 @@ def test_a_model_that_writes_gives_no_scores(model: Path) -> None:
 def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) -> None:
     turns = [{"role": role, "content": "the cat sat on the mat. " * 2} for role in ("user", "assistant") * 6]
     messages = [{"role": "system", "content": "be kind"}, *turns, {"role": "user", "content": "hello \ud800"}]
-    (_, *_, done) = answers(model, ask("a", text=None, messages=messages))
+    (_, *_, done) = answers(model, ask("a", text=None, messages=messages, sampling={"max_new_tokens": 90}))
     assert done["event"] == "done" and done["forgotten"] >= 2 and done["forgotten"] % 2 == 0
     assert done["prompt_tokens"] + 24 <= 96  # a quarter of the context is the answer's
     assert done["full"] == (not done["stopped"] and done["prompt_tokens"] + done["tokens"] == 96)
