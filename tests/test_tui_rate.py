@@ -542,7 +542,7 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
 def test_a_held_database_freezes_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                           key: str) -> None:
     """Another program holds it for longer than anyone waits, then lets it go: the same key does its deed."""
-    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 3.0})
+    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 5.0})
     run = a_run(tmp_path)
     queue(run, 3)
 
