@@ -114,11 +114,14 @@ class Session:
             except UserError as problem:  # held by another program, a full disk: what is not stored is asked again
                 _say(f"not saved: {problem}")
                 continue
+            if then is None:  # what was said is stored: a failure from here on is no other answer's
+                return self._next()
             if then is not item:
                 return then
 
     def _do(self, item: Item, answer: str, dwell: int) -> Item | None:
-        """Stores what the answer says; returns the item to show then, `item` itself where it is not done with."""
+        """Stores what the answer says; returns the item to show then, `item` itself where it is not done with, None for
+        the next one."""
         asked, self._asked = self._asked, -1
         if answer == "u":
             return self._undo(item, asked=False)
@@ -136,7 +139,7 @@ class Session:
             _say("flagged")
             return item
         if answer == "s" and self.ratings.voted(item.id, self.rater) is not None:  # in another window: it stays
-            return self._next()
+            return None
         if self._voted_elsewhere(item, asked):
             return item
         if answer == "s":
@@ -144,7 +147,7 @@ class Session:
             self._skipped.add(item.id)
         else:
             self._vote(item, answer, dwell)
-        return self._next()
+        return None
 
     def _undo(self, item: Item, asked: bool) -> Item:
         """Takes the newest vote back and returns its item. For one of an earlier session it asks, by another key: a key

@@ -70,8 +70,8 @@ def _measured_often(cfg: Any) -> bool:
 def _reads_rows(cfg: Any) -> bool:
     """Whether any of its sources are a person's rows: not the built-in corpus, a gym, or a run's ratings."""
     named = (getattr(cfg, name, "") for name in ("data", "validation", "replay", "sft_data", "prompts"))
-    return any(part and part.partition(":")[0] not in ("builtin", "gym")
-               for data in named if isinstance(data, str) for part in data.split(","))
+    sources = (part.partition(":")[0] for data in named if isinstance(data, str) for part in data.split(","))
+    return any(source and source not in ("builtin", "gym") and not source.endswith(".db") for source in sources)
 
 
 _ROWS = (_reads_rows, "it is about a person's rows, and none are read")

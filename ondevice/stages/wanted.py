@@ -56,14 +56,9 @@ class Wanted:
 
     @classmethod
     def of(cls, cfg: Any, data: str = "") -> Wanted:
-        """What the settings of a stage say (`data`: where they leave it open). Raises UserError for names of columns
-        where nothing has any."""
-        wanted = cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
-                     reading=Reading.of(cfg))
-        named = [source.data for source in (*sources(wanted.data), *(sources(wanted.validation or "builtin")))]
-        if cfg.columns and all(name.partition(":")[0] in ("builtin", "gym") or name.endswith(".db") for name in named):
-            raise UserError("the data has none", where="columns", hint="leave it out")
-        return wanted
+        """What the settings of a stage say (`data`: where they leave it open)."""
+        return cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
+                   reading=Reading.of(cfg))
 
     @property
     def weights(self) -> list[float | None]:
