@@ -6,10 +6,10 @@ there: hints name the third-party packages themselves, or `scripts/setup` where 
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,6 +38,15 @@ def own_version() -> str:
         return "unknown"
 
 
+def _has_pip() -> bool:
+    """Whether this interpreter has pip.
+
+    Not by importlib.util.find_spec: setuptools watches for that name, and then takes the process for pip's own. torch's
+    compiler, which imports setuptools, would fail from there on.
+    """
+    return PathFinder.find_spec("pip") is not None
+
+
 def install_hint(extra: str) -> str:
     """The command line that adds an extra to the interpreter in use, quoted for a shell.
 
@@ -45,7 +54,7 @@ def install_hint(extra: str) -> str:
     KeyError for an extra that EXTRAS does not have.
     """
     packages = EXTRAS[extra]
-    has_pip = importlib.util.find_spec("pip") is not None
+    has_pip = _has_pip()
     checkout = Path(__file__).resolve().parent.parent
     setup = checkout / "scripts" / "setup"
     # Where the environment has no pip, scripts/setup would make it anew.

@@ -60,7 +60,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no checkout runs in its own .venv, and the interpreter has pip."""
     monkeypatch.setattr(sys, "prefix", "/opt/venv")
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: True)
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
@@ -71,7 +71,7 @@ def test_a_hint_names_the_packages_of_its_extra_and_no_other(extra: str, elsewhe
 
 
 def test_without_pip_uv_installs(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: False)
     assert install_hint("export") == "uv pip install --python /opt/venv/bin/python gguf"
 
 
@@ -89,8 +89,16 @@ def test_a_checkout_in_its_own_environment_says_setup(
     assert install_hint("rewards") == "scripts/setup rewards"
     monkeypatch.chdir(tmp_path)
     assert shlex.split(install_hint("rewards")) == [str(ROOT.resolve() / "scripts" / "setup"), "rewards"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # .venv is uv's: setup would make it anew
+    # .venv is then uv's: scripts/setup would make it anew
+    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: False)
     assert install_hint("rewards").startswith("uv pip install --python ")
+
+
+def test_torch_can_compile_after_a_hint() -> None:
+    """torch's compiler imports setuptools, which refuses where it was asked for pip before."""
+    pytest.importorskip("setuptools")
+    code = "from ondevice.distribution import install_hint; install_hint('rewards'); import setuptools"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 # What texts tell people to install

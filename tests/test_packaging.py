@@ -100,11 +100,10 @@ def test_the_version_and_hints_outside_the_checkout(installed: Path, tmp_path: P
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert run(installed.parent / "ondevice", "--version", cwd=tmp_path) == f"ondevice {version}\n"
     code = """
-import importlib.util
-from ondevice.distribution import install_hint
-with_pip = install_hint("rewards")
-importlib.util.find_spec = lambda name: None
-print(with_pip, install_hint("rewards"), sep="\\n")
+from ondevice import distribution
+with_pip = distribution.install_hint("rewards")
+distribution._has_pip = lambda: False
+print(with_pip, distribution.install_hint("rewards"), sep="\\n")
 """
     packages = "math-verify reasoning-gym jsonschema"
     assert run(installed, "-c", code, cwd=tmp_path).splitlines() == [  # pip is lent with the rest
