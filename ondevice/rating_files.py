@@ -17,7 +17,7 @@ from typing import Any
 
 from ondevice.checkpoint import write_file
 from ondevice.config.use import RatingsConfig
-from ondevice.data.formats import BadRow, before, nothing_lost, to_chat, to_pair
+from ondevice.data.formats import BadRow, before, content_alone, nothing_lost, to_chat, to_pair
 from ondevice.data.readers import read
 from ondevice.data.record import Record
 from ondevice.errors import UserError
@@ -227,7 +227,7 @@ def _answer(value: Any, prompt: Sequence[Row], name: str) -> str:
         said = said[len(prompt):]
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise BadRow(f"{name} is not one answer to the prompt")
-    return str(said[0]["content"])
+    return str(content_alone(said[0], name))
 
 
 def _response(value: Any, prompt: Sequence[Row], name: str) -> Response:

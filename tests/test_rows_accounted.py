@@ -15,7 +15,8 @@ import small_stages
 from data_samples import small_tokenizer
 from ondevice.backend import load_backend
 from ondevice.config.preference import RewardConfig
-from ondevice.data.formats import BadRow, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.chat import encode_chat
+from ondevice.data.formats import BadRow, to_chat, to_judged, to_label, to_pair, to_prompt, to_text
 from ondevice.data.readers import read
 from ondevice.data.record import CONTENT, HARMLESS, Record
 from ondevice.data.token_pairs import to_tokens
@@ -293,6 +294,78 @@ def test_comparing_and_importing_say_it_too(model: Path, tmp_path: Path, capsys:
     pairs = with_more(PAIR, tmp_path / "p.jsonl")
     done = od.manage_ratings(action="import", ratings=tmp_path / "r.db", file=str(pairs))
     assert done["items"] == 30 and done["not_used"] == f"nobody_knows_this (30 rows, first {pairs}:1)"
+
+
+@pytest.mark.parametrize("name", sorted(CONTENT))
+@pytest.mark.parametrize(("convert", "row"), [
+    (to_text, {"text": "a"}), (lambda row: to_label(row, "text", "label"), {"text": "a", "label": "x"}),
+    (to_judged, {"prompt": "a", "completion": "b", "label": True})], ids=["text", "label", "judged"])
+def test_what_carries_content_is_taken_up_by_texts_and_labels_or_the_row_is_bad(
+        convert: Callable[[Any], Any], row: dict[str, Any], name: str) -> None:
+    values = {"history": [["x", "y"]], "tools": [TOOL], "functions": [TOOL["function"]]}
+    try:
+        made = convert({**row, name: values.get(name, "said")})
+    except BadRow as error:
+        assert name in str(error)
+    else:
+        assert made != convert(row)
+
+
+ONCE_LOST: list[tuple[Callable[[Any], Any], dict[str, Any], str]] = [
+    (to_pair, {"prompt": "a", "chosen": [{**SAID, "weight": 0}], "rejected": "c"}, "weight 0"),
+    (to_pair, {"prompt": "a", "chosen": "b", "rejected": [{**SAID, "weight": 0.5}]}, "weight 0.5"),
+    (to_judged, {"prompt": "a", "completion": [{**SAID, "weight": 0}], "label": True}, "weight 0"),
+    (to_text, {"messages": [USER, {**SAID, "weight": 0}]}, "weight 0"),
+    (to_chat, {"system": "s", "history": [{**SYSTEM, "content": "t"}, USER, SAID], "prompt": "a", "completion": "b"},
+     "another system prompt"),
+    (to_chat, {"messages": [USER, {**SAID, "tool_calls": [CALL], "function_call": CALL["function"]}]}, "two places"),
+    (to_chat, {"conversations": [USER, {"from": "function_call", "value": "[]", "function_call": CALL["function"]}]},
+     "two places"),
+    (to_chat, {"messages": [{**USER, "content": [{"type": "image_url", "image_url": "x", "text": "a"}]}, SAID]},
+     "no text .'image_url'"),
+    (to_chat, {"messages": [USER, {**SAID, "content": [{"type": "thinking", "text": "hm"}]}]}, "no text .'thinking'"),
+    (to_prompt, {"prompt": [USER, SAID]}, "ends with the assistant"),
+    (to_prompt, {"messages": [SYSTEM, SAID]}, "nothing that a user says"),
+]
+
+
+@pytest.mark.parametrize(("convert", "row", "said"), ONCE_LOST)
+def test_what_has_no_place_inside_a_message_makes_the_row_bad(convert: Callable[[Any], Any], row: dict[str, Any],
+                                                              said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        convert(row)
+
+
+def test_a_prompt_is_all_of_a_chat_but_the_answer_at_its_end() -> None:
+    told, late = {"role": "tool", "content": "2"}, {"role": "system", "content": "In French."}
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    for chat in ([USER, called, told], [USER, SAID, USER, late]):
+        assert to_prompt({"prompt": chat})[0] == chat
+        assert to_prompt({"messages": [*chat, SAID]})[0] == chat
+
+
+def test_names_of_speakers_are_told_of_where_the_template_does_not_write_them() -> None:
+    for template, unused in (("{{ message.name }}", []), ("{{ message.content }}", ["messages.name"])):
+        record = Record({"messages": [{**USER, "name": "Ann"}, SAID]})
+        record.template = template
+        to_chat(record)
+        assert list(record.unused()) == unused
+    parts = Record({"messages": [{**USER, "content": [{"type": "text", "text": "a"}]}, SAID]})
+    assert to_chat(parts)["messages"][0] == USER and list(parts.unused()) == []
+
+
+@pytest.mark.parametrize("value", [0, 5, 0.5])
+def test_an_input_that_is_a_number_is_in_the_prompt(value: float) -> None:
+    asked = to_chat({"instruction": "Even?", "input": value, "output": "b"})["messages"][0]["content"]
+    assert asked == f"Even?\n\n{value}"
+
+
+@pytest.mark.parametrize("message", [{**USER, "thinking": "hm"}, {**USER, "tool_calls": [CALL]},
+                                     {**SYSTEM, "reasoning": "hm"}])
+def test_what_others_than_the_assistant_think_or_call_is_written_or_the_row_is_bad(message: dict[str, Any]) -> None:
+    [chat] = [to_chat({"messages": [message, USER, SAID]})["messages"]]
+    with pytest.raises(BadRow, match="message 1: its (thought|call 1) leaves no trace"):
+        encode_chat(chat, small_tokenizer())
 
 
 def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ _SPEAKERS = {
 _READ = ("role", "from", "content", "value", "function_call")
 _JSON = (str, int, float, bool, list, Mapping)
 _SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a message says beside its content
-_TEMPLATES_READ = ("name", "tool_call_id", "weight", *_SAID)
+_TEMPLATES_READ = ("weight", *_SAID)
 """What every template is helped to read of a message, or the loss: see rendering.py and learned_ranges.py."""
+_PARTS = ("text", "input_text", "output_text")
+"""What a part of a content is called that is a text, also in OpenAI's Responses API."""
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
@@ -67,10 +69,11 @@ def accounted(convert: Callable[[Record], T]) -> Callable[[Row], T]:
 def nothing_lost(row: Record) -> None:
     """Raises BadRow where a part of a chat was not asked for."""
     if lost := [name for name in row.unused() if carries(name)]:
-        raise BadRow(f"{lost[0]} is there, and cannot be taken up in this form of row")
+        raise BadRow(f"{lost[0]} is there, and cannot be taken up in this form of row (leave it out)")
 
 
-def to_text(row: Row) -> str:
+@accounted
+def to_text(row: Record) -> str:
     """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line between them."""
     if "text" in row:
         text = text_of(row["text"], "text")
@@ -80,12 +83,13 @@ def to_text(row: Row) -> str:
     messages = to_chat(row)["messages"]
     if apart := [name for name in (TOOLS, KWARGS) if name in messages[0]]:
         raise BadRow(f"plain text has no place for {apart[0]} (sft takes chats)")
-    return "\n\n".join(_content_alone(message, "plain text") for message in messages)
+    return "\n\n".join(content_alone(message, "plain text") for message in messages)
 
 
 def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
     """A row's text and class, and the second text of the column `pair` where one is named. Raises Unlabelled where the
     class is -1."""
+    row = Record.of(row)
     if not isinstance(row.get(text), str) or not row[text].strip():
         raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
     beside = row.get(pair) if pair else None
@@ -96,6 +100,7 @@ def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
         raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
     if str(found) == str(NO_LABEL):
         raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
+    nothing_lost(row)
     return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found),
                         text_of(beside, pair) if pair else None)
 
@@ -157,19 +162,24 @@ def before(messages: list[Chat], row: Record) -> list[Chat]:
             raise BadRow("its column says another system prompt than its first message")
         opening = opening or [{"role": "system", "content": said}]
     if earlier and earlier[0]["role"] == "system":
+        if opening and opening[0]["content"] != earlier[0]["content"]:
+            raise BadRow("its history begins with another system prompt than the row's")
         opening, earlier = opening or earlier[:1], earlier[1:]
     return [*opening, *earlier, *(messages[1:] if messages and messages[0]["role"] == "system" else messages)]
 
 
 def _instruction(row: Record) -> str:
     """Alpaca's instruction with its input, or Dolly's with its context."""
-    asked, more = text_of(row["instruction"], "instruction"), row.first("input", "context") or ""
-    return f"{asked}\n\n{text_of(more, 'input')}" if more else asked
+    asked, more = text_of(row["instruction"], "instruction"), row.first("input", "context")
+    more = "" if more is None else text_of(_number_as_text(more), "input")
+    return f"{asked}\n\n{more}" if more else asked
 
 
 @accounted
 def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The conversation up to the last thing that the user says, and the row's other columns."""
+    """The conversation that is to be answered, and the row's other columns. Of a whole chat the assistant's last words
+    are left out: they are an answer. A prompt that ends with the assistant is bad: nothing here goes on with words that
+    are begun."""
     asked = next((name for name in _ASKED if isinstance(dict.get(row, name), (str, list, int, float))), "")
     if asked:
         messages = _said(row[asked], "user", asked)
@@ -178,9 +188,11 @@ def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     else:
         messages = _chat(row)
     messages = before(messages, row)
-    while messages and messages[-1]["role"] != "user":
+    if asked and messages[-1]["role"] == "assistant":
+        raise BadRow("its prompt ends with the assistant: an answer that is begun cannot be gone on with")
+    while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if not messages or not str(messages[-1]["content"]).strip():
+    if not any(message["role"] == "user" for message in messages) or not str(messages[-1]["content"]).strip():
         raise BadRow("holds nothing that a user says")
     for name in ("answer", "kind"):
         row.get(name)  # what rules and rewards read
@@ -322,14 +334,16 @@ def _response(said: list[Chat]) -> str:
     """May be empty: to say nothing, and stop, is a response that people rate."""
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise BadRow("a response is one text, or one message of the assistant")
-    return str(_content_alone(said[0], "a response"))
+    return str(content_alone(said[0], "a response"))
 
 
-def _content_alone(message: Row, what: str) -> Any:
-    """A message's content, where that is all that it says."""
+def content_alone(message: Row, what: str) -> Any:
+    """A message's content, where that is all that it says, and all of it is learned."""
     for name in _SAID:
         if message.get(name):
             raise BadRow(f"a message has {name}, which {what} cannot say")
+    if message.get("weight") not in (None, 1):
+        raise BadRow(f"a message has the weight {message['weight']!r:.40}, and all of {what} is learned")
     return message.get("content")
 
 
@@ -402,6 +416,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
                 if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
         for name in _TEMPLATES_READ:
             entry.get(name)
+        if "function_call" in entry and (kept.get("tool_calls") or speaker.lower() == "function_call"):
+            raise BadRow(f"{key}: message {number} has calls in two places, function_call is one")
         if speaker.lower() == "function_call":
             kept["tool_calls"], content = _calls(content, f"{key}: message {number}"), None
         elif "function_call" in entry:
@@ -416,9 +432,13 @@ def _said(value: Any, role: str, key: str) -> list[Chat]:
     """A prompt or completion: a string, or a list of messages."""
     if isinstance(value, list):
         return messages_of(value, key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        value = str(value)   # answers of sums are often written as numbers
-    return [{"role": role, "content": text_of(value, key)}]
+    return [{"role": role, "content": text_of(_number_as_text(value), key)}]
+
+
+def _number_as_text(value: Any) -> Any:
+    """Answers of sums are often written as numbers."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if is_number else value
 
 
 def _calls(value: Any, what: str) -> list[Chat]:
@@ -448,8 +468,9 @@ def _content(value: Any, what: str) -> str:
         parts = []
         for part in value:
             text = part.get("text") if isinstance(part, Mapping) else part
-            if not isinstance(text, str):
-                raise BadRow(f"{what} has a part that is no text")
+            kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
+            if not isinstance(text, str) or kind not in _PARTS:
+                raise BadRow(f"{what} has a part that is no text" + f" ({kind!r:.40})" * (kind not in _PARTS))
             parts.append(text)
         value = "".join(parts)
     return text_of(value, what)

@@ -124,10 +124,13 @@ def check_context(chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, p
         if other == text:
             raise BadRow(f"message {n + 1} ({chat[n].get('role')}) leaves no trace in what the chat template writes")
     for n, message in enumerate(chat):
-        if not (prompt and message.get("role") == "assistant" and message.get("tool_calls")):
+        own = message.get("role") == "assistant"
+        if own and not (prompt and message.get("tool_calls")):
             continue  # what is learned is tested where it is learned
-        for what, changed in _changes(message):  # a thought that was thought is left out by many
-            if what != "thought" and tried(tokenizer, [*chat[:n], changed, *chat[n + 1:]], prompt=True) == text:
+        for what, changed in _changes(message):
+            if what == ("thought" if own else "content"):
+                continue  # a thought that was thought is left out by many; contents are tested above
+            if tried(tokenizer, [*chat[:n], changed, *chat[n + 1:]], prompt=prompt) == text:
                 raise _missing(chat, n, what)
     if chat and (tools := chat[0].get(TOOLS)):
         other = tried(tokenizer, [{**chat[0], TOOLS: [_renamed(tool) for tool in tools]}, *chat[1:]], prompt=prompt)

@@ -24,6 +24,7 @@ bad."""
 HARMLESS = {
     **dict.fromkeys(("id", "_id", "uid", "uuid", "idx", "index", "row_id", "prompt_id", "question_id", "message_id",
                      "conversation_id", "conversation_hash", "hash", "sha256", "prompt_sha"), "names a row"),
+    "tool_call_id": "says which call is answered, as the order of the messages does",
     **dict.fromkeys(("source", "source_chosen", "source_rejected", "dataset", "dataset_name", "origin", "url",
                      "license", "created", "created_at", "timestamp", "split", "item",
                      "batch"), "says where it is from"),
