@@ -31,6 +31,7 @@ from ondevice.runfolder import ticks
 from ondevice.schedule import rate
 
 SKIPPED_IN_A_ROW = 10  # after so many steps without a finite gradient the run is beyond mending itself
+IDLE = 3  # so many first steps that teach nothing are no chance
 Batches = list[dict[str, np.ndarray]]
 
 
@@ -172,6 +173,8 @@ class _Fit:
         self.loss, self.beside, self.better, self.first_feed = loss, beside, better, feed.kept()
         self.backend: Backend = ctx.backend
         self.suspects: dict[int, list[dict[str, np.ndarray]]] = {}  # batches that may have ruined the weights
+        self.idle = 0  # steps in a row that taught nothing
+        self.compared = False  # whether a measurement was held against the one before the first step
         self.found = ctx.newest_checkpoint()
         self.trained = {n for n in model.params if model.trains(n)} | {
             f"{part}.{n}" for part, other in beside.items() for n in other.params if other.trains(n)}
@@ -286,7 +289,25 @@ class _Fit:
         self.ctx.events.emit("step", state.step, **numbers)
         if skipped:
             self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
+        if isinstance(self.feed, Ahead):  # a stage that learns from its own text says by itself why it does not
+            self._look(tokens, numbers.get("grad_norm"))
         return {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}, ruined
+
+    def _look(self, tokens: int, norm: float | None) -> None:
+        """Says at the first steps, and again where it goes on, that nothing is learned."""
+        why = "no token of their batches is one to learn" if not tokens else "the gradient is 0" if norm == 0 else ""
+        self.idle = self.idle + 1 if why else 0
+        first = self.idle == min(IDLE, self.cfg.steps) and self.state.step <= 10
+        if why and (first or self.idle % 100 == 0):
+            self.ctx.warn(f"{self.idle} steps in a row taught nothing: {why}", self.state.step)
+
+    def _compare(self, figures: Mapping[str, Any]) -> None:
+        """Says at the first measurement that training has not changed the held-out loss by one bit."""
+        loss = figures.get("loss")
+        if not self.compared and loss and loss == (self.state.before or {}).get("loss"):
+            self.ctx.warn("the held-out loss is to the last digit what it was before the first step: nothing has been "
+                          "learned; is a setting such as the learning rate too small?", self.state.step)
+        self.compared = True
 
     def _suspect(self, number: int, work: Work, nothing: bool) -> None:
         """Counts steps without a finite gradient, and holds the last batch before them and the first of them."""
@@ -378,6 +399,7 @@ class _Fit:
         figures = dict(self.measure(self.trainer.params()))
         self.state.measured, self.state.score = figures, finite(figures[self.better.name])
         self.ctx.events.emit("eval", self.state.step, **figures)
+        self._compare(figures)
         return float(figures[self.better.name])
 
     def _save(self, pushed: bool = True) -> None:

@@ -25,7 +25,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.errors import UserError
 
 LORA: dict[str, Any] = {"adapter": "lora"}
-# Stage's field → (a value that is not its default, settings beside which it has an effect).
+# Field, or stage-field, → (a value that is not its default, settings beside which it has an effect).
 # One that has none in a stage whatever stands beside it has no settings here.
 EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "muon_learning_rate": (0.5, {"optimizer": "muon"}), "decay_fraction": (0.5, {"schedule": "wsd"}),
@@ -36,7 +36,8 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "limit": (5, {}), "embedding_std": (0.1, {}), "right": (2.0, {}), "courtesy": (2.0, {}),
     "needed": (5, {"rater": "person"}), "held_share": (0.2, {}), "gamma": (0.9, {"loss_type": "simpo"}),
     "label_smoothing": (0.1, {}), "target_kl": (0.5, {}), "value_clip": (0.5, {}), "sft_data": ("x", {"sft_coef": 1.0}),
-    "scale_rewards": ("batch", {}), "clip": (0.3, {"updates": 2}), "clip_high": (0.3, {"updates": 2}),
+    "scale_rewards": ("batch", {}), "ppo-clip": (0.3, {}),
+    "clip": (0.3, {"updates": 2}), "clip_high": (0.3, {"updates": 2}),
     "reward_timeout": (5.0, {"reward_file": "reward.py"}), "sample_every": (5, None), "accumulate": (2, None),
     "eval_batches": (3, None), "continue_from": ("runs/x", None),
     "columns": (("prompt=ask",), {"data": "x.jsonl"}), "bad_share": (0.5, {"data": "x.jsonl"}),
@@ -48,22 +49,34 @@ NONE: dict[str, dict[str, Any]] = {
     "limit": {"tokenizer": "t"}, "embedding_std": {"tie_word_embeddings": True}, "right": {"rater": "person"},
     "courtesy": {"rater": "person"}, "held_share": {"validation": "v.jsonl"}, "label_smoothing": {"loss_type": "hinge"},
     "columns": {"data": "builtin"}, "bad_share": {"data": "builtin"},
-    "target_kl": {"kl_coef": 0}, "value_clip": {"value_coef": 0}, "scale_rewards": {"loss_type": "dr_grpo"},
+    "target_kl": {"kl_coef": 0}, "value_clip": {"value_coef": 0}, "ppo-clip": {"epochs": 1},
+    "scale_rewards": {"loss_type": "dr_grpo"},
 }
 CASES = [(stage, name) for stage, cls in STAGES.items() for name in effects(cls)]
 
 
 @pytest.mark.parametrize(("stage", "name"), CASES, ids=[f"{stage}-{name}" for stage, name in CASES])
 def test_what_has_no_effect_is_refused_by_name(stage: str, name: str) -> None:
-    value, beside = EFFECTS[name]
+    key = f"{stage}-{name}" if f"{stage}-{name}" in EFFECTS else name
+    (value, beside), none = EFFECTS[key], NONE.get(key, {})
     with pytest.raises(UserError) as refused:
-        from_mapping(STAGES[stage], {name: value, **NONE.get(name, {})})
+        from_mapping(STAGES[stage], {name: value, **none})
     assert refused.value.where == name and "has no effect" in refused.value.message
     if name not in STAGES[stage].without_effect:
         assert beside is not None
         assert getattr(from_mapping(STAGES[stage], {name: value, **beside}), name) == value
     plain = STAGES[stage]()   # a default is nobody's wish
-    assert not list(idle(dataclasses.replace(plain, **NONE.get(name, {}))))
+    assert not list(idle(dataclasses.replace(plain, **none)))
+
+
+@pytest.mark.parametrize(("stage", "settings", "where"), [
+    ("ppo", {"epochs": 1, "value_clip": 0.3}, "value_clip"), ("sft", {"replay": "x", "replay_share": 0}, "replay"),
+    ("sft", {"schedule": "wsd", "decay_fraction": 0, "final_lr_fraction": 0.5}, "final_lr_fraction"),
+    ("grpo", {"rewards": ["length", "format"], "reward_weights": [0, 0]}, "reward_weights")])
+def test_what_stands_beside_a_setting_may_take_its_effect(stage: str, settings: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError) as refused:
+        from_mapping(STAGES[stage], settings)
+    assert refused.value.where == where
 
 
 def test_refused_from_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

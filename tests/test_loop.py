@@ -93,7 +93,7 @@ class Stage:
             **settings: Any) -> dict[str, np.ndarray]:
         cfg = PretrainConfig(**{"steps": 8, "schedule": "constant", "learning_rate": 1e-2, "eval_every": 1,
                                 "save_every": 0, **settings})
-        if script.held and not (resume and self.kept()):
+        if not (resume and self.kept()):
             script.held.insert(0, BEFORE)
         stop = StopRequest()
         stop.begin(self.folder)
@@ -295,6 +295,32 @@ def test_nine_in_a_row_and_a_good_one_go_on_across_a_resume(stage: Stage) -> Non
     stage.fit(Scripted(factors=bad), steps=6)
     stage.fit(Scripted(factors=bad), steps=16, resume=True)
     assert len(stage.events("step")) == 16 and len(stage.events("warning")) == 12
+
+
+def test_steps_that_teach_nothing_are_told_at_once_and_again_where_they_go_on(stage: Stage) -> None:
+    stage.fit(Scripted(factors={n: 0.0 for n in range(3)}), steps=5)
+    assert [(e["step"], e["message"]) for e in stage.events("warning")] == [
+        (3, "3 steps in a row taught nothing: the gradient is 0")]
+    assert not [line for line in stage.said if "to the last digit" in line]
+
+
+class Masked(Scripted):
+    def batch(self, step: int) -> list[dict[str, np.ndarray]]:
+        return [{**batch, "weights": np.zeros(1, np.float32)} for batch in super().batch(step)]
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1, [1]), (2, [2]), (8, [3]), (120, [3, 100])])
+def test_steps_without_a_token_to_learn_are_told(stage: Stage, steps: int, told: list[int]) -> None:
+    stage.fit(Masked(), steps=steps, eval_every=0)
+    warned = [e for e in stage.events("warning") if "no token of their batches is one to learn" in e["message"]]
+    assert [e["step"] for e in warned] == told
+
+
+@pytest.mark.parametrize("held", [[BEFORE, BEFORE], [8, BEFORE], [BEFORE, 8]])
+def test_a_loss_that_training_has_not_changed_is_told_at_the_first_measurement(stage: Stage, held: list[float]) -> None:
+    stage.fit(Scripted(held), steps=2)
+    warned = [e["step"] for e in stage.events("warning") if "to the last digit" in e["message"]]
+    assert warned == ([1] if held[0] == BEFORE else [])
 
 
 def test_clipping_bounds_what_one_step_may_do(stage: Stage) -> None:

@@ -187,6 +187,14 @@ class RolloutConfig(TuningConfig):
         check_temperature(self.temperature, greedy=False)
 
 
+_FIRST_UPDATE = "in the only update of a rollout the ratio is 1", "give --epochs or --minibatches too"
+
+
+def _updates(cfg: Any) -> int:
+    """Updates of a rollout."""
+    return int(cfg.epochs * cfg.minibatches)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(RolloutConfig):
     """Stage 3 with a reward model: proximal policy optimization. The reference is the stage's start, frozen."""
@@ -211,9 +219,11 @@ class PPOConfig(RolloutConfig):
     """Discount a token."""
     lam: float = 0.95
     """Lambda of the generalized advantage estimate."""
-    clip: float = 0.2
+    clip: float = only(0.2, lambda cfg: _updates(cfg) > 1, *_FIRST_UPDATE)
     """How far a token's probability ratio counts."""
-    value_clip: float = only(0.2, lambda cfg: cfg.value_coef, "the value loss counts nothing", "give --value-coef too")
+    value_clip: float = only(0.2, lambda cfg: cfg.value_coef and _updates(cfg) > 1,
+                             "the value loss counts nothing, or there is one update, before which no value has moved",
+                             "give --value-coef, and --epochs or --minibatches")
     """How far a value counts from what it was at the rollout."""
     value_coef: float = 0.1
     """Weight of the value loss."""
@@ -302,6 +312,9 @@ class GRPOConfig(RolloutConfig):
         if self.reward_weights and len(self.judges()) != len(self.reward_weights):
             raise UserError(f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",
                             where="reward_weights", hint="give one for each of --rewards, your own among them")
+        if self.reward_weights and not any(self.reward_weights):
+            raise UserError("all are 0: no completion would be better than another", where="reward_weights",
+                            hint="give one that is not 0")
 
     def judges(self) -> tuple[str, ...]:
         """The rewards that are named, or else the usual ones; none where a file of one's own counts alone (as in TRL).

@@ -139,8 +139,9 @@ class TrainingConfig(RowsConfig, StageConfig):
     decay_fraction: float = only(0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd",
                                  "give --schedule wsd too")
     """Part of the steps over which wsd decays."""
-    final_lr_fraction: float = only(0.0, lambda cfg: cfg.schedule != "constant", "the schedule is constant",
-                                    "give --schedule cosine, linear or wsd too")
+    final_lr_fraction: float = only(
+        0.0, lambda cfg: cfg.schedule != "constant" and not (cfg.schedule == "wsd" and cfg.decay_fraction == 0),
+        "the rate stays constant", "give --schedule cosine, linear or wsd too")
     """The rate at the end, as a part of the peak."""
     checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
@@ -345,6 +346,8 @@ class SFTConfig(TuningConfig):
         super().check()
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
+        if self.replay and not self.replay_share:
+            raise UserError("has no effect: replay_share is 0", where="replay", hint="leave it out, or give a share")
         if self.chat_template and self.chat_template_kwargs:
             raise UserError(f"the template {self.chat_template} reads no further names", where="chat_template_kwargs",
                             hint="leave one of the two out")
