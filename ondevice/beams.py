@@ -18,6 +18,7 @@ from ondevice.backend import Params
 from ondevice.decoding import Completion, Generator
 from ondevice.errors import UserError
 from ondevice.models.generation import settings_of
+from ondevice.models.generation_settings import left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,7 @@ class Search:
         """What a model's folder says; old ones say it in config.json. `note` is told what a search here leaves out.
         Raises UserError for a value of the wrong kind."""
         file, said = settings_of(folder)
-        left = [name for name, usual in _LEFT_OUT.items() if said.get(name) not in (None, usual)]
-        if left:
+        if left := left_out(said, _LEFT_OUT, dict.fromkeys([*(field.name for field in fields(cls)), *_DRAWING])):
             note(f"{file.name} asks for {', '.join(left)}: a search here does without")
         found: dict[str, Any] = {}
         for field in fields(cls):
@@ -54,11 +54,14 @@ class Search:
 
 _KINDS: dict[str, Any] = {"length_penalty": (int, float), "early_stopping": (bool, str),
                            "repetition_penalty": (int, float)}  # the others: int
+# A search says how many beams there are, and draws nothing.
+_DRAWING = ("num_beams", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff", "penalty_alpha")
 # Settings that change what a search finds, and with which of their values they do not.
 _LEFT_OUT: dict[str, Any] = {
     "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None,
-    "min_new_tokens": 0, "diversity_penalty": 0.0}
+    "min_new_tokens": 0, "diversity_penalty": 0.0, "guidance_scale": 1.0, "stop_strings": None,
+    "exponential_decay_length_penalty": None}
 
 
 @dataclass(frozen=True)

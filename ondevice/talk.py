@@ -21,6 +21,7 @@ from ondevice.inert import InertStream, inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, labels, load_writer
 from ondevice.models.generation import settings_of
+from ondevice.models.generation_settings import left_out
 from ondevice.runfolder import RunFolder, holds_model
 
 
@@ -84,8 +85,7 @@ def sampling(cfg: SamplingConfig, model: Model, note: Callable[[str], None] = la
         penalty = said.get("repetition_penalty") or 1.0
         if not isinstance(penalty, int | float) or not 0.01 <= penalty <= 100:
             raise UserError(f"repetition_penalty is {penalty!r}", where=str(file), hint="leave it out")
-    left = [name for name, usual in _LEFT_OUT.items() if said.get(name) not in (None, usual)]
-    if left:
+    if left := left_out(said, _LEFT_OUT):
         note(f"{file.name} asks for {', '.join(left)}: what is drawn here does without")
     other = [f"{name} {said[name]}" for name in ("temperature", "top_k", "top_p")
              if cfg.temperature and said.get("do_sample") and said.get(name) not in (None, getattr(cfg, name))]
@@ -100,7 +100,7 @@ _LEFT_OUT: dict[str, Any] = {
     "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None,
     "min_length": 0, "min_new_tokens": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-    "penalty_alpha": 0.0, "guidance_scale": 1.0, "stop_strings": None, "exponential_decay_length_penalty": None}
+    "penalty_alpha": 0.0, "num_beams": 1, "guidance_scale": 1.0, "stop_strings": None, "exponential_decay_length_penalty": None}
 
 
 def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) -> list[str]:

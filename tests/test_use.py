@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 
 import ondevice as od
-from ondevice import cli, talk
+from ondevice import beams, cli, talk
 from ondevice.backend import load_backend
+from ondevice.beams import Search
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
@@ -28,6 +30,7 @@ from ondevice.errors import UserError
 from ondevice.inert import inert
 from ondevice.models.config import DecoderConfig
 from ondevice.models.folder import load_model, write_model
+from ondevice.models.generation_settings import HARMLESS, left_out
 from ondevice.models.names import shapes
 
 ROOT = Path(__file__).parent.parent
@@ -415,6 +418,20 @@ def test_what_a_template_refuses_is_the_person_s_to_know(place: Path) -> None:
         "{{ raise_exception('no system, please') }}"), {})
     with pytest.raises(UserError, match="no system, please"):
         od.generate(model=folder, prompt="hello", chat=True)
+
+
+def test_each_setting_of_generation_that_transformers_knows_is_read_or_harmless_or_named() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers says what there is to ask for")
+    names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
+    assert len(names) > 50
+    searched = {field.name for field in dataclasses.fields(Search)}
+    for without, read in ((talk._LEFT_OUT, ()), (beams._LEFT_OUT, {*searched, *beams._DRAWING})):
+        for name in sorted(names | {"not_invented_yet"}):
+            told = left_out({name: 7}, without, dict.fromkeys(read))
+            assert told == ([] if name not in without and (name in HARMLESS or name in read) else [name])
+    assert all(HARMLESS.values()) and not {*HARMLESS} & {*talk._LEFT_OUT}
+    unsaid = {**talk._LEFT_OUT, "not_invented_yet": None, "_from_model_config": True, "watermarking_config": {}}
+    assert left_out(unsaid, talk._LEFT_OUT) == []
 
 
 def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: Path) -> None:

@@ -119,7 +119,7 @@ class DecoderConfig(CommonConfig):
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
             **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
                                    "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id", "hidden_act",
-                                   "query_pre_attn_scalar")
+                                   *("query_pre_attn_scalar",) * kind.startswith("gemma"))
                if raw.get(n) is not None})
         refuse_unread(fields)
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,43 @@ _NAMES = (
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id",
     "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens")
+
+_IDS = "a token, which is read with the model"
+_DRAWING = "how is drawn; the commands' own settings are held against it, or take it"
+_BEAMS = "of a search with beams alone, which reads it"
+_LENGTH = "how long an answer may be is a setting of its own here"
+_OUTPUT = "what transformers returns beside the texts, or how many of them"
+_SPEED = "how the same texts are written sooner, or in less memory"
+_NUMBERS = "leaves the order of the tokens as it is"
+_ABOUT = "says where the file is from"
+HARMLESS: Mapping[str, str] = {
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
+                     "forced_eos_token_id"), _IDS),
+    **dict.fromkeys(("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"), _DRAWING),
+    **dict.fromkeys(("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"), _BEAMS),
+    **dict.fromkeys(("max_length", "max_new_tokens", "max_time"), _LENGTH),
+    **dict.fromkeys(("num_return_sequences", "output_attentions", "output_hidden_states", "output_scores",
+                     "output_logits", "return_dict_in_generate", "return_legacy_cache"), _OUTPUT),
+    **dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory",
+                     "prefill_chunk_size", "compile_config", "disable_compile", "continuous_batching_config",
+                     "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+                     "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+                     "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens",
+                     "max_matching_ngram_size", "speculation_type", "use_mtp"), _SPEED),
+    **dict.fromkeys(("renormalize_logits", "remove_invalid_values"), _NUMBERS),
+    **dict.fromkeys(("transformers_version",), _ABOUT),
+}
+"""Settings that change no text here, or that are read, each with its reason. One that stands neither here nor in what
+a way of writing leaves out is not known, and told of."""
+
+
+def left_out(said: Mapping[str, Any], without: Mapping[str, Any], read: Mapping[str, Any] | None = None) -> list[str]:
+    """Names that a file asks for and that a way of writing does without: `without` has names with what says nothing,
+    `read` those that this way honours. A name that nobody knows is among them."""
+    found = [name for name, usual in without.items() if said.get(name) not in (None, usual)]
+    known = {*without, *HARMLESS, *(read or ())}
+    return found + [name for name, value in said.items()
+                    if name not in known and not name.startswith("_") and value not in (None, False, [], {})]
 
 
 def generation_settings(folder: Path) -> dict[str, Any]:
