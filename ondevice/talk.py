@@ -100,7 +100,8 @@ _LEFT_OUT: dict[str, Any] = {
     "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None, "sequence_bias": None, "suppress_tokens": None, "begin_suppress_tokens": None,
     "min_length": 0, "min_new_tokens": 0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-    "penalty_alpha": 0.0, "num_beams": 1, "guidance_scale": 1.0, "stop_strings": None, "exponential_decay_length_penalty": None}
+    "penalty_alpha": 0.0, "num_beams": 1, "guidance_scale": 1.0, "stop_strings": None,
+    "exponential_decay_length_penalty": None}
 
 
 def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) -> list[str]:

@@ -117,7 +117,8 @@ def test_configs_as_transformers_writes_them_load(name: str, whole: bool) -> Non
 
 @pytest.mark.parametrize(("family", "field", "value"), [
     ("llama", "logits_scaling", 8.0), ("llama", "clip_qkv", 6.0), ("mistral-window", "embedding_multiplier", 12.0),
-    ("qwen3", "use_mrope", True), ("llama", "query_pre_attn_scalar", 144), ("gpt2", "alibi", True), ("llama", "partial_rotary_factor", 0.5),
+    ("qwen3", "use_mrope", True), ("llama", "query_pre_attn_scalar", 144),
+    ("gpt2", "alibi", True), ("llama", "partial_rotary_factor", 0.5),
     ("qwen2", "layer_types", ["full_attention", "chunked_attention"]), ("llama", "pruned_heads", {"0": [1]}),
     ("llama", "is_encoder_decoder", True), ("gemma3", "attn_logit_softcapping", 50.0),
     ("bert", "embedding_size", 128), ("bert", "rotary_value", True), ("modernbert", "norm_kind", "rms"),

@@ -3,6 +3,7 @@ stand nowhere, several templates."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def test_added_tokens_that_cannot_have_their_ids_are_refused(tmp_path: Path) -> 
     (tmp_path / "added_tokens.json").unlink()
     with pytest.raises(UserError, match="added_tokens_decoder has no token under"):
         Tokenizer.load(edited(tmp_path, added_tokens_decoder={"7": "x"}))
+
+
+@pytest.mark.parametrize(("config", "template", "said"), [
+    ({"eos_token": "zzz"}, "{{ messages }}", "'zzz' is named and has no id"),
+    ({"bos_token": {"content": "zzz"}}, "{{ bos_token }}{{ messages }}", "'zzz' is named and has no id"),
+    ({"additional_special_tokens": ["<zz>"]}, "<zz>{{ messages }}", "'<zz>' is named and has no id"),
+    ({"extra_special_tokens": {"turn_token": "<zz>"}}, "<zz>{{ messages }}", "'<zz>' is named and has no id"),
+    ({"bos_token": "zzz", "pad_token": "zzz", "extra_special_tokens": ["<zz>"]}, "{{ messages }}", ""),
+    ({"extra_special_tokens": ["<|user|>"]}, "<|user|>{{ messages }}", "")])
+def test_a_token_that_is_named_and_has_no_id_is_refused_where_it_would_be_written(
+        config: dict[str, Any], template: str, said: str, tmp_path: Path) -> None:
+    """transformers gives it an id behind all others, for which the model has no row."""
+    small_tokenizer().save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": template, **config}))
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        Tokenizer.load(tmp_path)
 
 
 def test_names_come_from_the_models_ids_where_the_tokenizer_names_none(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ class Tokenizer:
         if side not in (None, "right"):  # as transformers, which takes it from tokenizer.json
             config.setdefault("truncation_side", side)
         templates = _templates(folder, config.pop("chat_template", None))
+        _need_tokens(inner, config, templates.values(), str(folder))
         template = templates.pop("default", None)
         stops: list[int] = []
         for ids in (one.get("eos_token_id") for one in told):
@@ -552,6 +553,23 @@ def _templates(folder: Path, value: Any) -> dict[str, str]:
         file.stem: file for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
     found = found | {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.is_file()}
     return {str(name): template for name, template in found.items() if isinstance(template, str)}
+
+
+def _need_tokens(inner: Any, config: Mapping[str, Any], templates: Iterable[str], where: str) -> None:
+    """Raises UserError where the end of text, or a special token that a chat template writes, has a name and no id: its
+    letters would be learned in its place."""
+    more = [config.get(name) for name in ("additional_special_tokens", "extra_special_tokens")]
+    listed = [_content(one) for some in more if some for one in (some.values() if isinstance(some, dict) else some)]
+    named = dict.fromkeys(filter(None, listed), "")
+    named |= {word: name for name in _NAMED if (word := _content(config.get(name)))}
+    known = inner.get_vocab(with_added_tokens=True)
+    for word, name in named.items():
+        if word in known:
+            continue
+        if name == "eos_token" or any(word in text or (name and name in text) for text in templates):
+            raise UserError(f"the special token {word!r} is named and has no id", where=where,
+                            hint="add it to tokenizer.json with transformers and give the model a row for it, or take "
+                                 "the name out of tokenizer_config.json")
 
 
 def _told_by_ids(inner: Any, config: Mapping[str, Any], told: Sequence[Mapping[str, Any]]) -> dict[str, str]:
