@@ -187,12 +187,13 @@ class Hub:
         with _heard(repo):
             return Path(self._api.hf_hub_download(repo, path, repo_type=self.kind, revision=commit))
 
-    def snapshot(self, repo: str, wanted: Sequence[str]) -> Path:
-        """The newest commit's files in the client's cache, those at the top whose names `wanted` means; where the Hub
-        is not to be asked or does not answer, what the cache has, else Offline or Unheard."""
+    def snapshot(self, repo: str, wanted: Sequence[str], revision: str | None = None) -> Path:
+        """The files of a revision, or of the newest commit, in the client's cache, those at the top whose names
+        `wanted` means; where the Hub is not to be asked or does not answer, what the cache has, else Offline or
+        Unheard."""
         with _heard(repo):
-            return Path(self._api.snapshot_download(repo, repo_type=self.kind, allow_patterns=list(wanted),
-                                                    ignore_patterns=["*/*"]))
+            return Path(self._api.snapshot_download(repo, repo_type=self.kind, revision=revision,
+                                                    allow_patterns=list(wanted), ignore_patterns=["*/*"]))
 
     def address(self, repo: str) -> str:
         from huggingface_hub import constants

@@ -272,7 +272,12 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
     ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k_proj": 2}}, "(q|k_proj"),
     ({"monteclora_config": {"samples": 2}}, "monteclora_config"), ({"some_new_scale": 2.0}, "some_new_scale"),
-    ({"lora_alpha": "x"}, "lora_alpha")])
+    ({"lora_alpha": "x"}, "lora_alpha"), ({"r": 64}, f"is of rank {RANK}, adapter_config.json says 64"),
+    ({"rank_pattern": {"q_proj": 1}}, "adapter_config.json says 1"),
+    ({"target_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
+    ({"exclude_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
+    ({"layers_to_transform": [0]}, "which adapter_config.json leaves out"),
+    ({"modules_to_save": ["lm_head"]}, "lacks lm_head.weight, which adapter_config.json says was trained whole")])
 def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     backend = load_backend("torch", device="cpu")
     folder = written(model_with(backend, tmp_path / "base"), backend, tmp_path / "adapter")
@@ -281,6 +286,24 @@ def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, 
     with pytest.raises(UserError) as caught:
         load_model(folder, backend)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [
+    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": [f"model.layers.{n}.mlp.up_proj" for n in (0, 2)]},
+    {"target_modules": r".*layers\.[01]\..*_proj"}, {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "blocks"]},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["mlp.up_proj"]},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.0\..*"}])
+def test_which_modules_a_config_means_is_what_peft_says(config: dict[str, Any]) -> None:
+    theirs = pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = matrices(models.config("llama"))
+    said = theirs.LoraConfig(**config)
+    right = {name for name in names if check_target_module_exists(said, name)}
+    assert {name for name in names if peft._meant(config, name)} == right
+    assert peft._meant({"target_modules": "all-linear"}, "lm_head") is None
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
@@ -292,6 +315,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     for name, broken in {
             "one half": {n: t for n, t in tensors.items() if n != first},
             "not known here": {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": tensors[first] * 1},
+            "holds no tensor": {}, "lacks the adapter of": {n: t for n, t in tensors.items() if "q_proj" not in n},
             "which the base": {**tensors, first: tensors[first][:, :-1]}}.items():
         backend.save(folder / peft.WEIGHTS, broken, {})
         with pytest.raises(UserError, match=name):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ondevice as od
 import small_stages
 from ondevice.backend import Backend, load_backend
 from ondevice.errors import UserError
@@ -45,7 +46,6 @@ def test_a_model_in_the_cache_is_found_by_its_name(cache: Path, backend: Backend
 
 
 def test_an_adapter_names_its_base_by_the_hubs_name(cache: Path, tmp_path: Path) -> None:
-    import ondevice as od
     from ondevice.models import peft
 
     files = small_stages.make(tmp_path / "files", load_backend("torch", device="cpu"))
@@ -57,6 +57,28 @@ def test_an_adapter_names_its_base_by_the_hubs_name(cache: Path, tmp_path: Path)
     assert (record["base"]["repo"], record["base"]["commit"]) == ("somebody/small-model", COMMIT)
     assert "base_model: somebody/small-model" in (made / "README.md").read_text()
     assert load_model(made, load_backend("torch", device="cpu")).cfg.hidden_size == 32
+
+
+def test_the_base_of_an_adapter_is_of_the_revision_that_it_names(cache: Path, tmp_path: Path) -> None:
+    """The newest one has other weights since."""
+    backend = load_backend("torch", device="cpu", dtype="float32")
+    from ondevice.models import peft
+
+    files = small_stages.make(tmp_path / "files", backend)
+    made = od.sft("somebody/small-model", str(files / "chats.jsonl"), out=tmp_path / "run", backend="torch",
+                  device="cpu", steps=1, batch_size=2, sequence_length=48, adapter="lora")
+    before = load_model(made, backend, merge=False).params
+    repo, later = cache / "models--somebody--small-model", COMMIT[::-1]
+    small_stages.write(repo / "snapshots" / later, backend, small_stages.config(), seed=9)
+    (repo / "refs" / "main").write_text(later)
+    assert snapshot.resolve("somebody/small-model").name == later
+    again = load_model(made, backend, merge=False)
+    assert again.adapter is not None and again.adapter.revision == COMMIT
+    assert all(np.array_equal(backend.numpy(again.params[name]), backend.numpy(p)) for name, p in before.items())
+    config = json.loads((made / peft.CONFIG).read_text())
+    (made / peft.CONFIG).write_text(json.dumps({**config, "revision": "v9"}))
+    with pytest.raises(UserError, match="no model of this name at v9.*--revision v9"):
+        load_model(made, backend)
 
 
 @pytest.mark.parametrize(("name", "said"), [

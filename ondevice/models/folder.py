@@ -125,9 +125,9 @@ def whole_folder(folder: Path) -> Path:
 
 def base_folder(folder: Path) -> Path:
     """Where the base of an adapter is. Raises UserError where it is not to be had."""
-    base = peft.base_of(folder)
+    base, revision = peft.base_of(folder)
     try:
-        found = snapshot.resolve(base)
+        found = snapshot.resolve(base, revision)
     except UserError as error:
         raise UserError(f"its base model {base} is not here: {error.message}", where=str(folder),
                         hint=error.hint) from error
@@ -191,6 +191,7 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
             raise UserError(f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
                             f"{base} has not", where=str(folder), hint="they do not belong together")
         adapters |= placed(name, pair, INHERITED, backend)
+    peft.need_all(found, known, [name for name in shapes(cfg) if name in params], str(folder))
     named, revision = snapshot.name_of(base)
     model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
                   Adapter(named, revision, frozenset(found.whole)), generation_of(folder))

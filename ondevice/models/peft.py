@@ -35,12 +35,12 @@ _ONLY: Mapping[str, tuple[Any, ...]] = {
 change the base."""
 _TRAINING = "how it was trained, and where: its tensors say by their names what it adapts"
 _HARMLESS: Mapping[str, str] = dict.fromkeys((
-    "auto_mapping", "peft_version", "inference_mode", "r", "rank_pattern", "target_modules", "exclude_modules",
-    "lora_dropout", "fan_in_fan_out", "layers_to_transform", "layers_pattern", "megatron_core", "loftq_config",
-    "eva_config", "qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "revision", "task_type",
+    "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config",
+    "eva_config", "qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "task_type",
     "base_model_name_or_path", "peft_type", "lora_ga_config", "corda_config"), _TRAINING)
 
-_READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure_weight_tying")
+_READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure_weight_tying", "r", "rank_pattern",
+         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "revision")
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,18 @@ class Found:
     base: Params = field(default_factory=dict)
 
 
-def base_of(folder: Path) -> str:
-    """The base that an adapter names: a folder, or a name of the Hub. Raises UserError."""
-    base = _read_config(folder).get("base_model_name_or_path")
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The base that an adapter names: a folder, or a name of the Hub and its revision, where it says one. Raises
+    UserError."""
+    config = _read_config(folder)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError("names no base model", where=str(folder / CONFIG), hint="set base_model_name_or_path")
     # a folder's own place comes first, so that a base beside it is found wherever the two are moved to
     beside = folder / base
-    return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base
+    if not Path(base).is_absolute() and beside.is_dir():
+        return str(beside), None
+    return base, revision if isinstance(revision, str) and revision else None
 
 
 def judges(folder: Path) -> bool:
@@ -99,9 +103,58 @@ def read(folder: Path, backend: Backend) -> Found:
         rank = int(a.shape[0])
         if b.shape[-1] != rank:
             raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
+        if (said := _rank(config, module)) not in (None, rank):
+            raise UserError(f"{module} is of rank {rank}, {CONFIG} says {said}", where=str(file),
+                            hint="the two files do not belong together")
+        if _meant(config, module) is False:
+            raise UserError(f"holds an adapter of {module}, which {CONFIG} leaves out", where=str(file),
+                            hint="the two files do not belong together")
         pairs[module] = Pair(a, b, _scale(config, module, rank))
+    if not pairs and not whole:
+        raise UserError("holds no tensor", where=str(file), hint="is the download whole?")
     return Found(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
                  turned({_under(name): p for name, p in base.items()}))
+
+
+def need_all(found: Found, modules: Iterable[str], tensors: Iterable[str], where: str) -> None:
+    """Raises UserError where the adapter says that it changes one of the base's `modules`, or has a copy of one of its
+    `tensors`, and holds none."""
+    saved = [str(module) for module in found.config.get("modules_to_save") or ()]
+    for module in modules:
+        apart = any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in saved)
+        if _meant(found.config, module) and not apart and module not in found.pairs:
+            raise UserError(f"lacks the adapter of {module}, which {CONFIG} names", where=where,
+                            hint="is the download whole?")
+    for tensor in tensors:
+        module = tensor.rpartition(".")[0]
+        if any(module == name or module.endswith(f".{name}") for name in saved) and tensor not in found.whole:
+            raise UserError(f"lacks {tensor}, which {CONFIG} says was trained whole", where=where,
+                            hint="is the download whole?")
+
+
+def _meant(config: Mapping[str, Any], module: str) -> bool | None:
+    """Whether the config says that the module is adapted, as PEFT's check_target_module_exists; None where it does not
+    say which modules are."""
+    targets, out = config.get("target_modules"), config.get("exclude_modules")
+    if out and (re.fullmatch(out, module) if isinstance(out, str) else _ends(module, out)):
+        return False
+    if not targets or targets == "all-linear":
+        return None
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    if not _ends(module, targets):
+        return False
+    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
+    if module in targets or layers in (None, []):
+        return True
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if numbered := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(numbered[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _ends(module: str, names: Iterable[Any]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def _under(name: str) -> str:
@@ -146,20 +199,27 @@ def _short(found: list[str], modules: Iterable[str]) -> list[str]:
     return sorted(ends) if meant == set(found) else sorted(found)
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """By what a module's adapter is multiplied. The names of alpha_pattern are regular expressions for the end of a
-    module's name, of which the first that fits counts, as in PEFT."""
-    alpha = config.get("lora_alpha", 8)
-    patterns: dict[str, Any] = config.get("alpha_pattern") or {}
-    for pattern, own in patterns.items():
+def _rank(config: Mapping[str, Any], module: str) -> Any:
+    """The rank that the config gives a module's adapter; None where it says none."""
+    return _own(config, "rank_pattern", module, config.get("r"))
+
+
+def _own(config: Mapping[str, Any], patterns: str, module: str, usual: Any) -> Any:
+    """A module's own value. The names of `patterns` are regular expressions for the end of a module's name, of which
+    the first that fits counts, as in PEFT."""
+    for pattern, own in (config.get(patterns) or {}).items():
         try:
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
-            raise UserError(f"{pattern!r} is no regular expression: {error}",
-                            where=f"{CONFIG}: alpha_pattern") from error
+            raise UserError(f"{pattern!r} is no regular expression: {error}", where=f"{CONFIG}: {patterns}") from error
         if fits:
-            alpha = own
-            break
+            return own
+    return usual
+
+
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """By what a module's adapter is multiplied."""
+    alpha = _own(config, "alpha_pattern", module, config.get("lora_alpha", 8))
     if not isinstance(alpha, int | float):
         raise UserError(f"{alpha!r} is no number", where=f"{CONFIG}: lora_alpha")
     return scale_of(float(alpha), rank, bool(config.get("use_rslora")))

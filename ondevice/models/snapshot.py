@@ -17,13 +17,14 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _CACHED = re.compile(r"models--(.+?)--(.+)/snapshots/([0-9a-f]{40})")
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, revision: str | None = None) -> Path:
     """The folder that `name` means: itself where it is one or cannot be a name on the Hub, else the snapshot in the
-    cache, fetched where that is possible. Raises UserError for a model that is neither here nor there."""
+    cache, fetched where that is possible: of this revision, or the newest. Raises UserError for a model that is neither
+    here nor there."""
     path = Path(name)
     if path.exists() or not is_name(str(name)):
         return path
-    return fetched(str(name))
+    return fetched(str(name), revision)
 
 
 def is_name(text: str) -> bool:
@@ -31,14 +32,16 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def fetched(name: str) -> Path:
-    """The newest snapshot; offline (HF_HUB_OFFLINE, or no network) the one that the cache has. Raises UserError."""
+def fetched(name: str, revision: str | None = None) -> Path:
+    """The snapshot of a revision, or the newest; offline (HF_HUB_OFFLINE, or no network) the one that the cache has.
+    Raises UserError."""
+    of, option = (f" at {revision}", f" --revision {revision}") if revision else ("", "")
     try:
-        return Hub(bars=True).snapshot(name, WANTED)
+        return Hub(bars=True).snapshot(name, WANTED, revision)
     except (Offline, Unheard) as trouble:
         why = "HF_HUB_OFFLINE is set" if isinstance(trouble, Offline) else "the Hub cannot be reached"
-        raise UserError(f"there is no such folder here, and the Hub's cache has no model of this name ({why})",
-                        where=name, hint=f"fetch it where there is a network: hf download {name}") from None
+        raise UserError(f"there is no such folder here, and the Hub's cache has no model of this name{of} ({why})",
+                        where=name, hint=f"fetch it where there is a network: hf download {name}{option}") from None
     except UserError as error:
         raise UserError(f"there is no such folder here, and of the Hub: {error.message}", where=name,
                         hint=error.hint) from None
