@@ -3,8 +3,11 @@ it is taken, or is refused by name there."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import ondevice as od
 import small_stages
-from ondevice import cli, rating, talk
+from hub_models import write_model, write_ratings
+from hub_server import HubServer
+from ondevice import cli, pipeline, rating, talk, worker
 from ondevice.backend import load_backend
 from ondevice.config import hub, use
 from ondevice.config.effects import effects, idle
@@ -245,9 +251,64 @@ def test_what_is_taken_is_read(name: str, function: Callable[..., Any], values: 
                 from_mapping(cls, {**values, field: value})
 
 
+@pytest.fixture(scope="module")
+def ready(files: Path) -> Path:
+    """A run of a recipe with one stage."""
+    recipe = files / "small.yaml"
+    recipe.write_text(yaml.safe_dump({"stages": {"init": {
+        "data": str(files / "text.txt"), "vocab_size": 300, "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}}}))
+    return od.run(str(recipe), out=files / "runs" / "small", **CPU)
+
+
+def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All but the recipe's name are arguments of the function, by the same names, and it reads each of them."""
+    taken = {f.name for f in dataclasses.fields(use.RunConfig)}
+    assert taken == {*inspect.signature(od.run).parameters, *inspect.signature(pipeline.run).parameters} - {"sets"}
+    for function in (od.run, pipeline.run):
+        [body] = ast.parse(inspect.getsource(function)).body
+        assert taken <= {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
+    words = ["--out", str(ready), "--resume", "--device", "cpu", "--backend", "torch", "--dtype", "float32", "--seed", "0"]
+    assert cli.main(["run", str(ready / "recipe.yaml"), *words]) == 0
+    for setting, said in ((["--arch", "encoder"], "has no recipe for an encoder"),
+                          (["--preference", "dpo"], "preference"), (["--redo", "sft"], "no stage 'sft'")):
+        assert cli.main(["run", str(ready / "recipe.yaml"), *words, *setting]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["list", "report", "resume"])
+def test_runs_reads_all_that_it_takes(action: str, ready: Path) -> None:
+    read: set[str] = set()
+    needed = {} if action == "list" else {"run": ready.name}
+    cfg = recording(use.RunsConfig, read, action=action, folder=str(ready.parent), **needed)
+    cli._runs(cfg, cli.Line())
+    assert {f.name for f in dataclasses.fields(use.RunsConfig)} - read == ({"run"} if action == "list" else set())
+
+
+def test_a_worker_reads_all_that_it_takes(files: Path) -> None:
+    read: set[str] = set()
+    sink = io.BytesIO()
+    request = {"op": "generate", "id": "1", "messages": [{"role": "user", "content": "Anna"}],
+               "sampling": {"max_new_tokens": 2}}
+    worker.serve(recording(use.WorkerConfig, read, model=str(files / "policy"), dtype="float32", **CPU),
+             source=io.BytesIO(json.dumps(request).encode() + b"\n"), sink=sink)
+    assert b'"done"' in sink.getvalue()
+    assert {f.name for f in dataclasses.fields(use.WorkerConfig)} == read
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+def test_a_pull_reads_all_that_it_takes(dataset: bool, server: HubServer, tmp_path: Path) -> None:
+    read: set[str] = set()
+    od.push(str(write_ratings(tmp_path / "run") if dataset else write_model(tmp_path / "made")), "me/m",
+            dataset=dataset, tell=lambda event: None)
+    cfg = recording(hub.PullConfig, read, repo_id="me/m", revision="main", out=str(tmp_path / "out"), dataset=dataset)
+    assert od.pull(cfg=cfg, tell=lambda event: None)["path"] == str(tmp_path / "out")
+    assert {f.name for f in dataclasses.fields(hub.PullConfig)} == read
+
+
 def test_each_command_has_a_place_in_the_tables() -> None:
-    """A new config enters `READ`, or stands here with what reads it."""
-    elsewhere = {"RunConfig": "`pipeline.run` takes each field as an argument", "RunsConfig": "`cli` reads it",
-                 "WorkerConfig": "it holds a model alone", "PullConfig": "it needs a server, and all of it is read"}
+    """A new config enters `READ`, or stands here with the test that runs it."""
+    elsewhere = {"RunConfig": test_a_recipe_takes_each_setting, "RunsConfig": test_runs_reads_all_that_it_takes,
+                 "WorkerConfig": test_a_worker_reads_all_that_it_takes, "PullConfig": test_a_pull_reads_all_that_it_takes}
     assert {name for name, _, _ in READ} | set(elsewhere) | set(BASES) == set(CONFIGS)
     assert set(TABLE) == {name for name, _ in CASES}
