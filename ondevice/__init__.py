@@ -135,7 +135,7 @@ def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] 
     from ondevice import talk
     from ondevice.config.use import GenerateConfig
 
-    return talk.generate(cfg or _made(GenerateConfig, fields), write)
+    return talk.generate(_made(GenerateConfig, fields, cfg), write)
 
 
 def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
@@ -143,7 +143,7 @@ def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     from ondevice import talk
     from ondevice.config.use import ChatConfig
 
-    talk.chat(cfg or _made(ChatConfig, fields))
+    talk.chat(_made(ChatConfig, fields, cfg))
 
 
 def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.config.use import FillConfig
     from ondevice.filling import fill as function
 
-    return function(cfg or _made(FillConfig, fields))
+    return function(_made(FillConfig, fields, cfg))
 
 
 def label(*, cfg: LabelConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def label(*, cfg: LabelConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.config.use import LabelConfig
     from ondevice.labelling import label as function
 
-    return function(cfg or _made(LabelConfig, fields))
+    return function(_made(LabelConfig, fields, cfg))
 
 
 def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any
     from ondevice.comparing import compare as function
     from ondevice.config.use import CompareConfig
 
-    return function(cfg or _made(CompareConfig, fields))
+    return function(_made(CompareConfig, fields, cfg))
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
@@ -175,7 +175,7 @@ def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
     from ondevice.config.use import WorkerConfig
     from ondevice.worker import serve as function
 
-    function(cfg or _made(WorkerConfig, fields))
+    function(_made(WorkerConfig, fields, cfg))
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.config.use import EvalConfig
     from ondevice.evaluating import evaluate as function
 
-    return function(cfg or _made(EvalConfig, fields))
+    return function(_made(EvalConfig, fields, cfg))
 
 
 def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig | None = None,
@@ -194,7 +194,7 @@ def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig 
     from ondevice.preview import show as function
 
     given = {"action": "show", "data": str(data), "model": str(model), **fields}
-    return function(cfg or _made(DataConfig, given))
+    return function(_made(DataConfig, given, cfg))
 
 
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
     from ondevice.config.use import RateConfig
     from ondevice.rating import rate as function
 
-    return function(cfg or _made(RateConfig, fields))
+    return function(_made(RateConfig, fields, cfg))
 
 
 def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[s
     from ondevice.config.use import RatingsConfig
     from ondevice.rating_files import manage as function
 
-    return function(cfg or _made(RatingsConfig, fields))
+    return function(_made(RatingsConfig, fields, cfg))
 
 
 def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = None, tell: Tell | None = None,
@@ -222,7 +222,7 @@ def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = 
     from ondevice.config.hub import PushConfig
     from ondevice.hub_push import push as function
 
-    return function(cfg or _made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}), tell)
+    return function(_made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}, cfg), tell)
 
 
 def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None = None,
@@ -231,7 +231,7 @@ def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None 
     from ondevice.config.hub import PullConfig
     from ondevice.hub_pull import pull as function
 
-    return function(cfg or _made(PullConfig, {"repo_id": repo_id, **fields}), tell)
+    return function(_made(PullConfig, {"repo_id": repo_id, **fields}, cfg), tell)
 
 
 def export(model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = None, **fields: Any) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def export(model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = N
     from ondevice.config.hub import ExportConfig
     from ondevice.exports.export import export as function
 
-    return function(cfg or _made(ExportConfig, {"model": str(model), "to": to, **fields}))
+    return function(_made(ExportConfig, {"model": str(model), "to": to, **fields}, cfg))
 
 
 def doctor() -> dict[str, Any]:
@@ -253,11 +253,25 @@ def doctor() -> dict[str, Any]:
 def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]) -> Path:
     from ondevice.pipeline import run_one
 
-    return run_one(name, cfg or _made(cls, fields))
+    return run_one(name, _made(cls, fields, cfg))
 
 
-def _made(cls: type, fields: dict[str, Any]) -> Any:
+_UNSAID: dict[str, tuple[Any, ...]] = {"model": ("",), "reward_model": ("",), "data": ("", "builtin"),
+                                        "repo_id": ("",), "to": ("",), "action": ("show",), "yes": (True,)}
+"""What arguments are where nobody has given them."""
+
+
+def _made(cls: type, fields: dict[str, Any], cfg: Any = None) -> Any:
+    """The settings: `cfg` where it is given, which then says all. Raises UserError for a field beside it."""
     from ondevice.config.load import from_mapping
+    from ondevice.errors import UserError
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
-    return from_mapping(cls, plain)
+    if cfg is None:
+        return from_mapping(cls, plain)
+    if said := [name for name, value in plain.items() if value not in _UNSAID.get(name, ())]:
+        raise UserError("has no effect: cfg says all settings", where=said[0],
+                        hint="give the fields, or cfg alone; dataclasses.replace(cfg, …) changes one")
+    if not isinstance(cfg, cls):
+        raise UserError(f"is a {type(cfg).__name__}, not a {cls.__name__}", where="cfg")
+    return cfg

@@ -141,6 +141,23 @@ def test_refused_once_the_model_or_the_rows_are_known(function: Callable[..., An
         function(**values, **more, **({} if function is od.show_data else {"backend": "torch"}))
 
 
+FUNCTIONS = [name for name in dir(od) if not name.startswith("_") and inspect.isfunction(getattr(od, name))
+             and "cfg" in inspect.signature(getattr(od, name)).parameters]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_fields_beside_a_whole_config_are_refused_by_name(name: str) -> None:
+    function = getattr(od, name)
+    with pytest.raises(UserError, match="zzz: has no effect: cfg says all settings"):
+        function(cfg=object(), zzz=1)
+    for given, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            with pytest.raises(UserError, match=f"{given}: has no effect: cfg says all settings"):
+                function(cfg=object(), **{given: "another"})
+    with pytest.raises(UserError, match="cfg: is a object, not a "):
+        function(cfg=object())
+
+
 # ---- what a command reads -------------------------------------------------------------------------------------------
 
 CHECKS = ("effects.py", "load.py")
@@ -268,7 +285,8 @@ def test_a_recipe_takes_each_setting(ready: Path, capsys: pytest.CaptureFixture[
     for function in (od.run, pipeline.run):
         [body] = ast.parse(inspect.getsource(function)).body
         assert taken <= {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
-    words = ["--out", str(ready), "--resume", "--device", "cpu", "--backend", "torch", "--dtype", "float32", "--seed", "0"]
+    words = ["--out", str(ready), "--resume", "--device", "cpu", "--backend", "torch", "--dtype", "float32",
+             "--seed", "0"]
     assert cli.main(["run", str(ready / "recipe.yaml"), *words]) == 0
     for setting, said in ((["--arch", "encoder"], "has no recipe for an encoder"),
                           (["--preference", "dpo"], "preference"), (["--redo", "sft"], "no stage 'sft'")):
@@ -309,6 +327,7 @@ def test_a_pull_reads_all_that_it_takes(dataset: bool, server: HubServer, tmp_pa
 def test_each_command_has_a_place_in_the_tables() -> None:
     """A new config enters `READ`, or stands here with the test that runs it."""
     elsewhere = {"RunConfig": test_a_recipe_takes_each_setting, "RunsConfig": test_runs_reads_all_that_it_takes,
-                 "WorkerConfig": test_a_worker_reads_all_that_it_takes, "PullConfig": test_a_pull_reads_all_that_it_takes}
+                 "WorkerConfig": test_a_worker_reads_all_that_it_takes,
+                 "PullConfig": test_a_pull_reads_all_that_it_takes}
     assert {name for name, _, _ in READ} | set(elsewhere) | set(BASES) == set(CONFIGS)
     assert set(TABLE) == {name for name, _ in CASES}
