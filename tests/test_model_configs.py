@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ondevice.config.stages import InitConfig
 from ondevice.errors import UserError
 from ondevice.models.architectures import parse_config
 from ondevice.models.config import DecoderConfig
+from ondevice.models.config_fields import HARMLESS, Fields
 from ondevice.models.decoder import decoder_of
 from ondevice.models.names import turned
 from ondevice.stages.initialize import model_config
@@ -113,6 +116,44 @@ def test_configs_as_transformers_writes_them_load(name: str, whole: bool) -> Non
     raw = json.loads(made.to_json_string(use_diff=not whole))
     cfg = parse_config({**json.loads(made.to_json_string(use_diff=False)), **raw})
     assert cfg.vocab_size == made.vocab_size and parse_config(cfg.to_json()) == cfg
+
+
+ASKED_ONLY = {
+    "layer_norm_eps": "ModernBERT's folders have it, and its own code reads norm_eps",
+    "hidden_act": "Gemma 3 has it as hidden_activation",
+    "original_max_position_embeddings": "it stands beside a scaling"}
+ODD: tuple[Any, ...] = (True, False, 7, 0.5, 3, -1, "gelu", "x", [1, 2], ["full_attention"] * 2, {"a": 1})
+
+
+@pytest.mark.parametrize("name", [*models.FAMILIES, *PUBLISHED])
+def test_whatever_a_reader_asks_a_config_for_makes_a_difference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field that is asked for and dropped would be hidden from the account: found here without its name."""
+    asked: set[str] = set()
+    note = Fields._note
+
+    def noting(self: Fields, field: str) -> None:
+        asked.update({field, self._names.get(field, field)})
+        note(self, field)
+
+    raw = models.config(name).to_json() if name in models.FAMILIES else PUBLISHED[name]
+    monkeypatch.setattr(Fields, "_note", noting)
+    alone = replace(parse_config(raw), raw={})
+    for field in sorted(asked - set(HARMLESS) - set(ASKED_ONLY)):
+        def differs(value: Any, field: str = field) -> bool:
+            try:
+                return bool(replace(parse_config({**raw, field: value}), raw={}) != alone)
+            except UserError:
+                return True
+        assert any(differs(value) for value in ODD), f"{field} is asked for and dropped"
+
+
+@pytest.mark.parametrize("name", ["llama", "bert-base-multilingual-cased", "ModernBERT-base", "flan-t5-small"])
+@pytest.mark.parametrize("field", ["architectures", "layer_types", "id2label", "eos_token_id", "rope_scaling"])
+def test_a_field_of_the_wrong_kind_is_no_crash(name: str, field: str) -> None:
+    raw = models.config(name).to_json() if name in models.FAMILIES else PUBLISHED[name]
+    for value in (True, 7, 0.5, "x", [1], [{}], {"a": 1}):
+        with contextlib.suppress(UserError):
+            parse_config({**raw, field: value})
 
 
 @pytest.mark.parametrize(("family", "field", "value"), [

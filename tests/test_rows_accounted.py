@@ -81,6 +81,48 @@ def test_a_column_of_another_form_is_used_or_remembered_or_makes_the_row_bad(for
         assert name in record.unused() or seen[0] != seen[1] or (form, name) in BY_DESIGN, (form, name)
 
 
+SAYINGS: tuple[Any, ...] = ("said", 0, 2, True, [["x", "y"]], [SYSTEM, USER, SAID], [TOOL], [CALL], {"a": 1})
+"""What a column or a key of a message may hold."""
+
+
+def outcome(made: Callable[[], Any]) -> str:
+    """What is made, or why the row is bad."""
+    try:
+        return repr(made())
+    except BadRow as error:
+        return f"bad: {error}"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whatever_a_form_asks_of_a_row_makes_a_difference(form: str) -> None:
+    """A reader that asks for a column and drops it would hide it from the account: found here without its name."""
+    convert, row = FORMS[form]
+    record = Record(row)
+    alone = repr(convert(record))
+    for name in record.asked - set(row):
+        ways = {outcome(lambda name=name, value=value: convert({**row, name: value})) for value in SAYINGS}
+        assert ways != {alone} or (form, name) in BY_DESIGN or name == "kind", f"{name} is asked for and dropped"
+
+
+def test_whatever_is_asked_of_a_message_makes_a_difference() -> None:
+    """Of what is learned and read, in each place of a chat."""
+    record = Record({"messages": [SYSTEM, USER, SAID]})
+    made = to_chat(record)["messages"]
+
+    def told(chat: Any) -> list[Any]:
+        return [(row.ids.tolist(), row.mask.tolist()) for row in encode_chat(to_chat(chat)["messages"],
+                                                                             small_tokenizer())]
+
+    assert len(made) == 3
+    for place, message in enumerate(record["messages"]):
+        for name in message.asked - {"role", "from", "content", "value"}:
+            chats = [{"messages": [{**one, name: value} if n == place else one
+                                   for n, one in enumerate([SYSTEM, USER, SAID])]} for value in SAYINGS]
+            ways = {outcome(lambda chat=chat: told(chat)) for chat in chats}
+            assert ways != {repr(told(record))} or (name, place) in NOT_LEARNED, f"{name} is asked for and dropped"
+
+
+NOT_LEARNED = {("weight", 0), ("weight", 1)}  # what others than the assistant say is read, whatever its weight
 BY_DESIGN = {(form, "answer") for form in FORMS}  # a prompt's answer goes to whatever judges it
 
 
@@ -352,6 +394,20 @@ def test_names_of_speakers_are_told_of_where_the_template_does_not_write_them() 
         assert list(record.unused()) == unused
     parts = Record({"messages": [{**USER, "content": [{"type": "text", "text": "a"}]}, SAID]})
     assert to_chat(parts)["messages"][0] == USER and list(parts.unused()) == []
+
+
+@pytest.mark.parametrize("calls", [2, True, "x", "2", {"a": 1}, ["x"], '["x"]'])
+def test_calls_that_are_no_list_of_objects_make_the_row_bad(calls: Any) -> None:
+    with pytest.raises(BadRow, match="tool_calls is no"):
+        to_chat({"messages": [USER, {**SAID, "tool_calls": calls}]})
+    assert to_chat({"messages": [USER, {**SAID, "tool_calls": json.dumps([CALL])}]}) == to_chat(
+        {"messages": [USER, {**SAID, "tool_calls": [CALL]}]})
+
+
+@pytest.mark.parametrize(("raters", "unused"), [(["ann"], []), ("ann", ["raters"]), ([1], ["raters"]), (3, ["raters"])])
+def test_raters_that_are_no_names_are_told_of(raters: Any, unused: list[str]) -> None:
+    record = Record({"prompt": "a", "chosen": "b", "rejected": "c", "raters": raters})
+    assert ("raters" in to_pair(record)) == (not unused) and list(record.unused()) == unused
 
 
 @pytest.mark.parametrize("value", [0, 5, 0.5])

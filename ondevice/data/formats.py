@@ -223,8 +223,9 @@ def to_pair(row: Record) -> dict[str, Any]:
     for name, least in (("strength", 1.0), ("margin", -math.inf)):
         if name in row:
             made[name] = _number(row[name], name, least)
-    if isinstance(raters := row.get("raters"), list) and all(isinstance(rater, str) for rater in raters):
-        made["raters"] = list(raters)
+    raters = dict.get(row, "raters")  # what is no list of names is not used, and told of
+    if isinstance(raters, list) and all(isinstance(rater, str) for rater in raters):
+        made["raters"] = list(row["raters"])
     return made
 
 
@@ -416,6 +417,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
                 if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
         for name in _TEMPLATES_READ:
             entry.get(name)
+        if "tool_calls" in kept:
+            kept["tool_calls"] = _tool_calls(entry, f"{key}: message {number}")
         if "function_call" in entry and (kept.get("tool_calls") or speaker.lower() == "function_call"):
             raise BadRow(f"{key}: message {number} has calls in two places, function_call is one")
         if speaker.lower() == "function_call":
@@ -426,6 +429,14 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
             content = _content(content, f"{key}: message {number}")
         messages.append({"role": role, "content": content, **kept})
     return messages
+
+
+def _tool_calls(entry: Record, what: str) -> list[Any]:
+    """A message's calls, a list of objects or JSON of one."""
+    calls = _checked(_from_json(entry, "tool_calls"), f"{what}: tool_calls")
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRow(f"{what}: tool_calls is no list of objects")
+    return calls
 
 
 def _said(value: Any, role: str, key: str) -> list[Chat]:

@@ -25,6 +25,9 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
     kind = raw.get("model_type")
     if not isinstance(kind, str) or not kind:
         raise UserError(f"unknown architecture {kind!r}", where="model_type", hint=f"known: {', '.join(_CONFIGS)}")
+    for name in ("architectures", "layer_types"):
+        if not isinstance(raw.get(name), list | None):
+            raise UserError(f"{raw[name]!r} is no list", where=name)
     _check_quantisation(raw)
     return _CONFIGS[kind].parse(raw) if kind in _CONFIGS else LibraryConfig.parse(raw)
 
