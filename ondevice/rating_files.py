@@ -170,6 +170,7 @@ def _parse(row: Record) -> _New:
     """Raises BadRow."""
     if "chosen" in row and "rejected" in row:
         made = to_pair(row)
+        row.asked.discard("margin")  # a vote has none, so that it is told of
         if (strength := made.get("strength", 1.0)) not in (1.0, 2.0):
             raise BadRow(f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)")
         raters = made.get("raters") or []

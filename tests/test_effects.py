@@ -97,6 +97,16 @@ def test_refused_from_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[s
         load_recipe(str(recipe), ["sft.lora_rank=4"])
 
 
+@pytest.mark.parametrize(("field", "value"), [("out", "x"), ("resume", True)])
+def test_what_is_a_whole_runs_is_refused_in_a_stage_of_its_recipe(field: str, value: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"stages": {"sft": {"model": "m", field: value}}}))
+    with pytest.raises(UserError, match=rf"stages\.sft\.{field}: has no effect in a recipe"):
+        load_recipe(str(recipe))
+    with pytest.raises(UserError, match=rf"stages\.sft\.{field}: has no effect in a recipe"):
+        load_recipe("tiny", [f"sft.{field}={value}"])
+
+
 def test_what_a_recipe_has_filled_in_is_nobodys_wish() -> None:
     """tiny's rate of Muon is left out where a person takes AdamW, and refused where they give it themselves."""
     verb = cli.VERBS["sft"]

@@ -424,6 +424,14 @@ def test_what_others_than_the_assistant_think_or_call_is_written_or_the_row_is_b
         encode_chat(chat, small_tokenizer())
 
 
+def test_an_import_tells_of_margins_which_votes_do_not_have(tmp_path: Path) -> None:
+    pairs = tmp_path / "p.jsonl"
+    rows = [{**PAIR, "prompt": f"Anna {n}", "margin": 2, "strength": 2} for n in range(3)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    done = od.manage_ratings(action="import", ratings=tmp_path / "r.db", file=str(pairs))
+    assert done["not_used"] == f"margin (3 rows, first {pairs}:1)"
+
+
 def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text('{"text": "a"}\n{"text": "b", "x": 1}')

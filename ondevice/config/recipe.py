@@ -248,4 +248,8 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
         filled = set(settings or {}) - touched[name] if name in touched else ()
         made[name] = from_mapping(STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name),
                                   filled=filled)
+        for setting in ("out", "resume"):
+            if getattr(made[name], setting):
+                raise UserError("has no effect in a recipe: it is a whole run's", where=join(join(where, name), setting),
+                                hint=f"give it to the run: ondevice run RECIPE --{setting}")
     return made
