@@ -250,6 +250,7 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
                                   filled=filled)
         for setting in ("out", "resume"):
             if getattr(made[name], setting):
-                raise UserError("has no effect in a recipe: it is a whole run's", where=join(where, f"{name}.{setting}"),
+                raise UserError("has no effect in a recipe: it is a whole run's",
+                                where=join(where, f"{name}.{setting}"),
                                 hint=f"give it to the run: ondevice run RECIPE --{setting}")
     return made
