@@ -4,6 +4,7 @@ scores that are no numbers. A stage goes on or says in one line why not, and no 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ondevice.data.token_pairs import TokenPair
 from ondevice.errors import UserError
 from ondevice.events import read
 from ondevice.models.folder import write_model
+from ondevice.models.names import SCORE
 from ondevice.pairs import held_out
 from ondevice.rewards.rewards import Scores
 from ondevice.stages.dpo import sides_of
@@ -261,3 +263,15 @@ def test_settings_that_cannot_be_are_refused() -> None:
     PPOConfig(prompts=3, minibatches=3).check()
     with pytest.raises(UserError, match="label_smoothing"):
         DPOConfig(label_smoothing=0.5).check()  # robust divides by 1 − 2·0.5
+
+
+def test_a_reward_model_that_gives_one_score_is_told_of(files: Path, tmp_path: Path,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    backend = load_backend("torch", "cpu", "float32")
+    judge = shutil.copytree(files / "judge", tmp_path / "judge")
+    params = backend.load(judge / "model.safetensors")
+    backend.save(judge / "model.safetensors", {**params, SCORE: params[SCORE] * 0}, {})
+    settings = small_stages.settings(files, "ppo", tmp_path / "run", "torch", reward_model=str(judge), steps=4,
+                                     missing_eos_penalty=0, save_every=0)
+    od.ppo(**settings)
+    assert capsys.readouterr().err.count("gives all completions of 3 steps the same score") == 1

@@ -39,6 +39,13 @@ class NoSignal:
         self._count(step, f"in no group of {ALIKE} steps do rewards differ: they teach nothing; take problems that are "
                     "neither too easy nor too hard, more completions of each, or a higher temperature", alike, ALIKE)
 
+    def look_at_scores(self, step: int, scores: Floats) -> None:
+        """`scores` (N,): a reward model's, of all completions of a rollout."""
+        alike = len(scores) > 1 and float(scores.max()) == float(scores.min())
+        self.steps += alike
+        self._count(step, f"the reward model gives all completions of {ALIKE} steps the same score: it teaches nothing",
+                    alike, ALIKE)
+
     def _count(self, step: int, text: str, happened: bool, first: int = 1) -> None:
         self._in_a_row[text] = times = self._in_a_row[text] + 1 if happened else 0
         if happened and (times == first or times % AGAIN == 0):

@@ -36,6 +36,7 @@ from ondevice.stages import material
 from ondevice.stages.answers import sampler
 from ondevice.stages.asked import Asked, opening, prompts
 from ondevice.stages.groups import GroupLog, told
+from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.reward import whole
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
 from ondevice.stages.start import load_start, with_adapter
@@ -108,6 +109,7 @@ class PPOFeed:
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
         self.leash = Leash(cfg)
+        self.no_signal = NoSignal(ctx.warn)
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
         now = params()
@@ -115,6 +117,7 @@ class PPOFeed:
         asked = [self.asked[i] for i in chosen]
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
+        self.no_signal.look_at_scores(step + 1, found.scores)
         numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
