@@ -20,6 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 # (the events' name, its title, the name in held-out measurements), of a stage that minimises a loss and of one that
 # earns rewards, whose loss says nothing
 _LOSSES = (("loss", "loss", "loss"), ("accuracy", "pairs ranked rightly", "accuracy"))
+_CLASSES = (("loss", "loss", "loss"), ("accuracy", "classes found", "accuracy"))
 _REWARDS = (("reward", "reward", ""), ("accuracy", "accuracy", "accuracy"), ("kl", "KL to the start", "kl"),
             ("completion_length", "tokens a completion", "completion_length"))
 
@@ -40,7 +41,8 @@ def curves(path: Path) -> list[Curve]:
     held = [event for event in found if event.get("event") == "eval"]
     rewarded = any("reward" in event for event in steps)
     out = []
-    for name, title, measured in _REWARDS if rewarded else _LOSSES:
+    of_classes = any(event.get("event") == "start" and event.get("stage") == "classify" for event in found)
+    for name, title, measured in _REWARDS if rewarded else _CLASSES if of_classes else _LOSSES:
         if not measured:  # PPO measures the reward model's score, GRPO the reward
             measured = "score" if any("score" in event for event in held) else "reward"
         curve = Curve(title, _points(steps, name), _points(held, measured))

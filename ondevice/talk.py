@@ -38,7 +38,7 @@ def _silent(said: str) -> None:
 
 def find_model(path: str) -> Path:
     """A model's or an adapter's folder, the newest model of a run folder or of a stage's folder, or the snapshot of a
-    model on the Hub."""
+    model on the Hub. Of a run folder's models one that writes, where there is one."""
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder
@@ -46,7 +46,7 @@ def find_model(path: str) -> Path:
         return folder / "model"
     done = [s.model for s in RunFolder(folder).stages() if s.has_model]
     writers = [model for model in done if not labels(model)]
-    return writers[-1] if writers else folder
+    return [folder, *done, *writers][-1]
 
 
 def find_reward_model(path: str) -> Path:
@@ -199,8 +199,10 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
 
 def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
     """Whether a text ends where the context does, after a prompt of so many tokens."""
-    return not completion.stopped and places(prompt, len(completion.ids) + 1,
-                                             model.network.start) > model.cfg.max_position_embeddings
+    most = model.cfg.max_position_embeddings
+    # A prompt that is read beside the text takes no place of it, and one that is too long was cut.
+    read = prompt if model.network.start is None else min(prompt, most)
+    return not completion.stopped and places(read, len(completion.ids) + 1, model.network.start) > most
 
 
 def plain_ids(prompt: str, model: Model) -> list[int]:

@@ -119,6 +119,20 @@ def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.where == "hub:me/one" and found.commit == "ab" * 20
 
 
+@pytest.mark.parametrize(("said", "hint"), [
+    ("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)", "HF_HUB_OFFLINE"),
+    ("Couldn't reach 'a/b' on the Hub (ConnectionError)", "network"), ("Dataset 'a/b' doesn't exist", "hub:OWNER")])
+def test_a_hub_that_is_not_reached_is_no_wrong_name(said: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ConnectionError(said)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fails)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        next(iter(read("hub:a/b")))
+    assert hint in str(error.value.hint)
+
+
 def test_a_card_names_the_commit_and_a_set_with_a_config(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     write_stage(run.stage("sft"), 1, model="/somewhere/base")

@@ -271,6 +271,13 @@ def test_a_resume_counts_once_and_odd_numbers_are_left_out(made: Made) -> None:
     assert (curve.title, curve.steps, curve.held) == ("loss", [(1.0, 4.0), (2.0, 3.0)], [(2.0, 3.5)])
 
 
+@pytest.mark.parametrize(("stage", "title"), [("classify", "classes found"), ("reward", "pairs ranked rightly")])
+def test_a_curve_of_right_answers_says_what_is_right(made: Made, stage: str, title: str) -> None:
+    made.stage(stage, {}, {"event": "start", "step": 0, "stage": stage},
+               {"event": "step", "step": 1, "lr": 1.0, "loss": 4.0, "accuracy": 0.5})
+    assert [curve.title for curve in curves(made.run.stage(stage).events)] == ["loss", title]
+
+
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [1e-323, 0.0], [-1e199, 1e199], [5.0, 5.0 + 1e-15]])
 def test_any_numbers_can_be_drawn(made: Made, values: list[float]) -> None:
     made.stage("sft", {}, *({"event": "step", "step": n, "lr": 1.0, "loss": v} for n, v in enumerate(values)))

@@ -327,5 +327,17 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
 def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_path: Path) -> None:
     data = tmp_path / "chats.jsonl"
     data.write_text("\n".join(json.dumps({"messages": [USER, SAID]}) for _ in range(200)))
-    with pytest.raises(UserError, match="these are chats: sft takes them"):
+    with pytest.raises(UserError, match="these are chats: sft takes them") as error:
         od.dpo(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu")
+    assert "are bad" not in str(error.value) and "data show" in str(error.value.hint)  # nothing to mend in the rows
+
+
+def test_chats_whose_answers_are_empty_are_told(model: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"a {n}"}, {"role": "assistant", "content": ""}]}
+            for n in range(20)]
+    file = tmp_path / "silent.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    od.sft(model, str(file), out=str(tmp_path / "run"), steps=1, batch_size=2, sequence_length=16, backend="torch",
+           device="cpu")
+    assert "18 of 18 chats have empty answers: of them the stop token alone is learned" in capsys.readouterr().err

@@ -14,7 +14,9 @@ from data_samples import TEXTS, small_tokenizer
 from ondevice.data.tokenizer import Tokenizer
 
 # Letters and digits alone and in the middle of words too, so that no kind is without a token for one.
-WORDS = [*TEXTS, *TEXTS, *(f"{a} x{a} " for a in "abcdefghijklmnopqrstuvwxyz0123456789"), *(f"w{n}x fun{n}x tool{n}x <|{n}|> {{\"a\": [\"w{n}x\", true]}}\n" for n in range(200))]
+ALPHABET = [f"{a} x{a} " for a in "abcdefghijklmnopqrstuvwxyz0123456789"]
+SPOKEN = [f'w{n}x fun{n}x tool{n}x <|{n}|> {{"a": ["w{n}x", true]}}\n' for n in range(200)]
+WORDS = [*TEXTS, *TEXTS, *ALPHABET, *SPOKEN]
 PIECES = ["<unk>", "<s>", "</s>", "<pad>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 

@@ -237,6 +237,8 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
             touched: Mapping[str, set[str]]) -> dict[str, StageConfig]:
     """What a recipe says for itself, and a change leaves without effect, is left out; what it says so without any
     change is refused."""
+    if isinstance(raw, list):
+        raise UserError("is a list", where=where, hint="write each stage as a key with its settings: sft: {steps: 500}")
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
     made = {}

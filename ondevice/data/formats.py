@@ -40,6 +40,7 @@ _PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer")
           ("question", "response"), ("query", "response"), ("query", "answer"))  # OpenOrca's, MetaMath's
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
 _ASKED = ("prompt", "question", "query")
+_CHATS = ("messages", "conversations", "conversation")
 _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 """What opens a turn where a chat is one text, as in Anthropic's HH-RLHF."""
 
@@ -118,7 +119,7 @@ def to_chat(row: Record) -> Chat:
 
 
 def _chat(row: Record) -> list[Chat]:
-    for key in ("messages", "conversations", "conversation"):
+    for key in _CHATS:
         if key in row and isinstance(row[key], list):
             return messages_of(row[key], key)
     for asked, answered in _PAIRS:
@@ -131,10 +132,16 @@ def _chat(row: Record) -> list[Chat]:
         raise BadRow("this is a pair, of chosen and rejected: reward and dpo take it")
     if "text" in row:
         raise BadRow("this row has a text and no chat")
-    raise BadRow(f"none of the known forms: {_FORMS}{_there(row)}")
+    for key in _CHATS:
+        if row.get(key) is not None:
+            raise BadRow(f"{key} is no list of messages")
+    alone = any(row.get(name) is not None for name in _ASKED)
+    raise BadRow(f"none of the known forms: {_FORMS}{it_has(row)}"
+                 + "; a prompt alone is for sample, ppo and grpo" * alone)
 
 
-def _there(row: Record) -> str:
+def it_has(row: Record) -> str:
+    """For people: which columns a row has."""
     return f" (it has {', '.join(list(row)[:8])})" if row else ""
 
 
@@ -225,7 +232,7 @@ def is_judged(row: Row) -> bool:
 def to_judged(row: Record) -> dict[str, Any]:
     """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it is good."""
     if not is_judged(row):
-        raise BadRow("a completion that is judged has prompt, completion and label" + _there(row))
+        raise BadRow("a completion that is judged has prompt, completion and label" + it_has(row))
     asked, _ = _asked_of(row)
     if not asked:
         raise BadRow("a completion that is judged has a prompt")
@@ -251,7 +258,7 @@ def _of_another_form(row: Record) -> str:
         return "; these are chats: sft takes them"
     if isinstance(dict.get(row, "text"), str):
         return "; this is a text: pretrain takes it"
-    return _there(row)
+    return it_has(row)
 
 
 def _asked_of(row: Record) -> tuple[list[Chat], bool]:
@@ -394,7 +401,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
         speaker = entry.first("role", "from")
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
+            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40}): a role is system, user, "
+                         "assistant or tool")
         content = entry.first("content", "value")
         # What a template may read of a message is the template's own affair, so every key goes on to it.
         kept = {str(name): _checked(said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}")
@@ -407,6 +415,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
         elif "function_call" in entry:
             kept["tool_calls"] = _calls(entry["function_call"], f"{key}: message {number}")
         if content is not None or not kept.get("tool_calls"):
+            if content is None:
+                raise BadRow(f"{key}: message {number} has no content")
             content = _content(content, f"{key}: message {number}")
         messages.append({"role": role, "content": content, **kept})
     return messages

@@ -78,7 +78,14 @@ def _not_loaded(spec: str, error: Exception) -> UserError:
         at = f"@{wanted.revision}" if wanted.revision else ""
         return UserError(f"has several configs, name one: {', '.join(names)}", where=spec,
                          hint=f"hub:{wanted.repo}/{names[0]}{at}:{wanted.split}")
-    return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=FORM)
+    hint = next((what for name, what in _UNREACHED.items() if name in text), FORM)
+    return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=hint)
+
+
+# Names that the library puts into what it says where the Hub was not reached.
+_UNREACHED = {"OfflineModeIsEnabled": "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set: unset it",
+              "ConnectionError": "is there a network?", "ConnectError": "is there a network?",
+              "Timeout": "is there a network?"}
 
 
 def _first_line(error: BaseException) -> str:

@@ -189,6 +189,9 @@ class Rows:
 
     def _stop(self) -> None:
         first = self.rejected[0]
+        if len(self.rejected) == self.seen > 1:  # another form than is wanted, and no bad rows of this one
+            raise UserError(f"{first.reason}; none of the {self.seen} rows that were read can be used",
+                            where=first.where, hint=f"`ondevice data show {self.spec}` says how its rows are read")
         raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
                         hint=f"mend them or take them out: at most {100 * self.bad:g} % may be; --bad-share allows "
                              "more")
@@ -316,6 +319,16 @@ class _Lines:
         return at
 
 
+def _refuse_other_separators(reader: csv.DictReader[str], file: Path) -> None:
+    try:
+        names = reader.fieldnames or ()
+    except csv.Error:  # said where the rows are read
+        return
+    if len(names) == 1 and (found := [sign for sign in ";\t|" if sign in names[0]]):
+        raise UserError(f"its first line names one column, {names[0]!r:.80}", where=f"{file}:1",
+                        hint=f"columns stand between commas: write it with these in place of {found[0]!r}")
+
+
 def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as raw:
@@ -323,6 +336,7 @@ def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     with io.TextIOWrapper(_open(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         lines = _Lines(text)
         reader = csv.DictReader(lines, strict=True)
+        _refuse_other_separators(reader, file)
         while True:
             lines.row.clear()
             before = reader.reader.line_num  # DictReader's own stands still at an error
@@ -429,7 +443,8 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
                     number += 1
                     yield with_names(without_nulls(row), classes), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
-        raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
+        raise UserError(f"cannot be read as Parquet: {error}", where=str(file),
+                        hint="is the download whole?") from error
 
 
 def _features(metadata: Any) -> dict[str, Any]:

@@ -169,7 +169,9 @@ class ChatSource(PackedSource):
             sizes.append(needed - 1)
         if not starts:
             raise UserError("no chat has a token to learn", where="data",
-                            hint=f"{self.skipped} were read, {self.truncated} of them longer than sequence_length")
+                            hint=f"of {self.skipped} that were read {self.truncated} are longer than "
+                                 "sequence_length before an answer begins" if self.truncated else
+                                 "none has a message of the assistant's that is to be learned")
         self._ids, self._mask = flat.ids, None if loss_on == "all" else flat.mask
         self._starts = np.array(starts, np.int64)
         super().__init__(np.array(sizes, np.int64), sequence_length, packing, batch_size, accumulate, seed, "chat")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.splits import Split
-from ondevice.data.formats import BadRow, to_prompt
+from ondevice.data.formats import BadRow, it_has, to_prompt
 from ondevice.data.readers import AS_IS, Reading, Rows, read
 from ondevice.data.record import HARMLESS, Record
 from ondevice.errors import UserError
@@ -161,7 +161,7 @@ def to_problem(row: Mapping[str, Any], kind: str, uses: Collection[str] | None =
     row = Record.of(row)
     asked = next((name for name in ("prompt", "question", "query") if name in row), None)
     if asked is None or (answered and "answer" not in row):
-        raise BadRow("a problem needs prompt (or question)" + " and answer" * answered)
+        raise BadRow("a problem needs prompt (or question)" + " and answer" * answered + it_has(row))
     if clash := sorted(RESERVED & set(row)):
         raise BadRow(f"a column may not be called {clash[0]}")
     if not isinstance(row[asked], list):

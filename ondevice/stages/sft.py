@@ -6,12 +6,13 @@ too long is cut and counted, one without a target is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.config.stages import SFTConfig
 from ondevice.context import Context
@@ -31,6 +32,8 @@ from ondevice.stages.answers import sampler
 from ondevice.stages.start import load_start, with_adapter
 from ondevice.stages.wanted import Wanted
 
+_LOOKED_AT = 10_000  # rows of which empty answers are counted
+
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
@@ -40,6 +43,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
+    _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
     rows = rows_of(cfg, model)
     train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
@@ -57,6 +61,13 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
+
+
+def _tell_of_empty_answers(rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: Context) -> None:
+    """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a word."""
+    empty = sum(bool(row.mask.any()) and bool(special[row.ids[row.mask]].all()) for row in rows)
+    if empty > 0.01 * len(rows):
+        ctx.warn(f"{empty} of {len(rows)} chats have empty answers: of them the stop token alone is learned")
 
 
 def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
