@@ -88,6 +88,8 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
     if model:
         cfg = _filled(cfg, {"model": str(find_model(model))})
+    if other := getattr(cfg, "other", ""):
+        cfg = _filled(cfg, {"other": str(find_model(other))})
     if reward_model := getattr(cfg, "reward_model", ""):
         cfg = _filled(cfg, {"reward_model": str(find_reward_model(reward_model))})
     if cfg.resume and not cfg.out:

@@ -163,13 +163,15 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
             return
         asked = [*turns, {"role": "user", "content": said}]
         ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
-        if generator.is_cut(ids):
+        cut = generator.is_cut(ids)
+        too_long = not cut and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings
+        if cut:
             _told("chat")(cut_note(ids, model))
-        elif asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
+        elif asking and too_long:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             continue  # as if it had not been said
-        if len(kept) < len(asked):
+        if len(kept) < len(asked) and not too_long:  # what is too long by itself is refused below
             print(f"The context is full: the first {len(asked) - len(kept)} turns are forgotten.", file=sys.stderr)
         turns = kept
         shown = InertStream()

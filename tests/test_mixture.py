@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,20 @@ def test_what_is_held_out_of_one_source_is_not_learned_from_another(files: Path,
     [last] = [event for event in map(json.loads, (tmp_path / "sample" / "events.jsonl").read_text().splitlines())
               if event["event"] == "step"][-1:]
     assert last["step"] == 60, "thirty of each, none of them twice"
+
+
+@pytest.mark.slow
+def test_responses_of_another_run(files: Path, tmp_path: Path) -> None:
+    """The second model too is named by its run's folder."""
+    stage = tmp_path / "one" / "sft"
+    stage.mkdir(parents=True)
+    (stage / "done.json").write_text("{}")
+    shutil.copytree(files / "policy", stage / "model")
+    od.sample(str(files / "policy"), data=str(files / "prompts.jsonl"), other=str(tmp_path / "one"), prompts=4,
+              out=str(tmp_path / "run"), max_new_tokens=8, backend="torch")
+    begun = next(event for event in map(json.loads, (tmp_path / "run/sample/events.jsonl").read_text().splitlines())
+                 if event["event"] == "start")
+    assert begun["config"]["other"] == str(stage / "model")
 
 
 @pytest.mark.slow

@@ -312,6 +312,14 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, m
     assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
 
 
+def test_nothing_is_forgotten_for_a_message_of_a_pipe_that_is_refused(place: Path,
+                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter(["Hi!", "Hi! " * 5000])
+    with pytest.raises(UserError, match="the model's context holds"):
+        talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    assert "forgotten" not in capsys.readouterr().err
+
+
 def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that is too long is as if it had not been said: what stands before it is still there."""
     shown, told = Screen(), Screen()

@@ -107,7 +107,7 @@ class PairsConfig(TuningConfig):
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = only(0.1, lambda cfg: not cfg.validation, "all of validation is held out")
-    """Part of the prompts that is held out where no validation is given."""
+    """About which part of the prompts is held out where no validation is given: each prompt's text decides."""
     sequence_length: int = 256
     """Longest prompt and response together; longer pairs are left out and counted."""
     batch_size: int = 16

@@ -57,6 +57,12 @@ class Reading(NamedTuple):
                 if key not in named.values()}
         return {**rest, **{name: row[column] for name, column in named.items()}}
 
+    def of_file(self, name: str) -> str:
+        """What the file calls a column that `renamed` keeps in brackets; any other name is its own."""
+        inner = name.removeprefix("[").removesuffix("]")
+        hidden = self.columns and name == f"[{inner}]" and any(inner in group for group in _RIVALS)
+        return inner if hidden else name
+
 
 AS_IS = Reading()
 _RIVALS = ({"prompt", "question", "query", "instruction", "messages", "conversations", "conversation", "text"},
@@ -158,7 +164,7 @@ class Rows:
         self._open = None
         if self.rejected and self.rejected[-1].where == where:
             row.bad = True
-        for name in row.unused():
+        for name in map(self.reading.of_file, row.unused()):
             count, first = self._unused.get(name, (0, where))
             self._unused[name] = count + 1, first
 
