@@ -212,6 +212,7 @@ def test_what_is_held_out_of_one_source_is_not_learned_from_another(files: Path,
     od.grpo(**small_stages.settings(files, "grpo", tmp_path, "torch", data=data, steps=1, warmup_steps=0))
     assert {name: told(tmp_path, "grpo")[name] for name in ("problems", "held_problems")} == {
         "problems": 48, "held_problems": 6}
+    assert "6 prompts are left out because they are held out too" in (tmp_path / "grpo/events.jsonl").read_text()
     od.sample(str(files / "policy"), data=f"{tmp_path}/forth.jsonl:9,{tmp_path}/forth.jsonl:1", out=str(tmp_path),
               max_new_tokens=8, backend="torch")
     [last] = [event for event in map(json.loads, (tmp_path / "sample" / "events.jsonl").read_text().splitlines())

@@ -318,7 +318,7 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
     rows = [{**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)]
     data.write_text("\n".join(map(json.dumps, rows)))
     od.dpo(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch", device="cpu")
-    assert "the strength of 20 pairs and the margin of 26 are not used" in capsys.readouterr().err
+    assert "the strength of 20 pairs and the margin of 26 pairs are not used" in capsys.readouterr().err
     data.write_text("\n".join(json.dumps({**pair, "prompt": f"Anna {n}"}) for n in range(40)))
     with pytest.raises(UserError, match="strength_margin: no pair is of a strength above 1"):
         od.reward(model, str(data), out=str(tmp_path / "other"), strength_margin=0.5, backend="torch", device="cpu")

@@ -117,20 +117,23 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
         return one_after_another([rows(one, part) for one in wanted.alone()])
     parts = [rows(one, part) for one in wanted.alone()]
     if part == "train":
-        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
+        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted, ctx)
         return mixture(parts, wanted.weights, wanted.seed)
     order = mixed([len(rows) for rows in parts], wanted.weights, wanted.seed)
     once = np.sort(np.unique(order, return_index=True)[1])
     return Lazy.over(parts, order[once])
 
 
-def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> list[Prompts]:
-    """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
+def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted, ctx: Context) -> list[Prompts]:
+    """`train` without what is held out of any source, which is counted and told. Raises UserError where nothing is left
+    of one source."""
     known = np.concatenate([part.keys for part in held])
     left = [part.only(~np.isin(part.keys, known)) for part in train]
     for part, source in zip(left, sources(wanted.data), strict=True):
         if not part:
             raise UserError("all of it is held out too", where=source.data, hint="give other rows to learn from")
+    if gone := sum(map(len, train)) - sum(map(len, left)):
+        ctx.warn(f"{gone:,} prompts are left out because they are held out too")
     return left
 
 

@@ -38,8 +38,9 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
     model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
     if found.strong or found.margins:
-        ctx.warn(f"the strength of {found.strong:,} pairs and the margin of {found.margins:,} are not used: reward "
-                 "learns from them")
+        unused = [f"the {what} of {count:,} pairs" for what, count in (
+            ("strength", found.strong), ("margin", found.margins)) if count]
+        ctx.warn(f"{' and '.join(unused)} {'are' if len(unused) > 1 else 'is'} not used: reward learns from them")
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type, found.judged)

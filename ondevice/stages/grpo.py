@@ -155,7 +155,7 @@ class GRPOFeed:
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
         train = apart([self._of(one, "train", one.limit, policy, whole=bool(wanted.validation))
-                       for one in wanted.alone()], held, wanted)
+                       for one in wanted.alone()], held, wanted, self.ctx)
         names = {name for part in train for one in part for name in one.known}
         return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
 
