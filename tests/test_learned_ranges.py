@@ -93,13 +93,15 @@ def only_answers_are_learned(row: ChatRow, chat: Spoken, tokenizer: Tokenizer, o
     text, places = texts[until] or "", answers_in(template, tokenizer.named, chat, until)
     if places is None or marks_itself(template):
         return False
-    learned = [span for span, on in zip(found[until]["offset_mapping"], row.mask, strict=False) if on]
-    for start, end in learned:
+    spans = found[until]["offset_mapping"]
+    learned = [n for n in range(len(spans)) if row.mask[n]]
+    for start, end in (spans[n] for n in learned):
         assert any(start < b and end > a for a, b in places), text[start:end]
     for a, b in places:
-        first = min((start for start, end in learned if end > a and start < b), default=a)
+        inside = [n for n, (start, end) in enumerate(spans) if start < b and end > a]
+        first = next((n for n in inside if row.mask[n]), inside[0])
         # What opens a turn that goes on after a tool's answer, in Gemma's, is not in the prompt, nor learned.
-        assert first <= a or re.fullmatch(r"\s*(<\|turn>model\n)?", text[a:first]), text[a:first]
+        assert first == inside[0] or re.fullmatch(r"\s*<\|turn>model\n", text[a:spans[first][0]]), text[a:b]
     return True
 
 
