@@ -15,7 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.effects import refuse_idle
 from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, TOGETHER, EvalConfig
-from ondevice.data.chat import encode_chats, with_template_kwargs
+from ondevice.data.chat import encode_chats
 from ondevice.data.readers import LIMIT, Reading
 from ondevice.data.sources import tokenize_corpus
 from ondevice.errors import UserError
@@ -26,7 +26,7 @@ from ondevice.runfolder import StageFolder, holds_model
 from ondevice.stages.pretrain import most_of, source_of
 from ondevice.stages.sft import rows_of
 from ondevice.stages.wanted import corpus_of, plain_chats, plain_texts
-from ondevice.talk import find_classifier, find_model, find_reward_model
+from ondevice.talk import find_classifier, find_model, find_reward_model, with_kwargs
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
 
 
 def _told(model: Model, cfg: EvalConfig) -> Model:
-    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
+    return with_kwargs(model, cfg.chat_template_kwargs)
 
 
 def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]],

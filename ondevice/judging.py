@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
 from ondevice.config.use import EvalConfig
-from ondevice.data.chat import with_template_kwargs
 from ondevice.data.formats import BadRow
 from ondevice.data.readers import Reading
 from ondevice.data.token_pairs import TokenPair, completion_row, to_tokens
@@ -26,7 +24,7 @@ from ondevice.rollout import Scorer
 from ondevice.stages.asked import need_template
 from ondevice.stages.pairs import read_pairs
 from ondevice.stages.reward import quality, whole
-from ondevice.talk import find_model, find_reward_model
+from ondevice.talk import find_model, find_reward_model, with_kwargs
 
 ROWS = 32
 
@@ -46,8 +44,7 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     need_template(judge)
     chats, greedy = conversations(cfg.data, cfg.limit, Reading.of(cfg)), Sampling(cfg.max_new_tokens, temperature=0.0)
     said = answers(writer(model), backend, chats, greedy)
-    against = load_writer(find_model(cfg.against), backend)
-    against = replace(against, tokenizer=with_template_kwargs(against.tokenizer, cfg.chat_template_kwargs))
+    against = with_kwargs(load_writer(find_model(cfg.against), backend), cfg.chat_template_kwargs)
     other = answers(against, backend, chats, greedy)
     ours, theirs = _scores(judge, backend, chats, said), _scores(judge, backend, chats, other)
     wins, ties = int((ours > theirs).sum()), int((ours == theirs).sum())

@@ -316,14 +316,23 @@ def _begun_at(stage: Path) -> float:
     return began if began is not None else min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
 
 
-def _first_time(events: Path) -> float | None:
-    """The time of the first event; None where the file does not begin with one."""
+def first_event(events: Path) -> dict[str, Any]:
+    """The first event of a stage, its start with its settings; empty where the file does not begin with one."""
     if not events.is_file():  # reading from a pipe would wait for ever
-        return None
+        return {}
     try:
         with open(events, encoding="utf-8", errors="replace") as file:
-            began = float(json.loads(file.readline())["t"])
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            found = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _first_time(events: Path) -> float | None:
+    """The time of the first event; None where the file does not begin with one."""
+    try:
+        began = float(first_event(events)["t"])
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return began if math.isfinite(began) else None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import Search, beam_search
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat import prompt_ids, with_template_kwargs
 from ondevice.data.completions import places
@@ -21,7 +22,7 @@ from ondevice.inert import InertStream, inert
 from ondevice.models import snapshot
 from ondevice.models.folder import Model, labels, load_writer
 from ondevice.models.generation import settings_of
-from ondevice.runfolder import RunFolder, holds_model
+from ondevice.runfolder import RunFolder, first_event, holds_model
 
 
 def _told(who: str) -> Callable[[str], None]:
@@ -32,7 +33,7 @@ def _told(who: str) -> Callable[[str], None]:
 _FULL = "the context is full: the text ends there"
 
 
-def _silent(said: str) -> None:
+def silent(said: str) -> None:
     """For what somebody else says already."""
 
 
@@ -71,8 +72,32 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = load_writer(find_model(cfg.model), backend)
-    kwargs = cfg.chat_template_kwargs if isinstance(cfg, SamplingConfig) else ""
-    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, kwargs)), backend
+    if not isinstance(cfg, SamplingConfig) or (isinstance(cfg, GenerateConfig) and not cfg.chat):
+        return model, backend
+    return with_kwargs(model, cfg.chat_template_kwargs), backend
+
+
+def trained_kwargs(model: Model) -> str:
+    """The setting `chat_template_kwargs` of the stage that made the model, as JSON; empty where it had none, and of a
+    model that lies outside of a run folder: no other file says it. Raises UserError for a damaged one."""
+    if model.tokenizer.chat_template is None:
+        return ""
+    folder = model.folder.absolute()
+    stages = [folder.parent, *folder.parents[2:3]]  # STAGE/model, STAGE/checkpoints/step-7/model
+    start = next((found for stage in stages if (found := first_event(stage / "events.jsonl"))), {})
+    config = start.get("config")
+    setting = config.get("chat_template_kwargs") if isinstance(config, dict) else ""
+    return setting if isinstance(setting, str) and parse_template_kwargs(setting) else ""
+
+
+def with_kwargs(model: Model, setting: str, note: Callable[[str], None] | None = None) -> Model:
+    """The model whose chat template is told what `setting` says (JSON), or, where that is empty, what it was told in
+    training; then `note` is told so (by itself: stderr). Raises UserError for a name that the template does not
+    read."""
+    if not setting and (setting := trained_kwargs(model)):
+        said = f"its chat template is told {setting}, as in training; --chat-template-kwargs '{{}}' tells it nothing"
+        (note or _told(str(model.folder)))(said)
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, setting))
 
 
 def sampling(cfg: SamplingConfig, model: Model, note: Callable[[str], None] = lambda said: None) -> Sampling:
@@ -112,7 +137,7 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else plain_ids(prompt, model)
-    generator = generator_of(model, backend, sampling(cfg, model, _silent if cfg.beams > 1 else _told("generate")))
+    generator = generator_of(model, backend, sampling(cfg, model, silent if cfg.beams > 1 else _told("generate")))
     if generator.is_cut(ids):
         _told("generate")(cut_note(ids, model))
     if cfg.beams > 1:

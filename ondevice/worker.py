@@ -5,7 +5,8 @@
     {"op": "score", "id": "2", "messages": [{"role": "user", "content": "Hello"}], "responses": ["Hi.", "No."]}
     {"op": "cancel", "id": "1"}
 
-    {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true, "judges": false}
+    {"event": "ready", "model": "…", "parameters": 1100000, "context": 512, "chat": true, "judges": false,
+     "template_kwargs": {"enable_thinking": false}, "template_reads": ["enable_thinking"]}
     {"event": "token", "id": "1", "text": "Hel"}
     {"event": "done", "id": "1", "text": "Hello.", "tokens": 3, "prompt_tokens": 9, "stopped": true,
      "cancelled": false, "forgotten": 0, "full": false, "cut": false,
@@ -14,6 +15,8 @@
     {"event": "error", "id": "1", "message": "…", "where": "…", "hint": "…"}
 
 A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each response to the messages.
+`template_kwargs` is what the chat template was told when the model was trained, and is told where a request's sampling
+has no `chat_template_kwargs` (JSON, as in the command line; "{}": nothing); `template_reads` names what it may be told.
 Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
 false where the limit came before the stop token, `forgotten` counts turns that the context had no room for, `full` says
 that the context ended the answer, and `cut` that an encoder-decoder has read a part of the prompt. The text is a
@@ -34,13 +37,23 @@ from typing import Any, BinaryIO
 
 from ondevice.backend import Backend, load_backend
 from ondevice.config.load import from_mapping
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig, WorkerConfig
 from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.events import to_json
 from ondevice.models.folder import Model, load_model, writer
 from ondevice.runfolder import ticks
-from ondevice.talk import ended_by_context, find_model, fitting_ids, plain_ids, sampling
+from ondevice.talk import (
+    ended_by_context,
+    find_model,
+    fitting_ids,
+    plain_ids,
+    sampling,
+    silent,
+    trained_kwargs,
+    with_kwargs,
+)
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
 SCORED = 8  # rows of one scoring batch: a request has few responses, and every batch is filled up to this
@@ -101,7 +114,15 @@ class _Worker:
         self._scorer: Any = None
         self.tell("ready", model=cfg.model, parameters=self.model.size,
                   context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None,
-                  judges=self.model.cfg.num_labels == 1)
+                  judges=self.model.cfg.num_labels == 1, **self._template())
+
+    def _template(self) -> dict[str, Any]:
+        """What the chat template was told in training, and what it may be told."""
+        try:
+            return {"template_kwargs": parse_template_kwargs(trained_kwargs(self.model)),
+                    "template_reads": self.model.tokenizer.kwargs_read()}
+        except UserError:  # every chat will say why; what needs no template can still be asked
+            return {"template_kwargs": {}, "template_reads": []}
 
     def tell(self, event: str, **fields: Any) -> None:
         self.sink.write(to_json({"event": event, **fields}).encode() + b"\n")
@@ -131,7 +152,7 @@ class _Worker:
         number = request.get("number", 0)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
-        ids, forgotten = self._prompt(request, settings.max_new_tokens)
+        ids, forgotten = self._prompt(request, settings)
         generator, decoder = self._generator(sampling(settings, self.model)), self.model.tokenizer.stream()
         pieces: list[str] = []
         count = 0
@@ -182,14 +203,15 @@ class _Worker:
             pieces.append(text)
             self.tell("token", id=name, text=text)
 
-    def _prompt(self, request: Mapping[str, Any], longest: int) -> tuple[list[int], int]:
-        """(ids, turns forgotten) of a request's messages or text, with room for an answer of `longest` tokens."""
+    def _prompt(self, request: Mapping[str, Any], settings: SamplingConfig) -> tuple[list[int], int]:
+        """(ids, turns forgotten) of a request's messages or text, with room for the longest answer that is allowed."""
         text = request.get("text")
         if isinstance(text, str):
             return plain_ids(_whole(text), self.model), 0
         turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
-        ids, kept = fitting_ids(first, turns[len(first):], self.model, longest)
+        model = with_kwargs(self.model, settings.chat_template_kwargs, silent)
+        ids, kept = fitting_ids(first, turns[len(first):], model, settings.max_new_tokens)
         return ids, len(turns) - len(first) - len(kept)
 
     def _generator(self, settings: Sampling) -> Generator:

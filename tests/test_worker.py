@@ -62,7 +62,7 @@ def ask(name: str, **fields: Any) -> dict[str, Any]:
 def test_it_streams_what_generate_says(model: Path) -> None:
     events = answers(model, ask("a"), ask("b", number=1), ask("c", number=1, sampling={"temperature": 0}))
     assert events[0] == {"event": "ready", "model": str(model), "parameters": events[0]["parameters"], "context": 96,
-                         "chat": True, "judges": False}
+                         "chat": True, "judges": False, "template_kwargs": {}, "template_reads": []}
     for name in "ab":
         done = next(e for e in events if e["event"] == "done" and e["id"] == name)
         pieces = [e["text"] for e in events if e["event"] == "token" and e["id"] == name]
@@ -187,3 +187,52 @@ def _alive(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not stat.is_file() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+POLITE = """{% for message in messages %}{{ message.role }}: {{ message.content }}{% if polite %} please{% endif %}
+{% endfor %}assistant:"""
+
+
+@pytest.fixture(scope="module")
+def polite(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a stage whose chat template was told {"polite": true}."""
+    stage = tmp_path_factory.mktemp("run") / "sft"
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(model, backend)
+    (stage / "model").mkdir(parents=True)
+    write_model(stage / "model", backend, loaded.cfg, loaded.params, loaded.tokenizer.with_template(POLITE))
+    setting = json.dumps({"polite": True})
+    (stage / "events.jsonl").write_text(
+        json.dumps({"t": 1.0, "event": "start", "config": {"chat_template_kwargs": setting}}) + "\n")
+    return stage / "model"
+
+
+def test_the_chat_template_is_told_what_it_was_told_in_training(polite: Path) -> None:
+    def asked(name: str, **sampling: Any) -> dict[str, Any]:
+        return ask(name, text=None, messages=[{"role": "user", "content": "the cat"}],
+                   sampling={"max_new_tokens": 2, **sampling})
+
+    ready, *events = answers(polite, asked("default"), asked("same", chat_template_kwargs='{"polite": true}'),
+                             asked("none", chat_template_kwargs="{}"), asked("off", chat_template_kwargs='{"polite": 0}'),
+                             asked("unread", chat_template_kwargs='{"thinks": true}'))
+    assert ready["template_kwargs"] == {"polite": True} and ready["template_reads"] == ["polite"]
+    read = {event["id"]: event["prompt_tokens"] for event in events if event["event"] == "done"}
+    assert read["default"] == read["same"] > read["none"] == read["off"]
+    (error,) = [event for event in events if event["event"] == "error"]
+    assert error["id"] == "unread" and error["where"] == "chat_template_kwargs" and "polite" in error["hint"]
+
+
+def test_the_commands_tell_it_so_too(polite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ondevice.config.use import ChatConfig, GenerateConfig
+    from ondevice.talk import open_model
+
+    def told(cfg: ChatConfig | GenerateConfig) -> dict[str, Any]:
+        opened, _ = open_model(cfg)
+        return opened.tokenizer.template_kwargs
+
+    here = {"model": str(polite), "device": "cpu"}
+    assert told(ChatConfig(**here)) == {"polite": True}  # type: ignore[arg-type]
+    assert "as in training" in capsys.readouterr().err
+    assert told(ChatConfig(**here, chat_template_kwargs="{}")) == {}  # type: ignore[arg-type]
+    assert told(GenerateConfig(**here)) == {}, "a text that is continued has no template"  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

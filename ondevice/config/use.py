@@ -106,8 +106,8 @@ class SamplingConfig(UseConfig):
     seed: int = only(0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Decides every draw."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
+    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -299,8 +299,8 @@ class EvalConfig(RowsConfig, UseConfig):
     chat_template_kwargs: str = only(
         "", lambda cfg: not cfg.tasks or bool(set(cfg.tasks) - {"text", "classes"}),
         "text and classes are measured without a chat template", "leave it out, or name other tasks")
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
+    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()

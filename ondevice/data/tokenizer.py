@@ -21,6 +21,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ondevice.config.template_kwargs import TAKEN
 from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
 from ondevice.data.tokenizer_settings import with_settings
 from ondevice.errors import UserError
@@ -181,15 +182,23 @@ class Tokenizer:
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
         """A copy whose template is given further names. Raises UserError for one that it does not read."""
+        if unread := sorted(set(kwargs) - self._names_read()):
+            raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
+                            hint=f"it reads: {', '.join(self.kwargs_read()) or 'nothing'}")
+        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
+                         template_kwargs={**self.template_kwargs, **kwargs}, rows=self.rows)
+
+    def kwargs_read(self) -> list[str]:
+        """Names that the chat template reads beside what every template is given. Raises UserError for a template that
+        cannot be read."""
+        return sorted(self._names_read() - set(_NAMED))
+
+    def _names_read(self) -> set[str]:
+        """Names that a setting may give the chat template."""
         from ondevice.data.template import names_read
 
         sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
-        read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
-        if unread := sorted(set(kwargs) - read):
-            raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
-                            hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
-        return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
-                         template_kwargs={**self.template_kwargs, **kwargs}, rows=self.rows)
+        return set().union(*(names_read(source) for source in sources)) - set(TAKEN)
 
     def template_for(self, tools: bool) -> str | None:
         """The template of a chat with or without tools, as transformers chooses among named ones."""
