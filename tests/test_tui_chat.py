@@ -15,6 +15,7 @@ from textual.widgets import Input
 from ondevice.ratings import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.remembered import Remembered
 from ondevice_tui.screens.chat import ChatScreen, Pane
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeArea
@@ -348,3 +349,47 @@ def test_another_model_takes_the_conversation_over(tmp_path: Path) -> None:
         assert one.speakers == ["first · pretrain"] * 4
 
     play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+    write_done(run.stage("sft"), [])  # its template reads a name, and was told it in training
+
+    async def setting(pilot: Pilot[Any], text: str) -> None:
+        await pilot.press("ctrl+e")
+        await until_shown(pilot, "how answers are drawn")
+        pilot.app.screen.query_one("#set-chat_template_kwargs", Input).value = text
+        await pilot.press("enter")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · sft")
+        await say(pilot, "template")
+        await until_shown(pilot, "1 told nothing", "first · sft · thinks false")
+        await setting(pilot, '{"wings": 1}')
+        await until_shown(pilot, "does not read 'wings'")
+        assert app.focused is app.screen.query_one("#set-chat_template_kwargs"), "the cursor stands where it is wrong"
+        await until_shown(pilot, "told in training:")
+        await pilot.press("escape")
+        await setting(pilot, '{"thinks": true}')
+        await until_shown(pilot, "first · sft · thinks true")
+        await say(pilot, "template")
+        await until_shown(pilot, '3 told {"thinks": true}')
+        await pilot.press("ctrl+o")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: len(app.screen.panes) == 2)  # type: ignore[attr-defined]
+        await say(pilot, "template")
+        one, two = app.screen.query(Pane)
+        await until(pilot, lambda: len(one.turns) == len(two.turns) == 6)
+        assert one.turns[-1]["content"].startswith('5 told {"thinks": true}')
+        assert two.turns[-1]["content"].startswith("5 told {}"), "its template does not read the name"
+        await pilot.press("ctrl+t")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: one.name_shown == "first · pretrain")
+        assert app.screen.sampling["chat_template_kwargs"] == ""  # type: ignore[attr-defined]
+
+    play(tmp_path, script, size)
+    assert Remembered().get("sampling", lambda _: True)["chat_template_kwargs"] == "", "it is for one model"

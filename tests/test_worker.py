@@ -213,7 +213,8 @@ def test_the_chat_template_is_told_what_it_was_told_in_training(polite: Path) ->
                    sampling={"max_new_tokens": 2, **sampling})
 
     ready, *events = answers(polite, asked("default"), asked("same", chat_template_kwargs='{"polite": true}'),
-                             asked("none", chat_template_kwargs="{}"), asked("off", chat_template_kwargs='{"polite": 0}'),
+                             asked("none", chat_template_kwargs="{}"),
+                             asked("off", chat_template_kwargs='{"polite": 0}'),
                              asked("unread", chat_template_kwargs='{"thinks": true}'))
     assert ready["template_kwargs"] == {"polite": True} and ready["template_reads"] == ["polite"]
     read = {event["id"]: event["prompt_tokens"] for event in events if event["event"] == "done"}

@@ -169,4 +169,5 @@ def memory_warning(folder: str) -> str:
 def sampling_defaults() -> dict[str, Any]:
     """The settings of an answer, by the names and defaults of the command line."""
     plain = SamplingConfig(model="-")
-    return {name: getattr(plain, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "seed")}
+    return {name: getattr(plain, name) for name in (
+        "temperature", "top_p", "top_k", "max_new_tokens", "seed", "chat_template_kwargs")}
