@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from ondevice import conversations
 from ondevice.backend import Backend, load_backend
 from ondevice.beams import Search, beam_search
 from ondevice.config.template_kwargs import parse_template_kwargs
@@ -168,16 +170,17 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
 
 def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     """A conversation in the terminal. The first turns are forgotten where the context is full, a message that alone is
-    too long for it is refused, and both are said, as is an answer that the context ends."""
+    too long for it is refused, and both are said, as is an answer that the context ends. Raises UserError where the
+    file that is to keep it holds something else, or cannot be written."""
     cfg.check()
     model, backend = open_model(cfg)
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
     generator = generator_of(model, backend, sampling(cfg, model, _told("chat")))
-    first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
+    first, turns = _begun(cfg)
+    all_turns = [*first, *turns]
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    turns: list[dict[str, str]] = []
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
@@ -207,6 +210,30 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         if full:
             print("The context is full: the answer ends here.", file=sys.stderr)
         turns.append({"role": "assistant", "content": text})
+        if cfg.save:
+            all_turns += [asked[-1], turns[-1]]
+            _save(cfg, all_turns, model)
+
+
+def _begun(cfg: ChatConfig) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(the system message, the turns) that a conversation begins with: those of the file that keeps it, where it is
+    there. Raises UserError for a file of another kind, or of other instructions."""
+    first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
+    if not cfg.save or not (file := Path(os.path.expanduser(cfg.save))).exists():
+        return first, []
+    before = [dict(message) for message in conversations.load(file).messages]
+    told = before[:1] if before[0]["role"] == "system" else []
+    if first and first != told:
+        raise UserError("has other instructions", where=cfg.save, hint="leave --system out, or name another file")
+    print(f"The conversation in {inert(cfg.save, newlines=False)} goes on, after {len(before) - len(told)} turns.",
+          file=sys.stderr)
+    return told, before[len(told):]
+
+
+def _save(cfg: ChatConfig, turns: Sequence[dict[str, str]], model: Model) -> None:
+    names = [field.name for field in fields(SamplingConfig) if field.name not in {f.name for f in fields(UseConfig)}]
+    conversations.save(Path(os.path.expanduser(cfg.save)), conversations.Conversation(
+        turns, str(model.folder), {name: getattr(cfg, name) for name in names}, model.tokenizer.template_kwargs))
 
 
 def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]], model: Model,

@@ -336,6 +336,34 @@ def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, mo
     assert "The context is full: the answer ends here." in told.getvalue()
 
 
+def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept" / "chat.jsonl"
+    asked: list[list[dict[str, Any]]] = []
+    fits = talk.fitting_ids
+
+    def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
+        asked.append([*first, *turns])
+        return fits(first, turns, model, longest)
+    monkeypatch.setattr(talk, "fitting_ids", watched)
+
+    def speak(*said: str, **more: Any) -> None:
+        lines = iter([*said, ""])
+        talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=3, save=str(file), **more),
+                  lambda _: next(lines))
+
+    speak("Hi!", system="Be kind.")
+    speak("And?")
+    assert [turn["role"] for turn in asked[1]] == ["system", "user", "assistant", "user"]
+    assert "goes on, after 2 turns" in capsys.readouterr().err
+    row = json.loads(file.read_text())
+    assert [turn["content"] for turn in row["messages"]][:2] == ["Be kind.", "Hi!"] and len(row["messages"]) == 5
+    assert row["model"] == str(place / "parrot") and row["sampling"]["max_new_tokens"] == 3
+    with pytest.raises(UserError, match="has other instructions"):
+        speak("Hi!", system="Be rude.")
+    assert json.loads(file.read_text()) == row
+
+
 @pytest.mark.slow
 def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
     """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and in report.md."""

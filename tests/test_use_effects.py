@@ -129,7 +129,7 @@ def test_refused_once_the_model_or_the_rows_are_known(function: Callable[..., An
                                                       tmp_path: Path) -> None:
     monkeypatch.chdir(files)
     # as if the template read each name: one that it does not read is refused before
-    monkeypatch.setattr("ondevice.evaluating.with_template_kwargs", lambda tokenizer, kwargs: tokenizer)
+    monkeypatch.setattr("ondevice.evaluating.with_kwargs", lambda model, kwargs: model)
     more = {"out": str(tmp_path / "out")} if function is od.export else {}
     with pytest.raises(UserError, match=said):
         function(**values, **more, **({} if function is od.show_data else {"backend": "torch"}))

@@ -170,6 +170,8 @@ class ChatConfig(SamplingConfig):
 
     system: str = ""
     """Instructions that stand before the conversation."""
+    save: str = ""
+    """File that keeps the conversation, as a row that sft reads. One that is there already goes on."""
 
     def check(self) -> None:
         super().check()

@@ -27,6 +27,7 @@ HARMLESS = {
     **dict.fromkeys(("source", "source_chosen", "source_rejected", "dataset", "dataset_name", "origin", "url",
                      "license", "created", "created_at", "timestamp", "split", "item",
                      "batch"), "says where it is from"),
+    **dict.fromkeys(("model", "sampling"), "says who answered, and with which settings"),
 }
 """Names that say nothing about what is learned, each with its reason: these are not told of."""
 
