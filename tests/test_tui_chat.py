@@ -12,6 +12,7 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice import conversations
 from ondevice.ratings import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
@@ -393,3 +394,51 @@ def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size
 
     play(tmp_path, script, size)
     assert Remembered().get("sampling", lambda _: True)["chat_template_kwargs"] == "", "it is for one model"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_conversation_is_saved_and_taken_up_again(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+
+    def kept() -> list[Path]:
+        return conversations.saved(run.path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · pretrain", "Enter sends")
+        await pilot.press("ctrl+s")
+        await until_shown(pilot, "nothing to save yet")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: any("no saved conversation yet" in n.message for n in app._notifications))
+        await say(pilot, "hello")
+        await until_shown(pilot, "1 hello 0")
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(kept()) == 1)
+        await say(pilot, "more")
+        await until_shown(pilot, "3 more 0")
+        app.clear_notifications()
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: any("is not saved" in n.message for n in app._notifications))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(conversations.load(kept()[0]).messages) == 4, "it grows in its file")
+        assert len(kept()) == 1
+        app.clear_notifications()
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "more" not in shown(app))
+        await pilot.press("ctrl+l")
+        text = await until_shown(pilot, "which conversation", "4 turns", "hello")
+        assert fits(text, size)
+        await pilot.press("enter")
+        await until_shown(pilot, "1 hello 0", "3 more 0", "goes on with it")
+        await say(pilot, "last")
+        await until_shown(pilot, "5 last 0")
+        await pilot.press("ctrl+n")
+        await say(pilot, "other")
+        await until_shown(pilot, "1 other 0")
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(kept()) == 2, "another conversation has a file of its own")
+
+    play(tmp_path, script, size)
+    other, first = (conversations.load(file) for file in kept())
+    assert first.model == other.model == "first · pretrain" and first.sampling["temperature"] == 0.8
+    assert [len(one.messages) for one in (first, other)] == [4, 2]

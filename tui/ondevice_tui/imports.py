@@ -19,7 +19,8 @@ AHEAD = (
     "ondevice_tui.screens.start", "ondevice_tui.screens.ask", "ondevice_tui.screens.help", "numpy", "numpy.random",
     "numpy.ma", "email.parser",  # by which importlib.metadata reads our version, for each vote
     "ondevice_tui.screens.reason", "ondevice.rating", "ondevice_tui.screens.rate",
-    "ondevice_tui.screens.chat", "ondevice_tui.screens.push", "ondevice_tui.screens.choose_model",
+    "ondevice.conversations", "ondevice_tui.screens.chat", "ondevice_tui.screens.push",
+    "ondevice_tui.screens.choose_model", "ondevice_tui.screens.choose_chat",
     "ondevice_tui.screens.more_pairs", "ondevice_tui.screens.votes", "ondevice.cli", "ondevice.machine",
     "ondevice.pairs", "ondevice.rating_stats", "ondevice.rating_files", "ondevice.figures", "ondevice.report",
     "ondevice.config.corpus", "ondevice.data.builtin", "ondevice.data.formats", "ondevice.data.readers")

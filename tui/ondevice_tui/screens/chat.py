@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +18,13 @@ from textual.widgets import Input
 from ondevice.config.load import from_mapping
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig
+from ondevice.conversations import Conversation, load, new_file, save, saved
 from ondevice.errors import UserError
 from ondevice.progress import number
 from ondevice.ratings import Response
 from ondevice_tui.fields import fields_of, settings
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice_tui.screens.choose_chat import ChooseChat
 from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.screens.keep import Keep, Kept
 from ondevice_tui.screens.page import Card, Page, titled
@@ -49,6 +51,8 @@ class Pane(Vertical):
         self.told = ""
         self.pace = ""
         self.setting = ""  # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
+        self.file: Path | None = None  # that this conversation is kept in, once somebody has saved it
+        self.saved = 0  # turns in it
         self.ready: dict[str, Any] = {}  # what the model's process said of it, once it has been loaded
 
     def compose(self) -> ComposeResult:
@@ -78,6 +82,12 @@ class Pane(Vertical):
         self.turns.append({"role": role, "content": text})
         self.speakers.append(self.name_shown)
 
+    def begin(self, turns: Sequence[dict[str, str]] = (), speakers: Sequence[str] = (),
+              file: Path | None = None) -> None:
+        """Another conversation, or none."""
+        self.turns, self.speakers, self.file, self.saved = list(turns), list(speakers), file, len(turns)
+        self.told, self.pace = "", ""
+
     def take_back(self) -> None:
         """The last turn: no answer came to it."""
         self.turns.pop()
@@ -87,8 +97,8 @@ class Pane(Vertical):
         who = _stage_of(self.name_shown)
         rows = []
         for turn, by in list(zip(self.turns, self.speakers, strict=True))[-SHOWN_TURNS:]:
-            mine = turn["role"] == "user"
-            rows += [content("you" if mine else _stage_of(by), "bold $muted" if mine else "bold $primary"),
+            who_said = {"user": "you", "system": "system"}.get(turn["role"], _stage_of(by))
+            rows += [content(who_said, "bold $primary" if turn["role"] == "assistant" else "bold $muted"),
                      content(turn["content"].strip() or "(nothing)"), content("")]
         if self.writing:
             rows += [content(who, "bold $primary"), content(self.writing + "▌")]
@@ -118,6 +128,9 @@ stands there; ctrl+n begins anew. With a second model beside it, both get the sa
 A chat template is told what it was told when the model was trained (a switch for thinking, for example): the box \
 shows it beside the model's name, and ctrl+e changes it.
 
+ctrl+s saves the conversation into the run's folder chats/, with the model's name and the settings, as a row that sft \
+reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
+
 ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -126,6 +139,8 @@ second model's is taken), and you say which is better."""
         Binding("ctrl+e", "settings", "settings", priority=True,
                 tooltip="Temperature, top-p, length, seed, what the chat template is told"),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
+        Binding("ctrl+s", "save", "save", priority=True, tooltip="Save the conversation as a row that sft reads"),
+        Binding("ctrl+l", "load", "load", priority=True, tooltip="Go on with a saved conversation of this run"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
         Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
         Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", priority=True,
@@ -300,7 +315,67 @@ second model's is taken), and you say which is better."""
             self.ui.say("the answer is still being written; ctrl+x stops it")
             return
         for pane in self.all_panes:
-            pane.turns, pane.speakers, pane.told, pane.pace = [], [], "", ""
+            pane.begin()
+            pane.show()
+
+    def action_save(self) -> None:
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        elif not any(pane.turns for pane in self.panes):
+            self.ui.say("nothing to save yet: ask something first")
+        else:
+            self.run_worker(self._save([pane for pane in self.panes if pane.turns]), group="kept")
+
+    async def _save(self, panes: list[Pane]) -> None:
+        """Each conversation in a file of its own, in the run of its model; in a thread, for a disk may be slow."""
+        told = []
+        for pane in panes:
+            assert pane.model is not None
+            stage = Path(pane.model[1]).parent
+            spoke = list(dict.fromkeys(by for by, turn in zip(pane.speakers, pane.turns, strict=True)
+                                       if turn["role"] == "assistant"))
+            made = Conversation(list(pane.turns), spoke[0] if len(spoke) == 1 else spoke,
+                                {**self.sampling, KWARGS: pane.setting}, pane.kwargs)
+            file = pane.file or new_file(stage.parent, stage.name)
+            try:
+                await asyncio.to_thread(save, file, made)
+            except UserError as problem:
+                self.ui.say(f"not saved: {problem}", bad=True)
+                return
+            pane.file, pane.saved = file, len(made.messages)
+            told.append(f"{file.parent.parent.name}/{file.parent.name}/{file.name}")
+        self.ui.say(f"saved as {' and '.join(told)}: a row that sft reads")
+
+    def action_load(self) -> None:
+        """A saved conversation of the model's run goes on."""
+        first = self.all_panes[0]
+        run = Path(first.model[1]).parent.parent if first.model else None
+        known = saved(run) if run is not None else []
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        elif not known:
+            self.ui.say("this run has no saved conversation yet: ctrl+s saves this one")
+        elif len(first.turns) > first.saved:
+            self.ui.say("what was said here is not saved: ctrl+s saves it, ctrl+n begins anew")
+        else:
+            self.app.push_screen(ChooseChat(known), self._take_chat)
+
+    def _take_chat(self, file: Path | None) -> None:
+        if file is None:
+            return
+        try:
+            found = load(file)
+        except UserError as problem:
+            self.ui.say(str(problem), bad=True)
+            return
+        by = found.model if isinstance(found.model, str) else " and ".join(map(str, found.model))
+        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in found.messages]
+        for pane in self.panes:
+            pane.begin(turns, [by] * len(turns), file if pane is self.all_panes[0] else None)
+        if _samples(found.sampling):
+            self._set({**self.sampling, **found.sampling})
+        self.all_panes[0].told = f"Saved in {file.name}; {self.all_panes[0].name_shown} goes on with it."
+        for pane in self.panes:
             pane.show()
 
     def action_scroll(self, by: int) -> None:
@@ -385,7 +460,7 @@ second model's is taken), and you say which is better."""
         if pane.model != model:
             pane.model, pane.ready = model, {}
         if at:
-            pane.turns, pane.speakers = list(first.turns), list(first.speakers)
+            pane.begin(first.turns, first.speakers)
         if pane.turns:
             pane.told = f"From here on {model[0]} answers. ctrl+n begins anew."
         if another and not at and self.sampling[KWARGS]:
@@ -492,7 +567,7 @@ class Settings(Card[dict[str, Any] | None]):
 def _samples(values: Any) -> bool:
     """Whether these are settings of answers, whole and within their bounds."""
     usual = sampling_defaults()
-    if not isinstance(values, dict) or {*values, KWARGS} != {*usual}:  # an older app knew nothing of a template
+    if not isinstance(values, Mapping) or {*values, KWARGS} != {*usual}:  # an older app knew nothing of a template
         return False
     try:
         from_mapping(SamplingConfig, {**values, "model": "-"})
