@@ -16,6 +16,7 @@ from ondevice_tui import passes
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.ask import Question
 from ondevice_tui.screens.start import Field, StartScreen, best_field
+from ondevice_tui.widgets.safe import YesNo
 from test_tui import play
 from tui_runs import a_run, until, until_shown
 
@@ -175,5 +176,36 @@ def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> Non
         fields["data"].put("builtin")
         await until_shown(pilot, "as a process of its own")
         assert "times" not in fields["steps"].about.plain
+
+    play(tmp_path, script)
+
+
+def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model, out = tmp_path / "model", str(tmp_path / "new")
+        model.mkdir()
+        app.push_screen(StartScreen("sft", {"model": str(model), "out": out, "steps": 5}))
+        await until_shown(pilot, "ready: ctrl+g starts it")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        last = list(fields.values())[-1]
+
+        async def enter_in(name: str) -> str:
+            fields[name].control.focus()
+            await pilot.press("enter")
+            await pilot.pause()
+            return next(name for name, field in fields.items() if field.control is app.focused)
+
+        names = list(fields)
+        assert await enter_in("steps") == names[names.index("steps") + 1], "nothing is wrong: the next field"
+        assert isinstance(last.control, YesNo) and await enter_in(last.spec.name) == last.spec.name
+        assert last.control.value == last.begun, "Enter changes nothing"
+        await pilot.press("space")
+        assert last.control.value != last.begun
+        assert any("ctrl+g starts it" in n.message for n in app._notifications)
+        fields["steps"].control.value = "many"
+        for name in (last.spec.name, "out", "steps"):
+            app.clear_notifications()
+            assert await enter_in(name) == "steps"
+            assert any("steps" in n.message and n.severity == "error" for n in app._notifications)
 
     play(tmp_path, script)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp
 
 SAME = ""
+N = TypeVar("N", int, float)
 Found = Plan | Literal["stop", "imported"] | None
 _HELP = {
     "first": "Who writes the answers.",
@@ -102,8 +103,11 @@ class MorePairs(Card[Found]):
             return
         try:
             self.dismiss(self._made())
-        except (UserError, ValueError) as problem:
+        except UserError as problem:
             self._say(str(problem))
+            if wrong := self.query(f"#more-{problem.where}"):
+                wrong.first().focus()
+            self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
 
     async def _import(self, file: str) -> None:
         """`ondevice ratings import`, in a thread."""
@@ -120,13 +124,14 @@ class MorePairs(Card[Found]):
         self.dismiss("imported")
 
     def _made(self) -> Plan:
-        """Raises UserError, and ValueError for what is no number."""
+        """Raises UserError naming the field at fault."""
         if not self._models:
-            raise UserError("there is no model to write answers", hint="name a file of pairs")
+            raise UserError("there is no model to write answers", where="file", hint="name a file of pairs")
         first = str(self.query_one("#more-first", Select).value)
         second = str(self.query_one("#more-second", Select).value) or first
-        temperatures = [float(text) for text in self._text("temperatures").split(",") if text.strip()] or [0.8]
-        answers, longest = int(self._text("answers")), int(self._text("longest"))
+        given = [text for text in self._text("temperatures").split(",") if text.strip()]
+        temperatures = [_number(text, "temperatures", float) for text in given] or [0.8]
+        answers, longest = (_number(self._text(name), name, int) for name in ("answers", "longest"))
         if not all(0 < t <= 10 for t in temperatures) or len(temperatures) > 2:
             raise UserError("one or two numbers from 0 to 10, by a comma", where="temperatures")
         if not 2 <= answers <= 4:
@@ -145,3 +150,10 @@ class MorePairs(Card[Found]):
 
     def _say(self, text: str) -> None:
         self.query_one("#more-verdict", SafeText).show(f"✗ {text}" if text != "reading …" else text, "$error")
+
+
+def _number(text: str, where: str, kind: type[N]) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{text.strip()!r} is not a number", where=where) from None

@@ -187,7 +187,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         text = content(told, "$muted")
         for name in ("#about-narrow", "#about-wide"):
             self.query_one(name, SafeText).show(text)
-        titled(self.query_one("#form"), "settings", "tab next   ctrl+f find   ctrl+g start")
+        titled(self.query_one("#form"), "settings", "Enter next   space yes/no   ctrl+f find   ctrl+g start")
         titled(self.query_one("#about"), f"{self.verb}: what it does, what to watch")
         self.query_one("#find").display = False
         self.top(("start ", ""), (self.verb, "bold"))
@@ -239,13 +239,34 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if event.input.id != "find":
-            self.app.action_focus_next()
+            self._enter()
         elif self._goal is not None:  # a whole value, for a field that is still coming
             self._end_find()
         elif (name := best_field([spec.name for spec in self.specs], event.value)) is None:
             self.ui.say(f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True)
         else:
             self._find_field(name)
+
+    def on_yes_no_entered(self) -> None:
+        self._enter()
+
+    def _enter(self) -> None:
+        """Enter in a field: to the field that is wrong, with what is wrong there; else to the next one. The last one
+        has none: it says what starts the stage."""
+        if self._coming:
+            self.app.action_focus_next()
+        elif not self.check():
+            self._go_to_wrong()
+        elif self.focused is list(self.query(Field))[-1].control:
+            self.ui.say("nothing is wrong: ctrl+g starts it")
+        else:
+            self.app.action_focus_next()
+
+    def _go_to_wrong(self) -> None:
+        """Says what is wrong, and puts the cursor where it is."""
+        self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
+        if self._wrong in {spec.name for spec in self.specs} and not self._coming:
+            self._find_field(self._wrong)
 
     def _find_field(self, name: str) -> None:
         """Goes to this field. Where it is not mounted yet, the search box takes what is typed for it."""
@@ -387,9 +408,7 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def action_go(self) -> None:
         if not self.check():
-            self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
-            if self._wrong in {spec.name for spec in self.specs} and not self._coming:
-                self._find_field(self._wrong)
+            self._go_to_wrong()
             return
         out = next(field.entry for field in self.query(Field) if field.spec.name == "out")
         if self.ui.start(self._words, Path(str(out))):

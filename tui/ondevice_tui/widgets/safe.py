@@ -83,7 +83,16 @@ class SafeText(Static):
 
 
 class YesNo(Checkbox):
-    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight."""
+    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight. Space changes
+    it; Enter is the form's, as in every other field."""
+
+    class Entered(Message):
+        """Enter was pressed in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "enter", show=False)]
+
+    def action_enter(self) -> None:
+        self.post_message(self.Entered())
 
     def __init__(self, value: bool) -> None:
         super().__init__("", value, compact=True)
