@@ -72,9 +72,10 @@ class History:
         if not isinstance(found, (int, float)) or isinstance(found, bool):
             return None
         try:
-            return float(found)
+            float(found)
         except OverflowError:  # a whole number beyond every float
             return None
+        return found
 
     def take(self, event: dict[str, Any]) -> None:
         """One more event. Values that are no numbers are left out of the curves, None is a gap in them."""

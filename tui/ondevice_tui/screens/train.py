@@ -245,8 +245,10 @@ is no number. Below: the newest numbers with their course, and what the model an
 
     def _names(self) -> list[str]:
         known = [name for name in self.history.steps if name not in HIDDEN]
-        # The loss says little of a stage that learns from rewards.
-        return sorted(known, key=lambda name: (name != "reward", _rank(name)))
+        if "loss" in known or "reward" in known:
+            # The loss says little of a stage that learns from rewards.
+            return sorted(known, key=lambda name: (name != "reward", _rank(name)))
+        return sorted(known, key=lambda name: -_rank(name))  # it learns nothing: what it counts, then how fast it was
 
     def _show_curve(self, curve: Curve, metric: str) -> None:
         series = self.history.steps.get(metric)
@@ -269,23 +271,25 @@ is no number. Below: the newest numbers with their course, and what the model an
         to_axis = self._to_axis(self.history)
         traces = [Trace(to_axis(series.columns(curve.places, first, last)))]
         title = f"{metric} {number(series.last)}"
-        if curve.smoothing:
+        if curve.smoothing and not series.whole:  # of a count that grows, an average is one that was
             title += f"  average {number(_average(traces[0].columns, curve.smoothing))}"
         held = self.history.evals.get(metric)
         other = self._overlay.history.steps.get(metric) if self._overlay is not None else None
         if other is not None and self._overlay is not None:
             with self._overlay.history.lock:
                 columns = other.columns(curve.places, first, last)
-                columns = Columns(columns.x, columns.low, columns.high, smooth(columns.mean, curve.smoothing), [])
+                columns = Columns(columns.x, columns.low, columns.high,
+                                  smooth(columns.mean, 0 if series.whole else curve.smoothing), [])
                 traces.append(Trace(self._to_axis(self._overlay.history)(columns), "·", "third"))
             title += f"  · {self._overlay_name}"
         if held is not None and len(held):
             traces.append(Trace(to_axis(held.columns(curve.places // 2, first, last)), "o", "second"))
             title += f"  o held-out {number(held.last)}"
         ends = to_axis(Columns([first, last], [0, 0], [0, 0], [0, 0], [])).x
-        curve.show(traces, (ends[0], max(ends[1], ends[0])))
+        curve.show(traces, (ends[0], max(ends[1], ends[0])), whole=series.whole)
+        smoothed = "counts" if series.whole else f"smooth {curve.smoothing:g}"
         zoom = f"  zoom {2 ** self._halvings}×" if self._halvings else ""
-        titled(curve, title, f"y: {curve.scale}  x: {self._axis}  smooth {curve.smoothing:g}{zoom}")
+        titled(curve, title, f"y: {curve.scale}  x: {self._axis}  {smoothed}{zoom}")
 
     def _to_axis(self, history: History) -> Any:
         """Columns with their x as the chosen axis has it."""
