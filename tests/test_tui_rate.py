@@ -397,7 +397,7 @@ def test_two_checkpoints_take_turns_and_four_answers(tmp_path: Path, workers: li
 
 
 @pytest.mark.parametrize(("texts", "says"), [
-    ({"answers": "5"}, "answers: 2 to 4"), ({"temperatures": "hot"}, "could not convert"),
+    ({"answers": "5"}, "answers: 2 to 4"), ({"temperatures": "hot"}, "'hot' is not a number"),
     ({"temperatures": "0"}, "temperatures"), ({"longest": "0"}, "longest"), ({"file": "none.jsonl"}, "none.jsonl"),
 ])
 def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str, str], says: str) -> None:
@@ -407,6 +407,26 @@ def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str
         await plan(pilot, **texts)
         await until_shown(pilot, "✗ ", says)
         assert isinstance(app.screen, MorePairs)
+        (wrong,) = texts
+        assert app.focused is app.screen.query_one(f"#more-{wrong}"), "the cursor stands where it is wrong"
+
+    play(tmp_path, script, (120, 36))
+
+
+def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers: list[str]) -> None:
+    run = a_run(tmp_path)
+    queue(run, 2)
+    file = tmp_path / "asked.jsonl"
+    message = {"role": "user", "content": "Question 9?", "mood": "sad"}
+    file.write_text("".join(json.dumps({"messages": [message]}) + "\n" for _ in range(200)) + '{"other": 1}\n')
+    _, remarks = pairing.prompts(str(file), run)
+    bad, unused = remarks
+    assert bad.startswith(f"{file}: 1 of 201 rows could not be used (first: {file}:201: ")
+    assert unused == f"{file}: not used: messages.mood (200 rows, first {file}:1)"
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await plan(pilot, prompts=str(file))
+        await until(pilot, lambda: [n.message for n in app._notifications if str(file) in n.message] == remarks)
 
     play(tmp_path, script, (120, 36))
 

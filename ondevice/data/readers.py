@@ -150,6 +150,14 @@ class Rows:
         """One line for people on what was not used, and of what is to be noted; empty where there is nothing to say."""
         return "; ".join(filter(None, (telling(self.unused), *self.notes)))
 
+    def remarks(self) -> list[str]:
+        """What to say of the rows to a person, once they were read: those that could not be used, with the first one
+        and its reason, and what of the others was not used."""
+        bad = f"{len(self.rejected)} of {self.seen} rows could not be used" if self.rejected else ""
+        if bad:
+            bad += f" (first: {self.rejected[0].where}: {self.rejected[0].reason})"
+        return [told for told in (bad, self.telling()) if told]
+
     def _close(self) -> None:
         """Whoever asks for the next row is through with this one."""
         if self._open is None:

@@ -263,12 +263,9 @@ def tell_unused(data: str, told: str, ctx: Context) -> None:
 
 
 def settled(rows: Rows) -> None:
-    """Says what was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
+    """Says which rows and what of the others was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
     rows.check()
-    bad = f"{len(rows.rejected)} of {rows.seen} rows could not be used" if rows.rejected else ""
-    if bad:
-        bad += f" (first: {rows.rejected[0].where}: {rows.rejected[0].reason})"
-    for told in filter(None, (bad, rows.telling())):
+    for told in rows.remarks():
         print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
 
 

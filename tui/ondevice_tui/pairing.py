@@ -103,8 +103,10 @@ def _learned(copy: Path) -> frozenset[int]:
         return frozenset()
 
 
-def prompts(data: str, run: RunFolder) -> list[list[dict[str, Any]]]:
-    """What is asked: chats that end with the user. Raises UserError where a file holds none. Takes its time."""
+def prompts(data: str, run: RunFolder) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """(what is asked: chats that end with the user; what there is to say of a file's rows: which could not be used, and
+    what of them was not). Raises UserError where a file holds none. Takes its time."""
+    remarks: list[str] = []
     if not data:
         with Ratings.open(run.path) as ratings:
             asked = {item.prompt_sha: item.messages for item in ratings.items() if item.kind == "normal"}
@@ -112,10 +114,10 @@ def prompts(data: str, run: RunFolder) -> list[list[dict[str, Any]]]:
     elif data == "builtin" or data.startswith("builtin:"):
         found = _builtin(data.partition(":")[2] or (str(run.path) if run.recipe.is_file() else ""))
     else:
-        found = _of_file(data)
+        found, remarks = _of_file(data)
     if not found:
         raise UserError("holds no prompt", where=data or str(run.path), hint="give a file of prompts, or builtin")
-    return found
+    return found, remarks
 
 
 def _builtin(recipe: str) -> list[list[dict[str, Any]]]:
@@ -127,7 +129,7 @@ def _builtin(recipe: str) -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": row["prompt"]}] for row in corpus.prompts("train")]
 
 
-def _of_file(path: str) -> list[list[dict[str, Any]]]:
+def _of_file(path: str) -> tuple[list[list[dict[str, Any]]], list[str]]:
     from ondevice.data.formats import BadRow, to_prompt
     from ondevice.data.readers import read
 
@@ -138,7 +140,7 @@ def _of_file(path: str) -> list[list[dict[str, Any]]]:
         except BadRow as error:
             rows.reject(where, str(error), row)
     rows.check()
-    return found
+    return found, [f"{path}: {told}" for told in rows.remarks()]
 
 
 def rater_name() -> str:
@@ -155,11 +157,11 @@ class NoRoom(Exception):
 
 class Pairing:
     """What goes on behind one rate screen. `ratings` gives its open database, `rater` who rates, `run` the run; `news`
-    is called when there are new pairs, or something else is to be told (`told`)."""
+    is called when there are new pairs, or something else is to be told (`told`), `say` with what is to be read once."""
 
     def __init__(self, ratings: Callable[[], RatingsThread | None], rater: Callable[[], str],
-                 run: Callable[[], RunFolder | None], news: Callable[[], None]) -> None:
-        self._ratings, self._rater, self._run, self._news = ratings, rater, run, news
+                 run: Callable[[], RunFolder | None], news: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._ratings, self._rater, self._run, self._news, self._say = ratings, rater, run, news, say
         self.plan: Plan | None = None
         self.judge: Judge | None = None
         self.scores: dict[int, list[float]] = {}
@@ -267,10 +269,12 @@ class Pairing:
             return False
         try:
             if not self._prompts:
-                found = await asyncio.to_thread(prompts, plan.data, run)
+                found, remarks = await asyncio.to_thread(prompts, plan.data, run)
                 if self.plan is not plan or self._ratings() is not ratings:
                     return False
                 self._prompts = found
+                for remark in remarks:
+                    self._say(remark)
                 items = await ratings.do(lambda found: found.items(plan.batch))
                 done = [int(item.meta.get("number", -1)) for item in items]
                 self._next = 1 + max(done, default=-1)

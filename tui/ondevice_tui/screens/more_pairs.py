@@ -104,10 +104,7 @@ class MorePairs(Card[Found]):
         try:
             self.dismiss(self._made())
         except UserError as problem:
-            self._say(str(problem))
-            if wrong := self.query(f"#more-{problem.where}"):
-                wrong.first().focus()
-            self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
+            self._say_wrong(problem, problem.where)
 
     async def _import(self, file: str) -> None:
         """`ondevice ratings import`, in a thread."""
@@ -118,9 +115,12 @@ class MorePairs(Card[Found]):
             told = await asyncio.to_thread(
                 import_file, RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file))
         except UserError as problem:
-            self._say(str(problem))
+            self._say_wrong(problem, "file")
             return
-        self._ui.say(f"{told['items']} pairs came in, {told['votes']} votes, {told['bad_rows']} bad rows")
+        more = [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"] if told["bad_rows"] else []
+        more += [f"not used: {told['not_used']}"] if "not_used" in told else []
+        more += [f"{told['already_there']} were there already"] if told["already_there"] else []
+        self._ui.say("; ".join([f"{told['items']} pairs came in, {told['votes']} votes", *more]))
         self.dismiss("imported")
 
     def _made(self) -> Plan:
@@ -147,6 +147,12 @@ class MorePairs(Card[Found]):
 
     def _text(self, name: str) -> str:
         return self.query_one(f"#more-{name}", Input).value.strip()
+
+    def _say_wrong(self, problem: UserError, field: str) -> None:
+        """What is wrong, with the cursor in the field at fault."""
+        self._say(str(problem))
+        self.query_one(f"#more-{field}").focus()
+        self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
 
     def _say(self, text: str) -> None:
         self.query_one("#more-verdict", SafeText).show(f"✗ {text}" if text != "reading …" else text, "$error")

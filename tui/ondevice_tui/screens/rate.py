@@ -111,7 +111,8 @@ least; p says why this one."""
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
-        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news)
+        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news,
+                               lambda told: self.ui.say(told))
         self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
