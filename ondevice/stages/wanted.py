@@ -263,7 +263,8 @@ def tell_unused(data: str, told: str, ctx: Context) -> None:
 
 
 def settled(rows: Rows) -> None:
-    """Says which rows and what of the others was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
+    """Says which rows and what of the others was not used, where no run keeps account of it. Raises UserError where too
+    many rows are bad."""
     rows.check()
     for told in rows.remarks():
         print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
