@@ -196,6 +196,10 @@ The stage is started as a process of its own: it goes on when this app is closed
             first.control.focus()
         self.run_worker(self._fill(), group="fields")
 
+    def on_resize(self) -> None:
+        if self.focused is not None:  # the field with the cursor stays in view
+            self.call_after_refresh(self.focused.scroll_visible, animate=False)
+
     def _next_fields(self, most: int = AT_ONCE) -> list[Field]:
         made, self._coming = self._coming[:most], self._coming[most:]
         return made
