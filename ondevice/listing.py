@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from ondevice import events
 from ondevice.errors import UserError, nearest
 from ondevice.progress import numbers_line
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runfolder import RunFolder, StageFolder, first_event
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
 _MARKS = ("bits_per_byte", "exact_match", "queued", "votes")  # of a finished stage, also one that does not train
@@ -66,8 +66,15 @@ def has_ratings(run: RunFolder) -> bool:
 
 
 def began_at(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> float:
-    """When its first stage began; of a run without stages, when its folder was last changed."""
-    return min((float(stage["began"]) for stage in stages), default=run.path.stat().st_mtime)
+    """When its first stage began; of a run without stages, the time of its oldest file. (The folder's own time changes
+    with every look at its ratings: SQLite makes files beside them and removes them.)"""
+    if stages:
+        return min(float(stage["began"]) for stage in stages)
+    oldest = run.path.stat().st_mtime
+    for file in run.path.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # SQLite's own come and go
+            oldest = min(oldest, file.lstat().st_mtime)
+    return oldest
 
 
 def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
@@ -94,7 +101,7 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     (time, step): where it began or went on last, or the first step in the part of the file that is read; `paused`:
     seconds between a stop and its resume, of those resumes that are in that part.
     """
-    first = _first_event(stage.events)
+    first = first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
     step = None
     last: Mapping[str, Any] = {}
@@ -186,14 +193,3 @@ def report_text(run: RunFolder) -> str:
     from ondevice.report import ladder  # here: its tables load numpy, and a list of runs does without
 
     return ladder(run)
-
-
-def _first_event(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    with open(path, "rb") as file:
-        try:
-            value = json.loads(file.readline())
-        except (ValueError, RecursionError):
-            return {}
-    return value if isinstance(value, dict) else {}

@@ -317,13 +317,14 @@ def _begun_at(stage: Path) -> float:
 
 
 def first_event(events: Path) -> dict[str, Any]:
-    """The first event of a stage, its start with its settings; empty where the file does not begin with one."""
+    """The first event of a stage, its start with its settings; empty where the file does not begin with one. Raises
+    OSError where it cannot be read."""
     if not events.is_file():  # reading from a pipe would wait for ever
         return {}
     try:
         with open(events, encoding="utf-8", errors="replace") as file:
             found = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -332,7 +333,7 @@ def _first_time(events: Path) -> float | None:
     """The time of the first event; None where the file does not begin with one."""
     try:
         began = float(first_event(events)["t"])
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
     return began if math.isfinite(began) else None
 

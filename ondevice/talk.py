@@ -86,7 +86,11 @@ def trained_kwargs(model: Model) -> str:
         return ""
     folder = model.folder.absolute()
     stages = [folder.parent, *folder.parents[2:3]]  # STAGE/model, STAGE/checkpoints/step-7/model
-    start = next((found for stage in stages if (found := first_event(stage / "events.jsonl"))), {})
+    try:
+        start = next((found for stage in stages if (found := first_event(stage / "events.jsonl"))), {})
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror}): what its chat template was told in training stands there",
+                        where=str(error.filename), hint="--chat-template-kwargs '{}' asks for nothing of it") from error
     config = start.get("config")
     setting = config.get("chat_template_kwargs") if isinstance(config, dict) else ""
     return setting if isinstance(setting, str) and parse_template_kwargs(setting) else ""

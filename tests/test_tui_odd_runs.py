@@ -175,6 +175,10 @@ def test_a_folder_with_nothing_but_ratings_is_a_run(tmp_path: Path, capsys: pyte
     assert main(["runs", "list", f"--folder={runs}"]) == 0
     assert str(runs / "new") in capsys.readouterr().out
 
+    before = listing.list_runs(runs)[0]["began"]
+    os.utime(runs / "new", (before + 1000, before + 1000))  # as after a look at its ratings
+    assert listing.list_runs(runs)[0]["began"] == before, "a look at a run makes it no newer"
+
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "new", "pairs to rate", "Enter ▸ rate")
         await pilot.press("enter")

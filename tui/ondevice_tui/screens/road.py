@@ -220,7 +220,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder
         if row is None or run is None or row.state not in ("died", "failed", "stopped"):
-            self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
+            self.ui.say(f"{row.stage} is starting already" if row is not None and row.state == "starting" else
+                        "nothing to resume: highlight a stage that stopped, failed or died")
             return
         try:
             self.ui.start(runner.resume_words(run, StageFolder(run.path / row.stage)), run.path)
