@@ -6,6 +6,7 @@ what is shown here: templates, masks, cuts and reasons are the stage's own.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,6 +53,7 @@ from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.folder import Model, tokenizer_of, whole_folder
 from ondevice.models.network import objective
 from ondevice.stages.pretrain import most_of, source_of
+from ondevice.stages.split import key_of
 from ondevice.stages.wanted import Wanted
 from ondevice.talk import find_model
 from ondevice.text_inputs import text_inputs
@@ -60,6 +62,7 @@ LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 c
 BRACKETS = ("⟦", "⟧")
 SHOWN_REASONS = 8
 SHOWN_TEXT = 6000  # characters of one example
+HELD_TOO = "held out too, so that it is not learned from"
 _MEANS = {"text": "pretrain", "label": "classify", "chat": "sft", "preference": "reward and dpo",
           "judged": "dpo --loss-type kto", "prompt": "grpo and ppo"}
 _STAGES: dict[str, Any] = {"text": PretrainConfig, "label": ClassifyConfig, "chat": SFTConfig,
@@ -84,6 +87,16 @@ class Counts:
     examples: list[dict[str, Any]] = field(default_factory=list)
     spelt: Spelt | None = None
     separator: str = ""
+    held: set[int] = field(default_factory=set)  # hashes of what is held out
+    gathers: bool = False  # them
+
+    def held_out(self, key: int, where: str) -> bool:
+        """Whether what is called so is held out, and so not learned from; it is counted."""
+        if self.gathers:
+            self.held.add(key)
+        elif key in self.held:
+            self.skip(HELD_TOO, where, False)
+        return self.gathers or key in self.held
 
     def skip(self, reason: str, where: str, bad: bool = True) -> None:
         self.bad += bad
@@ -117,6 +130,11 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
     made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
+    whole = Wanted(cfg.data, cfg.validation, reading=Reading.of(cfg))
+    for held in whole.held() or filter(None, [whole.named_held()]):
+        held_rows = held.rows()
+        held_rows.strict = False
+        made(held_rows, model, length, 0, Counts(separator=cfg.separator, held=counts.held, gathers=True))
     made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     unused = rows.unused
     for bad in rows.rejected:
@@ -126,7 +144,8 @@ def show(cfg: DataConfig) -> dict[str, Any]:
             "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.start is not None else "",
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "bad_share": cfg.bad_share,
-            "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
+            "refused": counts.bad > cfg.bad_share * rows.seen,
+            "held_out": not counts.used and HELD_TOO in counts.skipped, "whole": not cfg.limit or rows.seen < cfg.limit,
             "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
             "notes": list(rows.notes),
             "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
@@ -174,6 +193,8 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
         lines.append(f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad")
+    if shown["held_out"]:
+        lines.append("a stage would refuse this data: all of it is held out too")
     lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
     if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
         lines.append(inert(told, newlines=False))
@@ -234,16 +255,46 @@ Found = Iterable[tuple[Record, str]]
 
 def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    goes_on = False
+    document, goes_on = _Document(), False
     for text, where in _documents(rows, counts):
         more = isinstance(text, Part) and text.more
         said = tokenizer.encode(text) if goes_on else tokenizer.encode_document(text)
         ids, goes_on = np.array([*said, *([] if more else [tokenizer.eos_id])], np.int32), more
-        seen, learned, targets = _pretrained(ids, model, length)
-        counts.use(max(len(ids), targets), targets, False)  # what opens and closes a row may be written too
-        counts.parts, counts.used = counts.parts + more, counts.used - more
-        if len(counts.examples) < examples:
-            counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
+        document.take(ids)
+        if not counts.gathers:
+            seen, learned, targets = _pretrained(ids, model, length)
+            document.tokens += max(len(ids), targets)  # what opens and closes a row may be written too
+            document.learned += targets
+            if len(counts.examples) + len(document.examples) < examples:
+                document.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
+        counts.parts += more
+        if not more:
+            _finish(document, where, counts)
+            document = _Document()
+    if goes_on:  # of the last document not all was read
+        _finish(document, "", counts)
+
+
+class _Document:
+    """What is known of a document once some parts of it were read."""
+
+    def __init__(self) -> None:
+        self.tokens = self.learned = 0
+        self.examples: list[dict[str, Any]] = []
+        self._hash = hashlib.blake2b(digest_size=8)
+
+    def take(self, ids: NDArray[np.int32]) -> None:
+        self._hash.update(ids.tobytes())
+
+    @property
+    def key(self) -> int:
+        return int.from_bytes(self._hash.digest(), "little")
+
+
+def _finish(document: _Document, where: str, counts: Counts) -> None:
+    if not counts.held_out(document.key, where):
+        counts.use(document.tokens, document.learned, False)
+        counts.examples += document.examples
 
 
 def _documents(rows: Found, counts: Counts) -> Iterator[tuple[str, str]]:
@@ -287,6 +338,8 @@ def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Cou
             row.bad = True
             counts.skip(str(error), where)
             continue
+        if counts.held_out(key_of([labelled.text, labelled.pair]), where):
+            continue
         (ids,), _, cut = text_inputs([labelled], model, length)
         counts.use(len(ids), 1, bool(cut))
         if len(counts.examples) < examples:
@@ -298,7 +351,8 @@ def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts
     tokenizer = model.tokenizer
     count = _count if model.network.start is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
-    for chat, where in islice(found := _made(rows, to_chat, counts), examples):
+    found = _learned_from(_made(rows, to_chat, counts), lambda chat: chat["messages"], counts)
+    for chat, where in islice(found, examples):
         try:
             count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
         except BadRow as error:
@@ -346,7 +400,8 @@ def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, le
 
 def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
     tokenizer = model.tokenizer
-    for pair, where in _made(rows, to_judged if judged else to_pair, counts):
+    made_pairs = _made(rows, to_judged if judged else to_pair, counts)
+    for pair, where in _learned_from(made_pairs, lambda pair: pair["prompt"], counts):
         try:
             made = to_tokens(pair, tokenizer)
         except BadRow as error:
@@ -367,7 +422,7 @@ def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts
 
 def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    for (messages, _), where in _made(rows, to_prompt, counts):
+    for (messages, _), where in _learned_from(_made(rows, to_prompt, counts), lambda prompt: prompt[0], counts):
         try:
             ids = np.array(prompt_ids(messages, tokenizer), np.int32)
         except BadRow as error:
@@ -394,6 +449,14 @@ def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[t
             if counts.spelt is not None and not isinstance(made, str):  # of a text each document is looked at
                 counts.spelt.look(made)
             yield made, where
+
+
+def _learned_from(made: Iterable[tuple[Any, str]], said: Callable[[Any], Any],
+                  counts: Counts) -> Iterator[tuple[Any, str]]:
+    """Those of which what is `said` is not held out."""
+    for one, where in made:
+        if not counts.held_out(key_of(said(one)), where):
+            yield one, where
 
 
 def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokenizer) -> Pieces:

@@ -108,10 +108,11 @@ def test_a_resumed_stage_reads_its_chats_from_the_disk(tmp_path: Path, monkeypat
 
 def test_json_lines_are_parsed_when_they_are_asked_for(tmp_path: Path) -> None:
     rows = [{"n": n, "text": "é\n" * n} for n in range(4)]
-    lines = JsonLines.stored(tmp_path / "rows", lambda: rows)
+    lines = JsonLines.stored(tmp_path / "rows", lambda: rows, lambda row: (row["n"] // 2, row["n"]))
     assert list(lines) == rows and lines[-1] == rows[3] and list(lines[1:3]) == rows[1:3] and len(lines) == 4
-    assert list(JsonLines.stored(tmp_path / "rows", lambda: 1 / 0)) == rows  # type: ignore[arg-type, return-value]
-    assert not len(JsonLines.stored(tmp_path / "none", lambda: []))
+    assert lines.keys.tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]]
+    assert list(JsonLines.stored(tmp_path / "rows", lambda: 1 / 0, lambda _: (0, 0))) == rows  # type: ignore[arg-type, return-value]
+    assert not len(JsonLines.stored(tmp_path / "none", lambda: [], lambda _: (0, 0)))
 
 
 def test_pairs_come_back_from_the_disk(tmp_path: Path) -> None:

@@ -330,6 +330,9 @@ class DataConfig(RowsConfig):
     """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
+    validation: str = ""
+    """What a stage is to measure on: rows that are in it are counted apart, as no stage learns from them. Empty: none
+    are."""
     form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
     with loss_type kto) or prompt (grpo, ppo). auto: what the first row of a known form is; for an encoder or a

@@ -129,6 +129,12 @@ class Joined:
     def __len__(self) -> int:
         return int(self.firsts[-1])
 
+    def beginning(self, count: int) -> Joined:
+        """The first `count` numbers, of which nothing is copied either."""
+        whole = int(np.searchsorted(self.firsts, count, side="right")) - 1
+        rest = count - int(self.firsts[whole])
+        return Joined([*self.parts[:whole], *([self.parts[whole][:rest]] if rest else [])], self.dtype)
+
     def __getitem__(self, at: Any) -> NDArray[Any]:
         if isinstance(at, slice):
             start, end, step = at.indices(len(self))

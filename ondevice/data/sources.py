@@ -247,18 +247,19 @@ def hold_out(tokens: NDArray[Any], fraction: float, eos: int, least: int = 2) ->
     return tokens[:place], tokens[place:]
 
 
-def mixed_stream(parts: Sequence[NDArray[Any]], weights: Sequence[float | None], eos: int) -> Any:
+def mixed_stream(parts: Sequence[Any], weights: Sequence[float | None], eos: int) -> Any:
     """Several streams as one, of which nothing is copied: each as often as its weight says, the last time cut after a
     document's end where one is near. One stream is itself."""
     if len(parts) == 1:
         return parts[0]
-    found: list[NDArray[Any]] = []
+    found: list[Any] = []
     for part, count in zip(parts, counts_of(list(map(len, parts)), weights), strict=True):
         whole, rest = divmod(count, len(part))
         found += [part] * whole
         if rest:
             near = np.flatnonzero(part[max(0, rest - len(part) // 50):rest] == eos)
-            found.append(part[:max(0, rest - len(part) // 50) + int(near[-1]) + 1 if len(near) else rest])
+            kept = max(0, rest - len(part) // 50) + int(near[-1]) + 1 if len(near) else rest
+            found.append(part.beginning(kept) if isinstance(part, Joined) else part[:kept])
     return Joined(found, parts[0].dtype)
 
 

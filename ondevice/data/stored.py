@@ -20,8 +20,8 @@ from ondevice.data.chat import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
-# What is learned of a chat has changed since rows were first kept: they are made anew.
-_LEARNED = {"chats": " calls and thoughts", "pairs": " calls and thoughts"}
+# What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are made anew.
+_LEARNED = {"chats": " calls and thoughts", "pairs": " calls and thoughts", "prompts": " and where they begin"}
 
 
 def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
@@ -65,15 +65,17 @@ def link_from(other: Path, path: Path) -> None:
 
 
 class JsonLines(Sequence[Any]):
-    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N,) uint64: a hash of what `key`
-    said of each row."""
+    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N, 2) uint64: what was said of
+    each row as it was written."""
 
     def __init__(self, octets: NDArray[np.uint8], starts: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
         self._octets, self._starts, self.keys = octets, starts, keys
 
     @classmethod
-    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]], key: Callable[[Any], str] = str) -> JsonLines:
-        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet."""
+    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]],
+               keys_of: Callable[[Any], tuple[int, int]]) -> JsonLines:
+        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and `keys_of`
+        gives the keys of each."""
         def make(part: Path) -> None:
             part.mkdir()
             starts, keys = array("q", [0]), array("Q")
@@ -81,14 +83,14 @@ class JsonLines(Sequence[Any]):
                 for row in rows():
                     out.write(json.dumps(row, default=str).encode() + b"\n")
                     starts.append(out.tell())
-                    keys.append(int.from_bytes(hashlib.blake2b(key(row).encode(), digest_size=8).digest(), "little"))
+                    keys.extend(keys_of(row))
             for name, values in (("starts", starts), ("keys", keys)):
                 with (part / name).open("wb") as file:
                     values.tofile(file)
 
         made_once(path, make)
         return cls(mapped(path / "lines.jsonl", np.uint8), mapped(path / "starts", np.int64),
-                   mapped(path / "keys", np.uint64))
+                   mapped(path / "keys", np.uint64).reshape(-1, 2))
 
     def __len__(self) -> int:
         return len(self.keys)

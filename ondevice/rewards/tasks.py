@@ -22,7 +22,8 @@ from ondevice.errors import UserError
 from ondevice.randomness import permutation
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.rewards import STAGE_GIVES
-from ondevice.stages.wanted import corpus_of, last_held
+from ondevice.stages.split import last_together, prompt_keys
+from ondevice.stages.wanted import corpus_of
 
 GYM_COUNT = 1000
 """Problems of a gym's task where no count is given: it has no end."""
@@ -146,9 +147,12 @@ def _key(*parts: Any) -> bytes:
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
     if split == "all":
         return found
-    train, held = last_held(found, spec, "problem")
+    keys = np.array([prompt_keys(problem.chat)[0] for problem in found], np.uint64)
+    last, _ = last_together(keys, spec, "problem")
+    train, held = ([problem for problem, there in zip(found, last, strict=True) if there == side]
+                   for side in (False, True))
     known = {_key(problem.chat) for problem in held}
-    return [problem for problem in train if _key(problem.chat) not in known] if split == "train" else list(held)
+    return [problem for problem in train if _key(problem.chat) not in known] if split == "train" else held
 
 
 def to_problem(row: Mapping[str, Any], kind: str, uses: Collection[str] | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,13 @@ from ondevice.data.builtin.splits import Split
 from ondevice.data.chat import prompt_ids
 from ondevice.data.completions import places
 from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
+from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another
 from ondevice.data.stored import JsonLines, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.models.folder import Model
-from ondevice.stages.wanted import Wanted, corpus_of, last_held, reused, taken
+from ondevice.stages.split import last_together, left_to_learn, prompt_keys
+from ondevice.stages.wanted import Wanted, corpus_of, reused, taken
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ Part = Literal["train", "validation", "all"]
 
 
 class Prompts(Sequence[Asked]):
-    """Prompts on the disk. `keys` (N,) uint64: alike where the conversations are."""
+    """Prompts on the disk. `keys` (N, 2) uint64: alike in turns of one chat; alike where the conversations are."""
 
     def __init__(self, lines: JsonLines, order: NDArray[np.int64]) -> None:
         self._lines, self._order = lines, order
@@ -98,7 +98,8 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
 
             if part == "all":
                 return own(one)
-            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
+            warn = ctx.warn if part == "train" else None  # the other part says it no second time
+            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_prompts, what="prompt", warn=warn))
             return found[part == "validation"]
         from ondevice.data.builtin import build
 
@@ -117,21 +118,26 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
         return one_after_another([rows(one, part) for one in wanted.alone()])
     parts = [rows(one, part) for one in wanted.alone()]
     if part == "train":
-        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
+        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted, "prompt", ctx)
         return mixture(parts, wanted.weights, wanted.seed)
     order = mixed([len(rows) for rows in parts], wanted.weights, wanted.seed)
     once = np.sort(np.unique(order, return_index=True)[1])
     return Lazy.over(parts, order[once])
 
 
-def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> list[Prompts]:
-    """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
-    known = np.concatenate([part.keys for part in held])
-    left = [part.only(~np.isin(part.keys, known)) for part in train]
-    for part, source in zip(left, sources(wanted.data), strict=True):
-        if not part:
-            raise UserError("all of it is held out too", where=source.data, hint="give other rows to learn from")
-    return left
+def last_prompts(rows: Prompts, where: str, what: str, warn: Callable[[str], None] | None) -> tuple[Prompts, Prompts]:
+    """About the last tenth of the prompts is held out, turns of one chat together. Raises UserError as
+    `last_together`."""
+    chosen, _ = last_together(rows.keys[:, 0], where, what, warn=warn)
+    return rows.only(~chosen), rows.only(chosen)
+
+
+def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted, what: str, ctx: Context) -> list[Prompts]:
+    """`train` without what is held out of any source, which is counted. Raises UserError where nothing is left of
+    one."""
+    left = left_to_learn([part.keys[:, 1] for part in train], [part.keys[:, 1] for part in held], wanted.data, what,
+                         ctx.warn)
+    return [part.only(which) for part, which in zip(train, left, strict=True)]
 
 
 def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
@@ -166,7 +172,7 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
 
     place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer,
                      f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
+    lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: prompt_keys(row[0]))
     return Prompts(lines, np.arange(len(lines)))
 
 

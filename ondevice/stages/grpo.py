@@ -27,12 +27,12 @@ from ondevice.rewards.rewards import Rewards, Scores
 from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
 from ondevice.rollout import Sampled, Sampler, Scorer
 from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, need_template, opening, stored
+from ondevice.stages.asked import Asked, Prompts, apart, last_prompts, need_template, opening, stored
 from ondevice.stages.groups import GroupLog, told
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
 from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
+from ondevice.stages.wanted import Wanted, corpus_of, settle
 
 HELD = 64  # held-out problems of a measurement
 GOLDS = 2000  # problems whose right answers are looked at before the run
@@ -155,7 +155,7 @@ class GRPOFeed:
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
         train = apart([self._of(one, "train", one.limit, policy, whole=bool(wanted.validation))
-                       for one in wanted.alone()], held, wanted)
+                       for one in wanted.alone()], held, wanted, "problem", self.ctx)
         names = {name for part in train for one in part for name in one.known}
         return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
 
@@ -183,7 +183,8 @@ class GRPOFeed:
         if part == "all" or whole:
             found = own(one)
             return found if whole else found.only(some_of(len(found), count, seed))
-        parts: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="problem"))
+        warn = ctx.warn if part == "train" else None  # the other part says it no second time
+        parts: tuple[Prompts, Prompts] = one.in_two(own, partial(last_prompts, what="problem", warn=warn))
         if part == "train":
             return parts[0]
         held = parts[1]

@@ -3,11 +3,9 @@ files."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +18,7 @@ from ondevice.config.load import to_mapping
 from ondevice.context import Context, digest
 from ondevice.data.chat import ChatRow, encode_chats
 from ondevice.data.classes import LabelledText
+from ondevice.data.documents import Documents
 from ondevice.data.mixture import mixed, mixture, one_after_another
 from ondevice.data.sources import hold_out, mixed_stream, tokenize_corpus, tokens_at
 from ondevice.data.spelt import Spelt, separated
@@ -28,16 +27,8 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.errors import UserError
 from ondevice.progress import counted
 from ondevice.randomness import permutation
-from ondevice.stages.wanted import (
-    HELD_PART,
-    Wanted,
-    convert_rows,
-    converted,
-    corpus_of,
-    last_held,
-    reused,
-    settle,
-)
+from ondevice.stages.split import HELD_PART, Keys, key_of, last_together, learned_too, left_to_learn
+from ondevice.stages.wanted import Wanted, convert_rows, converted, corpus_of, reused, settle
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
@@ -86,21 +77,42 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
 def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
     out. `separator`: text that ends a document of a person's own."""
-    cache = ctx.folder.path / "data"
+    cache, eos = ctx.folder.path / "data", tokenizer.eos_id
 
-    def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
+    def documents(tokens: Tokens) -> Documents:
+        return Documents.of(tokens, eos, partial(counted, title=f"{ctx.name}: documents compared"))
+
+    def builtin(corpus: CorpusConfig, limit: int) -> tuple[Documents, Documents]:
         from ondevice.data.builtin import build
 
         made = build(corpus)
         train = tokenize_corpus(islice(made.documents("train"), limit or None), tokenizer, cache,
                                 key=digest([to_mapping(corpus), limit]))
-        return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
+        return documents(train), documents(tokenize_corpus(made.documents("validation"), tokenizer, cache))
 
-    train, held = halves(
-        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx, separator),
-        lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
-    eos = tokenizer.eos_id
+    train, held = _without_held_documents(*halves(
+        wanted, ctx, builtin, lambda one: documents(_stream(one, tokenizer, ctx, separator)),
+        partial(_last_documents, eos=eos, ctx=ctx)), wanted, ctx)
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
+
+
+def _last_documents(found: Documents, where: str, eos: int, ctx: Context) -> tuple[Documents, Documents]:
+    """The last tenth of the tokens is held out, except documents that stand before it too: these are learned from.
+    Raises UserError where there is too little text."""
+    first, _ = hold_out(found.tokens, HELD_PART, eos)
+    train, held = found.parted(len(first))
+    again = np.isin(held.keys, train.keys)
+    if again.all():
+        ctx.warn(learned_too(where, "document", "of the last tenth stand before it too"))
+        return train, replace(held, keys=held.keys[:0])
+    return (train.followed_by(held.only(again)), held.only(~again)) if again.any() else (train, held)
+
+
+def _without_held_documents(train: list[Documents], held: list[Documents], wanted: Wanted,
+                            ctx: Context) -> tuple[list[Any], list[Any]]:
+    """(tokens to learn from, tokens held out) of each source. Raises UserError where nothing is left of one."""
+    left = left_to_learn([part.keys for part in train], [part.keys for part in held], wanted.data, "document", ctx.warn)
+    return ([part.only(which).stream for part, which in zip(train, left, strict=True)], [part.stream for part in held])
 
 
 def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
@@ -139,7 +151,7 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = F
     wanted = wanted.for_template(tokenizer)
     train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
                          lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
-    train = _without(train, held, ctx)
+    train = _without(train, held, wanted.data, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
@@ -151,37 +163,21 @@ def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = F
 
 def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
     """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
-    are turns of one chat, or the same one again. Raises UserError as `last_held`."""
-    _, last = last_held(rows, where, "chat")
+    are turns of one chat, or the same one again. Raises UserError as `last_together`."""
     assert rows.keys is not None
-    _, group_of, sizes = np.unique(rows.keys[:, 0], return_inverse=True, return_counts=True)
-    if len(sizes) == 1:
-        ctx.warn(f"{where}: all chats begin alike, so that what is held out is learned too: give --validation FILE")
-        size = len(rows) - len(last)
-        return (ChatRows(rows.ids, rows.mask, rows.starts[:size], rows.ends[:size]),
-                ChatRows(rows.ids, rows.mask, rows.starts[size:], rows.ends[size:]))
-    room, held = len(last), set[int]()
-    for group in dict.fromkeys(group_of[::-1].tolist()):
-        if sizes[group] <= room and len(held) + 1 < len(sizes):
-            held.add(group)
-            room -= int(sizes[group])
-        if not room:
-            break
-    chosen = np.isin(group_of, list(held or {int(np.argmin(sizes))}))
+    chosen, apart = last_together(rows.keys[:, 0], where, "chat", warn=ctx.warn)
+    if not apart:
+        rows = ChatRows(rows.ids, rows.mask, rows.starts, rows.ends)
     return rows.only(~chosen), rows.only(chosen)
 
 
-def _without(train: list[ChatRows], held: list[ChatRows], ctx: Context) -> list[ChatRows]:
-    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left."""
-    known = np.concatenate([np.zeros(0, np.uint64), *(rows.keys[:, 1] for rows in held if rows.keys is not None)])
-    left = [rows if rows.keys is None else rows.only(~np.isin(rows.keys[:, 1], known)) for rows in train]
-    gone = sum(map(len, train)) - sum(map(len, left))
-    if not gone:
-        return train
-    ctx.warn(f"{gone:,} chats are left out because they are held out too")
-    if not all(map(len, left)):
-        raise UserError("all of it is held out too", where="data", hint="give other rows to learn from")
-    return left
+def _without(train: list[ChatRows], held: list[ChatRows], data: str, ctx: Context) -> list[ChatRows]:
+    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left of a source."""
+    def wholes(parts: list[ChatRows]) -> list[Keys | None]:
+        return [None if rows.keys is None else rows.keys[:, 1] for rows in parts]
+
+    left = left_to_learn(wholes(train), wholes(held), data, "chat", ctx.warn)
+    return [rows if which is None else rows.only(which) for rows, which in zip(train, left, strict=True)]
 
 
 def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -193,18 +189,20 @@ def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
             opening = n + 1
             break
         asked = asked or message["role"] == "user"
-    first, whole = (hashlib.blake2b(json.dumps(part, sort_keys=True, default=str).encode(), digest_size=8).digest()
-                    for part in (messages[:opening], messages))
-    return int.from_bytes(first, "little"), int.from_bytes(whole, "little")
+    return key_of(messages[:opening]), key_of(messages)
 
 
 def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
     from ondevice.data.builtin import build
 
     made = build(corpus)
-    train, held = (ChatRows.of(encode_chats([c["messages"] for c in found], tokenizer))
-                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
-    return train, held
+    def rows(found: Iterable[Mapping[str, Any]]) -> ChatRows:
+        said, numbers = [chat["messages"] for chat in found], array("q")
+        made = ChatRows.of(encode_chats(said, tokenizer, numbers=numbers))
+        made.keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)]
+        return made
+
+    return rows(islice(made.chats("train"), limit or None)), rows(made.chats("validation"))
 
 
 @dataclass(frozen=True)
@@ -225,12 +223,28 @@ def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = ""
         raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
     train, held = halves(wanted, ctx, _builtin_labels,
                          lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
-                         partial(last_held, what="row"))
+                         partial(_last_labelled, ctx=ctx))
+    left = left_to_learn(list(map(_text_keys, train)), list(map(_text_keys, held)), wanted.data, "text", ctx.warn)
+    train = [[row for row, kept in zip(rows, which, strict=True) if kept]
+             for rows, which in zip(train, left, strict=True)]
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
     if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
         raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
                         where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
     return found
+
+
+def _last_labelled(rows: list[LabelledText], where: str, ctx: Context) -> tuple[list[LabelledText], list[LabelledText]]:
+    """About the last tenth of the rows is held out, the same text again with it. Raises UserError as
+    `last_together`."""
+    chosen, _ = last_together(_text_keys(rows), where, "text", "are alike", ctx.warn)
+    train, held = ([row for row, last in zip(rows, chosen, strict=True) if last == side] for side in (False, True))
+    return train, held
+
+
+def _text_keys(rows: Sequence[LabelledText]) -> Keys:
+    """(N,) a hash of each text with the one beside it, whatever its class."""
+    return np.fromiter((key_of([row.text, row.pair]) for row in rows), np.uint64, len(rows))
 
 
 def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:

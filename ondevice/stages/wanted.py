@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from ondevice.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
-HELD_PART = 0.1  # of a person's own data, where no validation file is given
-HELD_MOST = 500  # rows
 LOOKED_AT = 100  # first rows, of which one that is a chat makes the rest chats too
 REJECTED = "rejected.jsonl"
 UNUSED = "unused.jsonl"
@@ -102,15 +100,6 @@ class Wanted:
         holds a part out, where its folder does not."""
         named = self.named_held()
         return (own(self), own(named)) if named is not None else split(own(self), self.data)
-
-
-def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
-    """A person's own rows in two: the last tenth of them is held out. Raises UserError where none would be left."""
-    if len(rows) < 2:
-        raise UserError(f"holds one {what} only, or one within the limit", where=where,
-                        hint="give more: the last tenth is held out where there is no validation file")
-    held = min(max(1, int(len(rows) * HELD_PART)), HELD_MOST)
-    return rows[:-held], rows[-held:]
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
