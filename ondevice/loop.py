@@ -132,7 +132,7 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
 def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
                      unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
     """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
-    `unit`: "tokens" that are targets, "pairs", "texts"."""
+    `unit`: "tokens" that are targets, "pairs", "completions", "texts"."""
     run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
 
     def measure(params: Params) -> dict[str, float]:

@@ -144,21 +144,25 @@ WITHOUT_REFERENCE = frozenset(("orpo", "simpo"))
 
 
 def preference_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, kind: str, beta: float,
-                    smoothing: float = 0.0, gamma: float = 0.0, checkpoint: bool = False) -> tuple[Array, Metrics]:
+                    smoothing: float = 0.0, gamma: float = 0.0, desirable: float = 1.0, undesirable: float = 1.0,
+                    checkpoint: bool = False) -> tuple[Array, Metrics]:
     """DPO and its family over the summed log-probabilities of completions.
 
     `batch`: ids, positions; targets, index, weights (K,); member (R, K) with R = 2P rows, chosen first, and for `kto` P
     more rows in which prompts and completions are mismatched; ref_logps (R,) but for ORPO and SimPO; pairs (P,);
     denominator, the number of pairs (of completions for `kto`). With label (P,), 1 good and -1 bad, for `kto` alone,
-    the rows are P single completions and P mismatched ones.
+    the rows are P single completions and P mismatched ones. `desirable` and `undesirable` weigh the loss of good and
+    of bad completions, for `kto` alone.
     """
     hidden = model.hidden(ops, params, batch, at=batch["index"], checkpoint=checkpoint)
     logp, _ = token_logprobs(ops, params, model.head, hidden, batch["targets"])
-    return preference_objective(ops, logp, batch, kind=kind, beta=beta, smoothing=smoothing, gamma=gamma)
+    return preference_objective(ops, logp, batch, kind=kind, beta=beta, smoothing=smoothing, gamma=gamma,
+                                desirable=desirable, undesirable=undesirable)
 
 
 def preference_objective(ops: Ops, logp: Array, batch: Batch, *, kind: str, beta: float, smoothing: float = 0.0,
-                         gamma: float = 0.0) -> tuple[Array, Metrics]:
+                         gamma: float = 0.0, desirable: float = 1.0,
+                         undesirable: float = 1.0) -> tuple[Array, Metrics]:
     """`preference_loss` from the log-probabilities (K,) of the targets."""
     sums = row_sums(ops, batch, logp)
     ratios = sums if kind in WITHOUT_REFERENCE else sums - batch["ref_logps"]
@@ -166,14 +170,14 @@ def preference_objective(ops: Ops, logp: Array, batch: Batch, *, kind: str, beta
     real = batch["pairs"]
     p = real.shape[0]
     if "label" in batch:
-        each, apart = _kto_judged(ops, ratios[:p], ratios[p:2 * p], real, batch["label"], beta)
+        each, apart = _kto_judged(ops, ratios[:p], ratios[p:2 * p], real, batch["label"], beta, desirable, undesirable)
         total, count = ops.sum(each * real), ops.sum(real)
         return total / batch["denominator"], {
             "loss": (total, count), "accuracy": (ops.sum(ops.cast(apart > 0, "float32") * real), count),
             "margin": (ops.sum(apart * real), count)}
     c, r = ratios[:p], ratios[p:2 * p]
     if kind == "kto":
-        each = _kto(ops, c, r, ratios[2 * p:3 * p], real, beta)
+        each = _kto(ops, c, r, ratios[2 * p:3 * p], real, beta, desirable, undesirable)
     else:
         each = PAIR_LOSSES[kind](ops, c, r, lengths[:p], lengths[p:2 * p], beta=beta, smoothing=smoothing, gamma=gamma)
     total, count = ops.sum(each * real), ops.sum(real)
@@ -187,21 +191,26 @@ def preference_objective(ops: Ops, logp: Array, batch: Batch, *, kind: str, beta
         "chosen_logps": (ops.sum(sums[:p] * real), count), "rejected_logps": (ops.sum(sums[p:2 * p] * real), count)}
 
 
-def _kto(ops: Ops, c: Array, r: Array, mismatched: Array, real: Array, beta: float) -> Array:
+def _kto(ops: Ops, c: Array, r: Array, mismatched: Array, real: Array, beta: float, desirable: float,
+         undesirable: float) -> Array:
     """Ethayarajh 2024: each completion against the policy's drift from the reference, which mismatched completions of
-    the same batch estimate (never below 0, no gradient). The two losses of a pair, added."""
+    the same batch estimate (never below 0, no gradient). The two losses of a pair, each by its weight, added."""
     drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
     drift = ops.stop_gradient(ops.maximum(drift, 0.0))
-    return 2 - ops.exp(log_sigmoid(ops, beta * (c - drift))) - ops.exp(log_sigmoid(ops, beta * (drift - r)))
+    good = ops.exp(log_sigmoid(ops, beta * (c - drift)))
+    bad = ops.exp(log_sigmoid(ops, beta * (drift - r)))
+    return (desirable + undesirable) - desirable * good - undesirable * bad
 
 
-def _kto_judged(ops: Ops, said: Array, mismatched: Array, real: Array, label: Array,
-                beta: float) -> tuple[Array, Array]:
-    """(loss of each single completion, how far it lies on its label's side of the drift); see `_kto`."""
+def _kto_judged(ops: Ops, said: Array, mismatched: Array, real: Array, label: Array, beta: float, desirable: float,
+                undesirable: float) -> tuple[Array, Array]:
+    """(loss of each single completion by its label's weight, how far it lies on its label's side of the drift); see
+    `_kto`."""
     drift = ops.sum(mismatched * real) / ops.maximum(ops.sum(real), 1.0)
     drift = ops.stop_gradient(ops.maximum(drift, 0.0))
     apart = beta * label * (said - drift)
-    return 1 - ops.exp(log_sigmoid(ops, apart)), apart
+    weight = undesirable + (desirable - undesirable) * 0.5 * (label + 1)
+    return weight * (1 - ops.exp(log_sigmoid(ops, apart))), apart
 
 
 # ---- rollouts -------------------------------------------------------------------------------------------------------

@@ -313,8 +313,9 @@ def test_orpo_by_hand(backend: Backend) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["no drift", "drift"])
-def test_kto_is_trls(backend: Backend, shift: float) -> None:
+@pytest.mark.parametrize(("shift", "weights"), [(-0.4, (1.0, 1.0)), (0.4, (1.0, 1.0)), (0.4, (2.5, 0.75))],
+                         ids=["no drift", "drift", "weighed"])
+def test_kto_is_trls(backend: Backend, shift: float, weights: tuple[float, float]) -> None:
     """TRL takes 2P single completions and its drift from mismatched ones; ours are P pairs and P mismatched rows."""
     pytest.importorskip("trl")
     import trl_oracles as oracle
@@ -325,9 +326,10 @@ def test_kto_is_trls(backend: Backend, shift: float) -> None:
     mask = np.concatenate([pairs.mask(0), pairs.mask(1)])
     labels = np.repeat([True, False], 4)
     want, slope, drift = oracle.kto(*both, mask, labels, pairs.squares("logps", 2), pairs.squares("ref", 2),
-                                    pairs.mask(2), beta=0.3)
+                                    pairs.mask(2), beta=0.3, desirable_weight=weights[0],
+                                    undesirable_weight=weights[1])
     assert (drift > 0) == (shift > 0)
-    loss, got = pairs.ours(backend, 4, beta=0.3)
+    loss, got = pairs.ours(backend, 4, beta=0.3, desirable=weights[0], undesirable=weights[1])
     np.testing.assert_allclose(loss, want, **CLOSE)
     np.testing.assert_allclose(squared(got[:8], slope.shape[1]), slope, **CLOSE)
     assert not any(row.any() for row in got[8:])

@@ -136,6 +136,10 @@ class RewardConfig(PairsConfig):
         self._at_least(0, "center", "strength_margin")
 
 
+_KTO_ALONE: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.loss_type == "kto", "only kto weighs good and bad completions", "give --loss-type kto too")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(PairsConfig):
     """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's start, frozen."""
@@ -150,12 +154,17 @@ class DPOConfig(PairsConfig):
     gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "only simpo has a margin",
                         "give --loss-type simpo too")
     """The margin of simpo."""
+    desirable_weight: float = only(1.0, *_KTO_ALONE)
+    """Weight of the loss of good completions (kto)."""
+    undesirable_weight: float = only(1.0, *_KTO_ALONE)
+    """Weight of the loss of bad completions (kto). Where good and bad ones are not equally many, one of the two weights
+    is to even that out: good completions should count 1 to 1.33 times as much as bad ones in all."""
 
     without_effect = {"continue_from": _OTHER_START}
 
     def check(self) -> None:
         super().check()
-        self._above(0, "beta")
+        self._above(0, "beta", "desirable_weight", "undesirable_weight")
         self._between(0, 0.49, "label_smoothing")
         self._at_least(0, "gamma")
 

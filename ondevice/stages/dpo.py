@@ -31,6 +31,7 @@ from ondevice.stages.pairs import pairs
 from ondevice.stages.start import load_start, with_adapter
 
 TOGETHER = 1000  # responses of which every token's figure is in memory at once
+MOST_GOOD = 4 / 3  # times that good completions are to count as much as bad ones, at most
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
@@ -40,6 +41,8 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
     if found.strong or found.margins:
         ctx.warn(f"the strength of {found.strong:,} pairs and the margin of {found.margins:,} are not used: reward "
                  "learns from them")
+    if found.judged and (unbalanced := advice(found.good, len(found.train) - found.good, cfg)):
+        ctx.warn(unbalanced)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type, found.judged)
@@ -47,14 +50,32 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
                                make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
-                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, sources[1](), ctx, cfg, "pairs")
+                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, desirable=cfg.desirable_weight,
+                   undesirable=cfg.undesirable_weight, checkpoint=cfg.checkpointing)
+    measure = held_out_figures(loss, sources[1](), ctx, cfg, "completions" if found.judged else "pairs")
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {"judged" if found.judged else "pairs": figures, "simulated": found.simulated,
              "kl": distance(params, model, found.held, cfg, ctx)}
     return Made(model.with_params(params), marks, notes=found.notes)
+
+
+def advice(good: int, bad: int, cfg: DPOConfig) -> str:
+    """What to say where the weights leave good and bad completions far out of balance; empty elsewhere.
+
+    Good ones should count 1 to 4/3 times as much as bad ones in all (Ethayarajh 2024, eq. 8; TRL advises the same). A
+    tenth more or less is not worth a word.
+    """
+    if not good or not bad:
+        return ""  # that is said by itself
+    ratio = good * cfg.desirable_weight / (bad * cfg.undesirable_weight)
+    if 0.9 <= ratio <= 1.1 * MOST_GOOD:
+        return ""
+    low, high = bad * cfg.undesirable_weight / good, MOST_GOOD * bad * cfg.undesirable_weight / good
+    less, more = good * cfg.desirable_weight / (MOST_GOOD * bad), good * cfg.desirable_weight / bad
+    return (f"{good:,} good completions count {ratio:.3g} times as much as {bad:,} bad ones, where KTO is to have 1 to "
+            f"1.33: give --desirable-weight {low:.3g} to {high:.3g}, or --undesirable-weight {less:.3g} to {more:.3g}")
 
 
 def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:

@@ -23,7 +23,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
 from ondevice.context import Context, digest
 from ondevice.data.formats import BadRow, is_judged, to_judged, to_pair
-from ondevice.data.mixture import Lazy, mixture, sources
+from ondevice.data.mixture import Lazy, mixed, mixture, sources
 from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.stored import made_once, place_of
 from ondevice.data.token_pairs import StoredPairs, TokenPair, to_tokens
@@ -46,7 +46,7 @@ _TOLD = ("prompt", "chosen", "rejected")
 class Found:
     """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated; `strong`
     pairs are of a strength above 1, `margins` come with a margin of their own. If
-    `judged`, each is one completion that is good or bad."""
+    `judged`, each is one completion that is good or bad, and `good` of those to learn from are good."""
 
     train: Sequence[TokenPair]
     held: Sequence[TokenPair]
@@ -55,6 +55,7 @@ class Found:
     strong: int = 0
     margins: int = 0
     judged: bool = False
+    good: int = 0
 
 
 def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
@@ -166,8 +167,8 @@ def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wan
     what = "completions" if judged else "pairs"
     if not fits.all():
         ctx.warn(f"{(~fits).sum()} of {len(found)} {what} are longer than {limit} tokens and are left out")
-    parts = [Lazy(found.__getitem__, np.flatnonzero(fits & ~found.held & (found.source == n)))
-             for n in range(len(wanted.weights))]
+    numbers = [np.flatnonzero(fits & ~found.held & (found.source == n)) for n in range(len(wanted.weights))]
+    parts = [Lazy(found.__getitem__, part) for part in numbers]
     train = mixture(parts, wanted.weights, wanted.seed)
     held = Lazy(found.__getitem__, np.flatnonzero(fits & found.held))
     if not train or not held:
@@ -179,16 +180,17 @@ def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wan
     simulated = int(found.simulated.sum())
     by = (f", {simulated:,} of them rated by a simulated rater: a rule, not a person" if simulated else
           ", rated by people" if found.voted.any() else "")
-    good = int((found.label[fits & ~found.held] > 0).sum())
+    order = mixed(list(map(len, numbers)), wanted.weights, wanted.seed)
+    good = int((found.label[np.concatenate(numbers)[order]] > 0).sum())
     ctx.events.emit("data", pairs=len(train), held_pairs=len(held), simulated=simulated,
                     **({"good": good} if judged else {}))
-    said = f", {good:,} of them good and {int((fits & ~found.held).sum()) - good:,} bad" if judged else ""
+    said = f", {good:,} of them good and {len(train) - good:,} bad" if judged else ""
     ctx.say(f"{ctx.name}: {len(train):,} {what} to learn from{said}, {len(held):,} held out"
             + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
-    if judged and len(set(found.label[fits & ~found.held].tolist())) == 1:
+    if judged and good in (0, len(train)):
         ctx.warn("all of them have the same label: nothing says what is better than what")
     return Found(train, held, [f"{len(found):,} {what}{by}"], simulated, int((found.strength > 1).sum()),
-                 int((found.margin != 0).sum()), judged)
+                 int((found.margin != 0).sum()), judged, good)
 
 
 def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConfig) -> str:

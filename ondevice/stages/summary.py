@@ -20,7 +20,7 @@ from ondevice.models.folder import Model
 from ondevice.progress import duration
 from ondevice.recovery import finite
 
-UNITS = ("tokens", "pairs", "texts", "problems", "prompts")
+UNITS = ("tokens", "pairs", "completions", "texts", "problems", "prompts")
 """What held-out figures are taken over: the names of their counts."""
 
 
