@@ -17,7 +17,9 @@ import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, renderable, spoken_chats, words_of
 from ondevice.backend import Backend
+from ondevice.config.load import dump_yaml, from_mapping, parse_yaml, to_mapping
 from ondevice.config.preference import GRPOConfig, SampleConfig
+from ondevice.config.recipe import load_recipe
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
 from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
@@ -273,6 +275,36 @@ def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
     for value, why in (("{", "not JSON"), ("[1]", "not a JSON object"), ('{"tools": []}', "cannot give tools")):
         with pytest.raises(UserError, match=why):
             config(**given, chat_template_kwargs=value).check()
+
+
+@pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
+def test_the_setting_may_be_a_mapping(config: Any) -> None:
+    given: dict[str, Any] = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
+    as_text = config(**given, chat_template_kwargs='{"enable_thinking": false}')
+    as_mapping = {**given, "chat_template_kwargs": {"enable_thinking": False}}
+    assert config(**as_mapping) == from_mapping(config, as_mapping) == as_text and hash(config(**as_mapping))
+    assert from_mapping(config, to_mapping(as_text)) == as_text
+    assert from_mapping(config, {**given, "chat_template_kwargs": {}}).chat_template_kwargs == ""
+    for value, why in (({1: "a"}, "1 is not a name"), ({"a": float("nan")}, "cannot be written as JSON"),
+                       ({"a": {1, 2}}, "cannot be written as JSON"), ({"tools": []}, "cannot give tools"),
+                       (["a"], "expected text")):
+        with pytest.raises(UserError, match=why) as error:
+            from_mapping(config, {**given, "chat_template_kwargs": value}, "tiny.yaml: here")
+        assert error.value.where == "tiny.yaml: here.chat_template_kwargs"
+
+
+def test_a_recipe_may_give_the_setting_as_keys_and_values(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages:\n  sft:\n    model: m\n    data: d\n    chat_template_kwargs:\n"
+                      "      enable_thinking: false\n      level: [1, high]\n")
+    want = '{"enable_thinking": false, "level": [1, "high"]}'
+    found = load_recipe(str(recipe))
+    assert found.stages["sft"].chat_template_kwargs == want  # type: ignore[attr-defined]
+    assert parse_yaml(dump_yaml(found.mapping()), "")["stages"]["sft"]["chat_template_kwargs"] == want
+    for change in ('={"enable_thinking": true}', ".enable_thinking=true"):
+        change = f"sft.chat_template_kwargs{change}"
+        kwargs = load_recipe(str(recipe), [change]).stages["sft"].chat_template_kwargs  # type: ignore[attr-defined]
+        assert json.loads(kwargs)["enable_thinking"] is True
 
 
 def test_a_setting_without_effect_is_refused() -> None:

@@ -12,14 +12,14 @@ from typing import Any, Literal
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
 from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
-from ondevice.config.template_kwargs import parse_template_kwargs
+from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(RowsConfig, StageConfig):
+class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
     """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
 
     model: str = ""
@@ -45,8 +45,8 @@ class SampleConfig(RowsConfig, StageConfig):
     batch_size: int = 256
     """Responses written at the same time."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in a recipe also as
+    keys and values. A row's own column of this name wins."""
 
     gives = "ratings"
 

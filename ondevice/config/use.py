@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import Effect, only, refuse_idle
 from ondevice.config.stages import RowsConfig
-from ondevice.config.template_kwargs import parse_template_kwargs
+from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 from ondevice.errors import UserError
 
 
@@ -88,7 +88,7 @@ _NOTHING_DRAWN = "nothing is drawn, what is likeliest is taken"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig(UseConfig):
+class SamplingConfig(UseConfig, WithTemplateKwargs):
     """What every use that writes text has. A program sends these to the worker with each request: settings that stand,
     of which some wait for others (top_p for a temperature). The commands refuse what has no effect."""
 
@@ -257,7 +257,7 @@ def _draws_problems(cfg: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(RowsConfig, UseConfig):
+class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
@@ -321,7 +321,7 @@ _THROUGH_TEMPLATE = (_one_of("form", "auto", "chat", "preference", "judged", "pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(RowsConfig):
+class DataConfig(RowsConfig, WithTemplateKwargs):
     """Data as a model will see it: examples with what is learned of them marked, and counts."""
 
     action: Literal["show"]
