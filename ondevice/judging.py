@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ondevice.backend import Backend
 from ondevice.comparing import Messages, answers, conversations
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import EvalConfig
 from ondevice.data.chat import with_template_kwargs
 from ondevice.data.formats import BadRow
@@ -19,6 +21,7 @@ from ondevice.data.token_pairs import TokenPair, completion_row, to_tokens
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.decoding import Sampling
 from ondevice.errors import UserError
+from ondevice.inert import inert
 from ondevice.models.folder import Model, load_model, load_writer, writer
 from ondevice.models.network import writes
 from ondevice.rating_stats import wilson
@@ -44,6 +47,7 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
         raise UserError("is no reward model: it has no head of one score", where=cfg.judge,
                         hint="ondevice reward makes one")
     need_template(judge)
+    judge = _told_what_it_reads(judge, cfg)
     chats, greedy = conversations(cfg.data, cfg.limit, Reading.of(cfg)), Sampling(cfg.max_new_tokens, temperature=0.0)
     said = answers(writer(model), backend, chats, greedy)
     against = load_writer(find_model(cfg.against), backend)
@@ -55,6 +59,16 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     return {"win_rate": share.share, "interval": [share.low, share.high], "wins": wins, "ties": ties,
             "losses": len(chats) - wins - ties, "prompts": len(chats), "score": float(ours.mean()),
             "other_score": float(theirs.mean())}
+
+
+def _told_what_it_reads(judge: Model, cfg: EvalConfig) -> Model:
+    """The judge, whose template is given what the models' are, as `ppo` gives it. What it does not read, a judge of
+    another family may do without; stderr says so."""
+    kwargs, read = parse_template_kwargs(cfg.chat_template_kwargs), judge.tokenizer.kwargs_read()
+    if unread := sorted(set(kwargs) - read):
+        print(inert(f"eval: the chat template of the judge does not read {', '.join(unread)}", newlines=False),
+              file=sys.stderr)
+    return replace(judge, tokenizer=judge.tokenizer.with_kwargs({name: kwargs[name] for name in set(kwargs) & read}))
 
 
 def _scores(judge: Model, backend: Backend, chats: Sequence[Messages], said: Sequence[str]) -> NDArray[np.float32]:
@@ -108,6 +122,7 @@ def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]
     logps = scorer.logprobs(model.params, rows)
     if cfg.reference:
         start = load_writer(find_model(cfg.reference), backend)
+        start = replace(start, tokenizer=with_template_kwargs(start.tokenizer, cfg.chat_template_kwargs))
         if start.tokenizer.sha256() != model.tokenizer.sha256():
             raise UserError("has another tokenizer than the model", where=cfg.reference, hint="name its start")
         theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)

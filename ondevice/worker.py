@@ -30,11 +30,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from ondevice.backend import Backend, load_backend
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig, WorkerConfig
+from ondevice.data.chat import with_template_kwargs
 from ondevice.decoding import Generator, Sampling, generator_of
 from ondevice.errors import UserError
 from ondevice.events import to_json
@@ -131,7 +133,7 @@ class _Worker:
         number = request.get("number", 0)
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
-        ids, forgotten = self._prompt(request, settings.max_new_tokens)
+        ids, forgotten = self._prompt(request, settings)
         generator, decoder = self._generator(sampling(settings, self.model)), self.model.tokenizer.stream()
         pieces: list[str] = []
         count = 0
@@ -182,14 +184,18 @@ class _Worker:
             pieces.append(text)
             self.tell("token", id=name, text=text)
 
-    def _prompt(self, request: Mapping[str, Any], longest: int) -> tuple[list[int], int]:
-        """(ids, turns forgotten) of a request's messages or text, with room for an answer of `longest` tokens."""
-        text = request.get("text")
+    def _prompt(self, request: Mapping[str, Any], settings: SamplingConfig) -> tuple[list[int], int]:
+        """(ids, turns forgotten) of a request's messages or text, with room for the answer."""
+        text, kwargs = request.get("text"), settings.chat_template_kwargs
         if isinstance(text, str):
+            if kwargs:
+                raise UserError("has no effect: a text that is continued has no chat template",
+                                where="sampling.chat_template_kwargs", hint="leave it out, or give messages")
             return plain_ids(_whole(text), self.model), 0
         turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
-        ids, kept = fitting_ids(first, turns[len(first):], self.model, longest)
+        model = replace(self.model, tokenizer=with_template_kwargs(self.model.tokenizer, kwargs))
+        ids, kept = fitting_ids(first, turns[len(first):], model, settings.max_new_tokens)
         return ids, len(turns) - len(first) - len(kept)
 
     def _generator(self, settings: Sampling) -> Generator:

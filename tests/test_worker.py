@@ -111,6 +111,19 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     assert short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]  # or less, where less is asked for
 
 
+def test_the_template_is_told_what_a_request_says(model: Path, tmp_path: Path) -> None:
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(model, backend)
+    moody = "{{ mood | default('') }}" + str(loaded.tokenizer.chat_template)
+    (tmp_path / "moody").mkdir()
+    write_model(tmp_path / "moody", backend, loaded.cfg, loaded.params, loaded.tokenizer.with_template(moody, ()))
+    said = {"text": None, "messages": [{"role": "user", "content": "the cat"}]}
+    events = answers(tmp_path / "moody", ask("a", **said), ask("b", **said, sampling={
+        "chat_template_kwargs": {"mood": "calm "}, "max_new_tokens": 8}))
+    plain, told = (event["prompt_tokens"] for event in events if event["event"] == "done")
+    assert told == plain + len(loaded.tokenizer.encode("calm "))
+
+
 @pytest.mark.parametrize(("request_", "says"), [
     ("nonsense", "unknown request"),
     ("[1]", "unknown request"),
@@ -119,6 +132,9 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     (ask("x", text=None, messages=["hi"]), "expected a role"),
     (ask("x", sampling={"temprature": 1}), "unknown key 'temprature'"),
     (ask("x", sampling={"top_p": 3}), "out of range"),
+    (ask("x", sampling={"chat_template_kwargs": {"mood": "calm"}}), "a text that is continued has no chat template"),
+    (ask("x", text=None, messages=[{"role": "user", "content": "a"}],
+         sampling={"chat_template_kwargs": {"mood": "calm"}}), "does not read 'mood'"),
     (ask("x", sampling=[1]), "expected keys and values"),
     (ask("x", number=-1), "expected a whole number"),
     (ask("x", text=""), "empty"),

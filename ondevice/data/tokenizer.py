@@ -179,12 +179,16 @@ class Tokenizer:
                             where="tokenizer", hint="leave it out of the text")
         return ids
 
-    def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
-        """A copy whose template is given further names. Raises UserError for one that it does not read."""
+    def kwargs_read(self) -> set[str]:
+        """Names that the chat templates read beside what each is always given."""
         from ondevice.data.template import names_read
 
         sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
-        read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
+        return set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
+
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
+        """A copy whose template is given further names. Raises UserError for one that it does not read."""
+        read = self.kwargs_read()
         if unread := sorted(set(kwargs) - read):
             raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
                             hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
