@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -114,29 +115,40 @@ class _New:
     meta: Mapping[str, Any] | None = None
     strength: int | None = None
     raters: Sequence[str] = ()
+    said: int = 0  # votes that the row tells of: that a pair is one is none
 
 
 def import_file(cfg: RatingsConfig) -> dict[str, Any]:
     """Adds what a file holds. All of its rows are read before the first is written, and all are written together.
 
     Whole votes keep everything but their ids; what is there already, from the same file or a copy of this database, is
-    not added twice. Raises UserError, naming the row, where more than 1 % cannot be read.
+    not added twice. Gold are the rows whose votes all name the same answer; how many others were left out, and how many
+    votes were not kept, is said. Raises UserError, naming the row, where more than 1 % cannot be read, and where no row
+    can be gold.
     """
     rows, whole_rows = read(cfg.file), _Whole()
     new: list[_New] = []
+    not_gold = Counter[str]()
     for row, where in rows:
         try:
             if "record" in row:
+                if cfg.gold:
+                    raise BadRow("a row of exported votes keeps its kind: gold is for pairs (leave --gold out)")
                 whole_rows.take(row)
             else:
-                new.append(_parse(row))
+                entry = _parse(row, cfg.gold)
                 nothing_lost(row)
-                if cfg.gold and [outcome for outcome, _ in new[-1].votes] != ["ranked"]:
-                    new.pop()
-                    raise BadRow("gold needs one vote that names the better answer")
+                if cfg.gold and (why := _why_not_gold(entry)):
+                    not_gold[why] += 1
+                else:
+                    new.append(entry)
         except BadRow as error:
             rows.reject(where, str(error), row)
     rows.check()
+    if cfg.gold and not new:
+        why_not = ", ".join(f"{count} {why}" for why, count in not_gold.items())
+        raise UserError(f"no row says which answer is the better one ({why_not})", where=cfg.file,
+                        hint="give pairs of chosen and rejected, or votes that agree")
     batch = cfg.batch or Path(cfg.file).stem
     with Ratings.open(cfg.ratings, create=True) as into, into.transaction():
         items, votes = whole_rows.write(into)
@@ -153,9 +165,19 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                           strength=entry.strength)
             items, votes = items + 1, votes + len(entry.votes)
     bad = {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"} if rows.rejected else {}
+    gold = {"left_out": dict(not_gold), "votes_not_kept": sum(entry.said for entry in new)} if cfg.gold else {}
     told = {"not_used": rows.telling().removeprefix("not used: ")} if rows.telling() else {}
     return {"items": items, "votes": votes, "already_there": whole_rows.known, "bad_rows": len(rows.rejected), **bad,
-            **told, "ratings": str(into.path)}
+            **gold, **told, "ratings": str(into.path)}
+
+
+def _why_not_gold(entry: _New) -> str:
+    """Why its votes do not say which answer is the better one; empty where they do."""
+    if not entry.votes:
+        return "without a vote"
+    if any(outcome != "ranked" for outcome, _ in entry.votes):
+        return "tie or all bad"
+    return "with votes that differ" if len(set(entry.votes)) > 1 else ""
 
 
 def _raters(given: Sequence[str], count: int) -> list[str]:
@@ -166,16 +188,16 @@ def _raters(given: Sequence[str], count: int) -> list[str]:
     return names + [f"{IMPORTED}-{n + 1}" for n in range(len(names), count)]
 
 
-def _parse(row: Record) -> _New:
-    """Raises BadRow."""
+def _parse(row: Record, gold: bool = False) -> _New:
+    """`gold`: a vote's strength is not kept, and may be a mean. Raises BadRow."""
     if "chosen" in row and "rejected" in row:
         made = to_pair(row)
-        if (strength := made.get("strength", 1.0)) not in (1.0, 2.0):
+        if (strength := made.get("strength", 1.0)) not in (1.0, 2.0) and not gold:
             raise BadRow(f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)")
         raters = made.get("raters") or []
         return _New(made["prompt"], [Response(made["chosen"]), Response(made["rejected"])],
                     [("ranked", 0)] * max(1, len(raters)), strength=int(strength) if "strength" in row else None,
-                    raters=raters)
+                    raters=raters, said=len(raters))
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         raise BadRow("one completion that is good or bad is not a choice among several: dpo --loss-type kto learns "
                      "from such a file as it is")
@@ -196,7 +218,7 @@ def _parse(row: Record) -> _New:
     said = row.get("votes", [])
     if not isinstance(said, list):
         raise BadRow("votes must be a list, one of each rater")
-    return _New(prompt, responses, [_cast(vote, len(responses)) for vote in said])
+    return _New(prompt, responses, [_cast(vote, len(responses)) for vote in said], said=len(said))
 
 
 def _cast(vote: Any, width: int) -> tuple[Outcome, int]:

@@ -13,6 +13,7 @@ import pytest
 
 import ondevice
 from ondevice.errors import UserError
+from ondevice.rating_files import render
 from ondevice.ratings import Ratings, Response
 
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J[/b] \u202eevil\u2066 a\0b \x9b31m \ud800 [A]\r\n│ [B]"
@@ -208,10 +209,41 @@ def test_gold_comes_in_without_votes(tmp_path: Path) -> None:
     assert (done["items"], done["votes"]) == (2, 0)
     with Ratings.open(tmp_path / "r.db") as found:
         assert [(item.kind, item.gold) for item in found.items()] == [("gold", 0), ("gold", 1)]
-    for row in ({"prompt": "q", "a": "x", "b": "y"}, {"prompt": "q", "a": "x", "b": "y", "votes": ["tie"]}):
-        with pytest.raises(UserError, match="names the better answer"):
+    assert (done["left_out"], done["votes_not_kept"]) == ({}, 1)
+    for row, why in (({"prompt": "q", "a": "x", "b": "y"}, "without a vote"),
+                     ({"prompt": "q", "a": "x", "b": "y", "votes": ["tie"]}, "tie or all bad")):
+        with pytest.raises(UserError, match=rf"no row says which answer is the better one \(1 {why}"):
             ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=write(tmp_path / "no.jsonl", row),
                                     gold=True)
+
+
+def test_gold_are_the_pairs_whose_raters_agree(tmp_path: Path) -> None:
+    """Whatever their number; the others are left out and counted, and so are the votes, which gold does not keep."""
+    pair = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    said = [["b", "b"], ["a", "b"], ["a", "tie"], []]
+    file = write(tmp_path / "gold.jsonl", {**pair, "raters": ["ann", "bob"], "strength": 1.5},
+                 *({"prompt": f"q{n}", "a": "x", "b": "y", "votes": votes} for n, votes in enumerate(said)))
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=file, gold=True)
+    with Ratings.open(tmp_path / "r.db") as found:
+        assert [(item.kind, item.gold) for item in found.items()] == [("gold", 0), ("gold", 1)]
+    assert done["left_out"] == {"with votes that differ": 1, "tie or all bad": 1, "without a vote": 1}
+    assert (done["items"], done["votes"], done["votes_not_kept"], done["bad_rows"]) == (2, 0, 4, 0)
+    assert "left out: 1 with votes that differ, 1 tie or all bad, 1 without a vote" in render(done)
+
+
+def test_our_own_export_of_two_raters_can_be_gold(tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        item = ratings.add("b", "q", [Response("x"), Response("y")], seed=0)
+        for rater, strength in (("ann", 1), ("bob", 2)):
+            ratings.vote(item, rater, "s", ranking=[1], strength=strength)
+    pairs, votes = str(tmp_path / "pairs.jsonl"), str(tmp_path / "votes.jsonl")
+    common = {"action": "export", "ratings": tmp_path / "r.db"}
+    assert ondevice.manage_ratings(**common, file=pairs, with_raters=True)["rows"] == 1
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "gold.db", file=pairs, gold=True)
+    assert (done["items"], done["votes_not_kept"]) == (1, 2)
+    ondevice.manage_ratings(**common, file=votes, form="votes")
+    with pytest.raises(UserError, match="keeps its kind: gold is for pairs"):
+        ondevice.manage_ratings(action="import", ratings=tmp_path / "gold.db", file=votes, gold=True)
 
 
 @pytest.mark.parametrize("row", [

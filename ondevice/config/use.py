@@ -444,8 +444,8 @@ class RatingsConfig:
         "a repair keeps all raters, and gold has none")
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
     gold: bool = only(False, *_for("import"))
-    """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
-    to measure raters, and nothing is learned from them."""
+    """Imported pairs whose votes all name the same answer are gold: the better answer is known. They come now and then
+    among the others to measure raters, and nothing is learned from them."""
     simulated: bool = only(True, *_for("stats", "export"))
     """Count raters that are programs (their names begin with simulated:) too."""
     with_raters: bool = only(False, lambda cfg: cfg.action == "export" and cfg.form != "votes",
