@@ -304,7 +304,11 @@ def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: s
 
 @pytest.mark.parametrize(("argv", "said"), [
     (["reward", "T5", "PAIRS", "--out", "OUT", "--sequence_length", "96"], "no head of scores"),
+    (["classify", "T5", "TEXT", "--out", "OUT", "--sequence_length", "4096"], "no head of scores"),
+    (["classify", "BART", "CHATS", "--out", "OUT"], "no head of scores"),
     (["sft", "T5", "CHATS", "--out", "OUT", "--loss_on", "all", "--sequence_length", "48"], "loss_on"),
+    (["sft", "T5", "CHATS", "--out", "OUT", "--loss_on", "all", "--sequence_length", "4096"], "loss_on"),
+    (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "4096"], "objective"),
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "48"], "objective"),
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--mask_share", "0.45", "--mean_span", "1", "--sequence_length", "96"],
      "sentinels"),

@@ -28,13 +28,18 @@ def scalar_head(ops: Ops, params: Params, model: Network, x: Array) -> Array:
     return class_scores(ops, params, model, x).reshape(-1)
 
 
+def need_scores(model: Model) -> None:
+    """Raises UserError for an architecture that only writes, which no other setting could mend."""
+    if not model.network.score:
+        raise UserError(f"a {model.cfg.model_type} model has no head of scores here", where=str(model.folder),
+                        hint="take a decoder or an encoder")
+
+
 def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names: tuple[str, ...] = ()) -> Model:
     """The model's body, with its adapters, under a new head of some scores. The head begins at N(0, 1/(D + 1)) as in
     Huang 2024 (and in Stiennon 2020), a layer before it at N(0, 1/D), biases at 0, drawn on the host: the same on both
-    backends. Raises UserError for an architecture that only writes."""
-    if not model.network.score:
-        raise UserError(f"{model.cfg.model_type} has no head of scores here", where=str(model.folder),
-                        hint="take a decoder or an encoder")
+    backends. Raises UserError as `need_scores`."""
+    need_scores(model)
     raw = {name: value for name, value in model.cfg.raw.items() if name != "problem_type"}  # that of the head before
     cfg = replace(model.cfg, num_labels=labels, label_names=names, raw=raw)
     head = model.network.score + ".weight"

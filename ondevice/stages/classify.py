@@ -23,7 +23,7 @@ from ondevice.loop import fit, held_out_figures
 from ondevice.losses import classification_loss
 from ondevice.models.common_config import MULTI_LABEL
 from ondevice.models.folder import Model, load_model
-from ondevice.models.heads import with_head
+from ondevice.models.heads import need_scores, with_head
 from ondevice.rating_stats import wilson
 from ondevice.stages import material
 from ondevice.stages.wanted import Wanted
@@ -32,6 +32,7 @@ from ondevice.text_inputs import text_inputs
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     body = load_model(cfg.model, ctx.backend, body=True)
+    need_scores(body)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")

@@ -46,10 +46,6 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
-    room = most_of(model, cfg.sequence_length)
-    if cfg.sequence_length > room:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint=f"give {room} or fewer")
     if cfg.objective not in ("auto", objective(model.cfg)):
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
@@ -59,6 +55,10 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
         if getattr(cfg, name) != usual and objective(model.cfg) not in known:
             raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
                             hint=f"leave it out; it is for {' and '.join(known)}")
+    room = most_of(model, cfg.sequence_length)
+    if cfg.sequence_length > room:
+        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+                        where="sequence_length", hint=f"give {room} or fewer")
 
 
 def most_of(model: Model, length: int) -> int:

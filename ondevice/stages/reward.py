@@ -23,7 +23,7 @@ from ondevice.errors import UserError
 from ondevice.loop import fit, held_out_figures
 from ondevice.losses import reward_loss
 from ondevice.models.folder import Model
-from ondevice.models.heads import with_head
+from ondevice.models.heads import need_scores, with_head
 from ondevice.rating_stats import wilson
 from ondevice.rollout import Scorer
 from ondevice.stages.pairs import pairs
@@ -32,6 +32,7 @@ from ondevice.stages.start import load_start, with_adapter
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
     writer = load_start(cfg.model, cfg, ctx, body=True)
+    need_scores(writer)
     found = pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
         raise UserError("no pair is of a strength above 1, so that it would change nothing", where="strength_margin",

@@ -34,13 +34,13 @@ from ondevice.stages.wanted import Wanted
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
+    rows = rows_of(cfg, model)  # what the architecture cannot do is refused before anything that a number could mend
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
     found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
-    rows = rows_of(cfg, model)
     train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
