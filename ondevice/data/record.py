@@ -16,7 +16,7 @@ CONTENT = frozenset((
     "system", "system_prompt", "history",                                           # said before the prompt
     "tools", "functions", "tool_calls", "function_call", "chat_template_kwargs",   # what a template writes
     "reasoning", "reasoning_content", "thinking", "thought", "thoughts",           # what an assistant thinks
-    "weight", "train",                                                            # whether a message is learned
+    "weight", "train", "trainable", "train_on_turn", "train_detail", "masked",    # whether a message is learned
     "image", "images", "audio", "audios", "video", "videos"))                       # what no model here can read
 """Names that carry a part of what a chat says, or of how it is learned: a row whose form does not take them up is
 bad."""

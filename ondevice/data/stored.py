@@ -21,7 +21,7 @@ from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
 # What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are made anew.
-_LEARNED = {"chats": " calls and thoughts", "pairs": " calls and thoughts", "prompts": " and where they begin"}
+_LEARNED = {"chats": " calls, thoughts and flags", "pairs": " calls and thoughts", "prompts": " and where they begin"}
 
 
 def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:

@@ -287,7 +287,8 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
             for here, chat in convert_rows(rows, to_chat):
                 place = here
                 if whole and any(message.get("weight") == 0 for message in chat["messages"]):
-                    rows.reject(here, "a turn of weight 0 is not to be learned, and loss_on all learns every token")
+                    rows.reject(here, "a turn is not to be learned (it has weight 0, or says so), and loss_on all "
+                                      "learns every token")
                     continue
                 spelt.look(chat["messages"])
                 keys.extend(_keys_of(chat["messages"]))
