@@ -13,14 +13,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ondevice import checkpoint
 from ondevice.card import Card, folder_card, run_card
 from ondevice.card_use import base_may_be_told
-from ondevice.config.hub import PushConfig
+from ondevice.config.hub import PLANNED, PushConfig
 from ondevice.data_card import data_files
 from ondevice.errors import UserError, nearest
 from ondevice.hub import Kind
@@ -59,7 +59,7 @@ class PlannedFile:
 @dataclass(frozen=True)
 class Plan:
     """A push. `folder` is where `pending-push.json` lies, `parent` the commit that it goes on top of once it was
-    looked up, `removed` the files of an earlier push that it replaces."""
+    looked up, `removed` the files of an earlier push that it replaces, `settings` what of `PLANNED` was asked for."""
 
     repo: str
     kind: Kind
@@ -70,6 +70,7 @@ class Plan:
     tag: str = ""
     parent: str = ""
     removed: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -115,6 +116,20 @@ def pending(folder: Path) -> Plan:
         raise UserError("cannot be read", where=str(file), hint="remove it, and push without --resume") from None
 
 
+def check_planned(cfg: PushConfig, plan: Plan) -> None:
+    """Raises UserError for a setting that is given and is another one in the push that was interrupted; one that is the
+    same may stand there."""
+    known = {"public": plan.public, "tag": plan.tag, "dataset": plan.kind == "dataset", **plan.settings}
+    usual = {f.name: f.default for f in dataclasses.fields(PushConfig)}
+    for name in PLANNED:
+        given = getattr(cfg, name)
+        if given == usual[name] or (name in known and given == known[name]):
+            continue
+        was = f"had {known[name] or 'none'!r}" if name in known else "does not say what it had"
+        raise UserError(f"the push that was interrupted goes on as it was planned, and {was}", where=name,
+                        hint="leave it out, or push without --resume")
+
+
 def plan_push(cfg: PushConfig) -> Plan:
     """The plan of a push that begins. Nothing is asked of the network. Raises UserError for what cannot be sent."""
     cfg.check()
@@ -125,6 +140,8 @@ def plan_push(cfg: PushConfig) -> Plan:
         return _every_stage(cfg, target)
     if target.model is None:
         raise UserError("holds no model", where=cfg.model, hint="give the folder of a model or of a run")
+    if target.stage and target.run:
+        cfg = dataclasses.replace(cfg, stage=target.stage.name)  # the record says which one it was
     files = model_files(target.model, target.home)
     if cfg.with_optimizer:
         files += _optimizer(target)
@@ -233,13 +250,18 @@ def _dataset(cfg: PushConfig) -> Plan:
     files = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
     made = [_written(path, text) for path, text in files.items()]
     message = f"Push ratings of {own_name(file.resolve().parent)}"
-    return Plan(cfg.repo_id, "dataset", cfg.public, str(file.parent), message, tuple(made), cfg.tag)
+    return Plan(cfg.repo_id, "dataset", cfg.public, str(file.parent), message, tuple(made), cfg.tag,
+                settings=_settings(cfg))
 
 
 def _plan(cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card) -> Plan:
     made = [*files, _written(CARD, card.text), *(_written(path, text) for path, text in card.pictures.items())]
     message = inert(message, newlines=False, limit=200)
-    return Plan(cfg.repo_id, "model", cfg.public, str(home), message, tuple(made), cfg.tag)
+    return Plan(cfg.repo_id, "model", cfg.public, str(home), message, tuple(made), cfg.tag, settings=_settings(cfg))
+
+
+def _settings(cfg: PushConfig) -> dict[str, Any]:
+    return {name: getattr(cfg, name) for name in PLANNED}
 
 
 def _optimizer(target: Target) -> list[PlannedFile]:

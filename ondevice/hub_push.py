@@ -22,7 +22,16 @@ from ondevice.config.hub import PushConfig
 from ondevice.errors import Interrupted, UserError
 from ondevice.events import to_json
 from ondevice.hub import Conflict, Hub, Missing, Sending, Unheard, patiently
-from ondevice.hub_plan import Plan, PlannedFile, find_target, pending, plan_push, plan_text, replaced
+from ondevice.hub_plan import (
+    Plan,
+    PlannedFile,
+    check_planned,
+    find_target,
+    pending,
+    plan_push,
+    plan_text,
+    replaced,
+)
 from ondevice.inert import inert
 from ondevice.progress import size
 from ondevice.push_files import content, real_file
@@ -116,6 +125,7 @@ def _planned(cfg: PushConfig) -> Plan:
     if cfg.repo_id and cfg.repo_id not in (plan.repo, plan.repo.partition("/")[2]):
         raise UserError(f"the push that was interrupted goes to {plan.repo}", where="repo_id",
                         hint="leave the name out, or push without --resume")
+    check_planned(cfg, plan)
     return plan
 
 

@@ -335,6 +335,49 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     assert {path: files[path].decode() for path in planned} == planned
 
 
+def interrupted(server: HubServer, path: Path, **fields: Any) -> None:
+    server.ask_for("POST", "/commit/", "status", status=500, times=99)
+    refused(path, **fields)
+    server.trouble.clear()
+
+
+def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(server: HubServer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    asked: dict[str, Any] = {"stage": "sft", "public": True, "tag": "v1", "license": "mit"}
+    interrupted(server, run.path, **asked)
+    for name, value, had in (("stage", "init", "'sft'"), ("tag", "v2", "'v1'"), ("license", "apache-2.0", "'mit'"),
+                             ("with_optimizer", True, "'none'"), ("dataset", True, "'none'")):
+        same = {key: given for key, given in asked.items() if not (name == "dataset" and key == "stage")}
+        said = refused(run.path, resume=True, **{**same, name: value})
+        assert said.startswith(f"{name}: ") and f"goes on as it was planned, and had {had}" in said, said
+        assert "push without --resume" in said
+    assert not server.repo("me/m").tags
+    push(run.path, resume=True, **asked)
+    assert set(server.repo("me/m").tags) == {"v1"} and not server.repo("me/m").private
+
+
+def test_a_resume_of_all_stages_or_ratings_takes_their_flags(server: HubServer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    interrupted(server, run.path, all_stages=True)
+    assert refused(run.path, resume=True, stage="sft").startswith("stage: the push that was interrupted")
+    push(run.path, "", resume=True, all_stages=True)
+    interrupted(server, run.path)  # of the last stage, which was not named
+    newest = pending(run.path).settings["stage"]
+    assert newest and refused(run.path, resume=True, all_stages=True).startswith("all_stages: ")
+    push(run.path, "", resume=True, stage=newest)
+
+
+def test_a_record_that_does_not_say_what_was_asked_for_refuses_the_flag(server: HubServer, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    interrupted(server, model, tag="v1")
+    record = json.loads((model / PENDING).read_text())
+    del record["settings"]  # as an earlier version wrote it
+    (model / PENDING).write_text(json.dumps(record))
+    assert "license: the push that was interrupted goes on as it was planned, and does not say what it had" in refused(
+        model, resume=True, license="mit")
+    push(model, resume=True, tag="v1")
+
+
 def test_ctrl_c_says_how_to_go_on(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
 

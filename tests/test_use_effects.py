@@ -33,7 +33,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ExportConfig": {"model": "m", "to": "gguf"}}
 BEAMS, PROBLEMS, WIN = {"beams": 4}, {"tasks": ["problems"]}, {"tasks": ["win"]}
 GREEDY, STATS, REPAIR = {"temperature": 0.0}, {"action": "stats"}, {"action": "repair"}
-IMPORT, AGAIN, OWN = {"action": "import", "file": "f"}, {"resume": True}, {"data": "own.jsonl"}
+IMPORT, OWN = {"action": "import", "file": "f"}, {"data": "own.jsonl"}
 HERE: dict[str, Any] = {}
 # Field → (a value that is not its default, settings beside which it has none, settings beside which it has an effect).
 DRAWN = {"top_k": (5, GREEDY, HERE), "top_p": (0.5, GREEDY, HERE), "seed": (3, GREEDY, HERE)}
@@ -65,10 +65,7 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
                       "raters": (["ann"], {**IMPORT, "gold": True}, IMPORT), "gold": (True, HERE, IMPORT),
                       "simulated": (False, IMPORT, STATS), "with_raters": (True, {"form": "votes"}, HERE),
                       "seed": (3, HERE, STATS)},
-    "PushConfig": {"public": (True, AGAIN, HERE), "with_optimizer": (True, AGAIN, HERE), "tag": ("t", AGAIN, HERE),
-                   "all_stages": (True, AGAIN, HERE), "license": ("mit", AGAIN, HERE),
-                   "with_raters": (True, {**AGAIN, "dataset": True}, {"dataset": True}),
-                   "lines": (True, {"dry_run": True}, HERE)},
+    "PushConfig": {"lines": (True, {"dry_run": True}, HERE)},
     "ExportConfig": {"bits": (8, HERE, {"to": "mlx"}), "group_size": (32, {"to": "hf"}, {"to": "mlx"}),
                      "data": ("x", {"to": "peft"}, HERE)},
 }
