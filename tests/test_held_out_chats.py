@@ -22,6 +22,7 @@ from ondevice.errors import UserError
 from ondevice.preview import render, show
 from ondevice.rewards.tasks import problems
 from ondevice.stages.asked import prompts
+from ondevice.stages.grpo import GRPOFeed
 from ondevice.stages.material import Chats, Labelled, chats, labelled, token_streams
 from ondevice.stages.pairs import _copied
 from ondevice.stages.wanted import Wanted
@@ -280,6 +281,16 @@ def test_problems_that_are_turns_of_one_chat_stand_on_one_side(tmp_path: Path) -
     sides = [{one.chat[0]["content"] for one in problems(data, part, 0, 0, CorpusConfig())}
              for part in ("train", "validation")]  # type: ignore[arg-type]
     assert sides[1] and not sides[0] & sides[1]
+
+
+def test_grpo_holds_out_the_turns_of_a_chat_together(tmp_path: Path) -> None:
+    rows = [{**row, "answer": "1"} for number in range(20) for row in asking(number)]
+    data = Wanted(write(tmp_path / "rows.jsonl", [rows[7 * n % 100] for n in range(100)]))
+    rewards = SimpleNamespace(uses=set, needed=lambda: {"answer"})
+    feed: Any = SimpleNamespace(cfg=SimpleNamespace(seed=0, max_new_tokens=8), ctx=Ctx(tmp_path), rewards=rewards)
+    train, held = (GRPOFeed._of(feed, data, part, 0, MODEL) for part in ("train", "validation"))  # type: ignore[arg-type]
+    sides = [{one.messages[0]["content"] for one in part} for part in (train, held)]
+    assert (len(train), len(held)) == (90, 10) and not sides[0] & sides[1]
 
 
 def test_prompts_that_are_left_out_are_counted(tmp_path: Path) -> None:
