@@ -29,16 +29,16 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 import ondevice as od  # noqa: E402
-from ondevice.backend import Backend, load_backend  # noqa: E402
-from ondevice.data.chat import encode_chat, prompt_ids  # noqa: E402
-from ondevice.decoding import Generator, Sampling  # noqa: E402
+from ondevice.common.rng import normal  # noqa: E402
+from ondevice.data.chat_encoding import encode_chat, prompt_ids  # noqa: E402
 from ondevice.exports.compare import logits, prompt_of  # noqa: E402
-from ondevice.models.folder import Adapter, Model, load_model, write, write_model  # noqa: E402
-from ondevice.models.heads import with_head  # noqa: E402
+from ondevice.inference.generator import Generator, Sampling  # noqa: E402
+from ondevice.models.load import Adapter, Model, load_model, write, write_model  # noqa: E402
 from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
-from ondevice.models.names import matrices  # noqa: E402
-from ondevice.randomness import normal  # noqa: E402
-from ondevice.rollout import Scorer  # noqa: E402
+from ondevice.models.score_head import with_head  # noqa: E402
+from ondevice.models.tensor_names import matrices  # noqa: E402
+from ondevice.rl.rollout import Scorer  # noqa: E402
+from ondevice.seam.select import Backend, load_backend  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
 MISSING = "–"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.active import doubt, forecast, in_turn, most_doubtful_first
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.rating_queue import doubt, forecast, in_turn, most_doubtful_first
 
 
 def test_forecast_and_doubt_by_hand() -> None:

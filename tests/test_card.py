@@ -22,18 +22,18 @@ from data_samples import TEXTS, small_tokenizer
 from hub_models import config, contents, write_model, write_ratings, write_run, write_stage
 from hub_server import HubServer, environment
 from ondevice import cli
-from ondevice.backend import load_backend
-from ondevice.card import folder_card, run_card
-from ondevice.card_use import Place, Subject, use
-from ondevice.curves import curves
+from ondevice.common.sanitize import inert
 from ondevice.data.tokenizer import train_tokenizer
-from ondevice.data_card import data_files
-from ondevice.hub import Hub
-from ondevice.inert import inert
-from ondevice.models.folder import Adapter, load_model, write
-from ondevice.models.folder import write_model as write_folder
+from ondevice.hub.client import Hub
+from ondevice.models.load import Adapter, load_model, write
+from ondevice.models.load import write_model as write_folder
 from ondevice.models.lora import INHERITED, Pair, placed
-from ondevice.runfolder import RunFolder
+from ondevice.publishing.dataset_card import data_files
+from ondevice.publishing.model_card import folder_card, run_card
+from ondevice.publishing.usage import Place, Subject, use
+from ondevice.reports.curves import curves
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.select import load_backend
 
 SECRET = "/home/someone/secret place"
 

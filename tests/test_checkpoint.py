@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ondevice import checkpoint
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.runs import checkpoint
 
 
 def write(step: int) -> Any:

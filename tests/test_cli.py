@@ -12,12 +12,12 @@ import pytest
 
 import ondevice
 from ondevice import cli
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import GenerateConfig
-from ondevice.errors import Interrupted, UserError
-from ondevice.events import EventWriter
-from ondevice.listing import stage_state
-from ondevice.runfolder import RunFolder
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import stage_state
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,20 +17,20 @@ import ondevice as od
 import small_stages
 from data_samples import CHATS, TEXTS, small_tokenizer
 from llama_cpp import LlamaCpp
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
-from ondevice.data.chat import TEMPLATES, add_template, encode_chat, render
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.data.chat_encoding import TEMPLATES, add_template, encode_chat, render
 from ondevice.data.tokenizer import OWN_TEMPLATE
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
 from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
-from ondevice.models.folder import Adapter, load_model, write, write_model
+from ondevice.models.load import Adapter, load_model, write, write_model
 from ondevice.models.lora import INHERITED, Pair, placed
-from ondevice.models.names import matrices
-from ondevice.rollout import Scorer
+from ondevice.models.tensor_names import matrices
+from ondevice.rl.rollout import Scorer
+from ondevice.seam.select import Backend, load_backend
 
 GGUF = ["llama", "llama-gqa-tied", "llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"]
 SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}

@@ -12,16 +12,16 @@ import pytest
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import GRPOConfig
-from ondevice.data.chat import prompt_ids
-from ondevice.errors import UserError
-from ondevice.events import read
+from ondevice.data.chat_encoding import prompt_ids
+from ondevice.datasets.prompts import Asked, opening
 from ondevice.rewards.golds import attainable
-from ondevice.rewards.rewards import Rewards, Scores
-from ondevice.rollout import Sampled
-from ondevice.stages.asked import Asked, opening
-from ondevice.stages.groups import told
+from ondevice.rewards.scorer import Rewards, Scores
+from ondevice.rl.rollout import Sampled
+from ondevice.rl.rollout_log import told
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
 from ondevice.stages.grpo import GRPOFeed, accuracy
 from ondevice.stages.no_signal import NoSignal
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from data_samples import small_tokenizer
+from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
-from ondevice.data.chat import encode_chat
-from ondevice.errors import UserError
-from ondevice.stages.material import Chats, chats
-from ondevice.stages.pairs import _copied
-from ondevice.stages.wanted import Wanted
+from ondevice.data.chat_encoding import encode_chat
+from ondevice.datasets.preference_pairs import _copied
+from ondevice.datasets.spec import Wanted
+from ondevice.datasets.text_and_chats import Chats, chats
 
 TOKENIZER = small_tokenizer()
 

@@ -13,14 +13,15 @@ import pytest
 import ondevice
 from hub_models import contents, write_model, write_run, write_stage
 from hub_server import TOKEN, HubServer, environment
-from ondevice import checkpoint, hub_beside
-from ondevice.checkpoint import Checkpoint
+from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping
 from ondevice.config.stages import SFTConfig
-from ondevice.errors import UserError
-from ondevice.hub import Hub
-from ondevice.hub_plan import PENDING
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.hub.client import Hub
+from ondevice.publishing import background
+from ondevice.publishing.plan import PENDING
+from ondevice.runs import checkpoint
+from ondevice.runs.checkpoint import Checkpoint
+from ondevice.runs.folder import RunFolder, StageFolder
 
 
 @pytest.fixture
@@ -50,9 +51,9 @@ class Started:
 
 def test_checkpoints_arrive_in_their_order(server: HubServer, stage: StageFolder) -> None:
     for step in (10, 20):
-        hub_beside.keep(stage, saved(stage, step))
+        background.keep(stage, saved(stage, step))
     wanted = [contents(path / "model") for path in checkpoint.steps(stage.checkpoints)]
-    assert hub_beside.drain(stage, "runs", Hub()) == 2
+    assert background.drain(stage, "runs", Hub()) == 2
     repo = server.repo("me/runs")
     assert repo.private
     assert [c.title for c in repo.commits[1:]] == ["Push run: grpo, step 10", "Push run: grpo, step 20"]
@@ -65,62 +66,62 @@ def test_checkpoints_arrive_in_their_order(server: HubServer, stage: StageFolder
 
 
 def test_what_did_not_arrive_stays_and_comes_first(server: HubServer, stage: StageFolder) -> None:
-    hub_beside.keep(stage, saved(stage, 10))
+    background.keep(stage, saved(stage, 10))
     server.ask_for("POST", "/commit/", "status", status=500, times=99)
     with pytest.raises(UserError, match="cannot be reached"):
-        hub_beside.drain(stage, "me/runs", Hub())
+        background.drain(stage, "me/runs", Hub())
     (waits,) = checkpoint.steps(stage.path / "push")
     assert (waits / PENDING).is_file()
     server.trouble.clear()
-    hub_beside.keep(stage, saved(stage, 20))
-    assert hub_beside.drain(stage, "me/runs", Hub()) == 2
+    background.keep(stage, saved(stage, 20))
+    assert background.drain(stage, "me/runs", Hub()) == 2
     assert list(server.repo("me/runs").tags) == ["grpo-step-10", "grpo-step-20"]
     assert len(server.uploaded) == 2
 
 
 def test_a_stage_that_is_run_again_comes_by_the_same_steps(server: HubServer, stage: StageFolder) -> None:
     """Its first tags stay where they are, and hold nothing up."""
-    hub_beside.keep(stage, saved(stage, 10))
-    hub_beside.drain(stage, "me/runs", Hub())
+    background.keep(stage, saved(stage, 10))
+    background.drain(stage, "me/runs", Hub())
     first = server.repo("me/runs").commits[-1].id
     for seed in (77, 20):
-        target = hub_beside.keep(stage, saved(stage, 10 if seed == 77 else 20))
+        target = background.keep(stage, saved(stage, 10 if seed == 77 else 20))
         write_model(target, seed)
-    assert hub_beside.drain(stage, "me/runs", Hub()) == 2
+    assert background.drain(stage, "me/runs", Hub()) == 2
     repo = server.repo("me/runs")
     assert len(repo.commits) == 4 and repo.tags == {"grpo-step-10": first, "grpo-step-20": repo.commits[-1].id}
 
 
 def test_a_checkpoint_that_is_pruned_meanwhile_still_arrives(server: HubServer, stage: StageFolder) -> None:
-    hub_beside.keep(stage, saved(stage, 10))
+    background.keep(stage, saved(stage, 10))
     for step in (20, 30, 40):
         saved(stage, step)
     assert "step-00000010" not in [path.name for path in checkpoint.steps(stage.checkpoints)]
-    assert hub_beside.drain(stage, "me/runs", Hub()) == 1
+    assert background.drain(stage, "me/runs", Hub()) == 1
 
 
 def test_few_wait(stage: StageFolder) -> None:
     for step in range(10, 80, 10):
-        hub_beside.keep(stage, saved(stage, step))
+        background.keep(stage, saved(stage, step))
     names = [path.name for path in checkpoint.steps(stage.path / "push")]
     assert names == ["step-00000050", "step-00000060", "step-00000070"]
     for path in checkpoint.steps(stage.path / "push"):
         (path / PENDING).write_text("{}")
     for step in range(80, 150, 10):
-        hub_beside.keep(stage, saved(stage, step))
-    assert len(checkpoint.steps(stage.path / "push")) <= 2 * hub_beside.WAITING
+        background.keep(stage, saved(stage, step))
+    assert len(checkpoint.steps(stage.path / "push")) <= 2 * background.WAITING
 
 
 def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     kept: list[int] = []
-    monkeypatch.setattr(hub_beside, "start", lambda stage, repo: started.append(repo) or Started(None))
-    monkeypatch.setattr(hub_beside, "keep", lambda stage, saved: kept.append(saved.step))
-    beside = hub_beside.Beside(stage, "me/runs", 20, print)
+    monkeypatch.setattr(background, "start", lambda stage, repo: started.append(repo) or Started(None))
+    monkeypatch.setattr(background, "keep", lambda stage, saved: kept.append(saved.step))
+    beside = background.Beside(stage, "me/runs", 20, print)
     for step in (10, 20, 30, 45, 50, 55):
         beside.offer(Checkpoint(stage.path / f"step-{step:08d}", step, {}), last=step == 55)
     assert kept == [20, 45, 55]
-    resumed = hub_beside.Beside(stage, "me/runs", 20, print, since=45)
+    resumed = background.Beside(stage, "me/runs", 20, print, since=45)
     resumed.offer(Checkpoint(stage.path / "step-00000050", 50, {}))
     assert kept == [20, 45, 55]  # what came before the resume has been offered
     assert started == ["me/runs"] * 2  # the one under way takes what comes; the last one's process waits its turn
@@ -128,8 +129,8 @@ def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     warned: list[str] = []
-    beside = hub_beside.Beside(stage, "me/runs", 10, warned.append)
-    monkeypatch.setattr(hub_beside, "start", lambda stage, repo: Started(2))
+    beside = background.Beside(stage, "me/runs", 10, warned.append)
+    monkeypatch.setattr(background, "start", lambda stage, repo: Started(2))
     (stage.path / "push.log").write_text("one\nnobody is logged in\x1b[2J\n")
     beside.offer(saved(stage, 10))
     beside.offer(saved(stage, 20))
@@ -138,7 +139,7 @@ def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPa
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub_beside, "keep", full)
+    monkeypatch.setattr(background, "keep", full)
     beside.offer(saved(stage, 30))
     assert "step 30 was not pushed: [Errno 28] No space left on device" in warned[-1]
 
@@ -147,15 +148,15 @@ def test_its_log_holds_no_token(
     server: HubServer, stage: StageFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither of what the Hub answers, nor of a fault of ours."""
-    hub_beside.keep(stage, saved(stage, 10))
+    background.keep(stage, saved(stage, 10))
     server.ask_for("POST", "/commit/", "status", status=400, message=f"wrong {TOKEN}")
-    assert hub_beside.main([str(stage.path), "me/runs"]) == 2
+    assert background.main([str(stage.path), "me/runs"]) == 2
 
     def fault(*_: Any) -> None:
         raise KeyError(TOKEN)
 
     monkeypatch.setattr(Hub, "look", fault)
-    assert hub_beside.main([str(stage.path), "me/runs"]) == 1
+    assert background.main([str(stage.path), "me/runs"]) == 1
     said = capsys.readouterr().out
     assert TOKEN not in said and said.count("hf_…") >= 2 and "KeyError: 'hf_…'" in said
     assert all(TOKEN.encode() not in content for content in contents(stage.path).values())
@@ -179,7 +180,7 @@ def test_a_stage_that_pushes(
 ) -> None:
     """A real training: its checkpoints arrive from another process; with nobody logged in it trains all the same."""
     import small_stages
-    from ondevice.backend import load_backend
+    from ondevice.seam.select import load_backend
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("HF_TOKEN")
@@ -197,7 +198,7 @@ def test_a_stage_that_pushes(
         done = json.loads(stage.done.read_text())
         assert "push_every" not in done["fingerprint"]
     else:
-        assert "nobody is logged in" in hub_beside.last_words(stage) and stage.done.is_file()
+        assert "nobody is logged in" in background.last_words(stage) and stage.done.is_file()
 
 
 def wait_for_the_last(stage: StageFolder) -> None:

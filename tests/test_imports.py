@@ -47,12 +47,12 @@ def test_config_is_standard_library_only(name: str) -> None:
 
 def test_inert_and_errors_stand_alone() -> None:
     """They are used where nothing else may be loaded."""
-    assert loaded_by("import ondevice.inert, ondevice.errors") - loaded_by("pass") <= {"ondevice"}
+    assert loaded_by("import ondevice.common.sanitize, ondevice.common.errors") - loaded_by("pass") <= {"ondevice"}
 
 
 def test_no_backend_is_named_in_shared_code() -> None:
-    """A decision on a backend's name is made in backend.py and cli.py; all other code asks the backend."""
-    may = {"backend.py", "cli.py", "export.py"}
+    """A decision on a backend's name is made in seam/select.py and cli.py; all other code asks the backend."""
+    may = {"select.py", "cli.py", "export.py"}
     found = []
     for file in sorted((ROOT / "ondevice").rglob("*.py")):
         if file.name in may:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.inert import LIMIT, InertStream, inert, inert_html
+from ondevice.common.sanitize import LIMIT, InertStream, inert, inert_html
 
 # what it is, the text, what is shown
 HOSTILE = [

@@ -10,7 +10,7 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice import cli
-from ondevice.backend import load_backend
+from ondevice.seam.select import load_backend
 
 ON: dict[str, Any] = {"backend": "torch", "device": "cpu"}
 

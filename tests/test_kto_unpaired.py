@@ -11,15 +11,15 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
-from ondevice.data.completions import Row
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row
 from ondevice.data.formats import BadRow, to_judged, to_pair
-from ondevice.data.token_pairs import TokenPair
-from ondevice.errors import UserError
-from ondevice.losses import preference_objective
-from ondevice.preview import render
-from ondevice.ratings import Ratings, Response
+from ondevice.data.preference_batches import TokenPair
+from ondevice.datasets.preview import render
+from ondevice.preferences.database import Ratings, Response
+from ondevice.seam.select import Backend, load_backend
 from ondevice.stages.dpo import compared, sides_of
+from ondevice.training.losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared
 
 ASKED = [{"role": "user", "content": "Anna"}]

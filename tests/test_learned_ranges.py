@@ -16,14 +16,20 @@ from hypothesis import HealthCheck, given, settings
 import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, renderable, spoken_chats, words_of
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import GRPOConfig, SampleConfig
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
+from ondevice.data.chat_encoding import (
+    ChatRow,
+    add_template,
+    encode_chat,
+    prompt_ids,
+    with_template_kwargs,
+)
 from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
+from ondevice.seam.select import Backend
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")

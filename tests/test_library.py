@@ -18,15 +18,15 @@ import ondevice as od
 import small_stages
 from gradients import on_device
 from library_models import LIBRARY
-from ondevice.backend import Backend, load_backend
-from ondevice.beams import beam_search
-from ondevice.data.completions import Row, completion_batch
-from ondevice.decoding import Sampling, generator_of
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.models.folder import Model, load_model, write
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row, completion_batch
+from ondevice.inference.beam_search import beam_search
+from ondevice.inference.generator import Sampling, generator_of
+from ondevice.models.load import Model, load_model, write
 from ondevice.models.lora import INHERITED, adapted
-from ondevice.rollout import Scorer
+from ondevice.rl.rollout import Scorer
+from ondevice.runs.events import read
+from ondevice.seam.select import Backend, load_backend
 from test_classify import killed_at_first_save
 from test_preference_resume import wait_for
 

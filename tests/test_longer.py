@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.schedule import rate, same_so_far
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
+from ondevice.training.lr_schedule import rate, same_so_far
 
 
 @pytest.fixture(scope="module")

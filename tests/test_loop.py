@@ -16,17 +16,17 @@ import pytest
 
 import models
 from data_samples import small_tokenizer
-from ondevice import checkpoint
-from ondevice.backend import Backend
+from ondevice.common.errors import Interrupted
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context, Spent
-from ondevice.errors import Interrupted
-from ondevice.events import EventWriter, read
-from ondevice.loop import Work, fit
-from ondevice.models.folder import Model
-from ondevice.runfolder import RunFolder, StageFolder, StopRequest
-from ondevice.schedule import rate
+from ondevice.models.load import Model
+from ondevice.runs import checkpoint
+from ondevice.runs.context import Context, Spent
+from ondevice.runs.events import EventWriter, read
+from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.seam.select import Backend
+from ondevice.training.loop import Work, fit
+from ondevice.training.lr_schedule import rate
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
 

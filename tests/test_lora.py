@@ -16,20 +16,20 @@ import models
 import ondevice as od
 import small_stages
 from gradients import by_name, on_device
-from ondevice import checkpoint
-from ondevice.backend import Backend, load_backend
-from ondevice.data.completions import Row
-from ondevice.errors import UserError
-from ondevice.events import read
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row
 from ondevice.exports.modelfile import modelfile
-from ondevice.losses import causal_lm_loss
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import Adapter, Model, generation_of, load_model, merged, write
+from ondevice.models.load import Adapter, Model, generation_of, load_model, merged, write
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
-from ondevice.models.names import matrices
-from ondevice.rollout import Scorer
+from ondevice.models.tensor_names import matrices
+from ondevice.rl.rollout import Scorer
+from ondevice.runs import checkpoint
+from ondevice.runs.events import read
+from ondevice.seam.select import Backend, load_backend
+from ondevice.training.losses import causal_lm_loss
 from small_stages import settings
 from test_preference_resume import steps
 from test_resume import same
@@ -451,7 +451,7 @@ def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: 
 def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Path, tmp_path: Path,
                                                            backend: Backend) -> None:
     from ondevice.config.preference import DPOConfig
-    from ondevice.stages.start import load_start, with_adapter
+    from ondevice.stages.tuning import load_start, with_adapter
 
     ctx: Any = type("Ctx", (), {"backend": backend, "name": "dpo"})
     folder = files / "policy"
@@ -561,9 +561,9 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
                                                                  backend_name: str) -> None:
     """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
     float32's within bfloat16's noise."""
-    from ondevice.backend import OptimSettings
     from ondevice.config.stages import SFTConfig
-    from ondevice.stages.start import load_start, with_adapter
+    from ondevice.seam.select import OptimSettings
+    from ondevice.stages.tuning import load_start, with_adapter
 
     folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
     cfg = SFTConfig(model=str(folder), **LORA)

@@ -15,17 +15,17 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from gradients import on_device
-from ondevice.backend import Backend, load_backend
-from ondevice.card import run_card
-from ondevice.data.completions import Row, completion_batch
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.models import peft
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.convert import merge, quantize
-from ondevice.models.folder import Model, load_model, write_model
+from ondevice.models.load import Model, load_model, write_model
 from ondevice.models.lora import INHERITED, adapted
-from ondevice.rollout import Scorer
-from ondevice.runfolder import RunFolder
+from ondevice.models.registry import ModelConfig
+from ondevice.publishing.model_card import run_card
+from ondevice.rl.rollout import Scorer
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.select import Backend, load_backend
 from small_stages import settings
 
 LORA = {"adapter": "lora", "lora_rank": 3, "lora_alpha": 6.0}

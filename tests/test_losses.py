@@ -14,16 +14,23 @@ import numpy as np
 import pytest
 
 from gradients import graded, on_device
-from ondevice.backend import Backend
 from ondevice.config.preference import DPOConfig, GRPOConfig, RewardConfig
-from ondevice.data.completions import Row
-from ondevice.data.token_pairs import PairSource, TokenPair
-from ondevice.losses import WITHOUT_REFERENCE, grpo_objective, k3, log_sigmoid, preference_objective, reward_objective
-from ondevice.rollout import Sampled
+from ondevice.data.completion_batches import Row
+from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.rl.micro_batches import micro_batches, spread
+from ondevice.rl.rollout import Sampled
+from ondevice.seam.select import Backend
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
 from ondevice.stages.reward import scored
-from ondevice.stages.rollouts import micro_batches, spread
+from ondevice.training.losses import (
+    WITHOUT_REFERENCE,
+    grpo_objective,
+    k3,
+    log_sigmoid,
+    preference_objective,
+    reward_objective,
+)
 
 Array = np.ndarray
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}  # float32 against float64
@@ -427,5 +434,5 @@ def test_every_kind_that_may_be_asked_for_has_a_loss() -> None:
     from typing import get_args
 
     from ondevice.config.preference import PairKind
-    from ondevice.losses import PAIR_LOSSES
+    from ondevice.training.losses import PAIR_LOSSES
     assert {*PAIR_LOSSES, "kto"} == set(get_args(PairKind)) and DPOConfig().loss_type in PAIR_LOSSES

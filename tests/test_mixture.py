@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.data.mixture import Joined, Lazy, Source, mixed, one_after_another, sources
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
 from test_resume import same as same_weights
 from test_resume import weights

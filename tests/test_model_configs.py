@@ -10,14 +10,14 @@ import pytest
 
 import models
 from data_samples import small_tokenizer
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
 from ondevice.config.stages import InitConfig
-from ondevice.errors import UserError
-from ondevice.models.architectures import parse_config
-from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import decoder_of
-from ondevice.models.names import turned
-from ondevice.stages.initialize import model_config
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.registry import parse_config
+from ondevice.models.tensor_names import turned
+from ondevice.seam.select import Backend
+from ondevice.stages.init import model_config
 
 KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma3Text", "GPT2", "Bert", "ModernBert", "T5", "MT5",
          "Bart")

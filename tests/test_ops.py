@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
-from ondevice.backend import Backend, Ops, load_backend
+from ondevice.seam.select import Backend, Ops, load_backend
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 5, 8)).astype(np.float32)
@@ -279,8 +279,8 @@ def test_embedding_rows_asked_twice_add_their_gradients(backend: Backend) -> Non
 def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, entropy, temperature and gradients of the seam between model and loss; entropy, which is only told, has no
     gradient."""
-    from ondevice import logprobs
     from ondevice.models.decoder import Head
+    from ondevice.training import logprobs
 
     rng = np.random.default_rng(8)
     x = 0.5 * rng.standard_normal((150, 8)).astype(np.float32)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import models
-from ondevice.backend import Backend, load_backend
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.decoding import Generator, Sampling
-from ondevice.losses import causal_lm_loss
-from ondevice.models.config import DecoderConfig
+from ondevice.inference.generator import Generator, Sampling
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import turned
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model, write_model
+from ondevice.models.tensor_names import turned
+from ondevice.seam.select import Backend, load_backend
+from ondevice.training.losses import causal_lm_loss
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")

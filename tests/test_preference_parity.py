@@ -21,25 +21,31 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from gradients import by_name
-from ondevice.backend import Backend, OptimSettings
 from ondevice.config.preference import GRPOConfig, RewardConfig
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.data.packing import set_denominator
-from ondevice.data.token_pairs import PairSource, TokenPair
+from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.events import read
-from ondevice.losses import causal_lm_loss, grpo_loss, ppo_loss, preference_loss, reward_loss
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder
-from ondevice.models.folder import Model, load_model, write_model
-from ondevice.models.names import sub
+from ondevice.models.load import Model, load_model, write_model
 from ondevice.models.network import network
+from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.rollout import Sampled, Sampler, Scorer
+from ondevice.models.tensor_names import sub
+from ondevice.rl.micro_batches import micro_batches, spread
+from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.runs.events import read
+from ondevice.seam.select import Backend, OptimSettings
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
 from ondevice.stages.reward import scored, whole
-from ondevice.stages.rollouts import micro_batches, spread
+from ondevice.training.losses import (
+    causal_lm_loss,
+    grpo_loss,
+    ppo_loss,
+    preference_loss,
+    reward_loss,
+)
 from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate
 
 pytestmark = pytest.mark.slow

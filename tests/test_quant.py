@@ -14,18 +14,18 @@ import models
 import ondevice as od
 import small_stages
 from gradients import by_name, on_device
-from ondevice import checkpoint
-from ondevice.backend import Backend, load_backend
-from ondevice.decoding import Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.losses import causal_lm_loss
+from ondevice.common.errors import UserError
+from ondevice.inference.generator import Generator, Sampling
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import matrices, quantised
+from ondevice.models.load import load_model, write_model
 from ondevice.models.quant import packed, unpacked
+from ondevice.models.tensor_names import matrices, quantised
+from ondevice.runs import checkpoint
+from ondevice.runs.events import read
+from ondevice.seam.select import Backend, load_backend
+from ondevice.training.losses import causal_lm_loss
 from small_stages import settings
 from test_lora import IDS, LORA, logits
 

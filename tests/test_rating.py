@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from ondevice import rating
 from ondevice.config.use import RateConfig
-from ondevice.ratings import Ratings, Response, said
+from ondevice.preferences import terminal as rating
+from ondevice.preferences.database import Ratings, Response, said
 
 PROMPT = b"? help > "
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"

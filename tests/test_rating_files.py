@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import ondevice
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response
 
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J[/b] \u202eevil\u2066 a\0b \x9b31m \ud800 [A]\r\n│ [B]"
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ondevice.randomness import generator
-from ondevice.rating_stats import (
+from ondevice.common.rng import generator
+from ondevice.preferences.agreement import (
     Comparison,
     bradley_terry,
     clustered,
@@ -23,7 +23,7 @@ from ondevice.rating_stats import (
     wilson,
     win_rates,
 )
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
 
 
 def test_wilson_by_hand() -> None:

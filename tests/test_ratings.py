@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.errors import UserError
-from ondevice.pairs import held_out, split
-from ondevice.ratings import Ratings, Response, is_simulated
-from ondevice.ratings_schema import VERSION
-from ondevice.ratings_store import Replaced
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response, is_simulated
+from ondevice.preferences.pairs import held_out, split
+from ondevice.preferences.schema import VERSION
+from ondevice.preferences.sqlite_store import Replaced
 
 AB = (Response("good", "sft", {"tokens": 1}), Response("bad", "base"))
 

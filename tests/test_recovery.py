@@ -18,11 +18,11 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice import checkpoint
-from ondevice.backend import Backend, OptimSettings, load_backend
-from ondevice.errors import Interrupted, UserError
-from ondevice.events import read
-from ondevice.recovery import batch_number
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.runs import checkpoint
+from ondevice.runs.events import read
+from ondevice.runs.recovery import batch_number
+from ondevice.seam.select import Backend, OptimSettings, load_backend
 from test_loop import Scripted, Stage, same
 
 RUINS = 666.0  # the factor of a batch whose update makes a tensor not finite
@@ -235,8 +235,8 @@ KILLED = """
         importlib.import_module(module)
     from test_recovery import FACTORS, RUINS, ruining
     from test_loop import Scripted, Stage
-    from ondevice.backend import load_backend
-    from ondevice import recovery
+    from ondevice.seam.select import load_backend
+    from ondevice.runs import recovery
 
     folder, name, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -252,7 +252,7 @@ KILLED = """
                 if seen == deadly:
                     os.kill(os.getpid(), signal.SIGKILL)
         keep = recovery.keep_batch
-        import ondevice.loop as loop
+        import ondevice.training.loop as loop
         def keeping(*given):   # from here on the stage goes back
             nonlocal armed
             armed = True
@@ -340,8 +340,8 @@ def test_the_figure_that_is_told_is_that_of_the_weights(files: Path, tmp_path: P
         assert told["loss"] == told["value"] == evals(out)[told["measured"]]["loss"] and told["figure"] == "loss"
         assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
         assert f"loss {told['loss']:.4f}" in capsys.readouterr().err
-        from ondevice.listing import stage_state
-        from ondevice.runfolder import RunFolder
+        from ondevice.runs.folder import RunFolder
+        from ondevice.runs.listing import stage_state
         assert stage_state(RunFolder(out).stage("pretrain"))["numbers"]["heldout_loss"] == told["loss"]
     assert told["measured"] < 12
 
@@ -370,7 +370,7 @@ def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(files: Pat
 KILLED_AT_THE_END = """
     import os, signal, sys
     import ondevice as od
-    from ondevice import checkpoint
+    from ondevice.runs import checkpoint
     import json
     fields, deadly = json.loads(sys.argv[1]), int(sys.argv[2])
     seen, armed, last = 0, False, f"step-{fields['steps']:08d}"
@@ -473,7 +473,7 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
         backend.trainer = lambda *given, **how: Third(backend, made(*given, **how))  # type: ignore[method-assign]
         return backend
 
-    monkeypatch.setattr("ondevice.stages.stage.load_backend", load)
+    monkeypatch.setattr("ondevice.stages.runner.load_backend", load)
     fields = settings_of(files, stage, tmp_path / "r", backend_name)
     model = getattr(od, stage)(**fields)
     steps = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "step"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from ondevice.curves import MOST, curves, decimate, smooth, svg
-from ondevice.figures import done_records, duels, sections
-from ondevice.report import html_of, ladder, write_report
-from ondevice.runfolder import RunFolder
+from ondevice.reports.curves import MOST, curves, decimate, smooth, svg
+from ondevice.reports.report import html_of, ladder, write_report
+from ondevice.reports.results import done_records, duels, sections
+from ondevice.runs.folder import RunFolder
 
 HOSTILE = "</dd><script src=//x.y>a</script>\x1b[2J\u202e|`*_[a](b)&lt;<img src=x onerror=y>\r\n# \u200b$x$"
 VOID = {"meta", "path", "circle", "img"}

@@ -13,14 +13,14 @@ from trl.data_utils import maybe_extract_prompt
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
 from ondevice.data.formats import BadRow, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.preference_batches import to_tokens
 from ondevice.data.readers import read
-from ondevice.data.record import CONTENT, HARMLESS, Record
-from ondevice.data.token_pairs import to_tokens
-from ondevice.errors import UserError
-from ondevice.preview import render
+from ondevice.data.row_keys import CONTENT, HARMLESS, Record
+from ondevice.datasets.preview import render
+from ondevice.seam.select import load_backend
 from ondevice.stages.reward import scored
 
 USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import models
-from ondevice import logprobs
-from ondevice.backend import Backend, OptimSettings, load_backend
 from ondevice.config.stages import PretrainConfig
-from ondevice.losses import causal_lm_loss
 from ondevice.models.decoder import Decoder, split_layers
-from ondevice.schedule import rate
+from ondevice.seam.select import Backend, OptimSettings, load_backend
+from ondevice.training import logprobs
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.lr_schedule import rate
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:
@@ -124,7 +124,7 @@ def test_memory_does_not_grow_with_the_vocabulary_on_torch() -> None:
     code = """
 import resource, sys
 import test_rules as t
-from ondevice.backend import load_backend
+from ondevice.seam.select import load_backend
 t.small_chunks()
 backend = load_backend("torch", device="cpu", dtype="float32")
 unit = 1 if sys.platform == "darwin" else 1024

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import small_stages
-from ondevice.backend import Backend, load_backend
-from ondevice.errors import UserError
-from ondevice.models import folder as folders
-from ondevice.models import snapshot
-from ondevice.models.folder import load_model, write_model
+from ondevice.common.errors import UserError
+from ondevice.hub import snapshot
+from ondevice.models import load as folders
+from ondevice.models.load import load_model, write_model
+from ondevice.seam.select import Backend, load_backend
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

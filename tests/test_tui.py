@@ -14,10 +14,10 @@ from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
 from ondevice.config.recipe import STAGES, load_recipe
-from ondevice.events import EventWriter
-from ondevice.ratings import Ratings
-from ondevice.ratings_store import FILE
-from ondevice.runfolder import RunFolder
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import pushing, runner
 from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.screens.start import Field, StartScreen, proposal

@@ -12,7 +12,7 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings
+from ondevice.preferences.database import Ratings
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen, Pane

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.config.recipe import STAGES
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
 from ondevice_tui import passes
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.ask import Question

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice import listing
 from ondevice.cli import main
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs import listing
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import trouble
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.reading import RunsReader

@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from hub_models import write_ratings, write_run
 from hub_server import TOKEN, HubServer, environment
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import pushing, runner
 from ondevice_tui.app import OndeviceApp
 from test_tui import fits, play

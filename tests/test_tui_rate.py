@@ -17,8 +17,8 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import model, pairing
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.model import ModelProcess

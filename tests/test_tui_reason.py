@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice.events import LineFile
+from ondevice.runs.events import LineFile
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.groups import FILTERS, Answer, Browser, Group, groups_at, warnings
 from ondevice_tui.screens.reason import bar, head

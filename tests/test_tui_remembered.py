@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
 from ondevice_tui import pairing
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
 from ondevice_tui.remembered import Remembered, settings_file

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice.events import EventWriter
-from ondevice.listing import stage_state
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, clock
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, clock
+from ondevice.runs.listing import stage_state
 from ondevice_tui import reading, road, runner
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.reading import RunsReader

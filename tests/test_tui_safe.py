@@ -17,10 +17,10 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
-from ondevice.events import EventWriter, LineFile
-from ondevice.rating_stats import cohen_kappa, wilson
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
+from ondevice.preferences.agreement import cohen_kappa, wilson
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import EventWriter, LineFile
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import model
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.pairing import Judge

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.events import EventWriter, read
+from ondevice.runs.events import EventWriter, read
 from ondevice_tui.series import Series, smooth, spark
 from ondevice_tui.tail import FIELDS, Follower
 

@@ -21,8 +21,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import pushing, road
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate, train

@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 
 import ondevice as od
-from ondevice import cli, talk
-from ondevice.backend import load_backend
+from ondevice import cli
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import inert
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import shapes
+from ondevice.inference import chat as talk
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model, write_model
+from ondevice.models.tensor_names import shapes
+from ondevice.seam.select import load_backend
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,7 +114,7 @@ def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyP
         assert cli.make_config(verb, RunsConfig, cli.take_apart(verb, RunsConfig, words[1:]))
         return
     monkeypatch.setattr(od, verb.function, stand_in)
-    monkeypatch.setattr("ondevice.preview.render", lambda *_: "")
+    monkeypatch.setattr("ondevice.datasets.preview.render", lambda *_: "")
     if verb.render:
         monkeypatch.setattr(verb.render.replace(":", "."), str)
     assert cli.main(words) == 0

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import WorkerConfig
-from ondevice.data.chat import add_template
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
+from ondevice.data.chat_encoding import add_template
+from ondevice.data.preference_batches import completion_row
+from ondevice.inference.worker import serve
+from ondevice.models.load import load_model, write_model
+from ondevice.models.score_head import with_head
+from ondevice.rl.rollout import Scorer
+from ondevice.seam.select import load_backend
 from ondevice.stages.reward import whole
-from ondevice.worker import serve
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ondevice.backend import Batch, Loss, Memory, OptimSettings
-from ondevice.errors import UserError
-from ondevice.models.libraries import Library
+from ondevice.common.errors import UserError
+from ondevice.models.library import Library
+from ondevice.seam.select import Batch, Loss, Memory, OptimSettings
 
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer

@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ondevice.backend import Batch, Loss, Memory, OptimSettings
-from ondevice.errors import UserError
-from ondevice.models.libraries import Library
+from ondevice.common.errors import UserError
+from ondevice.models.library import Library
+from ondevice.seam.select import Batch, Loss, Memory, OptimSettings
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer

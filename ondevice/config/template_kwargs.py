@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 TAKEN = ("messages", "tools", "add_generation_prompt")
 """What a template is always given, and no setting may be."""

@@ -10,8 +10,8 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.classes import NO_LABEL, LabelledText
-from ondevice.data.record import Record, carries
+from ondevice.data.class_labels import NO_LABEL, LabelledText
+from ondevice.data.row_keys import Record, carries
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.errors import UserError
-from ondevice.randomness import permutation
+from ondevice.common.errors import UserError
+from ondevice.common.rng import permutation
 
 T = TypeVar("T")
 

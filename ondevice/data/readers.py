@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ondevice.data.classes import NO_LABEL, class_columns, with_names
+from ondevice.common.errors import UserError
+from ondevice.data.class_labels import NO_LABEL, class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
-from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
-from ondevice.data.record import Record, telling
-from ondevice.errors import UserError
+from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
+from ondevice.data.row_keys import Record, telling
 
 Row = dict[str, Any]
 Found = tuple[Record, str]
@@ -417,7 +417,7 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        from ondevice.distribution import install_hint
+        from ondevice.common.distribution import install_hint
 
         raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0

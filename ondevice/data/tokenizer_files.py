@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}

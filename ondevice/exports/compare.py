@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, load_backend
-from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.common.errors import UserError
+from ondevice.data.batches import TextSource, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_files import read_json
-from ondevice.errors import UserError
-from ondevice.losses import causal_lm_loss
-from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.folder import Model
-from ondevice.models.libraries_config import LibraryConfig
-from ondevice.models.names import quantised
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.load import Model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.models.tensor_names import quantised
+from ondevice.seam.select import Backend, load_backend
+from ondevice.training.losses import causal_lm_loss
 
 PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"
           "12 + 30 = 42, and 7 * 6 is the same.\n")

@@ -14,23 +14,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.backend import Backend, load_backend
-from ondevice.checkpoint import whole_folder
+from ondevice.common.errors import UserError
+from ondevice.common.progress import size
+from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
-from ondevice.errors import UserError
 from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
-from ondevice.inert import inert
-from ondevice.models.config import DecoderConfig
+from ondevice.inference.chat import find_model
 from ondevice.models.convert import quantised_model
-from ondevice.models.folder import Model, load_model, merged, write, write_model
-from ondevice.models.names import matrices, quantised
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import Model, load_model, merged, write, write_model
 from ondevice.models.network import packs, writes
-from ondevice.progress import size
-from ondevice.talk import find_model
+from ondevice.models.tensor_names import matrices, quantised
+from ondevice.runs.checkpoint import whole_folder
+from ondevice.seam.select import Backend, load_backend
 
 _BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
 _LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2,
@@ -172,8 +172,8 @@ def _measures(model: Model) -> bool:
 
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
-    from ondevice.exam import builtin_exam
-    from ondevice.stages.wanted import corpus_of, plain_texts
+    from ondevice.datasets.spec import corpus_of, plain_texts
+    from ondevice.evaluation.held_out import builtin_exam
 
     corpus = corpus_of(cfg.data, CorpusConfig())
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
@@ -205,6 +205,6 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        from ondevice.distribution import install_hint
+        from ondevice.common.distribution import install_hint
 
         raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

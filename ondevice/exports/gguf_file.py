@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 from ondevice.exports.gguf_words import Words, template_of
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model
-from ondevice.models.names import take
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import Model
+from ondevice.models.registry import ModelConfig
 from ondevice.models.rope import frequencies
+from ondevice.models.tensor_names import take
+from ondevice.seam.select import Backend, Params
 
 Floats = NDArray[np.float32]
 

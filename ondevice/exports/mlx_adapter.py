@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
-from ondevice.models.folder import Adapter, Model, load_model
-from ondevice.models.libraries_config import LibraryConfig
+from ondevice.common.errors import UserError
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.load import Adapter, Model, load_model
 from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
-from ondevice.models.names import matrices
-from ondevice.models.tensors import read_tensors
+from ondevice.models.tensor_files import read_tensors
+from ondevice.models.tensor_names import matrices
+from ondevice.seam.select import Backend, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ondevice.backend import Backend, Params, load_backend
-from ondevice.checkpoint import whole_folder
-from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model, load_model, merged, write
-from ondevice.models.names import BITS, SCORE, matrices, quantised
+from ondevice.common.errors import UserError
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import Model, load_model, merged, write
 from ondevice.models.quant import packed
+from ondevice.models.tensor_names import BITS, SCORE, matrices, quantised
+from ondevice.runs.checkpoint import whole_folder
+from ondevice.seam.select import Backend, Params, load_backend
 
 GROUPS = (32, 64, 128)
 COST = ("the base is quantised: merged, its weights are whole again and take several times the room; quantising them "

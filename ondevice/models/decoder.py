@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from ondevice.backend import Array, HostArray, Ops, Params
 from ondevice.models import rope
-from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.seam.select import Array, HostArray, Ops, Params
 
 Turn = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
@@ -256,5 +256,5 @@ def decoder_of(cfg: DecoderConfig) -> Decoder:
 
 
 def activation(ops: Ops, name: str, x: Array) -> Array:
-    """By its name in config.json; `ACTIVATIONS` of `models/config.py` has the known ones."""
+    """By its name in config.json; `ACTIVATIONS` of `models/decoder_config.py` has the known ones."""
     return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ondevice.backend import Array, Ops, Params
 from ondevice.models import rope
 from ondevice.models.decoder import Head, split_layers
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.seam.select import Array, Ops, Params
 
 Angles = tuple[Array, Array]
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ondevice.backend import Array, Backend, HostArray, Ops, Params
-from ondevice.randomness import normal
+from ondevice.common.rng import normal
+from ondevice.seam.select import Array, Backend, HostArray, Ops, Params
 
 INHERITED, TRAINED = "inherited", "trained"
 _A = ".lora_A."

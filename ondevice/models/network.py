@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ondevice.backend import Array, Ops, Params
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder, Head, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.libraries import LibraryNetwork
-from ondevice.models.libraries_config import LibraryConfig
+from ondevice.models.library import LibraryNetwork
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.seam.select import Array, Ops, Params
 
 
 class Network(Protocol):

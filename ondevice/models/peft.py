@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
-from ondevice.models.names import is_transposed, turned
-from ondevice.models.tensors import read_tensors
+from ondevice.models.tensor_files import read_tensors
+from ondevice.models.tensor_names import is_transposed, turned
+from ondevice.seam.select import Backend, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
-from ondevice.models.names import table
+from ondevice.common.errors import UserError
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
 from ondevice.models.peft import Found
-from ondevice.models.ties import head_of, untied
+from ondevice.models.registry import ModelConfig
+from ondevice.models.tensor_names import table
+from ondevice.models.tied_embeddings import head_of, untied
+from ondevice.seam.select import Backend, Params
 
 _HINT = "merge it with PEFT first"
 

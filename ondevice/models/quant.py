@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, HostArray, Params
+from ondevice.seam.select import Backend, HostArray, Params
 
 Floats = NDArray[np.float32]
 

@@ -10,24 +10,30 @@ from functools import partial
 
 import numpy as np
 
+from ondevice.common.errors import UserError
 from ondevice.config.stages import ClassifyConfig
-from ondevice.context import Context, Made
 from ondevice.data import packing
-from ondevice.data.classes import LabelledText, in_order, is_integer, missing_numbers, same_classes
-from ondevice.data.completions import text_batch
+from ondevice.data.batches import RowSource
+from ondevice.data.class_labels import (
+    LabelledText,
+    in_order,
+    is_integer,
+    missing_numbers,
+    same_classes,
+)
+from ondevice.data.completion_batches import text_batch
 from ondevice.data.packing import Batch
-from ondevice.data.sources import RowSource
 from ondevice.data.truncation import cut_where
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import classification_loss
-from ondevice.models.common_config import MULTI_LABEL
-from ondevice.models.folder import Model, load_model
-from ondevice.models.heads import with_head
-from ondevice.rating_stats import wilson
-from ondevice.stages import material
-from ondevice.stages.wanted import Wanted
-from ondevice.text_inputs import text_inputs
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.spec import Wanted
+from ondevice.datasets.text_inputs import text_inputs
+from ondevice.models.base_config import MULTI_LABEL
+from ondevice.models.load import Model, load_model
+from ondevice.models.score_head import with_head
+from ondevice.preferences.agreement import wilson
+from ondevice.runs.context import Context, Made
+from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.losses import classification_loss
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> Made:
@@ -35,7 +41,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    found = text_and_chats.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ondevice import checkpoint
+from ondevice.common.errors import UserError
 from ondevice.config.stages import StageConfig
-from ondevice.errors import UserError
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runs import checkpoint
+from ondevice.runs.folder import RunFolder, StageFolder
 
 
 def finished(name: str, cfg: StageConfig) -> StageFolder | None:

@@ -13,22 +13,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Params
+from ondevice.common.progress import counted
 from ondevice.config.preference import DPOConfig
-from ondevice.context import Context, Made, digest
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
-from ondevice.data.stored import made_once
-from ondevice.data.token_pairs import PairSource, TokenPair
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import WITHOUT_REFERENCE, preference_loss
-from ondevice.models.folder import Model, writer
-from ondevice.progress import counted
-from ondevice.rollout import Sampler, Scorer
-from ondevice.stages.answers import sampler
-from ondevice.stages.pairs import pairs
-from ondevice.stages.start import load_start, with_adapter
+from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.data.token_cache import made_once
+from ondevice.datasets.preference_pairs import pairs
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import Model, writer
+from ondevice.rl.rollout import Sampler, Scorer
+from ondevice.runs.context import Context, Made, digest
+from ondevice.seam.select import Params
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
 
 TOGETHER = 1000  # responses of which every token's figure is in memory at once
 HELD = 128  # held-out prompts at which the distance to the start is measured

@@ -8,22 +8,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ondevice import checkpoint
+from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
-from ondevice.context import digest, digest_path
-from ondevice.errors import UserError
-from ondevice.models import peft, snapshot
-from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
-from ondevice.rewards.rewards import named_file
-from ondevice.runfolder import StageFolder
-from ondevice.schedule import same_so_far
+from ondevice.datasets.preference_pairs import pairs_digest
+from ondevice.datasets.spec import data_digest
+from ondevice.hub import snapshot
+from ondevice.models import peft
+from ondevice.models.load import base_folder, is_adapter_folder, weight_files
+from ondevice.rewards.scorer import named_file
+from ondevice.runs import checkpoint
+from ondevice.runs.context import digest, digest_path
+from ondevice.runs.folder import StageFolder
 from ondevice.stages.continued import state_of
-from ondevice.stages.pairs import pairs_digest
-from ondevice.stages.wanted import data_digest
+from ondevice.training.lr_schedule import same_so_far
 
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}

@@ -13,26 +13,34 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ondevice.advantages import group_advantages, without_spread
-from ondevice.backend import Params
 from ondevice.config.preference import GRPOConfig
-from ondevice.context import Context, Made
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
-from ondevice.loop import Better, Work, fit
-from ondevice.losses import grpo_loss
-from ondevice.models.folder import Model, writer
-from ondevice.rewards.rewards import Rewards, Scores
-from ondevice.rewards.tasks import Problem, file_problems, problems, some_of
-from ondevice.rollout import Sampled, Sampler, Scorer
-from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, Prompts, apart, need_template, opening, stored
-from ondevice.stages.groups import GroupLog, told
+from ondevice.datasets.prompts import Asked, Prompts, apart, need_template, opening, stored
+from ondevice.datasets.spec import Wanted, corpus_of, last_held, settle
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import Model, writer
+from ondevice.rewards.problems import Problem, file_problems, problems, some_of
+from ondevice.rewards.scorer import Rewards, Scores
+from ondevice.rl.advantages import group_advantages, without_spread
+from ondevice.rl.micro_batches import (
+    Floats,
+    dealt,
+    held_out,
+    lengths_told,
+    micro_batches,
+    sizes,
+    spread,
+)
+from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.rl.rollout_log import GroupLog, told
+from ondevice.runs.context import Context, Made
+from ondevice.seam.select import Params
 from ondevice.stages.no_signal import NoSignal
-from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes, spread
-from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted, corpus_of, last_held, settle
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import Better, Work, fit
+from ondevice.training.losses import grpo_loss
 
 HELD = 64  # held-out problems of a measurement
 GOLDS = 2000  # problems whose right answers are looked at before the run

@@ -17,29 +17,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.advantages import explained_variance, gae, whiten
-from ondevice.backend import Params
+from ondevice.common.errors import UserError
+from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
-from ondevice.context import Context, Made
+from ondevice.data.batches import ChatSource
 from ondevice.data.packing import Batch
-from ondevice.data.sources import ChatSource
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.loop import Better, Work, fit
-from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model, writer
-from ondevice.models.heads import with_head
-from ondevice.models.names import shapes, sub
-from ondevice.randomness import permutation
-from ondevice.rollout import Sampled, Sampler, Scorer
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, opening, prompts
-from ondevice.stages.groups import GroupLog, told
+from ondevice.data.preference_batches import completion_row
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.prompts import Asked, opening, prompts
+from ondevice.datasets.spec import Wanted
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import Model, writer
+from ondevice.models.score_head import with_head
+from ondevice.models.tensor_names import shapes, sub
+from ondevice.rl.advantages import explained_variance, gae, whiten
+from ondevice.rl.micro_batches import Floats, dealt, held_out, lengths_told, micro_batches, sizes
+from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.rl.rollout_log import GroupLog, told
+from ondevice.runs.context import Context, Made
+from ondevice.seam.select import Params
 from ondevice.stages.reward import whole
-from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
-from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import Better, Work, fit
+from ondevice.training.losses import ppo_loss
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -187,7 +187,7 @@ class PPOFeed:
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = material.chats(Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
+        found = text_and_chats.chats(Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
                           seed=self.cfg.seed)

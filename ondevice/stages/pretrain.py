@@ -7,26 +7,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context
-from ondevice.data.corruption import CorruptedSource, span_corruption, text_infilling
-from ondevice.data.masking import MaskedSource
-from ondevice.data.sources import TextSource
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
+from ondevice.data.batches import TextSource
+from ondevice.data.masked_lm import MaskedSource
+from ondevice.data.span_corruption import CorruptedSource, span_corruption, text_infilling
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.spec import Wanted
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import Model, load_model
 from ondevice.models.network import objective, packs
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
+from ondevice.runs.context import Context
 from ondevice.stages.summary import bytes_per_token
-from ondevice.stages.wanted import Wanted
+from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.losses import causal_lm_loss
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
+    train, held = text_and_chats.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}

@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import RaterConfig
-from ondevice.context import Context, Made
 from ondevice.data.builtin.scoring import courteous, score
-from ondevice.errors import Interrupted, UserError
-from ondevice.ratings import SIMULATED, Item, Ratings, is_simulated
-from ondevice.ratings_store import FILE
+from ondevice.preferences.database import SIMULATED, Item, Ratings, is_simulated
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.runs.context import Context, Made
 
 TOGETHER = 200  # votes between two commits
 

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Params
+from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.context import Context, Made
-from ondevice.data.completions import Row, text_batch
+from ondevice.data.completion_batches import Row, text_batch
 from ondevice.data.packing import Batch
-from ondevice.data.token_pairs import PairSource, TokenPair, by_parts
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import reward_loss
-from ondevice.models.folder import Model
-from ondevice.models.heads import with_head
-from ondevice.rating_stats import wilson
-from ondevice.rollout import Scorer
-from ondevice.stages.pairs import pairs
-from ondevice.stages.start import load_start, with_adapter
+from ondevice.data.preference_batches import PairSource, TokenPair, by_parts
+from ondevice.datasets.preference_pairs import pairs
+from ondevice.models.load import Model
+from ondevice.models.score_head import with_head
+from ondevice.preferences.agreement import wilson
+from ondevice.rl.rollout import Scorer
+from ondevice.runs.context import Context, Made
+from ondevice.seam.select import Params
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.losses import reward_loss
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import SampleConfig
-from ondevice.context import Context, Made
-from ondevice.data.chat import with_template_kwargs
-from ondevice.errors import Interrupted, UserError
-from ondevice.models.folder import load_writer
-from ondevice.ratings import Ratings, Response
-from ondevice.ratings_store import FILE
-from ondevice.rollout import Sampled, Sampler
-from ondevice.runfolder import ticks
-from ondevice.stages.asked import Asked, prompts
-from ondevice.stages.wanted import Wanted
+from ondevice.data.chat_encoding import with_template_kwargs
+from ondevice.datasets.prompts import Asked, prompts
+from ondevice.datasets.spec import Wanted
+from ondevice.models.load import load_writer
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.runs.context import Context, Made
+from ondevice.runs.folder import ticks
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits

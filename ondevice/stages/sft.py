@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from ondevice.common.errors import UserError
 from ondevice.config.stages import SFTConfig
-from ondevice.context import Context
-from ondevice.data.chat import ChatRow, add_template
-from ondevice.data.completions import CompletionSource, counted_answers
-from ondevice.data.sources import ChatSource
-from ondevice.data.stored import ChatRows
+from ondevice.data.batches import ChatSource
+from ondevice.data.chat_encoding import ChatRow, add_template
+from ondevice.data.completion_batches import CompletionSource, counted_answers
+from ondevice.data.token_cache import ChatRows
 from ondevice.data.truncation import cut_where
-from ondevice.errors import UserError
-from ondevice.loop import fit
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, writer
-from ondevice.models.names import shapes
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.spec import Wanted
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import Model, writer
 from ondevice.models.network import packs
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
-from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted
+from ondevice.models.tensor_names import shapes
+from ondevice.runs.context import Context
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit
+from ondevice.training.losses import causal_lm_loss
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
@@ -37,11 +37,11 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
+    found = text_and_chats.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = rows_of(cfg, model)
-    train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
+    train = text_and_chats.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ondevice import events
-from ondevice.achieved import achieved, worse
-from ondevice.context import Context
+from ondevice.common.progress import duration
+from ondevice.common.sanitize import inert
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.inert import inert
-from ondevice.models.folder import Model
-from ondevice.progress import duration
-from ondevice.recovery import finite
+from ondevice.models.load import Model
+from ondevice.reports.achieved import achieved, worse
+from ondevice.runs import events
+from ondevice.runs.context import Context
+from ondevice.runs.recovery import finite
 
 UNITS = ("tokens", "pairs", "texts", "problems", "prompts")
 """What held-out figures are taken over: the names of their counts."""

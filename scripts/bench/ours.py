@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from common import Job, Meter
 
-from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context
-from ondevice.data.chat import encode_chat
-from ondevice.data.sources import ChatSource, TextSource
-from ondevice.decoding import Generator, Sampling
-from ondevice.events import EventWriter
-from ondevice.loop import fit, optim_settings
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
-from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.data.batches import ChatSource, TextSource
+from ondevice.data.chat_encoding import encode_chat
+from ondevice.inference.generator import Generator, Sampling
+from ondevice.models.load import Model, load_model
+from ondevice.runs.context import Context
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.seam.select import Backend, load_backend
+from ondevice.training.loop import fit, optim_settings
+from ondevice.training.losses import causal_lm_loss
 
 
 class Listening(EventWriter):

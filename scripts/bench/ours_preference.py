@@ -12,14 +12,14 @@ from typing import Any
 from common import Job, Meter
 from ours import Listening
 
-from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
-from ondevice.context import Context
-from ondevice.decoding import Generator
-from ondevice.rewards.rewards import Rewards
-from ondevice.rollout import Sampler, Scorer
-from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.inference.generator import Generator
+from ondevice.rewards.scorer import Rewards
+from ondevice.rl.rollout import Sampler, Scorer
+from ondevice.runs.context import Context
+from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.seam.select import Backend, load_backend
 from ondevice.stages import dpo, grpo, ppo, reward
 
 

@@ -20,11 +20,11 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.worker import WorkerFailed
 
-from ondevice import processes
+from ondevice.common import processes
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import inert
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import imports, runner
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
 from ondevice_tui.reading import RunsReader

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ondevice import processes
+from ondevice.common import processes
 from ondevice.config.use import SamplingConfig
-from ondevice.events import to_json
-from ondevice.runfolder import RunFolder
+from ondevice.runs.events import to_json
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import access, runner
 from ondevice_tui.road import gives
 
@@ -158,7 +158,7 @@ def weight_bytes(folder: str) -> int:
 
 def memory_warning(folder: str) -> str:
     """Why a second model might not fit into this machine's memory; empty where it does or nothing is known."""
-    from ondevice.machine import memory_available
+    from ondevice.seam.doctor import memory_available
 
     free, needs = memory_available(), 2 * weight_bytes(folder) + (500 << 20)  # a cache, and the array library itself
     if free is None or needs <= free:

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ondevice.active import doubt
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response, Waiting
-from ondevice.runfolder import RunFolder
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response, Waiting
+from ondevice.preferences.rating_queue import doubt
+from ondevice.runs.folder import RunFolder
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.road import gives

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.errors import UserError
 from ondevice.config.preference import PairsConfig, RolloutConfig
-from ondevice.errors import UserError
-from ondevice.listing import has_ratings
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import has_ratings
 
 MOST_BYTES = 1 << 28  # of a file whose lines are counted
 
@@ -31,7 +31,7 @@ def rows_a_step(cls: type, values: Mapping[str, Any]) -> int | None:
 def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
     """The one file of rows on this disk that the settings name, and when it was last changed; None for anything
     else."""
-    from ondevice.ratings_store import FILE
+    from ondevice.preferences.sqlite_store import FILE
 
     data = str(values.get("data", ""))
     try:
@@ -49,7 +49,7 @@ def count(source: Path) -> int | None:
     read, which the stage itself says better."""
     try:
         if source.suffix == ".db":
-            from ondevice.ratings import Ratings
+            from ondevice.preferences.database import Ratings
 
             with Ratings.open(source) as ratings:
                 return len(ratings.pairs())

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ondevice import processes
+from ondevice.common import processes
 from ondevice.config.hub import PushConfig
-from ondevice.ratings_store import FILE as RATINGS
-from ondevice.runfolder import RunFolder
+from ondevice.preferences.sqlite_store import FILE as RATINGS
+from ondevice.runs.folder import RunFolder
 from ondevice_tui import runner
 
 COMMAND = tuple(processes.command("ondevice"))

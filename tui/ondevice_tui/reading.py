@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ondevice.common.errors import UserError
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
-from ondevice.runfolder import RunFolder, StageFolder, clock, ticks
+from ondevice.runs.folder import RunFolder, StageFolder, clock, ticks
+from ondevice.runs.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
 from ondevice_tui.tail import log_tail
 from ondevice_tui.trouble import write_trouble
 
@@ -109,7 +109,7 @@ class RunsReader:
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
     def _votes(self, run: Path) -> Votes:
-        from ondevice.ratings_store import FILE  # here, in a thread: the first screen waits for no database
+        from ondevice.preferences.sqlite_store import FILE  # here, in a thread: the first screen waits for no database
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
         return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else Votes(0, 0, "")
@@ -125,7 +125,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def votes_of_people(run: Path) -> Votes:
     """Raises nothing: what cannot be read is looked at again once the database has changed."""
-    from ondevice.ratings import Ratings
+    from ondevice.preferences.database import Ratings
 
     try:
         with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ondevice import processes
+from ondevice.common import processes
+from ondevice.common.errors import UserError
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.runfolder import RunFolder, StageFolder, clock
+from ondevice.runs.events import read
+from ondevice.runs.folder import RunFolder, StageFolder, clock
 from ondevice_tui import access
 from ondevice_tui.tail import log_tail
 

@@ -21,8 +21,8 @@ from typing import Any
 from textual.widget import Widget
 from textual.worker import get_current_worker
 
-from ondevice.events import read_at
-from ondevice.runfolder import StageFolder
+from ondevice.runs.events import read_at
+from ondevice.runs.folder import StageFolder
 from ondevice_tui.messages import StageNews
 from ondevice_tui.series import Series
 

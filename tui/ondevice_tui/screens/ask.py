@@ -11,10 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 
-from ondevice import events
-from ondevice.listing import TAIL
-from ondevice.progress import numbers_line
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.common.progress import numbers_line
+from ondevice.runs import events
+from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.runs.listing import TAIL
 from ondevice_tui import runner
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.tail import log_tail, stage_log

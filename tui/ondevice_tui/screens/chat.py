@@ -14,11 +14,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
+from ondevice.common.errors import UserError
+from ondevice.common.progress import number
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig
-from ondevice.errors import UserError
-from ondevice.progress import number
-from ondevice.ratings import Response
+from ondevice.preferences.database import Response
 from ondevice_tui.fields import field_help, fields_of, settings
 from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.choose_model import ChooseModel

@@ -11,9 +11,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 from textual.widgets import Input, Select
 
+from ondevice.common.errors import UserError
 from ondevice.config.use import RatingsConfig
-from ondevice.errors import UserError
-from ondevice.ratings_store import FILE
+from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.model import models_in
 from ondevice_tui.pairing import Plan, Writer
 from ondevice_tui.screens.page import Card, titled
@@ -107,7 +107,7 @@ class MorePairs(Card[Found]):
 
     async def _import(self, file: str) -> None:
         """`ondevice ratings import`, in a thread."""
-        from ondevice.rating_files import import_file
+        from ondevice.preferences.import_export import import_file
 
         self._say("reading …")
         try:

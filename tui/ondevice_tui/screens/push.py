@@ -13,7 +13,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ondevice.progress import size
+from ondevice.common.progress import size
 from ondevice_tui import pushing
 from ondevice_tui.pushing import EVERY, VOTES, PlanFailed, Push
 from ondevice_tui.screens.page import Page, titled

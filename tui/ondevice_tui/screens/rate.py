@@ -17,13 +17,13 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.active import in_turn
+from ondevice.common.errors import UserError
+from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.progress import duration
-from ondevice.ratings import Item, Outcome, Progress, Ratings, Vote, said
-from ondevice.ratings_store import Damaged, Replaced, ratings_file
-from ondevice.runfolder import clock, ticks
+from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
+from ondevice.preferences.rating_queue import in_turn
+from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
+from ondevice.runs.folder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.road import ago
@@ -333,7 +333,7 @@ least; p says why this one."""
             self._vote(item, outcome, None)
 
     def _vote(self, item: Item, outcome: Outcome, strength: int | None) -> None:
-        from ondevice.rating import queue_repeat
+        from ondevice.preferences.terminal import queue_repeat
 
         seconds, rater = ticks() - self._shown_at, self.rater
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []

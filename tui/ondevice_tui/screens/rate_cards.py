@@ -11,8 +11,8 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ondevice.active import doubt, forecast
-from ondevice.ratings import Item
+from ondevice.preferences.database import Item
+from ondevice.preferences.rating_queue import doubt, forecast
 from ondevice_tui.pairing import Judge, Pairing
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.answers import Readable

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList
 
-from ondevice.progress import number
+from ondevice.common.progress import number
 from ondevice_tui.groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
 from ondevice_tui.screens.page import titled
 from ondevice_tui.screens.train import SHORT, StagePage

@@ -13,13 +13,13 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Select
 
+from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
-from ondevice.errors import UserError
-from ondevice.listing import has_ratings
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import has_ratings
 from ondevice_tui import guide, imports, passes, runner
 from ondevice_tui.fields import FieldSpec, fields_of, settings
 from ondevice_tui.model import models_in
@@ -47,7 +47,7 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
         if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
             found[field] = str(models[-1])
     if taken and issubclass(STAGES[stage], PairsConfig):  # no data means the votes of the run's own folder
-        from ondevice.ratings_store import FILE  # here: who starts something else waits for no database
+        from ondevice.preferences.sqlite_store import FILE  # here: who starts something else waits for no database
 
         if (run.path / FILE).is_file():
             found["data"] = str(run.path / FILE)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
 
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings
 from ondevice_tui.pairing import Pairing
 from ondevice_tui.screens.ask import Details
 from ondevice_tui.widgets.safe import cell, content, line, lines
@@ -30,13 +30,13 @@ def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
 
     def count() -> None:
         """With a connection of its own."""
-        from ondevice import rating_stats
+        from ondevice.preferences import agreement
 
         try:
             with Ratings.open(path) as ratings:
-                found = rating_stats.statistics(ratings)
+                found = agreement.statistics(ratings)
                 items = {item.id: item for item in ratings.items()}
-                told = told_of(found, rating_stats.judged(items, ratings.live_votes(), scores, learned))
+                told = told_of(found, agreement.judged(items, ratings.live_votes(), scores, learned))
         except UserError as problem:
             told = content(str(problem))
         screen.app.call_from_thread(screen.app.push_screen, Details("what the votes are worth", told))

@@ -19,8 +19,8 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ondevice.inert import inert
-from ondevice.progress import number
+from ondevice.common.progress import number
+from ondevice.common.sanitize import inert
 from ondevice_tui.series import Columns, smooth
 
 SCALES = ("fit", "full", "log")

@@ -23,7 +23,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Static, TextArea
 
-from ondevice.inert import LIMIT, inert
+from ondevice.common.sanitize import LIMIT, inert
 
 _MARK = 400  # characters: combining marks beyond this in a row say nothing, and cost every repaint
 

@@ -1,0 +1,176 @@
+"""Prompts that a model is to answer: the built-in corpus's, or a person's, as token ids with what is known of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.common.errors import UserError
+from ondevice.data.builtin.splits import Split
+from ondevice.data.chat_encoding import prompt_ids
+from ondevice.data.completion_batches import places
+from ondevice.data.formats import BadRow, to_prompt
+from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
+from ondevice.data.token_cache import JsonLines, place_of
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.datasets.spec import Wanted, corpus_of, last_held, reused, taken
+from ondevice.models.load import Model
+from ondevice.runs.context import Context
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation that ends with the user. `known`: what the data says of it (`answer`, `kind`, …)."""
+
+    messages: list[dict[str, Any]]
+    ids: list[int]
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return str(self.messages[-1]["content"])
+
+
+_OPENED = re.compile(r"<think>\s*\Z")
+LAST = 32
+"""Ids at a prompt's end that are looked at."""
+
+
+def opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>` and a new line);
+    empty where it opens none. It belongs to what the model writes then, wherever that is judged."""
+    found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
+    return found[0] if found else ""
+
+
+Part = Literal["train", "validation", "all"]
+
+
+class Prompts(Sequence[Asked]):
+    """Prompts on the disk. `keys` (N,) uint64: alike where the conversations are."""
+
+    def __init__(self, lines: JsonLines, order: NDArray[np.int64]) -> None:
+        self._lines, self._order = lines, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, at: int) -> Asked: ...
+    @overload
+    def __getitem__(self, at: slice) -> Prompts: ...
+    def __getitem__(self, at: int | slice) -> Asked | Prompts:
+        if isinstance(at, slice):
+            return Prompts(self._lines, self._order[at])
+        return Asked(*self._lines[int(self._order[at])])
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        return self._lines.keys[self._order]
+
+    def only(self, which: NDArray[Any]) -> Prompts:
+        """Those of which `which` is true, or the numbers."""
+        return Prompts(self._lines, self._order[which])
+
+
+def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Asked]:
+    """The prompts of all sources; those that leave no `room` tokens for an answer are left out and counted. Of a
+    person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
+    What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
+    any, as for a model without a chat template."""
+    need_template(model)
+    wanted = wanted.for_template(model.tokenizer)
+
+    def rows(one: Wanted, part: Part) -> Prompts:
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is None:
+            def own(one: Wanted) -> Prompts:
+                return stored(one, lambda: read(one), "prompts", model, room, ctx)
+
+            if part == "all":
+                return own(one)
+            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
+            return found[part == "validation"]
+        from ondevice.data.builtin import build
+
+        split: Split = "validation" if part == "validation" else "train"
+        made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
+        told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)
+        return stored(one, lambda: told, f"{split} prompts", model, room, ctx)
+
+    def read(one: Wanted) -> Iterator[Asked]:
+        def to_asked(row: Any) -> Asked:
+            messages, known = to_prompt(row)
+            return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+        return (asked for _, asked in taken(one, to_asked, ctx))
+
+    if part == "validation":
+        return one_after_another([rows(one, part) for one in wanted.alone()])
+    parts = [rows(one, part) for one in wanted.alone()]
+    if part == "train":
+        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
+        return mixture(parts, wanted.weights, wanted.seed)
+    order = mixed([len(rows) for rows in parts], wanted.weights, wanted.seed)
+    once = np.sort(np.unique(order, return_index=True)[1])
+    return Lazy.over(parts, order[once])
+
+
+def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> list[Prompts]:
+    """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
+    known = np.concatenate([part.keys for part in held])
+    left = [part.only(~np.isin(part.keys, known)) for part in train]
+    for part, source in zip(left, sources(wanted.data), strict=True):
+        if not part:
+            raise UserError("all of it is held out too", where=source.data, hint="give other rows to learn from")
+    return left
+
+
+def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
+    """A conversation of one message. Raises BadRow where the template refuses it."""
+    messages = [{"role": "user", "content": text}]
+    return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+
+
+def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model: Model, room: int,
+           ctx: Context) -> Prompts:
+    """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
+    at a time, where a process before this one has not left them; `name` tells them from others of the same source.
+    Raises UserError where none is left."""
+    context, start = model.cfg.max_position_embeddings, model.network.start
+
+    def fitting() -> Iterator[list[Any]]:
+        fit = left_out = 0
+        try:
+            for asked in rows():
+                if places(len(asked.ids), room, start) <= context:
+                    fit += 1
+                    yield [asked.messages, asked.ids, dict(asked.known)]
+                else:
+                    left_out += 1
+        except BadRow as error:
+            raise UserError(str(error), where=wanted.data) from error
+        if not fit:
+            raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
+                            hint=f"the context holds {context}; lower max_new_tokens")
+        if left_out:
+            ctx.warn(f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out")
+
+    place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer,
+                     f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}")
+    lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
+    return Prompts(lines, np.arange(len(lines)))
+
+
+def need_template(model: Model) -> None:
+    """Raises UserError for a model that was never taught to answer."""
+    if model.tokenizer.chat_template is None:
+        raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")

@@ -1,0 +1,301 @@
+"""What a stage learns from and is measured on, as token streams and rows: of the built-in corpus, or of a person's
+files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.common.errors import UserError
+from ondevice.common.progress import counted
+from ondevice.common.rng import permutation
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import to_mapping
+from ondevice.data.batches import hold_out, mixed_stream, tokenize_corpus, tokens_at
+from ondevice.data.chat_encoding import ChatRow, encode_chats
+from ondevice.data.class_labels import LabelledText
+from ondevice.data.mixture import mixed, mixture, one_after_another
+from ondevice.data.special_token_text import Spelt, separated
+from ondevice.data.token_cache import ChatRows, place_of
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.datasets.spec import (
+    HELD_PART,
+    Wanted,
+    convert_rows,
+    converted,
+    corpus_of,
+    last_held,
+    reused,
+    settle,
+)
+from ondevice.runs.context import Context, digest
+
+if TYPE_CHECKING:
+    from ondevice.data.readers import Rows
+
+T = TypeVar("T")
+Tokens = NDArray[np.integer[Any]]
+
+def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
+    """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
+    data."""
+    for one in [wanted] if wanted.split != "train" else wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            from ondevice.data.builtin import build
+
+            yield from islice(build(corpus).documents("train"), one.limit or None)
+            continue
+        rows = one.rows()
+        yield from counted(_texts(rows), f"{ctx.name}: documents read")
+        settle(rows, ctx)
+
+
+def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
+           own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
+    """What is learned from and what is held out, a list with one entry a source: `builtin` gives both of the built-in
+    corpus (its first rows), `own` reads all of a person's source, of which `split` holds the last part out where there
+    is no validation file."""
+    train, held = [], []
+    for one in wanted.alone():
+        corpus = corpus_of(one.data, ctx.corpus)
+        if corpus is not None:
+            rows, last = builtin(corpus, one.limit)
+            held.append(last)
+        elif wanted.validation:
+            rows = own(one)
+        else:
+            rows, last = one.in_two(own, split)
+            held.append(last)
+        train.append(rows)
+    if wanted.validation:
+        held = [own(one) if corpus is None else builtin(corpus, 0)[1]
+                for one in wanted.held() for corpus in (corpus_of(one.data, ctx.corpus),)]
+    return train, held
+
+
+def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
+    out. `separator`: text that ends a document of a person's own."""
+    cache = ctx.folder.path / "data"
+
+    def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
+        from ondevice.data.builtin import build
+
+        made = build(corpus)
+        train = tokenize_corpus(islice(made.documents("train"), limit or None), tokenizer, cache,
+                                key=digest([to_mapping(corpus), limit]))
+        return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
+
+    train, held = halves(
+        wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx, separator),
+        lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
+    eos = tokenizer.eos_id
+    return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
+
+
+def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
+    """`separator`: as in `token_streams`; None where the stage has no such setting."""
+    cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
+    key = digest([key, separator]) if separator else key
+    reused(tokens_at(cache, tokenizer, key), wanted, ctx)
+    spelt = Spelt(tokenizer)
+    ended = [0]
+
+    def whole() -> Iterator[str]:
+        for text in texts(wanted, ctx):
+            ended[0] += text.count(separator) if separator else 0
+            yield text
+        if separator and not ended[0]:
+            ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
+
+    stream = tokenize_corpus(spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key)
+    for line in spelt.told(separator=separator == ""):
+        ctx.warn(line)
+    return stream
+
+
+@dataclass(frozen=True)
+class Chats:
+    """Conversations as rows of ids and masks."""
+
+    train: ChatRows
+    held: ChatRows
+
+
+def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
+    """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
+    out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
+    row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    wanted = wanted.for_template(tokenizer)
+    train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
+                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
+    train = _without(train, held, ctx)
+
+    def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
+        if len(parts) == 1:
+            return parts[0]
+        return ChatRows.joined(parts, mixed(list(map(len, parts)), weights, wanted.seed))
+
+    return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
+
+
+def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
+    """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
+    are turns of one chat, or the same one again. Raises UserError as `last_held`."""
+    _, last = last_held(rows, where, "chat")
+    assert rows.keys is not None
+    _, group_of, sizes = np.unique(rows.keys[:, 0], return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        ctx.warn(f"{where}: all chats begin alike, so that what is held out is learned too: give --validation FILE")
+        size = len(rows) - len(last)
+        return (ChatRows(rows.ids, rows.mask, rows.starts[:size], rows.ends[:size]),
+                ChatRows(rows.ids, rows.mask, rows.starts[size:], rows.ends[size:]))
+    room, held = len(last), set[int]()
+    for group in dict.fromkeys(group_of[::-1].tolist()):
+        if sizes[group] <= room and len(held) + 1 < len(sizes):
+            held.add(group)
+            room -= int(sizes[group])
+        if not room:
+            break
+    chosen = np.isin(group_of, list(held or {int(np.argmin(sizes))}))
+    return rows.only(~chosen), rows.only(chosen)
+
+
+def _without(train: list[ChatRows], held: list[ChatRows], ctx: Context) -> list[ChatRows]:
+    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left."""
+    known = np.concatenate([np.zeros(0, np.uint64), *(rows.keys[:, 1] for rows in held if rows.keys is not None)])
+    left = [rows if rows.keys is None else rows.only(~np.isin(rows.keys[:, 1], known)) for rows in train]
+    gone = sum(map(len, train)) - sum(map(len, left))
+    if not gone:
+        return train
+    ctx.warn(f"{gone:,} chats are left out because they are held out too")
+    if not all(map(len, left)):
+        raise UserError("all of it is held out too", where="data", hint="give other rows to learn from")
+    return left
+
+
+def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """(a hash of a chat up to the first answer to its user, one of the whole)."""
+    opening = len(messages)
+    asked = False
+    for n, message in enumerate(messages):
+        if asked and message["role"] == "assistant":
+            opening = n + 1
+            break
+        asked = asked or message["role"] == "user"
+    first, whole = (hashlib.blake2b(json.dumps(part, sort_keys=True, default=str).encode(), digest_size=8).digest()
+                    for part in (messages[:opening], messages))
+    return int.from_bytes(first, "little"), int.from_bytes(whole, "little")
+
+
+def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
+    from ondevice.data.builtin import build
+
+    made = build(corpus)
+    train, held = (ChatRows.of(encode_chats([c["messages"] for c in found], tokenizer))
+                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
+    return train, held
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with their classes."""
+
+    train: list[LabelledText]
+    held: list[LabelledText]
+
+
+def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
+    each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
+    held-out classes that stand nowhere else."""
+    from ondevice.data.formats import to_label
+
+    if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
+        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
+    train, held = halves(wanted, ctx, _builtin_labels,
+                         lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
+                         partial(last_held, what="row"))
+    found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
+    if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
+        raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
+                        where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
+    return found
+
+
+def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:
+    from ondevice.data.builtin import build
+
+    made = build(corpus)
+    train, held = ([LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
+    return train, held
+
+
+def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
+             ctx: Context) -> ChatRows:
+    """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
+    many that they are `share` of all tokens. Raises UserError as `texts` does."""
+    wanted = Wanted(data)
+    stream = mixed_stream([_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id)
+    pieces = max(1, (len(stream) - 1) // width)
+    count = round(share / (1 - share) * beside.tokens / width)
+    drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces)))
+    starts = np.fromiter(islice(drawn, count), np.int64, count) * width
+    learned = np.broadcast_to(np.True_, len(stream))  # one byte for all
+    text = ChatRows(stream, learned, starts, np.minimum(starts + width + 1, len(stream)))
+    return ChatRows.joined([beside, text], np.arange(len(beside) + count))
+
+
+def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
+    """On the disk, row by row: a file may be larger than the memory."""
+    from ondevice.data.formats import to_chat
+
+    numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
+
+    def encoded() -> Iterator[ChatRow]:
+        rows = wanted.rows()
+        place = ""
+        spelt = Spelt(tokenizer)
+
+        def conversations() -> Iterator[list[dict[str, Any]]]:
+            nonlocal place
+            for here, chat in convert_rows(rows, to_chat):
+                place = here
+                if whole and any(message.get("weight") == 0 for message in chat["messages"]):
+                    rows.reject(here, "a turn of weight 0 is not to be learned, and loss_on all learns every token")
+                    continue
+                spelt.look(chat["messages"])
+                keys.extend(_keys_of(chat["messages"]))
+                yield chat["messages"]
+
+        # a chat is rendered, and so rejected, before the next one is asked for
+        yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
+                                reject=lambda _, reason: rows.reject(place, reason), numbers=numbers)
+        settle(rows, ctx)
+        for line in spelt.told():
+            ctx.warn(line)
+
+    key = f"{wanted.key(ctx.corpus)} by chat"
+    place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
+    return ChatRows.stored(reused(place, wanted, ctx), encoded,
+                           lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)])
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    from ondevice.data.formats import to_text
+
+    for _, text in convert_rows(rows, to_text):
+        yield text
+
+

@@ -1,0 +1,105 @@
+"""A model of any other architecture, run by the library that knows it: transformers on torch, mlx-lm on MLX.
+
+What a stage asks of it is what it asks of our own forwards: states (N, D) and a head. Tensors keep the names that the
+library has for them, LoRA stands beside its linear layers as it does beside ours, and the library reads and writes the
+folders. A row holds one text, padded at the right, where causal layers cannot reach; rows are not packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ondevice.common.errors import UserError
+from ondevice.models.decoder import Head
+from ondevice.models.library_config import LibraryConfig
+from ondevice.seam.select import Array, Ops, Params
+
+SCALES = ("logit_scale", "lm_head_multiplier")
+"""Fields of config.json by which logits are multiplied; `logits_scaling` divides them."""
+
+
+class Reading(Protocol):
+    """Texts that are read piece by piece, with the library's own cache behind it."""
+
+    def __call__(self, ids: Array) -> Array:
+        """(B, D) states at the last of the tokens `ids` (B, T) that follow what was read before."""
+        ...
+
+
+class Library(Protocol):
+    """The library's model, without weights: they come as an argument. `shapes`: tensors by the library's names, the
+    table of tokens first; `linears`: modules → (outputs, inputs) beside which adapters may stand."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    linears: Mapping[str, tuple[int, int]]
+    head: Head
+
+    def states(self, params: Params, ids: Array) -> Array:
+        """(B, T, D) states for the head, of texts that begin at each row's first token."""
+        ...
+
+    def reading(self, params: Params) -> Reading: ...
+
+    def save(self, folder: Path, params: Params, dtype: str) -> None:
+        """Fills a folder with weights that the library loads."""
+        ...
+
+
+@dataclass(frozen=True)
+class LibraryNetwork:
+    """The face of every architecture (`network.py`) over the library's model."""
+
+    cfg: LibraryConfig
+    score: str = field(default="", init=False)
+    reads: str = field(default="last", init=False)
+    start: int | None = field(default=None, init=False)
+
+    @property
+    def lib(self) -> Library:
+        found = self.cfg.lib
+        assert found is not None, "a config becomes a network once its folder is loaded"
+        return found
+
+    @property
+    def head(self) -> Head:
+        return self.lib.head
+
+    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
+               checkpoint: bool = False) -> Array:
+        """(N, D) states at the flat positions `at`; without `at` all of them, (B, T, D)."""
+        assert "segments" not in batch, "a row holds one text"
+        x = self.lib.states(params, batch["ids"])
+        return x if at is None else ops.take(x.reshape(-1, x.shape[-1]), at)
+
+    def prompt_width(self, width: int) -> int:
+        return width
+
+
+def scale_of(raw: Mapping[str, Any], product: float, told: float, where: str) -> float:
+    """By what a state is multiplied before the head: 1, or what config.json names. `product` is the sum of squares of
+    states times weights, `told` the sum of their products with the library's logits.
+
+    Raises UserError where the library's logits are neither.
+    """
+    known = [1.0, *(float(raw[name]) for name in SCALES if isinstance(raw.get(name), int | float))]
+    if isinstance(raw.get("logits_scaling"), int | float) and raw["logits_scaling"]:
+        known.append(1.0 / raw["logits_scaling"])
+    ratio = told / product if product else 0.0
+    nearest = min(known, key=lambda scale: abs(scale - ratio))
+    if abs(nearest - ratio) > 0.01 * abs(nearest):
+        raise odd_head(raw, where)
+    return nearest
+
+
+def unknown(raw: Mapping[str, Any], library: str, folder: Path) -> UserError:
+    return UserError(f"unknown architecture {raw['model_type']!r}: neither ours nor one of {library}'s",
+                     where=f"{folder / 'config.json'}: model_type", hint="code that a folder brings is not run")
+
+
+def odd_head(raw: Mapping[str, Any], where: str) -> UserError:
+    return UserError(f"the logits of a {raw.get('model_type')} model are no plain product of states and weights, which "
+                     "is all that is known here of other architectures", where=where)
+
