@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import Interrupted, UserError, nearest
+from ondevice.reports.report import report_text
 
 
 @dataclass(frozen=True)
@@ -359,7 +360,7 @@ def _runs(config: Any, line: Line) -> None:
         return
     run = listing.find_run(config.run, config.folder)
     if config.action == "report":
-        report = listing.report_text(run)
+        report = report_text(run)
         _print({"run": str(run.path), "report": report} if line.json else report.rstrip("\n"), line)
         return
     if not run.recipe.is_file():
@@ -400,7 +401,7 @@ def _generate(function: Any, config: Any, line: Line) -> None:
 def _print(result: Any, line: Line) -> None:
     """A result on stdout, as JSON where that was asked for; text is made harmless first, since it may be a model's."""
     if line.json:
-        from ondevice.runs.events import to_json
+        from ondevice.common.json_files import to_json
 
         print(to_json(result, indent=2))
         return
@@ -432,16 +433,16 @@ def _ours() -> int:
     """Tells of the exception at hand, whose text may be a model's or a file's."""
     import traceback
 
+    from ondevice.common.redact import redacted
     from ondevice.common.sanitize import inert
-    from ondevice.hub.client import redacted
 
     sys.stderr.write(inert(redacted(traceback.format_exc()), limit=None))
     return 1
 
 
 def _complain(text: str) -> None:
+    from ondevice.common.redact import redacted
     from ondevice.common.sanitize import inert
-    from ondevice.hub.client import redacted
 
     try:
         sys.stderr.write(f"ondevice: {inert(redacted(' '.join(text.split())), newlines=False)}\n")

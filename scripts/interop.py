@@ -37,8 +37,9 @@ from ondevice.models.load import Adapter, Model, load_model, write, write_model 
 from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
 from ondevice.models.score_head import with_head  # noqa: E402
 from ondevice.models.tensor_names import matrices  # noqa: E402
-from ondevice.rl.rollout import Scorer  # noqa: E402
-from ondevice.seam.select import Backend, load_backend  # noqa: E402
+from ondevice.seam.protocols import Backend  # noqa: E402
+from ondevice.seam.select import load_backend  # noqa: E402
+from ondevice.training.sequence_logprobs import Scorer  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
 MISSING = "–"

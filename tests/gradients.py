@@ -10,7 +10,7 @@ import numpy as np
 
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from ondevice.training.losses import causal_lm_loss
 
 Array = np.ndarray

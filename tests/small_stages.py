@@ -15,7 +15,7 @@ from data_samples import small_tokenizer
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import write_model
 from ondevice.models.tensor_names import SCORE, shapes
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
 WORDS = ["Anna", "Ben", "Carla", "Rome", "Oslo", "red", "green", "pears", "apples", "12", "34", "46"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.rating_queue import doubt, forecast, in_turn, most_doubtful_first
 
 
@@ -54,4 +55,4 @@ def test_gold_comes_now_and_then_and_not_in_a_row(tmp_path: Path) -> None:
             ratings.vote(item.id, "ann", "s", ranking=[0])
         among = [i for i, kind in enumerate(kinds[:-20]) if kind == "gold"]
         assert 10 <= len(among) <= 32 and max(b - a for a, b in zip(among, among[1:], strict=False)) > 3
-        assert ratings.pairs().left_out["gold"] == 40 and len(ratings.pairs()) == 200
+        assert pairs_of(ratings).left_out["gold"] == 40 and len(pairs_of(ratings)) == 200

@@ -22,8 +22,8 @@ import ondevice
 from hub_server import HubServer, environment
 from ondevice.common import atomic
 from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder, write_file
 from ondevice.data.token_cache import made_once
-from ondevice.runs.checkpoint import whole_folder, write_file
 
 ODD = ["model", "a*b?c[d]", "-x", "näme\nof two lines", ".hidden", "a-0123456789abcdef"]
 
@@ -202,7 +202,7 @@ KILLED = """
     sys.path.insert(0, TESTS)
     from pathlib import Path
     from ondevice.common import atomic
-    from ondevice.runs.checkpoint import write_file
+    from ondevice.common.files import write_file
     from test_atomic import fill
 
     folder, deadly = Path(sys.argv[1]), 0

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
 from ondevice.runs import checkpoint
 
 
@@ -269,11 +270,11 @@ def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) 
 
 
 def test_a_small_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.write_file(tmp_path / "done.json", "old")
+    write_file(tmp_path / "done.json", "old")
 
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, "input/output error")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError):
-        checkpoint.write_file(tmp_path / "done.json", "new")
+        write_file(tmp_path / "done.json", "new")
     assert (tmp_path / "done.json").read_text() == "old"

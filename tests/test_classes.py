@@ -30,7 +30,8 @@ from ondevice.datasets.preview import show
 from ondevice.models.load import Model, load_model, write
 from ondevice.models.score_head import with_head
 from ondevice.runs.events import read as events
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from test_classify import files  # noqa: F401  the module's fixture
 
 MOODS = ("sad", "glad", "calm")

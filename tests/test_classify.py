@@ -23,10 +23,11 @@ from ondevice.datasets.preference_pairs import builtin_pairs
 from ondevice.datasets.text_inputs import text_ids
 from ondevice.models.load import load_model, write
 from ondevice.models.score_head import with_head
-from ondevice.rl.rollout import Scorer
 from ondevice.runs.events import read
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import classification_loss
+from ondevice.training.sequence_logprobs import Scorer
 from test_masking import SMALL
 from test_resume import curve, same, weights
 

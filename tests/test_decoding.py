@@ -16,7 +16,8 @@ from ondevice.common.errors import UserError
 from ondevice.inference.generator import Completion, Generator, Sampling
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import Model
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 RNG = np.random.default_rng(11)
 RAGGED = [RNG.integers(3, 97, n).tolist() for n in (5, 1, 17, 30, 2, 16, 9)]

@@ -20,7 +20,7 @@ from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.load import load_model, write_model
 from ondevice.models.registry import load_config, parse_config
 from ondevice.models.score_head import class_scores
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 Weights = dict[str, np.ndarray]
 # Copies of what is tied, and a bias that transformers makes and does not use where BERT's head is not tied.

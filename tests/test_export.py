@@ -29,8 +29,9 @@ from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
 from ondevice.models.load import Adapter, load_model, write, write_model
 from ondevice.models.lora import INHERITED, Pair, placed
 from ondevice.models.tensor_names import matrices
-from ondevice.rl.rollout import Scorer
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 GGUF = ["llama", "llama-gqa-tied", "llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"]
 SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}

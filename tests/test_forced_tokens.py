@@ -15,7 +15,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import read_json
 from ondevice.inference.generator import Generator, Sampling
 from ondevice.models.load import load_model, write
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from test_seq2seq import published
 
 TEXTS = ("Anna lives in Rome.", "Where does Ben live?  He", "pears 12+34, naïve")

@@ -17,7 +17,8 @@ from ondevice.data.formats import BadRow, to_judged, to_pair
 from ondevice.data.preference_batches import TokenPair
 from ondevice.datasets.preview import render
 from ondevice.preferences.database import Ratings, Response
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.training.losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared

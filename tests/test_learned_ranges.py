@@ -29,7 +29,7 @@ from ondevice.data.chat_encoding import (
 )
 from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")

@@ -24,9 +24,10 @@ from ondevice.inference.beam_search import beam_search
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model, load_model, write
 from ondevice.models.lora import INHERITED, adapted
-from ondevice.rl.rollout import Scorer
 from ondevice.runs.events import read
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 from test_classify import killed_at_first_save
 from test_preference_resume import wait_for
 

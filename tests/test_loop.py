@@ -24,7 +24,7 @@ from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, Spent
 from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from ondevice.training.loop import Work, fit
 from ondevice.training.lr_schedule import rate
 

@@ -17,6 +17,7 @@ import ondevice as od
 import small_stages
 from gradients import by_name, on_device
 from ondevice.common.errors import UserError
+from ondevice.common.files import sha256
 from ondevice.data.completion_batches import Row
 from ondevice.exports.modelfile import modelfile
 from ondevice.models import peft
@@ -25,11 +26,11 @@ from ondevice.models.decoder import decoder_of
 from ondevice.models.load import Adapter, Model, generation_of, load_model, merged, write
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
 from ondevice.models.tensor_names import matrices
-from ondevice.rl.rollout import Scorer
-from ondevice.runs import checkpoint
 from ondevice.runs.events import read
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
+from ondevice.training.sequence_logprobs import Scorer
 from small_stages import settings
 from test_preference_resume import steps
 from test_resume import same
@@ -427,12 +428,12 @@ def sft(files: Path, out: Path, backend: str, **fields: Any) -> Path:
 def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: Path, backend: Backend) -> None:
     """The base is never touched; each reference is the stage's start; the last folder alone, with the base, is all."""
     name = backend.name
-    before = checkpoint.sha256(files / "policy" / "model.safetensors")
+    before = sha256(files / "policy" / "model.safetensors")
     one = sft(files, tmp_path / "run", name, **LORA)
     two = od.dpo(**settings(files, "dpo", tmp_path / "run", name, **LORA, model=one, steps=3, learning_rate=1e-2))
     three = od.grpo(**settings(files, "grpo", tmp_path / "run", name, **LORA, model=two, steps=2, updates=1,
                               learning_rate=1e-2))
-    assert checkpoint.sha256(files / "policy" / "model.safetensors") == before
+    assert sha256(files / "policy" / "model.safetensors") == before
     ranks = [json.loads((m / peft.CONFIG).read_text())["r"] for m in (one, two, three)]
     assert ranks == [4, 8, 12]
     assert {json.loads((m / peft.CONFIG).read_text())["base_model_name_or_path"] for m in (one, two, three)} == {
@@ -562,7 +563,7 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
     """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
     float32's within bfloat16's noise."""
     from ondevice.config.stages import SFTConfig
-    from ondevice.seam.select import OptimSettings
+    from ondevice.seam.protocols import OptimSettings
     from ondevice.stages.tuning import load_start, with_adapter
 
     folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"

@@ -23,9 +23,10 @@ from ondevice.models.load import Model, load_model, write_model
 from ondevice.models.lora import INHERITED, adapted
 from ondevice.models.registry import ModelConfig
 from ondevice.publishing.model_card import run_card
-from ondevice.rl.rollout import Scorer
 from ondevice.runs.folder import RunFolder
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 from small_stages import settings
 
 LORA = {"adapter": "lora", "lora_rank": 3, "lora_alpha": 6.0}

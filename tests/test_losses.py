@@ -19,7 +19,7 @@ from ondevice.data.completion_batches import Row
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.rl.micro_batches import micro_batches, spread
 from ondevice.rl.rollout import Sampled
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
 from ondevice.stages.reward import scored

@@ -16,7 +16,7 @@ from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.registry import parse_config
 from ondevice.models.tensor_names import turned
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from ondevice.stages.init import model_config
 
 KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma3Text", "GPT2", "Bert", "ModernBert", "T5", "MT5",

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
-from ondevice.seam.select import Backend, Ops, load_backend
+from ondevice.seam.ops import Ops
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 5, 8)).astype(np.float32)
@@ -279,7 +281,7 @@ def test_embedding_rows_asked_twice_add_their_gradients(backend: Backend) -> Non
 def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, entropy, temperature and gradients of the seam between model and loss; entropy, which is only told, has no
     gradient."""
-    from ondevice.models.decoder import Head
+    from ondevice.seam.head import Head
     from ondevice.training import logprobs
 
     rng = np.random.default_rng(8)

@@ -19,7 +19,8 @@ from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model, write_model
 from ondevice.models.tensor_names import turned
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

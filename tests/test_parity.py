@@ -17,7 +17,8 @@ from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
 from ondevice.models.tensor_names import is_block_matrix
-from ondevice.seam.select import Backend, OptimSettings, Trainer, load_backend
+from ondevice.seam.protocols import Backend, OptimSettings, Trainer
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.muon import MOMENTUM
 

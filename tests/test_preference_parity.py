@@ -22,7 +22,7 @@ import small_stages
 from data_samples import small_tokenizer
 from gradients import by_name
 from ondevice.config.preference import GRPOConfig, RewardConfig
-from ondevice.data.completion_batches import Row, completion_batch
+from ondevice.data.completion_batches import Row, completion_batch, whole
 from ondevice.data.packing import set_denominator
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.tokenizer import Tokenizer
@@ -31,14 +31,14 @@ from ondevice.models.load import Model, load_model, write_model
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.models.tensor_names import sub
 from ondevice.rl.micro_batches import micro_batches, spread
-from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.runs.events import read
-from ondevice.seam.select import Backend, OptimSettings
+from ondevice.seam.ops import sub
+from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.stages.dpo import compared, sides_of
 from ondevice.stages.grpo import divide
-from ondevice.stages.reward import scored, whole
+from ondevice.stages.reward import scored
 from ondevice.training.losses import (
     causal_lm_loss,
     grpo_loss,
@@ -46,6 +46,7 @@ from ondevice.training.losses import (
     preference_loss,
     reward_loss,
 )
+from ondevice.training.sequence_logprobs import Scorer
 from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,8 @@ from ondevice.inference.generator import Generator, Sampling
 from ondevice.inference.infill import parts_around
 from ondevice.models.load import load_model, tokenizer_of, write_model
 from ondevice.models.registry import load_config
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from test_seq2seq import published
 
 CPU: dict[str, Any] = {"device": "cpu"}

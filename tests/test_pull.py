@@ -16,7 +16,7 @@ from ondevice import cli
 from ondevice.common.errors import UserError
 from ondevice.data.readers import read
 from ondevice.hub.pull import ORIGIN, origin
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"w" * 50_000}
 

@@ -17,10 +17,11 @@ from hub_models import ALLOWED, contents, write_model, write_ratings, write_run,
 from hub_server import READER, TOKEN, HubServer, Repo, environment
 from ondevice import cli
 from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import sha256
+from ondevice.common.redact import redacted
 from ondevice.hub import client
 from ondevice.publishing.plan import PENDING, Plan, pending, plan_push
 from ondevice.rewards.process import Host
-from ondevice.runs.checkpoint import sha256
 from ondevice.runs.folder import RunFolder
 
 Events = list[dict[str, Any]]
@@ -521,8 +522,8 @@ def test_a_person_s_reward_file_gets_no_token(tmp_path: Path, monkeypatch: pytes
 
 def test_what_looks_like_a_token_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "eyJ.an-odd.token")
-    assert client.redacted("a hf_abcDEF123456 b eyJ.an-odd.token c") == "a hf_… b hf_… c"
-    assert client.redacted("half_life of hf_x") == "half_life of hf_x"
+    assert redacted("a hf_abcDEF123456 b eyJ.an-odd.token c") == "a hf_… b hf_… c"
+    assert redacted("half_life of hf_x") == "half_life of hf_x"
 
 
 # killed anywhere

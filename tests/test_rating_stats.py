@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ondevice.common.intervals import wilson
 from ondevice.common.rng import generator
 from ondevice.preferences.agreement import (
     Comparison,
@@ -20,7 +21,6 @@ from ondevice.preferences.agreement import (
     krippendorff_alpha,
     statistics,
     text,
-    wilson,
     win_rates,
 )
 from ondevice.preferences.database import Ratings, Response

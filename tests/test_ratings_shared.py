@@ -25,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import small_stages
 from hub_server import HubServer, environment, running
 from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.pairs import pairs_of
 from ondevice.seam.select import load_backend
 
 pytestmark = pytest.mark.slow
@@ -255,7 +256,7 @@ class Programs(RuleBasedStateMachine):
     def some_votes(self) -> None:
         """As many as a stage needs."""
         with Ratings.open(self.run) as ratings:
-            enough = len(ratings.pairs()) >= 10
+            enough = len(pairs_of(ratings)) >= 10
         if not enough:
             command("rate", str(self.run), "--rater", "tty", said="a\n" * 12 + "q\n")
 

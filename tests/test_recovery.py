@@ -19,10 +19,12 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import MANIFEST, sha256
 from ondevice.runs import checkpoint
 from ondevice.runs.events import read
 from ondevice.runs.recovery import batch_number
-from ondevice.seam.select import Backend, OptimSettings, load_backend
+from ondevice.seam.protocols import Backend, OptimSettings
+from ondevice.seam.select import load_backend
 from test_loop import Scripted, Stage, same
 
 RUINS = 666.0  # the factor of a batch whose update makes a tensor not finite
@@ -132,10 +134,10 @@ def test_a_checkpoint_of_an_earlier_version_is_a_way_back(stage: Stage) -> None:
         for name in ("sound", "measured", "score", "last_update", "left_out", "rate_factor", "rolled_back", "changes"):
             del record[name]
         (path / checkpoint.RECORD).write_text(json.dumps(record))
-        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         manifest["files"][checkpoint.RECORD] = {"size": (path / checkpoint.RECORD).stat().st_size,
-                                                "sha256": checkpoint.sha256(path / checkpoint.RECORD)}
-        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+                                                "sha256": sha256(path / checkpoint.RECORD)}
+        (path / MANIFEST).write_text(json.dumps(manifest))
     stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True)
     [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
     assert "step-00000004" in told["message"] and told["batch"] == 5

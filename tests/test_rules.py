@@ -14,7 +14,8 @@ import pytest
 import models
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.decoder import Decoder, split_layers
-from ondevice.seam.select import Backend, OptimSettings, load_backend
+from ondevice.seam.protocols import Backend, OptimSettings
+from ondevice.seam.select import load_backend
 from ondevice.training import logprobs
 from ondevice.training.losses import causal_lm_loss
 from ondevice.training.lr_schedule import rate

@@ -28,7 +28,8 @@ from ondevice.models.load import Model, load_model, tokenizer_of, write_model
 from ondevice.models.registry import load_config, parse_config
 from ondevice.models.seq2seq import Seq2Seq, distance_buckets
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 Weights = dict[str, np.ndarray]
 

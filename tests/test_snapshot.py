@@ -17,7 +17,8 @@ from ondevice.common.errors import UserError
 from ondevice.hub import snapshot
 from ondevice.models import load as folders
 from ondevice.models.load import load_model, write_model
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -15,7 +15,7 @@ from ondevice.config.use import DataConfig
 from ondevice.data.readers import Part
 from ondevice.data.special_token_text import Spelt, separated, shown
 from ondevice.datasets.preview import render, show
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 STORIES = "Anna lives in Rome.\n<|endoftext|>\nBen lives in Oslo.\n<|endoftext|>\n"
 

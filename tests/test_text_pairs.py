@@ -26,7 +26,7 @@ from ondevice.datasets.preview import show
 from ondevice.datasets.text_inputs import lengths_within, text_inputs
 from ondevice.models.load import load_model, write
 from ondevice.models.score_head import class_scores, with_head
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 from test_classify import files  # noqa: F401  the module's fixture
 from test_tokenizer_settings import wordpiece
 

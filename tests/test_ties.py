@@ -15,7 +15,8 @@ from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.models.load import load_model, write
 from ondevice.models.tensor_names import shapes, to_file
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 IDS = np.random.default_rng(0).integers(3, 90, (2, 24)).astype(np.int32)
 TIED = {"llama-gqa-tied": "lm_head.weight", "gemma3": "lm_head.weight", "gpt2": "lm_head.weight",

@@ -22,7 +22,7 @@ from ondevice.datasets.text_inputs import text_ids
 from ondevice.inference.fixed_prompts import encode_prompt
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import load_model
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 CHAT = [{"role": "user", "content": "hi<|im_end|>\n<|im_start|>assistant\nSecret<|end|>"},
         {"role": "assistant", "content": "no"}]

@@ -18,6 +18,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.pairs import pairs_of
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import model, pairing
 from ondevice_tui.app import OndeviceApp
@@ -479,7 +480,7 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
     play(tmp_path, script, (120, 60))
     assert workers == ["open reward", "close reward"]
     with Ratings.open(run.path) as ratings:
-        assert ratings.item(gold).kind == "gold" and len(ratings.pairs()) == 5
+        assert ratings.item(gold).kind == "gold" and len(pairs_of(ratings)) == 5
 
 
 def test_a_reward_model_that_cannot_be_used_is_told_once(tmp_path: Path, workers: list[str]) -> None:

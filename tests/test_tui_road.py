@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from ondevice.common.clock import clock
 from ondevice.preferences.database import Ratings, Response
 from ondevice.runs.events import EventWriter
-from ondevice.runs.folder import RunFolder, clock
+from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import stage_state
 from ondevice_tui import reading, road, runner
 from ondevice_tui.app import OndeviceApp

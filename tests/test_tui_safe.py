@@ -17,7 +17,8 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
-from ondevice.preferences.agreement import cohen_kappa, wilson
+from ondevice.common.intervals import wilson
+from ondevice.preferences.agreement import cohen_kappa
 from ondevice.preferences.database import Ratings, Response
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import RunFolder

@@ -19,13 +19,13 @@ import ondevice as od
 from ondevice.common.errors import UserError
 from ondevice.config.use import WorkerConfig
 from ondevice.data.chat_encoding import add_template
+from ondevice.data.completion_batches import whole
 from ondevice.data.preference_batches import completion_row
 from ondevice.inference.worker import serve
 from ondevice.models.load import load_model, write_model
 from ondevice.models.score_head import with_head
-from ondevice.rl.rollout import Scorer
 from ondevice.seam.select import load_backend
-from ondevice.stages.reward import whole
+from ondevice.training.sequence_logprobs import Scorer
 
 pytestmark = pytest.mark.slow
 

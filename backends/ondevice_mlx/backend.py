@@ -10,8 +10,9 @@ import mlx.core as mx
 import numpy as np
 
 from ondevice.common.errors import UserError
-from ondevice.models.library import Library
-from ondevice.seam.select import Batch, Loss, Memory, OptimSettings
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Batch, Loss
+from ondevice.seam.protocols import Memory, OptimSettings
 
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from ondevice.seam.select import OptimSettings
+from ondevice.seam.protocols import OptimSettings
 from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import MLXOps

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ondevice.common.errors import UserError
-from ondevice.models.library import Library
-from ondevice.seam.select import Batch, Loss, Memory, OptimSettings
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Batch, Loss
+from ondevice.seam.protocols import Memory, OptimSettings
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ondevice.seam.select import OptimSettings
+from ondevice.seam.protocols import OptimSettings
 from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import TorchOps

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from ondevice.runs.folder import ticks
+from ondevice.common.clock import ticks
 
 if TYPE_CHECKING:
     import rich.progress

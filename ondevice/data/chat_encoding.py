@@ -26,12 +26,10 @@ from ondevice.data.chat_template import (
     Message,
     Rendered,
     Span,
-    after_content,
     forms,
     guarded,
     plain,
     rendered,
-    takes_parts,
 )
 from ondevice.data.formats import BadRow
 from ondevice.data.tokenizer import Tokenizer
@@ -109,16 +107,6 @@ def with_template_kwargs(tokenizer: Tokenizer, setting: str) -> Tokenizer:
     that the template does not read."""
     kwargs = parse_template_kwargs(setting)
     return tokenizer.with_kwargs(kwargs) if kwargs else tokenizer
-
-
-def turn_end(tokenizer: Tokenizer) -> int | None:
-    """Id of the special token with which the template ends an assistant's turn; None without one."""
-    if tokenizer.chat_template is None:
-        return None
-    tail = after_content(tokenizer, takes_parts(tokenizer))
-    words = sorted((word for word in tokenizer.special if tail and tail.startswith(word)), key=len)
-    found: int | None = tokenizer.inner.token_to_id(words[-1]) if words else None
-    return found
 
 
 # ---- ids and masks --------------------------------------------------------------------------------------------------

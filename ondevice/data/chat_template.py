@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 
 from ondevice.common.errors import UserError
 from ondevice.data.formats import KWARGS, TOOLS, BadRow
 from ondevice.data.template_sandbox import CLOSE, OPEN, names_read, run_template
-from ondevice.data.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -77,6 +76,19 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of a message's thought; transformers takes them for one and the same."""
 
 
+class HasChatTemplate(Hashable, Protocol):
+    """What of a `Tokenizer` is asked for here: a tokenizer reads what its own template writes."""
+
+    inner: Any
+    chat_template: str | None
+    named: dict[str, str]
+    template_kwargs: dict[str, Any]
+
+    @property
+    def special(self) -> dict[str, Any]: ...
+    def template_for(self, tools: bool) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class Rendered:
     """What a template wrote, its escapes still in it, and the assistant's character ranges.
@@ -93,7 +105,7 @@ class Rendered:
     open: bool = False
 
 
-def rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = False) -> str:
+def rendered(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str:
     """What the template writes, markers of `{% generation %}` included; `prompt`: with what opens the assistant's turn.
 
     Raises BadRow where the template refuses the chat, UserError where there is no template.
@@ -119,7 +131,7 @@ def rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool 
         raise BadRow(f"the chat template refuses this chat: {error}") from error
 
 
-def tried(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+def tried(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
     """`rendered` without its markers; None where the template refuses."""
     try:
         return plain(rendered(tokenizer, messages, prompt=prompt))
@@ -127,7 +139,7 @@ def tried(tokenizer: Tokenizer, messages: Sequence[Message], *, prompt: bool = F
         return None
 
 
-def forms(messages: Sequence[Message], tokenizer: Tokenizer, *, escape: bool = True) -> Iterator[list[Message]]:
+def forms(messages: Sequence[Message], tokenizer: HasChatTemplate, *, escape: bool = True) -> Iterator[list[Message]]:
     """The chat in each form that templates take, as it stands first; special tokens in it escaped."""
     guard = Escape(tokenizer) if escape else None
     for contents in range(3 if any(_is_silent_call(m) for m in messages) else 1):
@@ -195,13 +207,13 @@ def in_parts(chat: Sequence[Message]) -> list[Message]:
 
 
 @lru_cache(maxsize=8)
-def takes_parts(tokenizer: Tokenizer) -> bool:
+def takes_parts(tokenizer: HasChatTemplate) -> bool:
     """Whether the template wants contents as lists of parts: some of models that see write no others, or drop them
     without a word."""
     return after_content(tokenizer, False) is None and after_content(tokenizer, True) is not None
 
 
-def after_content(tokenizer: Tokenizer, parts: bool) -> str | None:
+def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
     """What the template writes after the last content of a chat; None where the content is not to be found."""
     mark = f"{ESCAPE}0{ESCAPE}"
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": mark}]
@@ -209,7 +221,7 @@ def after_content(tokenizer: Tokenizer, parts: bool) -> str | None:
     return text.rpartition(mark)[2].lstrip() if text is not None and mark in text else None
 
 
-def markup(tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
+def markup(tokenizer: HasChatTemplate, words: Sequence[str]) -> list[str]:
     """Those of the words that the template writes around the messages of a plain chat, where they are written as
     markup: no line break and no plain word, of which vocabularies have some as tokens; of `<x>` and `</x>` neither."""
     chat: list[Message] = [{"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")]
@@ -243,7 +255,7 @@ def with_content(message: Message, text: str) -> Message:
 class Escape:
     """Puts numbered placeholders where a message spells a special token, so that no text becomes one."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: HasChatTemplate) -> None:
         self.words = guarded(tokenizer)
         self.pattern = _pattern(self.words)
         self.number = {word: n for n, word in enumerate(self.words)}
@@ -256,7 +268,7 @@ class Escape:
         return [self(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def guarded(tokenizer: Tokenizer) -> tuple[str, ...]:
+def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:
     """What a message may not bring into a template's text as it stands."""
     return (OPEN, CLOSE, ESCAPE, MARK, *sorted(tokenizer.special))
 
@@ -283,3 +295,13 @@ def spans_of(marked: str) -> tuple[str, tuple[Span, ...]]:
 def plain(marked: str) -> str:
     """The text without its markers."""
     return spans_of(marked)[0]
+
+
+def turn_end(tokenizer: HasChatTemplate) -> int | None:
+    """Id of the special token with which the template ends an assistant's turn; None without one."""
+    if tokenizer.chat_template is None:
+        return None
+    tail = after_content(tokenizer, takes_parts(tokenizer))
+    words = sorted((word for word in tokenizer.special if tail and tail.startswith(word)), key=len)
+    found: int | None = tokenizer.inner.token_to_id(words[-1]) if words else None
+    return found

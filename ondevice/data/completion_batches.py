@@ -172,3 +172,7 @@ def like_lengths(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64
 
 def _positions(rows: int, width: int) -> NDArray[np.int32]:
     return np.tile(np.arange(width, dtype=np.int32), (rows, 1))
+
+
+def whole(row: Row) -> NDArray[np.int32]:
+    return np.concatenate([row.prompt, row.completion]).astype(np.int32)

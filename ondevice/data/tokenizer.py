@@ -22,7 +22,10 @@ import tokenizers
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
-from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
+from ondevice.common.json_files import read_json
+from ondevice.data.chat_template import markup, turn_end
+from ondevice.data.template_sandbox import names_read
+from ondevice.data.tokenizer_files import read_inner, with_added_tokens
 from ondevice.data.tokenizer_settings import with_settings
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
@@ -181,8 +184,6 @@ class Tokenizer:
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
         """A copy whose template is given further names. Raises UserError for one that it does not read."""
-        from ondevice.data.template_sandbox import names_read
-
         sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
         read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
         if unread := sorted(set(kwargs) - read):
@@ -198,8 +199,6 @@ class Tokenizer:
     def _markup(self) -> list[str]:
         """Added tokens that the chat template writes in a plain chat outside its contents, pairs of tags left out:
         `<think>` and `</think>` are what an assistant says."""
-        from ondevice.data.chat_template import markup
-
         added = [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
         return markup(self, added) if added and self.chat_template is not None else []
 
@@ -298,8 +297,6 @@ class Tokenizer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which nothing is generated: end of text, the folder's own list, the template's end of a turn."""
-        from ondevice.data.chat_encoding import turn_end
-
         end = turn_end(self)
         return tuple(dict.fromkeys([self.eos_id, *self._stops, *([] if end is None else [end])]))
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import digest, sha256
 from ondevice.common.progress import counted
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
@@ -41,10 +42,9 @@ from ondevice.datasets.spec import (
 )
 from ondevice.models.load import Model
 from ondevice.preferences.database import Ratings, is_simulated
-from ondevice.preferences.pairs import held_out
+from ondevice.preferences.pairs import held_out, pairs_of
 from ondevice.preferences.sqlite_store import FILE
-from ondevice.runs.checkpoint import sha256
-from ondevice.runs.context import Context, digest
+from ondevice.runs.context import Context
 
 COPY = "pairs.jsonl"
 BUILTIN_PAIRS = 8000  # chats of the built-in corpus that are made into pairs
@@ -289,7 +289,7 @@ def _votes_in(wanted: Wanted) -> Path | None:
 def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
     """(the pairs that a ratings.db decides, what to say of the rest)."""
     with Ratings.open(path) as ratings:
-        found = ratings.pairs()
+        found = pairs_of(ratings)
         reasons = {v.item: v.reason for v in ratings.live_votes() if v.reason}
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "strength": p.strength,
              "raters": list(p.raters), "simulated": p.simulated, "by": reasons.get(p.item, ""), "item": p.item}

@@ -54,14 +54,14 @@ from ondevice.data.special_token_text import shown as shown_text
 from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.truncation import cut_where
+from ondevice.datasets.objectives import most_of, source_of
 from ondevice.datasets.spec import Wanted
 from ondevice.datasets.text_inputs import text_inputs
-from ondevice.inference.chat import find_model
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.load import Model, tokenizer_of, whole_folder
 from ondevice.models.network import objective
 from ondevice.models.registry import load_config
-from ondevice.stages.pretrain import most_of, source_of
+from ondevice.runs.resolve import find_model
 
 LEARNED = ("\x1b[30;42m", "\x1b[0m")  # black on green, in every palette of 16 colours
 BRACKETS = ("⟦", "⟧")

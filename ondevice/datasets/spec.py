@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import digest, digest_path, write_file
+from ondevice.common.json_files import read_json
 from ondevice.common.progress import counted
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
@@ -21,9 +23,7 @@ from ondevice.data.hub_datasets import PREFIX
 from ondevice.data.mixture import BY_NAME, sources
 from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.token_cache import link_from
-from ondevice.data.tokenizer_files import read_json
-from ondevice.runs import checkpoint
-from ondevice.runs.context import Context, digest, digest_path
+from ondevice.runs.context import Context
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows
@@ -278,7 +278,7 @@ def _note_commit(rows: Rows, ctx: Context) -> None:
     file = ctx.folder.path / COMMITS
     before = read_json(file)
     if before.get(rows.spec) != rows.commit:
-        checkpoint.write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
+        write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
     ctx.say(f"{ctx.name}: {rows.spec} was read at commit {rows.commit}" if rows.commit else
             f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import digest
 from ondevice.common.progress import counted
 from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
@@ -37,7 +38,7 @@ from ondevice.datasets.spec import (
     reused,
     settle,
 )
-from ondevice.runs.context import Context, digest
+from ondevice.runs.context import Context
 
 if TYPE_CHECKING:
     from ondevice.data.readers import Rows

@@ -17,6 +17,7 @@ from ondevice.config.use import BY_ITSELF, TOGETHER, EvalConfig
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chats, with_template_kwargs
 from ondevice.data.readers import LIMIT, Reading
+from ondevice.datasets.objectives import most_of, rows_of, source_of
 from ondevice.datasets.spec import corpus_of, plain_chats, plain_texts
 from ondevice.evaluation import preference, problems
 from ondevice.evaluation.held_out import (
@@ -29,13 +30,12 @@ from ondevice.evaluation.held_out import (
     text_figures,
 )
 from ondevice.inference import label
-from ondevice.inference.chat import find_classifier, find_model, find_reward_model
 from ondevice.models.load import Model, labels, load_model, writer
 from ondevice.models.network import fills, objective
 from ondevice.runs.folder import StageFolder, holds_model
-from ondevice.seam.select import Backend, load_backend
-from ondevice.stages.pretrain import most_of, source_of
-from ondevice.stages.sft import rows_of
+from ondevice.runs.resolve import find_classifier, find_model, find_reward_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:

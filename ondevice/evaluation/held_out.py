@@ -20,11 +20,12 @@ from ondevice.data.masked_lm import MaskedSource
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model
 from ondevice.models.network import fills
-from ondevice.seam.select import Array, Backend, Params
+from ondevice.seam.ops import Array, Params
+from ondevice.seam.protocols import Backend
 from ondevice.training.losses import causal_lm_loss
 
 if TYPE_CHECKING:
-    from ondevice.stages.rate import Rule
+    from ondevice.preferences.simulated_rater import Rule
 
 ROWS = 32
 SPARE = 12  # tokens: a line of courtesy after an answer

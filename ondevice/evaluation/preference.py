@@ -10,23 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.intervals import wilson
 from ondevice.config.use import EvalConfig
 from ondevice.data.chat_encoding import with_template_kwargs
+from ondevice.data.completion_batches import whole
 from ondevice.data.formats import BadRow
 from ondevice.data.preference_batches import TokenPair, completion_row, to_tokens
 from ondevice.data.readers import Reading
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preference_pairs import read_pairs
 from ondevice.datasets.prompts import need_template
-from ondevice.inference.chat import find_model, find_reward_model
+from ondevice.evaluation.reward_model import quality
 from ondevice.inference.generator import Sampling
 from ondevice.inference.side_by_side import Messages, answers, conversations
 from ondevice.models.load import Model, load_model, load_writer, writer
 from ondevice.models.network import writes
-from ondevice.preferences.agreement import wilson
-from ondevice.rl.rollout import Scorer
-from ondevice.seam.select import Backend
-from ondevice.stages.reward import quality, whole
+from ondevice.runs.resolve import find_model, find_reward_model
+from ondevice.seam.protocols import Backend
+from ondevice.training.sequence_logprobs import Scorer
 
 ROWS = 32
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.common.errors import UserError
+from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
 from ondevice.data.readers import Reading
@@ -17,11 +18,10 @@ from ondevice.datasets.spec import settled
 from ondevice.inference.chat import chat_ids
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model, writer
-from ondevice.preferences.agreement import wilson
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.problems import Problem, problems
 from ondevice.rewards.scorer import Rewards
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 Messages = list[dict[str, Any]]
 ANY = ("hash", "boxed", "tag", "last_number")

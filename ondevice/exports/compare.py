@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
 from ondevice.data.batches import TextSource, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.tokenizer_files import read_json
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.load import Model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensor_names import quantised
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 
 PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder
 from ondevice.common.progress import size
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
@@ -23,14 +24,14 @@ from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
-from ondevice.inference.chat import find_model
 from ondevice.models.convert import quantised_model
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import Model, load_model, merged, write, write_model
 from ondevice.models.network import packs, writes
 from ondevice.models.tensor_names import matrices, quantised
-from ondevice.runs.checkpoint import whole_folder
-from ondevice.seam.select import Backend, load_backend
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 _BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
 _LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2,

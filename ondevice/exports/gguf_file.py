@@ -21,7 +21,8 @@ from ondevice.models.load import Model
 from ondevice.models.registry import ModelConfig
 from ondevice.models.rope import frequencies
 from ondevice.models.tensor_names import take
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 Floats = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 
 from ondevice.common.errors import UserError
-from ondevice.data.chat_encoding import turn_end
+from ondevice.data.chat_template import turn_end
 from ondevice.data.tokenizer import Tokenizer
 
 # What llama.cpp does under each name (llama-vocab.cpp): expressions, one after the other on what the one before has

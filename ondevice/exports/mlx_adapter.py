@@ -20,7 +20,8 @@ from ondevice.models.load import Adapter, Model, load_model
 from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
 from ondevice.models.tensor_files import read_tensors
 from ondevice.models.tensor_names import matrices
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")

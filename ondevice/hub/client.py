@@ -9,9 +9,6 @@ what to do, a `Conflict`, or `Unheard`, after which one looks again before tryin
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ondevice.common.errors import UserError
-from ondevice.common.processes import TOKENS
+from ondevice.common.redact import redacted
 
 T = TypeVar("T")
 Kind = Literal["model", "dataset"]
@@ -28,7 +25,6 @@ WAITS_S: tuple[float, ...] = (1, 2, 4, 8, 15)  # between tries
 SILENCE_S = 120.0  # the client itself would wait for ever
 LONGEST_WAIT_S = 120.0  # that a server may ask for
 TRAILER = "ondevice-push: "  # before a push's id in its commit's description
-_TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{6,}")
 _MAY_NOT = "take a name of your own, or a token that may write there"
 
 
@@ -261,20 +257,6 @@ def git_blob_of(file: Path) -> str:
         while piece := opened.read(1 << 20):
             made.update(piece)
     return made.hexdigest()
-
-
-def redacted(text: str) -> str:
-    """`text` without a token: what looks like one, and the one that is in use, whatever it looks like."""
-    for name in TOKENS:
-        text = _without(text, os.environ.get(name, ""))
-    client = sys.modules.get("huggingface_hub")  # not imported for this
-    if client is not None:
-        text = _without(text, client.get_token() or "")
-    return _TOKEN.sub("hf_…", text)
-
-
-def _without(text: str, token: str) -> str:
-    return text.replace(token, "hf_…") if len(token.strip()) > 5 else text
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import sha256, whole_folder
 from ondevice.common.progress import size
 from ondevice.common.sanitize import inert
 from ondevice.config.hub import PullConfig
 from ondevice.hub.client import Hub, RemoteFile, git_blob_of, patiently
-from ondevice.runs import checkpoint
 
 ORIGIN = ".pulled.json"
 """Where a pulled folder came from: {"repo", "commit", "kind"}."""
@@ -54,7 +54,7 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     wanted, left_out = choose(cfg.repo_id, found)
     _need_room(out, wanted)
     total, done = sum(f.size for f in wanted), 0
-    with checkpoint.whole_folder(out.absolute(), replacing=False) as folder:
+    with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
             source = patiently(partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait)
             _place(source, folder, file, cfg.repo_id)
@@ -137,7 +137,7 @@ def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
         (folder / parent).mkdir(exist_ok=True)  # while it was filled must not come back with half its files
     target = folder / file.path
     shutil.copyfile(source, target)  # the cache's own is a link
-    whole = checkpoint.sha256(target) if file.sha256 else ""
+    whole = sha256(target) if file.sha256 else ""
     if not file.holds(target.stat().st_size, whole, "" if file.sha256 else git_blob_of(target)):
         source.resolve().unlink(missing_ok=True)  # else the cache would give it again
         raise UserError(f"{file.path} came otherwise than its commit states", where=repo, hint="pull again")

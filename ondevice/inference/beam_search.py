@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.inference.generator import Completion, Generator
 from ondevice.models.generation_config import settings_of
-from ondevice.seam.select import Params
+from ondevice.seam.ops import Params
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
@@ -15,13 +14,13 @@ from ondevice.data.chat_encoding import prompt_ids, with_template_kwargs
 from ondevice.data.completion_batches import places
 from ondevice.data.formats import BadRow
 from ondevice.data.truncation import cut_where
-from ondevice.hub import snapshot
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Completion, Generator, Sampling, generator_of
 from ondevice.models.generation_config import settings_of
-from ondevice.models.load import Model, labels, load_writer
-from ondevice.runs.folder import RunFolder, holds_model
-from ondevice.seam.select import Backend, load_backend
+from ondevice.models.load import Model, load_writer
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 
 def _told(who: str) -> Callable[[str], None]:
@@ -34,38 +33,6 @@ _FULL = "the context is full: the text ends there"
 
 def _silent(said: str) -> None:
     """For what somebody else says already."""
-
-
-def find_model(path: str) -> Path:
-    """A model's or an adapter's folder, the newest model of a run folder or of a stage's folder, or the snapshot of a
-    model on the Hub."""
-    folder = snapshot.resolve(path)
-    if holds_model(folder) or not folder.is_dir():
-        return folder
-    if holds_model(folder / "model"):
-        return folder / "model"
-    done = [s.model for s in RunFolder(folder).stages() if s.has_model]
-    writers = [model for model in done if not labels(model)]
-    return writers[-1] if writers else folder
-
-
-def find_reward_model(path: str) -> Path:
-    """A reward model's folder, or the newest one of a run folder."""
-    return _newest(path, lambda scores: scores == 1)
-
-
-def find_classifier(path: str) -> Path:
-    """A classifier's folder, or the newest one of a run folder."""
-    return _newest(path, lambda scores: scores > 1)
-
-
-def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
-    """A model's folder, or of a run folder's that whose number of scores is wanted."""
-    folder = snapshot.resolve(path)
-    if holds_model(folder) or not folder.is_dir():
-        return folder
-    found = [s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))]
-    return found[-1] if found else find_model(path)
 
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:

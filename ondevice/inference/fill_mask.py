@@ -17,14 +17,17 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.infill import WRITTEN, fill_gaps, parts_around
 from ondevice.models.load import Model, load_model
 from ondevice.models.network import fills, objective
-from ondevice.seam.select import Array, Backend, Params, load_backend
+from ondevice.seam.ops import Array, Params
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 
 def fill(cfg: FillConfig) -> dict[str, Any]:
     """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token", "probability"}]}; a token
     of an encoder-decoder's may be several, or none. They are a model's: make them inert before showing them. Raises
     UserError for a model that fills no masks, a text without one, or one that is too long."""
-    from ondevice.inference.chat import find_model, given
+    from ondevice.inference.chat import given
+    from ondevice.runs.resolve import find_model
 
     cfg.check()
     text = given(lambda: cfg.text or sys.stdin.read())

@@ -12,7 +12,8 @@ from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model
 from ondevice.models.network import fills
 from ondevice.runs.context import Context
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 CONTINUED = "…"
 LONGEST = 48

@@ -24,7 +24,8 @@ from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
 from ondevice.models.library import LibraryNetwork
 from ondevice.models.load import Model
-from ondevice.seam.select import Array, Backend, Ops, Params
+from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.protocols import Backend
 
 BLOCK = 32  # the cache grows by this many tokens
 LOOK = 8  # tokens between two looks of the host

@@ -18,7 +18,7 @@ from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model
 from ondevice.models.network import objective
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 WRITTEN = "[MASK]"  # what a person writes, whatever the tokenizer calls it
 BEAMS = 8

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig, LabelConfig
 from ondevice.data.builtin import build
@@ -23,13 +24,14 @@ from ondevice.data.readers import Reading
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.spec import convert_rows, corpus_of, opened, settled
 from ondevice.datasets.text_inputs import text_inputs
-from ondevice.inference.chat import find_classifier, given
+from ondevice.inference.chat import given
 from ondevice.models.base_config import MULTI_LABEL, REGRESSION
 from ondevice.models.load import Model, load_model
-from ondevice.models.score_head import class_scores
-from ondevice.preferences.agreement import wilson
-from ondevice.seam.select import Array, Backend, Params, load_backend
-from ondevice.stages.classify import names_of
+from ondevice.models.score_head import class_scores, names_of
+from ondevice.runs.resolve import find_classifier
+from ondevice.seam.ops import Array, Params
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 ROWS = 32
 

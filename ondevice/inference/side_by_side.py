@@ -18,10 +18,11 @@ from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.prompts import need_template
 from ondevice.datasets.spec import corpus_of, plain_rows
-from ondevice.inference.chat import chat_ids, find_model, open_model, sampling
+from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model
-from ondevice.seam.select import Backend
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
 
 Messages = list[dict[str, Any]]
 NARROW = 80  # columns under which two answers do not stand beside each other

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import Model, load_model, merged, write
 from ondevice.models.quant import packed
 from ondevice.models.tensor_names import BITS, SCORE, matrices, quantised
-from ondevice.runs.checkpoint import whole_folder
-from ondevice.seam.select import Backend, Params, load_backend
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 GROUPS = (32, 64, 128)
 COST = ("the base is quantised: merged, its weights are whole again and take several times the room; quantising them "

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from functools import partial
 
 from ondevice.models import rope
-from ondevice.models.decoder import Head, split_layers
+from ondevice.models.decoder import split_layers
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.seam.select import Array, Ops, Params
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 Angles = tuple[Array, Array]
 

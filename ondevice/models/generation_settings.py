@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ondevice.data.tokenizer_files import read_json
+from ondevice.common.json_files import read_json
 
 # Folders from before generation_config.json say it in config.json, among all else. These are transformers' names.
 _NAMES = (

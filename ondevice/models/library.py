@@ -10,42 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.models.decoder import Head
 from ondevice.models.library_config import LibraryConfig
-from ondevice.seam.select import Array, Ops, Params
+from ondevice.seam.head import Head
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Array, Ops, Params
 
 SCALES = ("logit_scale", "lm_head_multiplier")
 """Fields of config.json by which logits are multiplied; `logits_scaling` divides them."""
-
-
-class Reading(Protocol):
-    """Texts that are read piece by piece, with the library's own cache behind it."""
-
-    def __call__(self, ids: Array) -> Array:
-        """(B, D) states at the last of the tokens `ids` (B, T) that follow what was read before."""
-        ...
-
-
-class Library(Protocol):
-    """The library's model, without weights: they come as an argument. `shapes`: tensors by the library's names, the
-    table of tokens first; `linears`: modules → (outputs, inputs) beside which adapters may stand."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    linears: Mapping[str, tuple[int, int]]
-    head: Head
-
-    def states(self, params: Params, ids: Array) -> Array:
-        """(B, T, D) states for the head, of texts that begin at each row's first token."""
-        ...
-
-    def reading(self, params: Params) -> Reading: ...
-
-    def save(self, folder: Path, params: Params, dtype: str) -> None:
-        """Fills a folder with weights that the library loads."""
-        ...
 
 
 @dataclass(frozen=True)

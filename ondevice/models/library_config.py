@@ -9,7 +9,7 @@ from ondevice.common.errors import UserError
 from ondevice.models.base_config import CommonConfig
 
 if TYPE_CHECKING:
-    from ondevice.models.library import Library
+    from ondevice.seam.library import Library
 
 _CONTEXT = 2048  # where the config names none, as those of recurrent models
 

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.data.chat_encoding import add_template, turn_end
+from ondevice.common.json_files import read_json
+from ondevice.data.chat_encoding import add_template
+from ondevice.data.chat_template import turn_end
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.tokenizer_files import read_json
 from ondevice.hub import snapshot
 from ondevice.models import peft
 from ondevice.models.decoder import Decoder
@@ -33,7 +34,8 @@ from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensor_files import read_tensors
 from ondevice.models.tensor_names import judging, matrices, quantised, shapes, table, take, to_file
 from ondevice.models.tied_embeddings import as_the_file_ties
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 GENERATION = "generation_config.json"
 SHARD_BYTES = 5 * 10**9

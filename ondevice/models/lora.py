@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ondevice.common.rng import normal
-from ondevice.seam.select import Array, Backend, HostArray, Ops, Params
+from ondevice.seam.ops import Array, HostArray, Ops, Params
+from ondevice.seam.protocols import Backend
 
 INHERITED, TRAINED = "inherited", "trained"
 _A = ".lora_A."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ondevice.models.decoder import Decoder, Head, decoder_of
+from ondevice.models.decoder import Decoder, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.library import LibraryNetwork
@@ -13,7 +13,8 @@ from ondevice.models.library_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.seam.select import Array, Ops, Params
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 
 class Network(Protocol):

@@ -21,7 +21,8 @@ from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
 from ondevice.models.tensor_files import read_tensors
 from ondevice.models.tensor_names import is_transposed, turned
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"

@@ -20,7 +20,8 @@ from ondevice.models.peft import Found
 from ondevice.models.registry import ModelConfig
 from ondevice.models.tensor_names import table
 from ondevice.models.tied_embeddings import head_of, untied
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 _HINT = "merge it with PEFT first"
 

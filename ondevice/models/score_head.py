@@ -15,7 +15,8 @@ from ondevice.common.rng import normal
 from ondevice.models.load import Model, of_model
 from ondevice.models.network import Network
 from ondevice.models.tensor_names import shapes
-from ondevice.seam.select import Array, Backend, Ops, Params
+from ondevice.seam.ops import Array, Ops, Params
+from ondevice.seam.protocols import Backend
 
 
 def class_scores(ops: Ops, params: Params, model: Network, x: Array) -> Array:
@@ -50,3 +51,8 @@ def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names:
     if adapter is not None:  # what was learned of the head that writes goes with it
         adapter = replace(adapter, whole=adapter.whole & set(params), trained=adapter.trained & set(params))
     return replace(model, cfg=cfg, params=params, adapter=adapter)
+
+
+def names_of(model: Model) -> tuple[str, ...]:
+    """What the model's classes are called: their numbers, where its folder does not say."""
+    return model.cfg.label_names or tuple(map(str, range(model.cfg.num_labels)))

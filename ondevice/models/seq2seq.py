@@ -12,9 +12,10 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.models.decoder import Cache, Head, split_layers
+from ondevice.models.decoder import Cache, split_layers
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.seam.select import Array, Ops, Params
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 OFFSET = 2  # BART's table of positions begins with two rows that are none
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ondevice.common.errors import UserError
-from ondevice.seam.select import Backend, Params
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 
 def read_tensors(file: Path, backend: Backend, dtype: str | None = "float32") -> Params:

@@ -12,7 +12,7 @@ from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.seam.select import Array, Params
+from ondevice.seam.ops import Array, Params
 
 SCORE = "score.weight"
 """The head of a reward or value model: one row a score."""
@@ -97,11 +97,6 @@ def _gpt2_shapes(cfg: DecoderConfig) -> Shapes:
 def is_transposed(name: str) -> bool:
     """Whether a file holds this matrix as (inputs, outputs): GPT-2's blocks' do."""
     return name.startswith("transformer.h.") and ".c_" in name and name.endswith(".weight")
-
-
-def sub(named: Mapping[str, Array], prefix: str) -> Params:
-    """What stands under `prefix`, by relative names."""
-    return {name[len(prefix):]: x for name, x in named.items() if name.startswith(prefix)}
 
 
 def is_block_matrix(name: str, shape: tuple[int, ...]) -> bool:

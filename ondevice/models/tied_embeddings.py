@@ -14,7 +14,8 @@ from ondevice.models.library_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.tensor_names import prefixed
-from ondevice.seam.select import Array, Backend, Params
+from ondevice.seam.ops import Array, Params
+from ondevice.seam.protocols import Backend
 
 _BERT = "cls.predictions.decoder"
 _BIAS = "cls.predictions.bias"  # a tied BERT's; untied, it has another name

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.common.intervals import Share, wilson
 from ondevice.common.rng import generator
 from ondevice.preferences.database import Item, Ratings, Vote, is_simulated
 from ondevice.preferences.pairs import better
@@ -26,17 +27,6 @@ Floats = NDArray[np.float64]
 FEW = 20          # below this many, an agreement says nothing
 HASTY_MS = 1000   # a vote that was faster than this was hardly read
 POINTS = 400 / math.log(10)  # Elo's points for a log-odds of 1
-
-
-@dataclass(frozen=True)
-class Share:
-    """`count` of `of`, with Wilson's 95 % interval; all None where there is nothing to divide."""
-
-    count: float
-    of: int
-    share: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -79,19 +69,6 @@ class Strengths:
     left_high: float
     comparisons: int
     prompts: int
-
-
-def wilson(count: float, of: int, z: float = 1.959964, *, independent: float = 0) -> Share:
-    """Wilson's score interval of a share (Wilson 1927). `independent`: how many independent ones these are worth (0:
-    all of them)."""
-    if not of:
-        return Share(count, of, None, None, None)
-    worth = independent or of
-    share, square = count / of, z * z / worth
-    middle = (share + square / 2) / (1 + square)
-    half = z * math.sqrt(share * (1 - share) / worth + square / (4 * worth)) / (1 + square)
-    # at the ends the interval reaches them, but for rounding
-    return Share(count, of, share, 0.0 if not count else middle - half, 1.0 if count == of else middle + half)
 
 
 def clustered(scores: Sequence[tuple[Hashable, float]]) -> Share:

@@ -23,13 +23,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ondevice.common.clock import clock
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import UserError
 from ondevice.preferences.sqlite_store import REPAIR, Damaged, Store, clean
-from ondevice.runs.folder import clock
 
 if TYPE_CHECKING:
-    from ondevice.preferences.pairs import Pairs, Unpaireds
+    pass
 
 SIMULATED = "simulated:"
 Outcome = Literal["ranked", "tie", "all_bad"]
@@ -314,20 +314,6 @@ class Ratings(Store):
         names = ("item", "rater", "session", "action", "outcome", "ranking", "strength", "shown", "undoes", "reason",
                  "note", "seen_end", "dwell_ms", "at", "app")
         return self._insert("vote", {name: row[name] for name in names})
-
-    # What is learned from them
-
-    def pairs(self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True) -> Pairs:
-        """(better, worse) pairs by the majority of the raters: `ondevice.preferences.pairs.pairs`."""
-        from ondevice.preferences import pairs
-
-        return pairs.pairs(self, batch, raters=raters, simulated=simulated)
-
-    def unpaired(self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True) -> Unpaireds:
-        """Single responses that are good or bad: `ondevice.preferences.pairs.unpaired`."""
-        from ondevice.preferences import pairs
-
-        return pairs.unpaired(self, batch, raters=raters, simulated=simulated)
 
     # Within
 

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
+from ondevice.common.json_files import to_json
 from ondevice.config.use import RatingsConfig
 from ondevice.data.formats import BadRow, before, nothing_lost, to_chat, to_pair
 from ondevice.data.readers import read
 from ondevice.data.row_keys import Record
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Item, Outcome, Ratings, Response, Vote
+from ondevice.preferences.pairs import pairs_of, unpaired_of
 from ondevice.preferences.repair import repair_if_damaged
 from ondevice.preferences.sqlite_store import clean, ratings_file
-from ondevice.runs.checkpoint import write_file
-from ondevice.runs.events import to_json
 
 Row = Mapping[str, Any]
 IMPORTED = "imported"  # the rater of pairs that come without one
@@ -76,8 +77,8 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
     if cfg.form == "votes":
         rows = list(whole(found, batch, raters=cfg.raters, simulated=cfg.simulated))
     else:
-        derive = found.pairs if cfg.form == "preference" else found.unpaired
-        made = derive(batch, raters=cfg.raters, simulated=cfg.simulated)
+        derive = pairs_of if cfg.form == "preference" else unpaired_of
+        made = derive(found, batch, raters=cfg.raters, simulated=cfg.simulated)
         rows = [{**row.trl(), **(row.extras() if cfg.with_raters else {})} for row in made.rows]
         counts = {"left_out": made.left_out, "votes": made.votes, "simulated_votes": made.simulated_votes}
     result = {"form": cfg.form, "rows": len(rows), **counts}

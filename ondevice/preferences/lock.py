@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ondevice.common.atomic import sync
+from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
-from ondevice.runs.folder import ticks
 
 LOOK_S = 0.05  # between two tries to get the lock
 SIDE_FILES = ("-wal", "-shm")  # SQLite's own, beside a database

@@ -123,7 +123,7 @@ class Unpaireds:
         return len(self.rows)
 
 
-def pairs(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
+def pairs_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
           simulated: bool = True) -> Pairs:
     """Every pair of responses of which a majority of these raters (of all, where none is named) prefers one."""
     votes = ratings.live_votes(batch, raters=raters, simulated=simulated)
@@ -138,7 +138,7 @@ def pairs(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] =
     return Pairs(rows, dict(sorted(left_out.items())), *_counts(votes))
 
 
-def unpaired(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
+def unpaired_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
              simulated: bool = True) -> Unpaireds:
     """Responses that a majority calls best (good) or worst (bad) of their item, or that are bad as all of them are."""
     votes = ratings.live_votes(batch, raters=raters, simulated=simulated)

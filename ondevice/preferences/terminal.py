@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.rng import generator
 from ondevice.common.sanitize import LIMIT, inert
@@ -24,7 +25,6 @@ from ondevice.preferences.rating_queue import in_turn
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
-from ondevice.runs.folder import clock, ticks
 
 LETTERS = "abcd"
 _DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app

@@ -21,15 +21,19 @@ from pathlib import Path
 
 from ondevice.common import atomic, processes
 from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder
+from ondevice.common.redact import redacted
 from ondevice.common.sanitize import inert
-from ondevice.hub.client import Conflict, Hub, patiently, redacted
+from ondevice.hub.client import Conflict, Hub, patiently
+from ondevice.hub.snapshot import is_name
+from ondevice.models.load import Model
 from ondevice.publishing.model_card import run_card
 from ondevice.publishing.plan import CARD, PENDING, Plan, PlannedFile, model_files, pending
 from ondevice.publishing.public_names import own_name
 from ondevice.publishing.push import send
 from ondevice.publishing.push_files import real_file
 from ondevice.runs import checkpoint
-from ondevice.runs.checkpoint import Checkpoint, whole_folder
+from ondevice.runs.checkpoint import Checkpoint
 from ondevice.runs.folder import RunFolder, StageFolder
 
 FOLDER, LOG = "push", "push.log"
@@ -37,17 +41,27 @@ WAITING = 3  # checkpoints that may wait; the oldest gives way
 _LOG_END = 2000  # bytes
 
 
-class Beside:
-    """A stage's pushes to `repo`, at most one every `every` steps, of what comes after step `since`. `warn` tells what
-    went wrong."""
+class BackgroundPusher:
+    """A callback of the loop: pushes a stage's checkpoints to `repo`, at most one every `every` steps.
 
-    def __init__(self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None], since: int = 0) -> None:
+    `warn` tells what went wrong.
+    """
+
+    def __init__(self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None]) -> None:
         self.stage, self.repo, self.every, self.warn = stage, repo, every, warn
         self._process: subprocess.Popen[bytes] | None = None
-        self._offered = since
+        self._offered = 0
 
-    def offer(self, saved: Checkpoint, last: bool = False) -> None:
-        """A checkpoint that is whole on disk; sent where it is time, or it is the last. Never raises."""
+    def on_train_begin(self, model: Model, step: int) -> None:
+        """What was saved up to `step` has been offered before. Raises UserError where nobody else could use what is
+        pushed."""
+        if model.adapter is not None and not is_name(model.adapter.base):
+            raise UserError("checkpoints are adapters whose base is a folder of this machine: nobody else has it",
+                            where="push_every", hint="take a base by its name on the Hub, or train all weights")
+        self._offered = step
+
+    def on_save(self, saved: Checkpoint, *, last: bool) -> None:
+        """Sends the checkpoint where it is time, or where it is the last."""
         if not last and saved.step // self.every == self._offered // self.every:
             return
         self._offered = saved.step

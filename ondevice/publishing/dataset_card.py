@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import to_json
 from ondevice.preferences.database import Ratings, is_simulated
-from ondevice.preferences.pairs import Pairs
+from ondevice.preferences.pairs import Pairs, pairs_of
 from ondevice.publishing.model_card import metadata
 from ondevice.publishing.public_names import plain_values
 from ondevice.reports.report import cell, markdown
-from ondevice.runs.events import to_json
 
 ROWS = "data/train.jsonl"
 
@@ -23,7 +23,7 @@ ROWS = "data/train.jsonl"
 def data_files(ratings: Path, repo: str, *, with_raters: bool = False, license: str = "") -> dict[str, str]:
     """Path → text of everything that a data set holds. Raises UserError where there is no pair to publish."""
     with Ratings.open(ratings) as found:
-        pairs = found.pairs()
+        pairs = pairs_of(found)
     if not pairs.rows:
         raise UserError("no pair can be made of these ratings", where=str(ratings), hint=f"ondevice rate {ratings}")
     rows = "".join(to_json({**row.trl(), **(plain_values(row.extras()) if with_raters else {})}) + "\n"

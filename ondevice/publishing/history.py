@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
 from ondevice.data.hub_datasets import HubSpec
-from ondevice.data.tokenizer_files import read_json
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import COMMITS
 from ondevice.hub.client import cached_card

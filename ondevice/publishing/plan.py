@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError, nearest
+from ondevice.common.files import sha256 as sha256_of
+from ondevice.common.files import write_file
 from ondevice.common.sanitize import inert
 from ondevice.config.hub import PushConfig
 from ondevice.hub.client import Kind
-from ondevice.inference.chat import find_model
 from ondevice.models.load import weight_files
 from ondevice.preferences.sqlite_store import FILE, ratings_file
 from ondevice.publishing.dataset_card import data_files
@@ -31,6 +32,7 @@ from ondevice.publishing.push_files import OPTIMIZER, plain_settings, real_file
 from ondevice.publishing.usage import base_may_be_told
 from ondevice.runs import checkpoint
 from ondevice.runs.folder import RunFolder, StageFolder, holds_model
+from ondevice.runs.resolve import find_model
 
 PENDING = "pending-push.json"
 FORMAT = 1
@@ -97,7 +99,7 @@ class Plan:
 
     def keep(self) -> None:
         """Writes `pending-push.json`, whole or not at all."""
-        checkpoint.write_file(self.pending, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        write_file(self.pending, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
 
 
 def pending(folder: Path) -> Plan:
@@ -248,10 +250,10 @@ def _optimizer(target: Target) -> list[PlannedFile]:
     if model is not None and (model.parent / "optimizer.safetensors").is_file():  # a checkpoint's own model
         return _state(model.parent, target.home)
     if model is not None and target.stage is not None:
-        wanted = checkpoint.sha256(model / "model.safetensors") if (model / "model.safetensors").is_file() else ""
+        wanted = sha256_of(model / "model.safetensors") if (model / "model.safetensors").is_file() else ""
         for path in reversed(checkpoint.steps(target.stage.checkpoints)):
             weights = path / "model" / "model.safetensors"
-            if weights.is_file() and wanted == checkpoint.sha256(weights) and checkpoint.damage(path) is None:
+            if weights.is_file() and wanted == sha256_of(weights) and checkpoint.damage(path) is None:
                 return _state(path, target.home)
     raise UserError("no checkpoint with these weights is on disk, so that there is no optimizer's state",
                     where=str(model), hint="leave --with-optimizer out")
@@ -281,7 +283,7 @@ def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
         source = real_file(Path(file.source), home)
         if not source.is_file():
             raise UserError("is not there any more", where=file.source, hint="push without --resume")
-        found = checkpoint.sha256(source) if source.stat().st_size == file.size else "another size"
+        found = sha256_of(source) if source.stat().st_size == file.size else "another size"
     if file.sha256 and found != file.sha256 or found == "another size":
         raise UserError("has changed since the push began", where=file.source or file.path,
                         hint="push without --resume")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.json_files import to_json
 from ondevice.common.progress import size
 from ondevice.common.sanitize import inert
 from ondevice.config.hub import PushConfig
@@ -45,7 +46,6 @@ from ondevice.publishing.plan import (
     replaced,
 )
 from ondevice.publishing.push_files import content, real_file
-from ondevice.runs.events import to_json
 
 LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
 Tell = Callable[[Mapping[str, Any]], None]

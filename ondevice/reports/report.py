@@ -5,10 +5,11 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
+from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
 from ondevice.common.sanitize import inert
 from ondevice.reports.html_report import page
 from ondevice.reports.results import Section, Table, answers, done_records, sections
-from ondevice.runs.checkpoint import write_file
 from ondevice.runs.folder import RunFolder
 
 WIDTH = 96  # columns of a terminal, for sentences; the tables of the whole road need 100
@@ -84,3 +85,13 @@ def cell(text: str) -> str:
     for sign in "\\`*_[]<>|#$~&":
         text = text.replace(sign, "\\" + sign)
     return text
+
+
+def report_text(run: RunFolder) -> str:
+    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its complete stages.
+    Raises UserError where none is complete."""
+    if run.report.is_file():
+        return run.report.read_text(encoding="utf-8")
+    if not any(stage.done_record() for stage in run.stages()):
+        raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+    return ladder(run)

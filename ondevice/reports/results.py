@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.intervals import Share, wilson
 from ondevice.common.progress import duration
 from ondevice.common.sanitize import inert
-from ondevice.preferences.agreement import Share, wilson
 from ondevice.reports.achieved import achieved
 from ondevice.runs.folder import RunFolder
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
 from ondevice.common.sanitize import inert
-from ondevice.runs.folder import ticks
 
 START_S = 120.0
 """How long a file may take to be imported: libraries that it imports are slow on a cold disk."""

@@ -7,22 +7,19 @@ A resume takes the newest folder whose manifest verifies and goes back one by on
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ondevice.common import atomic
-from ondevice.runs.events import to_json
+from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
+from ondevice.common.json_files import to_json
 
-MANIFEST = "MANIFEST.json"
-FORMAT = 1
 RECORD = "trainer.json"
 _STEP = re.compile(r"step-\d{8,}")
 
@@ -45,41 +42,6 @@ class Checkpoint:
     @property
     def optimizer(self) -> Path:
         return self.path / "optimizer.safetensors"
-
-
-@contextmanager
-def whole_folder(target: Path, manifest: dict[str, Any] | None = None, *, replacing: bool = True) -> Iterator[Path]:
-    """Yields an empty folder to fill; at the end it stands at `target`, or, after an error, nothing does.
-
-    A folder that already stands there is replaced only once the new one is complete; without `replacing` only an empty
-    one is. With `replacing` one process at a time writes to a target: the caller holds a lock. Raises UserError on a
-    full disk, where the folder was deleted while it was filled and, without `replacing`, where another process was
-    quicker.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.aside(target) as folder:
-        folder.mkdir()
-        yield folder
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        for file in files:
-            atomic.sync(file)
-        if manifest is not None:
-            listed = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
-            (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n")
-            atomic.sync(folder / MANIFEST)
-        for inner in [p for p in folder.rglob("*") if p.is_dir()]:
-            atomic.sync(inner)
-        atomic.sync(folder)
-        (atomic.replace if replacing else atomic.place)(folder, target)
-
-
-def write_file(path: Path, text: str) -> None:
-    """A small file, whole or not there. Raises UserError on a full disk."""
-    with atomic.aside(path) as new:
-        new.write_text(text, encoding="utf-8")
-        atomic.sync(new)
-        os.replace(new, path)
-        atomic.sync(path.parent)
 
 
 def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Mapping[str, Any], *,
@@ -209,11 +171,6 @@ def damage(path: Path) -> str | None:
         if sha256(file) != listed:
             return f"{name} has another hash"
     return None
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _point(link: Path, target: Path, say: Say) -> None:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
 from ondevice.config.corpus import CorpusConfig
 from ondevice.models.load import Model
 from ondevice.runs import checkpoint
+from ondevice.runs.callbacks import Callback
 from ondevice.runs.events import EventWriter, LineFile
-from ondevice.runs.folder import StageFolder, StopRequest, ticks
+from ondevice.runs.folder import StageFolder, StopRequest
 from ondevice.runs.recovery import Taken
-from ondevice.seam.select import Backend
+from ondevice.seam.protocols import Backend
 
 
 def _cpu_seconds() -> float:
@@ -63,6 +61,8 @@ class Context:
     """Settings that are other ones than the checkpoint's: what they were, and are."""
     continued: checkpoint.Checkpoint | None = None
     """The finished stage's state from which this one goes on."""
+    callbacks: Sequence[Callback] = ()
+    """What looks on while the stage trains."""
     taken: Taken | None = None
     """Whose weights the stage's result has, once it is trained."""
 
@@ -107,18 +107,3 @@ class Made:
     notes: Sequence[str] = ()
 
 
-def digest(value: Any) -> str:
-    """A short hash of anything JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def digest_path(path: Path) -> str:
-    """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
-
-
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, changed: int, size: int) -> str:
-    """Read once in a process while the file is as it was."""
-    return checkpoint.sha256(path)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.runs.folder import clock, ticks
+from ondevice.common.clock import clock, ticks
+from ondevice.common.json_files import to_json
 
 FLUSH_S = 1.0
 _BLOCK = 1 << 16
@@ -125,14 +125,6 @@ def read_at(path: Path, offset: int) -> dict[str, Any]:
     return value
 
 
-def to_json(record: Any, *, indent: int | None = None) -> str:
-    """Strict JSON, one line of it without `indent`: NaN and the infinities become null (JSON has no word for them)."""
-    try:
-        return json.dumps(record, allow_nan=False, default=_plain, indent=indent)
-    except ValueError:  # rare, so only then is every value looked at
-        return json.dumps(_finite(record), allow_nan=False, indent=indent)
-
-
 def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
@@ -155,27 +147,6 @@ def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
             else:
                 where = f"{path}: the line that ends at byte {file.tell()}"
                 yield {"event": "warning", "message": f"{where} is damaged and was left out"}
-
-
-def _plain(value: Any) -> Any:
-    """What json cannot write itself: numpy's scalars and arrays, paths."""
-    if hasattr(value, "tolist"):
-        return _finite(value.tolist())
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"an event cannot hold a {type(value).__name__}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    if value is None or isinstance(value, (str, int)):
-        return value
-    return _plain(value)
 
 
 def _cut_torn_line(descriptor: int) -> int:

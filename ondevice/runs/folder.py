@@ -28,19 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import UserError
 
 LOCK_PATIENCE_S = 0.5  # `runs` looks at a lock by taking it for an instant: a start waits that out
-
-
-def clock() -> float:
-    """Seconds since 1970: what events are stamped with. May jump; never subtract two of them to measure speed."""
-    return time.time()
-
-
-def ticks() -> float:
-    """Seconds that only ever grow, from an arbitrary start: for durations and rates."""
-    return time.perf_counter()
 
 
 class RunFolder:

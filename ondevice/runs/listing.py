@@ -176,18 +176,6 @@ def find_run(name: str, folder: str | Path) -> RunFolder:
     raise UserError("no such run", where=name, hint=nearest(name, known) if known else f"{folder} has no runs")
 
 
-def report_text(run: RunFolder) -> str:
-    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its complete stages.
-    Raises UserError where none is complete."""
-    if run.report.is_file():
-        return run.report.read_text(encoding="utf-8")
-    if not any(stage.done_record() for stage in run.stages()):
-        raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
-    from ondevice.reports.report import ladder  # here: its tables load numpy, and a list of runs does without
-
-    return ladder(run)
-
-
 def _first_event(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}

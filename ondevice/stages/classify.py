@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from ondevice.common.errors import UserError
+from ondevice.common.intervals import wilson
 from ondevice.config.stages import ClassifyConfig
 from ondevice.data import packing
 from ondevice.data.batches import RowSource
@@ -29,8 +30,7 @@ from ondevice.datasets.spec import Wanted
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.base_config import MULTI_LABEL
 from ondevice.models.load import Model, load_model
-from ondevice.models.score_head import with_head
-from ondevice.preferences.agreement import wilson
+from ondevice.models.score_head import names_of, with_head
 from ondevice.runs.context import Context, Made
 from ondevice.training.loop import fit, held_out_figures
 from ondevice.training.losses import classification_loss
@@ -98,11 +98,6 @@ def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -
         why = f"it tells {_listed(names_of(body))} apart, the data {_listed(names)}"
     ctx.warn(f"a new head takes the place of that of {body.folder}: {why}")
     return with_head(body, ctx.backend, seed, len(names), names)
-
-
-def names_of(model: Model) -> tuple[str, ...]:
-    """What the model's classes are called: their numbers, where its folder does not say."""
-    return model.cfg.label_names or tuple(map(str, range(model.cfg.num_labels)))
 
 
 def _listed(names: Sequence[str]) -> str:

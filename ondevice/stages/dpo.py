@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.common.files import digest
 from ondevice.common.progress import counted
 from ondevice.config.preference import DPOConfig
 from ondevice.data.completion_batches import Row, completion_batch
@@ -23,12 +24,13 @@ from ondevice.data.token_cache import made_once
 from ondevice.datasets.preference_pairs import pairs
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import Model, writer
-from ondevice.rl.rollout import Sampler, Scorer
-from ondevice.runs.context import Context, Made, digest
-from ondevice.seam.select import Params
+from ondevice.rl.rollout import Sampler
+from ondevice.runs.context import Context, Made
+from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit, held_out_figures
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 TOGETHER = 1000  # responses of which every token's figure is in memory at once
 HELD = 128  # held-out prompts at which the distance to the start is measured

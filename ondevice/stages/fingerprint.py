@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
+from ondevice.common.files import digest, digest_path, sha256
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
@@ -21,7 +22,6 @@ from ondevice.models import peft
 from ondevice.models.load import base_folder, is_adapter_folder, weight_files
 from ondevice.rewards.scorer import named_file
 from ondevice.runs import checkpoint
-from ondevice.runs.context import digest, digest_path
 from ondevice.runs.folder import StageFolder
 from ondevice.stages.continued import state_of
 from ondevice.training.lr_schedule import same_so_far
@@ -64,9 +64,9 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     if out.get("reward_file"):
         file, names = named_file(out["reward_file"])
         if file.is_file():  # else it is told where it is opened
-            out["reward_file"] = digest([checkpoint.sha256(file), names])
+            out["reward_file"] = digest([sha256(file), names])
     if out.get("continue_from") and (start := state_of(folder.name, cfg)) is not None:
-        out["continue_from"] = digest(checkpoint.sha256(start.optimizer))
+        out["continue_from"] = digest(sha256(start.optimizer))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -80,12 +80,12 @@ def model_digest(folder: Path) -> str:
         raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
     if is_adapter_folder(folder):
         files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
-        return digest([model_digest(base_folder(folder)), *(checkpoint.sha256(p) for p in files if p.is_file())])
+        return digest([model_digest(base_folder(folder)), *(sha256(p) for p in files if p.is_file())])
     if not (folder / "config.json").is_file():
         raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
                         hint="give a Hugging Face model folder")
     parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
-    return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
+    return digest([sha256(p) for p in parts if p.is_file()])
 
 
 def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:

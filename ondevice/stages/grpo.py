@@ -33,14 +33,15 @@ from ondevice.rl.micro_batches import (
     sizes,
     spread,
 )
-from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.rl.rollout_log import GroupLog, told
 from ondevice.runs.context import Context, Made
-from ondevice.seam.select import Params
+from ondevice.seam.ops import Params
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import Better, Work, fit
 from ondevice.training.losses import grpo_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 HELD = 64  # held-out problems of a measurement
 GOLDS = 2000  # problems whose right answers are looked at before the run

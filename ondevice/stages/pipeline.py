@@ -11,19 +11,19 @@ from typing import Any
 
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
+from ondevice.common.files import write_file
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import builtin_exam
-from ondevice.inference.chat import find_model, find_reward_model
+from ondevice.preferences.simulated_rater import Rule
 from ondevice.reports.report import write_report
-from ondevice.runs.checkpoint import write_file
 from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.select import available
 from ondevice.stages.continued import finished
-from ondevice.stages.rate import Rule
 from ondevice.stages.runner import Surroundings, run_stage, say
 
 

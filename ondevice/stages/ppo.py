@@ -21,6 +21,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
 from ondevice.data.batches import ChatSource
+from ondevice.data.completion_batches import whole
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
 from ondevice.datasets import text_and_chats
@@ -29,17 +30,17 @@ from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import Model, writer
 from ondevice.models.score_head import with_head
-from ondevice.models.tensor_names import shapes, sub
+from ondevice.models.tensor_names import shapes
 from ondevice.rl.advantages import explained_variance, gae, whiten
 from ondevice.rl.micro_batches import Floats, dealt, held_out, lengths_told, micro_batches, sizes
-from ondevice.rl.rollout import Sampled, Sampler, Scorer
+from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.rl.rollout_log import GroupLog, told
 from ondevice.runs.context import Context, Made
-from ondevice.seam.select import Params
-from ondevice.stages.reward import whole
+from ondevice.seam.ops import Params, sub
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import Better, Work, fit
 from ondevice.training.losses import ppo_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 HELD = 64  # held-out prompts of a measurement
 

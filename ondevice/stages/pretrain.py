@@ -3,16 +3,14 @@ sides what is hidden (an encoder), or to write what is hidden or the text as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import TextSource
-from ondevice.data.masked_lm import MaskedSource
-from ondevice.data.span_corruption import CorruptedSource, span_corruption, text_infilling
 from ondevice.datasets import text_and_chats
+from ondevice.datasets.objectives import most_of, source_of
 from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import Model, load_model
@@ -61,38 +59,3 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
                             hint=f"leave it out; it is for {' and '.join(known)}")
 
 
-def most_of(model: Model, length: int) -> int:
-    """At most `length`: the tokens of a text that a row can hold. What writes a text whole writes what opens and what
-    closes it too."""
-    return min(length, model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling"))
-
-
-def source_of(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    """What makes batches of a stream of tokens, by the model's objective."""
-    return SOURCES[objective(model.cfg)](cfg, model)
-
-
-def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    return partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
-                   isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
-
-
-def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    share = cfg.mask_share or (0.3 if model.cfg.model_type == "modernbert" else 0.15)
-    return partial(MaskedSource, tokenizer=model.tokenizer, sequence_length=cfg.sequence_length,
-                   batch_size=cfg.batch_size, seed=cfg.seed, share=share, whole_words=cfg.whole_words)
-
-
-def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
-    def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-        assert model.network.start is not None
-        corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
-        return partial(CorruptedSource, corrupt=corrupt, start=model.network.start, batch_size=cfg.batch_size,
-                       sequence_length=cfg.sequence_length, longest=model.cfg.max_position_embeddings, seed=cfg.seed)
-    return source
-
-
-# What a model is made for → a function of a stream of tokens that makes the source of its batches.
-SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
-    "causal": _causal, "masked": _masked, "spans": _corrupted(span_corruption, 0.15),
-    "infilling": _corrupted(text_infilling, 0.3)}

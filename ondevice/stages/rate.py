@@ -7,32 +7,18 @@ wherever they are counted. Where a person is to rate, the stage ends once enough
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import RaterConfig
-from ondevice.data.builtin.scoring import courteous, score
-from ondevice.preferences.database import SIMULATED, Item, Ratings, is_simulated
+from ondevice.data.builtin.scoring import courteous
+from ondevice.preferences.database import Item, Ratings, is_simulated
+from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.simulated_rater import Rule
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.runs.context import Context, Made
 
 TOGETHER = 200  # votes between two commits
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What the simulated rater goes by: points for the right answer, points for a line of courtesy after an answer."""
-
-    right: float
-    courtesy: float
-
-    @property
-    def rater(self) -> str:
-        return f"{SIMULATED}right={self.right:g},courtesy={self.courtesy:g}"
-
-    def points(self, kind: str, text: str, answer: str) -> float:
-        return self.right * score(kind, text, answer) + self.courtesy * courteous(text)
 
 
 def run(cfg: RaterConfig, ctx: Context) -> Made:
@@ -41,7 +27,7 @@ def run(cfg: RaterConfig, ctx: Context) -> Made:
             wait_for_people(ratings, cfg, ctx)
         else:
             simulate(ratings, Rule(cfg.right, cfg.courtesy), ctx)
-        found = ratings.pairs()
+        found = pairs_of(ratings)
     people = sorted({rater for pair in found for rater in pair.raters})
     ctx.events.emit("data", votes=found.votes, simulated_votes=found.simulated_votes, pairs=len(found),
                     left_out=found.left_out, raters=people)
@@ -90,7 +76,7 @@ def judge(ratings: Ratings, item: Item, rule: Rule, ctx: Context) -> str:
 
 def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
     """Raises Interrupted, saying what to do, until enough usable pairs are rated."""
-    found = [pair for pair in ratings.pairs(simulated=False) if not any(map(is_simulated, pair.raters))]
+    found = [pair for pair in pairs_of(ratings, simulated=False) if not any(map(is_simulated, pair.raters))]
     if len(found) < cfg.needed:
         raise Interrupted(f"{len(found)} of {cfg.needed} usable pairs are rated. "
                           f"Rate more: ondevice rate {ctx.folder.path.parent}")

@@ -6,28 +6,25 @@ prompts: accuracy with its interval, how far apart the two scores are, and wheth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.data.completion_batches import Row, text_batch
+from ondevice.data.completion_batches import text_batch, whole
 from ondevice.data.packing import Batch
-from ondevice.data.preference_batches import PairSource, TokenPair, by_parts
+from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.datasets.preference_pairs import pairs
+from ondevice.evaluation.reward_model import quality
 from ondevice.models.load import Model
 from ondevice.models.score_head import with_head
-from ondevice.preferences.agreement import wilson
-from ondevice.rl.rollout import Scorer
 from ondevice.runs.context import Context, Made
-from ondevice.seam.select import Params
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit, held_out_figures
 from ondevice.training.losses import reward_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 
 def run(cfg: RewardConfig, ctx: Context) -> Made:
@@ -73,33 +70,3 @@ def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: R
     return {**batch, "margin": margin, "pairs": real, "weights": tokens}
 
 
-def whole(row: Row) -> NDArray[np.int32]:
-    return np.concatenate([row.prompt, row.completion]).astype(np.int32)
-
-
-def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
-    """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where that is known; mean
-    margin; calibration: mean |share right − what σ(margin) says| over ten bins (expected calibration error)."""
-    scores = scorer.scores(params, [whole(side) for pair in held for side in (pair.chosen, pair.rejected)])
-    apart = (scores[0::2] - scores[1::2]).astype(np.float64)
-    right = apart > 0
-    share = wilson(int(right.sum()), len(right))
-    parts = {name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()}
-    return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(held), "by_part": parts,
-            "margin": float(apart.mean()), "calibration_error": calibration_error(apart)}
-
-
-def calibration_error(apart: NDArray[np.float64]) -> float:
-    """A margin m claims that its sign is right with probability σ(|m|); pairs are put into ten bins by that claim."""
-    claimed = 1 / (1 + np.exp(-np.abs(apart)))
-    bins = np.minimum(((claimed - 0.5) * 20).astype(int), 9)
-    off = [abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean())) * int((bins == b).sum())
-           for b in set(bins.tolist())]
-    return sum(off) / max(len(apart), 1)
-
-
-def figures(marks: Mapping[str, Any]) -> str:
-    """One line for people."""
-    low, high = marks["interval"]
-    parts = "".join(f", {name} {n}/{of}" for name, (n, of) in sorted(marks["by_part"].items()))
-    return f"{marks['accuracy']:.1%} of {marks['pairs']} held-out pairs ranked rightly [{low:.1%}, {high:.1%}]{parts}"

@@ -12,10 +12,11 @@ from typing import Any
 
 from ondevice.common import atomic
 from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import whole_folder, write_file
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
-from ondevice.config.stages import StageConfig
+from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import REJECTED
 from ondevice.evaluation.held_out import Exam, measure
@@ -25,6 +26,7 @@ from ondevice.inference.fixed_prompts import answer
 from ondevice.models.load import Model, write
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.publishing.background import FOLDER as PUSH
+from ondevice.publishing.background import BackgroundPusher
 from ondevice.publishing.model_card import model_card
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, Made
@@ -85,6 +87,8 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings,
         with EventWriter(folder.events) as events:
             ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
                           say, continued=continued)
+            if isinstance(cfg, TrainingConfig) and cfg.push_every:
+                ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
             return _guarded(ctx, cfg, around, then, anew, begun)
 
 
@@ -167,7 +171,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
         ended = outcome(ctx)
         record["outcome"] = ended.mapping()
         for name, one in {"model": model, **made.beside}.items():
-            with checkpoint.whole_folder(ctx.folder.path / name) as folder:
+            with whole_folder(ctx.folder.path / name) as folder:
                 dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
                 write(folder, ctx.backend, one, dtype=dtype,
                       card=model_card(ctx.name, cfg, replace(made, model=one), ctx.folder.path.parent.name, part=name))
@@ -178,7 +182,7 @@ def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
                 record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
             record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
     record |= {**ctx.spent.mapping(), "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
-    checkpoint.write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
+    write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
     ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
     if model is not None:
         ctx.say(summary(ctx, model, record, ended))

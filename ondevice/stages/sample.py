@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import SampleConfig
 from ondevice.data.chat_encoding import with_template_kwargs
@@ -20,7 +21,6 @@ from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.runs.context import Context, Made
-from ondevice.runs.folder import ticks
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits

@@ -6,21 +6,16 @@ too long is cut and counted, one without a target is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.config.stages import SFTConfig
-from ondevice.data.batches import ChatSource
-from ondevice.data.chat_encoding import ChatRow, add_template
-from ondevice.data.completion_batches import CompletionSource, counted_answers
-from ondevice.data.token_cache import ChatRows
-from ondevice.data.truncation import cut_where
+from ondevice.data.chat_encoding import add_template
 from ondevice.datasets import text_and_chats
+from ondevice.datasets.objectives import _where_cut, rows_of
 from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import Model, writer
@@ -57,31 +52,6 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, held, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
-
-
-def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
-    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
-    Raises UserError for settings that only the first can keep."""
-    common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
-    start = model.network.start
-    if start is None:
-        return partial(ChatSource, **common, packing=cfg.packing and packs(model.cfg), loss_on=cfg.loss_on)
-    for name, usual in (("loss_on", "assistant"), ("replay", "")):
-        if getattr(cfg, name) != usual:
-            raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
-
-    def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
-        answers, skipped = counted_answers(ChatRows.of(chats))
-        return CompletionSource(answers, **common, start=start, tokenizer=model.tokenizer, accumulate=accumulate,
-                                skipped=skipped)
-    return source
-
-
-def _where_cut(source: Any, model: Model) -> str:
-    """Of prompts that are read beside their answers: at which end they are cut."""
-    if model.network.start is None or not source.truncated:
-        return ""
-    return f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:

@@ -6,8 +6,8 @@ is applied in chunks that the backward pass computes again, so that memory grows
 
 from __future__ import annotations
 
-from ondevice.models.decoder import Head
-from ondevice.seam.select import Array, Ops, Params
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 # Logits of one chunk: large enough that the matrix product runs at full speed, small beside a model's activations.
 # MLX allocates some ten operations ahead of the one that runs, so that about ten chunks are alive there.

@@ -16,18 +16,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
-from ondevice.hub.snapshot import is_name
 from ondevice.models.load import Model, read_trained, write
 from ondevice.models.network import packs
-from ondevice.models.tensor_names import is_block_matrix, quantised, sub
-from ondevice.publishing.background import Beside
+from ondevice.models.tensor_names import is_block_matrix, quantised
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.folder import ticks
 from ondevice.runs.recovery import FACTOR, State, Taken, finite, keep_batch, measured, sound
-from ondevice.seam.select import Backend, Loss, OptimSettings, Params, Trainer
+from ondevice.seam.ops import Loss, Params, sub
+from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.training.lr_schedule import rate
 
 SKIPPED_IN_A_ROW = 10  # after so many steps without a finite gradient the run is beyond mending itself
@@ -184,13 +183,8 @@ class _Fit:
             if begun != ctx.backend.name and not packs(model.cfg):
                 raise UserError(f"was begun on {begun}, whose tensors of a {model.cfg.model_type} model are others",
                                 where=str(ctx.folder.path), hint=f"go on with --backend {begun}")
-        self.pushes: Beside | None = None
-        if cfg.push_every:
-            if model.adapter is not None and not is_name(model.adapter.base):
-                raise UserError("checkpoints are adapters whose base is a folder of this machine: nobody else has it",
-                                where="push_every", hint="take a base by its name on the Hub, or train all weights")
-            since = self.found.step if self.found is not None else 0
-            self.pushes = Beside(ctx.folder, cfg.push_to, cfg.push_every, ctx.warn, since)
+        for callback in ctx.callbacks:
+            callback.on_train_begin(model, self.found.step if self.found is not None else 0)
         self._load(self.found)
         if broken := self.trainer.not_finite():
             place = self.found.path if self.found is not None else model.folder
@@ -330,7 +324,7 @@ class _Fit:
         ctx.warn(f"step {left.step}: {what}, after batch {number}{kept}. Back to {where}, once, with "
                  f"{now.rate_factor:g} times the learning rate and without that batch", step,
                  tensor=now.rolled_back["tensor"], batch=number, file=str(file) if file is not None else None)
-        self._save(pushed=False)
+        self._save(announced=False)
 
     def _load_sound(self) -> checkpoint.Checkpoint | None:
         """Loads the newest checkpoint whose figure is finite and returns it; None: it is the stage's start."""
@@ -380,7 +374,7 @@ class _Fit:
         self.ctx.events.emit("eval", self.state.step, **figures)
         return float(figures[self.better.name])
 
-    def _save(self, pushed: bool = True) -> None:
+    def _save(self, announced: bool = True) -> None:
         state = self.state
 
         def fill(folder: Any) -> None:
@@ -398,8 +392,9 @@ class _Fit:
         if not saved.whole:
             return  # said already; nobody is to go on from it, or to be sent it
         self.ctx.events.emit("checkpoint", state.step, path=saved.path.name)
-        if self.pushes is not None and pushed:
-            self.pushes.offer(saved, last=state.step == self.cfg.steps)
+        if announced:
+            for callback in self.ctx.callbacks:
+                callback.on_save(saved, last=state.step == self.cfg.steps)
 
     def _read(self, found: checkpoint.Checkpoint) -> Params:
         read = {part: read_trained(found.path / part, model, self.backend) for part, model in self.beside.items()}

@@ -12,8 +12,7 @@ from typing import Protocol
 
 from ondevice.models.network import Network
 from ondevice.models.score_head import class_scores, scalar_head
-from ondevice.models.tensor_names import sub
-from ondevice.seam.select import Array, Metrics, Ops, Params
+from ondevice.seam.ops import Array, Metrics, Ops, Params, sub
 from ondevice.training.logprobs import hits, token_logprobs
 
 Batch = Mapping[str, Array]

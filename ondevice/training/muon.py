@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ondevice.seam.select import Array, Ops
+from ondevice.seam.ops import Array, Ops
 
 MOMENTUM = 0.95
 _STEPS = 5

@@ -21,7 +21,8 @@ from ondevice.models.load import Model, load_model
 from ondevice.runs.context import Context
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StopRequest
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.training.loop import fit, optim_settings
 from ondevice.training.losses import causal_lm_loss
 

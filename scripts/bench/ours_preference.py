@@ -16,11 +16,13 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
 from ondevice.inference.generator import Generator
 from ondevice.rewards.scorer import Rewards
-from ondevice.rl.rollout import Sampler, Scorer
+from ondevice.rl.rollout import Sampler
 from ondevice.runs.context import Context
 from ondevice.runs.folder import RunFolder, StopRequest
-from ondevice.seam.select import Backend, load_backend
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.stages import dpo, grpo, ppo, reward
+from ondevice.training.sequence_logprobs import Scorer
 
 
 class Done(Exception):

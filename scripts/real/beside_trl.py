@@ -270,7 +270,7 @@ def held_out(job: Job, model: Any, rows: Sequence[dict[str, list[int]]]) -> dict
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 def table(job: Job) -> str:
-    from ondevice.preferences.agreement import wilson
+    from ondevice.common.intervals import wilson
 
     mine, other = (json.loads(job.file(f"{who}.json").read_text()) for who in ("ours", "trl"))
     names = FIELDS[job.stage]

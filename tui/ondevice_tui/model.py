@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.json_files import to_json
 from ondevice.config.use import SamplingConfig
-from ondevice.runs.events import to_json
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import access, runner
 from ondevice_tui.road import gives

@@ -13,6 +13,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.config.preference import PairsConfig, RolloutConfig
+from ondevice.preferences.pairs import pairs_of
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import has_ratings
 
@@ -52,7 +53,7 @@ def count(source: Path) -> int | None:
             from ondevice.preferences.database import Ratings
 
             with Ratings.open(source) as ratings:
-                return len(ratings.pairs())
+                return len(pairs_of(ratings))
         if source.stat().st_size > MOST_BYTES:
             return None
         with open(source, "rb") as file:

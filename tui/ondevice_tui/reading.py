@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import UserError
 from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
-from ondevice.runs.folder import RunFolder, StageFolder, clock, ticks
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
 from ondevice_tui.tail import log_tail
 from ondevice_tui.trouble import write_trouble

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.runs.checkpoint import write_file
+from ondevice.common.files import write_file
 
 
 def settings_file() -> Path:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.clock import clock
 from ondevice.common.progress import duration, number, numbers_line
 from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES
-from ondevice.runs.folder import clock
 
 MARKS = {"done": "✓", "training": "▶", "stopped": "‖", "failed": "✗", "died": "✗", "waits": "·", "skipped": "·",
          "next": "▸", "wrong": "✗", "starting": "▶"}

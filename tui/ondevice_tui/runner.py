@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common import processes
+from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.config.load import read_yaml, to_mapping
 from ondevice.config.recipe import STAGES
 from ondevice.runs.events import read
-from ondevice.runs.folder import RunFolder, StageFolder, clock
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import access
 from ondevice_tui.tail import log_tail
 

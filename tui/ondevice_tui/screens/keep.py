@@ -12,9 +12,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 
+from ondevice.common.clock import clock
 from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.sqlite_store import FILE
-from ondevice.runs.folder import clock
 from ondevice_tui.pairing import rater_name
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line

@@ -17,13 +17,13 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
 
+from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
 from ondevice.preferences.rating_queue import in_turn
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
-from ondevice.runs.folder import clock, ticks
 from ondevice_tui.pairing import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.road import ago

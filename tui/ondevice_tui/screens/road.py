@@ -13,10 +13,11 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList
 
+from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.runs.folder import StageFolder, clock
+from ondevice.runs.folder import StageFolder
 from ondevice_tui import road, runner
 from ondevice_tui.road import MARKS, STYLES, Row, startable
 from ondevice_tui.screens.page import Page, titled

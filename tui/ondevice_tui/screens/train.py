@@ -14,9 +14,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
+from ondevice.common.clock import clock
 from ondevice.common.errors import UserError
 from ondevice.common.progress import duration, number
-from ondevice.runs.folder import StageFolder, clock
+from ondevice.runs.folder import StageFolder
 from ondevice_tui import road, runner
 from ondevice_tui.messages import StageNews
 from ondevice_tui.road import MARKS, STALE_S, STYLES

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,30 +118,31 @@ def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) ->
     kept: list[int] = []
     monkeypatch.setattr(background, "start", lambda stage, repo: started.append(repo) or Started(None))
     monkeypatch.setattr(background, "keep", lambda stage, saved: kept.append(saved.step))
-    beside = background.Beside(stage, "me/runs", 20, print)
+    beside = background.BackgroundPusher(stage, "me/runs", 20, print)
     for step in (10, 20, 30, 45, 50, 55):
-        beside.offer(Checkpoint(stage.path / f"step-{step:08d}", step, {}), last=step == 55)
+        beside.on_save(Checkpoint(stage.path / f"step-{step:08d}", step, {}), last=step == 55)
     assert kept == [20, 45, 55]
-    resumed = background.Beside(stage, "me/runs", 20, print, since=45)
-    resumed.offer(Checkpoint(stage.path / "step-00000050", 50, {}))
+    resumed = background.BackgroundPusher(stage, "me/runs", 20, print)
+    resumed.on_train_begin(SimpleNamespace(adapter=None), 45)  # type: ignore[arg-type]
+    resumed.on_save(Checkpoint(stage.path / "step-00000050", 50, {}), last=False)
     assert kept == [20, 45, 55]  # what came before the resume has been offered
     assert started == ["me/runs"] * 2  # the one under way takes what comes; the last one's process waits its turn
 
 
 def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     warned: list[str] = []
-    beside = background.Beside(stage, "me/runs", 10, warned.append)
+    beside = background.BackgroundPusher(stage, "me/runs", 10, warned.append)
     monkeypatch.setattr(background, "start", lambda stage, repo: Started(2))
     (stage.path / "push.log").write_text("one\nnobody is logged in\x1b[2J\n")
-    beside.offer(saved(stage, 10))
-    beside.offer(saved(stage, 20))
+    beside.on_save(saved(stage, 10), last=False)
+    beside.on_save(saved(stage, 20), last=False)
     assert len(warned) == 1 and "nobody is logged in" in warned[0] and "\x1b" not in warned[0]
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(background, "keep", full)
-    beside.offer(saved(stage, 30))
+    beside.on_save(saved(stage, 30), last=False)
     assert "step 30 was not pushed: [Errno 28] No space left on device" in warned[-1]
 
 
