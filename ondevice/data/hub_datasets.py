@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import class_columns, with_names
 
@@ -41,8 +42,6 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
     try:
         import datasets
     except ImportError as error:
-        from ondevice.common.distribution import install_hint
-
         raise UserError("a data set of the Hub needs the library datasets", where=spec,
                         hint=install_hint("data")) from error
     wanted = HubSpec.parse(spec)

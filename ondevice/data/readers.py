@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.class_labels import NO_LABEL, class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
@@ -417,8 +418,6 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        from ondevice.common.distribution import install_hint
-
         raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0
     try:

@@ -23,10 +23,11 @@ from ondevice.common.files import digest, sha256
 from ondevice.common.progress import counted
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
+from ondevice.data.builtin import build
 from ondevice.data.formats import BadRow, is_judged, to_judged, to_pair
 from ondevice.data.mixture import Lazy, mixture, sources
 from ondevice.data.preference_batches import StoredPairs, TokenPair, to_tokens
-from ondevice.data.readers import AS_IS, Reading
+from ondevice.data.readers import AS_IS, Reading, read
 from ondevice.data.token_cache import made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.prompts import need_template
@@ -156,8 +157,6 @@ def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
 def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
                bad: float) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
     """Pairs with their rows; those that the template refuses are set aside. Raises UserError for too many of them."""
-    from ondevice.data.readers import read
-
     if not copy.stat().st_size:
         return
     rows = read(copy, reading=Reading(bad=bad))
@@ -301,8 +300,6 @@ def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
 def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str, Any]]:
     """Of the built-in corpus: a request with its own reply, which is chosen, and with that of the next request of its
     kind whose answer is another."""
-    from ondevice.data.builtin import build
-
     chats = list(build(cfg).chats("train"))[:most]
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for chat in chats:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
+from ondevice.data.builtin import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import places
@@ -100,8 +101,6 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
                 return own(one)
             found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
             return found[part == "validation"]
-        from ondevice.data.builtin import build
-
         split: Split = "validation" if part == "validation" else "train"
         made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
         told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)

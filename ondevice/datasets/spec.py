@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, write_file
@@ -18,16 +18,16 @@ from ondevice.common.progress import counted
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
+from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
+from ondevice.data.folders import holds_split
+from ondevice.data.formats import BadRow, Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
 from ondevice.data.mixture import BY_NAME, sources
-from ondevice.data.readers import AS_IS, Reading
+from ondevice.data.readers import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
+from ondevice.data.tokenizer import Tokenizer
 from ondevice.runs.context import Context
-
-if TYPE_CHECKING:
-    from ondevice.data.readers import Rows
-    from ondevice.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
 HELD_PART = 0.1  # of a person's own data, where no validation file is given
@@ -91,8 +91,6 @@ class Wanted:
 
     def named_held(self) -> Wanted | None:
         """What a source's own folder holds out by name; None where it does not."""
-        from ondevice.data.folders import holds_split
-
         if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
             return None
         return replace(self, limit=0, split="validation")
@@ -118,8 +116,6 @@ def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
     if data == "builtin":
         return default
     if data.startswith("builtin:") and len(sources(data)) == 1:
-        from ondevice.config.recipe import load_recipe
-
         return load_recipe(data.partition(":")[2]).corpus
     return None
 
@@ -153,8 +149,6 @@ def _existing(path: str) -> Path:
 
 def plain_texts(path: str, split: str = "train", reading: Reading = AS_IS) -> list[str]:
     """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
-    from ondevice.data.formats import to_text
-
     return plain_rows(path, to_text, split=split, reading=reading)
 
 
@@ -174,8 +168,6 @@ def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: st
 def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
     """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
     as `chats` does."""
-    from ondevice.data.formats import to_chat
-
     rows = opened(sources(path)[0].data, LOOKED_AT, "test", reading)
     rows.strict = False
     if next(convert_rows(rows, to_chat), None) is None:
@@ -188,8 +180,6 @@ def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
     tokenizer: its name says so. What the Hub or a gym gives under a name may be another thing tomorrow: not that."""
     if place.exists() or wanted.data.startswith(BY_NAME):
         return place
-    from ondevice.data.readers import add_lines
-
     names = tuple(source.data for source in sources(wanted.data))
     other = _elsewhere(place, ctx)
     if other is None:
@@ -234,15 +224,11 @@ def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator
 
 
 def opened(path: str, limit: int = 0, split: str = "train", reading: Reading = AS_IS) -> Rows:
-    from ondevice.data.readers import read
-
     return read(path, limit=limit, split=split, reading=reading)
 
 
 def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """(place, converted row); a row that cannot be converted is set aside."""
-    from ondevice.data.formats import BadRow, Unlabelled
-
     for row, place in rows:
         try:
             made = convert(row)
@@ -256,8 +242,6 @@ def convert_rows(rows: Rows, convert: Callable[[Any], T]) -> Iterator[tuple[str,
 
 def tell_unused(data: str, told: str, ctx: Context) -> None:
     """Says once what of the rows of `data` is not used; a resume does not say it again."""
-    from ondevice.data.readers import add_lines
-
     if told and add_lines(ctx.folder.path / UNUSED, [json.dumps({"data": data, "told": told})]):
         ctx.warn(f"{data}: {told}")
 

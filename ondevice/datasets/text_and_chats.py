@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,12 @@ from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.data.batches import hold_out, mixed_stream, tokenize_corpus, tokens_at
+from ondevice.data.builtin import build
 from ondevice.data.chat_encoding import ChatRow, encode_chats
 from ondevice.data.class_labels import LabelledText
+from ondevice.data.formats import to_chat, to_label, to_text
 from ondevice.data.mixture import mixed, mixture, one_after_another
+from ondevice.data.readers import Rows
 from ondevice.data.special_token_text import Spelt, separated
 from ondevice.data.token_cache import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
@@ -40,9 +43,6 @@ from ondevice.datasets.spec import (
 )
 from ondevice.runs.context import Context
 
-if TYPE_CHECKING:
-    from ondevice.data.readers import Rows
-
 T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
@@ -52,8 +52,6 @@ def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
     for one in [wanted] if wanted.split != "train" else wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
-            from ondevice.data.builtin import build
-
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
         rows = one.rows()
@@ -90,8 +88,6 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator:
     cache = ctx.folder.path / "data"
 
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Tokens, Tokens]:
-        from ondevice.data.builtin import build
-
         made = build(corpus)
         train = tokenize_corpus(islice(made.documents("train"), limit or None), tokenizer, cache,
                                 key=digest([to_mapping(corpus), limit]))
@@ -200,8 +196,6 @@ def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 
 
 def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
-    from ondevice.data.builtin import build
-
     made = build(corpus)
     train, held = (ChatRows.of(encode_chats([c["messages"] for c in found], tokenizer))
                    for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
@@ -220,8 +214,6 @@ def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = ""
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
     each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
     held-out classes that stand nowhere else."""
-    from ondevice.data.formats import to_label
-
     if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
         raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
     train, held = halves(wanted, ctx, _builtin_labels,
@@ -235,8 +227,6 @@ def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = ""
 
 
 def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:
-    from ondevice.data.builtin import build
-
     made = build(corpus)
     train, held = ([LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
                    for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
@@ -260,8 +250,6 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
 
 def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
-    from ondevice.data.formats import to_chat
-
     numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
 
     def encoded() -> Iterator[ChatRow]:
@@ -294,8 +282,6 @@ def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) 
 
 
 def _texts(rows: Rows) -> Iterator[str]:
-    from ondevice.data.formats import to_text
-
     for _, text in convert_rows(rows, to_text):
         yield text
 

@@ -7,25 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import ExamConfig
 from ondevice.data.batches import RowSource, TextSource, tokenize_corpus
+from ondevice.data.builtin import build, score
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import places
 from ondevice.data.masked_lm import MaskedSource
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.load import Model
 from ondevice.models.network import fills
+from ondevice.preferences.simulated_rater import Rule
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.losses import causal_lm_loss
-
-if TYPE_CHECKING:
-    from ondevice.preferences.simulated_rater import Rule
 
 ROWS = 32
 SPARE = 12  # tokens: a line of courtesy after an answer
@@ -198,8 +197,6 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
 def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConfig | None = None,
                  rule: Rule | None = None) -> Exam:
     """The held-out split of the built-in corpus (or the one that `cfg` names); duels where there is a rule to judge."""
-    from ondevice.data.builtin import build, score
-
     cfg = cfg or ExamConfig()
     made = build(corpus)
     return Exam(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,

@@ -14,12 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
 from ondevice.common.progress import size
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
+from ondevice.datasets.spec import corpus_of, plain_texts
+from ondevice.evaluation.held_out import builtin_exam
 from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
@@ -173,9 +176,6 @@ def _measures(model: Model) -> bool:
 
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
-    from ondevice.datasets.spec import corpus_of, plain_texts
-    from ondevice.evaluation.held_out import builtin_exam
-
     corpus = corpus_of(cfg.data, CorpusConfig())
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
     return {"perplexity_before": perplexity(model, backend, documents),
@@ -206,6 +206,4 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        from ondevice.common.distribution import install_hint
-
         raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

@@ -14,9 +14,11 @@ from ondevice.common.errors import UserError
 from ondevice.config.use import FillConfig
 from ondevice.data.completion_batches import text_batch
 from ondevice.data.tokenizer import Tokenizer
+from ondevice.inference.chat import given
 from ondevice.inference.infill import WRITTEN, fill_gaps, parts_around
 from ondevice.models.load import Model, load_model
 from ondevice.models.network import fills, objective
+from ondevice.runs.resolve import find_model
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -26,9 +28,6 @@ def fill(cfg: FillConfig) -> dict[str, Any]:
     """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token", "probability"}]}; a token
     of an encoder-decoder's may be several, or none. They are a model's: make them inert before showing them. Raises
     UserError for a model that fills no masks, a text without one, or one that is too long."""
-    from ondevice.inference.chat import given
-    from ondevice.runs.resolve import find_model
-
     cfg.check()
     text = given(lambda: cfg.text or sys.stdin.read())
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)

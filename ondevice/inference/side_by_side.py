@@ -13,6 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.sanitize import inert
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
+from ondevice.data.builtin import build
 from ondevice.data.formats import to_prompt
 from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.truncation import cut_where
@@ -82,8 +83,6 @@ def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[M
     corpus's held-out prompts. Raises UserError where there are none."""
     corpus = corpus_of(data, CorpusConfig())
     if corpus is not None:
-        from ondevice.data.builtin import build
-
         found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
     else:
         found = plain_rows(data, lambda row: to_prompt(

@@ -37,12 +37,15 @@ from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig, WorkerConfig
+from ondevice.data.completion_batches import whole
+from ondevice.data.preference_batches import completion_row
 from ondevice.inference.chat import ended_by_context, fitting_ids, plain_ids, sampling
 from ondevice.inference.generator import Generator, Sampling, generator_of
 from ondevice.models.load import Model, load_model, writer
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 PARENT_EVERY_S = 0.2  # between two looks at whether the parent lives, once stdin has ended
 SCORED = 8  # rows of one scoring batch: a request has few responses, and every batch is filled up to this
@@ -159,10 +162,6 @@ class _Worker:
 
     def _score(self, name: str, request: Mapping[str, Any]) -> None:
         """What the reward model thinks of each response to the messages."""
-        from ondevice.data.completion_batches import whole
-        from ondevice.data.preference_batches import completion_row
-        from ondevice.training.sequence_logprobs import Scorer
-
         if self.model.cfg.num_labels != 1:
             raise UserError("gives no scores: it is no reward model", where=self.cfg.model,
                             hint="take the folder of a reward model")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.models.base_config import CommonConfig
-
-if TYPE_CHECKING:
-    from ondevice.seam.library import Library
+from ondevice.seam.library import Library
 
 _CONTEXT = 2048  # where the config names none, as those of recurrent models
 

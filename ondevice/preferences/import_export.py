@@ -22,6 +22,7 @@ from ondevice.config.use import RatingsConfig
 from ondevice.data.formats import BadRow, before, nothing_lost, to_chat, to_pair
 from ondevice.data.readers import read
 from ondevice.data.row_keys import Record
+from ondevice.preferences.agreement import statistics, text
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Item, Outcome, Ratings, Response, Vote
 from ondevice.preferences.pairs import pairs_of, unpaired_of
@@ -46,16 +47,12 @@ def manage(cfg: RatingsConfig) -> dict[str, Any]:
     with Ratings.open(cfg.ratings) as found:
         if cfg.action == "export":
             return export(found, cfg)
-        from ondevice.preferences.agreement import statistics
-
         return statistics(found, cfg.batch or None, raters=cfg.raters, simulated=cfg.simulated, seed=cfg.seed)
 
 
 def render(result: Mapping[str, Any]) -> str:
     """A result for people; for an export to stdout, the lines themselves."""
     if "agreement" in result:
-        from ondevice.preferences.agreement import text
-
         return text(result)
     if "data" in result:
         return "\n".join(map(to_json, result["data"]))

@@ -10,10 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ondevice.preferences.database import Ratings
+from ondevice.preferences.database import Ratings
 
 
 def forecast(one: float, other: float) -> float:

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
+from ondevice.data.builtin import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.readers import AS_IS, Reading, Rows, read
 from ondevice.data.row_keys import HARMLESS, Record
 from ondevice.datasets.spec import corpus_of, last_held
 from ondevice.rewards.answers import find_answer
+from ondevice.rewards.gym import column, entries
 from ondevice.rewards.scorer import STAGE_GIVES
 
 GYM_COUNT = 1000
@@ -75,16 +77,12 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
 
 
 def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:
-    from ondevice.data.builtin import build
-
     made = build(corpus)
     return [Problem(row["prompt"], row["answer"], row["kind"])
             for part in _splits(split) for row in made.problems(part)]
 
 
 def _gym(task: str, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
-    from ondevice.rewards.gym import column, entries
-
     kind = task.partition("?")[0]
     # A task with many right answers (graph_color, rubiks_cube) states none; its scorer knows them.
     return [Problem(entry["question"], "" if entry["answer"] is None else str(entry["answer"]), kind,

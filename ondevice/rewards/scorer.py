@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError, nearest
 from ondevice.rewards.answers import check_form, final_answer
 from ondevice.rewards.builtin import BUILTIN, TURNS
@@ -245,8 +246,6 @@ class Rewards:
 
 def _need(module: str, why: str, where: str) -> None:
     if importlib.util.find_spec(module) is None:
-        from ondevice.common.distribution import install_hint
-
         raise UserError(why, where=where, hint=install_hint("rewards"))
 
 

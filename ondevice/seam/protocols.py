@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from ondevice.seam.library import Library
 from ondevice.seam.ops import Array, Batch, HostArray, Loss, Ops, Params
-
-if TYPE_CHECKING:
-    from ondevice.seam.library import Library
 
 
 @dataclass(frozen=True)

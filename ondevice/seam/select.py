@@ -9,14 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from typing import TYPE_CHECKING
 
+from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.seam.protocols import Backend
-
-if TYPE_CHECKING:
-    pass
-
 
 _MODULES = {"mlx": ("ondevice_mlx", "mlx"), "torch": ("ondevice_torch", "torch")}
 
@@ -44,8 +40,6 @@ def choose(name: str = "auto") -> str:
     if name not in _MODULES:
         raise UserError(f"unknown backend {name!r}", where="backend", hint="known: auto, mlx, torch")
     if name not in have:
-        from ondevice.common.distribution import install_hint
-
         raise UserError(f"{name} is not installed", where="backend", hint=install_hint(name))
     return name
 
