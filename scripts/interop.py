@@ -33,10 +33,12 @@ from ondevice.common.rng import normal  # noqa: E402
 from ondevice.data.chat_encoding import encode_chat, prompt_ids  # noqa: E402
 from ondevice.exports.compare import logits, prompt_of  # noqa: E402
 from ondevice.inference.generator import Generator, Sampling  # noqa: E402
-from ondevice.models.load import Adapter, Model, load_model, write, write_model  # noqa: E402
+from ondevice.models.load import load_model  # noqa: E402
 from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
+from ondevice.models.model import Adapter, Model  # noqa: E402
+from ondevice.models.save import write, write_model  # noqa: E402
 from ondevice.models.score_head import with_head  # noqa: E402
-from ondevice.models.tensor_names import matrices  # noqa: E402
+from ondevice.models.shapes import matrices  # noqa: E402
 from ondevice.seam.protocols import Backend  # noqa: E402
 from ondevice.seam.select import load_backend  # noqa: E402
 from ondevice.training.sequence_logprobs import Scorer  # noqa: E402

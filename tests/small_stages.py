@@ -13,8 +13,8 @@ import numpy as np
 import models
 from data_samples import small_tokenizer
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import write_model
-from ondevice.models.tensor_names import SCORE, shapes
+from ondevice.models.save import write_model
+from ondevice.models.shapes import SCORE, shapes
 from ondevice.seam.protocols import Backend
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it

@@ -19,7 +19,7 @@ import models
 from data_samples import small_tokenizer
 from ondevice import cli
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.models.load import write_model
+from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
 
 CONTEXT = 32

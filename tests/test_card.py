@@ -25,9 +25,11 @@ from ondevice import cli
 from ondevice.common.sanitize import inert
 from ondevice.data.tokenizer import train_tokenizer
 from ondevice.hub.client import Hub
-from ondevice.models.load import Adapter, load_model, write
-from ondevice.models.load import write_model as write_folder
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, placed
+from ondevice.models.model import Adapter
+from ondevice.models.save import write
+from ondevice.models.save import write_model as write_folder
 from ondevice.publishing.dataset_card import data_files
 from ondevice.publishing.model_card import folder_card, run_card
 from ondevice.publishing.usage import Place, Subject, use

@@ -27,7 +27,9 @@ from ondevice.data.class_labels import (
 from ondevice.data.formats import to_label
 from ondevice.data.readers import read
 from ondevice.datasets.preview import show
-from ondevice.models.load import Model, load_model, write
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.models.save import write
 from ondevice.models.score_head import with_head
 from ondevice.runs.events import read as events
 from ondevice.seam.protocols import Backend

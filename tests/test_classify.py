@@ -21,7 +21,8 @@ from ondevice.cli import main
 from ondevice.config.corpus import CorpusConfig
 from ondevice.datasets.preference_pairs import builtin_pairs
 from ondevice.datasets.text_inputs import text_ids
-from ondevice.models.load import load_model, write
+from ondevice.models.load import load_model
+from ondevice.models.save import write
 from ondevice.models.score_head import with_head
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend

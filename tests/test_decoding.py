@@ -15,7 +15,7 @@ from conftest import BACKENDS
 from ondevice.common.errors import UserError
 from ondevice.inference.generator import Completion, Generator, Sampling
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
@@ -293,7 +293,7 @@ def test_temperatures_just_within_draw(backend: Backend) -> None:
 def test_a_repetition_penalty_is_transformers(family: str, penalty: float, backend: Backend) -> None:
     """In greedy text, token by token; rows of other lengths and samples beside it change nothing."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from ondevice.models.tensor_names import to_file
+    from ondevice.models.state_dict import to_file
 
     cfg = models.config(family) if family in models.FAMILIES else models.seq2seq_config(family)
     weights = models.weights(cfg)

@@ -17,8 +17,9 @@ from gradients import assert_close, by_name, loss_of, on_device
 from ondevice.common.errors import UserError
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.load import load_model, write_model
+from ondevice.models.load import load_model
 from ondevice.models.registry import load_config, parse_config
+from ondevice.models.save import write_model
 from ondevice.models.score_head import class_scores
 from ondevice.seam.protocols import Backend
 

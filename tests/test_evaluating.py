@@ -17,7 +17,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.formats import to_pair
 from ondevice.data.preference_batches import to_tokens
 from ondevice.evaluation import problems
-from ondevice.models.load import write_model
+from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend
 
 FEW: dict[str, Any] = {"max_new_tokens": 8, "device": "cpu", "answer": "whole"}

@@ -26,9 +26,11 @@ from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
 from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
-from ondevice.models.load import Adapter, load_model, write, write_model
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, placed
-from ondevice.models.tensor_names import matrices
+from ondevice.models.model import Adapter
+from ondevice.models.save import write, write_model
+from ondevice.models.shapes import matrices
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.sequence_logprobs import Scorer

@@ -14,7 +14,8 @@ import ondevice as od
 from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import read_json
 from ondevice.inference.generator import Generator, Sampling
-from ondevice.models.load import load_model, write
+from ondevice.models.load import load_model
+from ondevice.models.save import write
 from ondevice.seam.protocols import Backend
 from test_seq2seq import published
 

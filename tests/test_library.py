@@ -22,8 +22,10 @@ from ondevice.common.errors import UserError
 from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.inference.beam_search import beam_search
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model, load_model, write
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, adapted
+from ondevice.models.model import Model
+from ondevice.models.save import write
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

@@ -19,7 +19,7 @@ from data_samples import small_tokenizer
 from ondevice.common.errors import Interrupted
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.context import Context, Spent
 from ondevice.runs.events import EventWriter, read

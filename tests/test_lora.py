@@ -23,9 +23,12 @@ from ondevice.exports.modelfile import modelfile
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.load import Adapter, Model, generation_of, load_model, merged, write
+from ondevice.models.generation_config import generation_of
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
-from ondevice.models.tensor_names import matrices
+from ondevice.models.model import Adapter, Model, merged
+from ondevice.models.save import write
+from ondevice.models.shapes import matrices
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

@@ -19,9 +19,11 @@ from ondevice.common.errors import UserError
 from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
-from ondevice.models.load import Model, load_model, write_model
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, adapted
+from ondevice.models.model import Model
 from ondevice.models.registry import ModelConfig
+from ondevice.models.save import write_model
 from ondevice.publishing.model_card import run_card
 from ondevice.runs.folder import RunFolder
 from ondevice.seam.protocols import Backend

@@ -15,7 +15,7 @@ from ondevice.config.stages import InitConfig
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.registry import parse_config
-from ondevice.models.tensor_names import turned
+from ondevice.models.state_dict import turned
 from ondevice.seam.protocols import Backend
 from ondevice.stages.init import model_config
 

@@ -17,8 +17,9 @@ from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.inference.generator import Generator, Sampling
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import load_model, write_model
-from ondevice.models.tensor_names import turned
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.state_dict import turned
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss

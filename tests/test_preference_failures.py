@@ -21,7 +21,7 @@ from ondevice.data.completion_batches import Row
 from ondevice.data.formats import to_pair
 from ondevice.data.preference_batches import TokenPair
 from ondevice.datasets.preference_pairs import sha_of
-from ondevice.models.load import write_model
+from ondevice.models.save import write_model
 from ondevice.preferences.pairs import held_out
 from ondevice.rewards.scorer import Scores
 from ondevice.runs.events import read

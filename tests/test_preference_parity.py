@@ -27,9 +27,11 @@ from ondevice.data.packing import set_denominator
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.models.decoder import Decoder
-from ondevice.models.load import Model, load_model, write_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.network import network
 from ondevice.models.registry import ModelConfig
+from ondevice.models.save import write_model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.rl.micro_batches import micro_batches, spread
 from ondevice.rl.rollout import Sampled, Sampler

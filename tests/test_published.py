@@ -24,8 +24,9 @@ from ondevice.inference import infill
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Generator, Sampling
 from ondevice.inference.infill import parts_around
-from ondevice.models.load import load_model, tokenizer_of, write_model
+from ondevice.models.load import load_model, tokenizer_of
 from ondevice.models.registry import load_config
+from ondevice.models.save import write_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from test_seq2seq import published

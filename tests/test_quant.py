@@ -20,9 +20,11 @@ from ondevice.inference.generator import Generator, Sampling
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.load import load_model, write_model
+from ondevice.models.load import load_model
 from ondevice.models.quant import packed, unpacked
-from ondevice.models.tensor_names import matrices, quantised
+from ondevice.models.save import write_model
+from ondevice.models.shapes import matrices
+from ondevice.models.state_dict import quantised
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

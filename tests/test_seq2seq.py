@@ -24,8 +24,10 @@ from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.inference.beam_search import beam_search
 from ondevice.inference.generator import Generator, Sampling
-from ondevice.models.load import Model, load_model, tokenizer_of, write_model
+from ondevice.models.load import load_model, tokenizer_of
+from ondevice.models.model import Model
 from ondevice.models.registry import load_config, parse_config
+from ondevice.models.save import write_model
 from ondevice.models.seq2seq import Seq2Seq, distance_buckets
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.seam.protocols import Backend

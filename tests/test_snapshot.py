@@ -16,7 +16,8 @@ import small_stages
 from ondevice.common.errors import UserError
 from ondevice.hub import snapshot
 from ondevice.models import load as folders
-from ondevice.models.load import load_model, write_model
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 

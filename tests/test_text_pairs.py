@@ -24,7 +24,8 @@ from ondevice.data.formats import BadRow, to_label
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preview import show
 from ondevice.datasets.text_inputs import lengths_within, text_inputs
-from ondevice.models.load import load_model, write
+from ondevice.models.load import load_model
+from ondevice.models.save import write
 from ondevice.models.score_head import class_scores, with_head
 from ondevice.seam.protocols import Backend
 from test_classify import files  # noqa: F401  the module's fixture

@@ -13,8 +13,10 @@ import library_models
 import models
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
-from ondevice.models.load import load_model, write
-from ondevice.models.tensor_names import shapes, to_file
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.models.shapes import shapes
+from ondevice.models.state_dict import to_file
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 

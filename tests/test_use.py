@@ -27,8 +27,9 @@ from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.inference import chat as talk
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import load_model, write_model
-from ondevice.models.tensor_names import shapes
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.shapes import shapes
 from ondevice.seam.select import load_backend
 
 ROOT = Path(__file__).parent.parent

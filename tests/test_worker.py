@@ -22,7 +22,8 @@ from ondevice.data.chat_encoding import add_template
 from ondevice.data.completion_batches import whole
 from ondevice.data.preference_batches import completion_row
 from ondevice.inference.worker import serve
-from ondevice.models.load import load_model, write_model
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
 from ondevice.models.score_head import with_head
 from ondevice.seam.select import load_backend
 from ondevice.training.sequence_logprobs import Scorer

@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ondevice.common.errors import UserError
 from ondevice.models.library import odd_head, scale_of, unknown
-from ondevice.models.load import weight_files
 from ondevice.models.lora import add_adapters, by_module
+from ondevice.models.model_folder import weight_files
 from ondevice.seam.head import Head
 
 from .ops import DTYPES, MLXOps

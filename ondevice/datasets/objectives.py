@@ -15,7 +15,7 @@ from ondevice.data.masked_lm import MaskedSource
 from ondevice.data.span_corruption import CorruptedSource, span_corruption, text_infilling
 from ondevice.data.token_cache import ChatRows
 from ondevice.data.truncation import cut_where
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.network import objective, packs
 
 

@@ -30,7 +30,6 @@ from ondevice.data.preference_batches import StoredPairs, TokenPair, to_tokens
 from ondevice.data.readers import AS_IS, Reading, read
 from ondevice.data.token_cache import made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.datasets.prompts import need_template
 from ondevice.datasets.spec import (
     LOOKED_AT,
     Wanted,
@@ -41,7 +40,7 @@ from ondevice.datasets.spec import (
     settled,
     taken,
 )
-from ondevice.models.load import Model
+from ondevice.models.model import Model, need_template
 from ondevice.preferences.database import Ratings, is_simulated
 from ondevice.preferences.pairs import held_out, pairs_of
 from ondevice.preferences.sqlite_store import FILE

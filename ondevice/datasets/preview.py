@@ -58,7 +58,9 @@ from ondevice.datasets.objectives import most_of, source_of
 from ondevice.datasets.spec import Wanted
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.load import Model, tokenizer_of, whole_folder
+from ondevice.models.load import tokenizer_of
+from ondevice.models.model import Model
+from ondevice.models.model_folder import whole_folder
 from ondevice.models.network import objective
 from ondevice.models.registry import load_config
 from ondevice.runs.resolve import find_model

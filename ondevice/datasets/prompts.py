@@ -23,7 +23,7 @@ from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sourc
 from ondevice.data.token_cache import JsonLines, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import Wanted, corpus_of, last_held, reused, taken
-from ondevice.models.load import Model
+from ondevice.models.model import Model, need_template
 from ondevice.runs.context import Context
 
 
@@ -169,7 +169,3 @@ def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model
     return Prompts(lines, np.arange(len(lines)))
 
 
-def need_template(model: Model) -> None:
-    """Raises UserError for a model that was never taught to answer."""
-    if model.tokenizer.chat_template is None:
-        raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")

@@ -20,7 +20,7 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_settings import has_types
 from ondevice.data.truncation import truncated, truncation_side
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 
 Ids = NDArray[np.int32]
 

@@ -30,7 +30,8 @@ from ondevice.evaluation.held_out import (
     text_figures,
 )
 from ondevice.inference import label
-from ondevice.models.load import Model, labels, load_model, writer
+from ondevice.models.load import labels, load_model
+from ondevice.models.model import Model, writer
 from ondevice.models.network import fills, objective
 from ondevice.runs.folder import StageFolder, holds_model
 from ondevice.runs.resolve import find_classifier, find_model, find_reward_model

@@ -19,7 +19,7 @@ from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import places
 from ondevice.data.masked_lm import MaskedSource
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.network import fills
 from ondevice.preferences.simulated_rater import Rule
 from ondevice.seam.ops import Array, Params

@@ -19,11 +19,11 @@ from ondevice.data.preference_batches import TokenPair, completion_row, to_token
 from ondevice.data.readers import Reading
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preference_pairs import read_pairs
-from ondevice.datasets.prompts import need_template
 from ondevice.evaluation.reward_model import quality
 from ondevice.inference.generator import Sampling
 from ondevice.inference.side_by_side import Messages, answers, conversations
-from ondevice.models.load import Model, load_model, load_writer, writer
+from ondevice.models.load import load_model, load_writer
+from ondevice.models.model import Model, need_template, writer
 from ondevice.models.network import writes
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend

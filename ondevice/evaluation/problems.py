@@ -13,11 +13,11 @@ from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
 from ondevice.data.readers import Reading
-from ondevice.datasets.prompts import need_template, opening
+from ondevice.datasets.prompts import opening
 from ondevice.datasets.spec import settled
 from ondevice.inference.chat import chat_ids
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model, writer
+from ondevice.models.model import Model, need_template, writer
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.problems import Problem, problems
 from ondevice.rewards.scorer import Rewards

@@ -20,9 +20,9 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.library_config import LibraryConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.models.tensor_names import quantised
+from ondevice.models.state_dict import quantised
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss

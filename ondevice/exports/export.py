@@ -29,9 +29,12 @@ from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
 from ondevice.models.convert import quantised_model
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import Model, load_model, merged, write, write_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model, merged
 from ondevice.models.network import packs, writes
-from ondevice.models.tensor_names import matrices, quantised
+from ondevice.models.save import write, write_model
+from ondevice.models.shapes import matrices
+from ondevice.models.state_dict import quantised
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

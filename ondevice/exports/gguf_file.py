@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.exports.gguf_words import Words, template_of
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.registry import ModelConfig
 from ondevice.models.rope import frequencies
-from ondevice.models.tensor_names import take
+from ondevice.models.state_dict import take
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 

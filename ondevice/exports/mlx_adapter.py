@@ -16,10 +16,11 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.models.library_config import LibraryConfig
-from ondevice.models.load import Adapter, Model, load_model
+from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
+from ondevice.models.model import Adapter, Model
+from ondevice.models.shapes import matrices
 from ondevice.models.tensor_files import read_tensors
-from ondevice.models.tensor_names import matrices
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 

@@ -17,7 +17,8 @@ from ondevice.data.truncation import cut_where
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Completion, Generator, Sampling, generator_of
 from ondevice.models.generation_config import settings_of
-from ondevice.models.load import Model, load_writer
+from ondevice.models.load import load_writer
+from ondevice.models.model import Model
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

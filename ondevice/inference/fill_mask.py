@@ -16,7 +16,8 @@ from ondevice.data.completion_batches import text_batch
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.chat import given
 from ondevice.inference.infill import WRITTEN, fill_gaps, parts_around
-from ondevice.models.load import Model, load_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.network import fills, objective
 from ondevice.runs.resolve import find_model
 from ondevice.seam.ops import Array, Params

@@ -9,7 +9,7 @@ from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.fill_mask import fill_all
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.network import fills
 from ondevice.runs.context import Context
 from ondevice.seam.ops import Params

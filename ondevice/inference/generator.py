@@ -20,10 +20,10 @@ from ondevice.common.rng import uniforms
 from ondevice.config.drawing import check_temperature
 from ondevice.data.completion_batches import places
 from ondevice.data.truncation import truncated
-from ondevice.models.decoder import Cache
 from ondevice.models.encoder import Encoder
+from ondevice.models.kv_cache import Cache
 from ondevice.models.library import LibraryNetwork
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
 

@@ -26,7 +26,8 @@ from ondevice.datasets.spec import convert_rows, corpus_of, opened, settled
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.inference.chat import given
 from ondevice.models.base_config import MULTI_LABEL, REGRESSION
-from ondevice.models.load import Model, load_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.score_head import class_scores, names_of
 from ondevice.runs.resolve import find_classifier
 from ondevice.seam.ops import Array, Params

@@ -17,11 +17,10 @@ from ondevice.data.builtin import build
 from ondevice.data.formats import to_prompt
 from ondevice.data.readers import AS_IS, Reading
 from ondevice.data.truncation import cut_where
-from ondevice.datasets.prompts import need_template
 from ondevice.datasets.spec import corpus_of, plain_rows
 from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model
+from ondevice.models.model import Model, need_template
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 

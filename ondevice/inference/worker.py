@@ -41,7 +41,8 @@ from ondevice.data.completion_batches import whole
 from ondevice.data.preference_batches import completion_row
 from ondevice.inference.chat import ended_by_context, fitting_ids, plain_ids, sampling
 from ondevice.inference.generator import Generator, Sampling, generator_of
-from ondevice.models.load import Model, load_model, writer
+from ondevice.models.load import load_model
+from ondevice.models.model import Model, writer
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

@@ -8,9 +8,12 @@ from pathlib import Path
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import Model, load_model, merged, write
+from ondevice.models.load import load_model
+from ondevice.models.model import Model, merged
 from ondevice.models.quant import packed
-from ondevice.models.tensor_names import BITS, SCORE, matrices, quantised
+from ondevice.models.save import write
+from ondevice.models.shapes import SCORE, matrices
+from ondevice.models.state_dict import BITS, quantised
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

@@ -6,29 +6,18 @@ B batch, T tokens, D hidden, H heads, C width of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from ondevice.models import rope
 from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.kv_cache import Cache
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, HostArray, Ops, Params
 
 Turn = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,). `fixed`:
-    further arrays with a row for a row that do not grow (what an encoder-decoder has read)."""
-
-    keys: list[Array]
-    values: list[Array]
-    lengths: Array
-    fixed: list[Array] = field(default_factory=list)
 
 
 def split_layers(params: Params, prefix: str) -> list[Params]:

@@ -19,8 +19,8 @@ import numpy as np
 from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
+from ondevice.models.state_dict import is_transposed, turned
 from ondevice.models.tensor_files import read_tensors
-from ondevice.models.tensor_names import is_transposed, turned
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 

@@ -18,7 +18,7 @@ from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
 from ondevice.models.peft import Found
 from ondevice.models.registry import ModelConfig
-from ondevice.models.tensor_names import table
+from ondevice.models.shapes import table
 from ondevice.models.tied_embeddings import head_of, untied
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend

@@ -12,9 +12,9 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.rng import normal
-from ondevice.models.load import Model, of_model
+from ondevice.models.model import Model, of_model
 from ondevice.models.network import Network
-from ondevice.models.tensor_names import shapes
+from ondevice.models.shapes import shapes
 from ondevice.seam.ops import Array, Ops, Params
 from ondevice.seam.protocols import Backend
 

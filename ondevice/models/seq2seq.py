@@ -12,7 +12,8 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.models.decoder import Cache, split_layers
+from ondevice.models.decoder import split_layers
+from ondevice.models.kv_cache import Cache
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, Ops, Params

@@ -13,7 +13,7 @@ from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.models.tensor_names import prefixed
+from ondevice.models.state_dict import prefixed
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 

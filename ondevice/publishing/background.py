@@ -26,7 +26,7 @@ from ondevice.common.redact import redacted
 from ondevice.common.sanitize import inert
 from ondevice.hub.client import Conflict, Hub, patiently
 from ondevice.hub.snapshot import is_name
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.publishing.model_card import run_card
 from ondevice.publishing.plan import CARD, PENDING, Plan, PlannedFile, model_files, pending
 from ondevice.publishing.public_names import own_name

@@ -15,7 +15,7 @@ from ondevice.common.progress import duration, size
 from ondevice.common.sanitize import inert
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.publishing.history import (
     RATINGS,
     Past,

@@ -23,7 +23,7 @@ from ondevice.common.files import write_file
 from ondevice.common.sanitize import inert
 from ondevice.config.hub import PushConfig
 from ondevice.hub.client import Kind
-from ondevice.models.load import weight_files
+from ondevice.models.model_folder import weight_files
 from ondevice.preferences.sqlite_store import FILE, ratings_file
 from ondevice.publishing.dataset_card import data_files
 from ondevice.publishing.model_card import Card, folder_card, run_card

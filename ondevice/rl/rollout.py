@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ondevice.data.completion_batches import Row
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 

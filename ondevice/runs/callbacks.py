@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.runs.checkpoint import Checkpoint
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ondevice.common.clock import ticks
 from ondevice.common.progress import Progress
 from ondevice.config.corpus import CorpusConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
 from ondevice.runs.events import EventWriter, LineFile

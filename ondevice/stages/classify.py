@@ -29,7 +29,8 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.spec import Wanted
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.base_config import MULTI_LABEL
-from ondevice.models.load import Model, load_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, with_head
 from ondevice.runs.context import Context, Made
 from ondevice.training.loop import fit, held_out_figures

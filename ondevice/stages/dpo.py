@@ -23,7 +23,7 @@ from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.token_cache import made_once
 from ondevice.datasets.preference_pairs import pairs
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.load import Model, writer
+from ondevice.models.model import Model, writer
 from ondevice.rl.rollout import Sampler
 from ondevice.runs.context import Context, Made
 from ondevice.seam.ops import Params

@@ -19,7 +19,7 @@ from ondevice.datasets.preference_pairs import pairs_digest
 from ondevice.datasets.spec import data_digest
 from ondevice.hub import snapshot
 from ondevice.models import peft
-from ondevice.models.load import base_folder, is_adapter_folder, weight_files
+from ondevice.models.model_folder import base_folder, is_adapter_folder, weight_files
 from ondevice.rewards.scorer import named_file
 from ondevice.runs import checkpoint
 from ondevice.runs.folder import StageFolder

@@ -17,10 +17,10 @@ from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
-from ondevice.datasets.prompts import Asked, Prompts, apart, need_template, opening, stored
+from ondevice.datasets.prompts import Asked, Prompts, apart, opening, stored
 from ondevice.datasets.spec import Wanted, corpus_of, last_held, settle
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.load import Model, writer
+from ondevice.models.model import Model, need_template, writer
 from ondevice.rewards.problems import Problem, file_problems, problems, some_of
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.advantages import group_advantages, without_spread

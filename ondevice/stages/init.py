@@ -23,10 +23,11 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.spec import Wanted, builtin_in
 from ondevice.models.encoder_config import ENCODERS
 from ondevice.models.library_config import LibraryConfig
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.registry import ModelConfig, parse_config
 from ondevice.models.seq2seq_config import SEQ2SEQ
-from ondevice.models.tensor_names import adds_to_stream, in_block, is_between, is_embedding, shapes
+from ondevice.models.shapes import shapes
+from ondevice.models.tensor_names import adds_to_stream, in_block, is_between, is_embedding
 from ondevice.runs.context import Context
 
 

@@ -28,9 +28,9 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.prompts import Asked, opening, prompts
 from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.load import Model, writer
+from ondevice.models.model import Model, writer
 from ondevice.models.score_head import with_head
-from ondevice.models.tensor_names import shapes
+from ondevice.models.shapes import shapes
 from ondevice.rl.advantages import explained_variance, gae, whiten
 from ondevice.rl.micro_batches import Floats, dealt, held_out, lengths_told, micro_batches, sizes
 from ondevice.rl.rollout import Sampled, Sampler

@@ -13,7 +13,8 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import most_of, source_of
 from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.load import Model, load_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.network import objective, packs
 from ondevice.runs.context import Context
 from ondevice.stages.summary import bytes_per_token

@@ -18,7 +18,7 @@ from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.datasets.preference_pairs import pairs
 from ondevice.evaluation.reward_model import quality
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.score_head import with_head
 from ondevice.runs.context import Context, Made
 from ondevice.stages.tuning import load_start, with_adapter

@@ -23,7 +23,8 @@ from ondevice.evaluation.held_out import Exam, measure
 from ondevice.hub import snapshot
 from ondevice.hub.pull import origin
 from ondevice.inference.fixed_prompts import answer
-from ondevice.models.load import Model, write
+from ondevice.models.model import Model
+from ondevice.models.save import write
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher

@@ -18,9 +18,9 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import _where_cut, rows_of
 from ondevice.datasets.spec import Wanted
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.load import Model, writer
+from ondevice.models.model import Model, writer
 from ondevice.models.network import packs
-from ondevice.models.tensor_names import shapes
+from ondevice.models.shapes import shapes
 from ondevice.runs.context import Context
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit

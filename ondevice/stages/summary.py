@@ -14,7 +14,7 @@ import numpy as np
 from ondevice.common.progress import duration
 from ondevice.common.sanitize import inert
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.reports.achieved import achieved, worse
 from ondevice.runs import events
 from ondevice.runs.context import Context

@@ -14,17 +14,13 @@ from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.hub import snapshot
 from ondevice.models.convert import COST
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.models.load import Adapter, Model, load_model, merged
+from ondevice.models.load import load_model
 from ondevice.models.lora import fresh, is_adapter, matching, scale_of
+from ondevice.models.model import Adapter, Model, merged
 from ondevice.models.network import packs
-from ondevice.models.tensor_names import (
-    is_block_matrix,
-    is_embedding,
-    is_router,
-    judging,
-    matrices,
-    quantised,
-)
+from ondevice.models.shapes import judging, matrices
+from ondevice.models.state_dict import quantised
+from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_router
 from ondevice.runs.context import Context
 
 

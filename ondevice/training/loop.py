@@ -19,9 +19,12 @@ import numpy as np
 from ondevice.common.clock import ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
-from ondevice.models.load import Model, read_trained, write
+from ondevice.models.load import read_trained
+from ondevice.models.model import Model
 from ondevice.models.network import packs
-from ondevice.models.tensor_names import is_block_matrix, quantised
+from ondevice.models.save import write
+from ondevice.models.state_dict import quantised
+from ondevice.models.tensor_names import is_block_matrix
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
 from ondevice.runs.recovery import FACTOR, State, Taken, finite, keep_batch, measured, sound

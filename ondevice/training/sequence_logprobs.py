@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ondevice.data.completion_batches import Ids, Row, completion_batch, like_lengths, text_batch
 from ondevice.data.packing import Batch
-from ondevice.models.load import Model
+from ondevice.models.model import Model
 from ondevice.models.score_head import scalar_head
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend

@@ -110,7 +110,7 @@ def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
     from ondevice.config.stages import InitConfig
     from ondevice.data.batches import TextSource
     from ondevice.data.tokenizer import train_tokenizer
-    from ondevice.models.load import write_model
+    from ondevice.models.save import write_model
     from ondevice.seam.select import load_backend
     from ondevice.stages.init import initial_weights, model_config
 
@@ -169,7 +169,8 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
     from ondevice.common.rng import permutation
     from ondevice.data.chat_encoding import prompt_ids
     from ondevice.data.preference_batches import to_tokens
-    from ondevice.models.load import load_model, write_model
+    from ondevice.models.load import load_model
+    from ondevice.models.save import write_model
     from ondevice.models.score_head import with_head
     from ondevice.seam.select import load_backend
 

@@ -17,7 +17,8 @@ from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import ChatSource, TextSource
 from ondevice.data.chat_encoding import encode_chat
 from ondevice.inference.generator import Generator, Sampling
-from ondevice.models.load import Model, load_model
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.runs.context import Context
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StopRequest

@@ -112,7 +112,8 @@ def prepare(job: Job) -> None:
     """Rows that are short enough, what our stage makes of them in the order in which it deals them, and its adapter."""
     from ondevice.common.rng import permutation
     from ondevice.data.readers import read
-    from ondevice.models.load import write, writer
+    from ondevice.models.model import writer
+    from ondevice.models.save import write
     from ondevice.models.score_head import with_head
     from ondevice.stages.tuning import load_start, with_adapter
 
