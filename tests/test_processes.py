@@ -23,7 +23,7 @@ from ondevice.common.launch import PACKAGES, OwnPackages
 from ondevice.common.processes import Access, environment
 from ondevice.publishing import background
 from ondevice.rewards.process import Host
-from ondevice_tui import access, model, pushing, runner
+from ondevice_tui import access, push_process, stage_processes, worker_client
 from ondevice_tui.app import OndeviceApp
 
 ROOT = Path(__file__).parent.parent
@@ -274,7 +274,7 @@ def test_the_app_s_doctor(hostile: Callable[[], list[str]], seen: list[dict[str,
 @pytest.mark.slow
 def test_the_app_s_worker(hostile: Callable[[], list[str]], seen: list[dict[str, str]], tmp_path: Path) -> None:
     async def work() -> Any:
-        process = model.ModelProcess(str(write_model(tmp_path / "m")))
+        process = worker_client.ModelProcess(str(write_model(tmp_path / "m")))
         try:
             return await process.open()
         finally:
@@ -288,9 +288,9 @@ def test_the_app_s_push_and_its_stages(
     hostile: Callable[[], list[str]], seen: list[dict[str, str]], tmp_path: Path
 ) -> None:
     run = write_run(tmp_path / "run")
-    told = run_async(lambda: pushing.ask_plan(pushing.settings(run, "sft", "me/m")))
+    told = run_async(lambda: push_process.ask_plan(push_process.settings(run, "sft", "me/m")))
     assert told["repo"] == "me/m"
-    child = runner.start(["sft", str(tmp_path / "nothing"), "x.jsonl", "--out", str(run.path)], run.path)
+    child = stage_processes.start(["sft", str(tmp_path / "nothing"), "x.jsonl", "--out", str(run.path)], run.path)
     assert child.process.wait(60) == 2, child.log.read_text()
     # what asks the Hub about a push has the token, a stage on folders and files of this machine has not
     assert [one.get("HF_TOKEN") for one in seen] == [TOKEN, None]

@@ -14,7 +14,7 @@ from textual.widgets import Input
 
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
-from ondevice_tui import model
+from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.chat import ChatScreen, Pane
 from ondevice_tui.widgets.rows import Rows
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
 
 
 def pids(app: OndeviceApp) -> list[int]:

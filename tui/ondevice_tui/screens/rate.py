@@ -24,17 +24,17 @@ from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
 from ondevice.preferences.rating_queue import in_turn
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
-from ondevice_tui.pairing import Pairing, rater_name
+from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
-from ondevice_tui.road import ago
-from ondevice_tui.screens.ask import Details, ask
+from ondevice_tui.run_status import ago
+from ondevice_tui.screens.confirm import Details, ask
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
 from ondevice_tui.screens.rating_page import RETRY_S, RatingPage
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 if TYPE_CHECKING:
-    from ondevice_tui.screens.more_pairs import Found
+    from ondevice_tui.screens.sample_pairs import Found
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
@@ -529,7 +529,7 @@ least; p says why this one."""
     # where pairs come from, and what votes are worth
 
     def action_more(self) -> None:
-        from ondevice_tui.screens.more_pairs import MorePairs
+        from ondevice_tui.screens.sample_pairs import MorePairs
 
         if self.ui.run_folder is None:
             self.ui.say("no run yet: esc, then n begins one")
@@ -555,7 +555,7 @@ least; p says why this one."""
             self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))
 
     def action_statistics(self) -> None:
-        from ondevice_tui.screens.votes import show_statistics
+        from ondevice_tui.screens.vote_statistics import show_statistics
 
         ratings = self.ratings
         if ratings is None:

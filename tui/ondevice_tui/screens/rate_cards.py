@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from ondevice.preferences.database import Item
 from ondevice.preferences.rating_queue import doubt, forecast
-from ondevice_tui.pairing import Judge, Pairing
+from ondevice_tui.live_sampling import Judge, Pairing
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines

@@ -13,7 +13,7 @@ from ondevice.config.load import read_yaml
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.listing import began_at, has_ratings, is_run, run_paths, stage_state, unreadable
-from ondevice_tui.tail import log_tail
+from ondevice_tui.event_reader import log_tail
 from ondevice_tui.trouble import write_trouble
 
 T = TypeVar("T")

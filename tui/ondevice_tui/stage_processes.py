@@ -26,7 +26,7 @@ from ondevice.config.recipe import STAGES
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import access
-from ondevice_tui.tail import log_tail
+from ondevice_tui.event_reader import log_tail
 
 
 @dataclass

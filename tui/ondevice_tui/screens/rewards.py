@@ -12,7 +12,7 @@ from textual.widget import Widget
 from textual.widgets import OptionList
 
 from ondevice.common.progress import number
-from ondevice_tui.groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
+from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
 from ondevice_tui.screens.page import titled
 from ondevice_tui.screens.train import SHORT, StagePage
 from ondevice_tui.series import Columns, spark
@@ -248,7 +248,7 @@ each measurement, the newest first; [ ] go to another problem."""
         self._show_completion()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        from ondevice_tui.screens.ask import Details
+        from ondevice_tui.screens.confirm import Details
 
         event.stop()
         if event.option_index < len(self._shown):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ondevice_tui.tail import History, texts_at
+from ondevice_tui.event_reader import History, texts_at
 
 RIGHT = ("correct", "accuracy", "exact", "exact_match", "answer", "math")
 """Rewards that say whether an answer is right, by their usual names."""

@@ -17,7 +17,7 @@ from ondevice.common import processes
 from ondevice.config.hub import PushConfig
 from ondevice.preferences.sqlite_store import FILE as RATINGS
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import runner
+from ondevice_tui import stage_processes
 
 COMMAND = tuple(processes.command("ondevice"))
 EVERY, VOTES = "every stage", "the ratings"  # what can be sent beside a stage's model
@@ -54,7 +54,7 @@ def settings(run: RunFolder, what: str, repo: str, *, public: bool = False, opti
 
 async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     """What would be sent, where to, and who is logged in. Raises PlanFailed."""
-    words = runner.words_for("push", PushConfig, {**values, "dry_run": True})
+    words = stage_processes.words_for("push", PushConfig, {**values, "dry_run": True})
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     process = await processes.start_async([*COMMAND, *words, "--json"], processes.Access.HUB, stdin=quiet, stdout=pipe,
                                           stderr=pipe)
@@ -62,7 +62,7 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
         said, wrong = await process.communicate()
     finally:
         if process.returncode is None:
-            runner.end(process)
+            stage_processes.end(process)
             await process.wait()  # else its pipes are closed after the app's event loop
     try:
         told: dict[str, Any] = json.loads(said)
@@ -78,7 +78,7 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
 class Push:
     """A push under way: its process, and what its log told so far."""
 
-    child: runner.Child
+    child: stage_processes.Child
     offset: int
     sent: int = 0
     of: int = 0
@@ -131,5 +131,5 @@ def begin(run: RunFolder, values: Mapping[str, Any]) -> Push:
     """Starts the push; it goes on when this app is closed. Raises OSError."""
     log = run.path / "push.log"
     offset = log.stat().st_size if log.is_file() else 0
-    words = runner.words_for("push", PushConfig, {**values, "lines": True, "yes": True})
-    return Push(runner.start(words, run.path), offset)
+    words = stage_processes.words_for("push", PushConfig, {**values, "lines": True, "yes": True})
+    return Push(stage_processes.start(words, run.path), offset)

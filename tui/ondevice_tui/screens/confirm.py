@@ -15,9 +15,9 @@ from ondevice.common.progress import numbers_line
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice.runs.listing import TAIL
-from ondevice_tui import runner
+from ondevice_tui import stage_processes
+from ondevice_tui.event_reader import log_tail, stage_log
 from ondevice_tui.screens.page import Card, titled
-from ondevice_tui.tail import log_tail, stage_log
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
     stage = StageFolder(run.path / (wanted if wanted in busy else busy[0]))
 
     def stop() -> None:
-        ui.say("asked to stop: it finishes its step and saves" if runner.stop(stage) else "it had ended already")
+        asked = stage_processes.stop(stage)
+        ui.say("asked to stop: it finishes its step and saves" if asked else "it had ended already")
 
     ask(ui, "stop", f"{run.path.name}: stop {stage.name}? It finishes its step and saves; R goes on with it later.",
         "stop it", stop)

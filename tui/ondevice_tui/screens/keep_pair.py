@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from ondevice.common.clock import clock
 from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.sqlite_store import FILE
-from ondevice_tui.pairing import rater_name
+from ondevice_tui.live_sampling import rater_name
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeText, content, line
 

@@ -14,8 +14,8 @@ from ondevice.common import processes
 from ondevice.common.json_files import to_json
 from ondevice.config.use import SamplingConfig
 from ondevice.runs.folder import RunFolder
-from ondevice_tui import access, runner
-from ondevice_tui.road import gives
+from ondevice_tui import access, stage_processes
+from ondevice_tui.run_status import gives
 
 COMMAND = tuple(processes.command("ondevice", "worker"))
 LINE = 1 << 24  # bytes of the longest event
@@ -100,7 +100,7 @@ class ModelProcess:
         try:
             await asyncio.wait_for(process.wait(), PATIENCE_S)
         except TimeoutError:
-            runner.end(process)
+            stage_processes.end(process)
             await process.wait()
         if self._listening is not None:
             await self._listening
@@ -108,7 +108,7 @@ class ModelProcess:
     def kill(self) -> None:
         """At once, where nobody can wait: the app ends."""
         if self._process is not None:
-            runner.end(self._process)
+            stage_processes.end(self._process)
 
     def _send(self, request: Mapping[str, Any]) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():

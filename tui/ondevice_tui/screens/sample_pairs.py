@@ -14,10 +14,10 @@ from textual.widgets import Input, Select
 from ondevice.common.errors import UserError
 from ondevice.config.use import RatingsConfig
 from ondevice.preferences.sqlite_store import FILE
-from ondevice_tui.model import models_in
-from ondevice_tui.pairing import Plan, Writer
+from ondevice_tui.live_sampling import Plan, Writer
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content
+from ondevice_tui.worker_client import models_in
 
 if TYPE_CHECKING:
     from ondevice_tui.app import OndeviceApp

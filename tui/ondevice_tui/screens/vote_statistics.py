@@ -10,8 +10,8 @@ from textual.content import Content
 
 from ondevice.common.errors import UserError
 from ondevice.preferences.database import Ratings
-from ondevice_tui.pairing import Pairing
-from ondevice_tui.screens.ask import Details
+from ondevice_tui.live_sampling import Pairing
+from ondevice_tui.screens.confirm import Details
 from ondevice_tui.widgets.safe import cell, content, line, lines
 
 if TYPE_CHECKING:

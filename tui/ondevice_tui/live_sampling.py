@@ -21,9 +21,9 @@ from ondevice.common.errors import UserError
 from ondevice.preferences.database import Ratings, Response, Waiting
 from ondevice.preferences.rating_queue import doubt
 from ondevice.runs.folder import RunFolder
-from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning
 from ondevice_tui.ratings_thread import RatingsThread
-from ondevice_tui.road import gives
+from ondevice_tui.run_status import gives
+from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
 
 AHEAD, LOW = 12, 4  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
 TOGETHER = 4  # prompts that one model answers before another takes its place: loading it takes seconds

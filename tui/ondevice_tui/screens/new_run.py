@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import OptionList
 
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names
-from ondevice_tui.road import startable
+from ondevice_tui.run_status import startable
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.screens.start import StartScreen, proposal
 from ondevice_tui.widgets.rows import Rows
