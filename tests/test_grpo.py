@@ -15,7 +15,7 @@ from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat_encoding import prompt_ids
-from ondevice.datasets.prompts import Asked, opening
+from ondevice.datasets.prompts import Prompt, opening
 from ondevice.rewards.golds import attainable
 from ondevice.rewards.scorer import Rewards, Scores
 from ondevice.rl.rollout import Sampled
@@ -95,7 +95,7 @@ def test_places_of_answers_are_those_in_what_was_written() -> None:
     tokenizer = small_tokenizer().with_template(OPENS)
     ids = prompt_ids(ASKED, tokenizer)
     text = "well\n</think>\nso 42"
-    [group] = told([Asked(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
+    [group] = told([Prompt(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
     [one] = group["completions"]
     assert one["parsed"] == "42" and text[slice(*one["span"])] == "42"
 

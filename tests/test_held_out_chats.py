@@ -14,7 +14,7 @@ from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.chat_encoding import encode_chat
 from ondevice.datasets.preference_pairs import _copied
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_and_chats import Chats, chats
 
 TOKENIZER = small_tokenizer()
@@ -58,7 +58,7 @@ def rendered(rows: list[dict[str, Any]]) -> list[str]:
 
 def split(rows: list[dict[str, Any]], folder: Path, **more: Any) -> tuple[Chats, list[str]]:
     ctx = Ctx(folder)
-    return chats(Wanted(write(folder / "rows.jsonl", rows), **more), TOKENIZER, ctx), ctx.warned  # type: ignore[arg-type]
+    return chats(DataSpec(write(folder / "rows.jsonl", rows), **more), TOKENIZER, ctx), ctx.warned  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("order", ["one after another", "shuffled"])
@@ -102,14 +102,14 @@ def test_chats_of_a_validation_file_are_not_learned(tmp_path: Path) -> None:
                           validation=write(tmp_path / "held.jsonl", held))
     assert (len(found.train), len(found.held)) == (7, 3) and "3 chats are left out" in warned[0]
     with pytest.raises(UserError, match="all of it is held out too"):
-        chats(Wanted(write(tmp_path / "a.jsonl", held), write(tmp_path / "b.jsonl", held)), TOKENIZER,
+        chats(DataSpec(write(tmp_path / "a.jsonl", held), write(tmp_path / "b.jsonl", held)), TOKENIZER,
               Ctx(tmp_path / "other"))  # type: ignore[arg-type]
 
 
 def test_chats_of_one_source_are_not_learned_where_another_holds_them_out(tmp_path: Path) -> None:
     one, other = ([chat(f"question {n}", "yes") for n in numbers] for numbers in (range(20), range(19, 40)))
     ctx = Ctx(tmp_path)
-    found = chats(Wanted(f"{write(tmp_path / 'a.jsonl', one)},{write(tmp_path / 'b.jsonl', other)}"), TOKENIZER,
+    found = chats(DataSpec(f"{write(tmp_path / 'a.jsonl', one)},{write(tmp_path / 'b.jsonl', other)}"), TOKENIZER,
                   ctx)  # type: ignore[arg-type]
     assert not set(texts(found.train)) & set(texts(found.held)) and len(ctx.warned) == 1
 
@@ -119,7 +119,7 @@ def test_a_template_that_needs_a_row_a_turn_splits_no_chat(tmp_path: Path) -> No
     per_turn = TOKENIZER.with_template(
         "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}{{ '(said)' }}{% else %}"
         "{{ m.content + eos_token }}{% endif %}{% endfor %}", ())
-    found = chats(Wanted(write(tmp_path / "rows.jsonl", rows)), per_turn, Ctx(tmp_path))  # type: ignore[arg-type]
+    found = chats(DataSpec(write(tmp_path / "rows.jsonl", rows)), per_turn, Ctx(tmp_path))  # type: ignore[arg-type]
     assert (len(found.train), len(found.held)) == (54, 6)
 
 
@@ -127,7 +127,7 @@ def test_the_turns_of_a_chat_of_pairs_stand_on_one_side(tmp_path: Path) -> None:
     rows = [{"prompt": row["messages"][:-1], "chosen": "a", "rejected": "b"}
             for number in range(40) for row in by_turns(number, 3)]
     part = tmp_path / "pairs.jsonl"
-    _copied(part, Wanted(write(tmp_path / "rows.jsonl", rows)), 0.3, Ctx(tmp_path))  # type: ignore[arg-type]
+    _copied(part, DataSpec(write(tmp_path / "rows.jsonl", rows)), 0.3, Ctx(tmp_path))  # type: ignore[arg-type]
     sides: dict[bool, set[str]] = {False: set(), True: set()}
     for row in map(json.loads, part.read_text().splitlines()):
         sides[row["held"]].add(row["prompt"][0]["content"])

@@ -21,11 +21,11 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
 from ondevice.models.model import Model
 from ondevice.runs import checkpoint
-from ondevice.runs.context import Context, Spent
+from ondevice.runs.context import Context, ElapsedTime
 from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.seam.protocols import Backend
-from ondevice.training.loop import Work, fit
+from ondevice.training.loop import StepPlan, fit
 from ondevice.training.lr_schedule import rate
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
@@ -192,9 +192,9 @@ class Steered(Scripted):
 
     memory = 1.0
 
-    def work(self, step: int, params: Any, number: int) -> Work:
+    def work(self, step: int, params: Any, number: int) -> StepPlan:
         self.memory += 0.5
-        return Work([[numbers(self.memory)]], {"memory": self.memory}, 1)
+        return StepPlan([[numbers(self.memory)]], {"memory": self.memory}, 1)
 
     def finished(self, step: int) -> str:
         return ""
@@ -215,7 +215,7 @@ def test_a_checkpoint_holds_what_the_next_work_follows_from_and_the_time_spent(s
 
 
 def test_time_spent_goes_on_from_a_checkpoint() -> None:
-    spent = Spent()
+    spent = ElapsedTime()
     spent.add({"seconds": 100.0, "cpu_seconds": 50.0})
     assert 100 <= spent.mapping()["seconds"] < 150 and 50 <= spent.mapping()["cpu_seconds"] < 100
 

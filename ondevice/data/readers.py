@@ -27,7 +27,7 @@ from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
 from ondevice.data.row_keys import Record, telling
 
 Row = dict[str, Any]
-Found = tuple[Record, str]
+RecordAndPlace = tuple[Record, str]
 
 LIMIT = 0.01
 _CHUNK = 1 << 20
@@ -116,7 +116,7 @@ class Rows:
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[RecordAndPlace]:
         self.seen, self.unlabelled, self.rejected, self.notes, whole = 0, 0, [], [*self._of_files], 0
         self._unused, self._open = {}, None
         for item, where in self._found():

@@ -32,7 +32,7 @@ from ondevice.data.token_cache import made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import (
     LOOKED_AT,
-    Wanted,
+    DataSpec,
     convert_rows,
     corpus_of,
     reused,
@@ -52,7 +52,7 @@ _TOLD = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Found:
+class PairData:
     """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated; `strong`
     pairs are of a strength above 1, `margins` come with a margin of their own. If
     `judged`, each is one completion that is good or bad."""
@@ -66,10 +66,10 @@ class Found:
     judged: bool = False
 
 
-def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
+def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
     """Raises UserError for missing, empty or unreadable data, or where no pair is left on either side."""
     need_template(model)
-    wanted = Wanted.of(cfg, str(ctx.folder.path.parent / FILE))
+    wanted = DataSpec.of(cfg, str(ctx.folder.path.parent / FILE))
     judged = holds_judged(cfg, wanted)
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged))
     try:
@@ -83,7 +83,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> Found:
         raise
 
 
-def holds_judged(cfg: PairsConfig, wanted: Wanted) -> bool:
+def holds_judged(cfg: PairsConfig, wanted: DataSpec) -> bool:
     """Whether KTO is to learn from single completions, each good or bad: one of the sources holds such rows. The pairs
     of others are then two of them each, as in TRL."""
     if not (isinstance(cfg, DPOConfig) and cfg.loss_type == "kto"):
@@ -109,7 +109,7 @@ def _in_two(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {**rest, "completion": row[side], "label": good}
 
 
-def _copied(part: Path, wanted: Wanted, share: float, ctx: Context, judged: bool = False) -> None:
+def _copied(part: Path, wanted: DataSpec, share: float, ctx: Context, judged: bool = False) -> None:
     """Writes every pair once, with `held` and the number of its `source`."""
     left_out = Counter[str]()
     held, named, last = 0, False, ""
@@ -135,7 +135,7 @@ def _chat_of(row: Mapping[str, Any]) -> str:
     return digest(turns[:first + 1])
 
 
-def _each(wanted: Wanted, corpus: CorpusConfig, left_out: Counter[str],
+def _each(wanted: DataSpec, corpus: CorpusConfig, left_out: Counter[str],
           ctx: Context | None = None, judged: bool = False) -> Iterator[tuple[dict[str, Any], int, str]]:
     """(pair, number of its source, whether it is learned from: always, never, or as it is drawn). Pairs whose prompt
     another file holds out are counted in `left_out` by it."""
@@ -168,7 +168,7 @@ def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
     settle(rows, ctx)
 
 
-def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wanted, ctx: Context) -> Found:
+def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: DataSpec, ctx: Context) -> PairData:
     judged = bool(len(found)) and bool(found.label[0])
     what = "completions" if judged else "pairs"
     if not fits.all():
@@ -194,7 +194,7 @@ def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: Wan
             + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
     if judged and len(set(found.label[fits & ~found.held].tolist())) == 1:
         ctx.warn("all of them have the same label: nothing says what is better than what")
-    return Found(train, held, [f"{len(found):,} {what}{by}"], simulated, int((found.strength > 1).sum()),
+    return PairData(train, held, [f"{len(found):,} {what}{by}"], simulated, int((found.strength > 1).sum()),
                  int((found.margin != 0).sum()), judged)
 
 
@@ -202,7 +202,7 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
     """A hash of the pairs: of those that the stage has begun with, else of the source; and of the sources' weights.
     Raises UserError as `pairs`."""
     copy = stage / COPY
-    wanted = Wanted.of(cfg, str(stage.parent / FILE))
+    wanted = DataSpec.of(cfg, str(stage.parent / FILE))
 
     def values() -> Iterator[Any]:
         if resume and copy.is_file():
@@ -232,7 +232,7 @@ def _told(row: Mapping[str, Any]) -> list[Any]:
 def read_pairs(data: str, reading: Reading = AS_IS) -> Iterator[dict[str, Any]]:
     """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
     Raises UserError for data that is not there or cannot be read."""
-    for one in Wanted(data, reading=reading).alone():  # of a folder with splits what is there to test on
+    for one in DataSpec(data, reading=reading).alone():  # of a folder with splits what is there to test on
         yield from _rows(replace(one, split="test"), CorpusConfig(), strict=True)
 
 
@@ -240,7 +240,7 @@ def sha_of(row: Mapping[str, Any]) -> str:
     return digest(row["prompt"])
 
 
-def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None, strict: bool = False,
+def _rows(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None = None, strict: bool = False,
           judged: bool = False) -> Iterator[dict[str, Any]]:
     """The pairs of one source, or if `judged` its single completions. With `ctx` bad rows are kept account of, and what
     votes there are is told; else, if `strict`, too many of them raise UserError."""
@@ -253,7 +253,7 @@ def _rows(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None = None, stri
         yield from _read(wanted, corpus, ctx, strict, to_pair)
 
 
-def _read(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None, strict: bool,
+def _read(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None, strict: bool,
           convert: Callable[[Any], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     made = corpus_of(wanted.data, corpus)
     if made is not None:
@@ -276,7 +276,7 @@ def _read(wanted: Wanted, corpus: CorpusConfig, ctx: Context | None, strict: boo
             settled(rows)
 
 
-def _votes_in(wanted: Wanted) -> Path | None:
+def _votes_in(wanted: DataSpec) -> Path | None:
     """The ratings.db that a source is, or that its run folder holds."""
     path = Path(wanted.data)
     if path.suffix == ".db":

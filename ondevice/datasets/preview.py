@@ -55,7 +55,7 @@ from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.objectives import most_of, source_of
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.load import tokenizer_of
@@ -115,7 +115,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
     if form in ("chat", "prompt"):  # pairs are copied, and their hash taken, where no tokenizer is known
-        rows.template = Wanted("").for_template(model.tokenizer).template
+        rows.template = DataSpec("").for_template(model.tokenizer).template
     length = cfg.sequence_length or _STAGES[form].sequence_length
     known: Any = form
     for name, effect in idle(replace(cfg, form=known)):  # of form auto a person learns here what it was
@@ -238,10 +238,10 @@ def form_of(row: Row) -> str:
 
 # ---- one function a form: rows → counts and examples ----------------------------------------------------------------
 
-Found = Iterable[tuple[Record, str]]
+Records = Iterable[tuple[Record, str]]
 
 
-def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _texts(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
     goes_on = False
     for text, where in _documents(rows, counts):
@@ -255,7 +255,7 @@ def _texts(rows: Found, model: Model, length: int, examples: int, counts: Counts
             counts.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
 
 
-def _documents(rows: Found, counts: Counts) -> Iterator[tuple[str, str]]:
+def _documents(rows: Records, counts: Counts) -> Iterator[tuple[str, str]]:
     for text, where in _made(rows, to_text, counts):
         for document in separated([text], counts.separator):
             if counts.spelt is not None:
@@ -283,7 +283,7 @@ def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDAr
     return batch["ids"][0][kept], learned[0][kept], targets
 
 
-def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Counts, *,
+def _labelled(rows: Records, model: Model, length: int, examples: int, counts: Counts, *,
               columns: Mapping[str, str]) -> None:
     for row, where in rows:
         try:
@@ -303,7 +303,7 @@ def _labelled(rows: Found, model: Model, length: int, examples: int, counts: Cou
             counts.examples.append({"where": where, "tokens": [*shown, (f" {labelled.label}", True)]})
 
 
-def _chats(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _chats(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
     count = _count if model.network.start is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
@@ -353,7 +353,7 @@ def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, le
                     ids, np.arange(row.length) >= len(row.prompt), tokenizer)})
 
 
-def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
+def _pairs(rows: Records, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
     tokenizer = model.tokenizer
     for pair, where in _made(rows, to_judged if judged else to_pair, counts):
         try:
@@ -374,7 +374,7 @@ def _pairs(rows: Found, model: Model, length: int, examples: int, counts: Counts
                 for name, side in sides.items()}})
 
 
-def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Counts) -> None:
+def _prompts(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
     for (messages, _), where in _made(rows, to_prompt, counts):
         try:
@@ -387,12 +387,12 @@ def _prompts(rows: Found, model: Model, length: int, examples: int, counts: Coun
             counts.examples.append({"where": where, "tokens": pieces(ids, np.zeros(len(ids), np.bool_), tokenizer)})
 
 
-_FORMS: dict[str, Callable[[Found, Model, int, int, Counts], None]] = {
+_FORMS: dict[str, Callable[[Records, Model, int, int, Counts], None]] = {
     "text": _texts, "chat": _chats, "preference": _pairs,
     "judged": partial(_pairs, judged=True), "prompt": _prompts}
 
 
-def _made(rows: Found, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
+def _made(rows: Records, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
     for row, where in rows:
         try:
             made = make(row)

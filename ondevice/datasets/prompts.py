@@ -22,13 +22,13 @@ from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
 from ondevice.data.token_cache import JsonLines, place_of
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.datasets.spec import Wanted, corpus_of, last_held, reused, taken
+from ondevice.datasets.spec import DataSpec, corpus_of, last_held, reused, taken
 from ondevice.models.model import Model, need_template
 from ondevice.runs.context import Context
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """A conversation that ends with the user. `known`: what the data says of it (`answer`, `kind`, …)."""
 
     messages: list[dict[str, Any]]
@@ -56,7 +56,7 @@ def opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 Part = Literal["train", "validation", "all"]
 
 
-class Prompts(Sequence[Asked]):
+class Prompts(Sequence[Prompt]):
     """Prompts on the disk. `keys` (N,) uint64: alike where the conversations are."""
 
     def __init__(self, lines: JsonLines, order: NDArray[np.int64]) -> None:
@@ -66,13 +66,13 @@ class Prompts(Sequence[Asked]):
         return len(self._order)
 
     @overload
-    def __getitem__(self, at: int) -> Asked: ...
+    def __getitem__(self, at: int) -> Prompt: ...
     @overload
     def __getitem__(self, at: slice) -> Prompts: ...
-    def __getitem__(self, at: int | slice) -> Asked | Prompts:
+    def __getitem__(self, at: int | slice) -> Prompt | Prompts:
         if isinstance(at, slice):
             return Prompts(self._lines, self._order[at])
-        return Asked(*self._lines[int(self._order[at])])
+        return Prompt(*self._lines[int(self._order[at])])
 
     @property
     def keys(self) -> NDArray[np.uint64]:
@@ -83,7 +83,7 @@ class Prompts(Sequence[Asked]):
         return Prompts(self._lines, self._order[which])
 
 
-def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Asked]:
+def prompts(wanted: DataSpec, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Prompt]:
     """The prompts of all sources; those that leave no `room` tokens for an answer are left out and counted. Of a
     person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
     What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
@@ -91,10 +91,10 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     need_template(model)
     wanted = wanted.for_template(model.tokenizer)
 
-    def rows(one: Wanted, part: Part) -> Prompts:
+    def rows(one: DataSpec, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
-            def own(one: Wanted) -> Prompts:
+            def own(one: DataSpec) -> Prompts:
                 return stored(one, lambda: read(one), "prompts", model, room, ctx)
 
             if part == "all":
@@ -106,10 +106,10 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
         told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)
         return stored(one, lambda: told, f"{split} prompts", model, room, ctx)
 
-    def read(one: Wanted) -> Iterator[Asked]:
-        def to_asked(row: Any) -> Asked:
+    def read(one: DataSpec) -> Iterator[Prompt]:
+        def to_asked(row: Any) -> Prompt:
             messages, known = to_prompt(row)
-            return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+            return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
         return (asked for _, asked in taken(one, to_asked, ctx))
 
     if part == "validation":
@@ -123,7 +123,7 @@ def prompts(wanted: Wanted, part: Part, model: Model, room: int, ctx: Context) -
     return Lazy.over(parts, order[once])
 
 
-def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> list[Prompts]:
+def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec) -> list[Prompts]:
     """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
     known = np.concatenate([part.keys for part in held])
     left = [part.only(~np.isin(part.keys, known)) for part in train]
@@ -133,13 +133,13 @@ def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: Wanted) -> 
     return left
 
 
-def from_user(text: str, known: Mapping[str, Any], model: Model) -> Asked:
+def from_user(text: str, known: Mapping[str, Any], model: Model) -> Prompt:
     """A conversation of one message. Raises BadRow where the template refuses it."""
     messages = [{"role": "user", "content": text}]
-    return Asked(messages, prompt_ids(messages, model.tokenizer), known)
+    return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
 
 
-def stored(wanted: Wanted, rows: Callable[[], Iterable[Asked]], name: str, model: Model, room: int,
+def stored(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, model: Model, room: int,
            ctx: Context) -> Prompts:
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
     at a time, where a process before this one has not left them; `name` tells them from others of the same source.

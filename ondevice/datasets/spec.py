@@ -41,7 +41,7 @@ COMMITS = "commits.json"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DataSpec:
     """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
     else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
     which split of a folder that has splits; how rows are read, and the chat templates that read their messages."""
@@ -55,7 +55,7 @@ class Wanted:
     template: str = field(default="", repr=False)  # it names no data
 
     @classmethod
-    def of(cls, cfg: Any, data: str = "") -> Wanted:
+    def of(cls, cfg: Any, data: str = "") -> DataSpec:
         """What the settings of a stage say (`data`: where they leave it open)."""
         return cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
                    reading=Reading.of(cfg))
@@ -68,18 +68,18 @@ class Wanted:
         """Names everything that decides what is read."""
         return f"{self} {data_digest(self.data, self.validation, corpus)}"
 
-    def alone(self) -> list[Wanted]:
+    def alone(self) -> list[DataSpec]:
         """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
-        return [Wanted(source.data, limit=self.limit, reading=self.reading, template=self.template)
+        return [DataSpec(source.data, limit=self.limit, reading=self.reading, template=self.template)
                 for source in sources(self.data)]
 
-    def held(self) -> list[Wanted]:
+    def held(self) -> list[DataSpec]:
         """The sources of `validation`, all of them."""
         named = sources(self.validation) if self.validation else ()
-        return [Wanted(source.data, split="validation", reading=self.reading, template=self.template)
+        return [DataSpec(source.data, split="validation", reading=self.reading, template=self.template)
                 for source in named]
 
-    def for_template(self, tokenizer: Tokenizer) -> Wanted:
+    def for_template(self, tokenizer: Tokenizer) -> DataSpec:
         """The same, whose messages the chat templates of this tokenizer read."""
         return replace(self, template="".join((tokenizer.chat_template or "", *tokenizer.more_templates.values())))
 
@@ -89,13 +89,13 @@ class Wanted:
         rows.template = self.template
         return rows
 
-    def named_held(self) -> Wanted | None:
+    def named_held(self) -> DataSpec | None:
         """What a source's own folder holds out by name; None where it does not."""
         if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
             return None
         return replace(self, limit=0, split="validation")
 
-    def in_two(self, own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[T, T]:
+    def in_two(self, own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[T, T]:
         """What is learned from and what is held out of a person's source: `own` reads it, and of what it gives `split`
         holds a part out, where its folder does not."""
         named = self.named_held()
@@ -175,7 +175,7 @@ def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]
     return [chat["messages"] for chat in plain_rows(path, to_chat, reading=reading)]
 
 
-def reused(place: Path, wanted: Wanted, ctx: Context) -> Path:
+def reused(place: Path, wanted: DataSpec, ctx: Context) -> Path:
     """`place`, filled with what the same stage of another run beside this one has made of the same files by the same
     tokenizer: its name says so. What the Hub or a gym gives under a name may be another thing tomorrow: not that."""
     if place.exists() or wanted.data.startswith(BY_NAME):
@@ -211,12 +211,12 @@ def _elsewhere(place: Path, ctx: Context) -> Path | None:
     return None
 
 
-def converted(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+def converted(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> list[T]:
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
     return [made for _, made in taken(wanted, convert, ctx)]
 
 
-def taken(wanted: Wanted, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
+def taken(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted`, one at a time."""
     rows = wanted.rows()
     yield from counted(convert_rows(rows, convert), f"{ctx.name}: rows read")

@@ -33,7 +33,7 @@ from ondevice.data.token_cache import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import (
     HELD_PART,
-    Wanted,
+    DataSpec,
     convert_rows,
     converted,
     corpus_of,
@@ -46,7 +46,7 @@ from ondevice.runs.context import Context
 T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
-def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
+def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
     """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
     data."""
     for one in [wanted] if wanted.split != "train" else wanted.alone():
@@ -59,8 +59,8 @@ def texts(wanted: Wanted, ctx: Context) -> Iterator[str]:
         settle(rows, ctx)
 
 
-def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
-           own: Callable[[Wanted], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
+def halves(wanted: DataSpec, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
+           own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
     """What is learned from and what is held out, a list with one entry a source: `builtin` gives both of the built-in
     corpus (its first rows), `own` reads all of a person's source, of which `split` holds the last part out where there
     is no validation file."""
@@ -82,7 +82,7 @@ def halves(wanted: Wanted, ctx: Context, builtin: Callable[[CorpusConfig, int], 
     return train, held
 
 
-def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
+def token_streams(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
     """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
     out. `separator`: text that ends a document of a person's own."""
     cache = ctx.folder.path / "data"
@@ -100,7 +100,7 @@ def token_streams(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator:
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
-def _stream(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
+def _stream(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
     key = digest([key, separator]) if separator else key
@@ -129,7 +129,7 @@ class Chats:
     held: ChatRows
 
 
-def chats(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
+def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
     """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
     out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
     row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
@@ -210,7 +210,7 @@ class Labelled:
     held: list[LabelledText]
 
 
-def labelled(wanted: Wanted, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+def labelled(wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
     each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
     held-out classes that stand nowhere else."""
@@ -237,7 +237,7 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
              ctx: Context) -> ChatRows:
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
     many that they are `share` of all tokens. Raises UserError as `texts` does."""
-    wanted = Wanted(data)
+    wanted = DataSpec(data)
     stream = mixed_stream([_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id)
     pieces = max(1, (len(stream) - 1) // width)
     count = round(share / (1 - share) * beside.tokens / width)
@@ -248,7 +248,7 @@ def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, t
     return ChatRows.joined([beside, text], np.arange(len(beside) + count))
 
 
-def _chat_rows(wanted: Wanted, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
+def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool) -> ChatRows:
     """On the disk, row by row: a file may be larger than the memory."""
     numbers, keys = array("q"), array("Q")  # of each row its chat; of each chat two
 

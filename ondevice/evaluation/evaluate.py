@@ -22,7 +22,7 @@ from ondevice.datasets.spec import corpus_of, plain_chats, plain_texts
 from ondevice.evaluation import preference, problems
 from ondevice.evaluation.held_out import (
     ROWS,
-    Exam,
+    EvalSuite,
     builtin_exam,
     masked_accuracy,
     measure,
@@ -121,8 +121,8 @@ def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str,
     """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
     model could have used."""
     record = StageFolder(model.folder.resolve().parent).done_record() or {}
-    length = record.get("fingerprint", {}).get("sequence_length") or Exam.sequence_length
-    exam, width = Exam(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
+    length = record.get("fingerprint", {}).get("sequence_length") or EvalSuite.sequence_length
+    exam, width = EvalSuite(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
     with tempfile.TemporaryDirectory() as cache:
         if fills(model.cfg):
             return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}

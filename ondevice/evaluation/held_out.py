@@ -21,7 +21,7 @@ from ondevice.data.masked_lm import MaskedSource
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.model import Model
 from ondevice.models.network import fills
-from ondevice.preferences.simulated_rater import Rule
+from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
 from ondevice.training.losses import causal_lm_loss
@@ -31,7 +31,7 @@ SPARE = 12  # tokens: a line of courtesy after an answer
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSuite:
     """Held-out documents, and questions {"messages": …, "kind", "answer"} whose answers `score` judges."""
 
     documents: Sequence[str]
@@ -45,7 +45,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Marks:
+class EvalMetrics:
     """`bits_per_byte` None: no documents; `exact_match` None: no questions or no chat template."""
 
     bits_per_byte: float | None
@@ -77,28 +77,28 @@ class Reasoning:
     by_kind: dict[str, tuple[int, int, int]]
 
 
-def longest_answer(exam: Exam, model: Model) -> int:
+def longest_answer(exam: EvalSuite, model: Model) -> int:
     """Tokens that an answer may take: as many as the longest right one and a line of courtesy. What goes on beyond them
     is no right answer any more, and models that have not learned to stop would all be read to the end."""
     right = [question["messages"][-1]["content"] for question in exam.questions]
     return max((len(model.tokenizer.encode(text)) for text in right), default=52) + SPARE
 
 
-def measure(model: Model, backend: Backend, exam: Exam, cache: Path) -> Marks:
+def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> EvalMetrics:
     """`cache` is a folder for the tokenised documents."""
     if fills(model.cfg):
-        return Marks(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
+        return EvalMetrics(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
     # an encoder-decoder gives no probability to a text as such
     bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.start is None else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
-    return Marks(bits, right / asked if asked else None, by_kind,
+    return EvalMetrics(bits, right / asked if asked else None, by_kind,
                  reasoning(model, backend, exam) if exam.problems and chats else None,
                  duel(model, backend, exam) if exam.duels and exam.points and chats else ())
 
 
-def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
+def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
     """Greedy answers, and `exam.passes` at temperature 1 (pass@k, Chen 2021, with as many samples as tries)."""
     longest = longest_answer(exam, model)
     greedy = [texts[0] for texts in answers(model, backend, exam.problems, longest, 0.0, 1)]
@@ -115,7 +115,7 @@ def reasoning(model: Model, backend: Backend, exam: Exam) -> Reasoning:
                      by_kind)  # type: ignore[arg-type]
 
 
-def duel(model: Model, backend: Backend, exam: Exam) -> tuple[float, ...]:
+def duel(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
     """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
     assert exam.points is not None
     found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
@@ -133,7 +133,7 @@ def answers(model: Model, backend: Backend, asked: Sequence[dict[str, Any]], lon
     return [texts[i * samples:(i + 1) * samples] for i in range(len(asked))]
 
 
-def text_figures(model: Model, backend: Backend, exam: Exam, cache: Path) -> tuple[float, float]:
+def text_figures(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> tuple[float, float]:
     """(bits per byte: -log2 p of every token, end tokens included, over the UTF-8 bytes of the text, comparable between
     tokenizers; perplexity of a token).
 
@@ -152,7 +152,7 @@ def text_figures(model: Model, backend: Backend, exam: Exam, cache: Path) -> tup
     return nats / math.log(2) / max(bytes_, 1.0), math.exp(nats / max(count, 1.0))
 
 
-def masked_accuracy(model: Model, backend: Backend, exam: Exam, cache: Path) -> float | None:
+def masked_accuracy(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> float | None:
     """Share of hidden tokens whose true one is the likeliest guess, 15 % of the documents' tokens hidden as in
     training; None without documents. Chance is that of the most frequent token."""
     if not exam.documents:
@@ -177,7 +177,7 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
     return {"loss": nats / max(tokens, 1.0), "accuracy": right / max(tokens, 1.0), "tokens": int(tokens)}
 
 
-def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[int, int]]:
+def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tuple[int, int]]:
     """Kind of question → (right, asked), greedy answers to the last user message."""
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
@@ -195,10 +195,10 @@ def exact_match(model: Model, backend: Backend, exam: Exam) -> dict[str, tuple[i
 
 
 def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConfig | None = None,
-                 rule: Rule | None = None) -> Exam:
+                 rule: SimulatedRater | None = None) -> EvalSuite:
     """The held-out split of the built-in corpus (or the one that `cfg` names); duels where there is a rule to judge."""
     cfg = cfg or ExamConfig()
     made = build(corpus)
-    return Exam(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,
+    return EvalSuite(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,
                 problems=list(made.problems(cfg.split))[:cfg.problems], passes=cfg.passes,
                 duels=list(made.prompts(cfg.split))[:cfg.duels] if rule else (), points=rule.points if rule else None)

@@ -48,7 +48,7 @@ by more. What 4 bits do to a model has no bound; perplexity tells."""
 _READ = 1e-3
 """The same between our reading of a folder and its library's, both in float32."""
 
-Made = tuple[Model, list[str]]
+ExportedModel = tuple[Model, list[str]]
 
 
 def export(cfg: ExportConfig) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def name_of(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     _need("gguf", "export")
     model = _whole(model, backend)
     own = gguf_file.config_of(model.cfg, str(model.folder))
@@ -126,7 +126,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     return gguf_file.read(file, model, backend), notes
 
 
-def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     whole = _whole(model, backend)
     write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type,
                 generation=model.generation)
@@ -136,7 +136,7 @@ def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: st
     return load_model(aside, backend), []
 
 
-def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     whole = model if model.adapter is None else _whole(model, backend)
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
@@ -147,14 +147,14 @@ def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: s
     return load_model(aside, backend), notes
 
 
-def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     if model.adapter is None:
         raise UserError("is no adapter", where=str(model.folder), hint="--to hf writes whole models")
     write(aside, backend, model)
     return load_model(aside, backend, merge=False), [_needs_base(model)]
 
 
-def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     mlx_adapter.write(aside, backend, model)
     return mlx_adapter.read(aside, backend), [_needs_base(model)]
 
@@ -169,7 +169,7 @@ def _whole(model: Model, backend: Backend) -> Model:
     return merged(model, backend) if model.adapter is not None or quantised(model.params) else model
 
 
-_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], Made]] = {
+_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedModel]] = {
     "hf": _hf, "gguf": _gguf, "mlx": _mlx, "peft": _peft, "mlx-adapter": _mlx_adapter}
 
 

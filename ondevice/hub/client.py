@@ -3,7 +3,7 @@
 The client has its own login (`hf auth login`, HF_TOKEN), its own cache and its endpoint variable; a token is never
 asked for, held or passed on here, and `redacted` keeps it out of every text that comes from the client. Both majors of
 the client (1.x on httpx, 2.x on httpx2) are met at one seam, `_heard`: what goes wrong becomes a `UserError` that says
-what to do, a `Conflict`, or `Unheard`, after which one looks again before trying again.
+what to do, a `Conflict`, or `NoReply`, after which one looks again before trying again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TRAILER = "ondevice-push: "  # before a push's id in its commit's description
 _MAY_NOT = "take a name of your own, or a token that may write there"
 
 
-class Unheard(Exception):
+class NoReply(Exception):
     """No reply, or one that says to come back later: what was asked may have been done. `wait` seconds were asked
     for."""
 
@@ -37,7 +37,7 @@ class Unheard(Exception):
         super().__init__(reason)
 
 
-class Missing(UserError):
+class RepoNotFound(UserError):
     """There is no such repository, or this account may not see it: the Hub does not say which."""
 
 
@@ -210,21 +210,21 @@ def patiently(ask: Callable[[], T], repo: str, told: Callable[[str], None] = lam
     for wait in WAITS_S:
         try:
             return ask()
-        except Unheard as trouble:
+        except NoReply as trouble:
             told(str(trouble))
             time.sleep(pause(wait, trouble))
     try:
         return ask()
-    except Unheard as trouble:
+    except NoReply as trouble:
         raise given_up(repo, trouble) from None
 
 
-def pause(wait: float, trouble: Unheard) -> float:
+def pause(wait: float, trouble: NoReply) -> float:
     """Seconds to wait: ours, or what the server asked for."""
     return min(max(wait, trouble.wait), LONGEST_WAIT_S)
 
 
-def given_up(repo: str, trouble: Unheard) -> UserError:
+def given_up(repo: str, trouble: NoReply) -> UserError:
     return UserError(f"the Hub cannot be reached: {trouble}", where=repo,
                      hint="is there a network? https://status.huggingface.co tells how the Hub is")
 
@@ -267,7 +267,7 @@ def _heard(where: str) -> Iterator[None]:
     get_session().timeout = SILENCE_S  # of the client's shared session; it may have been made anew
     try:
         yield
-    except (UserError, Unheard):
+    except (UserError, NoReply):
         raise
     except Exception as error:
         ours = _translated(error, where)
@@ -291,10 +291,10 @@ def _translated(error: BaseException, where: str) -> Exception | None:
         if isinstance(cause, errors.HfHubHTTPError):
             return _refused(cause, where)
         if isinstance(cause, ConnectionError | TimeoutError) or _of_the_network(cause):
-            return Unheard(redacted(f"{type(cause).__name__}: {cause}".strip(": ")))
+            return NoReply(redacted(f"{type(cause).__name__}: {cause}".strip(": ")))
         cause = cause.__cause__
     if isinstance(error, errors.LocalEntryNotFoundError) or "Consistency check failed" in str(error):
-        return Unheard("the download was cut off")
+        return NoReply("the download was cut off")
     if isinstance(error, ValueError) and type(error).__module__ in ("builtins", "huggingface_hub.errors"):
         return UserError(redacted(str(error)), where=where)  # metadata or a name that the Hub does not take
     return None
@@ -329,9 +329,9 @@ def _refused(error: Any, where: str) -> Exception:
         return UserError(f"there is no room left: {said}", where=where,
                          hint="https://huggingface.co/settings/billing shows how much is used")
     if status in (408, 409, 425, 429) or status >= 500:
-        return Unheard(f"{status} {said}".strip(), _retry_after(error))
+        return NoReply(f"{status} {said}".strip(), _retry_after(error))
     if isinstance(error, errors.RepositoryNotFoundError) and logged_in():
-        return Missing("there is no such repository, or this account may not see it", where=where,
+        return RepoNotFound("there is no such repository, or this account may not see it", where=where,
                        hint="look at its name; a data set takes --dataset")
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
         return UserError("the Hub does not know this login" if logged_in() else

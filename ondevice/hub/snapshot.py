@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from ondevice.common.errors import UserError
-from ondevice.hub.client import Hub, Offline, Unheard
+from ondevice.hub.client import Hub, NoReply, Offline
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -35,7 +35,7 @@ def fetched(name: str) -> Path:
     """The newest snapshot; offline (HF_HUB_OFFLINE, or no network) the one that the cache has. Raises UserError."""
     try:
         return Hub(bars=True).snapshot(name, WANTED)
-    except (Offline, Unheard) as trouble:
+    except (Offline, NoReply) as trouble:
         why = "HF_HUB_OFFLINE is set" if isinstance(trouble, Offline) else "the Hub cannot be reached"
         raise UserError(f"there is no such folder here, and the Hub's cache has no model of this name ({why})",
                         where=name, hint=f"fetch it where there is a network: hf download {name}") from None

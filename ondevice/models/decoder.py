@@ -16,7 +16,7 @@ from ondevice.models.kv_cache import Cache
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, HostArray, Ops, Params
 
-Turn = tuple[Array, Array]
+RotaryTables = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
 
 
@@ -123,12 +123,12 @@ class Decoder:
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
         """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
         (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
-        made: dict[float, Turn] = {}
+        made: dict[float, RotaryTables] = {}
         for theta, (near, *longer) in self._tables.items():
             cos, sin = (ops.take(ops.constant(t), at) for t in near[1])
             b, t, c = cos.shape
@@ -140,13 +140,13 @@ class Decoder:
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
-    def _block(self, ops: Ops, window: int, segments: Array | None, turn: Turn | None, at: Array | None,
+    def _block(self, ops: Ops, window: int, segments: Array | None, turn: RotaryTables | None, at: Array | None,
                block: Params, x: Array) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
         a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
         return self._rest(ops, block, x, a, at)
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
         cfg = self.cfg
         b, t, _ = x.shape
         h = self._norm(ops, block, "input_layernorm", x)
@@ -197,10 +197,10 @@ class GPT2(Decoder):
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
         return [None] * self.cfg.num_hidden_layers
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
         b, t, d = x.shape
         every = ops.linear(block, "attn.c_attn", self._norm(ops, block, "ln_1", x))
         q, k, v = (every[:, :, n * d:(n + 1) * d].reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)

@@ -45,7 +45,7 @@ _READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure
 
 
 @dataclass(frozen=True)
-class Found:
+class AdapterFiles:
     """An adapter as its folder has it. `whole`: tensors of modules that it has copies of (`modules_to_save`); `base`:
     tensors that it puts into the base itself."""
 
@@ -70,7 +70,7 @@ def judges(folder: Path) -> bool:
     return bool(_read_config(folder).get("task_type") == JUDGES)
 
 
-def read(folder: Path, backend: Backend) -> Found:
+def read(folder: Path, backend: Backend) -> AdapterFiles:
     """Raises UserError for an adapter of another kind than LoRA, or one that we cannot honour."""
     config = _read_config(folder)
     file = folder / WEIGHTS
@@ -101,7 +101,7 @@ def read(folder: Path, backend: Backend) -> Found:
         if b.shape[-1] != rank:
             raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
         pairs[module] = Pair(a, b, _scale(config, module, rank))
-    return Found(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
+    return AdapterFiles(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
                  turned({_under(name): p for name, p in base.items()}))
 
 

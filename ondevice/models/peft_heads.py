@@ -16,7 +16,7 @@ import numpy as np
 from ondevice.common.errors import UserError
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
-from ondevice.models.peft import Found
+from ondevice.models.peft import AdapterFiles
 from ondevice.models.registry import ModelConfig
 from ondevice.models.shapes import table
 from ondevice.models.tied_embeddings import head_of, untied
@@ -26,8 +26,8 @@ from ondevice.seam.protocols import Backend
 _HINT = "merge it with PEFT first"
 
 
-def settled(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend: Backend,
-            where: str) -> tuple[ModelConfig, Params, Found]:
+def settled(found: AdapterFiles, cfg: ModelConfig, params: Params, dtype: str, backend: Backend,
+            where: str) -> tuple[ModelConfig, Params, AdapterFiles]:
     """(the base's config, untied where the adapter makes head and table two; its tensors; the adapter, whose `whole`
     alone differs from the base). Raises UserError for what PEFT would compute and we do not."""
     whole = _base_tensors(found, cfg, params, dtype, backend, where)
@@ -62,13 +62,13 @@ def settled(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend:
     return cfg, params, replace(found, whole=whole, base={})
 
 
-def _tied(found: Found, cfg: ModelConfig) -> bool:
+def _tied(found: AdapterFiles, cfg: ModelConfig) -> bool:
     """Whether the model writes or fills masks, and its head is its table."""
     return not cfg.num_labels and f"{network(cfg).score}.weight" not in found.whole \
         and network(cfg).head.name == table(cfg)
 
 
-def _base_tensors(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend: Backend, where: str) -> Params:
+def _base_tensors(found: AdapterFiles, cfg: ModelConfig, params: Params, dtype: str, backend: Backend, where: str) -> Params:
     """Those of the adapter's tensors for the base itself that are not what it has already, a tied head's under the
     table's name. Raises UserError for one that an adapter stands on, or two that are to be one."""
     head, embeddings = f"{head_of(cfg)}.weight", table(cfg)

@@ -72,7 +72,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueueEntry:
     """An item that a rater has not voted on; `skipped` where they have put it off."""
 
     item: int
@@ -208,7 +208,7 @@ class Ratings(Store):
         """Ids of what this rater has not yet rated: repeats that wait, the others in order, then what was skipped."""
         return [waiting.item for waiting in self.waiting(rater, batch)]
 
-    def waiting(self, rater: str, batch: str | None = None) -> list[Waiting]:
+    def waiting(self, rater: str, batch: str | None = None) -> list[QueueEntry]:
         """The queue, with each item's kind. (`rating.in_turn` says what of it is shown next.)"""
         rows = self._rows(
             "SELECT item.id, item.kind, live.id IS NOT NULL AS skipped FROM item "
@@ -217,7 +217,7 @@ class Ratings(Store):
             "AND (kind <> 'repeat' OR ifnull(json_extract(meta, '$.rater'), :rater) = :rater) "
             "ORDER BY live.id IS NOT NULL, kind <> 'repeat', live.id, item.id",
             {"rater": rater, "batch": batch})
-        return [Waiting(row["id"], row["kind"], bool(row["skipped"])) for row in rows]
+        return [QueueEntry(row["id"], row["kind"], bool(row["skipped"])) for row in rows]
 
     def progress(self, rater: str, batch: str | None = None) -> Progress:
         """Counts of this rater's live votes on normal and gold items."""

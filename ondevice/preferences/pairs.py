@@ -108,7 +108,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Unpaireds:
+class LabelledCompletions:
     """Single responses; `left_out` counts responses (tie, disagreement, unordered: neither end) and votes."""
 
     rows: list[Unpaired]
@@ -139,7 +139,7 @@ def pairs_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str
 
 
 def unpaired_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
-             simulated: bool = True) -> Unpaireds:
+             simulated: bool = True) -> LabelledCompletions:
     """Responses that a majority calls best (good) or worst (bad) of their item, or that are bad as all of them are."""
     votes = ratings.live_votes(batch, raters=raters, simulated=simulated)
     rows, left_out = [], Counter[str]()
@@ -152,7 +152,7 @@ def unpaired_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[
             rows.append(Unpaired(item.messages, response.text, word == "good", item.id, item.batch, item.prompt_sha,
                                  agree, against, response.source,
                                  {"item": dict(item.meta), "response": dict(response.meta)}))
-    return Unpaireds(rows, dict(sorted(left_out.items())), *_counts(votes))
+    return LabelledCompletions(rows, dict(sorted(left_out.items())), *_counts(votes))
 
 
 class Prompted(Protocol):

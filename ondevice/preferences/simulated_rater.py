@@ -9,7 +9,7 @@ from ondevice.preferences.database import SIMULATED
 
 
 @dataclass(frozen=True)
-class Rule:
+class SimulatedRater:
     """What the simulated rater goes by: points for the right answer, points for a line of courtesy after an answer."""
 
     right: float

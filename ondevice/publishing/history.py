@@ -35,7 +35,7 @@ from ondevice.runs.folder import RunFolder, StageFolder
 RATINGS = "the run's ratings"
 
 @dataclass(frozen=True)
-class Past:
+class StageRecord:
     """One stage. `config` and `versions` are those of its last start, `data` what it counted in its data; `record` is
     its done.json, empty of a stage that has not ended."""
 
@@ -68,7 +68,7 @@ class Past:
         return _mapping(self.record.get("outcome"))
 
 
-def history(run: RunFolder, stage: str) -> list[Past]:
+def history(run: RunFolder, stage: str) -> list[StageRecord]:
     """The stages up to this one, in the order of their beginning; of the earlier ones those that have ended."""
     found = []
     for folder in run.stages():
@@ -80,7 +80,7 @@ def history(run: RunFolder, stage: str) -> list[Past]:
     return found
 
 
-def _past(folder: StageFolder, record: Mapping[str, Any]) -> Past:
+def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
     start: Mapping[str, Any] = {}
     data: dict[str, Any] = {}
     step = 0
@@ -91,10 +91,10 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> Past:
             data = {k: v for k, v in event.items() if k not in ("t", "event", "step", "raters")}
         elif event.get("event") == "step":
             step = int(event.get("step") or 0)
-    return Past(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
+    return StageRecord(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
 
 
-def data_read(past: Past) -> list[tuple[tuple[str, ...], str]]:
+def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
     """(names, hash or nothing) of what each setting names that the stage learned from: one source or a mixture of
     several, none by the folder that it lies in."""
     found = []
@@ -104,17 +104,17 @@ def data_read(past: Past) -> list[tuple[tuple[str, ...], str]]:
     return list(dict.fromkeys(found))
 
 
-def data_names(past: Past) -> list[str]:
+def data_names(past: StageRecord) -> list[str]:
     """Every source that the stage learned from, by its own name."""
     return list(dict.fromkeys(name for names, _ in data_read(past) for name in names))
 
 
-def commits(past: Past) -> dict[str, str]:
+def commits(past: StageRecord) -> dict[str, str]:
     """Name → commit of those of the stage's sources that were read from the Hub, where it is known."""
     return {source_name(spec): str(commit) for spec, commit in read_json(past.folder.path / COMMITS).items() if commit}
 
 
-def _learned_from(past: Past) -> list[tuple[str, str]]:
+def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
     """(field, value) of the settings that name data; an empty value is the run's ratings."""
     found = []
     for field in ("data", "replay", "sft_data"):
@@ -131,14 +131,14 @@ def _sources(value: str) -> list[str]:
     return [source.data for source in parts(value)]
 
 
-def hub_datasets(pasts: list[Past]) -> list[str]:
+def hub_datasets(pasts: list[StageRecord]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
     values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
     found = [one for value in values if isinstance(value, str) for one in _sources(value) if one.startswith("hub:")]
     return sorted({name for one in found if is_name(name := HubSpec.parse(one).repo)})
 
 
-def licences(past: Past) -> dict[str, str]:
+def licences(past: StageRecord) -> dict[str, str]:
     """Name → licence of those of the stage's sources whose own card states one: the README.md beside a data set that
     lies here, or what the Hub's client has kept of one from there."""
     found: dict[str, str] = {}
@@ -175,7 +175,7 @@ def _front_matter(card: str) -> Mapping[str, Any]:
         return {}  # somebody else's card; it states none that can be read
 
 
-def start_of(past: Past) -> str:
+def start_of(past: StageRecord) -> str:
     """What the stage began from, without the folders of this machine: `run: stage`, or a model's name."""
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
@@ -186,7 +186,7 @@ def start_of(past: Past) -> str:
     return short_name(value)
 
 
-def lineage(pasts: list[Past]) -> list[Past]:
+def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
     """The stages whose weights the last one's are, it last: each began from the model of the one before it. The first
     may have begun from a model of another run."""
     chain, names = [pasts[-1]], {past.name: past for past in pasts[:-1]}
@@ -195,7 +195,7 @@ def lineage(pasts: list[Past]) -> list[Past]:
     return chain
 
 
-def _start_in_run(past: Past) -> str:
+def _start_in_run(past: StageRecord) -> str:
     """The stage of the same run whose model this one began from; empty: it began elsewhere, or from none."""
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
@@ -208,12 +208,12 @@ def _start_in_run(past: Past) -> str:
     return start.parent.name
 
 
-def base_of(past: Past) -> str:
+def base_of(past: StageRecord) -> str:
     """The model of the Hub that the stage began from; empty where it began from none."""
     return str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
 
 
-def notes(past: Past) -> list[str]:
+def notes(past: StageRecord) -> list[str]:
     """What the stage noted, without the folders of this machine."""
     values = [value for value in past.config.values() if isinstance(value, str)]
     known = [*values, *(one for value in values for one in _sources(value)), str(past.folder.path.parent.absolute())]
@@ -221,7 +221,7 @@ def notes(past: Past) -> list[str]:
     return [without_places(str(note), known) for note in past.record.get("notes") or ()]
 
 
-def made_with(past: Past) -> str:
+def made_with(past: StageRecord) -> str:
     """Libraries, device and machine of the stage's last start, and the version of ondevice where a recipe tells it."""
     told = [f"{key} {value}" for key, value in past.versions.items()]
     recipe = past.folder.path.parent / "recipe.yaml"
@@ -236,7 +236,7 @@ def made_with(past: Past) -> str:
     return ", ".join(told)
 
 
-def raters(past: Past) -> tuple[int, int, int] | None:
+def raters(past: StageRecord) -> tuple[int, int, int] | None:
     """(pairs, people, programs) of the ratings that a stage learned from; None: it learned from none, or from pairs
     that came without a rater."""
     copy = past.folder.path / PAIRS

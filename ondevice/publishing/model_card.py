@@ -18,7 +18,7 @@ from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
 from ondevice.publishing.history import (
     RATINGS,
-    Past,
+    StageRecord,
     base_of,
     commits,
     data_names,
@@ -46,7 +46,7 @@ from ondevice.publishing.usage import WRITES, WRITES_ANEW, Place, Subject, use
 from ondevice.reports.curves import curves, picture
 from ondevice.reports.report import cell, markdown
 from ondevice.reports.results import sections
-from ondevice.runs.context import Made
+from ondevice.runs.context import StageResult
 from ondevice.runs.folder import RunFolder
 
 WHAT: Mapping[str, str] = {
@@ -76,7 +76,7 @@ class Card:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(stage: str, cfg: StageConfig, made: Made, run: str, part: str = "model") -> str:
+def model_card(stage: str, cfg: StageConfig, made: StageResult, run: str, part: str = "model") -> str:
     """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did. `part` is the
     folder of the stage that the model stands in."""
     subject = _subject(made.model)
@@ -131,14 +131,14 @@ def metadata(**values: Any) -> str:
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _head(pasts: Sequence[Past], subject: Subject, title: str, license: str) -> str:
+def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: str) -> str:
     found = subject.metadata()
     return metadata(**{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])}, license=license,
                     datasets=hub_datasets(list(pasts)), tags=["ondevice", *(past.name for past in pasts)],
                     **{"model-index": _index(pasts[-1], title, subject.task)})
 
 
-def _index(past: Past, name: str, task: str) -> list[dict[str, Any]]:
+def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
     marks, found = past.marks, []
     for key, kind, told in _METRICS:
@@ -158,7 +158,7 @@ def _index(past: Past, name: str, task: str) -> list[dict[str, Any]]:
     return [{"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}]
 
 
-def _about(pasts: Sequence[Past], subject: Subject, folder: Path) -> str:
+def _about(pasts: Sequence[StageRecord], subject: Subject, folder: Path) -> str:
     past, chain = pasts[-1], lineage(list(pasts))
     # what was sampled and rated in between belongs to the way; a model that it did not begin from does not
     way = " → ".join(p.name for p in pasts if p in chain or not p.makes_policy)
@@ -179,7 +179,7 @@ def _walk(folders: Sequence[str], repo: str) -> list[str]:
             f'`from_pretrained("{repo}", subfolder="{folders[0]}")` opens one.\n']
 
 
-def _stages(pasts: Sequence[Past]) -> list[str]:
+def _stages(pasts: Sequence[StageRecord]) -> list[str]:
     table = [["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]]
     for past in pasts:
         at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
@@ -197,7 +197,7 @@ def _stages(pasts: Sequence[Past]) -> list[str]:
     return ["## How it was made\n", *markdown(table), "", *_licences(pasts)]
 
 
-def _licences(pasts: Sequence[Past]) -> list[str]:
+def _licences(pasts: Sequence[StageRecord]) -> list[str]:
     names = dict.fromkeys(name for past in pasts for name in data_names(past))
     stated = {name: licence for past in pasts for name, licence in licences(past).items()}
     told = [f"The licence of {cell(name)} is {cell(licence)}, as its card states." for name, licence in stated.items()]
@@ -209,7 +209,7 @@ def _licences(pasts: Sequence[Past]) -> list[str]:
     return [" ".join(told) + "\n"] if told else []
 
 
-def _figures(pasts: Sequence[Past]) -> list[str]:
+def _figures(pasts: Sequence[StageRecord]) -> list[str]:
     """The ladder and what belongs to it, up to this stage."""
     done = [(past.name, {**past.record, "notes": notes(past)}) for past in pasts if past.record]
     if not done:
@@ -222,7 +222,7 @@ def _figures(pasts: Sequence[Past]) -> list[str]:
     return lines
 
 
-def _pictures(pasts: Iterable[Past]) -> dict[str, str]:
+def _pictures(pasts: Iterable[StageRecord]) -> dict[str, str]:
     """Path → SVG of every curve; a name has no sign that a path or Markdown reads otherwise."""
     found = {}
     for past in pasts:
@@ -237,7 +237,7 @@ def _curves(pictures: Mapping[str, str]) -> list[str]:
     return ["## Curves\n", *shown, ""] if shown else []
 
 
-def _ratings(pasts: Sequence[Past]) -> list[str]:
+def _ratings(pasts: Sequence[StageRecord]) -> list[str]:
     lines = []
     for past in pasts:
         found = raters(past)
@@ -249,7 +249,7 @@ def _ratings(pasts: Sequence[Past]) -> list[str]:
     return ["## Ratings\n", *lines, ""] if lines else []
 
 
-def _cost(pasts: Sequence[Past]) -> list[str]:
+def _cost(pasts: Sequence[StageRecord]) -> list[str]:
     seconds = sum(past.record.get("seconds") or 0 for past in pasts)
     cpu = sum(past.record.get("cpu_seconds") or 0 for past in pasts)
     tokens = sum(past.outcome.get("tokens") or 0 for past in pasts)
@@ -260,7 +260,7 @@ def _cost(pasts: Sequence[Past]) -> list[str]:
             *(f"- on: {cell(one)}" for one in made), ""]
 
 
-def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
+def _limits(pasts: Sequence[StageRecord], subject: Subject) -> list[str]:
     said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
     told = [f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."]
     context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
@@ -274,7 +274,7 @@ def _limits(pasts: Sequence[Past], subject: Subject) -> list[str]:
     return ["## Limits\n", *(f"- {line}" for line in told), ""]
 
 
-def _corpus_alone(pasts: Sequence[Past]) -> bool:
+def _corpus_alone(pasts: Sequence[StageRecord]) -> bool:
     """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the run's own models
     wrote, and no weights came from elsewhere. People rate chats and imported pairs as well."""
     names = {name for past in pasts for name in data_names(past)}
@@ -285,7 +285,7 @@ def _corpus_alone(pasts: Sequence[Past]) -> bool:
             and start_of(lineage(list(pasts))[0]) == "random weights")
 
 
-def _all_settings(pasts: Sequence[Past]) -> list[str]:
+def _all_settings(pasts: Sequence[StageRecord]) -> list[str]:
     lines = ["## Settings\n"]
     for past in pasts:
         lines += [f"<details><summary>{past.name}</summary>\n", *_settings(past.config), "\n</details>\n"]
@@ -303,7 +303,7 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
     return markdown(table)
 
 
-def _prompt(pasts: Sequence[Past]) -> str:
+def _prompt(pasts: Sequence[StageRecord]) -> str:
     """One that the run asked its stages, to be asked again."""
     asked = (str(answer["prompt"]) for past in reversed(pasts) for answer in past.record.get("answers") or ())
     return next(filter(_plain, asked), "Hello")

@@ -26,9 +26,9 @@ from ondevice.hub import client as hub_client
 from ondevice.hub.client import (
     Conflict,
     Hub,
-    Missing,
+    NoReply,
+    RepoNotFound,
     Sending,
-    Unheard,
     git_blob,
     git_blob_of,
     given_up,
@@ -92,7 +92,7 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
         patiently(lambda: client.create(repo, not plan.public), repo, wait)
     try:
         remote = patiently(lambda: client.look(repo), repo, wait)
-    except Missing:
+    except RepoNotFound:
         raise UserError("the name is taken by what this account may not see", where=repo,
                         hint="give another name") from None
     if not remote.private and not plan.public:
@@ -143,7 +143,7 @@ def _login() -> dict[str, Any]:
     try:
         name = Hub().account().name
         return {"login": {"name": name, "text": f"logged in as {name}"}}
-    except (UserError, Unheard) as error:
+    except (UserError, NoReply) as error:
         return {"login": {"name": "", "text": str(error)}}
 
 
@@ -152,7 +152,7 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
     if head != plan.parent:
         return _found(plan, client, tell)
     files = [Sending(f.path, _source(f, plan)) for f in plan.files]
-    trouble = Unheard("no reply")
+    trouble = NoReply("no reply")
     for wait in (*hub_client.WAITS_S, 0.0):
         try:
             _upload(plan, client, files, tell)
@@ -161,7 +161,7 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
                                  mark=plan.mark)
         except Conflict:
             return _found(plan, client, tell)
-        except Unheard as error:
+        except NoReply as error:
             trouble = error
         tell({"event": "wait", "reason": str(trouble)})
         time.sleep(pause(wait, trouble))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.datasets.prompts import Asked, opening
+from ondevice.datasets.prompts import Prompt, opening
 from ondevice.rewards.answers import find_answer
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.events import LineFile
@@ -42,7 +42,7 @@ class GroupLog:
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
 
-    def append_held_out(self, asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
+    def append_held_out(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
                         totals: Any, form: str = "", tokenizer: Tokenizer | None = None) -> int:
         """The same of a measurement, of one completion a prompt, after the step that was appended last: the first few
         prompts, always the same. Arguments as of `told`."""
@@ -68,7 +68,7 @@ def cut_from(path: Path, step: int) -> None:
     os.truncate(path, end)
 
 
-def told(asked: Sequence[Asked], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
+def told(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
          form: str = "", tokenizer: Tokenizer | None = None) -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
     `form` says how answers are written, where there are any to be parsed, and `tokenizer` whether a prompt has opened a

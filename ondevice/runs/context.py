@@ -17,7 +17,7 @@ from ondevice.runs import checkpoint
 from ondevice.runs.callbacks import Callback
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import StageFolder, StopRequest
-from ondevice.runs.recovery import Taken
+from ondevice.runs.recovery import ResultRecord
 from ondevice.seam.protocols import Backend
 
 
@@ -26,7 +26,7 @@ def _cpu_seconds() -> float:
     return time.process_time() + sum(os.times()[2:4])
 
 
-class Spent:
+class ElapsedTime:
     """Seconds on the clock and on processors that a stage has taken, its processes before a resume included."""
 
     def __init__(self) -> None:
@@ -56,14 +56,14 @@ class Context:
     resume: bool
     fingerprint: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
-    spent: Spent = field(default_factory=Spent)
+    spent: ElapsedTime = field(default_factory=ElapsedTime)
     changed: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Settings that are other ones than the checkpoint's: what they were, and are."""
     continued: checkpoint.Checkpoint | None = None
     """The finished stage's state from which this one goes on."""
     callbacks: Sequence[Callback] = ()
     """What looks on while the stage trains."""
-    taken: Taken | None = None
+    taken: ResultRecord | None = None
     """Whose weights the stage's result has, once it is trained."""
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
@@ -97,7 +97,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Made:
+class StageResult:
     """What a stage gives: a model, or None where its result lies elsewhere; figures of its own for the ladder; models
     that belong beside it, each a folder of that name; what was rated by whom, for the model's card."""
 

@@ -74,7 +74,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Taken:
+class ResultRecord:
     """Whose weights a stage's result has: the step, all that was measured of them, and the figure that decides."""
 
     step: int

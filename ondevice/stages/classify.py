@@ -26,23 +26,23 @@ from ondevice.data.completion_batches import text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.truncation import cut_where
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_inputs import text_inputs
 from ondevice.models.base_config import MULTI_LABEL
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, with_head
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.training.loop import fit, held_out_figures
 from ondevice.training.losses import classification_loss
 
 
-def run(cfg: ClassifyConfig, ctx: Context) -> Made:
+def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     body = load_model(cfg.model, ctx.backend, body=True)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = text_and_chats.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    found = text_and_chats.labelled(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
@@ -59,7 +59,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))
     likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)
-    return Made(model.with_params(params), {"classes": {
+    return StageResult(model.with_params(params), {"classes": {
         "accuracy": share.share, "low": share.low, "high": share.high, "texts": len(found.held), "names": list(names),
         "most_frequent": likeliest}})
 

@@ -25,7 +25,7 @@ from ondevice.datasets.preference_pairs import pairs
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, writer
 from ondevice.rl.rollout import Sampler
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit, held_out_figures
@@ -36,7 +36,7 @@ TOGETHER = 1000  # responses of which every token's figure is in memory at once
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
-def run(cfg: DPOConfig, ctx: Context) -> Made:
+def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
     if found.strong or found.margins:
@@ -56,7 +56,7 @@ def run(cfg: DPOConfig, ctx: Context) -> Made:
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {"judged" if found.judged else "pairs": figures, "simulated": found.simulated,
              "kl": distance(params, model, found.held, cfg, ctx)}
-    return Made(model.with_params(params), marks, notes=found.notes)
+    return StageResult(model.with_params(params), marks, notes=found.notes)
 
 
 def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:

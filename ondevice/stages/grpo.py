@@ -17,8 +17,8 @@ from ondevice.config.preference import GRPOConfig
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.mixture import mixture, one_after_another
 from ondevice.data.packing import Batch
-from ondevice.datasets.prompts import Asked, Prompts, apart, opening, stored
-from ondevice.datasets.spec import Wanted, corpus_of, last_held, settle
+from ondevice.datasets.prompts import Prompt, Prompts, apart, opening, stored
+from ondevice.datasets.spec import DataSpec, corpus_of, last_held, settle
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, need_template, writer
 from ondevice.rewards.problems import Problem, file_problems, problems, some_of
@@ -35,11 +35,11 @@ from ondevice.rl.micro_batches import (
 )
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.rl.rollout_log import GroupLog, told
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import Better, Work, fit
+from ondevice.training.loop import BestMetric, StepPlan, fit
 from ondevice.training.losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
 
@@ -48,7 +48,7 @@ GOLDS = 2000  # problems whose right answers are looked at before the run
 RIGHT = "correct"  # the reward that says what is right
 
 
-def run(cfg: GRPOConfig, ctx: Context) -> Made:
+def run(cfg: GRPOConfig, ctx: Context) -> StageResult:
     policy = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     need_template(policy)
     with Rewards(cfg.judges(), cfg.reward_weights, cfg.answer, cfg.reward_file, cfg.reward_timeout,
@@ -60,7 +60,7 @@ def run(cfg: GRPOConfig, ctx: Context) -> Made:
         if feed.no_signal.steps >= cfg.steps:
             ctx.warn(f"none of the {cfg.steps} steps taught anything")
         notes = [f"rewards: {rewards.told()}"]
-    return Made(policy.with_params(params), {"held_out": held_out(ctx)}, notes=notes)
+    return StageResult(policy.with_params(params), {"held_out": held_out(ctx)}, notes=notes)
 
 
 class GRPOFeed:
@@ -81,14 +81,14 @@ class GRPOFeed:
                               batch_size=cfg.rollout_batch)
         self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
         self.log = GroupLog(ctx.folder.groups)
-        self.better = Better("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
+        self.better = BestMetric("accuracy" if RIGHT in rewards.weights else "reward", higher=True)
         ctx.say(f"{ctx.name}: rewards {rewards.told()}")
         if rewards.unused:
             ctx.warn(f"{', '.join(rewards.unused)} of {cfg.reward_file}: not used, for a reward takes `completions`")
         ctx.events.emit("data", rewards=rewards.weights, problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         cfg, now = self.cfg, params()
         asked = [self.asked[i] for i in dealt(cfg.prompts, number, len(self.asked), cfg.seed, "problems")]
         sampled = self.sampler.draw(now, [a.ids for a in asked], cfg.group_size, stage="grpo", step=number)
@@ -100,10 +100,10 @@ class GRPOFeed:
         numbers = {**figures(scores, totals), **lengths_told(sampled),
                    "groups": self.log.append(step + 1, told(asked, sampled, scores.by_name, scores.total, advantages,
                                                             cfg.answer, self.sampler.tokenizer))}
-        return Work(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
+        return StepPlan(self.updates(now, sampled, advantages), numbers, sum(len(s.ids) for s in sampled),
                     tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))))
 
-    def score(self, asked: Sequence[Asked], sampled: Sequence[Sampled], each: int) -> Scores:
+    def score(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], each: int) -> Scores:
         """The rewards of `each` completions a prompt; what goes wrong with one is told as a warning."""
         of = [one for one in asked for _ in range(each)]
         names = {name for one in asked for name in one.known}
@@ -157,9 +157,9 @@ class GRPOFeed:
     def restore(self, kept: Mapping[str, Any]) -> None:
         """A rollout follows from the parameters and the step's number."""
 
-    def _asked(self, policy: Model) -> tuple[Sequence[Asked], Sequence[Asked], set[str]]:
+    def _asked(self, policy: Model) -> tuple[Sequence[Prompt], Sequence[Prompt], set[str]]:
         """Problems to learn from, those held out, and the columns of all."""
-        wanted = Wanted.of(self.cfg).for_template(policy.tokenizer)
+        wanted = DataSpec.of(self.cfg).for_template(policy.tokenizer)
         held_of = wanted.held() or wanted.alone()
         each = -(-HELD // len(held_of))
         held = [self._of(one, "all" if wanted.validation else "validation", each, policy) for one in held_of]
@@ -168,14 +168,14 @@ class GRPOFeed:
         names = {name for part in train for one in part for name in one.known}
         return mixture(train, wanted.weights, wanted.seed), one_after_another(held), names
 
-    def _of(self, one: Wanted, part: Literal["train", "validation", "all"], count: int, policy: Model,
+    def _of(self, one: DataSpec, part: Literal["train", "validation", "all"], count: int, policy: Model,
             whole: bool = False) -> Prompts:
         """At most `count` problems (0: all) of one source; of a person's own the last tenth is `validation`, and in
         train only where `whole`."""
         seed, room, ctx = self.cfg.seed, self.cfg.max_new_tokens, self.ctx
 
-        def asked(found: Iterable[Problem]) -> Iterator[Asked]:
-            return (Asked(p.chat, prompt_ids(p.chat, policy.tokenizer), known_of(p)) for p in found)
+        def asked(found: Iterable[Problem]) -> Iterator[Prompt]:
+            return (Prompt(p.chat, prompt_ids(p.chat, policy.tokenizer), known_of(p)) for p in found)
 
         if one.data.startswith("gym:") or corpus_of(one.data, ctx.corpus) is not None:
             part = "train" if part == "train" else "validation"  # they have their own
@@ -183,7 +183,7 @@ class GRPOFeed:
                           f"{part} problems {count} {seed}", policy, room, ctx)
         uses, answered = self.rewards.uses(), "answer" in self.rewards.needed()
 
-        def own(one: Wanted) -> Prompts:
+        def own(one: DataSpec) -> Prompts:
             read = partial(file_problems, one.data, partial(settle, ctx=ctx), one.limit, uses, answered, one.split,
                            one.reading, one.template)
             return stored(one, lambda: asked(read()), "problems" if answered else "problems, answered or not", policy,

@@ -20,7 +20,7 @@ from ondevice.config.stages import InitConfig
 from ondevice.data.builtin import build
 from ondevice.data.tokenizer import SENTINELS, Tokenizer, train_tokenizer
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.spec import Wanted, builtin_in
+from ondevice.datasets.spec import DataSpec, builtin_in
 from ondevice.models.encoder_config import ENCODERS
 from ondevice.models.library_config import LibraryConfig
 from ondevice.models.model import Model
@@ -42,7 +42,7 @@ def _tokenizer(cfg: InitConfig, ctx: Context) -> Tokenizer:
     if cfg.tokenizer:
         return Tokenizer.load(Path(cfg.tokenizer))
     corpus = builtin_in(cfg.data, ctx.corpus)
-    words = text_and_chats.texts(Wanted.of(cfg), ctx)
+    words = text_and_chats.texts(DataSpec.of(cfg), ctx)
     if corpus is not None:  # the words of instructions are to be whole tokens too
         words = chain(words, (m["content"] for chat in build(corpus).chats("train") for m in chat["messages"]))
     return train_tokenizer(words, cfg.vocab_size, fills=cfg.family in (*ENCODERS, "bart"),

@@ -18,13 +18,13 @@ from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
 from ondevice.datasets.spec import builtin_in
 from ondevice.evaluation.held_out import builtin_exam
-from ondevice.preferences.simulated_rater import Rule
+from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
 from ondevice.runs.folder import RunFolder, StopRequest
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.select import available
 from ondevice.stages.continued import finished
-from ondevice.stages.runner import Surroundings, run_stage, say
+from ondevice.stages.runner import RunSettings, run_stage, say
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
@@ -55,7 +55,7 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values()
                   if not getattr(cfg, "tokenizer", ""))  # with a ready tokenizer init reads no data
     exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
-    around = Surroundings(found.corpus, found.prompts, exam)
+    around = RunSettings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
     then = f"Go on: ondevice runs resume {folder.path}"
@@ -95,7 +95,7 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
     exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128)) if corpus and cfg.gives == "policy" else None
-    around = Surroundings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
+    around = RunSettings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
     then = f"Go on: the same command with --out {folder.path} --resume"
     with StopRequest() as stop:
         return run_stage(name, cfg, folder, around, stop, then=then)
@@ -113,10 +113,10 @@ def recipe_text(recipe: Recipe) -> str:
     return text
 
 
-def rule_of(recipe: Recipe) -> Rule | None:
+def rule_of(recipe: Recipe) -> SimulatedRater | None:
     """The rule of the recipe's simulated rater."""
     cfg = recipe.stages.get("rate")
-    return Rule(cfg.right, cfg.courtesy) if isinstance(cfg, RaterConfig) and cfg.rater == "simulated" else None
+    return SimulatedRater(cfg.right, cfg.courtesy) if isinstance(cfg, RaterConfig) and cfg.rater == "simulated" else None
 
 
 def _placed(cfg: StageConfig, made: Mapping[str, str], resume: bool) -> StageConfig:

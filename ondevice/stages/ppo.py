@@ -25,8 +25,8 @@ from ondevice.data.completion_batches import whole
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.prompts import Asked, opening, prompts
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.prompts import Prompt, opening, prompts
+from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, writer
 from ondevice.models.score_head import with_head
@@ -35,17 +35,17 @@ from ondevice.rl.advantages import explained_variance, gae, whiten
 from ondevice.rl.micro_batches import Floats, dealt, held_out, lengths_told, micro_batches, sizes
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.rl.rollout_log import GroupLog, told
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import Better, Work, fit
+from ondevice.training.loop import BestMetric, StepPlan, fit
 from ondevice.training.losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
 
 HELD = 64  # held-out prompts of a measurement
 
 
-def run(cfg: PPOConfig, ctx: Context) -> Made:
+def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     start = writer(load_start(cfg.model, cfg, ctx))
     policy = with_adapter(start, cfg, ctx)
     judge = load_judge(cfg, policy, ctx)
@@ -54,10 +54,10 @@ def run(cfg: PPOConfig, ctx: Context) -> Made:
     loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
     params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
-                 better=Better("score", higher=True))
+                 better=BestMetric("score", higher=True))
     own = {name: params[name] for name in policy.params}
     beside = {"value_model": value.with_params(sub(params, "value."))}
-    return Made(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
+    return StageResult(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
                 [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
 
 
@@ -98,7 +98,7 @@ class PPOFeed:
         self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = Wanted.of(cfg)
+        wanted = DataSpec.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
@@ -108,9 +108,9 @@ class PPOFeed:
         self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
-        self.leash = Leash(cfg)
+        self.leash = KLController(cfg)
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         now = params()
         chosen = dealt(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
@@ -120,17 +120,17 @@ class PPOFeed:
                    "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
         self.leash.pull(found.numbers["kl"])
-        return Work(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
+        return StepPlan(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
 
-    def rollout(self, params: Params, asked: Sequence[Asked], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
+    def rollout(self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
         rows = [s.row for s in sampled]
         old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
         scores = self.scores(asked, sampled)
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
 
-    def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
+    def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
         rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
@@ -188,7 +188,7 @@ class PPOFeed:
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = text_and_chats.chats(Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
+        found = text_and_chats.chats(DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
                           seed=self.cfg.seed)
@@ -231,7 +231,7 @@ def assemble(old: Sequence[Floats], ref: Sequence[Floats], values: Sequence[Floa
     return Rollout(tokens, scores, numbers)
 
 
-class Leash:
+class KLController:
     """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a step, by how far the
     distance is off, at most a fifth of the target."""
 

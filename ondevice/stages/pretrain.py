@@ -11,7 +11,7 @@ from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import TextSource
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import most_of, source_of
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
@@ -25,7 +25,7 @@ from ondevice.training.losses import causal_lm_loss
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = text_and_chats.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
+    train, held = text_and_chats.token_streams(DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator)
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}

@@ -14,19 +14,19 @@ from ondevice.config.preference import RaterConfig
 from ondevice.data.builtin.scoring import courteous
 from ondevice.preferences.database import Item, Ratings, is_simulated
 from ondevice.preferences.pairs import pairs_of
-from ondevice.preferences.simulated_rater import Rule
+from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.preferences.sqlite_store import FILE
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 
 TOGETHER = 200  # votes between two commits
 
 
-def run(cfg: RaterConfig, ctx: Context) -> Made:
+def run(cfg: RaterConfig, ctx: Context) -> StageResult:
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE) as ratings:
         if cfg.rater == "person":
             wait_for_people(ratings, cfg, ctx)
         else:
-            simulate(ratings, Rule(cfg.right, cfg.courtesy), ctx)
+            simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
         found = pairs_of(ratings)
     people = sorted({rater for pair in found for rater in pair.raters})
     ctx.events.emit("data", votes=found.votes, simulated_votes=found.simulated_votes, pairs=len(found),
@@ -37,10 +37,10 @@ def run(cfg: RaterConfig, ctx: Context) -> Made:
         raise UserError("no vote prefers one response to another", where=str(ratings.path),
                         hint="sample more varied responses, or rate more pairs")
     marks = {"votes": found.votes, "simulated_votes": found.simulated_votes, "pairs": len(found)}
-    return Made(None, marks)
+    return StageResult(None, marks)
 
 
-def simulate(ratings: Ratings, rule: Rule, ctx: Context) -> None:
+def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
     """A vote on everything that this rule has not yet rated. Raises UserError for items without a known answer."""
     waiting, counts = ratings.queue(rule.rater), Counter[str]()
     with ctx.progress(len(waiting), 0) as bar:
@@ -55,7 +55,7 @@ def simulate(ratings: Ratings, rule: Rule, ctx: Context) -> None:
                 raise Interrupted(f"stopped after {done} votes, saved")
 
 
-def judge(ratings: Ratings, item: Item, rule: Rule, ctx: Context) -> str:
+def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> str:
     """Stores the rule's vote; the best response first, all others behind it."""
     kind, answer = item.meta.get("kind"), item.meta.get("answer")
     if not (isinstance(kind, str) and isinstance(answer, str)):

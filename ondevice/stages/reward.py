@@ -20,14 +20,14 @@ from ondevice.datasets.preference_pairs import pairs
 from ondevice.evaluation.reward_model import quality
 from ondevice.models.model import Model
 from ondevice.models.score_head import with_head
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.stages.tuning import load_start, with_adapter
 from ondevice.training.loop import fit, held_out_figures
 from ondevice.training.losses import reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 
 
-def run(cfg: RewardConfig, ctx: Context) -> Made:
+def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     writer = load_start(cfg.model, cfg, ctx, body=True)
     found = pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
@@ -42,7 +42,7 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
     measure = held_out_figures(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
-    return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
+    return StageResult(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
 
 
 def _with_score(start: Model, seed: int, ctx: Context) -> Model:

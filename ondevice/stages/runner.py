@@ -19,7 +19,7 @@ from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig, TrainingConfig
 from ondevice.datasets.preference_pairs import COPY as PAIRS
 from ondevice.datasets.spec import REJECTED
-from ondevice.evaluation.held_out import Exam, measure
+from ondevice.evaluation.held_out import EvalSuite, measure
 from ondevice.hub import snapshot
 from ondevice.hub.pull import origin
 from ondevice.inference.fixed_prompts import answer
@@ -30,7 +30,7 @@ from ondevice.publishing.background import FOLDER as PUSH
 from ondevice.publishing.background import BackgroundPusher
 from ondevice.publishing.model_card import model_card
 from ondevice.runs import checkpoint
-from ondevice.runs.context import Context, Made
+from ondevice.runs.context import Context, StageResult
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.runs.recovery import FOLDER as RUINED
@@ -49,19 +49,19 @@ from ondevice.stages.tuning import result
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunSettings:
     """What a stage shares with the other stages of its run. `corpus` is what `builtin` means."""
 
     corpus: CorpusConfig
     prompts: tuple[str, ...] = ()
-    exam: Exam | None = None
+    exam: EvalSuite | None = None
 
 
 def say(text: str) -> None:
     print(inert(text), file=sys.stderr, flush=True)
 
 
-def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: Surroundings, stop: StopRequest, *,
+def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, stop: StopRequest, *,
               redo: bool = False, then: str = "", anew: str = "give another --out",
               begun: Callable[[], None] = lambda: None) -> Path:
     """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `then` says how a
@@ -124,7 +124,7 @@ def _clear(folder: StageFolder) -> None:
                         hint="remove it, or give another --out") from error
 
 
-def _guarded(ctx: Context, cfg: StageConfig, around: Surroundings, then: str, anew: str,
+def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, then: str, anew: str,
              begun: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
@@ -159,11 +159,11 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
     return {"repo": repo, "commit": commit, "kind": "model"} if commit else {}
 
 
-def _work(ctx: Context, cfg: StageConfig, around: Surroundings) -> Path:
-    body: Callable[[Any, Context], Made | Model] = importlib.import_module(f"ondevice.stages.{ctx.name}").run
+def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
+    body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(f"ondevice.stages.{ctx.name}").run
     made = body(cfg, ctx)
     if isinstance(made, Model):
-        made = Made(made)
+        made = StageResult(made)
     record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
     if found := _base(cfg, made.model):
         record["base"] = found

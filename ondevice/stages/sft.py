@@ -16,7 +16,7 @@ from ondevice.config.stages import SFTConfig
 from ondevice.data.chat_encoding import add_template
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import _where_cut, rows_of
-from ondevice.datasets.spec import Wanted
+from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, writer
 from ondevice.models.network import packs
@@ -32,7 +32,7 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = text_and_chats.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
+    found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not packs(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = rows_of(cfg, model)

@@ -27,7 +27,7 @@ from ondevice.models.state_dict import quantised
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import FACTOR, State, Taken, finite, keep_batch, measured, sound
+from ondevice.runs.recovery import FACTOR, ResultRecord, State, finite, keep_batch, measured, sound
 from ondevice.seam.ops import Loss, Params, sub
 from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.training.lr_schedule import rate
@@ -44,14 +44,14 @@ class Source(Protocol):
         ...
 
 
-class Held(Protocol):
+class EvalBatches(Protocol):
     """Held-out batches, the same ones at every measurement."""
 
     def eval_batches(self, limit: int) -> Iterable[dict[str, np.ndarray]]: ...
 
 
 @dataclass(frozen=True)
-class Work:
+class StepPlan:
     """One step's updates, each of some micro-batches, and figures that the step's event is to tell."""
 
     updates: Sequence[Batches]
@@ -60,10 +60,10 @@ class Work:
     shown: tuple[str, ...] = ("loss",)  # the numbers beside the progress bar
 
 
-class Feed(Protocol):
+class StepSource(Protocol):
     """What the loop asks for each step's work."""
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         """A pure function of (seed, number) and, where a stage learns from its own text, of the parameters. `number` is
         the step's own but where batches were left out: it says what is learned from, `step` what is told."""
         ...
@@ -81,7 +81,7 @@ class Feed(Protocol):
         ...
 
 
-class Ahead(AbstractContextManager["Ahead"]):
+class Prefetcher(AbstractContextManager["Prefetcher"]):
     """The feed of a source that does not look at the parameters: one update a step, the next batch made meanwhile by a
     thread. The thread hands over numpy only: one thread owns the backend."""
 
@@ -90,13 +90,13 @@ class Ahead(AbstractContextManager["Ahead"]):
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number + self.first)
         batches = found.result()
         self._coming.clear()  # after going back: what was made ahead of the step that was left
         if step + 1 < self.steps:
             self._coming[number + 1] = self._pool.submit(self.source.batch, number + 1 + self.first)
-        return Work([batches])
+        return StepPlan([batches])
 
     def finished(self, step: int) -> str:
         return ""
@@ -112,7 +112,7 @@ class Ahead(AbstractContextManager["Ahead"]):
 
 
 @dataclass(frozen=True)
-class Better:
+class BestMetric:
     """Which measured figure says how good the parameters are."""
 
     name: str = "loss"
@@ -131,7 +131,7 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
+def held_out_figures(loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingConfig,
                      unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
     """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
     `unit`: "tokens" that are targets, "pairs", "texts"."""
@@ -148,9 +148,9 @@ def held_out_figures(loss: Loss, held: Held, ctx: Context, cfg: TrainingConfig,
     return measure
 
 
-def fit(model: Model, loss: Loss, source: Source | Feed, held: Held | Callable[[Params], Mapping[str, float]],
+def fit(model: Model, loss: Loss, source: Source | StepSource, held: EvalBatches | Callable[[Params], Mapping[str, float]],
         ctx: Context, cfg: TrainingConfig, *, sample: Callable[[int, Params], None] | None = None,
-        beside: Mapping[str, Model] | None = None, better: Better = Better()) -> Params:  # noqa: B008
+        beside: Mapping[str, Model] | None = None, better: BestMetric = BestMetric()) -> Params:  # noqa: B008
     """Trains for `cfg.steps` steps and returns the parameters. `sample` answers the fixed prompts with them.
 
     `held` measures: held-out batches, or a function of the parameters that returns figures; the one that `better` names
@@ -158,7 +158,7 @@ def fit(model: Model, loss: Loss, source: Source | Feed, held: Held | Callable[[
     `<name>.`. Raises Interrupted once a requested stop has been saved, UserError where the run cannot go on.
     """
     measure = held if callable(held) else held_out_figures(loss, held, ctx, cfg)
-    feed: Any = source if hasattr(source, "work") else Ahead(source, cfg.steps)
+    feed: Any = source if hasattr(source, "work") else Prefetcher(source, cfg.steps)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
         return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
 
@@ -167,9 +167,9 @@ class _Fit:
     trainer: Trainer
     state: State
 
-    def __init__(self, model: Model, loss: Loss, feed: Feed, measure: Callable[[Params], Mapping[str, float]],
+    def __init__(self, model: Model, loss: Loss, feed: StepSource, measure: Callable[[Params], Mapping[str, float]],
                  ctx: Context, cfg: TrainingConfig, sample: Callable[[int, Params], None] | None,
-                 beside: Mapping[str, Model], better: Better) -> None:
+                 beside: Mapping[str, Model], better: BestMetric) -> None:
         self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
         self.loss, self.beside, self.better, self.first_feed = loss, beside, better, feed.kept()
         self.backend: Backend = ctx.backend
@@ -211,7 +211,7 @@ class _Fit:
                                             compile=self.cfg.compile)
         if start is not None:
             self.trainer.load_state(start.optimizer)
-        if isinstance(self.feed, Ahead):
+        if isinstance(self.feed, Prefetcher):
             self.feed.first = self.state.first
 
     def run(self) -> Params:
@@ -285,7 +285,7 @@ class _Fit:
             self.ctx.warn("the gradient is not finite: this step changed nothing", state.step)
         return {name: numbers.get(name, float("nan")) for name in (*work.shown, "lr", "tokens_per_second")}, ruined
 
-    def _suspect(self, number: int, work: Work, nothing: bool) -> None:
+    def _suspect(self, number: int, work: StepPlan, nothing: bool) -> None:
         """Counts steps without a finite gradient, and holds the last batch before them and the first of them."""
         state, batches = self.state, [batch for update in work.updates for batch in update]
         if not nothing:
@@ -308,7 +308,7 @@ class _Fit:
         step, where = (target.step, target.path.name) if target is not None else (0, "the stage's start")
         number = left.culprit(ruined, step)
         batches = self.suspects.get(number)
-        if batches is None and isinstance(self.feed, Ahead):  # a process before this one did that step
+        if batches is None and isinstance(self.feed, Prefetcher):  # a process before this one did that step
             batches = self.feed.source.batch(number + self.feed.first)
         file = keep_batch(ctx.folder.path, number, batches) if batches else None
         kept = f" (kept in {file.relative_to(ctx.folder.path)})" if file is not None else ""
@@ -414,8 +414,8 @@ class _Fit:
             self.ctx.warn(f"the held-out {self.better.name} of the result is not a number", state.step)
         return self.trainer.params() if params is None else params
 
-    def _taken(self, step: int, figures: Mapping[str, Any]) -> Taken:
-        return Taken(step, figures, self.better.name, self.better.higher, self.state.before)
+    def _taken(self, step: int, figures: Mapping[str, Any]) -> ResultRecord:
+        return ResultRecord(step, figures, self.better.name, self.better.higher, self.state.before)
 
     def _best(self) -> Params | None:
         """Those of the best checkpoint or, where that is damaged, of the best one left; None: the last ones are."""

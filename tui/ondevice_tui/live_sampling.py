@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Ratings, Response, Waiting
+from ondevice.preferences.database import QueueEntry, Ratings, Response
 from ondevice.preferences.rating_queue import doubt
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.ratings_thread import RatingsThread
@@ -285,7 +285,7 @@ class Pairing:
             await self._queue(plan, asked, texts)
         return True
 
-    def _sampling(self, waiting: Sequence[Waiting]) -> bool:
+    def _sampling(self, waiting: Sequence[QueueEntry]) -> bool:
         """Whether further pairs are wanted now."""
         ahead = sum(not w.skipped for w in waiting)
         self._filling = self.plan is not None and (ahead < AHEAD if self._filling else ahead < LOW)
