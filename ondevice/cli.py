@@ -375,20 +375,20 @@ def _print_run(folder: Path, line: Line) -> None:
         found = {name: str(file) if file.is_file() else None for name, file in (("report", report), ("page", page))}
         _print({"run": str(folder), **found}, line)
         return
-    from ondevice.common.sanitize import inert
+    from ondevice.common.sanitize import sanitize
     from ondevice.reports.report import ladder
     from ondevice.runs.folder import RunFolder
 
-    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
+    print(sanitize(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:
     if line.json:
         _print({"completions": list(function(cfg=config))}, line)
         return
-    from ondevice.common.sanitize import InertStream
+    from ondevice.common.sanitize import SanitizedStream
 
-    stream = InertStream()
+    stream = SanitizedStream()
 
     def write(piece: str) -> None:
         sys.stdout.write(stream.push(piece))
@@ -407,10 +407,10 @@ def _print(result: Any, line: Line) -> None:
         return
     if result is None:
         return
-    from ondevice.common.sanitize import inert
+    from ondevice.common.sanitize import sanitize
 
     text = "\n".join(_flat(result)) if isinstance(result, Mapping) else str(result)
-    print(inert(text, limit=None))
+    print(sanitize(text, limit=None))
 
 
 def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
@@ -434,18 +434,18 @@ def _ours() -> int:
     import traceback
 
     from ondevice.common.redact import redacted
-    from ondevice.common.sanitize import inert
+    from ondevice.common.sanitize import sanitize
 
-    sys.stderr.write(inert(redacted(traceback.format_exc()), limit=None))
+    sys.stderr.write(sanitize(redacted(traceback.format_exc()), limit=None))
     return 1
 
 
 def _complain(text: str) -> None:
     from ondevice.common.redact import redacted
-    from ondevice.common.sanitize import inert
+    from ondevice.common.sanitize import sanitize
 
     try:
-        sys.stderr.write(f"ondevice: {inert(redacted(' '.join(text.split())), newlines=False)}\n")
+        sys.stderr.write(f"ondevice: {sanitize(redacted(' '.join(text.split())), newlines=False)}\n")
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it

@@ -69,7 +69,7 @@ def test_the_newest_sound_one_and_its_best_stay_as_a_way_back(tmp_path: Path) ->
     assert names(tmp_path) == ["best", *(f"step-000000{n}" for n in (10, 20, 40, 50))]
     assert "NaN" not in (tmp_path / "step-00000050" / "trainer.json").read_text()
     checkpoint.drop_after(tmp_path, 20)
-    checkpoint.settle(tmp_path, 20, keep=2, best=10)
+    checkpoint.prune(tmp_path, 20, keep=2, best=10)
     assert names(tmp_path) == ["best", "step-00000010", "step-00000020"]
     assert os.readlink(tmp_path / "best") == "step-00000010"
 
@@ -168,7 +168,7 @@ def test_a_best_that_is_a_folder_is_moved_aside_and_told_of(tmp_path: Path) -> N
         checkpoint.save(tmp_path / "copy", step, write(step), {"step": step}, keep=2, best=step, say=said.append)
     assert names(tmp_path / "copy") == ["best", "best-copy-1", "step-00000020", "step-00000030"]
     assert os.readlink(tmp_path / "copy" / "best") == "step-00000030"
-    assert checkpoint.damage(tmp_path / "copy" / "best-copy-1") is None
+    assert checkpoint.find_damage(tmp_path / "copy" / "best-copy-1") is None
     assert len(said) == 1 and "best-copy-1" in said[0]
 
 
@@ -182,7 +182,7 @@ def test_what_only_begins_like_a_checkpoint_is_nobodys_to_remove(tmp_path: Path)
     (tmp_path / "run" / "step-00000001").symlink_to(elsewhere)   # a person has moved it to another disk
     save(tmp_path / "run", 2, 3, 4)
     assert names(tmp_path / "run") == ["step-00000003", "step-00000004", "step-by-step"]
-    assert checkpoint.damage(elsewhere) is None
+    assert checkpoint.find_damage(elsewhere) is None
 
 
 @pytest.mark.parametrize("manifest", ['{"format": 1, "files": [1]}', '{"format": 1, "files": {"a": 5}}', "[" * 9999,

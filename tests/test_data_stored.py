@@ -16,7 +16,7 @@ import ondevice as od
 import small_stages
 from ondevice.common import progress
 from ondevice.common.errors import UserError
-from ondevice.common.progress import Progress, counted
+from ondevice.common.progress import Progress, with_progress
 from ondevice.data import preference_batches
 from ondevice.data.batches import ChatSource
 from ondevice.data.chat_encoding import ChatRow
@@ -84,8 +84,8 @@ def test_a_bar_comes_only_where_reading_takes_long(monkeypatch: pytest.MonkeyPat
     now, out = [0.0], io.StringIO()
     monkeypatch.setattr(progress, "ticks", lambda: now[0])
     monkeypatch.setattr(progress, "Progress", lambda *given: Progress(*given, stream=out))
-    assert list(counted(range(100), "read")) == list(range(100)) and not out.getvalue()
-    for item in counted(range(100), "read"):
+    assert list(with_progress(range(100), "read")) == list(range(100)) and not out.getvalue()
+    for item in with_progress(range(100), "read"):
         now[0] += 0.1
         assert item < 100
     assert out.getvalue().splitlines()[-1].startswith("read 100")

@@ -27,7 +27,7 @@ from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
 from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
 from ondevice.models.load import load_model
-from ondevice.models.lora import INHERITED, Pair, placed
+from ondevice.models.lora import INHERITED, Pair, lora_tensors
 from ondevice.models.model import Adapter
 from ondevice.models.save import write, write_model
 from ondevice.models.shapes import matrices
@@ -265,7 +265,7 @@ def adapter(policy: Path, tmp_path: Path) -> Path:
         outputs, inputs = matrices(model.cfg)[name]
         pair = Pair(*(rng.standard_normal(shape).astype(np.float32) * np.float32(0.2)
                       for shape in ((rank, inputs), (outputs, rank))), scale)
-        params |= placed(name, pair, INHERITED, backend)
+        params |= lora_tensors(name, pair, INHERITED, backend)
     (tmp_path / "lora").mkdir()
     write(tmp_path / "lora", backend, replace(model, params=params, adapter=Adapter(str(policy))))
     return tmp_path / "lora"

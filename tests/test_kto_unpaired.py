@@ -19,7 +19,7 @@ from ondevice.datasets.preview import render
 from ondevice.preferences.database import Ratings, Response
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
-from ondevice.stages.dpo import compared, sides_of
+from ondevice.stages.dpo import pair_batch, sides_of
 from ondevice.training.losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared
 
@@ -82,7 +82,7 @@ def test_the_loss_is_trls(backend: Backend, shift: float) -> None:
     ref = [-rng.random(n) - 0.5 for n in lengths]
     logps = [r + (rng.normal(size=n) if i < 6 else shift) for i, (r, n) in enumerate(zip(ref, lengths, strict=True))]
     reference = np.array([r.sum() for r in ref], np.float32).reshape(2, -1)
-    batch = compared(range(6), rows, 8, sides=sides, reference=reference)
+    batch = pair_batch(range(6), rows, 8, sides=sides, reference=reference)
     batch["denominator"] = np.float32(6)
     assert "losses" not in batch
     flat = np.full(len(batch["weights"]), -1.0, np.float32)

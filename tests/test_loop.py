@@ -26,7 +26,7 @@ from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.seam.protocols import Backend
 from ondevice.training.loop import StepPlan, fit
-from ondevice.training.lr_schedule import rate
+from ondevice.training.lr_schedule import learning_rate
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ def test_schedules_by_hand() -> None:
     cfg = PretrainConfig(steps=10, warmup_steps=2, learning_rate=1.0)
 
     def rates(**changes: Any) -> list[float]:
-        return [rate(step, replace(cfg, **changes)) for step in range(11)]
+        return [learning_rate(step, replace(cfg, **changes)) for step in range(11)]
 
     assert rates(schedule="constant") == [0.5] + [1.0] * 10
     assert rates(schedule="linear") == pytest.approx([0.5, 1, 1, .875, .75, .625, .5, .375, .25, .125, 0])
@@ -132,14 +132,14 @@ def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) 
     assert [e["step"] for e in stage.events("eval")] == [1, 2]
     stage.fit(Scripted([3, 2]), steps=4, save_every=1, resume=True)
     assert len(stage.events("before")) == 1
-    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 4)).record
+    record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 4)).record
     assert record["before"]["loss"] == BEFORE and record["measured"]["loss"] == 2
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_told_and_the_old_one_stands(
         stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = checkpoint.damage
-    monkeypatch.setattr(checkpoint, "damage",
+    whole = checkpoint.find_damage
+    monkeypatch.setattr(checkpoint, "find_damage",
                         lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path))
     stage.fit(Scripted([5, 4, 3, 2, 1]), steps=4, save_every=1)
     assert "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay" in stage.said

@@ -20,7 +20,7 @@ from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.load import load_model
-from ondevice.models.lora import INHERITED, adapted
+from ondevice.models.lora import INHERITED, adapted_modules
 from ondevice.models.model import Model
 from ondevice.models.registry import ModelConfig
 from ondevice.models.save import write_model
@@ -75,7 +75,7 @@ def test_an_encoder_decoders_adapter(family: str, files: Path, tmp_path: Path, b
     config = json.loads((folder / peft.CONFIG).read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM" and config["modules_to_save"] is None
     beside = load_model(folder, backend, merge=False)
-    assert adapted(beside.params, INHERITED) and beside.adapter is not None
+    assert adapted_modules(beside.params, INHERITED) and beside.adapter is not None
     got = logits(beside, backend)
     assert np.abs(got - logits(load_model(tmp_path / "base", backend), backend)).max() > 1e-2
     np.testing.assert_allclose(logits(load_model(folder, backend), backend), got, rtol=1e-4, atol=1e-4)

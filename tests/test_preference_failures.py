@@ -27,7 +27,7 @@ from ondevice.rewards.scorer import Scores
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
 from ondevice.stages.dpo import sides_of
-from ondevice.stages.grpo import figures
+from ondevice.stages.grpo import reward_metrics
 from small_stages import settings
 
 TORCH = load_backend("torch", device="cpu", dtype="float32")
@@ -98,8 +98,8 @@ def test_figures_of_rewards_some_of_which_are_missing() -> None:
     totals = np.array([[1.0, 3.0, nan], [nan, nan, nan], [2.0, nan, nan]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        told = figures(Scores(totals.reshape(-1), {"own": totals.reshape(-1)}, [], []), totals)
-        nothing = figures(Scores(np.full(4, nan), {}, [], []), np.full((2, 2), nan))
+        told = reward_metrics(Scores(totals.reshape(-1), {"own": totals.reshape(-1)}, [], []), totals)
+        nothing = reward_metrics(Scores(np.full(4, nan), {}, [], []), np.full((2, 2), nan))
     assert told == {"reward": 2.0, "reward_std": pytest.approx(2 ** 0.5), "zero_spread": pytest.approx(2 / 3),
                     "reward/own": 2.0}
     assert np.isnan(nothing["reward"]) and np.isnan(nothing["reward_std"]) and nothing["zero_spread"] == 1.0

@@ -199,7 +199,7 @@ def test_no_place_of_this_machine_is_pushed(
     server: HubServer, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / MARK))
-    monkeypatch.setattr("ondevice.runs.checkpoint.damage", lambda path: None)
+    monkeypatch.setattr("ondevice.runs.checkpoint.find_damage", lambda path: None)
     run = marked_run(tmp_path, value)
     push(run.path, "me/one", with_optimizer=True, tag="v1")
     push(run.path, "me/all", all_stages=True)
@@ -359,7 +359,7 @@ def test_a_run_s_records_are_its_own(server: HubServer, tmp_path: Path, name: st
 def test_an_optimizer_s_state_is_its_own(
     server: HubServer, tmp_path: Path, secret: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ondevice.runs.checkpoint.damage", lambda path: None)
+    monkeypatch.setattr("ondevice.runs.checkpoint.find_damage", lambda path: None)
     run = marked_run(tmp_path, "builtin")
     link(run.stage("sft").checkpoints / "step-00000004" / name, secret)
     assert OUT in refused(run.path, with_optimizer=True)

@@ -245,9 +245,9 @@ def test_large_files_are_sent_again(server: HubServer, tmp_path: Path, fields: d
 
 
 def test_the_server_says_how_long_to_wait() -> None:
-    assert client.pause(1.0, client.NoReply("429", 30.0)) == 30.0
-    assert client.pause(4.0, client.NoReply("500")) == 4.0
-    assert client.pause(1.0, client.NoReply("429", 1e9)) == client.LONGEST_WAIT_S
+    assert client.retry_delay(1.0, client.NoReply("429", 30.0)) == 30.0
+    assert client.retry_delay(4.0, client.NoReply("500")) == 4.0
+    assert client.retry_delay(1.0, client.NoReply("429", 1e9)) == client.LONGEST_WAIT_S
 
 
 @pytest.mark.parametrize("path", ["/revision/", "/commit/"])

@@ -189,7 +189,7 @@ def test_what_a_person_has_changed_stays_changed_when_the_stage_goes_back(stage:
     stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True, learning_rate=2e-3,
               changed={"learning_rate": (1e-2, 2e-3)})
     assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [1e-3] * 4
-    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 8)).record
+    record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 8)).record
     assert record["changes"] == [{"step": 4, "field": "learning_rate", "before": 1e-2, "now": 2e-3}]
     assert record["fingerprint"]["learning_rate"] == 2e-3
     assert (record["rate_factor"], record["left_out"], record["rolled_back"]["to"]) == (0.5, [5], 4)
@@ -291,7 +291,7 @@ def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(tmp
         assert same(dict(np.load(place / "got.npz")), whole), deadly
         steps = [e for e in read(place / "pretrain" / "events.jsonl") if e["event"] == "step"]
         assert [e["step"] for e in steps] == list(range(1, 9)) and [e["lr"] for e in steps] == [1e-2] * 4 + [5e-3] * 4
-        assert checkpoint.load(checkpoint.at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
+        assert checkpoint.load(checkpoint.path_at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
 
 
 # ---- the stages themselves ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ondevice.seam.protocols import Backend, OptimSettings
 from ondevice.seam.select import load_backend
 from ondevice.training import logprobs
 from ondevice.training.losses import causal_lm_loss
-from ondevice.training.lr_schedule import rate
+from ondevice.training.lr_schedule import learning_rate
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:
@@ -32,7 +32,7 @@ def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) 
     rates = set()
     for step in range(steps):
         rows, tokens = shapes[step % len(shapes)]
-        lr = rate(step, schedule)
+        lr = learning_rate(step, schedule)
         rates.add(lr)
         trained.step([models.batch(cfg, rows, tokens, seed=2 * step + i) | {"denominator": np.float32(70 + step)}
                       for i in range(2)], lr)

@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 
 MARKER, NEW, OLD = ".ondevice", ".new", ".old"
 _FOLDER = re.compile(r"\.tmp-(.+)-[0-9a-f]{16}", re.DOTALL)
@@ -47,7 +47,7 @@ Say = Callable[[str], None]
 
 
 def to_stderr(text: str) -> None:
-    print(inert(text), file=sys.stderr, flush=True)
+    print(sanitize(text), file=sys.stderr, flush=True)
 
 
 class _Lock:

@@ -107,7 +107,7 @@ class Progress:
         self._bar.start()
 
 
-def counted(items: Iterable[T], title: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], title: str) -> Iterator[T]:
     """The items, and a bar of how many have been taken where that lasts longer than `PATIENCE_S`."""
     began, bar = ticks(), None
     with ExitStack() as shown:

@@ -11,7 +11,7 @@ Everything that could act on a terminal or hide from a reader is replaced by som
     text beyond `limit`            cut, and the cut is said
 
 No escape sequence survives, since none can begin. It does not quote markup: a widget that reads markup must be given
-plain text all the same, and HTML goes through `inert_html`.
+plain text all the same, and HTML goes through `sanitize_html`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _safe(text: str, newlines: bool) -> str:
     return _UNSAFE.sub(_line_picture if newlines else _picture, text)
 
 
-def inert(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
+def sanitize(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
     """`text` with nothing in it that acts on a terminal or hides from a reader.
 
     `newlines` False makes a single line of it. The result has at most `limit` characters, the note on what was cut
@@ -72,16 +72,16 @@ def inert(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str
     return (_safe(text[:fits], newlines) + f"… {len(text) - fits:,} more characters")[:limit]
 
 
-def inert_html(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
+def sanitize_html(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
     """`inert(text)` as HTML text or an attribute's value: no tag, entity or quote survives.
 
     `limit` counts characters before they are quoted. Newlines stay newlines: set `white-space: pre-wrap`.
     """
-    return html.escape(inert(text, newlines=newlines, limit=limit), quote=True)
+    return html.escape(sanitize(text, newlines=newlines, limit=limit), quote=True)
 
 
-class InertStream:
-    """`inert` for text that arrives in pieces: the pieces' results, joined, are the whole text's result, without limit.
+class SanitizedStream:
+    """`sanitize` for text that arrives in pieces: the pieces' results, joined, are the whole text's result, without limit.
 
     A joiner at a piece's end is held back until its right neighbour is known.
     """

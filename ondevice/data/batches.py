@@ -22,7 +22,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.data import packing
 from ondevice.data.chat_encoding import ChatRow
-from ondevice.data.mixture import Joined, counts_of
+from ondevice.data.mixture import Joined, epoch_counts
 from ondevice.data.packing import Batch, Plan
 from ondevice.data.readers import Part
 from ondevice.data.token_cache import ChatRows, made_once, place_of
@@ -160,7 +160,7 @@ class ChatSource(PackedSource):
         starts, sizes = array("q"), array("q")   # numbers of a list would take more memory than all else
         for start, end in zip(map(int, flat.starts), map(int, flat.ends), strict=True):
             mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
-            needed, cut = fitted(mask, sequence_length)
+            needed, cut = fitted_length(mask, sequence_length)
             self.truncated += cut
             if not needed:
                 self.skipped += 1
@@ -192,7 +192,7 @@ class ChatSource(PackedSource):
         return {**batch, **packing.pad_targets(self._ids[source[learned] + 1], index, size)}
 
 
-def fitted(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:
+def fitted_length(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:
     """(how many tokens of an example are kept, whether that is a cut): up to the last target within a row. 0: none."""
     learned = np.flatnonzero(mask[1:])
     cut = bool(len(learned)) and int(learned[-1]) >= sequence_length
@@ -253,7 +253,7 @@ def mixed_stream(parts: Sequence[NDArray[Any]], weights: Sequence[float | None],
     if len(parts) == 1:
         return parts[0]
     found: list[NDArray[Any]] = []
-    for part, count in zip(parts, counts_of(list(map(len, parts)), weights), strict=True):
+    for part, count in zip(parts, epoch_counts(list(map(len, parts)), weights), strict=True):
         whole, rest = divmod(count, len(part))
         found += [part] * whole
         if rest:

@@ -35,7 +35,7 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
-def places(prompt: Any, completion: Any, start: int | None) -> Any:
+def context_length(prompt: Any, completion: Any, start: int | None) -> Any:
     """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both together, or, where
     the completion is written after `start` and the prompt read beside it, the longer one."""
     return prompt + completion if start is None else np.maximum(prompt, completion + 1)
@@ -83,7 +83,7 @@ def answers_of(chats: ChatRows) -> Sequence[Row]:
 
 def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
     """(`answers_of` the chats, how many cannot be learned: answers with nothing before them, chats without one)."""
-    places = array("q")  # where the chat, the answer and what follows it begin
+    bounds = array("q")  # where the chat, the answer and what follows it begin
     skipped = 0
     for start, end in zip(map(int, chats.starts), map(int, chats.ends), strict=True):
         mask = chats.mask[start:end]
@@ -92,10 +92,10 @@ def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
         skipped += not len(begins)
         for a, b in zip(begins.tolist(), ends.tolist(), strict=True):
             if a:
-                places.extend((start, start + a, start + b))
+                bounds.extend((start, start + a, start + b))
             else:
                 skipped += 1
-    each = np.array(places, np.int64).reshape(-1, 3)
+    each = np.array(bounds, np.int64).reshape(-1, 3)
 
     def row(number: int) -> Row:
         start, begin, end = each[number]
@@ -163,7 +163,7 @@ def text_batch(rows: Sequence[Ids], size: int, reads: str = "last", types: Seque
     return {**batch, "read": (np.arange(size) * width + last).astype(np.int32)}
 
 
-def like_lengths(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:
+def group_by_length(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.int64]]:
     """Groups of at most `size` numbers of rows, like lengths together: less padding."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     for start in range(0, len(order), size):
@@ -174,5 +174,5 @@ def _positions(rows: int, width: int) -> NDArray[np.int32]:
     return np.tile(np.arange(width, dtype=np.int32), (rows, 1))
 
 
-def whole(row: Row) -> NDArray[np.int32]:
+def prompt_and_completion(row: Row) -> NDArray[np.int32]:
     return np.concatenate([row.prompt, row.completion]).astype(np.int32)

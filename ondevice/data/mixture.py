@@ -81,7 +81,7 @@ def is_file(name: str) -> bool:
         return False
 
 
-def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
+def epoch_order(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
     """Numbers of the rows of one epoch, counted through sources of `sizes` rows one after the other.
 
     Every row is there, and each source has its share of the whole; what is left over after whole repetitions is drawn
@@ -89,7 +89,7 @@ def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> N
     """
     if len(sizes) == 1:
         return np.arange(sizes[0])
-    counts = counts_of(sizes, weights)
+    counts = epoch_counts(sizes, weights)
     numbers, keys, first = [], [], 0
     for n, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         if not size:
@@ -104,7 +104,7 @@ def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> N
     return np.concatenate(numbers)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def counts_of(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+def epoch_counts(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Rows (or tokens) of each source in an epoch. Raises UserError where that is out of all proportion."""
     given = [weight for weight in weights if weight is not None]
     if not given:
@@ -175,7 +175,7 @@ class Lazy(Sequence[T]):
 
 def mixture(parts: Sequence[Sequence[T]], weights: Sequence[float | None], seed: int) -> Sequence[T]:
     """The rows of one epoch of several sources; one source is itself."""
-    return parts[0] if len(parts) == 1 else Lazy.over(parts, mixed([len(part) for part in parts], weights, seed))
+    return parts[0] if len(parts) == 1 else Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
 
 
 def one_after_another(parts: Sequence[Sequence[T]]) -> Sequence[T]:

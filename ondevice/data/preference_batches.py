@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.data.chat_encoding import ChatRow, encode_chat
-from ondevice.data.completion_batches import Row, places
+from ondevice.data.completion_batches import Row, context_length
 from ondevice.data.formats import BadRow
 from ondevice.data.packing import Batch
 from ondevice.data.token_cache import ChatRows, made_once, mapped, mapped_rows, write_rows
@@ -44,7 +44,7 @@ class TokenPair:
 
     def places(self, start: int | None) -> int:
         """Tokens of a context that the longer side takes (see `completions.places`)."""
-        return max(int(places(len(side.prompt), len(side.completion), start)) for side in (self.chosen, self.rejected))
+        return max(int(context_length(len(side.prompt), len(side.completion), start)) for side in (self.chosen, self.rejected))
 
 
 def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
@@ -95,7 +95,7 @@ class StoredPairs(Sequence[TokenPair]):
         written = np.zeros_like(lengths)
         if start is not None and len(lengths):
             written = np.add.reduceat(self._rows.mask, self._rows.starts, dtype=np.int64)
-        found: NDArray[np.int64] = places(lengths - written, written, start).reshape(-1, 2).max(1)
+        found: NDArray[np.int64] = context_length(lengths - written, written, start).reshape(-1, 2).max(1)
         return found
 
     @classmethod
@@ -152,8 +152,8 @@ class PairSource:
 
     def batch(self, step: int) -> list[Batch]:
         count = self.batch_size * self.accumulate
-        places = np.arange(step * count, (step + 1) * count)
-        chosen = [int(self._order(int(p) // len(self.rows))[int(p) % len(self.rows)]) for p in places]
+        positions = np.arange(step * count, (step + 1) * count)
+        chosen = [int(self._order(int(p) // len(self.rows))[int(p) % len(self.rows)]) for p in positions]
         groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
         return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
 

@@ -16,7 +16,7 @@ from ondevice.data.span_corruption import CorruptedSource, span_corruption, text
 from ondevice.data.token_cache import ChatRows
 from ondevice.data.truncation import cut_where
 from ondevice.models.model import Model
-from ondevice.models.network import objective, packs
+from ondevice.models.network import objective, supports_packing
 
 
 def most_of(model: Model, length: int) -> int:
@@ -62,7 +62,7 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
     common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
     start = model.network.start
     if start is None:
-        return partial(ChatSource, **common, packing=cfg.packing and packs(model.cfg), loss_on=cfg.loss_on)
+        return partial(ChatSource, **common, packing=cfg.packing and supports_packing(model.cfg), loss_on=cfg.loss_on)
     for name, usual in (("loss_on", "assistant"), ("replay", "")):
         if getattr(cfg, name) != usual:
             raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")

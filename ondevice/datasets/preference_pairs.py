@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, sha256
-from ondevice.common.progress import counted
+from ondevice.common.progress import with_progress
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
 from ondevice.data.builtin import build
@@ -33,14 +33,14 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import (
     LOOKED_AT,
     DataSpec,
+    check_rejected,
     convert_rows,
     corpus_of,
-    reused,
-    settle,
-    settled,
-    taken,
+    placed_rows,
+    report_rejected,
+    reuse_cached,
 )
-from ondevice.models.model import Model, need_template
+from ondevice.models.model import Model, require_chat_template
 from ondevice.preferences.database import Ratings, is_simulated
 from ondevice.preferences.pairs import held_out, pairs_of
 from ondevice.preferences.sqlite_store import FILE
@@ -68,13 +68,13 @@ class PairData:
 
 def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
     """Raises UserError for missing, empty or unreadable data, or where no pair is left on either side."""
-    need_template(model)
+    require_chat_template(model)
     wanted = DataSpec.of(cfg, str(ctx.folder.path.parent / FILE))
-    judged = holds_judged(cfg, wanted)
+    judged = has_labelled_completions(cfg, wanted)
     copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged))
     try:
         place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, f"{sha256(copy)} with margins and labels")
-        found = StoredPairs.kept(reused(place, wanted, ctx),
+        found = StoredPairs.kept(reuse_cached(place, wanted, ctx),
                                  lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share))
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
         return _parted(found, found.places(model.network.start) <= limit, limit, wanted, ctx)
@@ -83,7 +83,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
         raise
 
 
-def holds_judged(cfg: PairsConfig, wanted: DataSpec) -> bool:
+def has_labelled_completions(cfg: PairsConfig, wanted: DataSpec) -> bool:
     """Whether KTO is to learn from single completions, each good or bad: one of the sources holds such rows. The pairs
     of others are then two of them each, as in TRL."""
     if not (isinstance(cfg, DPOConfig) and cfg.loss_type == "kto"):
@@ -159,13 +159,13 @@ def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
     if not copy.stat().st_size:
         return
     rows = read(copy, reading=Reading(bad=bad))
-    for row, place in counted(rows, f"{ctx.name}: pairs read"):
+    for row, place in with_progress(rows, f"{ctx.name}: pairs read"):
         row.asked.update(row)  # what of a row is not used was said when the copy was made
         try:
             yield to_tokens(row, tokenizer), row
         except BadRow as error:
             rows.reject(row.get("where", place), str(error), row)
-    settle(rows, ctx)
+    report_rejected(rows, ctx)
 
 
 def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: DataSpec, ctx: Context) -> PairData:
@@ -209,7 +209,7 @@ def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConf
             with copy.open(encoding="utf-8") as lines:
                 yield from map(_told, map(json.loads, lines))
         else:
-            judged = holds_judged(cfg, wanted)
+            judged = has_labelled_completions(cfg, wanted)
             yield from (_told(row) for row, _, _ in _each(wanted, corpus, Counter(), judged=judged))
         if len(wanted.weights) > 1:
             yield wanted.weights
@@ -267,13 +267,13 @@ def _read(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None, strict: b
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
         yield from ({**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
-                    for place, row in taken(wanted, convert, ctx))
+                    for place, row in placed_rows(wanted, convert, ctx))
     else:
         rows = wanted.rows()
         rows.strict = strict
         yield from (row for _, row in convert_rows(rows, convert))
         if strict:
-            settled(rows)
+            check_rejected(rows)
 
 
 def _votes_in(wanted: DataSpec) -> Path | None:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.effects import idle
 from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
-from ondevice.data.batches import fitted
+from ondevice.data.batches import fitted_length
 from ondevice.data.chat_encoding import (
     ChatRow,
     add_template,
@@ -162,14 +162,14 @@ def render(shown: dict[str, Any], color: str = "never") -> str:
             if part == "where":
                 continue
             name = "" if part == "tokens" else f", {part}"
-            lines += [f"── {number}{name} ── {inert(example['where'], newlines=False)}", _marked(pieces, marks), ""]
+            lines += [f"── {number}{name} ── {sanitize(example['where'], newlines=False)}", _marked(pieces, marks), ""]
     return "\n".join(lines + _told(shown, marks))
 
 
 def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     rows = f"{shown['rows']:,} row{'s' * (shown['rows'] != 1)}"
     rows = rows if shown["whole"] else f"the first {rows}"
-    lines = [f"{inert(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
+    lines = [f"{sanitize(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
     said = f"{shown['used']:,} used, {shown['cut']:,} cut"
     if shown["sequence_length"]:
         said += f" at {shown['sequence_length']} tokens{shown['cut_where']}"
@@ -177,16 +177,16 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     lines.append(f"{said}, {skipped:,} left out")
     worst = sorted(shown["skipped"].items(), key=lambda item: -item[1]["count"])
     for reason, entry in worst[:SHOWN_REASONS]:
-        first = f" (first: {inert(entry['first'], newlines=False)})" if entry["first"] else ""
-        lines.append(f"  {entry['count']:,} × {inert(reason, newlines=False, limit=200)}{first}")
+        first = f" (first: {sanitize(entry['first'], newlines=False)})" if entry["first"] else ""
+        lines.append(f"  {entry['count']:,} × {sanitize(reason, newlines=False, limit=200)}{first}")
     if len(worst) > SHOWN_REASONS:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
         lines.append(f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad")
-    lines += [f"{inert(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
+    lines += [f"{sanitize(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
     if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
-        lines.append(inert(told, newlines=False))
-    lines += [inert(note, newlines=False) for note in shown["notes"]]
+        lines.append(sanitize(told, newlines=False))
+    lines += [sanitize(note, newlines=False) for note in shown["notes"]]
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
     lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
                  f"{marks[0]}what is learned looks like this{marks[1]}")
@@ -196,7 +196,7 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
 def _marked(pieces: Pieces, marks: tuple[str, str]) -> str:
     out, room = [], SHOWN_TEXT
     for text, learned in pieces:
-        safe = inert(text, limit=max(room, 40))
+        safe = sanitize(text, limit=max(room, 40))
         room -= len(safe)
         # A colour that goes on over a line's end would fill the terminal's whole line on some of them.
         out.append("\n".join(f"{marks[0]}{line}{marks[1]}" for line in safe.split("\n"))
@@ -326,7 +326,7 @@ def _chats(rows: Records, model: Model, length: int, examples: int, counts: Coun
 def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
            counts: Counts) -> None:
     for row in made:
-        kept, cut = fitted(row.mask, length)
+        kept, cut = fitted_length(row.mask, length)
         if not kept:
             counts.skip("nothing of an answer is within sequence_length" if cut else "no answer to learn", where, False)
             continue

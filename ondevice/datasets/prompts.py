@@ -17,13 +17,13 @@ from ondevice.common.errors import UserError
 from ondevice.data.builtin import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat_encoding import prompt_ids
-from ondevice.data.completion_batches import places
+from ondevice.data.completion_batches import context_length
 from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.mixture import Lazy, mixed, mixture, one_after_another, sources
+from ondevice.data.mixture import Lazy, epoch_order, mixture, one_after_another, sources
 from ondevice.data.token_cache import JsonLines, place_of
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.datasets.spec import DataSpec, corpus_of, last_held, reused, taken
-from ondevice.models.model import Model, need_template
+from ondevice.datasets.spec import DataSpec, corpus_of, hold_out_last, placed_rows, reuse_cached
+from ondevice.models.model import Model, require_chat_template
 from ondevice.runs.context import Context
 
 
@@ -46,7 +46,7 @@ LAST = 32
 """Ids at a prompt's end that are looked at."""
 
 
-def opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+def thought_opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>` and a new line);
     empty where it opens none. It belongs to what the model writes then, wherever that is judged."""
     found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
@@ -88,42 +88,42 @@ def prompts(wanted: DataSpec, part: Part, model: Model, room: int, ctx: Context)
     person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
     What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
     any, as for a model without a chat template."""
-    need_template(model)
+    require_chat_template(model)
     wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: DataSpec, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
             def own(one: DataSpec) -> Prompts:
-                return stored(one, lambda: read(one), "prompts", model, room, ctx)
+                return stored_prompts(one, lambda: read(one), "prompts", model, room, ctx)
 
             if part == "all":
                 return own(one)
-            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_held, what="prompt"))
+            found: tuple[Prompts, Prompts] = one.in_two(own, partial(hold_out_last, what="prompt"))
             return found[part == "validation"]
         split: Split = "validation" if part == "validation" else "train"
         made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
         told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)
-        return stored(one, lambda: told, f"{split} prompts", model, room, ctx)
+        return stored_prompts(one, lambda: told, f"{split} prompts", model, room, ctx)
 
     def read(one: DataSpec) -> Iterator[Prompt]:
         def to_asked(row: Any) -> Prompt:
             messages, known = to_prompt(row)
             return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
-        return (asked for _, asked in taken(one, to_asked, ctx))
+        return (asked for _, asked in placed_rows(one, to_asked, ctx))
 
     if part == "validation":
         return one_after_another([rows(one, part) for one in wanted.alone()])
     parts = [rows(one, part) for one in wanted.alone()]
     if part == "train":
-        parts = apart(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
+        parts = without_heldout(parts, [rows(one, "validation") for one in wanted.alone()], wanted)
         return mixture(parts, wanted.weights, wanted.seed)
-    order = mixed([len(rows) for rows in parts], wanted.weights, wanted.seed)
+    order = epoch_order([len(rows) for rows in parts], wanted.weights, wanted.seed)
     once = np.sort(np.unique(order, return_index=True)[1])
     return Lazy.over(parts, order[once])
 
 
-def apart(train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec) -> list[Prompts]:
+def without_heldout(train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec) -> list[Prompts]:
     """`train` without what is held out of any source. Raises UserError where nothing is left of one."""
     known = np.concatenate([part.keys for part in held])
     left = [part.only(~np.isin(part.keys, known)) for part in train]
@@ -139,7 +139,7 @@ def from_user(text: str, known: Mapping[str, Any], model: Model) -> Prompt:
     return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
 
 
-def stored(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, model: Model, room: int,
+def stored_prompts(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, model: Model, room: int,
            ctx: Context) -> Prompts:
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
     at a time, where a process before this one has not left them; `name` tells them from others of the same source.
@@ -150,7 +150,7 @@ def stored(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, mo
         fit = left_out = 0
         try:
             for asked in rows():
-                if places(len(asked.ids), room, start) <= context:
+                if context_length(len(asked.ids), room, start) <= context:
                     fit += 1
                     yield [asked.messages, asked.ids, dict(asked.known)]
                 else:
@@ -165,7 +165,7 @@ def stored(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, mo
 
     place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer,
                      f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(reused(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
+    lines = JsonLines.stored(reuse_cached(place, wanted, ctx), fitting, lambda row: json.dumps(row[0]))
     return Prompts(lines, np.arange(len(lines)))
 
 

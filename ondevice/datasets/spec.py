@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest, digest_path, write_file
 from ondevice.common.json_files import read_json
-from ondevice.common.progress import counted
-from ondevice.common.sanitize import inert
+from ondevice.common.progress import with_progress
+from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
@@ -85,7 +85,7 @@ class DataSpec:
 
     def rows(self) -> Rows:
         """Those of one source."""
-        rows = opened(self.data, self.limit, self.split, self.reading)
+        rows = open_rows(self.data, self.limit, self.split, self.reading)
         rows.template = self.template
         return rows
 
@@ -102,7 +102,7 @@ class DataSpec:
         return (own(self), own(named)) if named is not None else split(own(self), self.data)
 
 
-def last_held(rows: Any, where: str, what: str) -> tuple[Any, Any]:
+def hold_out_last(rows: Any, where: str, what: str) -> tuple[Any, Any]:
     """A person's own rows in two: the last tenth of them is held out. Raises UserError where none would be left."""
     if len(rows) < 2:
         raise UserError(f"holds one {what} only, or one within the limit", where=where,
@@ -154,28 +154,28 @@ def plain_texts(path: str, split: str = "train", reading: Reading = AS_IS) -> li
 
 def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test",
                reading: Reading = AS_IS) -> list[T]:
-    """A person's rows as `converted` makes them, of one source or several (the first `limit` of each; 0: all), where no
+    """A person's rows as `converted_rows` makes them, of one source or several (the first `limit` of each; 0: all), where no
     run keeps account of bad rows; of a folder that has splits what is there to test on. Raises UserError as `chats`
     does."""
     found: list[T] = []
     for source in sources(path):
-        rows = opened(source.data, limit, split, reading)
+        rows = open_rows(source.data, limit, split, reading)
         found += [made for _, made in convert_rows(rows, convert)]
-        settled(rows)
+        check_rejected(rows)
     return found
 
 
 def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
     """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
     as `chats` does."""
-    rows = opened(sources(path)[0].data, LOOKED_AT, "test", reading)
+    rows = open_rows(sources(path)[0].data, LOOKED_AT, "test", reading)
     rows.strict = False
     if next(convert_rows(rows, to_chat), None) is None:
         return []
     return [chat["messages"] for chat in plain_rows(path, to_chat, reading=reading)]
 
 
-def reused(place: Path, wanted: DataSpec, ctx: Context) -> Path:
+def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
     """`place`, filled with what the same stage of another run beside this one has made of the same files by the same
     tokenizer: its name says so. What the Hub or a gym gives under a name may be another thing tomorrow: not that."""
     if place.exists() or wanted.data.startswith(BY_NAME):
@@ -211,19 +211,19 @@ def _elsewhere(place: Path, ctx: Context) -> Path | None:
     return None
 
 
-def converted(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> list[T]:
+def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> list[T]:
     """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
-    return [made for _, made in taken(wanted, convert, ctx)]
+    return [made for _, made in placed_rows(wanted, convert, ctx)]
 
 
-def taken(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
-    """(place, row) of `converted`, one at a time."""
+def placed_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
+    """(place, row) of `converted_rows`, one at a time."""
     rows = wanted.rows()
-    yield from counted(convert_rows(rows, convert), f"{ctx.name}: rows read")
-    settle(rows, ctx)
+    yield from with_progress(convert_rows(rows, convert), f"{ctx.name}: rows read")
+    report_rejected(rows, ctx)
 
 
-def opened(path: str, limit: int = 0, split: str = "train", reading: Reading = AS_IS) -> Rows:
+def open_rows(path: str, limit: int = 0, split: str = "train", reading: Reading = AS_IS) -> Rows:
     return read(path, limit=limit, split=split, reading=reading)
 
 
@@ -246,14 +246,14 @@ def tell_unused(data: str, told: str, ctx: Context) -> None:
         ctx.warn(f"{data}: {told}")
 
 
-def settled(rows: Rows) -> None:
+def check_rejected(rows: Rows) -> None:
     """Says what was not used, where no run keeps account of it. Raises UserError where too many rows are bad."""
     rows.check()
     bad = f"{len(rows.rejected)} of {rows.seen} rows could not be used" if rows.rejected else ""
     if bad:
         bad += f" (first: {rows.rejected[0].where}: {rows.rejected[0].reason})"
     for told in filter(None, (bad, rows.telling())):
-        print(inert(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
+        print(sanitize(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
 
 
 def _note_commit(rows: Rows, ctx: Context) -> None:
@@ -267,7 +267,7 @@ def _note_commit(rows: Rows, ctx: Context) -> None:
             f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
 
 
-def settle(rows: Rows, ctx: Context) -> None:
+def report_rejected(rows: Rows, ctx: Context) -> None:
     """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises UserError where these are
     too many."""
     rows.check()

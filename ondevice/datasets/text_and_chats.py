@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import digest
-from ondevice.common.progress import counted
+from ondevice.common.progress import with_progress
 from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
@@ -26,7 +26,7 @@ from ondevice.data.builtin import build
 from ondevice.data.chat_encoding import ChatRow, encode_chats
 from ondevice.data.class_labels import LabelledText
 from ondevice.data.formats import to_chat, to_label, to_text
-from ondevice.data.mixture import mixed, mixture, one_after_another
+from ondevice.data.mixture import epoch_order, mixture, one_after_another
 from ondevice.data.readers import Rows
 from ondevice.data.special_token_text import Spelt, separated
 from ondevice.data.token_cache import ChatRows, place_of
@@ -35,11 +35,11 @@ from ondevice.datasets.spec import (
     HELD_PART,
     DataSpec,
     convert_rows,
-    converted,
+    converted_rows,
     corpus_of,
-    last_held,
-    reused,
-    settle,
+    hold_out_last,
+    report_rejected,
+    reuse_cached,
 )
 from ondevice.runs.context import Context
 
@@ -55,11 +55,11 @@ def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
             yield from islice(build(corpus).documents("train"), one.limit or None)
             continue
         rows = one.rows()
-        yield from counted(_texts(rows), f"{ctx.name}: documents read")
-        settle(rows, ctx)
+        yield from with_progress(_texts(rows), f"{ctx.name}: documents read")
+        report_rejected(rows, ctx)
 
 
-def halves(wanted: DataSpec, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
+def train_and_heldout(wanted: DataSpec, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
            own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
     """What is learned from and what is held out, a list with one entry a source: `builtin` gives both of the built-in
     corpus (its first rows), `own` reads all of a person's source, of which `split` holds the last part out where there
@@ -93,7 +93,7 @@ def token_streams(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separato
                                 key=digest([to_mapping(corpus), limit]))
         return train, tokenize_corpus(made.documents("validation"), tokenizer, cache)
 
-    train, held = halves(
+    train, held = train_and_heldout(
         wanted, ctx, builtin, lambda one: _stream(one, tokenizer, ctx, separator),
         lambda tokens, _: hold_out(tokens, HELD_PART, tokenizer.eos_id))
     eos = tokenizer.eos_id
@@ -104,7 +104,7 @@ def _stream(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
     key = digest([key, separator]) if separator else key
-    reused(tokens_at(cache, tokenizer, key), wanted, ctx)
+    reuse_cached(tokens_at(cache, tokenizer, key), wanted, ctx)
     spelt = Spelt(tokenizer)
     ended = [0]
 
@@ -134,22 +134,22 @@ def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool =
     out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
     row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
     wanted = wanted.for_template(tokenizer)
-    train, held = halves(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
+    train, held = train_and_heldout(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
                          lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
     train = _without(train, held, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
         if len(parts) == 1:
             return parts[0]
-        return ChatRows.joined(parts, mixed(list(map(len, parts)), weights, wanted.seed))
+        return ChatRows.joined(parts, epoch_order(list(map(len, parts)), weights, wanted.seed))
 
     return Chats(together(train, wanted.weights), together(held, [None] * len(held)))
 
 
 def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
     """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
-    are turns of one chat, or the same one again. Raises UserError as `last_held`."""
-    _, last = last_held(rows, where, "chat")
+    are turns of one chat, or the same one again. Raises UserError as `hold_out_last`."""
+    _, last = hold_out_last(rows, where, "chat")
     assert rows.keys is not None
     _, group_of, sizes = np.unique(rows.keys[:, 0], return_inverse=True, return_counts=True)
     if len(sizes) == 1:
@@ -210,15 +210,15 @@ class Labelled:
     held: list[LabelledText]
 
 
-def labelled(wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
+def labelled_texts(wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
     """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
     each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
     held-out classes that stand nowhere else."""
     if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
         raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
-    train, held = halves(wanted, ctx, _builtin_labels,
-                         lambda one: converted(one, partial(to_label, text=text, label=label, pair=pair), ctx),
-                         partial(last_held, what="row"))
+    train, held = train_and_heldout(wanted, ctx, _builtin_labels,
+                         lambda one: converted_rows(one, partial(to_label, text=text, label=label, pair=pair), ctx),
+                         partial(hold_out_last, what="row"))
     found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
     if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
         raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
@@ -233,7 +233,7 @@ def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText
     return train, held
 
 
-def replayed(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
+def with_replay(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
              ctx: Context) -> ChatRows:
     """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
     many that they are `share` of all tokens. Raises UserError as `texts` does."""
@@ -269,15 +269,15 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
                 yield chat["messages"]
 
         # a chat is rendered, and so rejected, before the next one is asked for
-        yield from encode_chats(counted(conversations(), f"{ctx.name}: chats read"), tokenizer,
+        yield from encode_chats(with_progress(conversations(), f"{ctx.name}: chats read"), tokenizer,
                                 reject=lambda _, reason: rows.reject(place, reason), numbers=numbers)
-        settle(rows, ctx)
+        report_rejected(rows, ctx)
         for line in spelt.told():
             ctx.warn(line)
 
     key = f"{wanted.key(ctx.corpus)} by chat"
     place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
-    return ChatRows.stored(reused(place, wanted, ctx), encoded,
+    return ChatRows.stored(reuse_cached(place, wanted, ctx), encoded,
                            lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)])
 
 

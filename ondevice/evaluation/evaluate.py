@@ -31,8 +31,8 @@ from ondevice.evaluation.held_out import (
 )
 from ondevice.inference import label
 from ondevice.models.load import labels, load_model
-from ondevice.models.model import Model, writer
-from ondevice.models.network import fills, objective
+from ondevice.models.model import Model, require_generative
+from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.folder import StageFolder, holds_model
 from ondevice.runs.resolve import find_classifier, find_model, find_reward_model
 from ondevice.seam.protocols import Backend
@@ -53,7 +53,7 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
-        task = {"problems": problems.solved, "preference": preference.preferred, "win": preference.duel,
+        task = {"problems": problems.solve_rate, "preference": preference.preference_accuracy, "win": preference.win_rate,
                 "classes": label.classified}[alone]
         return task(cfg, _told(load_model(find(cfg.model), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
@@ -81,7 +81,7 @@ def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
     chats = plain_chats(cfg.data, reading)
     documents = [] if chats else plain_texts(cfg.data, "test", reading)[:limit]
     model, backend = _opened(cfg)
-    if chats and not fills(model.cfg) and model.tokenizer.chat_template is not None:
+    if chats and not is_masked_lm(model.cfg) and model.tokenizer.chat_template is not None:
         return chat_loss(model, backend, chats[:limit], cfg.bad_share)
     refuse_idle(replace(cfg, tasks=("text",)))
     return _own_text(model, backend, documents or plain_texts(cfg.data, "test", reading)[:limit])
@@ -92,9 +92,9 @@ def _opened(cfg: EvalConfig) -> tuple[Model, Backend]:
     folder = find_model(cfg.model)
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = _told(load_model(folder, backend), cfg)
-    if fills(model.cfg):
+    if is_masked_lm(model.cfg):
         refuse_idle(replace(cfg, tasks=("text",)))  # nothing else of it is measured
-    return model if fills(model.cfg) else writer(model), backend
+    return model if is_masked_lm(model.cfg) else require_generative(model), backend
 
 
 def _told(model: Model, cfg: EvalConfig) -> Model:
@@ -124,7 +124,7 @@ def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str,
     length = record.get("fingerprint", {}).get("sequence_length") or EvalSuite.sequence_length
     exam, width = EvalSuite(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
     with tempfile.TemporaryDirectory() as cache:
-        if fills(model.cfg):
+        if is_masked_lm(model.cfg):
             return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
         if model.network.start is not None:  # it gives no probability to a text as such
             fit = most_of(model, length)

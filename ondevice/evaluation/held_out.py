@@ -16,11 +16,11 @@ from ondevice.config.recipe import ExamConfig
 from ondevice.data.batches import RowSource, TextSource, tokenize_corpus
 from ondevice.data.builtin import build, score
 from ondevice.data.chat_encoding import prompt_ids
-from ondevice.data.completion_batches import places
+from ondevice.data.completion_batches import context_length
 from ondevice.data.masked_lm import MaskedSource
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.model import Model
-from ondevice.models.network import fills
+from ondevice.models.network import is_masked_lm
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
@@ -86,7 +86,7 @@ def longest_answer(exam: EvalSuite, model: Model) -> int:
 
 def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> EvalMetrics:
     """`cache` is a folder for the tokenised documents."""
-    if fills(model.cfg):
+    if is_masked_lm(model.cfg):
         return EvalMetrics(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
     # an encoder-decoder gives no probability to a text as such
     bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.start is None else None
@@ -95,7 +95,7 @@ def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> Eva
     chats = model.tokenizer.chat_template is not None
     return EvalMetrics(bits, right / asked if asked else None, by_kind,
                  reasoning(model, backend, exam) if exam.problems and chats else None,
-                 duel(model, backend, exam) if exam.duels and exam.points and chats else ())
+                 win_rate(model, backend, exam) if exam.duels and exam.points and chats else ())
 
 
 def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
@@ -115,7 +115,7 @@ def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
                      by_kind)  # type: ignore[arg-type]
 
 
-def duel(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
+def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
     """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
     assert exam.points is not None
     found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
@@ -182,7 +182,7 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
     fits = [i for i, p in enumerate(prompts)  # where it is read beside the answer, a prompt that is too long is cut
-            if model.network.start is not None or places(len(p), 1, None) <= room]
+            if model.network.start is not None or context_length(len(p), 1, None) <= room]
     generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))

@@ -13,7 +13,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
 from ondevice.config.use import EvalConfig
 from ondevice.data.chat_encoding import with_template_kwargs
-from ondevice.data.completion_batches import whole
+from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.formats import BadRow
 from ondevice.data.preference_batches import TokenPair, completion_row, to_tokens
 from ondevice.data.readers import Reading
@@ -22,9 +22,9 @@ from ondevice.datasets.preference_pairs import read_pairs
 from ondevice.evaluation.reward_model import quality
 from ondevice.inference.generator import Sampling
 from ondevice.inference.side_by_side import Messages, answers, conversations
-from ondevice.models.load import load_model, load_writer
-from ondevice.models.model import Model, need_template, writer
-from ondevice.models.network import writes
+from ondevice.models.load import load_generative, load_model
+from ondevice.models.model import Model, require_chat_template, require_generative
+from ondevice.models.network import is_generative
 from ondevice.runs.resolve import find_model, find_reward_model
 from ondevice.seam.protocols import Backend
 from ondevice.training.sequence_logprobs import Scorer
@@ -32,7 +32,7 @@ from ondevice.training.sequence_logprobs import Scorer
 ROWS = 32
 
 
-def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
+def win_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """{"win_rate", "interval", "wins", "ties", "losses", "prompts", "score", "other_score"} of greedy answers against
     those of the model `against`, by the reward model `judge`; a tie (the same text, or the same score) is half a win.
     Raises UserError where one of the two is not named or does not fit."""
@@ -41,13 +41,13 @@ def duel(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
             raise UserError("a win rate needs another model and a judge", where=name,
                             hint="--against MODEL --judge REWARD_MODEL")
     judge = load_model(find_reward_model(cfg.judge), backend)
-    if writes(judge.cfg) or judge.cfg.num_labels != 1:
+    if is_generative(judge.cfg) or judge.cfg.num_labels != 1:
         raise UserError("is no reward model: it has no head of one score", where=cfg.judge,
                         hint="ondevice reward makes one")
-    need_template(judge)
+    require_chat_template(judge)
     chats, greedy = conversations(cfg.data, cfg.limit, Reading.of(cfg)), Sampling(cfg.max_new_tokens, temperature=0.0)
-    said = answers(writer(model), backend, chats, greedy)
-    against = load_writer(find_model(cfg.against), backend)
+    said = answers(require_generative(model), backend, chats, greedy)
+    against = load_generative(find_model(cfg.against), backend)
     against = replace(against, tokenizer=with_template_kwargs(against.tokenizer, cfg.chat_template_kwargs))
     other = answers(against, backend, chats, greedy)
     ours, theirs = _scores(judge, backend, chats, said), _scores(judge, backend, chats, other)
@@ -65,7 +65,7 @@ def _scores(judge: Model, backend: Backend, chats: Sequence[Messages], said: Seq
     if longest > judge.cfg.max_position_embeddings:
         raise UserError(f"an answer with its prompt has {longest} tokens, the judge's context holds "
                         f"{judge.cfg.max_position_embeddings}", where="max_new_tokens", hint="lower it")
-    scores = Scorer(judge, backend, batch_size=ROWS).scores(judge.params, [whole(row) for row in rows])
+    scores = Scorer(judge, backend, batch_size=ROWS).scores(judge.params, [prompt_and_completion(row) for row in rows])
     return np.asarray(scores, np.float32)
 
 
@@ -84,12 +84,12 @@ def _token_pairs(cfg: EvalConfig, tokenizer: Tokenizer) -> list[TokenPair]:
     return made
 
 
-def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
+def preference_accuracy(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """How often a model prefers the chosen response of a pair: {"accuracy", "interval", "pairs", …}. A reward model by
     its score (with margin and calibration error); a model that writes by the log-probability of the whole response and
     ("accuracy_per_token") by its mean over tokens, with `cfg.reference` both less the reference's (DPO's implicit
     reward). Raises UserError for data without pairs, and for a reference that does not fit."""
-    need_template(model)
+    require_chat_template(model)
     made = _token_pairs(cfg, model.tokenizer)
     room = model.cfg.max_position_embeddings
     fit = [pair for pair in made if pair.places(model.network.start) <= room][:cfg.limit or None]
@@ -104,11 +104,11 @@ def preferred(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]
         found = quality(model.params, fit, scorer)
         return {**{name: found[name] for name in ("accuracy", "interval", "pairs", "margin", "calibration_error")},
                 **left_out}
-    writer(model)
+    require_generative(model)
     rows = [side for pair in fit for side in (pair.chosen, pair.rejected)]
     logps = scorer.logprobs(model.params, rows)
     if cfg.reference:
-        start = load_writer(find_model(cfg.reference), backend)
+        start = load_generative(find_model(cfg.reference), backend)
         if start.tokenizer.sha256() != model.tokenizer.sha256():
             raise UserError("has another tokenizer than the model", where=cfg.reference, hint="name its start")
         theirs = Scorer(start, backend, batch_size=16).logprobs(start.params, rows)

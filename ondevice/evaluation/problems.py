@@ -13,11 +13,11 @@ from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
 from ondevice.data.readers import Reading
-from ondevice.datasets.prompts import opening
-from ondevice.datasets.spec import settled
+from ondevice.datasets.prompts import thought_opening
+from ondevice.datasets.spec import check_rejected
 from ondevice.inference.chat import chat_ids
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.model import Model, need_template, writer
+from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.problems import Problem, problems
 from ondevice.rewards.scorer import Rewards
@@ -28,7 +28,7 @@ ANY = ("hash", "boxed", "tag", "last_number")
 """Forms that `any` tries, one after the other."""
 
 
-def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
+def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     """{"accuracy", "interval" (Wilson's 95 %), "problems", "unreadable" (right answers that no completion in the asked
     form can give; left out where there is none), "answered" (share with an answer in the asked form), "truncated"
     (share that did not end), of an encoder-decoder "cut_prompts" (how many were read in part)} of greedy answers, and
@@ -38,9 +38,9 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
     The first `cfg.shots` problems are shown with their answers before each of the others, and not asked. Raises
     UserError for data without problems, for a model without a chat template, and where a prompt leaves no room.
     """
-    writer(model)
-    need_template(model)
-    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=settled,
+    require_generative(model)
+    require_chat_template(model)
+    found = problems(cfg.data, "all", 0, cfg.seed, CorpusConfig(), settle=check_rejected,
                      uses=("answer", "solution"), reading=Reading.of(cfg))
     shown, asked = found[:cfg.shots], found[cfg.shots:][:cfg.limit or None]
     if not asked:
@@ -57,7 +57,7 @@ def solved(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
             drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
             rows = [problem for problem in asked for _ in range(samples)]
             texts = [model.tokenizer.decode(c.ids) for c in drawn]
-            openings = [opening(ids, model.tokenizer) for ids in prompts for _ in range(samples)]
+            openings = [thought_opening(ids, model.tokenizer) for ids in prompts for _ in range(samples)]
             if cfg.answer == "any":
                 texts, openings = [any_answer(o + t) or "" for o, t in zip(openings, texts, strict=True)], []
             scores = rewards.score([p.prompt for p in rows], texts, _columns(rows), openings)

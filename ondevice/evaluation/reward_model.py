@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.intervals import wilson
-from ondevice.data.completion_batches import whole
+from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.preference_batches import TokenPair, by_parts
 from ondevice.seam.ops import Params
 from ondevice.training.sequence_logprobs import Scorer
@@ -18,7 +18,7 @@ from ondevice.training.sequence_logprobs import Scorer
 def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
     """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where that is known; mean
     margin; calibration: mean |share right − what σ(margin) says| over ten bins (expected calibration error)."""
-    scores = scorer.scores(params, [whole(side) for pair in held for side in (pair.chosen, pair.rejected)])
+    scores = scorer.scores(params, [prompt_and_completion(side) for pair in held for side in (pair.chosen, pair.rejected)])
     apart = (scores[0::2] - scores[1::2]).astype(np.float64)
     right = apart > 0
     share = wilson(int(right.sum()), len(right))

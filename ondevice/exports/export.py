@@ -18,7 +18,7 @@ from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
 from ondevice.common.progress import size
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
 from ondevice.datasets.spec import corpus_of, plain_texts
@@ -31,7 +31,7 @@ from ondevice.models.convert import quantised_model
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model
 from ondevice.models.model import Model, merged
-from ondevice.models.network import packs, writes
+from ondevice.models.network import is_generative, supports_packing
 from ondevice.models.save import write, write_model
 from ondevice.models.shapes import matrices
 from ondevice.models.state_dict import quantised
@@ -65,7 +65,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     backend = load_backend(cfg.backend, "cpu", "float32")
     model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
         load_model(folder, backend, merge=False)
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
     if cfg.data != ExportConfig.data and not _measures(model):
@@ -112,7 +112,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     (aside / "Modelfile").write_text(text, encoding="utf-8")
     notes = [f"splits text as llama.cpp's {words.pre!r}"]
     if words.differs:
-        shown = "; ".join(inert(repr(t), newlines=False, limit=60) for t in words.differs)
+        shown = "; ".join(sanitize(repr(t), newlines=False, limit=60) for t in words.differs)
         notes = [f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
                  f"{shown}"]
     if context < own.max_position_embeddings:
@@ -175,7 +175,7 @@ _FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedMo
 
 def _measures(model: Model) -> bool:
     """Whether a text as such has a probability under the model."""
-    return writes(model.cfg) and model.network.start is None
+    return is_generative(model.cfg) and model.network.start is None
 
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:

@@ -204,7 +204,7 @@ class Hub:
         return self._operations[file.path]
 
 
-def patiently(ask: Callable[[], T], repo: str, told: Callable[[str], None] = lambda reason: None) -> T:
+def with_retries(ask: Callable[[], T], repo: str, told: Callable[[str], None] = lambda reason: None) -> T:
     """`ask()`, again after a while where there was no reply. For what may be asked twice. `told` hears why it waits.
     Raises UserError in the end."""
     for wait in WAITS_S:
@@ -212,14 +212,14 @@ def patiently(ask: Callable[[], T], repo: str, told: Callable[[str], None] = lam
             return ask()
         except NoReply as trouble:
             told(str(trouble))
-            time.sleep(pause(wait, trouble))
+            time.sleep(retry_delay(wait, trouble))
     try:
         return ask()
     except NoReply as trouble:
         raise given_up(repo, trouble) from None
 
 
-def pause(wait: float, trouble: NoReply) -> float:
+def retry_delay(wait: float, trouble: NoReply) -> float:
     """Seconds to wait: ours, or what the server asked for."""
     return min(max(wait, trouble.wait), LONGEST_WAIT_S)
 

@@ -20,9 +20,9 @@ from typing import Any
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256, whole_folder
 from ondevice.common.progress import size
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.hub import PullConfig
-from ondevice.hub.client import Hub, RemoteFile, git_blob_of, patiently
+from ondevice.hub.client import Hub, RemoteFile, git_blob_of, with_retries
 
 ORIGIN = ".pulled.json"
 """Where a pulled folder came from: {"repo", "commit", "kind"}."""
@@ -49,14 +49,14 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     def wait(reason: str) -> None:
         tell({"event": "wait", "reason": reason})
 
-    commit = patiently(lambda: client.look(cfg.repo_id, cfg.revision or "main"), cfg.repo_id, wait).head
-    found = patiently(lambda: client.files(cfg.repo_id, commit), cfg.repo_id, wait)
+    commit = with_retries(lambda: client.look(cfg.repo_id, cfg.revision or "main"), cfg.repo_id, wait).head
+    found = with_retries(lambda: client.files(cfg.repo_id, commit), cfg.repo_id, wait)
     wanted, left_out = choose(cfg.repo_id, found)
     _need_room(out, wanted)
     total, done = sum(f.size for f in wanted), 0
     with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
-            source = patiently(partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait)
+            source = with_retries(partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait)
             _place(source, folder, file, cfg.repo_id)
             done += file.size
             tell({"event": "file", "path": file.path, "sent": done, "of": total})
@@ -111,7 +111,7 @@ def check_path(path: str, repo: str) -> None:
     parts = path.split("/")
     if not path or _ODD.search(path) or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts) or (
             parts[0] in (".git", "~") or PurePosixPath(path).is_absolute() or len(path.encode()) > 1000):
-        raise UserError(f"{inert(path, newlines=False, limit=80)!r} is no path within the folder", where=repo,
+        raise UserError(f"{sanitize(path, newlines=False, limit=80)!r} is no path within the folder", where=repo,
                         hint="nothing was written")
 
 
@@ -171,4 +171,4 @@ def _say(event: Mapping[str, Any]) -> None:
     """For people, on stderr."""
     text = f"  waiting: {event['reason']}" if event["event"] == "wait" else \
         f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
-    print(inert(text), file=sys.stderr, flush=True)
+    print(sanitize(text), file=sys.stderr, flush=True)

@@ -8,16 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import InertStream, inert
+from ondevice.common.sanitize import SanitizedStream, sanitize
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat_encoding import prompt_ids, with_template_kwargs
-from ondevice.data.completion_batches import places
+from ondevice.data.completion_batches import context_length
 from ondevice.data.formats import BadRow
 from ondevice.data.truncation import cut_where
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Completion, Generator, Sampling, generator_of
 from ondevice.models.generation_config import settings_of
-from ondevice.models.load import load_writer
+from ondevice.models.load import load_generative
 from ondevice.models.model import Model
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
@@ -26,7 +26,7 @@ from ondevice.seam.select import load_backend
 
 def _told(who: str) -> Callable[[str], None]:
     # values of a folder's files are in it
-    return lambda said: print(inert(f"{who}: {said}", newlines=False), file=sys.stderr)
+    return lambda said: print(sanitize(f"{who}: {said}", newlines=False), file=sys.stderr)
 
 
 _FULL = "the context is full: the text ends there"
@@ -38,7 +38,7 @@ def _silent(said: str) -> None:
 
 def open_model(cfg: UseConfig) -> tuple[Model, Backend]:
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
-    model = load_writer(find_model(cfg.model), backend)
+    model = load_generative(find_model(cfg.model), backend)
     kwargs = cfg.chat_template_kwargs if isinstance(cfg, SamplingConfig) else ""
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, kwargs)), backend
 
@@ -75,14 +75,14 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
     """The continuations of the prompt, or the answers to it, without the prompt. `write` is told each piece of text as
     it comes, an empty line between samples; what a model writes is untrusted: make it inert before showing it."""
     cfg.check()
-    prompt = given(lambda: cfg.prompt or sys.stdin.read())
+    prompt = read_input(lambda: cfg.prompt or sys.stdin.read())
     if not prompt.strip():
         raise UserError("is empty", where="prompt", hint="write something after the model, or send it to stdin")
     model, backend = open_model(cfg)
     ids = chat_ids([{"role": "user", "content": prompt}], model) if cfg.chat else plain_ids(prompt, model)
     generator = generator_of(model, backend, sampling(cfg, model, _silent if cfg.beams > 1 else _told("generate")))
     if generator.is_cut(ids):
-        _told("generate")(cut_note(ids, model))
+        _told("generate")(truncation_note(ids, model))
     if cfg.beams > 1:
         how = Search.of(model.folder, _told("generate"))
         if cfg.length_penalty is not None:
@@ -117,14 +117,14 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=cfg.model, hint="ondevice sft teaches it to chat")
     generator = generator_of(model, backend, sampling(cfg, model, _told("chat")))
-    first = [{"role": "system", "content": given(lambda: cfg.system)}] if cfg.system else []
+    first = [{"role": "system", "content": read_input(lambda: cfg.system)}] if cfg.system else []
     # results alone go to a pipe
     asking = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     turns: list[dict[str, str]] = []
     print("An empty line or Ctrl-D ends the conversation.", file=sys.stderr)
     while True:
         try:
-            said = given(lambda: read(asking)).strip()
+            said = read_input(lambda: read(asking)).strip()
         except EOFError:
             said = ""
         if not said:
@@ -132,17 +132,17 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         asked = [*turns, {"role": "user", "content": said}]
         ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
         if generator.is_cut(ids):
-            _told("chat")(cut_note(ids, model))
-        elif asking and places(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
+            _told("chat")(truncation_note(ids, model))
+        elif asking and context_length(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             continue  # as if it had not been said
         if len(kept) < len(asked):
             print(f"The context is full: the first {len(asked) - len(kept)} turns are forgotten.", file=sys.stderr)
         turns = kept
-        shown = InertStream()
+        shown = SanitizedStream()
 
-        def write(piece: str, shown: InertStream = shown) -> None:
+        def write(piece: str, shown: SanitizedStream = shown) -> None:
             sys.stdout.write(shown.push(piece))
             sys.stdout.flush()
         text, full = _stream(generator, model, ids, write, len(turns))
@@ -159,7 +159,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
     kept, context = list(turns), model.cfg.max_position_embeddings
     room = max(1, min(longest, context // 4))
     ids = chat_ids([*first, *kept], model)
-    while places(len(ids), room, model.network.start) > context and len(kept) > 2:
+    while context_length(len(ids), room, model.network.start) > context and len(kept) > 2:
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept
@@ -167,7 +167,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
 
 def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
     """Whether a text ends where the context does, after a prompt of so many tokens."""
-    return not completion.stopped and places(prompt, len(completion.ids) + 1,
+    return not completion.stopped and context_length(prompt, len(completion.ids) + 1,
                                              model.network.start) > model.cfg.max_position_embeddings
 
 
@@ -176,13 +176,13 @@ def plain_ids(prompt: str, model: Model) -> list[int]:
     return (model.tokenizer.encode_document if model.network.start is None else model.tokenizer.encode_source)(prompt)
 
 
-def cut_note(ids: Sequence[int], model: Model) -> str:
+def truncation_note(ids: Sequence[int], model: Model) -> str:
     """For people: what becomes of a prompt for which `Generator.is_cut` holds."""
     return (f"the prompt has {len(ids)} tokens and is cut {cut_where(model.tokenizer)}: the model reads "
             f"{model.cfg.max_position_embeddings}")
 
 
-def given(read: Callable[[], str]) -> str:
+def read_input(read: Callable[[], str]) -> str:
     """What a person or a pipe says. Raises UserError where its bytes are no UTF-8: on the command line they come as
     lone surrogates."""
     try:

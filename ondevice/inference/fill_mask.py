@@ -14,11 +14,11 @@ from ondevice.common.errors import UserError
 from ondevice.config.use import FillConfig
 from ondevice.data.completion_batches import text_batch
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.inference.chat import given
+from ondevice.inference.chat import read_input
 from ondevice.inference.infill import WRITTEN, fill_gaps, parts_around
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
-from ondevice.models.network import fills, objective
+from ondevice.models.network import is_masked_lm, objective
 from ondevice.runs.resolve import find_model
 from ondevice.seam.ops import Array, Params
 from ondevice.seam.protocols import Backend
@@ -30,15 +30,15 @@ def fill(cfg: FillConfig) -> dict[str, Any]:
     of an encoder-decoder's may be several, or none. They are a model's: make them inert before showing them. Raises
     UserError for a model that fills no masks, a text without one, or one that is too long."""
     cfg.check()
-    text = given(lambda: cfg.text or sys.stdin.read())
+    text = read_input(lambda: cfg.text or sys.stdin.read())
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = load_model(find_model(cfg.model), backend)
-    if not fills(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
+    if not is_masked_lm(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
         raise UserError("fills no masks", where=str(model.folder),
                         hint="take an encoder's or an encoder-decoder's folder of init or pretrain")
     if len(parts_around(text, model.tokenizer)) == 1:
         raise UserError("hides nothing", where="text", hint=f'write {WRITTEN}, as in "The {WRITTEN} bird"')
-    if not fills(model.cfg):
+    if not is_masked_lm(model.cfg):
         return fill_gaps(model, backend, text, cfg.top)
     ids = mask_ids(text, model.tokenizer)
     if len(ids) > model.cfg.max_position_embeddings:

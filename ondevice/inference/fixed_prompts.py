@@ -10,7 +10,7 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.inference.fill_mask import fill_all
 from ondevice.inference.generator import Sampling, generator_of
 from ondevice.models.model import Model
-from ondevice.models.network import fills
+from ondevice.models.network import is_masked_lm
 from ondevice.runs.context import Context
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
@@ -31,7 +31,7 @@ def answer(model: Model, params: Params, backend: Backend, prompts: Sequence[str
     """Greedy answers, [{"prompt", "answer"}]; raw model text: make it inert before showing it."""
     if not prompts:
         return []
-    if fills(model.cfg):
+    if is_masked_lm(model.cfg):
         return [{"prompt": p, "answer": text}
                 for p, text in zip(prompts, fill_all(model, params, backend, prompts), strict=True)]
     # few prompts, asked rarely: tracing a compiled step would cost more than it saves

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ondevice.common.errors import UserError
 from ondevice.common.rng import uniforms
 from ondevice.config.drawing import check_temperature
-from ondevice.data.completion_batches import places
+from ondevice.data.completion_batches import context_length
 from ondevice.data.truncation import truncated
 from ondevice.models.encoder import Encoder
 from ondevice.models.kv_cache import Cache
@@ -137,7 +137,7 @@ class Generator:
             raise UserError("is empty", where="prompt", hint="write something")
         if self.is_cut(prompt):
             prompt = truncated(prompt, self.cfg.max_position_embeddings, self._tokenizer).tolist()
-        if places(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
+        if context_length(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:

@@ -18,13 +18,13 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig, LabelConfig
 from ondevice.data.builtin import build
 from ondevice.data.class_labels import LabelledText, same_classes
-from ondevice.data.completion_batches import like_lengths, text_batch
+from ondevice.data.completion_batches import group_by_length, text_batch
 from ondevice.data.formats import to_label
 from ondevice.data.readers import Reading
 from ondevice.data.truncation import cut_where
-from ondevice.datasets.spec import convert_rows, corpus_of, opened, settled
+from ondevice.datasets.spec import check_rejected, convert_rows, corpus_of, open_rows
 from ondevice.datasets.text_inputs import text_inputs
-from ondevice.inference.chat import given
+from ondevice.inference.chat import read_input
 from ondevice.models.base_config import MULTI_LABEL, REGRESSION
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
@@ -42,12 +42,12 @@ def label(cfg: LabelConfig) -> dict[str, Any]:
     folder's: make them inert before showing them. Raises UserError for a model that tells no classes apart, and for an
     empty text; one that is too long is cut, at its end unless the tokenizer says the beginning, and stderr says so."""
     cfg.check()
-    text = given(lambda: cfg.text or sys.stdin.read())
+    text = read_input(lambda: cfg.text or sys.stdin.read())
     if not text.strip():
         raise UserError("is empty", where="text", hint="write something after the model, or send it to stdin")
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = need_classes(load_model(find_classifier(cfg.model), backend))
-    found = probabilities(model, backend, [LabelledText(text, "", given(lambda: cfg.pair) or None)])[0]
+    found = probabilities(model, backend, [LabelledText(text, "", read_input(lambda: cfg.pair) or None)])[0]
     order = np.argsort(-found, kind="stable")[:cfg.top]
     names = names_of(model)
     return {"label": names[int(order[0])],
@@ -97,9 +97,9 @@ def _rows(cfg: EvalConfig) -> tuple[list[LabelledText], int]:
             raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out")
         held = islice(build(corpus).chats("heldout"), cfg.limit or None)
         return [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in held], 0
-    rows = opened(cfg.data, cfg.limit, "test", Reading.of(cfg))
+    rows = open_rows(cfg.data, cfg.limit, "test", Reading.of(cfg))
     found = [row for _, row in convert_rows(rows, partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair))]
-    settled(rows)
+    check_rejected(rows)
     if not found:
         raise UserError("no row to learn from or to judge by", where=cfg.data, hint="rows of text and label")
     return found, rows.unlabelled
@@ -130,7 +130,7 @@ def probabilities(model: Model, backend: Backend, texts: Sequence[LabelledText])
         return ops.softmax(scores, -1)
     run = backend.evaluate(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
-    for group in like_lengths([len(row) for row in ids], ROWS):
+    for group in group_by_length([len(row) for row in ids], ROWS):
         batch = text_batch([ids[i] for i in group], len(group), network.reads,
                            None if types is None else [types[i] for i in group])
         out[group] = backend.numpy(run(model.params, batch))

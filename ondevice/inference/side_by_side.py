@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.builtin import build
@@ -20,7 +20,7 @@ from ondevice.data.truncation import cut_where
 from ondevice.datasets.spec import corpus_of, plain_rows
 from ondevice.inference.chat import chat_ids, open_model, sampling
 from ondevice.inference.generator import Sampling, generator_of
-from ondevice.models.model import Model, need_template
+from ondevice.models.model import Model, require_chat_template
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 
@@ -46,7 +46,7 @@ def compare(cfg: CompareConfig) -> dict[str, Any]:
 def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
     model, backend = open_model(replace(cfg, model=folder))
     return answers(model, backend, asked, sampling(cfg, model, lambda said: print(
-        inert(f"compare: {folder}: {said}", newlines=False), file=sys.stderr)))
+        sanitize(f"compare: {folder}: {said}", newlines=False), file=sys.stderr)))
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
@@ -59,10 +59,10 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
-    names = [f"{letter}: {inert(path, newlines=False)}" for letter, path in zip("AB", found["models"], strict=True)]
+    names = [f"{letter}: {sanitize(path, newlines=False)}" for letter, path in zip("AB", found["models"], strict=True)]
     for row in found["answers"]:
-        console.print(Text("> " + inert(row["prompt"])))
-        said = [Text(inert(row[side]).strip() or "(nothing)") for side in ("first", "second")]
+        console.print(Text("> " + sanitize(row["prompt"])))
+        said = [Text(sanitize(row[side]).strip() or "(nothing)") for side in ("first", "second")]
         if width < NARROW:
             for letter, text in zip("AB", said, strict=True):
                 console.print(Padding(Text(f"{letter}: ").append(text), (0, 0, 0, 2)))
@@ -94,7 +94,7 @@ def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[M
 def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
     """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
     context does not hold; an encoder-decoder reads a part of it, and stderr says so."""
-    need_template(model)
+    require_chat_template(model)
     prompts, generator = [chat_ids(messages, model) for messages in asked], generator_of(model, backend, how)
     if cut := sum(map(generator.is_cut, prompts)):
         print(f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "

@@ -37,12 +37,12 @@ from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig, WorkerConfig
-from ondevice.data.completion_batches import whole
+from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.preference_batches import completion_row
 from ondevice.inference.chat import ended_by_context, fitting_ids, plain_ids, sampling
 from ondevice.inference.generator import Generator, Sampling, generator_of
 from ondevice.models.load import load_model
-from ondevice.models.model import Model, writer
+from ondevice.models.model import Model, require_generative
 from ondevice.runs.resolve import find_model
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
@@ -129,7 +129,7 @@ class _Worker:
         self.requests.cancelled.discard(name)
 
     def _generate(self, name: str, request: Mapping[str, Any]) -> None:
-        writer(self.model)
+        require_generative(self.model)
         wanted = request.get("sampling") or {}
         if not isinstance(wanted, Mapping):
             raise UserError("expected keys and values", where="sampling")
@@ -170,7 +170,7 @@ class _Worker:
         if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
             raise UserError("expected a list of texts", where="responses")
         began = ticks()
-        rows = [whole(completion_row(turns, _whole(response), self.model.tokenizer)) for response in responses]
+        rows = [prompt_and_completion(completion_row(turns, _whole(response), self.model.tokenizer)) for response in responses]
         longest, room = max(map(len, rows)), self.model.cfg.max_position_embeddings
         if longest > room:
             raise UserError(f"has {longest} tokens, the model's context holds {room}", where="responses")

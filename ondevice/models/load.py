@@ -13,17 +13,17 @@ from ondevice.models import peft
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.generation_config import GENERATION, generation_of
 from ondevice.models.library_config import LibraryConfig
-from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, placed
-from ondevice.models.model import Adapter, Model, merged, take_whole, writer
+from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted_modules, lora_tensors
+from ondevice.models.model import Adapter, Model, merged, require_generative, with_whole_tensors
 from ondevice.models.model_folder import _need_folder, base_folder, is_adapter_folder, weight_files
 from ondevice.models.network import network
-from ondevice.models.peft_heads import settled
+from ondevice.models.peft_heads import resolve_copied_heads
 from ondevice.models.registry import ModelConfig, load_config
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.models.shapes import matrices, table
-from ondevice.models.state_dict import quantised, take
+from ondevice.models.shapes import embedding_name, matrices
+from ondevice.models.state_dict import from_file, quantised
 from ondevice.models.tensor_files import read_tensors
-from ondevice.models.tied_embeddings import as_the_file_ties
+from ondevice.models.tied_embeddings import tie_as_in_file
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 
@@ -59,7 +59,7 @@ def labels(folder: Path) -> int:
     """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base need not be there (a
     reward model's gives one)."""
     _need_folder(folder)
-    return int(peft.judges(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
+    return int(peft.is_score_adapter(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
 
 
 def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32",
@@ -67,10 +67,10 @@ def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
-    said, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
+    said, found = tie_as_in_file(_read_files(folder, backend, dtype), cfg, backend, str(folder))
     if said != cfg:
         raise UserError("holds a head of its own, where this model's is tied", where=str(folder))
-    return take(found, cfg, str(folder), body)
+    return from_file(found, cfg, str(folder), body)
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
@@ -82,8 +82,8 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
-    cfg, found = as_the_file_ties(_read_files(folder, backend, dtype), cfg, backend, str(folder))
-    return cfg, take(found, cfg, str(folder), body)
+    cfg, found = tie_as_in_file(_read_files(folder, backend, dtype), cfg, backend, str(folder))
+    return cfg, from_file(found, cfg, str(folder), body)
 
 
 def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
@@ -96,17 +96,17 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
     if model.adapter is None:
         return read_params(folder, backend, model.cfg)
     found, out = peft.read(folder, backend), dict(model.params)
-    for name in adapted(model.params, TRAINED):  # what was inherited stands before it
+    for name in adapted_modules(model.params, TRAINED):  # what was inherited stands before it
         rank, pair = model.params[f"{name}.lora_A.{TRAINED}"].shape[0], found.pairs[name]
         scale = float(backend.numpy(model.params[f"{name}.lora_scale.{TRAINED}"]))
-        out |= placed(name, Pair(pair.a[-rank:], pair.b[:, -rank:], scale), TRAINED, backend)
+        out |= lora_tensors(name, Pair(pair.a[-rank:], pair.b[:, -rank:], scale), TRAINED, backend)
     return out | {name: found.whole[name] for name in model.adapter.whole & model.adapter.trained}
 
 
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base = base_folder(folder)
     whole, params = _read_whole(base, backend, load_config(base), dtype)
-    whole, params, found = settled(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
+    whole, params, found = resolve_copied_heads(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
     cfg = _changed(whole, found.whole)
     tokenizer = _adapters_tokenizer(folder, base, cfg)
     known = matrices(cfg)
@@ -115,9 +115,9 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
         if known.get(name) != (pair.b.shape[0], pair.a.shape[1]):
             raise UserError(f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
                             f"{base} has not", where=str(folder), hint="they do not belong together")
-        adapters |= placed(name, pair, INHERITED, backend)
+        adapters |= lora_tensors(name, pair, INHERITED, backend)
     named, revision = snapshot.name_of(base)
-    model = Model(cfg, {**take_whole(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
+    model = Model(cfg, {**with_whole_tensors(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
                   Adapter(named, revision, frozenset(found.whole)), generation_of(folder))
     return merged(model, backend) if merge and not quantised(params) else model
 
@@ -142,12 +142,12 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
     score = whole.get(f"{network(cfg).score}.weight")
     if score is not None:
         cfg = replace(cfg, num_labels=int(score.shape[0]))
-    embeddings = whole.get(table(cfg))
+    embeddings = whole.get(embedding_name(cfg))
     return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
 
 
-def load_writer(folder: str | Path, backend: Backend) -> Model:
-    """A model that writes text. Raises UserError as `load_model` and `writer`."""
-    return writer(load_model(folder, backend))
+def load_generative(folder: str | Path, backend: Backend) -> Model:
+    """A model that writes text. Raises UserError as `load_model` and `require_generative`."""
+    return require_generative(load_model(folder, backend))
 
 

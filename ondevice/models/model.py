@@ -13,12 +13,12 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.models.decoder import Decoder
 from ondevice.models.encoder import Encoder
 from ondevice.models.library import LibraryNetwork
-from ondevice.models.lora import all_stacked, is_adapter
-from ondevice.models.network import network, writes
+from ondevice.models.lora import concat_all_lora, is_adapter
+from ondevice.models.network import is_generative, network
 from ondevice.models.quant import dequantised
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
-from ondevice.models.shapes import judging, matrices, shapes
+from ondevice.models.shapes import matrices, score_head_shapes, shapes
 from ondevice.models.state_dict import quantised
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
@@ -65,7 +65,7 @@ class Model:
         return self.adapter is None or name in self.adapter.trained
 
 
-def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
+def with_whole_tensors(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
     """A base's `params` with the tensors `whole` in place of theirs, without those that a model of `cfg` has not.
     Raises UserError for one of `whole` that it has not, or one that it lacks."""
     wanted = shapes(cfg)
@@ -74,15 +74,15 @@ def take_whole(params: Params, whole: Params, cfg: ModelConfig, where: str) -> P
             raise UserError(f"holds {name}, which its base has not", where=where)
         if tuple(p.shape) != wanted[name]:
             raise UserError(f"{name} has shape {tuple(p.shape)}, its base says {wanted[name]}", where=where)
-    missing = [name for name in judging(cfg) if name not in params and name not in whole]
+    missing = [name for name in score_head_shapes(cfg) if name not in params and name not in whole]
     if missing:
         raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
     replaced = {name.removesuffix(".weight") for name in whole}  # of one that was packed, nothing else is left
-    return {**{name: p for name, p in of_model(params, cfg).items() if is_adapter(name)
+    return {**{name: p for name, p in tensors_of_config(params, cfg).items() if is_adapter(name)
                or not name.endswith((".scales", ".biases")) or name.rpartition(".")[0] not in replaced}, **whole}
 
 
-def of_model(params: Params, cfg: ModelConfig) -> Params:
+def tensors_of_config(params: Params, cfg: ModelConfig) -> Params:
     """Those of another model's tensors that stand in one of `cfg` too, with what quantises them and their adapters."""
     modules = {name.removesuffix(".weight") for name in shapes(cfg)}
     return {name: p for name, p in params.items()
@@ -92,7 +92,7 @@ def of_model(params: Params, cfg: ModelConfig) -> Params:
 def merged(model: Model, backend: Backend) -> Model:
     """The model with whole weights: its adapters are added to them in float32, on the host; what is quantised is
     unpacked."""
-    deltas, params = all_stacked(model.params, backend), dict[str, Any]()
+    deltas, params = concat_all_lora(model.params, backend), dict[str, Any]()
     known = matrices(model.cfg, every=True)
     packed = set(quantised(model.params))
     for name, p in model.params.items():
@@ -107,16 +107,16 @@ def merged(model: Model, backend: Backend) -> Model:
     return replace(model, params=params, adapter=None)
 
 
-def writer(model: Model) -> Model:
+def require_generative(model: Model) -> Model:
     """The model. Raises UserError for one that fills masks or judges."""
-    if not writes(model.cfg):
+    if not is_generative(model.cfg):
         what = "is a reward model or a classifier" if model.cfg.num_labels else "fills masks"
         raise UserError(f"{what}: it writes no text", where=str(model.folder),
                         hint="take the folder of init, pretrain, sft, dpo, ppo or grpo of a model that does")
     return model
 
 
-def need_template(model: Model) -> None:
+def require_chat_template(model: Model) -> None:
     """Raises UserError for a model that was never taught to answer."""
     if model.tokenizer.chat_template is None:
         raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")

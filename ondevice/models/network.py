@@ -46,17 +46,17 @@ class Network(Protocol):
         ...
 
 
-def writes(cfg: ModelConfig) -> bool:
+def is_generative(cfg: ModelConfig) -> bool:
     """Whether the model writes text, and neither fills masks nor judges."""
     return not isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
-def fills(cfg: ModelConfig) -> bool:
+def is_masked_lm(cfg: ModelConfig) -> bool:
     """Whether the model guesses what is hidden in a text."""
     return isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
-def packs(cfg: ModelConfig) -> bool:
+def supports_packing(cfg: ModelConfig) -> bool:
     """Whether a row may hold several texts that do not see each other; where a library's model reads it, it may not."""
     return not isinstance(cfg, LibraryConfig)
 

@@ -19,7 +19,7 @@ import numpy as np
 from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
-from ondevice.models.state_dict import is_transposed, turned
+from ondevice.models.state_dict import is_transposed, transposed
 from ondevice.models.tensor_files import read_tensors
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
@@ -65,7 +65,7 @@ def base_of(folder: Path) -> str:
     return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base
 
 
-def judges(folder: Path) -> bool:
+def is_score_adapter(folder: Path) -> bool:
     """Whether the adapter makes a model that scores."""
     return bool(_read_config(folder).get("task_type") == JUDGES)
 
@@ -101,8 +101,8 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
         if b.shape[-1] != rank:
             raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
         pairs[module] = Pair(a, b, _scale(config, module, rank))
-    return AdapterFiles(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
-                 turned({_under(name): p for name, p in base.items()}))
+    return AdapterFiles(pairs, transposed({name: p for name, p in whole.items() if name not in base}), config,
+                 transposed({_under(name): p for name, p in base.items()}))
 
 
 def _under(name: str) -> str:
@@ -136,7 +136,7 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
     for module, pair in pairs.items():
         for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
             tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(np.ascontiguousarray(value, np.float32))
-    tensors |= {_PREFIX + name: value for name, value in turned(whole).items()}
+    tensors |= {_PREFIX + name: value for name, value in transposed(whole).items()}
     backend.save(folder / WEIGHTS, tensors, {})
 
 

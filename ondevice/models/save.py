@@ -16,9 +16,9 @@ from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
 from ondevice.models.generation_config import GENERATION
 from ondevice.models.library_config import LibraryConfig
-from ondevice.models.lora import all_stacked
+from ondevice.models.lora import concat_all_lora
 from ondevice.models.model import Model
-from ondevice.models.network import writes
+from ondevice.models.network import is_generative
 from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
 from ondevice.models.shapes import matrices
@@ -36,13 +36,13 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
         write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
                     generation=model.generation)
         return
-    peft.write(folder, backend, all_stacked(model.params, backend),
+    peft.write(folder, backend, concat_all_lora(model.params, backend),
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
                revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
                modules=matrices(model.cfg))
-    goes_on = writes(model.cfg) and model.network.start is None
+    goes_on = is_generative(model.cfg) and model.network.start is None
     (with_end_told(model.tokenizer) if goes_on else model.tokenizer).save(folder)
-    if writes(model.cfg):
+    if is_generative(model.cfg):
         _write_generation(folder, model.generation, _special(model.cfg, model.tokenizer))
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.common.rng import normal
-from ondevice.models.model import Model, of_model
+from ondevice.models.model import Model, tensors_of_config
 from ondevice.models.network import Network
 from ondevice.models.shapes import shapes
 from ondevice.seam.ops import Array, Ops, Params
@@ -39,7 +39,7 @@ def with_head(model: Model, backend: Backend, seed: int, labels: int = 1, names:
     raw = {name: value for name, value in model.cfg.raw.items() if name != "problem_type"}  # that of the head before
     cfg = replace(model.cfg, num_labels=labels, label_names=names, raw=raw)
     head = model.network.score + ".weight"
-    params = of_model(model.params, cfg)
+    params = tensors_of_config(model.params, cfg)
     for name, shape in shapes(cfg).items():
         if name in params and not name.startswith(f"{model.network.score}."):
             continue

@@ -30,12 +30,12 @@ def shapes(cfg: ModelConfig) -> Shapes:
     return _gpt2_shapes(cfg) if cfg.model_type == "gpt2" else _decoder_shapes(cfg)
 
 
-def table(cfg: ModelConfig) -> str:
+def embedding_name(cfg: ModelConfig) -> str:
     """The tensor that has a row for each token of the vocabulary, and stands before all others."""
     return next(iter(shapes(cfg)))
 
 
-def judging(cfg: ModelConfig) -> Shapes:
+def score_head_shapes(cfg: ModelConfig) -> Shapes:
     """What a judge has and a model that writes or fills masks has not: its head, BERT's pooler."""
     without = shapes(replace(cfg, num_labels=0))
     return {name: shape for name, shape in shapes(cfg).items() if name not in without}
@@ -94,7 +94,7 @@ def matrices(cfg: ModelConfig, every: bool = False) -> dict[str, tuple[int, int]
     through: no embeddings, and no head of scores."""
     if isinstance(cfg, LibraryConfig):
         assert cfg.lib is not None
-        first = table(cfg)
+        first = embedding_name(cfg)
         whole = {first.removesuffix(".weight"): cfg.lib.shapes[first]} if every else {}
         return {**whole, **cfg.lib.linears}  # type: ignore[dict-item]
     out = {}

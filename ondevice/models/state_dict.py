@@ -24,7 +24,7 @@ def quantised(params: Mapping[str, Array]) -> list[str]:
     return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
-def take(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool = False) -> Params:
+def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool = False) -> Params:
     """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
     Raises UserError for one that is missing or misshapen; of a `body` the head may be missing.
 
@@ -93,7 +93,7 @@ def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], wh
     return {name: p for name, p in parts.items() if p is not None}
 
 
-def turned(params: Mapping[str, Array]) -> Params:
+def transposed(params: Mapping[str, Array]) -> Params:
     """The tensors in the direction that a file has them in, or back."""
     return {name: p.swapaxes(0, 1) if is_transposed(name) and len(p.shape) == 2 else p for name, p in params.items()}
 
@@ -102,7 +102,7 @@ def to_file(params: Mapping[str, Array]) -> Params:
     """The tensors as a file has them. GPT-2's stand there without the prefix, as in OpenAI's own: mlx-lm knows no other
     names; transformers knows both, where no head stands beside them."""
     bare = "lm_head.weight" not in params and SCORE not in params
-    return {name.removeprefix("transformer.") if bare else name: p for name, p in turned(params).items()}
+    return {name.removeprefix("transformer.") if bare else name: p for name, p in transposed(params).items()}
 
 
 # Not the model's own: rotary and position buffers and masks of old files, copies of tied heads (packed ones too), and

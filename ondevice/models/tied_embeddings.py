@@ -21,40 +21,40 @@ _BERT = "cls.predictions.decoder"
 _BIAS = "cls.predictions.bias"  # a tied BERT's; untied, it has another name
 
 
-def as_the_file_ties(params: Params, cfg: ModelConfig, backend: Backend, where: str) -> tuple[ModelConfig, Params]:
+def tie_as_in_file(params: Params, cfg: ModelConfig, backend: Backend, where: str) -> tuple[ModelConfig, Params]:
     """(the config, untied where the file's head is no copy of its table of tokens, the tensors with all that an untied
     head is). Raises UserError for two tensors that differ and that are one in every model of the family."""
     if isinstance(cfg, LibraryConfig) or cfg.num_labels:
         return cfg, params
     params = dict(prefixed(params, cfg))
     for copy in _copies(cfg):
-        if differ(params, copy, table_of(cfg), backend):
-            raise UserError(f"{copy} and {table_of(cfg)} are two in the file, and one in a {cfg.model_type} model",
+        if differ(params, copy, embedding_module(cfg), backend):
+            raise UserError(f"{copy} and {embedding_module(cfg)} are two in the file, and one in a {cfg.model_type} model",
                             where=where, hint="is it a folder of another architecture?")
-    module = head_of(cfg)
+    module = head_module(cfg)
     if cfg.tie_word_embeddings and module and (
-            differ(params, module, table_of(cfg), backend) or
+            differ(params, module, embedding_module(cfg), backend) or
             (module == _BERT and _unlike(params.get(f"{_BERT}.bias"), params.get(_BIAS), backend))):
         cfg = replace(cfg, tie_word_embeddings=False)
-        params = {**copied(params, module, table_of(cfg)), **params}
+        params = {**copied(params, module, embedding_module(cfg)), **params}
     if module == _BERT and not cfg.tie_word_embeddings and _BIAS in params:
         params.setdefault(f"{_BERT}.bias", params[_BIAS])
     return cfg, params
 
 
-def untied(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+def untie_head(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
     """A tied model with a head of its own that is, so far, a copy of its table of tokens."""
-    return replace(cfg, tie_word_embeddings=False), {**params, **copied(params, head_of(cfg), table_of(cfg))}
+    return replace(cfg, tie_word_embeddings=False), {**params, **copied(params, head_module(cfg), embedding_module(cfg))}
 
 
-def head_of(cfg: ModelConfig) -> str:
+def head_module(cfg: ModelConfig) -> str:
     """The module that makes logits where it is not tied; empty where the family has none."""
     if isinstance(cfg, EncoderConfig):
         return "decoder" if cfg.modern else _BERT
     return "" if isinstance(cfg, Seq2SeqConfig) and not cfg.relative else "lm_head"
 
 
-def table_of(cfg: ModelConfig) -> str:
+def embedding_module(cfg: ModelConfig) -> str:
     """The module that has a row for each token of the vocabulary."""
     if isinstance(cfg, EncoderConfig):
         return "model.embeddings.tok_embeddings" if cfg.modern else "bert.embeddings.word_embeddings"

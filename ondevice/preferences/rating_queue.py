@@ -20,27 +20,27 @@ def forecast(one: float, other: float) -> float:
     return 1 / (1 + math.exp(-apart))
 
 
-def doubt(scores: Sequence[float]) -> float:
+def uncertainty(scores: Sequence[float]) -> float:
     """Bits that the reward model does not know of a choice among two or more responses: the mean over their pairs."""
     pairs = list(itertools.combinations(scores, 2))
     return sum(_bits(forecast(one, other)) for one, other in pairs) / len(pairs)
 
 
-def most_doubtful_first(items: Sequence[int], doubts: Mapping[int, float]) -> list[int]:
+def most_uncertain_first(items: Sequence[int], doubts: Mapping[int, float]) -> list[int]:
     """Items in the order in which votes on them teach most; those without scores last, as they stood."""
     return sorted(items, key=lambda item: -doubts.get(item, -1.0))
 
 
-def in_turn(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int,
+def rating_order(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int,
             doubts: Mapping[int, float] | None = None) -> list[int]:
     """Ids of what waits for this rater, in the order in which it is shown: repeats; a gold item where one is due, which
-    is drawn as a repeat is; the others, those first of which the reward model knows least (`doubt`, by item);
+    is drawn as a repeat is; the others, those first of which the reward model knows least (`uncertainty`, by item);
     gold items that are left; what was skipped."""
     waiting = ratings.waiting(rater, batch)
     fresh = [w for w in waiting if not w.skipped]
     repeats = [w.item for w in fresh if w.kind == "repeat"]
     gold = [w.item for w in fresh if w.kind == "gold"]
-    normal = most_doubtful_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
+    normal = most_uncertain_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
     skipped = [w.item for w in waiting if w.skipped]
     if gold:
         from ondevice.common.rng import generator  # here: it loads numpy, and mostly there is no gold

@@ -18,10 +18,10 @@ from typing import Any
 from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.rng import generator
-from ondevice.common.sanitize import LIMIT, inert
+from ondevice.common.sanitize import LIMIT, sanitize
 from ondevice.config.use import RateConfig
 from ondevice.preferences.database import Item, Progress, Ratings, is_simulated, said
-from ondevice.preferences.rating_queue import in_turn
+from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
@@ -87,7 +87,7 @@ class Session:
                 **asdict(progress)}
 
     def _next(self) -> Item | None:
-        waiting = in_turn(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
+        waiting = rating_order(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
         if waiting and waiting[0] not in self._skipped:
             return self.ratings.item(waiting[0])
         progress = self.ratings.progress(self.rater, self.batch)
@@ -229,7 +229,7 @@ class Session:
                 _say("")
             if _means(answer, width):
                 return answer if _is_letters(answer, width) else answer.lower()
-            _say(f"{inert(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
+            _say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
 
     def _keys(self, width: int) -> str | None:
         """Single keys: a command at once; letters until the order is clear or Enter is pressed."""
@@ -246,7 +246,7 @@ class Session:
             elif key in "\r\n" and typed:
                 break
             elif key.strip() and key.isprintable():
-                shown = inert(key, newlines=False)
+                shown = sanitize(key, newlines=False)
                 _say(shown, end="")
                 typed += key.translate(_DIGITS)
                 if not _is_letters(typed, width) or len(typed) >= width - 1:
@@ -288,12 +288,12 @@ def _is_letters(text: str, width: int) -> bool:
 
 def _block(title: str, text: str, width: int) -> list[str]:
     """Untrusted text under its title, a bar before every line: nothing in it can look like another answer's title."""
-    shown = inert(text) or "(nothing)"
+    shown = sanitize(text) or "(nothing)"
     lines = shown.split("\n")
     if width > 20:
         wrapped = (textwrap.wrap(line, width - 2, replace_whitespace=False, drop_whitespace=False) for line in lines)
         lines = [part for parts in wrapped for part in parts or [""]]
-    return ["", inert(title, newlines=False, limit=40), *(f"│ {line}" for line in lines)]
+    return ["", sanitize(title, newlines=False, limit=40), *(f"│ {line}" for line in lines)]
 
 
 def _content(message: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ from ondevice.common import atomic, processes
 from ondevice.common.errors import UserError
 from ondevice.common.files import whole_folder
 from ondevice.common.redact import redacted
-from ondevice.common.sanitize import inert
-from ondevice.hub.client import Conflict, Hub, patiently
+from ondevice.common.sanitize import sanitize
+from ondevice.hub.client import Conflict, Hub, with_retries
 from ondevice.hub.snapshot import is_name
 from ondevice.models.model import Model
 from ondevice.publishing.model_card import run_card
@@ -118,7 +118,7 @@ def last_words(stage: StageFolder) -> str:
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
-    return inert(lines[-1], newlines=False, limit=300) if lines else "it said nothing"
+    return sanitize(lines[-1], newlines=False, limit=300) if lines else "it said nothing"
 
 
 def drain(stage: StageFolder, repo: str, client: Hub) -> int:
@@ -126,7 +126,7 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
     one does not: it and what comes after it stay."""
     count = 0
     with _turn(stage):
-        account = patiently(client.account, repo)
+        account = with_retries(client.account, repo)
         repo = repo if "/" in repo else f"{account.name}/{repo}"
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
@@ -149,7 +149,7 @@ def plan_checkpoint(stage: StageFolder, folder: Path, repo: str) -> Plan:
     card = run_card(run, stage.name, repo, model=folder, step=step)
     written = [PlannedFile(path, len(text.encode()), text=text)
                for path, text in {CARD: card.text, **card.pictures}.items()]
-    message = inert(f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200)
+    message = sanitize(f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200)
     return Plan(repo, "model", False, str(folder), message, (*model_files(folder, folder), *written),
                 f"{stage.name}-step-{step}")
 
@@ -172,10 +172,10 @@ def main(argv: list[str]) -> int:
         drain(StageFolder(Path(argv[0])), argv[1], Hub())
         return 0
     except UserError as error:
-        print(inert(redacted(str(error)), newlines=False), flush=True)
+        print(sanitize(redacted(str(error)), newlines=False), flush=True)
         return 2
     except Exception:  # a fault of ours: told in full, but for what may stand in the client's request
-        print(inert(redacted(traceback.format_exc()), limit=None), flush=True)
+        print(sanitize(redacted(traceback.format_exc()), limit=None), flush=True)
         return 1
 
 

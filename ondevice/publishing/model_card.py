@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.progress import duration, size
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
@@ -311,7 +311,7 @@ def _prompt(pasts: Sequence[StageRecord]) -> str:
 
 def _plain(text: str) -> bool:
     """Whether it can stand in a line of code on a page."""
-    return 0 < len(text) <= 200 and text == inert(text, newlines=False) and not set(text) & set("`<>\\\n")
+    return 0 < len(text) <= 200 and text == sanitize(text, newlines=False) and not set(text) & set("`<>\\\n")
 
 
 def _title(repo: str, otherwise: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from ondevice.common.errors import UserError, nearest
 from ondevice.common.files import sha256 as sha256_of
 from ondevice.common.files import write_file
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.hub import PushConfig
 from ondevice.hub.client import Kind
 from ondevice.models.model_folder import weight_files
@@ -240,7 +240,7 @@ def _dataset(cfg: PushConfig) -> Plan:
 
 def _plan(cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card) -> Plan:
     made = [*files, _written(CARD, card.text), *(_written(path, text) for path, text in card.pictures.items())]
-    message = inert(message, newlines=False, limit=200)
+    message = sanitize(message, newlines=False, limit=200)
     return Plan(cfg.repo_id, "model", cfg.public, str(home), message, tuple(made), cfg.tag)
 
 
@@ -253,7 +253,7 @@ def _optimizer(target: Target) -> list[PlannedFile]:
         wanted = sha256_of(model / "model.safetensors") if (model / "model.safetensors").is_file() else ""
         for path in reversed(checkpoint.steps(target.stage.checkpoints)):
             weights = path / "model" / "model.safetensors"
-            if weights.is_file() and wanted == sha256_of(weights) and checkpoint.damage(path) is None:
+            if weights.is_file() and wanted == sha256_of(weights) and checkpoint.find_damage(path) is None:
                 return _state(path, target.home)
     raise UserError("no checkpoint with these weights is on disk, so that there is no optimizer's state",
                     where=str(model), hint="leave --with-optimizer out")

@@ -20,7 +20,7 @@ from typing import Any
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.json_files import to_json
 from ondevice.common.progress import size
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.hub import PushConfig
 from ondevice.hub import client as hub_client
 from ondevice.hub.client import (
@@ -32,8 +32,8 @@ from ondevice.hub.client import (
     git_blob,
     git_blob_of,
     given_up,
-    patiently,
-    pause,
+    retry_delay,
+    with_retries,
 )
 from ondevice.preferences.sqlite_store import ratings_file
 from ondevice.publishing.plan import (
@@ -61,7 +61,7 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
         return {**_planned(cfg).told(), **_login()}
     plan = _planned(cfg)
     client = Hub(plan.kind)
-    account = patiently(client.account, plan.repo)
+    account = with_retries(client.account, plan.repo)
     if "/" not in plan.repo:  # the card names the whole address
         plan = _planned(dataclasses.replace(cfg, repo_id=f"{account.name}/{plan.repo}"))
     tell({"event": "plan", **plan.told()})
@@ -89,9 +89,9 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
 
     plan = plan.hashed()
     if not plan.parent:
-        patiently(lambda: client.create(repo, not plan.public), repo, wait)
+        with_retries(lambda: client.create(repo, not plan.public), repo, wait)
     try:
-        remote = patiently(lambda: client.look(repo), repo, wait)
+        remote = with_retries(lambda: client.look(repo), repo, wait)
     except RepoNotFound:
         raise UserError("the name is taken by what this account may not see", where=repo,
                         hint="give another name") from None
@@ -99,7 +99,7 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
         raise UserError("is public already, and this push was not to be", where=repo,
                         hint="--public sends it for everyone to see, or give another name")
     if not plan.parent:
-        present = patiently(lambda: client.files(repo, remote.head), repo, wait)
+        present = with_retries(lambda: client.files(repo, remote.head), repo, wait)
         plan = dataclasses.replace(plan, parent=remote.head, removed=replaced([f.path for f in present], plan.files))
     plan.keep()
     commit = _land(plan, client, remote.head, tell)
@@ -107,7 +107,7 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     _verify(plan, client, commit, wait)
     try:
         if plan.tag:
-            patiently(lambda: client.tag(repo, plan.tag, commit), repo, wait)
+            with_retries(lambda: client.tag(repo, plan.tag, commit), repo, wait)
     except Conflict as conflict:
         plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
         raise Conflict(conflict.message, where=repo,
@@ -164,9 +164,9 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
         except NoReply as error:
             trouble = error
         tell({"event": "wait", "reason": str(trouble)})
-        time.sleep(pause(wait, trouble))
+        time.sleep(retry_delay(wait, trouble))
         # the reply may be what was lost, and not the commit
-        if patiently(lambda: client.look(plan.repo), plan.repo).head != plan.parent:
+        if with_retries(lambda: client.look(plan.repo), plan.repo).head != plan.parent:
             return _found(plan, client, tell)
     raise given_up(plan.repo, trouble)
 
@@ -183,7 +183,7 @@ def _source(file: PlannedFile, plan: Plan) -> Path | bytes:
 
 def _found(plan: Plan, client: Hub, tell: Tell) -> str:
     """This push's commit in a branch that has moved. Raises UserError where it was somebody else who moved it."""
-    commit = patiently(lambda: client.find(plan.repo, plan.mark), plan.repo)
+    commit = with_retries(lambda: client.find(plan.repo, plan.mark), plan.repo)
     if commit is None:
         plan.pending.unlink(missing_ok=True)  # what it was to go on top of is not the head any more
         raise UserError("somebody has changed the repository since this push began; nothing was overwritten",
@@ -206,7 +206,7 @@ def _upload(plan: Plan, client: Hub, files: list[Sending], tell: Tell) -> None:
 
 def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -> None:
     """Compares every file's hash in the commit with the one here. Raises UserError naming what differs."""
-    there = {f.path: f for f in patiently(lambda: client.files(plan.repo, commit), plan.repo, wait)}
+    there = {f.path: f for f in with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)}
     wrong = [file.path for file in plan.files if file.path not in there or not there[file.path].holds(
         file.size, file.sha256, _blob(file) if not there[file.path].sha256 else "")]
     if wrong:
@@ -230,7 +230,7 @@ def _line(event: Mapping[str, Any]) -> None:
 
 def _say(event: Mapping[str, Any]) -> None:
     """For people, on stderr."""
-    print(inert(_words(event)), file=sys.stderr, flush=True)
+    print(sanitize(_words(event)), file=sys.stderr, flush=True)
 
 
 def _words(event: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ondevice.common.progress import number
-from ondevice.common.sanitize import inert_html
+from ondevice.common.sanitize import sanitize_html
 from ondevice.runs import events
 
 Points = list[tuple[float, float]]  # (step, value)
@@ -93,11 +93,11 @@ def svg(curve: Curve, stage: str) -> str:
     dots = "".join(f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
                    for x, y in decimate(curve.held, 100))
     middle, centre = (HEIGHT - _BOTTOM + _TOP) / 2, (WIDTH + _LEFT - _RIGHT) / 2
-    return (f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{inert_html(_told(curve, stage))}</title>'
+    return (f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{sanitize_html(_told(curve, stage))}</title>'
             f'{"".join(grid)}{lines}{dots}'
             f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
             f'<text class="axis" transform="translate(10 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-            f'{inert_html(curve.title)}</text></svg>')
+            f'{sanitize_html(curve.title)}</text></svg>')
 
 
 _STYLE = (".grid{stroke:#e2e3df;fill:none}.raw{stroke:#2456a6;stroke-opacity:.38;stroke-width:1.1;fill:none}"

@@ -1,7 +1,7 @@
 """report.html: the ladder, the curves, what was answered and how long it took, as one page that fetches nothing.
 
 No script and nothing from elsewhere; a policy in its head says so to the browser. Every text of a model or a file goes
-through `inert_html`.
+through `sanitize_html`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ondevice.common.progress import duration
-from ondevice.common.sanitize import inert_html
+from ondevice.common.sanitize import sanitize_html
 from ondevice.reports.curves import curves, svg
 from ondevice.reports.results import Done, Section, Table, answers, reward_shares, sections
 from ondevice.reports.style import STYLE
@@ -25,7 +25,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def page(run: RunFolder, done: Done) -> str:
     """The whole page. `done` is what `figures.done_records` found."""
-    title = inert_html(run.path.resolve().name, newlines=False)
+    title = sanitize_html(run.path.resolve().name, newlines=False)
     stages = {stage.name: stage for stage in run.stages()}
     trained = [(name, stages[name]) for name, _ in done if name in stages]
     parts = [_head(title, done), *_sections(done), *_curves(trained), *_asked(done), *_groups(trained),
@@ -38,17 +38,17 @@ def page(run: RunFolder, done: Done) -> str:
 
 
 def _head(title: str, done: Done) -> str:
-    way = " → ".join(inert_html(name) for name, _ in done)
+    way = " → ".join(sanitize_html(name) for name, _ in done)
     last = (done[-1][1].get("versions") or {}) if done else {}
     where = ", ".join(str(last[key]) for key in ("backend", "device", "dtype") if last.get(key))
     time = duration(sum(record.get("seconds") or 0 for _, record in done))
     return (f'<header><p class="mark">ondevice</p><h1>{title}</h1><p class="way">{way}</p>'
-            f'<p class="dim">{inert_html(where)}{" · " if where else ""}{time} in all</p></header>')
+            f'<p class="dim">{sanitize_html(where)}{" · " if where else ""}{time} in all</p></header>')
 
 
 def _sections(done: Done) -> Iterator[str]:
     for section in sections(done):
-        parts = [f"<h2>{inert_html(section.title)}</h2>"]
+        parts = [f"<h2>{sanitize_html(section.title)}</h2>"]
         if section.title.startswith("The reward model"):
             parts += [_intervals(name, record["marks"]) for name, record in done
                       if "interval" in (record.get("marks") or {})]
@@ -59,17 +59,17 @@ def _sections(done: Done) -> Iterator[str]:
 
 
 def _notes(section: Section) -> str:
-    notes = "".join(f"<li>{inert_html(note)}</li>" for note in section.notes)
+    notes = "".join(f"<li>{sanitize_html(note)}</li>" for note in section.notes)
     return f'<ul class="notes">{notes}</ul>' if notes else ""
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{inert_html(cell)}</th>' for cell in table[0])
+    head = "".join(f'<th scope="col">{sanitize_html(cell)}</th>' for cell in table[0])
     rows = []
     for row in table[1:]:
-        cells = "".join(f"<td>{inert_html(cell)}{_bar(cell)}</td>" for cell in row[1:])
+        cells = "".join(f"<td>{sanitize_html(cell)}{_bar(cell)}</td>" for cell in row[1:])
         kind = ' class="sum"' if row[0] == "together" else ""
-        rows.append(f'<tr{kind}><th scope="row">{inert_html(row[0])}</th>{cells}</tr>')
+        rows.append(f'<tr{kind}><th scope="row">{sanitize_html(row[0])}</th>{cells}</tr>')
     return ('<div class="scroll" tabindex="0">'  # so that the keyboard reaches what lies beside the screen
             f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
 
@@ -96,17 +96,17 @@ def _intervals(stage: str, marks: Mapping[str, Any]) -> str:
              f'text-anchor="middle">{s:.0%}{" (a coin)" if s == 0.5 else ""}</text>' for s in (0, 0.25, 0.5, 0.75, 1)]
     for i, (name, share, below, above) in enumerate(rows):
         y = 20 + 28 * i
-        drawn.append(f'<text class="label" x="{left - 14}" y="{y + 4}" text-anchor="end">{inert_html(name)}</text>'
+        drawn.append(f'<text class="label" x="{left - 14}" y="{y + 4}" text-anchor="end">{sanitize_html(name)}</text>'
                      f'<path class="whisker" d="M{x(below):.1f} {y}H{x(above):.1f}M{x(below):.1f} {y - 4}v8'
                      f'M{x(above):.1f} {y - 4}v8"/><circle class="held" cx="{x(share):.1f}" cy="{y}" r="4.5"/>'
                      f'<text class="label" x="{width - 48}" y="{y + 4}">{share:.0%}</text>')
     told = "; ".join(f"{name}: {share:.1%}, {below:.1%} to {above:.1%}" for name, share, below, above in rows)
-    return (f'<svg class="wide" role="img" viewBox="0 0 {width} {height}"><title>{inert_html(stage)}, held-out pairs '
-            f'ranked rightly: {inert_html(told)}</title>{"".join(drawn)}</svg>')
+    return (f'<svg class="wide" role="img" viewBox="0 0 {width} {height}"><title>{sanitize_html(stage)}, held-out pairs '
+            f'ranked rightly: {sanitize_html(told)}</title>{"".join(drawn)}</svg>')
 
 
 def _curves(stages: Sequence[tuple[str, StageFolder]]) -> Iterator[str]:
-    figures = "".join(f"<figure><figcaption>{inert_html(name)} <span>{inert_html(curve.title)}</span></figcaption>"
+    figures = "".join(f"<figure><figcaption>{sanitize_html(name)} <span>{sanitize_html(curve.title)}</span></figcaption>"
                       f"{svg(curve, name)}</figure>" for name, stage in stages for curve in curves(stage.events))
     if figures:
         yield ('<section><h2>Curves</h2><p class="legend"><span class="key raw">each training step</span> '
@@ -117,9 +117,9 @@ def _curves(stages: Sequence[tuple[str, StageFolder]]) -> Iterator[str]:
 def _asked(done: Done) -> Iterator[str]:
     cards = []
     for prompt, said in answers(done):
-        rows = "".join(f"<dt>{inert_html(stage)}</dt><dd>{inert_html(text.strip(), limit=ANSWER) or '(nothing)'}</dd>"
+        rows = "".join(f"<dt>{sanitize_html(stage)}</dt><dd>{sanitize_html(text.strip(), limit=ANSWER) or '(nothing)'}</dd>"
                        for stage, text in said)
-        cards.append(f'<article><p class="prompt">{inert_html(prompt, limit=ANSWER)}</p><dl>{rows}</dl></article>')
+        cards.append(f'<article><p class="prompt">{sanitize_html(prompt, limit=ANSWER)}</p><dl>{rows}</dl></article>')
     if cards:
         yield ("<section><h2>The same prompts, asked after every stage</h2>"
                f'<div class="grid2">{"".join(cards)}</div></section>')
@@ -132,7 +132,7 @@ def _groups(stages: Sequence[tuple[str, StageFolder]]) -> Iterator[str]:
         parts = [f"<h3>step {step}</h3>" f'<div class="grid2">{"".join(map(_group, groups[:GROUPS]))}</div>'
                  for step, groups in found]
         if parts:
-            yield (f"<section><h2>Groups of completions: {inert_html(name)}</h2>"
+            yield (f"<section><h2>Groups of completions: {sanitize_html(name)}</h2>"
                    f'<p class="dim">The first {GROUPS} prompts of the first and of the last step. ✓ right, ✗ wrong; '
                    f'what was read as the answer is underlined; the number is the reward.</p>'
                    f'{"".join(parts)}</section>')
@@ -160,8 +160,8 @@ def _group(group: Mapping[str, Any]) -> str:
     more = len(group["completions"]) - COMPLETIONS
     rest = f'<p class="dim">and {more} more</p>' if more > 0 else ""
     known = group.get("answer")
-    known = f' <span class="dim">answer: {inert_html(str(known), limit=200)}</span>' if known else ""
-    return (f'<article><p class="prompt">{inert_html(group["prompt"], limit=ANSWER)}{known}</p>'
+    known = f' <span class="dim">answer: {sanitize_html(str(known), limit=200)}</span>' if known else ""
+    return (f'<article><p class="prompt">{sanitize_html(group["prompt"], limit=ANSWER)}{known}</p>'
             f'<ul class="group">{shown}</ul>{rest}</article>')
 
 
@@ -181,9 +181,9 @@ def _marked(one: Mapping[str, Any]) -> str:
     text, span = str(one["text"]), one.get("span")
     begin, end = span if isinstance(span, list) else (0, 0)
     if not 0 <= begin < end <= min(len(text), ANSWER):
-        return inert_html(text, limit=ANSWER)
-    return (f"{inert_html(text[:begin])}<mark>{inert_html(text[begin:end])}</mark>"
-            f"{inert_html(text[end:], limit=ANSWER)}")
+        return sanitize_html(text, limit=ANSWER)
+    return (f"{sanitize_html(text[:begin])}<mark>{sanitize_html(text[begin:end])}</mark>"
+            f"{sanitize_html(text[end:], limit=ANSWER)}")
 
 
 def _time(done: Done) -> Iterator[str]:
@@ -199,12 +199,12 @@ def _settings(run: RunFolder, done: Done) -> Iterator[str]:
     parts = []
     if run.recipe.is_file():
         text = run.recipe.read_text(encoding="utf-8", errors="replace")
-        parts.append(f"<details><summary>The recipe</summary><pre>{inert_html(text)}</pre></details>")
+        parts.append(f"<details><summary>The recipe</summary><pre>{sanitize_html(text)}</pre></details>")
     for name, record in done:
         told = {**(record.get("versions") or {}), **(record.get("fingerprint") or {})}
         text = "\n".join(f"{key}: {value if isinstance(value, str) else json.dumps(value)}"
                          for key, value in told.items())
-        parts.append(f"<details><summary>{inert_html(name)}: versions, and the settings that its result follows from"
-                     f"</summary><pre>{inert_html(text)}</pre></details>")
+        parts.append(f"<details><summary>{sanitize_html(name)}: versions, and the settings that its result follows from"
+                     f"</summary><pre>{sanitize_html(text)}</pre></details>")
     if parts:
         yield f'<section><h2>Settings and versions</h2>{"".join(parts)}</section>'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.reports.html_report import page
 from ondevice.reports.results import Section, Table, answers, done_records, sections
 from ondevice.runs.folder import RunFolder
@@ -25,7 +25,7 @@ def ladder(run: RunFolder) -> str:
         parts += ["\n".join([section.title, *table]), *_sentences(section)]
     for prompt, said in answers(done):
         width = max(len(stage) for stage, _ in said)
-        parts.append("\n".join([f"> {inert(prompt, newlines=False)}",
+        parts.append("\n".join([f"> {sanitize(prompt, newlines=False)}",
                                 *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said)]))
     return "\n\n".join(parts)
 
@@ -57,7 +57,7 @@ def html_of(run: RunFolder) -> Path:
 
 
 def _answer(text: str) -> str:
-    return inert(text, newlines=False).strip() or "(nothing)"
+    return sanitize(text, newlines=False).strip() or "(nothing)"
 
 
 def _plain(table: Table) -> str:
@@ -81,7 +81,7 @@ def markdown(table: Table) -> list[str]:
 
 def cell(text: str) -> str:
     """Harmless text that Markdown takes literally, in a table too."""
-    text = inert(text, newlines=False)
+    text = sanitize(text, newlines=False)
     for sign in "\\`*_[]<>|#$~&":
         text = text.replace(sign, "\\" + sign)
     return text

@@ -9,7 +9,7 @@ from typing import Any
 
 from ondevice.common.intervals import Share, wilson
 from ondevice.common.progress import duration
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.reports.achieved import achieved
 from ondevice.runs.folder import RunFolder
 
@@ -34,7 +34,7 @@ def done_records(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for stage in run.stages():
         if record := stage.done_record():
-            found.append((inert(stage.name, newlines=False), record))
+            found.append((sanitize(stage.name, newlines=False), record))
     return found
 
 
@@ -53,7 +53,7 @@ def answers(done: Done) -> list[tuple[str, list[tuple[str, str]]]]:
     return list(found.items())
 
 
-def duels(done: Done) -> dict[str, tuple[int, int, int]]:
+def win_rates(done: Done) -> dict[str, tuple[int, int, int]]:
     """Stage → prompts (won, tied, lost) against the stage sft: whose answer has more points by the rater's rule. Only
     of stages that answered as many prompts as sft did."""
     points = {name: _marks(record).get("points") or [] for name, record in done}
@@ -92,7 +92,7 @@ def _ladder(done: Done) -> Section:
     outcomes = [record.get("outcome") or {} for record in records]
     own = all(m.get("bits_per_byte") is None for m in marks)
     tries = sorted({r["passes"] for r in reasoning if r})
-    won = duels(done)
+    won = win_rates(done)
     share = {name: counts[0] / sum(counts) for name, counts in won.items()}
     measured = [
         ("held-out loss", [number(o.get("loss") if own else None, "{:.4f}") for o in outcomes]),
@@ -158,7 +158,7 @@ def _kinds(done: Done) -> Section:
         asked = max(counts[kind][1] for counts in by_stage.values() if kind in counts)
         shares = [f"{counts[kind][0] / counts[kind][1]:.0%}" if kind in counts else NOTHING
                   for counts in by_stage.values()]
-        table.append([inert(kind, newlines=False), str(asked), *shares])
+        table.append([sanitize(kind, newlines=False), str(asked), *shares])
     return Section("Exact match by kind of instruction", table)
 
 
@@ -170,12 +170,12 @@ def _reasoning(done: Done) -> Section:
     if not kinds:
         return Section("", [])
     asked = {kind: max(counts[kind][2] for counts in by_stage.values() if kind in counts) for kind in kinds}
-    table = [["stage", *(inert(f"{kind}: {what}", newlines=False)
+    table = [["stage", *(sanitize(f"{kind}: {what}", newlines=False)
                          for kind in kinds for what in ("right", "steps written"))]]
     for name, counts in by_stage.items():
         table.append([name, *(f"{counts[kind][i] / counts[kind][2]:.0%}" if kind in counts else NOTHING
                               for kind in kinds for i in (0, 1))])
-    told = ", ".join(f"{count} {inert(kind, newlines=False)}" for kind, count in asked.items())
+    told = ", ".join(f"{count} {sanitize(kind, newlines=False)}" for kind, count in asked.items())
     return Section("Reasoning by kind of problem", table,
                    [f"{told}; answered greedily. Steps written: the answer works the problem out before it says the "
                     "result, rightly or not."])
@@ -187,7 +187,7 @@ def reward_shares(marks: Mapping[str, Any]) -> list[tuple[str, Share]]:
     low, high = marks["interval"]
     everything = Share(marks["accuracy"] * marks["pairs"], marks["pairs"], marks["accuracy"], low, high)
     parts = sorted((marks.get("by_part") or {}).items())
-    return [("all", everything), *((inert(PARTS.get(part, part), newlines=False), wilson(right, of))
+    return [("all", everything), *((sanitize(PARTS.get(part, part), newlines=False), wilson(right, of))
                                    for part, (right, of) in parts if of)]
 
 
@@ -238,5 +238,5 @@ def _about(done: Done) -> Section:
             told.append("held out: " + ", ".join(form.format(held[key]) for key, form in shown.items()
                                                  if held.get(key) is not None))
         told += map(str, record.get("notes") or [])
-        lines += [f"{name}: {inert(sentence, newlines=False)}" for sentence in told]
+        lines += [f"{name}: {sanitize(sentence, newlines=False)}" for sentence in told]
     return Section("About the stages", [], lines)

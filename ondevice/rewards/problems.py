@@ -21,7 +21,7 @@ from ondevice.data.builtin.splits import Split
 from ondevice.data.formats import BadRow, to_prompt
 from ondevice.data.readers import AS_IS, Reading, Rows, read
 from ondevice.data.row_keys import HARMLESS, Record
-from ondevice.datasets.spec import corpus_of, last_held
+from ondevice.datasets.spec import corpus_of, hold_out_last
 from ondevice.rewards.answers import find_answer
 from ondevice.rewards.gym import column, entries
 from ondevice.rewards.scorer import STAGE_GIVES
@@ -144,7 +144,7 @@ def _key(*parts: Any) -> bytes:
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
     if split == "all":
         return found
-    train, held = last_held(found, spec, "problem")
+    train, held = hold_out_last(found, spec, "problem")
     known = {_key(problem.chat) for problem in held}
     return [problem for problem in train if _key(problem.chat) not in known] if split == "train" else list(held)
 

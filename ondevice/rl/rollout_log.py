@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.datasets.prompts import Prompt, opening
+from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.rewards.answers import find_answer
 from ondevice.rl.rollout import Sampled
 from ondevice.runs.events import LineFile
@@ -45,9 +45,9 @@ class GroupLog:
     def append_held_out(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
                         totals: Any, form: str = "", tokenizer: Tokenizer | None = None) -> int:
         """The same of a measurement, of one completion a prompt, after the step that was appended last: the first few
-        prompts, always the same. Arguments as of `told`."""
+        prompts, always the same. Arguments as of `to_records`."""
         few = slice(WATCHED)
-        groups = told(asked[few], sampled[few], {name: values[few] for name, values in rewards.items()}, totals[few],
+        groups = to_records(asked[few], sampled[few], {name: values[few] for name, values in rewards.items()}, totals[few],
                       np.zeros(WATCHED), form, tokenizer)
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
@@ -68,7 +68,7 @@ def cut_from(path: Path, step: int) -> None:
     os.truncate(path, end)
 
 
-def told(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
+def to_records(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
          form: str = "", tokenizer: Tokenizer | None = None) -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
     `form` says how answers are written, where there are any to be parsed, and `tokenizer` whether a prompt has opened a
@@ -77,7 +77,7 @@ def told(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[s
     groups = []
     for g, one in enumerate(asked):
         completions = []
-        opened = opening(one.ids, tokenizer) if tokenizer is not None else ""
+        opened = thought_opening(one.ids, tokenizer) if tokenizer is not None else ""
         for i in range(g * size, (g + 1) * size):
             answer = find_answer(opened + sampled[i].text, form) if form else None
             completions.append({

@@ -46,29 +46,29 @@ class Checkpoint:
 
 def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Mapping[str, Any], *,
          keep: int, best: int | None, say: Say = atomic.to_stderr) -> Checkpoint:
-    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `settle` decides which ones remain.
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `prune` decides which ones remain.
 
     `best` None: no better one is on disk than the one that was called the best so far, which then stays. `say` is told
     of what stood in the way. Raises UserError on a full disk.
     """
-    target = at(checkpoints, step)
+    target = path_at(checkpoints, step)
     with whole_folder(target, {"step": step}) as folder:
         write(folder)
         (folder / RECORD).write_text(to_json(record, indent=1) + "\n")
-    reason = damage(target)
+    reason = find_damage(target)
     if reason is None:  # older ones go only after the new one is known to be readable
-        settle(checkpoints, step, keep=keep, best=best, say=say)
+        prune(checkpoints, step, keep=keep, best=best, say=say)
     else:
         say(f"{target.name} cannot be read back ({reason}): the ones before it stay")
     return Checkpoint(target, step, dict(record), whole=reason is None)
 
 
-def settle(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
+def prune(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
     """Points `best` to the best one and removes what is not to be kept of the checkpoints up to `step`: there remain
     the newest `keep`, the best, and the newest that is sound with the one that was the best then: a way back, where
     the newest are not."""
-    if best is not None and at(checkpoints, best).is_dir():
-        _point(checkpoints / "best", at(checkpoints, best), say)
+    if best is not None and path_at(checkpoints, best).is_dir():
+        _point(checkpoints / "best", path_at(checkpoints, best), say)
     found = [path for path in steps(checkpoints) if _number(path) <= step]
     kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
     for path in reversed(found):
@@ -117,7 +117,7 @@ def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
     if checkpoints.is_dir():
         atomic.sweep(checkpoints, say)  # one that was being replaced when a process was killed is put back
     for path in reversed(steps(checkpoints)):
-        reason = damage(path)
+        reason = find_damage(path)
         if reason is None:
             return load(path)
         say(f"{path.name} is damaged ({reason}); going back one")
@@ -138,7 +138,7 @@ def record_of(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def at(checkpoints: Path, step: int) -> Path:
+def path_at(checkpoints: Path, step: int) -> Path:
     """Where the checkpoint of a step is, whole or not."""
     return checkpoints / f"step-{step:08d}"
 
@@ -150,10 +150,10 @@ def _number(path: Path) -> int:
 def best(checkpoints: Path) -> Checkpoint | None:
     """The one that the link `best` points to, if it is whole. A stage's result goes by the record, not by the link."""
     path = checkpoints / "best"
-    return load(path.resolve()) if path.is_dir() and damage(path) is None else None
+    return load(path.resolve()) if path.is_dir() and find_damage(path) is None else None
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted; None: every file has the size and the hash that its manifest says."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())

@@ -100,19 +100,19 @@ def batch_number(step: int, left_out: Iterable[int]) -> int:
     return number
 
 
-def sound(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
+def sound_checkpoints(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
     """The whole checkpoints that are sound, the newest first, and that of step 0, which is a stage's start."""
     for path in reversed(checkpoint.steps(checkpoints)):
         if not checkpoint.is_sound(checkpoint.record_of(path)):
             continue
-        reason = checkpoint.damage(path)
+        reason = checkpoint.find_damage(path)
         if reason is None:
             yield checkpoint.load(path)
         else:
             warn(f"{path.name} is damaged ({reason}); going back one")
 
 
-def measured(checkpoints: Path, name: str, newest: int) -> list[Checkpoint]:
+def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Checkpoint]:
     """The whole checkpoints up to step `newest` of which the figure `name` was measured, and is finite."""
     found = []
     for path in checkpoint.steps(checkpoints):
@@ -120,7 +120,7 @@ def measured(checkpoints: Path, name: str, newest: int) -> list[Checkpoint]:
         figures = record.get("measured")
         if isinstance(figures, Mapping) and finite(figures.get(name)) is not None and record["step"] <= newest:
             found.append(path)
-    return [checkpoint.load(path) for path in found if checkpoint.damage(path) is None]
+    return [checkpoint.load(path) for path in found if checkpoint.find_damage(path) is None]
 
 
 def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -> Path:

@@ -33,7 +33,7 @@ from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, with_head
 from ondevice.runs.context import Context, StageResult
-from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.loop import fit, heldout_metrics
 from ondevice.training.losses import classification_loss
 
 
@@ -42,7 +42,7 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = text_and_chats.labelled(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
@@ -54,8 +54,8 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
             "out")
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held_out_figures(loss, held, ctx, cfg, "texts"), ctx, cfg)
-    everything = held_out_figures(loss, Whole(held), ctx, cfg)(params)
+    params = fit(model, loss, source, heldout_metrics(loss, held, ctx, cfg, "texts"), ctx, cfg)
+    everything = heldout_metrics(loss, Whole(held), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))
     likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)

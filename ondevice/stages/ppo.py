@@ -21,20 +21,20 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
 from ondevice.data.batches import ChatSource
-from ondevice.data.completion_batches import whole
+from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
 from ondevice.datasets import text_and_chats
-from ondevice.datasets.prompts import Prompt, opening, prompts
+from ondevice.datasets.prompts import Prompt, prompts, thought_opening
 from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.model import Model, writer
+from ondevice.models.model import Model, require_generative
 from ondevice.models.score_head import with_head
 from ondevice.models.shapes import shapes
 from ondevice.rl.advantages import explained_variance, gae, whiten
-from ondevice.rl.micro_batches import Floats, dealt, held_out, lengths_told, micro_batches, sizes
+from ondevice.rl.micro_batches import Floats, held_out, length_metrics, micro_batch_size, micro_batches, prompt_indices
 from ondevice.rl.rollout import Sampled, Sampler
-from ondevice.rl.rollout_log import GroupLog, told
+from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.stages.tuning import load_start, with_adapter
@@ -46,9 +46,9 @@ HELD = 64  # held-out prompts of a measurement
 
 
 def run(cfg: PPOConfig, ctx: Context) -> StageResult:
-    start = writer(load_start(cfg.model, cfg, ctx))
+    start = require_generative(load_start(cfg.model, cfg, ctx))
     policy = with_adapter(start, cfg, ctx)
-    judge = load_judge(cfg, policy, ctx)
+    judge = load_reward_model(cfg, policy, ctx)
     value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
@@ -61,7 +61,7 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
                 [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
 
 
-def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
+def load_reward_model(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
     """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or one of another
     tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
@@ -79,14 +79,14 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
     """Begun from the reward model where that has the policy's shape and tokenizer, else from the policy: a value stands
     before every token, which only a model that reads from left to right can tell."""
     wanted = replace(policy.cfg, num_labels=1)
-    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokens(judge, policy):
+    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokenizer(judge, policy):
         return judge.with_params(dict(judge.params))
     made = with_head(policy, ctx.backend, cfg.seed)
     ctx.say(f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy")
     return made
 
 
-def same_tokens(one: Model, other: Model) -> bool:
+def same_tokenizer(one: Model, other: Model) -> bool:
     return one.tokenizer.padded_apart().sha256() == other.tokenizer.padded_apart().sha256()
 
 
@@ -95,7 +95,7 @@ class PPOFeed:
 
     def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model) -> None:
         self.cfg, self.ctx, self.judge = cfg, ctx, judge
-        self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
+        self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
         wanted = DataSpec.of(cfg)
@@ -112,12 +112,12 @@ class PPOFeed:
 
     def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         now = params()
-        chosen = dealt(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
+        chosen = prompt_indices(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
-        numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
-                   "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
+        numbers = {**found.numbers, **length_metrics(sampled), "kl_coef": self.leash.coef,
+                   "groups": self.log.append(step + 1, to_records(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
         self.leash.pull(found.numbers["kl"])
         return StepPlan(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
@@ -133,11 +133,11 @@ class PPOFeed:
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
+        rows = [s.row if self.by_ids else completion_row(a.messages, thought_opening(a.ids, self.sampler.tokenizer) + s.text,
                                                         self.judge.tokenizer)
                 for a, s in zip(asked, sampled, strict=True)]
         most = self.judge.cfg.max_position_embeddings
-        found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
+        found = self.marker.scores(self.judge.params, [prompt_and_completion(row)[-most:] for row in rows])
         if not np.isfinite(found).all():
             raise UserError(f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
                             where=self.cfg.reward_model, hint="train the reward model anew, with a lower learning_rate")
@@ -149,7 +149,7 @@ class PPOFeed:
         for epoch in range(cfg.epochs):
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
-                size = sizes(cfg, len(part))
+                size = micro_batch_size(cfg, len(part))
                 made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
                                                               self.scorer.network.start)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
@@ -173,7 +173,7 @@ class PPOFeed:
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled),
+        return {"score": float(scores.mean()), "kl": kl, **length_metrics(sampled),
                 "prompts": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:

@@ -15,10 +15,10 @@ from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
-from ondevice.models.network import objective, packs
+from ondevice.models.network import objective, supports_packing
 from ondevice.runs.context import Context
 from ondevice.stages.summary import bytes_per_token
-from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.loop import fit, heldout_metrics
 from ondevice.training.losses import causal_lm_loss
 
 
@@ -34,13 +34,13 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
     ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    figures = held_out_figures(partial(loss, accuracy=not sizes), measured, ctx, cfg)
+    figures = heldout_metrics(partial(loss, accuracy=not sizes), measured, ctx, cfg)
     params = fit(model, loss, rows(train, accumulate=cfg.accumulate), figures, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model can be tuned, not pre-trained here", where=cfg.model,
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:

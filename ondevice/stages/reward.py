@@ -13,7 +13,7 @@ import numpy as np
 
 from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.data.completion_batches import text_batch, whole
+from ondevice.data.completion_batches import prompt_and_completion, text_batch
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.datasets.preference_pairs import pairs
@@ -22,7 +22,7 @@ from ondevice.models.model import Model
 from ondevice.models.score_head import with_head
 from ondevice.runs.context import Context, StageResult
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import fit, held_out_figures
+from ondevice.training.loop import fit, heldout_metrics
 from ondevice.training.losses import reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 
@@ -37,9 +37,9 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         ctx.warn(f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin")
     model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
-                     make=partial(scored, cfg=cfg, reads=model.network.reads))
+                     make=partial(score_batch, cfg=cfg, reads=model.network.reads))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, source(found.held), ctx, cfg, "pairs")
+    measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
     return StageResult(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
@@ -55,13 +55,13 @@ def _with_score(start: Model, seed: int, ctx: Context) -> Model:
     return with_head(start, ctx.backend, seed)
 
 
-def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
+def score_batch(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
            reads: str = "last") -> Batch:
     """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
     found = [rows[i] for i in group]
     empty = np.zeros(1, np.int32)
     filling = [empty] * (size - len(found))
-    chosen, rejected = [whole(p.chosen) for p in found], [whole(p.rejected) for p in found]
+    chosen, rejected = [prompt_and_completion(p.chosen) for p in found], [prompt_and_completion(p.rejected) for p in found]
     batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
     margin[:len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]

@@ -13,7 +13,7 @@ from typing import Any
 from ondevice.common import atomic
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.files import whole_folder, write_file
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig, TrainingConfig
@@ -58,7 +58,7 @@ class RunSettings:
 
 
 def say(text: str) -> None:
-    print(inert(text), file=sys.stderr, flush=True)
+    print(sanitize(text), file=sys.stderr, flush=True)
 
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, stop: StopRequest, *,

@@ -16,7 +16,7 @@ from ondevice.config.preference import SampleConfig
 from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.datasets.prompts import Prompt, prompts
 from ondevice.datasets.spec import DataSpec
-from ondevice.models.load import load_writer
+from ondevice.models.load import load_generative
 from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.rl.rollout import Sampled, Sampler
@@ -27,8 +27,8 @@ TOGETHER = 64  # prompts between two commits
 
 
 def run(cfg: SampleConfig, ctx: Context) -> StageResult:
-    model = load_writer(cfg.model, ctx.backend)
-    models = [model] if not cfg.other else [model, load_writer(cfg.other, ctx.backend)]
+    model = load_generative(cfg.model, ctx.backend)
+    models = [model] if not cfg.other else [model, load_generative(cfg.other, ctx.backend)]
     model, *_ = models = [
         replace(m, tokenizer=with_template_kwargs(m.tokenizer, cfg.chat_template_kwargs)) for m in models]
     if len({m.tokenizer.sha256() for m in models}) > 1:

@@ -18,8 +18,8 @@ from ondevice.datasets import text_and_chats
 from ondevice.datasets.objectives import _where_cut, rows_of
 from ondevice.datasets.spec import DataSpec
 from ondevice.inference.fixed_prompts import sampler
-from ondevice.models.model import Model, writer
-from ondevice.models.network import packs
+from ondevice.models.model import Model, require_generative
+from ondevice.models.network import supports_packing
 from ondevice.models.shapes import shapes
 from ondevice.runs.context import Context
 from ondevice.stages.tuning import load_start, with_adapter
@@ -28,15 +28,15 @@ from ondevice.training.losses import causal_lm_loss
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
+    model = with_adapter(with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
     found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
-    if cfg.packing and not packs(model.cfg):
+    if cfg.packing and not supports_packing(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
     rows = rows_of(cfg, model)
-    train = text_and_chats.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
+    train = text_and_chats.with_replay(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
@@ -67,7 +67,7 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"needs new tokens, for which a {model.cfg.model_type} model has no room here",
                         where="chat_template", hint="take plain, which needs none")
     if cfg.adapter != "none":

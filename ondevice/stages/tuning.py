@@ -15,10 +15,10 @@ from ondevice.hub import snapshot
 from ondevice.models.convert import COST
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model
-from ondevice.models.lora import fresh, is_adapter, matching, scale_of
+from ondevice.models.lora import init_lora, is_adapter, matching_modules, scale_of
 from ondevice.models.model import Adapter, Model, merged
-from ondevice.models.network import packs
-from ondevice.models.shapes import judging, matrices
+from ondevice.models.network import supports_packing
+from ondevice.models.shapes import matrices, score_head_shapes
 from ondevice.models.state_dict import quantised
 from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_router
 from ondevice.runs.context import Context
@@ -38,7 +38,7 @@ def load_start(name: str, cfg: TuningConfig, ctx: Context, *, body: bool = False
 
 
 def _checked(model: Model, cfg: TuningConfig) -> Model:
-    if not packs(model.cfg) and cfg.checkpointing:
+    if not supports_packing(model.cfg) and cfg.checkpointing:
         raise UserError(f"cannot be had for a {model.cfg.model_type} model, whose layers are its library's",
                         where="checkpointing", hint="leave it out")
     return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
@@ -49,7 +49,7 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     the model has not."""
     if cfg.adapter != "lora":
         return model
-    through, own = matrices(model.cfg), judging(model.cfg)
+    through, own = matrices(model.cfg), score_head_shapes(model.cfg)
     whole = _chosen(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
     whole = list(dict.fromkeys([*whole, *(name.removesuffix(".weight") for name in own if name.endswith(".weight"))]))
     if not isinstance(model.cfg, DecoderConfig) and any(is_embedding(f"{name}.weight") for name in whole):
@@ -66,7 +66,7 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
         raise UserError("the model has no matrix that could get an adapter", where="lora_targets",
                         hint="name some, or train all weights")
     scale = scale_of(cfg.lora_alpha, cfg.lora_rank, cfg.lora_rslora)
-    new = fresh({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
+    new = init_lora({name: through[name] for name in targets}, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora",
                 ctx.backend)
     ops = ctx.backend.ops
     weights = {name: ops.cast(model.params[name], "float32") for name in {*(f"{m}.weight" for m in whole), *own}}
@@ -93,7 +93,7 @@ def result(model: Model, cfg: object, ctx: Context) -> Model:
 def _chosen(names: dict[str, tuple[int, int]], patterns: tuple[str, ...], where: str) -> list[str]:
     """The modules that the patterns mean. Raises UserError for a pattern that means none."""
     for pattern in patterns:
-        if not matching(names, [pattern]):
+        if not matching_modules(names, [pattern]):
             ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
             raise UserError(f"the model has no matrix {pattern!r}", where=where, hint=nearest(pattern, ends))
-    return matching(names, patterns)
+    return matching_modules(names, patterns)

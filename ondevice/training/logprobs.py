@@ -42,7 +42,7 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
     return out[0], out[1] if entropy else None
 
 
-def hits(ops: Ops, params: Params, head: Head, x: Array, targets: Array) -> Array:
+def is_top1(ops: Ops, params: Params, head: Head, x: Array, targets: Array) -> Array:
     """(N,) float32, 1 where the target is the likeliest token. No gradient flows through it."""
     def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
         off = ops.argmax(head.logits(ops, weight, x), -1) - targets

@@ -21,16 +21,24 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import TrainingConfig
 from ondevice.models.load import read_trained
 from ondevice.models.model import Model
-from ondevice.models.network import packs
+from ondevice.models.network import supports_packing
 from ondevice.models.save import write
 from ondevice.models.state_dict import quantised
 from ondevice.models.tensor_names import is_block_matrix
 from ondevice.runs import checkpoint, events
 from ondevice.runs.context import Context
-from ondevice.runs.recovery import FACTOR, ResultRecord, State, finite, keep_batch, measured, sound
+from ondevice.runs.recovery import (
+    FACTOR,
+    ResultRecord,
+    State,
+    finite,
+    keep_batch,
+    measured_checkpoints,
+    sound_checkpoints,
+)
 from ondevice.seam.ops import Loss, Params, sub
 from ondevice.seam.protocols import Backend, OptimSettings, Trainer
-from ondevice.training.lr_schedule import rate
+from ondevice.training.lr_schedule import learning_rate
 
 SKIPPED_IN_A_ROW = 10  # after so many steps without a finite gradient the run is beyond mending itself
 Batches = list[dict[str, np.ndarray]]
@@ -131,7 +139,7 @@ def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
                          muon_ratio=cfg.muon_learning_rate / cfg.learning_rate, muon_names=frozenset(matrices))
 
 
-def held_out_figures(loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingConfig,
+def heldout_metrics(loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingConfig,
                      unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
     """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
     `unit`: "tokens" that are targets, "pairs", "texts"."""
@@ -157,7 +165,7 @@ def fit(model: Model, loss: Loss, source: Source | StepSource, held: EvalBatches
     decides which checkpoint is best. `beside` are models that are trained together with `model`, their tensors under
     `<name>.`. Raises Interrupted once a requested stop has been saved, UserError where the run cannot go on.
     """
-    measure = held if callable(held) else held_out_figures(loss, held, ctx, cfg)
+    measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
     feed: Any = source if hasattr(source, "work") else Prefetcher(source, cfg.steps)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
         return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
@@ -183,7 +191,7 @@ class _Fit:
                             hint="take the folder with whole weights")
         if self.found is not None:
             begun = self.found.record.get("versions", {}).get("backend")
-            if begun != ctx.backend.name and not packs(model.cfg):
+            if begun != ctx.backend.name and not supports_packing(model.cfg):
                 raise UserError(f"was begun on {begun}, whose tensors of a {model.cfg.model_type} model are others",
                                 where=str(ctx.folder.path), hint=f"go on with --backend {begun}")
         for callback in ctx.callbacks:
@@ -235,7 +243,7 @@ class _Fit:
         if self.found is not None:
             ctx.events.emit("resume", state.step, checkpoint=self.found.path.name)
             self._changes()
-            checkpoint.settle(ctx.folder.checkpoints, state.step, keep=self.cfg.keep, best=state.best_saved_step,
+            checkpoint.prune(ctx.folder.checkpoints, state.step, keep=self.cfg.keep, best=state.best_saved_step,
                               say=ctx.warn)
         elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
             ctx.events.emit("resume", 0)  # killed before its first checkpoint: what it told is told again
@@ -259,7 +267,7 @@ class _Fit:
 
     def _step(self) -> tuple[Mapping[str, float | None], bool]:
         """One step; returns the numbers to show, and whether its update has made the weights not finite."""
-        began, state, lr = ticks(), self.state, rate(self.state.step, self.cfg) * self.state.rate_factor
+        began, state, lr = ticks(), self.state, learning_rate(self.state.step, self.cfg) * self.state.rate_factor
         number = state.number()
         work = self.feed.work(state.step, self.trainer.params, number)
         outs, ruined = [], False
@@ -331,7 +339,7 @@ class _Fit:
 
     def _load_sound(self) -> checkpoint.Checkpoint | None:
         """Loads the newest checkpoint whose figure is finite and returns it; None: it is the stage's start."""
-        for target in sound(self.ctx.folder.checkpoints, self.ctx.warn):
+        for target in sound_checkpoints(self.ctx.folder.checkpoints, self.ctx.warn):
             del self.trainer  # its memory
             self._load(target)
             if self.state.measured is not None or target.step == 0 or \
@@ -421,8 +429,8 @@ class _Fit:
         """Those of the best checkpoint or, where that is damaged, of the best one left; None: the last ones are."""
         state, place = self.state, self.ctx.folder.checkpoints
         assert state.best_saved_step is not None
-        path = checkpoint.at(place, state.best_saved_step)
-        reason = checkpoint.damage(path)
+        path = checkpoint.path_at(place, state.best_saved_step)
+        reason = checkpoint.find_damage(path)
         if reason is None:
             best = checkpoint.load(path)
             self.ctx.taken = self._taken(best.step, best.record.get("measured") or {})
@@ -430,7 +438,7 @@ class _Fit:
             return self._read(best)
         word = "held-out " + self.better.name.replace("_", " ")
         found = None
-        for other in measured(place, self.better.name, state.step):
+        for other in measured_checkpoints(place, self.better.name, state.step):
             score = other.record["measured"][self.better.name]
             assert self.ctx.taken is not None
             if other.step != state.step and self.better.than(score, self.ctx.taken.value):

@@ -13,7 +13,7 @@ from typing import Protocol
 from ondevice.models.network import Network
 from ondevice.models.score_head import class_scores, scalar_head
 from ondevice.seam.ops import Array, Metrics, Ops, Params, sub
-from ondevice.training.logprobs import hits, token_logprobs
+from ondevice.training.logprobs import is_top1, token_logprobs
 
 Batch = Mapping[str, Array]
 
@@ -32,7 +32,7 @@ def causal_lm_loss(ops: Ops, params: Params, batch: Batch, *, model: Network, ac
     count = ops.sum(weights)
     metrics = {"loss": (total, count)}
     if accuracy:
-        metrics["accuracy"] = (ops.sum(hits(ops, params, model.head, hidden, batch["targets"]) * weights), count)
+        metrics["accuracy"] = (ops.sum(is_top1(ops, params, model.head, hidden, batch["targets"]) * weights), count)
     return total / batch["denominator"], metrics
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ondevice.config.stages import TrainingConfig
 
 
-def rate(step: int, cfg: TrainingConfig) -> float:
+def learning_rate(step: int, cfg: TrainingConfig) -> float:
     """The rate for the step after `step` finished ones. The warm-up reaches the peak at its last step."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
@@ -31,4 +31,4 @@ def same_so_far(cfg: TrainingConfig, steps: int, done: int) -> bool:
     """Whether the first `done` rates would have been the same in a run of `steps` steps: always where the schedule is
     constant, before its decay where it is wsd, in the warm-up whatever it is."""
     other = replace(cfg, steps=steps)
-    return all(rate(step, cfg) == rate(step, other) for step in range(done))
+    return all(learning_rate(step, cfg) == learning_rate(step, other) for step in range(done))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.data.completion_batches import Ids, Row, completion_batch, like_lengths, text_batch
+from ondevice.data.completion_batches import Ids, Row, completion_batch, group_by_length, text_batch
 from ondevice.data.packing import Batch
 from ondevice.models.model import Model
 from ondevice.models.score_head import scalar_head
@@ -49,14 +49,14 @@ class Scorer:
     def scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
         """(N,) a reward model's figure for each whole text."""
         out = np.zeros(len(texts), np.float32)
-        for group in like_lengths([len(text) for text in texts], self.batch_size):
+        for group in group_by_length([len(text) for text in texts], self.batch_size):
             batch = text_batch([texts[i] for i in group], self.batch_size, self.network.reads)
             out[group] = self.backend.numpy(self._scores(params, batch))[:len(group)]
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
-        for group in like_lengths([row.length for row in rows], self.batch_size):
+        for group in group_by_length([row.length for row in rows], self.batch_size):
             batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.start)
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))

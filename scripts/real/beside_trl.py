@@ -112,13 +112,13 @@ def prepare(job: Job) -> None:
     """Rows that are short enough, what our stage makes of them in the order in which it deals them, and its adapter."""
     from ondevice.common.rng import permutation
     from ondevice.data.readers import read
-    from ondevice.models.model import writer
+    from ondevice.models.model import require_generative
     from ondevice.models.save import write
     from ondevice.models.score_head import with_head
     from ondevice.stages.tuning import load_start, with_adapter
 
     ctx, cfg = context(job, lambda *args, **fields: None), job.config()
-    model = writer(load_start(job.model, cfg, ctx))
+    model = require_generative(load_start(job.model, cfg, ctx))
     rows, count = [row for row, _ in read(job.data)], job.steps * job.rows
     each = ((rows[i], encoded(job, rows[i], model.tokenizer)) for i in permutation(job.seed, "beside", 0, len(rows)))
     found = list(islice(((row, ids) for row, ids in each if ids), count + job.held))
@@ -158,7 +158,7 @@ def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int
 
 def ours(job: Job) -> Meter:
     """Our stage as it is, until it has measured after its last step."""
-    from ondevice.training.loop import held_out_figures
+    from ondevice.training.loop import heldout_metrics
 
     meter = Meter()
     stage: Any = import_module(f"ondevice.stages.{job.stage}")
@@ -173,7 +173,7 @@ def ours(job: Job) -> Meter:
             raise Done
 
     def measured_first(model: Any, loss: Any, source: Any, held: Any, ctx: Any, cfg: Any, **more: Any) -> Any:
-        measure = held if callable(held) else held_out_figures(loss, held, ctx, cfg)
+        measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
         found = measure(model.params)
         meter.before = {name: found[name] for name in FIELDS[job.stage]}
         return fit(model, loss, source, held, ctx, cfg, **more)

@@ -22,7 +22,7 @@ from textual.worker import WorkerFailed
 
 from ondevice.common import processes
 from ondevice.common.errors import UserError
-from ondevice.common.sanitize import inert
+from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import imports, stage_processes
@@ -246,7 +246,7 @@ class OndeviceApp(Steady, App[str]):
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """A toast. The one place that makes them: text is made inert, and read as no markup."""
-        self.notify(inert(text, limit=1500), severity="error" if bad else "information", markup=False,
+        self.notify(sanitize(text, limit=1500), severity="error" if bad else "information", markup=False,
                     timeout=15 if bad else 5)
 
     def keep(self, name: str, value: Any) -> None:
@@ -340,5 +340,5 @@ def main() -> int:
     app = OndeviceApp(survives=True)
     said = app.run()
     if said:
-        print(inert(said, limit=None), end="")
+        print(sanitize(said, limit=None), end="")
     return app.return_code or 0

@@ -19,7 +19,7 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.preferences.database import QueueEntry, Ratings, Response
-from ondevice.preferences.rating_queue import doubt
+from ondevice.preferences.rating_queue import uncertainty
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import gives
@@ -244,7 +244,7 @@ class Pairing:
         except Refused:  # too long for it, or a chat that its template does not take: it has no opinion
             self.scores[number] = []
             return
-        self.doubts[number] = doubt(self.scores[number])
+        self.doubts[number] = uncertainty(self.scores[number])
 
     def _look_for_judge(self) -> Judge | None:
         run = self._run()

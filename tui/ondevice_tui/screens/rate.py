@@ -22,7 +22,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
-from ondevice.preferences.rating_queue import in_turn
+from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
 from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
@@ -178,7 +178,7 @@ least; p says why this one."""
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
-        found = in_turn(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
+        found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
         waiting = [i for i in found if i not in self._skipped]
         return Look(waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater))
 

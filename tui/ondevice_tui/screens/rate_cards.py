@@ -12,7 +12,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.preferences.database import Item
-from ondevice.preferences.rating_queue import doubt, forecast
+from ondevice.preferences.rating_queue import forecast, uncertainty
 from ondevice_tui.live_sampling import Judge, Pairing
 from ondevice_tui.screens.page import Card, titled
 from ondevice_tui.widgets.answers import Readable
@@ -134,7 +134,7 @@ def why_this(item: Item, pairing: Pairing, waiting: list[int]) -> Content:
 
 
 def _by_doubt(judge: Judge, scores: list[float], others: list[float]) -> Content:
-    bits = doubt(scores)
+    bits = uncertainty(scores)
     more = sum(other > bits for other in others)
     rows = [line("The reward model (", (judge.name, "bold"), ") does not know what you will say:"), content("")]
     if len(scores) == 2:
