@@ -37,7 +37,7 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Non
 
     tokenizer = SimpleNamespace(chat_template="x", encode_document=lambda text: [1])
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={},
-                            network=SimpleNamespace(start=None), folder=tmp_path)
+                            network=SimpleNamespace(decoder_start_token_id=None), folder=tmp_path)
     monkeypatch.setattr(chat, "open_model", lambda cfg: (model, None))
     monkeypatch.setattr(chat, "generator_of", lambda *_: SimpleNamespace(is_cut=lambda ids: False))
     monkeypatch.setattr(chat, "chat_ids", lambda messages, model: [1])

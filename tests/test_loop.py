@@ -192,17 +192,17 @@ class Steered(Scripted):
 
     memory = 1.0
 
-    def work(self, step: int, params: Any, number: int) -> StepPlan:
+    def plan_step(self, step: int, params: Any, number: int) -> StepPlan:
         self.memory += 0.5
         return StepPlan([[numbers(self.memory)]], {"memory": self.memory}, 1)
 
     def finished(self, step: int) -> str:
         return ""
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory}
 
-    def restore(self, kept: Any) -> None:
+    def load_state_dict(self, kept: Any) -> None:
         self.memory = kept["memory"]
 
 

@@ -117,7 +117,7 @@ def test_a_new_adapter_adds_nothing_and_is_one_on_both_backends(backend: Backend
     low = init_lora(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", backend)
     weights = {n: backend.array(w) for n, w in models.weights(cfg).items()}
     batch = on_device(backend, models.batch(cfg))
-    run = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
+    run = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
     assert float(run(weights, batch)) == float(run({**weights, **low}, batch))
     a = backend.numpy(low[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"])
     assert a.std() == pytest.approx((3 * cfg.hidden_size) ** -0.5, rel=0.2)

@@ -53,7 +53,7 @@ def base(family: str, folder: Path, **changes: Any) -> Path:
 def logits(model: Model, backend: Backend) -> np.ndarray:
     """(N, V) of an answer's tokens."""
     rows = [Row([9, 30, 77, 12], [5, 6, 7]), Row([40, 8], [11, 2])]
-    batch = on_device(backend, completion_batch(rows, 2, start=model.network.start))
+    batch = on_device(backend, completion_batch(rows, 2, start=model.network.decoder_start_token_id))
     head = model.network.head
     hidden = model.network.hidden(backend.ops, model.params, batch, at=batch["index"])
     return np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
@@ -86,7 +86,7 @@ def test_an_encoder_decoders_adapter(family: str, files: Path, tmp_path: Path, b
         folder).eval()
     with torch.no_grad():
         want = model(input_ids=torch.tensor([[9, 30, 77, 12]]),
-                     decoder_input_ids=torch.tensor([[beside.network.start, 5, 6]])).logits[0].numpy()
+                     decoder_input_ids=torch.tensor([[beside.network.decoder_start_token_id, 5, 6]])).logits[0].numpy()
     np.testing.assert_allclose(got[:3], want, rtol=1e-4, atol=1e-4)
     assert od.generate(model=folder, prompt="Anna red", max_new_tokens=4, backend=backend.name, device="cpu")
 

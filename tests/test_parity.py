@@ -404,7 +404,7 @@ def test_an_eager_run_after_a_compiled_one_is_an_eager_run(family: str) -> None:
     def states(backend: Backend, compile: str) -> np.ndarray:
         net = network(cfg)
         params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
-        run = backend.evaluate(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
+        run = backend.inference_fn(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
         return np.array(backend.numpy(run(params, batch)))
 
     alone = states(load_backend("torch", device="cpu", dtype="float32"), "never")

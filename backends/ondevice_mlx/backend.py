@@ -62,7 +62,7 @@ class MLXBackend:
                 compile: str = "auto") -> MLXTrainer:
         return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
 
-    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         body = mx.compile(fn) if compile != "never" else fn
 
         def run(*args: Any) -> Any:

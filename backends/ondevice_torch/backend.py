@@ -76,7 +76,7 @@ class TorchBackend:
                 compile: str = "auto") -> TorchTrainer:
         return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
 
-    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         body = torch.compile(fn) if self._compiled(compile) else fn
 
         def run(*args: Any) -> Any:

@@ -43,9 +43,9 @@ def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
 
 def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
     def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-        assert model.network.start is not None
+        assert model.network.decoder_start_token_id is not None
         corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
-        return partial(CorruptedSource, corrupt=corrupt, start=model.network.start, batch_size=cfg.batch_size,
+        return partial(CorruptedSource, corrupt=corrupt, start=model.network.decoder_start_token_id, batch_size=cfg.batch_size,
                        sequence_length=cfg.sequence_length, longest=model.cfg.max_position_embeddings, seed=cfg.seed)
     return source
 
@@ -60,7 +60,7 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
     """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
     Raises UserError for settings that only the first can keep."""
     common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
-    start = model.network.start
+    start = model.network.decoder_start_token_id
     if start is None:
         return partial(ChatSource, **common, packing=cfg.packing and supports_packing(model.cfg), loss_on=cfg.loss_on)
     for name, usual in (("loss_on", "assistant"), ("replay", "")):
@@ -76,6 +76,6 @@ def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
 
 def _where_cut(source: Any, model: Model) -> str:
     """Of prompts that are read beside their answers: at which end they are cut."""
-    if model.network.start is None or not source.truncated:
+    if model.network.decoder_start_token_id is None or not source.truncated:
         return ""
     return f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"

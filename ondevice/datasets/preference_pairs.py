@@ -77,7 +77,7 @@ def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
         found = StoredPairs.kept(reuse_cached(place, wanted, ctx),
                                  lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share))
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
-        return _parted(found, found.places(model.network.start) <= limit, limit, wanted, ctx)
+        return _parted(found, found.places(model.network.decoder_start_token_id) <= limit, limit, wanted, ctx)
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise

@@ -132,7 +132,7 @@ def show(cfg: DataConfig) -> dict[str, Any]:
         counts.skip(bad.reason, bad.where)
     return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
             "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
-            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.start is not None else "",
+            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.decoder_start_token_id is not None else "",
             "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
             "bad_share": cfg.bad_share,
             "refused": counts.bad > cfg.bad_share * rows.seen, "whole": not cfg.limit or rows.seen < cfg.limit,
@@ -305,7 +305,7 @@ def _labelled(rows: Records, model: Model, length: int, examples: int, counts: C
 
 def _chats(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    count = _count if model.network.start is None else _count_answers
+    count = _count if model.network.decoder_start_token_id is None else _count_answers
     # One chat at a time where it is shown, a thousand at once where it is only counted.
     for chat, where in islice(found := _made(rows, to_chat, counts), examples):
         try:
@@ -361,7 +361,7 @@ def _pairs(rows: Records, model: Model, length: int, examples: int, counts: Coun
         except BadRow as error:
             counts.skip(str(error), where)
             continue
-        if made.places(model.network.start) > length:
+        if made.places(model.network.decoder_start_token_id) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
         sides = {"good" if made.label > 0 else "bad": made.chosen} if judged else {

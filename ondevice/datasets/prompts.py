@@ -144,7 +144,7 @@ def stored_prompts(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name:
     """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
     at a time, where a process before this one has not left them; `name` tells them from others of the same source.
     Raises UserError where none is left."""
-    context, start = model.cfg.max_position_embeddings, model.network.start
+    context, start = model.cfg.max_position_embeddings, model.network.decoder_start_token_id
 
     def fitting() -> Iterator[list[Any]]:
         fit = left_out = 0

@@ -36,7 +36,7 @@ class TextInputs(NamedTuple):
 
 def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextInputs:
     """All rows, each of at most `most` tokens; either all of them have a second text or none has."""
-    tokenizer, reads = model.tokenizer, model.network.reads
+    tokenizer, reads = model.tokenizer, model.network.pooling
     if not rows or rows[0].pair is None:
         whole = text_ids([row.text for row in rows], tokenizer, reads)
         return TextInputs([truncated(ids, most, tokenizer) for ids in whole], None,

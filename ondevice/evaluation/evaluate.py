@@ -126,7 +126,7 @@ def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str,
     with tempfile.TemporaryDirectory() as cache:
         if is_masked_lm(model.cfg):
             return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
-        if model.network.start is not None:  # it gives no probability to a text as such
+        if model.network.decoder_start_token_id is not None:  # it gives no probability to a text as such
             fit = most_of(model, length)
             tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
             source = source_of(PretrainConfig(sequence_length=fit, batch_size=ROWS), model)(tokens)

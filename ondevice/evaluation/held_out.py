@@ -89,7 +89,7 @@ def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> Eva
     if is_masked_lm(model.cfg):
         return EvalMetrics(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
     # an encoder-decoder gives no probability to a text as such
-    bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.start is None else None
+    bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.decoder_start_token_id is None else None
     by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
@@ -143,7 +143,7 @@ def text_figures(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
     source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
     loss = partial(causal_lm_loss, model=model.network)
-    run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
+    run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"][0])
     nats = bytes_ = count = 0.0
     for batch in source.eval_batches(None):
         nats += float(backend.numpy(run(model.params, batch)))
@@ -171,7 +171,7 @@ def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[st
     def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
         found = loss(backend.ops, params, batch)[1]
         return [*found["loss"], found["accuracy"][0]]
-    run = backend.evaluate(metrics)
+    run = backend.inference_fn(metrics)
     sums = np.sum([[float(backend.numpy(x)) for x in run(model.params, b)] for b in source.eval_batches(None)], 0)
     nats, tokens, right = sums.tolist()
     return {"loss": nats / max(tokens, 1.0), "accuracy": right / max(tokens, 1.0), "tokens": int(tokens)}
@@ -182,7 +182,7 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
     fits = [i for i, p in enumerate(prompts)  # where it is read beside the answer, a prompt that is too long is cut
-            if model.network.start is not None or context_length(len(p), 1, None) <= room]
+            if model.network.decoder_start_token_id is not None or context_length(len(p), 1, None) <= room]
     generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))

@@ -92,7 +92,7 @@ def preference_accuracy(cfg: EvalConfig, model: Model, backend: Backend) -> dict
     require_chat_template(model)
     made = _token_pairs(cfg, model.tokenizer)
     room = model.cfg.max_position_embeddings
-    fit = [pair for pair in made if pair.places(model.network.start) <= room][:cfg.limit or None]
+    fit = [pair for pair in made if pair.places(model.network.decoder_start_token_id) <= room][:cfg.limit or None]
     if not fit:
         raise UserError(f"none of {len(made)} pairs can be used", where=cfg.data,
                         hint=f"rows of prompt, chosen and rejected, within {model.cfg.max_position_embeddings} tokens")

@@ -71,7 +71,7 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
                "answered": float(formed.mean()), "truncated": float(cut.mean())}
         if unreadable:
             out["unreadable"] = unreadable[0].bad
-        if model.network.start is not None:  # of any other model a prompt that is too long is refused
+        if model.network.decoder_start_token_id is not None:  # of any other model a prompt that is too long is refused
             longest = model.cfg.max_position_embeddings
             out["cut_prompts"] = sum(len(prompt) > longest for prompt in prompts)
         if cfg.tries:

@@ -71,7 +71,7 @@ def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
             return ops.cast(ops.linear(params, net.score, x), "float32")
         return net.head.logits(ops, params, x)
 
-    found: Floats = backend.numpy(backend.evaluate(fn, compile="off")(model.params, batch, at))
+    found: Floats = backend.numpy(backend.inference_fn(fn, compile="off")(model.params, batch, at))
     return found
 
 
@@ -87,7 +87,7 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
         width = min(256, model.cfg.max_position_embeddings, len(tokens) - 1)
         source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
         loss = partial(causal_lm_loss, model=model.network)
-        run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+        run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
         nats = count = 0.0
         for batch in source.eval_batches(max(1, MOST // (width * ROWS))):
             part, seen = run(model.params, batch)

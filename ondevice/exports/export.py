@@ -175,7 +175,7 @@ _FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedMo
 
 def _measures(model: Model) -> bool:
     """Whether a text as such has a probability under the model."""
-    return is_generative(model.cfg) and model.network.start is None
+    return is_generative(model.cfg) and model.network.decoder_start_token_id is None
 
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:

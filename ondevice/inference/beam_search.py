@@ -81,7 +81,7 @@ def beam_search(generator: Generator, params: Params, prompt: Sequence[int], bea
         if not 0 <= (getattr(how, name) or 0) < generator.known:
             raise UserError(f"{name} is {getattr(how, name)}, the vocabulary has {generator.known}",
                             where="generation_config.json", hint="leave it out")
-    start = generator.network.start
+    start = generator.network.decoder_start_token_id
     rules = _Rules(how, list(prompt) if start is None else [start], sorted(generator.stop_ids))
     texts: list[list[int]] = [[]]
     scores = np.zeros(1, np.float32)

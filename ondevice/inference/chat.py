@@ -133,7 +133,7 @@ def chat(cfg: ChatConfig, read: Callable[[str], str] = input) -> None:
         ids, kept = fitting_ids(first, asked, model, cfg.max_new_tokens)
         if generator.is_cut(ids):
             _told("chat")(truncation_note(ids, model))
-        elif asking and context_length(len(ids), 1, model.network.start) > model.cfg.max_position_embeddings:
+        elif asking and context_length(len(ids), 1, model.network.decoder_start_token_id) > model.cfg.max_position_embeddings:
             print(f"That is too long: {len(ids)} tokens, the context holds {model.cfg.max_position_embeddings}. Say it "
                   "in fewer words.", file=sys.stderr)
             continue  # as if it had not been said
@@ -159,7 +159,7 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
     kept, context = list(turns), model.cfg.max_position_embeddings
     room = max(1, min(longest, context // 4))
     ids = chat_ids([*first, *kept], model)
-    while context_length(len(ids), room, model.network.start) > context and len(kept) > 2:
+    while context_length(len(ids), room, model.network.decoder_start_token_id) > context and len(kept) > 2:
         kept = kept[2:]
         ids = chat_ids([*first, *kept], model)
     return ids, kept
@@ -168,12 +168,12 @@ def fitting_ids(first: Sequence[dict[str, str]], turns: Sequence[dict[str, str]]
 def ended_by_context(model: Model, prompt: int, completion: Completion) -> bool:
     """Whether a text ends where the context does, after a prompt of so many tokens."""
     return not completion.stopped and context_length(prompt, len(completion.ids) + 1,
-                                             model.network.start) > model.cfg.max_position_embeddings
+                                             model.network.decoder_start_token_id) > model.cfg.max_position_embeddings
 
 
 def plain_ids(prompt: str, model: Model) -> list[int]:
     """A text that the model goes on with, or reads."""
-    return (model.tokenizer.encode_document if model.network.start is None else model.tokenizer.encode_source)(prompt)
+    return (model.tokenizer.encode_document if model.network.decoder_start_token_id is None else model.tokenizer.encode_source)(prompt)
 
 
 def truncation_note(ids: Sequence[int], model: Model) -> str:

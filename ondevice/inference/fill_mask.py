@@ -80,7 +80,7 @@ def guesses(model: Model, params: Params, backend: Backend,
     def probabilities(params: Params, batch: Mapping[str, Array], index: Array) -> Array:
         z = network.head.logits(ops, params, network.hidden(ops, params, batch, at=index))
         return ops.softmax(z[:, :model.tokenizer.vocab_size], -1)
-    found = backend.numpy(backend.evaluate(probabilities, compile="never")(params, batch, index)).copy()
+    found = backend.numpy(backend.inference_fn(probabilities, compile="never")(params, batch, index)).copy()
     found[:, model.tokenizer.is_special] = 0
     row_of = index // batch["ids"].shape[1]
     return [found[row_of == r] for r in range(len(texts))]

@@ -93,12 +93,12 @@ class Generator:
         self.known = model.tokenizer.vocab_size  # some models have rows beyond the last token, to fill a block
         self._words = np.arange(self.known, dtype=np.int32)[None]
         self._forced_first, self._forced_last = self._forced(model)
-        self._prefill = backend.evaluate(self._prefill_fn, compile=compile)
-        self._first = backend.evaluate(self._first_fn, compile=compile)
-        self._step = backend.evaluate(self._step_fn, compile=compile)
+        self._prefill = backend.inference_fn(self._prefill_fn, compile=compile)
+        self._first = backend.inference_fn(self._first_fn, compile=compile)
+        self._step = backend.inference_fn(self._step_fn, compile=compile)
         # of a search, whose number of rows changes: a compiled step would be traced too often
-        self._advance = backend.evaluate(self._advance_fn, compile="never")
-        self._logprobs = backend.evaluate(self._logprobs_fn, compile="never")
+        self._advance = backend.inference_fn(self._advance_fn, compile="never")
+        self._logprobs = backend.inference_fn(self._logprobs_fn, compile="never")
 
     def run(self, params: Params, prompts: Sequence[Sequence[int]], *, stage: str = "generate", step: int = 0,
             first: int = 0, samples: int = 1, batch_size: int = 64,
@@ -130,14 +130,14 @@ class Generator:
 
     def is_cut(self, prompt: Sequence[int]) -> bool:
         """Whether only a part of the prompt is read."""
-        return self.network.start is not None and len(prompt) > self.cfg.max_position_embeddings
+        return self.network.decoder_start_token_id is not None and len(prompt) > self.cfg.max_position_embeddings
 
     def _checked(self, prompt: Sequence[int]) -> Sequence[int]:
         if not prompt:
             raise UserError("is empty", where="prompt", hint="write something")
         if self.is_cut(prompt):
             prompt = truncated(prompt, self.cfg.max_position_embeddings, self._tokenizer).tolist()
-        if context_length(len(prompt), 1, self.network.start) > self.cfg.max_position_embeddings:
+        if context_length(len(prompt), 1, self.network.decoder_start_token_id) > self.cfg.max_position_embeddings:
             raise UserError(f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
                             where="prompt", hint="shorten it")
         if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
@@ -160,7 +160,7 @@ class Generator:
                 raise UserError(f"{name} is {value!r}, the vocabulary has {self.known} tokens",
                                 where=str(model.folder / "generation_config.json"), hint="leave it out")
             found.append(value)
-        return found[0] if self.network.start is not None else None, found[1]
+        return found[0] if self.network.decoder_start_token_id is not None else None, found[1]
 
     def _batch(self, params: Params, rows: list[_Row], prompts: list[Sequence[int]],
                out: list[Completion | None], on_token: Callable[[int, int], None] | None) -> None:
@@ -200,7 +200,7 @@ class Generator:
             return []
         table = np.zeros((len(prompts), self.known), np.float32)
         for row, prompt in zip(table, prompts, strict=True):
-            start = self.network.start
+            start = self.network.decoder_start_token_id
             row[[i for i in (prompt if start is None else [start]) if i < self.known]] = 1
         return [np.repeat(table, samples, 0)]
 

@@ -128,10 +128,10 @@ def probabilities(model: Model, backend: Backend, texts: Sequence[LabelledText])
         if model.cfg.problem_type == MULTI_LABEL:
             return 0.5 + 0.5 * ops.tanh(0.5 * scores)  # the sigmoid
         return ops.softmax(scores, -1)
-    run = backend.evaluate(fn, compile="never" if len(texts) == 1 else "auto")
+    run = backend.inference_fn(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
     for group in group_by_length([len(row) for row in ids], ROWS):
-        batch = text_batch([ids[i] for i in group], len(group), network.reads,
+        batch = text_batch([ids[i] for i in group], len(group), network.pooling,
                            None if types is None else [types[i] for i in group])
         out[group] = backend.numpy(run(model.params, batch))
     return out

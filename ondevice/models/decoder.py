@@ -33,8 +33,8 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
 class Decoder:
     """A forward pass; holds no weights."""
 
-    score, reads = "score", "last"  # a judge's head, and the token of a text at which it is read
-    start: int | None = None  # what is written goes on from the prompt
+    score, pooling = "score", "last"  # a judge's head, and the token of a text at which it is read
+    decoder_start_token_id: int | None = None  # what is written goes on from the prompt
     layers, table = "model.layers.", "model.embed_tokens"
 
     def __init__(self, cfg: DecoderConfig) -> None:
@@ -61,14 +61,14 @@ class Decoder:
         inside each example."""
         turns = self._turns(ops, batch["positions"])
         segments = batch.get("segments")
-        x = self._enter(ops, params, batch["ids"], batch["positions"])
+        x = self._embed(ops, params, batch["ids"], batch["positions"])
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
             wanted = at if block is blocks[-1] else None
             body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
-        return self._leave(ops, params, x)
+        return self._final_norm(ops, params, x)
 
     def prompt_width(self, width: int) -> int:
         """Places of the cache that a prompt of `width` tokens takes."""
@@ -80,7 +80,7 @@ class Decoder:
         They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
         after."""
         turns = self._turns(ops, positions, lengths)
-        x = self._enter(ops, params, ids, positions)
+        x = self._embed(ops, params, ids, positions)
         keys, values = [], []
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
@@ -88,8 +88,8 @@ class Decoder:
             keys.append(k)
             values.append(v)
             a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
-            x = self._rest(ops, block, x, a, at if block is blocks[-1] else None)
-        return self._leave(ops, params, x), Cache(keys, values, lengths)
+            x = self._after_attention(ops, block, x, a, at if block is blocks[-1] else None)
+        return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
@@ -97,7 +97,7 @@ class Decoder:
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
         turns = self._turns(ops, at, cache.lengths + 1)
-        x = self._enter(ops, params, ids, at)
+        x = self._embed(ops, params, ids, at)
         keys, values = [], []
         lengths = cache.lengths + 1
         for i, block in enumerate(split_layers(params, self.layers)):
@@ -106,10 +106,10 @@ class Decoder:
             values.append(ops.cache_write(cache.values[i], v, cache.lengths))
             a = ops.attention(q, keys[i], values[i], scale=self.cfg.attention_scale, window=self.cfg.window(i),
                               lengths=lengths)
-            x = self._rest(ops, block, x, a)
-        return self._leave(ops, params, x), Cache(keys, values, lengths)
+            x = self._after_attention(ops, block, x, a)
+        return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
-    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         """(B, T, D): what goes into the first block."""
         x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
         if self.cfg.model_type == "gemma3_text":
@@ -117,7 +117,7 @@ class Decoder:
             x = x * ops.weight({"root": ops.constant(self._root)}, "root")
         return x
 
-    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+    def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "model.norm", x)
 
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
@@ -144,7 +144,7 @@ class Decoder:
                block: Params, x: Array) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
         a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
-        return self._rest(ops, block, x, a, at)
+        return self._after_attention(ops, block, x, a, at)
 
     def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
         cfg = self.cfg
@@ -158,7 +158,7 @@ class Decoder:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         return (ops.rope(q, *turn), ops.rope(k, *turn), v) if turn else (q, k, v)
 
-    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
         """What follows attention, position by position: of all of them (B, T, D), or of `at` alone (N, D)."""
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
@@ -185,13 +185,13 @@ class GPT2(Decoder):
     def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
         return {}  # its positions are learned
 
-    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         width = self.cfg.hidden_size
         return ops.embed(params, self.table, ids, width) + ops.embed(params, "transformer.wpe", at, width)
 
-    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+    def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "transformer.ln_f", x)
 
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
@@ -207,7 +207,7 @@ class GPT2(Decoder):
                    .swapaxes(1, 2) for n in range(3))
         return q, k, v
 
-    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:

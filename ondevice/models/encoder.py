@@ -20,8 +20,8 @@ Angles = tuple[Array, Array]
 class Encoder:
     """A forward pass; holds no weights."""
 
-    score, reads = "classifier", "first"
-    start: int | None = None
+    score, pooling = "classifier", "first"
+    decoder_start_token_id: int | None = None
 
     def __init__(self, cfg: EncoderConfig) -> None:
         self.cfg = cfg

@@ -28,8 +28,8 @@ class LibraryNetwork:
 
     cfg: LibraryConfig
     score: str = field(default="", init=False)
-    reads: str = field(default="last", init=False)
-    start: int | None = field(default=None, init=False)
+    pooling: str = field(default="last", init=False)
+    decoder_start_token_id: int | None = field(default=None, init=False)
 
     @property
     def lib(self) -> Library:

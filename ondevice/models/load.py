@@ -29,9 +29,9 @@ from ondevice.seam.protocols import Backend
 
 
 def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", merge: bool = True,
-               body: bool = False) -> Model:
+               backbone_only: bool = False) -> Model:
     """A model's folder, an adapter's, or the name of a model on the Hub. Weights come in `dtype`. An adapter is merged
-    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32. Of a `body`, which is
+    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32. Of a `backbone_only` model, which is
     to have another head, an encoder's head may be missing.
 
     Raises UserError for a folder that is no checkpoint, or one that does not fit its config.
@@ -42,7 +42,7 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    return Model(*_read_whole(folder, backend, cfg, dtype, body), tokenizer, folder, generation=generation_of(folder))
+    return Model(*_read_whole(folder, backend, cfg, dtype, backbone_only), tokenizer, folder, generation=generation_of(folder))
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
@@ -63,14 +63,14 @@ def labels(folder: Path) -> int:
 
 
 def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32",
-                body: bool = False) -> Params:
+                backbone_only: bool = False) -> Params:
     """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
     said, found = tie_as_in_file(_read_files(folder, backend, dtype), cfg, backend, str(folder))
     if said != cfg:
         raise UserError("holds a head of its own, where this model's is tied", where=str(folder))
-    return from_file(found, cfg, str(folder), body)
+    return from_file(found, cfg, str(folder), backbone_only)
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
@@ -78,12 +78,12 @@ def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
 
 
 def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
-                body: bool = False) -> tuple[ModelConfig, Params]:
+                backbone_only: bool = False) -> tuple[ModelConfig, Params]:
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
     cfg, found = tie_as_in_file(_read_files(folder, backend, dtype), cfg, backend, str(folder))
-    return cfg, from_file(found, cfg, str(folder), body)
+    return cfg, from_file(found, cfg, str(folder), backbone_only)
 
 
 def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:

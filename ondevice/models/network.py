@@ -31,12 +31,12 @@ class Network(Protocol):
         ...
 
     @property
-    def start(self) -> int | None:
+    def decoder_start_token_id(self) -> int | None:
         """The token that opens what is written, beside the prompt; None where the prompt itself goes on."""
         ...
 
     @property
-    def reads(self) -> str:
+    def pooling(self) -> str:
         """`first` or `last`: the token of a text at which a judge's scores are read."""
         ...
 

@@ -40,7 +40,7 @@ def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32
                {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
                revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
                modules=matrices(model.cfg))
-    goes_on = is_generative(model.cfg) and model.network.start is None
+    goes_on = is_generative(model.cfg) and model.network.decoder_start_token_id is None
     (with_end_told(model.tokenizer) if goes_on else model.tokenizer).save(folder)
     if is_generative(model.cfg):
         _write_generation(folder, model.generation, _special(model.cfg, model.tokenizer))

@@ -1,6 +1,6 @@
 """What is put on a body in place of the head that writes or fills masks: some scores for a state.
 
-A reward model reads one at a text's token (`Network.reads`), a value model one at every token, a
+A reward model reads one at a text's token (`Network.pooling`), a value model one at every token, a
 classifier one a class. N states, D hidden.
 """
 

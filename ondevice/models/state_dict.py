@@ -24,9 +24,9 @@ def quantised(params: Mapping[str, Array]) -> list[str]:
     return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
-def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: bool = False) -> Params:
+def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, backbone_only: bool = False) -> Params:
     """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
-    Raises UserError for one that is missing or misshapen; of a `body` the head may be missing.
+    Raises UserError for one that is missing or misshapen; with `backbone_only` the head may be missing.
 
     Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
     """
@@ -34,7 +34,7 @@ def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, body: b
     params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
     out: Params = {}
     for name, shape in shapes(cfg).items():
-        if name not in params and body and is_head(name):
+        if name not in params and backbone_only and is_head(name):
             continue
         if name not in params:
             told = cfg.raw.get("architectures")

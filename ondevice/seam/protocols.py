@@ -85,7 +85,7 @@ class Backend(Protocol):
 
     def trainer(self, loss: Loss, trainable: Params, frozen: Params, optim: OptimSettings, *,
                 compile: str = "auto") -> Trainer: ...
-    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         """`fn` without gradients, compiled where that gains; numpy arguments are put on the device."""
         ...
 

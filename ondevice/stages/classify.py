@@ -38,7 +38,7 @@ from ondevice.training.losses import classification_loss
 
 
 def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
-    body = load_model(cfg.model, ctx.backend, body=True)
+    body = load_model(cfg.model, ctx.backend, backbone_only=True)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
@@ -110,7 +110,7 @@ class LabelledSource(RowSource):
 
     def __init__(self, rows: Sequence[LabelledText], *, model: Model, numbers: Mapping[str, int], width: int,
                  batch_size: int, seed: int, accumulate: int = 1) -> None:
-        self.reads = model.network.reads
+        self.reads = model.network.pooling
         self._texts, self._types, self.cut = text_inputs(rows, model, width)
         self._classes = np.array([numbers[row.label] for row in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")

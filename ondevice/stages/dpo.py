@@ -47,7 +47,7 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         sides = sides_of(part, cfg.loss_type, found.judged)
         reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
-                               make=partial(pair_batch, sides=sides, reference=reference, start=model.network.start)))
+                               make=partial(pair_batch, sides=sides, reference=reference, start=model.network.decoder_start_token_id)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
                    smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
     measure = heldout_metrics(loss, sources[1](), ctx, cfg, "pairs")

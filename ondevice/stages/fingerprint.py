@@ -88,7 +88,7 @@ def model_digest(folder: Path) -> str:
     return digest([sha256(p) for p in parts if p.is_file()])
 
 
-def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:
+def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, restart_hint: str) -> bool:
     """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
     done = folder.done_record()
     if done is None:
@@ -96,10 +96,10 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
     steps = done.get("fingerprint", {}).get("steps")
     if fingerprint.get("steps") != steps and "continue_from" not in STAGES[folder.name].without_effect:
         raise UserError(f"is complete, with steps {steps}, not {fingerprint.get('steps')}", where=str(folder.path),
-                        hint=f"set it back; {anew}; or go on from it: --continue-from {folder.path} with another --out")
-    compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
+                        hint=f"set it back; {restart_hint}; or go on from it: --continue-from {folder.path} with another --out")
+    compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", restart_hint)
     if not resume:
-        raise UserError("is complete already", where=str(folder.path), hint=anew)
+        raise UserError("is complete already", where=str(folder.path), hint=restart_hint)
     return True
 
 
@@ -126,7 +126,7 @@ def changed_steps(cfg: StageConfig, old: dict[str, Any], new: dict[str, Any],
     return {"steps": (before, cfg.steps)}
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
+def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, restart_hint: str) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
@@ -135,11 +135,11 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what:
         if before != now:
             differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
                        f"with {field} {before}, not {now}")
-            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {anew}")
+            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {restart_hint}")
 
 
-def refuse_unfinished(folder: StageFolder, anew: str) -> None:
+def refuse_unfinished(folder: StageFolder, restart_hint: str) -> None:
     """Raises UserError where an earlier process has left checkpoints."""
     if checkpoint.steps(folder.checkpoints):
         raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it; {anew}")
+                        hint=f"--resume goes on with it; {restart_hint}")

@@ -88,7 +88,7 @@ class GRPOFeed:
         ctx.events.emit("data", rewards=rewards.weights, problems=len(self.asked), held_problems=len(self.held))
         ctx.say(f"{ctx.name}: {len(self.asked):,} problems to learn from, {len(self.held):,} held out")
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         cfg, now = self.cfg, params()
         asked = [self.asked[i] for i in prompt_indices(cfg.prompts, number, len(self.asked), cfg.seed, "problems")]
         sampled = self.sampler.draw(now, [a.ids for a in asked], cfg.group_size, stage="grpo", step=number)
@@ -125,7 +125,7 @@ class GRPOFeed:
         if cfg.beta:
             tokens["ref_logps"] = self.scorer.logprobs(self.reference, rows)
         made = list(micro_batches(sampled, range(len(sampled)), micro_batch_size(cfg, len(sampled)), tokens,
-                                  self.scorer.network.start))
+                                  self.scorer.network.decoder_start_token_id))
         for batch, _ in made:
             batch["weights"] *= batch.pop("learned")
         set_denominators(cfg, [batch for batch, _ in made], len(sampled))
@@ -151,10 +151,10 @@ class GRPOFeed:
     def finished(self, step: int) -> str:
         return ""
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """A rollout follows from the parameters and the step's number."""
 
     def _asked(self, policy: Model) -> tuple[Sequence[Prompt], Sequence[Prompt], set[str]]:

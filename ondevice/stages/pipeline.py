@@ -58,7 +58,7 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
     around = RunSettings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
-    then = f"Go on: ondevice runs resume {folder.path}"
+    resume_hint = f"Go on: ondevice runs resume {folder.path}"
 
     def keep_recipe() -> None:  # not earlier: one that does not fit what stands there must not take its recipe's place
         write_file(folder.recipe, recipe_text(found))
@@ -67,10 +67,10 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
         for name in names:
             again = again or name in redo
             if stop.requested:
-                raise Interrupted(f"stopped before {name}. {then}")
+                raise Interrupted(f"stopped before {name}. {resume_hint}")
             cfg = _placed(found.stages[name], made, bool(resume or redo))
-            made[cfg.gives] = str(run_stage(name, cfg, folder, around, stop, redo=again, then=then, begun=keep_recipe,
-                                            anew=f"--redo {name} runs it again"))
+            made[cfg.gives] = str(run_stage(name, cfg, folder, around, stop, redo=again, resume_hint=resume_hint, on_ready=keep_recipe,
+                                            restart_hint=f"--redo {name} runs it again"))
     write_report(folder)
     return folder.path
 
@@ -96,9 +96,9 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
     exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128)) if corpus and cfg.gives == "policy" else None
     around = RunSettings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
-    then = f"Go on: the same command with --out {folder.path} --resume"
+    resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     with StopRequest() as stop:
-        return run_stage(name, cfg, folder, around, stop, then=then)
+        return run_stage(name, cfg, folder, around, stop, resume_hint=resume_hint)
 
 
 def recipe_text(recipe: Recipe) -> str:

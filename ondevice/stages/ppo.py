@@ -110,7 +110,7 @@ class PPOFeed:
         self.log = GroupLog(ctx.folder.groups)
         self.leash = KLController(cfg)
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         now = params()
         chosen = prompt_indices(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
@@ -151,7 +151,7 @@ class PPOFeed:
             for part in np.array_split(order, cfg.minibatches):
                 size = micro_batch_size(cfg, len(part))
                 made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
-                                                              self.scorer.network.start)]
+                                                              self.scorer.network.decoder_start_token_id)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total
@@ -179,10 +179,10 @@ class PPOFeed:
     def finished(self, step: int) -> str:
         return self.leash.diagnosis
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"kl_coef": self.leash.coef}
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         self.leash.coef = float(kept["kl_coef"])
 
     def _chats(self, policy: Model) -> ChatSource | None:

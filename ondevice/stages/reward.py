@@ -28,7 +28,7 @@ from ondevice.training.sequence_logprobs import Scorer
 
 
 def run(cfg: RewardConfig, ctx: Context) -> StageResult:
-    writer = load_start(cfg.model, cfg, ctx, body=True)
+    writer = load_start(cfg.model, cfg, ctx, backbone_only=True)
     found = pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
         raise UserError("no pair is of a strength above 1, so that it would change nothing", where="strength_margin",
@@ -37,7 +37,7 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
         ctx.warn(f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin")
     model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
-                     make=partial(score_batch, cfg=cfg, reads=model.network.reads))
+                     make=partial(score_batch, cfg=cfg, reads=model.network.pooling))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
     measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)

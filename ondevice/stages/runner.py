@@ -62,10 +62,10 @@ def say(text: str) -> None:
 
 
 def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, stop: StopRequest, *,
-              redo: bool = False, then: str = "", anew: str = "give another --out",
-              begun: Callable[[], None] = lambda: None) -> Path:
-    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `then` says how a
-    person goes on after a stop, `anew` how one begins anew; `begun` is called once nothing stands in the way.
+              redo: bool = False, resume_hint: str = "", restart_hint: str = "give another --out",
+              on_ready: Callable[[], None] = lambda: None) -> Path:
+    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `resume_hint` says how a
+    person goes on after a stop, `restart_hint` how one begins anew; `on_ready` is called once nothing stands in the way.
 
     Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
     Raises Interrupted once a stop has been saved.
@@ -78,11 +78,11 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, 
     with folder.locked():
         if redo:
             _clear(folder)
-        if complete(folder, fingerprint, cfg.resume, anew):
+        if complete(folder, fingerprint, cfg.resume, restart_hint):
             say(f"{name}: complete, {result_of(cfg, folder)}")
             return result_of(cfg, folder)
         if not resume:
-            refuse_unfinished(folder, anew)
+            refuse_unfinished(folder, restart_hint)
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
@@ -90,7 +90,7 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, 
                           say, continued=continued)
             if isinstance(cfg, TrainingConfig) and cfg.push_every:
                 ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
-            return _guarded(ctx, cfg, around, then, anew, begun)
+            return _guarded(ctx, cfg, around, resume_hint, restart_hint, on_ready)
 
 
 def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
@@ -124,24 +124,24 @@ def _clear(folder: StageFolder) -> None:
                         hint="remove it, or give another --out") from error
 
 
-def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, then: str, anew: str,
-             begun: Callable[[], None]) -> Path:
+def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, resume_hint: str, restart_hint: str,
+             on_ready: Callable[[], None]) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         before = found.record.get("fingerprint", {})
         ctx.changed = {**changed_rates(before, ctx.fingerprint),
                        **changed_steps(cfg, before, ctx.fingerprint, found.step)}
         compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
-                "has a checkpoint", anew)
+                "has a checkpoint", restart_hint)
         ctx.spent.add(found.record.get("spent", {}))
-    begun()
+    on_ready()
     events.emit("start", found.step if found else 0, stage=ctx.name,
                 steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
     try:
         return _work(ctx, cfg, around)
     except Interrupted as error:
         events.emit("failed", reason="stopped", message=str(error))
-        raise Interrupted(f"{ctx.name}: {error}. {then}".strip()) from None
+        raise Interrupted(f"{ctx.name}: {error}. {resume_hint}".strip()) from None
     except BaseException as error:
         events.emit("failed", reason=type(error).__name__, message=str(error))
         raise

@@ -24,13 +24,13 @@ from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_route
 from ondevice.runs.context import Context
 
 
-def load_start(name: str, cfg: TuningConfig, ctx: Context, *, body: bool = False) -> Model:
+def load_start(name: str, cfg: TuningConfig, ctx: Context, *, backbone_only: bool = False) -> Model:
     """The model as training reads it: whole weights in float32, or a frozen base in the compute type with the adapters
-    of earlier stages beside it; `body` as in `load_model`. Raises UserError as that does, and for quantised weights
+    of earlier stages beside it; `backbone_only` as in `load_model`. Raises UserError as that does, and for quantised weights
     that were to be trained."""
     if cfg.adapter == "lora":
-        return _checked(load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False, body=body), cfg)
-    model = _checked(load_model(name, ctx.backend, body=body), cfg)
+        return _checked(load_model(name, ctx.backend, dtype=ctx.backend.dtype, merge=False, backbone_only=backbone_only), cfg)
+    model = _checked(load_model(name, ctx.backend, backbone_only=backbone_only), cfg)
     if quantised(model.params):
         raise UserError("quantised weights cannot be trained", where=name,
                         hint="train an adapter beside them: --adapter lora")

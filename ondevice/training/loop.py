@@ -71,7 +71,7 @@ class StepPlan:
 class StepSource(Protocol):
     """What the loop asks for each step's work."""
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         """A pure function of (seed, number) and, where a stage learns from its own text, of the parameters. `number` is
         the step's own but where batches were left out: it says what is learned from, `step` what is told."""
         ...
@@ -80,11 +80,11 @@ class StepSource(Protocol):
         """Looks at what a step gave; a text says why the stage is to end here."""
         ...
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What the next step's work follows from beside parameters and step; a checkpoint holds it."""
         ...
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """Goes on from what `kept` gave."""
         ...
 
@@ -98,7 +98,7 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         found = self._coming.pop(number, None) or self._pool.submit(self.source.batch, number + self.first)
         batches = found.result()
         self._coming.clear()  # after going back: what was made ahead of the step that was left
@@ -109,10 +109,10 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
     def finished(self, step: int) -> str:
         return ""
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         """A source's batch follows from the step's number alone."""
 
     def __exit__(self, *raised: object) -> None:
@@ -143,7 +143,7 @@ def heldout_metrics(loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingCo
                      unit: str = "tokens") -> Callable[[Params], dict[str, float]]:
     """Means of the loss's metrics over held-out batches, and how many they were taken over, by the name of their
     `unit`: "tokens" that are targets, "pairs", "texts"."""
-    run = ctx.backend.evaluate(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
+    run = ctx.backend.inference_fn(lambda p, b: loss(ctx.backend.ops, p, b)[1], compile=cfg.compile)
 
     def measure(params: Params) -> dict[str, float]:
         sums: dict[str, np.ndarray] = {}
@@ -166,7 +166,7 @@ def fit(model: Model, loss: Loss, source: Source | StepSource, held: EvalBatches
     `<name>.`. Raises Interrupted once a requested stop has been saved, UserError where the run cannot go on.
     """
     measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
-    feed: Any = source if hasattr(source, "work") else Prefetcher(source, cfg.steps)
+    feed: Any = source if hasattr(source, "plan_step") else Prefetcher(source, cfg.steps)
     with feed if isinstance(feed, AbstractContextManager) else nullcontext():
         return _Fit(model, loss, feed, measure, ctx, cfg, sample, beside or {}, better).run()
 
@@ -179,7 +179,7 @@ class _Fit:
                  ctx: Context, cfg: TrainingConfig, sample: Callable[[int, Params], None] | None,
                  beside: Mapping[str, Model], better: BestMetric) -> None:
         self.model, self.feed, self.measure, self.ctx, self.cfg, self.sample = model, feed, measure, ctx, cfg, sample
-        self.loss, self.beside, self.better, self.first_feed = loss, beside, better, feed.kept()
+        self.loss, self.beside, self.better, self.first_feed = loss, beside, better, feed.state_dict()
         self.backend: Backend = ctx.backend
         self.suspects: dict[int, list[dict[str, np.ndarray]]] = {}  # batches that may have ruined the weights
         self.found = ctx.newest_checkpoint()
@@ -213,7 +213,7 @@ class _Fit:
             params = {**self.model.params, **_beside({part: other.params for part, other in self.beside.items()})}
         else:
             self.state, params = State.of(found.record), self._read(found)
-        self.feed.restore(found.record.get("feed", {}) if found is not None else self.first_feed)
+        self.feed.load_state_dict(found.record.get("feed", {}) if found is not None else self.first_feed)
         own, frozen = ({n: p for n, p in params.items() if (n in self.trained) is wanted} for wanted in (True, False))
         self.trainer = self.backend.trainer(self.loss, own, frozen, optim_settings(self.cfg, own),
                                             compile=self.cfg.compile)
@@ -269,7 +269,7 @@ class _Fit:
         """One step; returns the numbers to show, and whether its update has made the weights not finite."""
         began, state, lr = ticks(), self.state, learning_rate(self.state.step, self.cfg) * self.state.rate_factor
         number = state.number()
-        work = self.feed.work(state.step, self.trainer.params, number)
+        work = self.feed.plan_step(state.step, self.trainer.params, number)
         outs, ruined = [], False
         for batches in work.updates:
             outs.append(self.trainer.step(batches, lr))
@@ -396,7 +396,7 @@ class _Fit:
                 write(folder / part, self.backend, model.with_params(own))
             self.trainer.save_state(folder / "optimizer.safetensors")
 
-        record = {**state.__dict__, "feed": self.feed.kept(), "spent": self.ctx.spent.mapping(),
+        record = {**state.__dict__, "feed": self.feed.state_dict(), "spent": self.ctx.spent.mapping(),
                   "versions": self.ctx.versions()}
         saved = checkpoint.save(self.ctx.folder.checkpoints, state.step, fill, record, keep=self.cfg.keep,
                                 best=state.best_saved_step, say=self.ctx.warn)

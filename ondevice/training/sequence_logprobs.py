@@ -35,8 +35,8 @@ class Scorer:
             return lambda params, batch: scalar_head(
                 backend.ops, params, network, network.hidden(backend.ops, params, batch, at=batch[place]))
 
-        self._logprobs = backend.evaluate(logprobs)
-        self._values, self._scores = backend.evaluate(at("index")), backend.evaluate(at("read"))
+        self._logprobs = backend.inference_fn(logprobs)
+        self._values, self._scores = backend.inference_fn(at("index")), backend.inference_fn(at("read"))
 
     def logprobs(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
         """log p of every token of each completion, (its length,) each."""
@@ -50,14 +50,14 @@ class Scorer:
         """(N,) a reward model's figure for each whole text."""
         out = np.zeros(len(texts), np.float32)
         for group in group_by_length([len(text) for text in texts], self.batch_size):
-            batch = text_batch([texts[i] for i in group], self.batch_size, self.network.reads)
+            batch = text_batch([texts[i] for i in group], self.batch_size, self.network.pooling)
             out[group] = self.backend.numpy(self._scores(params, batch))[:len(group)]
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         for group in group_by_length([row.length for row in rows], self.batch_size):
-            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.start)
+            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.decoder_start_token_id)
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))
             ends = np.cumsum([len(rows[i].completion) for i in group])

@@ -98,7 +98,7 @@ def _first_loss(job: Job, backend: Backend, model: Model) -> float:
     """The first chats' loss in rows of their own, for comparison with a peer that orders its batches otherwise."""
     rows = [row for chat in job.chats()[:job.shape.chats] for row in encode_chat(chat["messages"], model.tokenizer)]
     source = ChatSource(rows, sequence_length=job.shape.length, batch_size=len(rows), packing=False)
-    loss = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
+    loss = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
     return float(backend.numpy(loss(model.params, source.batch(0)[0])))
 
 
