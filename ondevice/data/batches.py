@@ -62,15 +62,24 @@ class RowSource:
         chosen = [(int(epoch), int(self._order(int(epoch))[place]))
                   for epoch, place in zip(epochs, places, strict=True)]
         groups = (chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size))
-        return packing.set_denominator([self._collate(group) for group in groups])
+        return self._set_denominators([self._collate(group) for group in groups])
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Batches in a fixed order; the last one is filled up with empty rows, so that all have one shape."""
         count = self.rows if limit is None else min(self.rows, limit * self.batch_size)
-        chosen = np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)
+        order = self._eval_order()
+        chosen = order[np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)]
         for start in range(0, count, self.batch_size):
             group = [(0, int(row)) for row in chosen[start:start + self.batch_size]]
-            yield packing.set_denominator([self._collate(group)])[0]
+            yield self._set_denominators([self._collate(group)])[0]
+
+    def _eval_order(self) -> NDArray[np.int64]:
+        """The rows in the order in which they are measured."""
+        return np.arange(self.rows, dtype=np.int64)
+
+    def _set_denominators(self, batches: list[Batch]) -> list[Batch]:
+        """The batches, each with what the loss of the whole step is divided by."""
+        return packing.set_denominator(batches)
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         """A micro-batch of `batch_size` rows from (epoch, row) pairs, fewer of them leaving rows empty."""

@@ -6,7 +6,6 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
-from ondevice.common.rng import permutation
+from ondevice.data.batches import RowSource
 from ondevice.data.chat_encoding import ChatRow, encode_chat
 from ondevice.data.completion_batches import Row, context_length
 from ondevice.data.formats import BadRow
@@ -142,32 +141,25 @@ def _parted(row: ChatRow) -> Row:
     return Row(row.ids[:start], row.ids[start:])
 
 
-class PairSource:
-    """Pairs in an order of their own each epoch; `make` turns some pairs into a batch of a given number of pairs."""
+class PairSource(RowSource):
+    """Pairs as rows; `make` turns the pairs of some numbers into a batch of room for a given number of pairs."""
 
-    def __init__(self, rows: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
+    def __init__(self, pairs: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
                  accumulate: int = 1) -> None:
-        self.rows, self.batch_size, self.seed, self.make, self.accumulate = rows, batch_size, seed, make, accumulate
-        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, "pairs", epoch, len(rows)))
+        self.pairs, self.make = pairs, make
+        super().__init__(len(pairs), batch_size, accumulate, seed, "pairs")
 
-    def batch(self, step: int) -> list[Batch]:
-        count = self.batch_size * self.accumulate
-        positions = np.arange(step * count, (step + 1) * count)
-        chosen = [int(self._order(int(p) // len(self.rows))[int(p) % len(self.rows)]) for p in positions]
-        groups = [chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size)]
-        return self._divided([self.make(group, self.rows, self.batch_size) for group in groups])
+    def _collate(self, group: list[tuple[int, int]]) -> Batch:
+        batch: Batch = self.make([row for _, row in group], self.pairs, self.batch_size)
+        return batch
 
-    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """All pairs, or `limit` batches of them, in a fixed order."""
-        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].length)
-        count = len(order) if limit is None else min(len(order), limit * self.batch_size)
-        picked = [order[int(i)] for i in np.linspace(0, len(order), count, endpoint=False)]
-        for start in range(0, count, self.batch_size):
-            yield self._divided([self.make(picked[start:start + self.batch_size], self.rows, self.batch_size)])[0]
+    def _eval_order(self) -> NDArray[np.int64]:
+        """Short pairs first: batches of like lengths have less padding."""
+        return np.array(sorted(range(self.rows), key=lambda row: self.pairs[row].length), np.int64)
 
-    def _divided(self, batches: list[Batch]) -> list[Batch]:
+    def _set_denominators(self, batches: list[Batch]) -> list[Batch]:
         """Every micro-batch of a step is divided by the pairs of all of them."""
-        total = np.float32(max(1.0, sum(float(b["pairs"].sum() * b.pop("losses", 1)) for b in batches)))
+        total = max(1.0, sum(float(batch["pairs"].sum() * batch.pop("losses", 1)) for batch in batches))
         for batch in batches:
             batch["denominator"] = np.asarray(total, np.float32)
         return batches
