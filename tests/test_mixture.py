@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
-from ondevice.data.mixture import Joined, Lazy, Source, epoch_order, one_after_another, sources
+from ondevice.data.mixture import DataSource, Joined, Lazy, epoch_order, one_after_another, sources
 from ondevice.data.readers import read
 from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
@@ -35,19 +35,19 @@ SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=4)
                                                                                          ("a.jsonl", 1.0)]),
     ("", [("", None)])])
 def test_sources_are_named_with_or_without_weights(named: str, found: list[tuple[str, float | None]]) -> None:
-    assert sources(named) == tuple(Source(*each) for each in found)
+    assert sources(named) == tuple(DataSource(*each) for each in found)
 
 
 def test_a_file_may_be_called_like_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:1,b:2").touch()
-    assert sources("a:1,b:2") == (Source("a:1,b:2"),)
+    assert sources("a:1,b:2") == (DataSource("a:1,b:2"),)
     for name in ("a", "b"):
         Path(name).touch()
-    assert sources("a,b") == (Source("a"), Source("b")) and sources("a:1,b:3")[1] == Source("b", 3.0)
-    assert sources(",".join(["a"] * 200)) == (Source("a"),) * 200
+    assert sources("a,b") == (DataSource("a"), DataSource("b")) and sources("a:1,b:3")[1] == DataSource("b", 3.0)
+    assert sources(",".join(["a"] * 200)) == (DataSource("a"),) * 200
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources("~/a:1,~/b:1")[1] == Source(f"{tmp_path}/b", 1.0) and sources("~/a") == (Source(f"{tmp_path}/a"),)
+    assert sources("~/a:1,~/b:1")[1] == DataSource(f"{tmp_path}/b", 1.0) and sources("~/a") == (DataSource(f"{tmp_path}/a"),)
 
 
 @pytest.mark.parametrize("named, match", [

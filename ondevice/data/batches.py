@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,24 +29,11 @@ from ondevice.data.token_cache import ChatRows, made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
 
 
-class Source(Protocol):
-    """Data of one stage."""
-
-    rows: int
-    """Rows of one epoch."""
-
-    def batch(self, step: int) -> list[Batch]:
-        """The micro-batches of one optimizer step; the same for the same step, whatever was asked before."""
-        ...
-
-    def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """At most `limit` micro-batches in a fixed order, spread evenly over the data, each with its own
-        denominator."""
-        ...
-
-
 class RowSource:
-    """Rows by number, epochs in an order of their own. A subclass says what a row holds."""
+    """Rows by number, epochs in an order of their own. A subclass says what a row holds.
+
+    `rows`: how many there are in an epoch.
+    """
 
     def __init__(self, rows: int, batch_size: int, accumulate: int, seed: int, name: str) -> None:
         assert rows > 0 and batch_size > 0 and accumulate > 0

@@ -28,14 +28,14 @@ WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\
 """A source with its weight, and the comma behind it."""
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """One file, folder, or name of data. `weight` None: each of its rows once."""
 
     data: str
     weight: float | None = None
 
 
-def sources(data: str) -> tuple[Source, ...]:
+def sources(data: str) -> tuple[DataSource, ...]:
     """What `data` names: one source, or several with or without weights. Raises UserError for a mixture in which a
     weight is none, some have none, or a file is not there."""
     if not data or is_file(data):
@@ -64,8 +64,8 @@ def sources(data: str) -> tuple[Source, ...]:
     raise UserError("some of its sources have a weight and some have none", where=data, hint="give all one, or none")
 
 
-def _source(data: str, weight: float | None = None) -> Source:
-    return Source(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
+def _source(data: str, weight: float | None = None) -> DataSource:
+    return DataSource(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
 
 
 def is_there(name: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.data.mixture import WEIGHT, Source, is_file, is_there
+from ondevice.data.mixture import WEIGHT, DataSource, is_file, is_there
 
 CORPUS = "built-in corpus"
 _ENDS = re.compile(r"\.\w{1,8}$")
@@ -20,14 +20,14 @@ _IN_TEXT = re.compile(r"(?<![\w:/.~<\\-])(?:file://)?(?:~|/[\w.@+-]+)(?:/[\w.@+-
 """A path of two parts or more in a sentence; not an address, nor half a word."""
 
 
-def parts(data: str) -> list[Source]:
+def parts(data: str) -> list[DataSource]:
     """The sources that `data` names, also where their files are gone by now or are relative to another folder."""
     plain = data.strip().rstrip(", ")
     if is_file(plain):
-        return [Source(plain)]
+        return [DataSource(plain)]
     weighted = list(WEIGHT.finditer(plain))
     if weighted and "".join(match.group() for match in weighted) == plain:
-        return [Source(match[1], float(match[2])) for match in weighted]
+        return [DataSource(match[1], float(match[2])) for match in weighted]
     names = [name.strip() for name in plain.split(",")]
     found = names[:1]
     for name in names[1:]:  # a comma parts two sources, or is part of one's name
@@ -35,7 +35,7 @@ def parts(data: str) -> list[Source]:
             found.append(name)
         else:
             found[-1] += f",{name}"
-    return [Source(name) for name in found]
+    return [DataSource(name) for name in found]
 
 
 def _begins(name: str) -> bool:

@@ -44,7 +44,7 @@ SKIPPED_IN_A_ROW = 10  # after so many steps without a finite gradient the run i
 Batches = list[dict[str, np.ndarray]]
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where a stage's batches come from."""
 
     def batch(self, step: int) -> Batches:
@@ -93,7 +93,7 @@ class Prefetcher(AbstractContextManager["Prefetcher"]):
     """The feed of a source that does not look at the parameters: one update a step, the next batch made meanwhile by a
     thread. The thread hands over numpy only: one thread owns the backend."""
 
-    def __init__(self, source: Source, steps: int) -> None:
+    def __init__(self, source: BatchSource, steps: int) -> None:
         self.source, self.steps, self.first = source, steps, 0
         self._pool = ThreadPoolExecutor(1)
         self._coming: dict[int, Any] = {}
@@ -156,7 +156,7 @@ def heldout_metrics(loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingCo
     return measure
 
 
-def fit(model: Model, loss: Loss, source: Source | StepSource, held: EvalBatches | Callable[[Params], Mapping[str, float]],
+def fit(model: Model, loss: Loss, source: BatchSource | StepSource, held: EvalBatches | Callable[[Params], Mapping[str, float]],
         ctx: Context, cfg: TrainingConfig, *, sample: Callable[[int, Params], None] | None = None,
         beside: Mapping[str, Model] | None = None, better: BestMetric = BestMetric()) -> Params:  # noqa: B008
     """Trains for `cfg.steps` steps and returns the parameters. `sample` answers the fixed prompts with them.
