@@ -83,3 +83,24 @@ def test_a_home_that_is_nobodys_is_a_path_like_any() -> None:
     found = [str(file) for part in ("ondevice", "tui", "backends") for file in (ROOT / part).rglob("*.py")
              if ".expanduser()" in file.read_text(encoding="utf-8")]
     assert found == []
+
+
+# Operations of the seam with one user, each with the reason why it stays.
+ONE_USER = {
+    "silu": "a fused kernel",
+    "log": "nothing else is made of the other operations for it",
+    "sqrt": "nothing else is made of the other operations for it",
+}
+
+
+def test_every_operation_of_the_seam_has_two_users_or_a_reason() -> None:
+    """What has no user goes, and what has one is written with other operations."""
+    ops = ast.parse((ROOT / "ondevice" / "seam" / "ops.py").read_text(encoding="utf-8"))
+    protocol = next(node for node in ops.body if isinstance(node, ast.ClassDef) and node.name == "Ops")
+    used = dict.fromkeys((node.name for node in protocol.body if isinstance(node, ast.FunctionDef)), 0)
+    for file in (ROOT / "ondevice").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in used:
+                used[node.attr] += ast.unparse(node.value).split(".")[-1] == "ops"
+    assert {name for name, times in used.items() if times < 2} == set(ONE_USER)
+    assert all(used[name] == 1 for name in ONE_USER)

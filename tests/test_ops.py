@@ -102,7 +102,6 @@ CASES: dict[str, Case] = {
     "minimum:number": (lambda o, x: o.minimum(x, 2), (IDS,), lambda x: np.minimum(x, 2)),
     "where": (lambda o, x, y: o.where(x < y, x, y), (X, Y), np.minimum),
     "where:numbers": (lambda o, x: o.where(x < 0, 0.0, x), (X,), lambda x: np.maximum(x, 0)),
-    "isfinite": (lambda o, x: o.isfinite(x), (ODD,), np.isfinite),
     "take": (lambda o, t, i: o.take(t, i), (TABLE, IDS), lambda t, i: t[i]),
     "take:flat": (lambda o, t, i: o.take(t, i), (GAIN, np.array([7, 0], np.int32)), lambda t, i: t[i]),
     "concat": (lambda o, x, y: o.concat([x, y], 1), (X, Y), lambda x, y: np.concatenate([x, y], 1)),

@@ -147,12 +147,6 @@ def _number(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def best(checkpoints: Path) -> Checkpoint | None:
-    """The one that the link `best` points to, if it is whole. A stage's result goes by the record, not by the link."""
-    path = checkpoints / "best"
-    return load(path.resolve()) if path.is_dir() and find_damage(path) is None else None
-
-
 def find_damage(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted; None: every file has the size and the hash that its manifest says."""
     try:

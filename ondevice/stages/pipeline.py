@@ -13,6 +13,7 @@ from ondevice.common.distribution import own_version
 from ondevice.common.errors import Interrupted, UserError, nearest
 from ondevice.common.files import write_file
 from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import dump_yaml
 from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
@@ -103,14 +104,10 @@ def run_one(name: str, cfg: StageConfig) -> Path:
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe with everything resolved, as YAML, and what it ran on."""
-    import yaml
-
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
     versions = {"ondevice": own_version(), "tokenizers": version("tokenizers"),
                 **{name: found for name, found in available().items() if found}}
-    text: str = yaml.safe_dump({**recipe.mapping(), "versions": versions, "machine": machine}, sort_keys=False,
-                               allow_unicode=True)
-    return text
+    return dump_yaml({**recipe.mapping(), "versions": versions, "machine": machine})
 
 
 def rule_of(recipe: Recipe) -> SimulatedRater | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.common.clock import clock
-from ondevice.common.progress import duration, number, numbers_line
+from ondevice.common.progress import duration, numbers_line
 from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES
 
@@ -218,10 +218,3 @@ def ago(t: float | None) -> str:
         if seconds >= size:
             return f"{int(seconds // size)}{unit} ago"
     return f"{int(seconds)}s ago"
-
-
-def steps_text(stage: Mapping[str, Any]) -> str:
-    step, total = stage.get("step"), stage.get("steps")
-    if step is None:
-        return ""
-    return f"step {number(step)}" + (f"/{number(total)}" if total else "")
