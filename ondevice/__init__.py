@@ -8,7 +8,7 @@
     print(od.generate(model=model, prompt="Once upon a time", max_new_tokens=40)[0])
 
 Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of the model that they
-made, an ordinary Hugging Face folder. What the input is at fault for raises `ondevice.common.errors.UserError`.
+made, an ordinary Hugging Face folder. What the input is at fault for raises `od.UserError`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ondevice.common.errors import UserError
 
 if TYPE_CHECKING:
     from ondevice.config.hub import ExportConfig, PullConfig, PushConfig
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
     )
     from ondevice.publishing.push import Tell
 
-__all__ = ["chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
-           "label", "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run",
-           "sample", "serve", "sft", "show_data"]
+__all__ = [
+    "UserError", "chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill",
+    "generate", "grpo", "init", "label", "manage_ratings", "merge", "ppo", "pretrain", "pull",
+    "push", "quantize", "rate", "reward", "run", "sample", "serve", "sft", "show_data",
+]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",

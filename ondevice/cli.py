@@ -106,15 +106,25 @@ class Line:
     help: bool = False
 
 
+TRACEBACK = "--traceback"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command."""
+    """The exit code of one command. `--traceback` among its words shows where a one-line error was raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags = words[:words.index("--")] if "--" in words else words
+    traced = TRACEBACK in flags
+    if traced:
+        words.remove(TRACEBACK)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _command(list(sys.argv[1:] if argv is None else argv))
+        code = _command(words)
         sys.stdout.flush()
         return code
     except UserError as error:
+        if traced:
+            _ours()
         _complain(str(error))
         return 2
     except Interrupted as stop:
@@ -179,6 +189,7 @@ def help_text() -> str:
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.name:<10}{verb.help}")
     return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute",
+                      "Every command takes --traceback: where an error was raised, before its one line.",
                       "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place."])
 
 
@@ -248,8 +259,8 @@ def print_help(verb: Verb, cls: type | None) -> None:
         options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
     if verb.json:
         options.append("--json            print the result as JSON")
-    if options:
-        print("\nalso:\n  " + "\n  ".join(options))
+    options.append(f"{TRACEBACK}       where an error was raised, before its one line")
+    print("\nalso:\n  " + "\n  ".join(options))
 
 
 def _example(cls: type) -> str:

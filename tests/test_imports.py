@@ -104,3 +104,14 @@ def test_every_operation_of_the_seam_has_two_users_or_a_reason() -> None:
                 used[node.attr] += ast.unparse(node.value).split(".")[-1] == "ops"
     assert {name for name, times in used.items() if times < 2} == set(ONE_USER)
     assert all(used[name] == 1 for name in ONE_USER)
+
+
+def test_contributing_draws_the_house_as_it_is() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "house.py"), "--check"], check=False)
+    assert done.returncode == 0, "run scripts/house.py --write"
+
+
+def test_every_package_says_what_it_holds_and_imports() -> None:
+    for file in (ROOT / "ondevice").glob("*/__init__.py"):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        assert len(text.splitlines()) >= 2 and "May import: " in text, file
