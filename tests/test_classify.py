@@ -18,16 +18,18 @@ import pytest
 import ondevice as od
 import small_stages
 from gradients import on_device
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
 from ondevice.config.corpus import CorpusConfig
-from ondevice.events import read
-from ondevice.losses import classification_loss
-from ondevice.models.folder import load_model, write
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
-from ondevice.stages.pairs import builtin_pairs
-from ondevice.text_inputs import text_ids
+from ondevice.datasets.preference_pairs import builtin_pairs
+from ondevice.datasets.text_inputs import text_ids
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.models.score_head import with_head
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import classification_loss
+from ondevice.training.sequence_logprobs import Scorer
 from test_masking import SMALL
 from test_resume import curve, same, weights
 
@@ -172,7 +174,7 @@ def test_what_cannot_be_told_apart_is_said(argv: list[str], said: str, files: Pa
 
 def killed_at_first_save(stage: str, settings: dict[str, Any]) -> None:
     """A process that is killed as soon as a checkpoint stands."""
-    code = ("import ondevice as od, os, sys, json; from ondevice import checkpoint; save = checkpoint.save\n"
+    code = ("import ondevice as od, os, sys, json; from ondevice.runs import checkpoint; save = checkpoint.save\n"
             "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
             "checkpoint.save = killed; getattr(od, sys.argv[1])(**json.loads(sys.argv[2]))")
     ended = subprocess.run([sys.executable, "-c", code, stage, json.dumps(settings)], capture_output=True)

@@ -16,13 +16,13 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from ondevice import cli
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
 from ondevice.config.stages import SFTConfig
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 
 LORA: dict[str, Any] = {"adapter": "lora"}
 # Stage's field → (a value that is not its default, settings beside which it has an effect).

@@ -9,11 +9,13 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice import cli, judging
-from ondevice.backend import load_backend
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write_model
+from ondevice import cli
+from ondevice.common.errors import UserError
+from ondevice.data.preference_batches import completion_row
+from ondevice.evaluation import preference
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.seam.select import load_backend
 
 ON: dict[str, Any] = {"backend": "torch", "device": "cpu"}
 
@@ -83,7 +85,7 @@ def test_a_judge_is_told_what_its_template_reads(files: Path, tmp_path: Path, mo
         read.append(tokenizer.decode(made.prompt, skip_special=False))
         return made
 
-    monkeypatch.setattr(judging, "completion_row", row)
+    monkeypatch.setattr(preference, "completion_row", row)
     common: dict[str, Any] = {"model": policy, "against": policy, "tasks": ("win",), "limit": 3, "max_new_tokens": 4,
                               "data": str(files / "prompts.jsonl"), "chat_template_kwargs": {"mood": "calm"}, **ON}
     od.evaluate(judge=judge, **common)

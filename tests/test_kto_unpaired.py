@@ -12,17 +12,18 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import DPOConfig
-from ondevice.data.completions import Row
+from ondevice.data.completion_batches import Row
 from ondevice.data.formats import BadRow, to_judged, to_pair
-from ondevice.data.token_pairs import TokenPair
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.losses import preference_objective
-from ondevice.preview import render
-from ondevice.ratings import Ratings, Response
-from ondevice.stages.dpo import advice, compared, sides_of
+from ondevice.data.preference_batches import TokenPair
+from ondevice.datasets.preview import render
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.stages.dpo import advice, pair_batch, sides_of
+from ondevice.training.losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared
 
 ASKED = [{"role": "user", "content": "Anna"}]
@@ -85,7 +86,7 @@ def test_the_loss_is_trls(backend: Backend, shift: float, weights: tuple[float, 
     ref = [-rng.random(n) - 0.5 for n in lengths]
     logps = [r + (rng.normal(size=n) if i < 6 else shift) for i, (r, n) in enumerate(zip(ref, lengths, strict=True))]
     reference = np.array([r.sum() for r in ref], np.float32).reshape(2, -1)
-    batch = compared(range(6), rows, 8, sides=sides, reference=reference)
+    batch = pair_batch(range(6), rows, 8, sides=sides, reference=reference)
     batch["denominator"] = np.float32(6)
     assert "losses" not in batch
     flat = np.full(len(batch["weights"]), -1.0, np.float32)

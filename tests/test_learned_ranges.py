@@ -16,18 +16,24 @@ from hypothesis import HealthCheck, given, settings
 import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, renderable, spoken_chats, words_of
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
 from ondevice.config.load import dump_yaml, from_mapping, parse_yaml, to_mapping
 from ondevice.config.preference import GRPOConfig, SampleConfig
 from ondevice.config.recipe import load_recipe
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, DataConfig, EvalConfig, GenerateConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
+from ondevice.data.chat_encoding import (
+    ChatRow,
+    add_template,
+    encode_chat,
+    prompt_ids,
+    with_template_kwargs,
+)
 from ondevice.data.formats import BadRow, to_chat, to_judged, to_pair, to_prompt, to_text
-from ondevice.data.record import Record
+from ondevice.data.row_keys import Record
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
-from ondevice.preview import show
+from ondevice.datasets.preview import show
+from ondevice.seam.protocols import Backend
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")

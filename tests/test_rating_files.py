@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import ondevice
-from ondevice.errors import UserError
-from ondevice.rating_files import render
-from ondevice.ratings import Ratings, Response
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.import_export import render
+from ondevice.preferences.pairs import pairs_of
 
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J[/b] \u202eevil\u2066 a\0b \x9b31m \ud800 [A]\r\n│ [B]"
 
@@ -63,7 +64,7 @@ def test_whole_votes_come_back_as_they_were(full: Ratings, tmp_path: Path) -> No
     assert (done["items"], done["votes"], done["bad_rows"]) == (4, len(full.votes()), 0)
     with Ratings.open(tmp_path / "new.db") as new:
         assert new.items() == full.items() and new.votes() == full.votes()
-        assert new.live_votes() == full.live_votes() and new.pairs() == full.pairs()
+        assert new.live_votes() == full.live_votes() and pairs_of(new) == pairs_of(full)
     ondevice.manage_ratings(action="export", ratings=tmp_path / "new.db", form="votes", file=again)
     assert again.read_bytes() == file.read_bytes()
     done = ondevice.manage_ratings(action="import", ratings=tmp_path / "new.db", file=file)
@@ -153,7 +154,7 @@ def test_exported_pairs_come_in_again(full: Ratings, tmp_path: Path) -> None:
     assert done["items"] == done["votes"] == len(lines(file))
     with Ratings.open(tmp_path / "n.db") as new:
         assert new.batches() == ["pairs"] and {vote.rater for vote in new.votes()} == {"imported"}
-        assert [pair.trl() for pair in new.pairs()] == lines(file)
+        assert [pair.trl() for pair in pairs_of(new)] == lines(file)
 
 
 def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -
     done = ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=file)
     assert (done["votes"], done["not_used"]) == (2, f"against (1 row, first {file}:1)")
     with Ratings.open(tmp_path / "n.db") as new:
-        [pair] = new.pairs()
+        [pair] = pairs_of(new)
         assert (pair.raters, pair.strength) == (("ann", "bob"), 2)
     mean = write(tmp_path / "mean.jsonl", {**row, "strength": 1.5})
     with pytest.raises(UserError, match="strength is 1 or 2, not 1.5"):
@@ -179,7 +180,7 @@ def test_pairs_of_every_form_come_in(tmp_path: Path) -> None:
                  {"chosen": asked + good, "rejected": asked + bad})
     ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=file, batch="mine", raters=["ann"])
     with Ratings.open(tmp_path / "r.db") as found:
-        assert [(p.prompt, p.chosen, p.rejected, p.raters) for p in found.pairs("mine")] == [
+        assert [(p.prompt, p.chosen, p.rejected, p.raters) for p in pairs_of(found, "mine")] == [
             (asked, "good", "bad", ("ann",))] * 4
         assert len({item.prompt_sha for item in found.items()}) == 1
         assert sorted(item.shown for item in found.items()) == [(0, 1), (0, 1), (1, 0), (1, 0)]

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import WorkerConfig
-from ondevice.data.chat import add_template
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
-from ondevice.stages.reward import whole
-from ondevice.worker import serve
+from ondevice.data.chat_encoding import add_template
+from ondevice.data.completion_batches import prompt_and_completion
+from ondevice.data.preference_batches import completion_row
+from ondevice.inference.worker import serve
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.score_head import with_head
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_a_reward_model_scores_as_it_does_in_training(model: Path, tmp_path: Pat
     write_model(tmp_path, backend, judge.cfg, judge.params, judge.tokenizer)
     texts = ["sat on the mat", "sat on the log.", ""]
     prompt = [{"role": "user", "content": "the cat"}]
-    rows = [whole(completion_row(prompt, text, judge.tokenizer)) for text in texts]
+    rows = [prompt_and_completion(completion_row(prompt, text, judge.tokenizer)) for text in texts]
     wanted = Scorer(judge, backend, batch_size=3).scores(judge.params, rows)
     ready, done, *errors = answers(tmp_path, score("a", *texts), ask("b"), score("c", "x", messages=[]),
                                    score("d"), score("e", 3), score("f", "the cat " * 200))

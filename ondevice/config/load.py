@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice.common.errors import UserError, nearest
 from ondevice.config.effects import without_idle
-from ondevice.errors import UserError, nearest
 
 T = TypeVar("T")
 

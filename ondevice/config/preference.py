@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
 from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
-from ondevice.errors import UserError
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
-from ondevice.errors import UserError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 

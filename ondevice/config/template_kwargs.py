@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 TAKEN = ("messages", "tools", "add_generation_prompt")
 """What a template is always given, and no setting may be."""

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import Effect, only, refuse_idle
 from ondevice.config.stages import RowsConfig
 from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
-from ondevice.errors import UserError
 
 
 def _one_of(field: str, *values: str) -> Callable[[Any], bool]:

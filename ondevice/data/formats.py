@@ -7,14 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.classes import NO_LABEL, LabelledText
-from ondevice.data.record import Record, carries
-
-if TYPE_CHECKING:
-    from ondevice.data.readers import Rows
+from ondevice.data.class_labels import NO_LABEL, LabelledText
+from ondevice.data.readers import Rows
+from ondevice.data.row_keys import Record, carries
 
 Row = Mapping[str, Any]
 T = TypeVar("T")

@@ -14,17 +14,24 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
+from ondevice.common.errors import UserError
+from ondevice.common.progress import number
 from ondevice.config.load import from_mapping
 from ondevice.config.use import SamplingConfig
-from ondevice.errors import UserError
-from ondevice.progress import number
-from ondevice.ratings import Response
+from ondevice.preferences.database import Response
 from ondevice_tui.fields import field_help, fields_of, settings
-from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.choose_model import ChooseModel
-from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.page import Card, Page, titled
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, lines
+from ondevice_tui.screens.keep_pair import Keep, Kept
+from ondevice_tui.screens.page import Card, Page
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, lines, titled
+from ondevice_tui.worker_client import (
+    ModelProcess,
+    Refused,
+    WorkerGone,
+    memory_warning,
+    models_in,
+    sampling_defaults,
+)
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here

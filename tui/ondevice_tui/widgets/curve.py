@@ -19,8 +19,8 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ondevice.inert import inert
-from ondevice.progress import number
+from ondevice.common.progress import number
+from ondevice.common.sanitize import sanitize
 from ondevice_tui.series import Columns, smooth
 
 SCALES = ("fit", "full", "log")
@@ -125,7 +125,7 @@ class Curve(Widget):
             values = [v for v in values if v > 0]
         if not values:
             text = "no positive value: y shows another scale" if any(map(_values, self._traces)) else self._empty
-            middle = [("", ""), (inert(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
+            middle = [("", ""), (sanitize(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
             return [[] for _ in range(height // 2)] + [middle]
         low, high = self._bounds(values)
         canvas = _Canvas(width, height)
