@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ondevice import conversations
-from ondevice.conversations import Conversation
+from ondevice.common.errors import UserError
 from ondevice.data.formats import to_chat
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.inference import conversations
+from ondevice.inference.conversations import Conversation
 
 FIRST = [{"role": "user", "content": "Hello \u2028 there"}, {"role": "assistant", "content": "Hi.\n"}]
 MORE = [*FIRST, {"role": "user", "content": "Bye"}, {"role": "assistant", "content": "Bye."}]

@@ -12,9 +12,10 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice import conversations
-from ondevice.ratings import Ratings
-from ondevice_tui import model
+from ondevice.inference import conversations
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.pairs import pairs_of
+from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.remembered import Remembered
 from ondevice_tui.screens.chat import ChatScreen, Pane
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
 
 
 def pids(app: OndeviceApp) -> list[int]:
@@ -200,7 +201,7 @@ def test_an_answer_is_kept_as_a_pair(tmp_path: Path) -> None:
 
     play(tmp_path, script, (120, 36))
     with Ratings.open(run.path) as ratings:
-        (pair,) = ratings.pairs()
+        (pair,) = pairs_of(ratings)
         (item,) = ratings.items()
     assert [m["content"] for m in pair.prompt] == ["the same", "1 the same 0", "Question?"]
     assert (pair.chosen, pair.rejected) == ("3 answer 3 at 0.8 0", "3 answer 1004 at 0.8 0")
@@ -231,7 +232,7 @@ def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(
 
     play(tmp_path, script, (120, 36))
     with Ratings.open(run.path) as ratings:
-        (pair,) = ratings.pairs()
+        (pair,) = pairs_of(ratings)
     assert (pair.chosen, pair.source_chosen) == ("another", "first-pretrain")
 
 

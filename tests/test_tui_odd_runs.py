@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice import listing
 from ondevice.cli import main
-from ondevice.events import EventWriter
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs import listing
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import trouble
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.reading import RunsReader
+from ondevice_tui.run_reader import RunsReader
 from test_tui import play
 from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
 
@@ -125,7 +125,7 @@ def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(tmp_path: Path, log: Pat
             raise ZeroDivisionError("who wrote this?")
         return told(stage)
 
-    for module in (listing, sys.modules["ondevice_tui.reading"]):
+    for module in (listing, sys.modules["ondevice_tui.run_reader"]):
         monkeypatch.setattr(module, "stage_state", broken)
     reader = RunsReader(runs)
     for _ in range(3):

@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import WorkerConfig
-from ondevice.data.chat import add_template
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
-from ondevice.stages.reward import whole
-from ondevice.worker import serve
+from ondevice.data.chat_encoding import add_template
+from ondevice.data.completion_batches import prompt_and_completion
+from ondevice.data.preference_batches import completion_row
+from ondevice.inference.worker import serve
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.score_head import with_head
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_a_reward_model_scores_as_it_does_in_training(model: Path, tmp_path: Pat
     write_model(tmp_path, backend, judge.cfg, judge.params, judge.tokenizer)
     texts = ["sat on the mat", "sat on the log.", ""]
     prompt = [{"role": "user", "content": "the cat"}]
-    rows = [whole(completion_row(prompt, text, judge.tokenizer)) for text in texts]
+    rows = [prompt_and_completion(completion_row(prompt, text, judge.tokenizer)) for text in texts]
     wanted = Scorer(judge, backend, batch_size=3).scores(judge.params, rows)
     ready, done, *errors = answers(tmp_path, score("a", *texts), ask("b"), score("c", "x", messages=[]),
                                    score("d"), score("e", 3), score("f", "the cat " * 200))
@@ -111,6 +112,19 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     assert short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]  # or less, where less is asked for
 
 
+def test_the_template_is_told_what_a_request_says(model: Path, tmp_path: Path) -> None:
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(model, backend)
+    moody = "{{ mood | default('') }}" + str(loaded.tokenizer.chat_template)
+    (tmp_path / "moody").mkdir()
+    write_model(tmp_path / "moody", backend, loaded.cfg, loaded.params, loaded.tokenizer.with_template(moody, ()))
+    said = {"text": None, "messages": [{"role": "user", "content": "the cat"}]}
+    events = answers(tmp_path / "moody", ask("a", **said), ask("b", **said, sampling={
+        "chat_template_kwargs": {"mood": "calm "}, "max_new_tokens": 8}))
+    plain, told = (event["prompt_tokens"] for event in events if event["event"] == "done")
+    assert told == plain + len(loaded.tokenizer.encode("calm "))
+
+
 @pytest.mark.parametrize(("request_", "says"), [
     ("nonsense", "unknown request"),
     ("[1]", "unknown request"),
@@ -119,6 +133,9 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     (ask("x", text=None, messages=["hi"]), "expected a role"),
     (ask("x", sampling={"temprature": 1}), "unknown key 'temprature'"),
     (ask("x", sampling={"top_p": 3}), "out of range"),
+    (ask("x", sampling={"chat_template_kwargs": {"mood": "calm"}}), "a text that is continued has no chat template"),
+    (ask("x", text=None, messages=[{"role": "user", "content": "a"}],
+         sampling={"chat_template_kwargs": {"mood": "calm"}}), "does not read 'mood'"),
     (ask("x", sampling=[1]), "expected keys and values"),
     (ask("x", number=-1), "expected a whole number"),
     (ask("x", text=""), "empty"),
@@ -225,7 +242,7 @@ def test_the_chat_template_is_told_what_it_was_told_in_training(polite: Path) ->
 
 def test_the_commands_tell_it_so_too(polite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from ondevice.config.use import ChatConfig, GenerateConfig
-    from ondevice.talk import open_model
+    from ondevice.inference.chat import open_model
 
     def told(cfg: ChatConfig | GenerateConfig) -> dict[str, Any]:
         opened, _ = open_model(cfg)

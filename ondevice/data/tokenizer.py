@@ -21,10 +21,13 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
+from ondevice.data.chat_template import markup, turn_end
+from ondevice.data.template_sandbox import names_read
+from ondevice.data.tokenizer_files import read_inner, with_added_tokens
 from ondevice.data.tokenizer_settings import with_settings
-from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
 SENTINELS, SENTINEL = 32, "<extra_id_{}>"  # what stands for the hidden spans of a text, in T5's spelling
@@ -195,8 +198,6 @@ class Tokenizer:
 
     def _names_read(self) -> set[str]:
         """Names that a setting may give the chat template."""
-        from ondevice.data.template import names_read
-
         sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
         return set().union(*(names_read(source) for source in sources)) - set(TAKEN)
 
@@ -207,8 +208,6 @@ class Tokenizer:
     def _markup(self) -> list[str]:
         """Added tokens that the chat template writes in a plain chat outside its contents, pairs of tags left out:
         `<think>` and `</think>` are what an assistant says."""
-        from ondevice.data.rendering import markup
-
         added = [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
         return markup(self, added) if added and self.chat_template is not None else []
 
@@ -307,8 +306,6 @@ class Tokenizer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which nothing is generated: end of text, the folder's own list, the template's end of a turn."""
-        from ondevice.data.chat import turn_end
-
         end = turn_end(self)
         return tuple(dict.fromkeys([self.eos_id, *self._stops, *([] if end is None else [end])]))
 

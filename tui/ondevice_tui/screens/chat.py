@@ -15,20 +15,27 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
+from ondevice.common.errors import UserError
+from ondevice.common.progress import number
 from ondevice.config.load import from_mapping
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig
-from ondevice.conversations import Conversation, load, new_file, save, saved
-from ondevice.errors import UserError
-from ondevice.progress import number
-from ondevice.ratings import Response
+from ondevice.inference.conversations import Conversation, load, new_file, save, saved
+from ondevice.preferences.database import Response
 from ondevice_tui.fields import fields_of, settings
-from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
 from ondevice_tui.screens.choose_chat import ChooseChat
 from ondevice_tui.screens.choose_model import ChooseModel
-from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.page import Card, Page, titled
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines
+from ondevice_tui.screens.keep_pair import Keep, Kept
+from ondevice_tui.screens.page import Card, Page
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
+from ondevice_tui.worker_client import (
+    ModelProcess,
+    Refused,
+    WorkerGone,
+    memory_warning,
+    models_in,
+    sampling_defaults,
+)
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here

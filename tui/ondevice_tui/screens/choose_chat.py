@@ -11,11 +11,11 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import OptionList
 
-from ondevice.conversations import load
-from ondevice.errors import UserError
-from ondevice_tui.screens.page import Card, titled
+from ondevice.common.errors import UserError
+from ondevice.inference.conversations import load
+from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import cell, line
+from ondevice_tui.widgets.safe import cell, line, titled
 
 MOST = 200  # conversations that are listed, the newest ones: each is read for its first words
 

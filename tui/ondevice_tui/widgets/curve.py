@@ -19,8 +19,8 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ondevice.inert import inert
-from ondevice.progress import number
+from ondevice.common.progress import number
+from ondevice.common.sanitize import sanitize
 from ondevice_tui.series import Columns, smooth
 
 SCALES = ("fit", "full", "log")
@@ -139,7 +139,7 @@ class Curve(Widget):
 
     def _message(self, text: str) -> list[list[tuple[str, str]]]:
         """A line in the middle, where there is nothing to draw."""
-        middle = [("", ""), (inert(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
+        middle = [("", ""), (sanitize(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
         return [[] for _ in range((self.size.height - 1) // 2)] + [middle]
 
     def _only_value(self) -> float | None:
