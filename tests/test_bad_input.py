@@ -18,9 +18,9 @@ import pytest
 import models
 from data_samples import small_tokenizer
 from ondevice import cli
-from ondevice.backend import load_backend
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.models.folder import write_model
+from ondevice.models.save import write_model
+from ondevice.seam.select import load_backend
 
 CONTEXT = 32
 CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}\n'
@@ -227,7 +227,7 @@ def test_nothing_is_left_by_what_was_refused_at_the_door(place: Path, capfd: pyt
 HOLDER = """
 import sys
 from pathlib import Path
-from ondevice.runfolder import StageFolder
+from ondevice.runs.folder import StageFolder
 with StageFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

@@ -14,18 +14,27 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
-from ondevice.data.classes import ClassName, in_order, is_integer, missing_numbers, same_classes
+from ondevice.data.class_labels import (
+    ClassName,
+    in_order,
+    is_integer,
+    missing_numbers,
+    same_classes,
+)
 from ondevice.data.formats import to_label
 from ondevice.data.readers import read
-from ondevice.errors import UserError
-from ondevice.events import read as events
-from ondevice.models.folder import Model, load_model, write
-from ondevice.models.heads import with_head
-from ondevice.preview import show
-from ondevice.talk import find_model
+from ondevice.datasets.preview import show
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.models.save import write
+from ondevice.models.score_head import with_head
+from ondevice.runs.events import read as events
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from test_classify import files  # noqa: F401  the module's fixture
 
 MOODS = ("sad", "glad", "calm")

@@ -10,12 +10,12 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig, EvalConfig
 from ondevice.data.formats import to_chat, to_pair
 from ondevice.data.readers import LIMIT, Reading, read
-from ondevice.errors import UserError
-from ondevice.rewards.tasks import problems
+from ondevice.rewards.problems import problems
+from ondevice.seam.select import load_backend
 
 
 @pytest.fixture(scope="module")

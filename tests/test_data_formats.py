@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import small_tokenizer
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
-from ondevice.data.token_pairs import to_tokens
+from ondevice.data.preference_batches import to_tokens
 
 ASKED_AND_ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from hub_server import HubServer, environment, running
-from ondevice.card import run_card
-from ondevice.data.hub_rows import HubSpec
+from ondevice.common.errors import UserError
+from ondevice.data.hub_datasets import HubSpec
 from ondevice.data.readers import read
-from ondevice.errors import UserError
-from ondevice.history import hub_datasets
-from ondevice.runfolder import RunFolder
+from ondevice.publishing.history import hub_datasets
+from ondevice.publishing.model_card import run_card
+from ondevice.runs.folder import RunFolder
 from test_card import configure, write_stage
 
 SHOW = """
 import sys
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 for spec in sys.argv[1:]:
     rows = read(spec)
     try:
@@ -140,6 +140,6 @@ def test_a_card_names_the_commit_and_a_set_with_a_config(tmp_path: Path) -> None
     (run.stage("sft").path / "commits.json").write_text(json.dumps({"hub:org/chats/en@main:train": "cd" * 20}))
     card = run_card(run, "sft", "me/m").text
     assert f"org/chats/en@main:train at {'cd' * 6}" in card and "- org/chats\n" in card.split("---")[1]
-    from ondevice.history import history
+    from ondevice.publishing.history import history
 
     assert hub_datasets(history(run, "sft")) == ["org/chats"]

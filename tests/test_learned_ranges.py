@@ -16,14 +16,24 @@ from hypothesis import HealthCheck, given, settings
 import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
 from learned_oracle import Spoken, answers_in, render, renderable, spoken_chats, words_of
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
+from ondevice.config.load import dump_yaml, from_mapping, parse_yaml, to_mapping
 from ondevice.config.preference import GRPOConfig, SampleConfig
+from ondevice.config.recipe import load_recipe
 from ondevice.config.stages import SFTConfig
-from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
-from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
+from ondevice.config.use import ChatConfig, DataConfig, EvalConfig, GenerateConfig
+from ondevice.data.chat_encoding import (
+    ChatRow,
+    add_template,
+    encode_chat,
+    prompt_ids,
+    with_template_kwargs,
+)
+from ondevice.data.formats import BadRow, to_chat, to_judged, to_pair, to_prompt, to_text
+from ondevice.data.row_keys import Record
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
+from ondevice.datasets.preview import show
+from ondevice.seam.protocols import Backend
 from tokenizer_kinds import KINDS, of_kind
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
@@ -281,6 +291,59 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(name: str) -> None:
         encode_chat(chat_of(user("Two?"), said("Five.", weight=0.5)), tokenizer)
 
 
+FLAGS = {"train": (False, True), "training": (False, True), "trainable": (0, 1), "train_on_turn": (False, True),
+         "loss": (False, True), "masked": (True, False), "mask": (1, 0), "weight": (0, 1)}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_turn_that_says_in_another_programs_words_that_it_is_not_learned_is_not(flag: str) -> None:
+    no, yes = FLAGS[flag]
+    row = Record.of({"conversations": [{"from": "human", "value": "Two and two?", flag: no},
+                                       {"from": "gpt", "value": "Five.", flag: no}, user("Sure?"),
+                                       {"from": "gpt", "value": "No, four.", flag: yes}, user("And one?"),
+                                       said("Five.")]})
+    rows = encode_chat(to_chat(row)["messages"], small_tokenizer())
+    [text] = learned(rows, small_tokenizer())
+    assert "No, four." in text and text.count("Five.") == 1 and not list(row.unused())
+    with pytest.raises(BadRow, match="message 2 is not to be learned, and of plain text every token is"):
+        to_text({"messages": [user("Two?"), said("Five.", **{flag: no})]})
+    pair = {"prompt": "Two?", "chosen": [said("Two.")], "rejected": [said("Five.", **{flag: no})]}
+    with pytest.raises(BadRow, match="a response is not to be learned"):
+        to_pair(pair)
+    with pytest.raises(BadRow, match="a response is not to be learned"):
+        to_judged({"prompt": "Two?", "completion": pair["rejected"], "label": True})
+    assert to_prompt({"messages": [user("Two?"), said("Two.", **{flag: no}), user("Sure?")]})[0][1]["weight"] == 0
+
+
+@pytest.mark.parametrize(("messages", "why"), [
+    ([user("a"), said("b", train=False, weight=1)], "train and weight contradict each other"),
+    ([user("a"), said("b", train=True, masked=True)], "train and masked contradict each other"),
+    ([user("a"), said("b", train=True, weight=0.5)], "has the weight 0.5"),
+    ([user("a"), said("b", train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}])],
+     "message 2 has train_detail: a part of a message cannot be learned"),
+    ([user("a"), said("b", train="no")], "messages.train is there"),
+    ([user("a"), said("b", masked="yes")], "messages.masked is there"),
+    ([{**user("a"), "train": True}, said("b")], r"message 1, of the user, is to be learned \(train\)")])
+def test_what_cannot_be_learned_as_it_says_refuses_the_row(messages: list[dict[str, Any]], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        to_chat({"messages": messages})
+
+
+def test_a_loss_that_was_measured_is_no_flag() -> None:
+    row = Record.of({"messages": [user("a"), said("b", loss=0.31, train_detail=[])]})
+    assert "weight" not in to_chat(row)["messages"][1] and list(row.unused()) == ["messages.loss"]
+
+
+def test_data_show_marks_nothing_of_a_turn_that_is_not_to_be_learned(tmp_path: Path, backend: Backend) -> None:
+    folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
+    row = {"messages": [{**user("Cold?"), "train": False}, said("Yes.", train=False), user("Sure?"),
+                        said("No.", train=True)]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(row) + "\n")
+    shown = show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=str(folder)))
+    marked = "".join(text for text, is_learned in shown["examples"][0]["tokens"] if is_learned)
+    assert "No." in marked and "Yes." not in marked and not shown["unused"] and shown["used"] == 1
+
+
 def test_a_rows_names_for_its_template_reach_it() -> None:
     tokenizer = load("qwen3")
     chat = chat_of(user("Is it cold?"), chat_template_kwargs={"enable_thinking": False})
@@ -328,6 +391,36 @@ def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
             config(**given, chat_template_kwargs=value).check()
 
 
+@pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
+def test_the_setting_may_be_a_mapping(config: Any) -> None:
+    given: dict[str, Any] = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
+    as_text = config(**given, chat_template_kwargs='{"enable_thinking": false}')
+    as_mapping = {**given, "chat_template_kwargs": {"enable_thinking": False}}
+    assert config(**as_mapping) == from_mapping(config, as_mapping) == as_text and hash(config(**as_mapping))
+    assert from_mapping(config, to_mapping(as_text)) == as_text
+    assert from_mapping(config, {**given, "chat_template_kwargs": {}}).chat_template_kwargs == ""
+    for value, why in (({1: "a"}, "1 is not a name"), ({"a": float("nan")}, "cannot be written as JSON"),
+                       ({"a": {1, 2}}, "cannot be written as JSON"), ({"tools": []}, "cannot give tools"),
+                       (["a"], "expected text")):
+        with pytest.raises(UserError, match=why) as error:
+            from_mapping(config, {**given, "chat_template_kwargs": value}, "tiny.yaml: here")
+        assert error.value.where == "tiny.yaml: here.chat_template_kwargs"
+
+
+def test_a_recipe_may_give_the_setting_as_keys_and_values(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages:\n  sft:\n    model: m\n    data: d\n    chat_template_kwargs:\n"
+                      "      enable_thinking: false\n      level: [1, high]\n")
+    want = '{"enable_thinking": false, "level": [1, "high"]}'
+    found = load_recipe(str(recipe))
+    assert found.stages["sft"].chat_template_kwargs == want  # type: ignore[attr-defined]
+    assert parse_yaml(dump_yaml(found.mapping()), "")["stages"]["sft"]["chat_template_kwargs"] == want
+    for change in ('={"enable_thinking": true}', ".enable_thinking=true"):
+        change = f"sft.chat_template_kwargs{change}"
+        kwargs = load_recipe(str(recipe), [change]).stages["sft"].chat_template_kwargs  # type: ignore[attr-defined]
+        assert json.loads(kwargs)["enable_thinking"] is True
+
+
 def test_a_setting_without_effect_is_refused() -> None:
     kwargs = '{"enable_thinking": false}'
     with pytest.raises(UserError, match="no chat template"):
@@ -363,7 +456,7 @@ def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path
     (tmp_path / "chats.jsonl").write_text("\n".join([row] * 20))
     settings: dict[str, Any] = {"steps": 1, "batch_size": 1, "sequence_length": 24, "backend": backend.name,
                                 "device": "cpu"}
-    with pytest.raises(UserError, match="weight 0 is not to be learned"):
+    with pytest.raises(UserError, match="a turn is not to be learned"):
         od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
     od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
-from ondevice.data.mixture import Joined, Lazy, Source, mixed, one_after_another, sources
+from ondevice.common.errors import UserError
+from ondevice.data.mixture import DataSource, Joined, Lazy, epoch_order, one_after_another, sources
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
 from test_resume import same as same_weights
 from test_resume import weights
@@ -36,19 +36,19 @@ SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=4)
                                                                                          ("a.jsonl", 1.0)]),
     ("", [("", None)])])
 def test_sources_are_named_with_or_without_weights(named: str, found: list[tuple[str, float | None]]) -> None:
-    assert sources(named) == tuple(Source(*each) for each in found)
+    assert sources(named) == tuple(DataSource(*each) for each in found)
 
 
 def test_a_file_may_be_called_like_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:1,b:2").touch()
-    assert sources("a:1,b:2") == (Source("a:1,b:2"),)
+    assert sources("a:1,b:2") == (DataSource("a:1,b:2"),)
     for name in ("a", "b"):
         Path(name).touch()
-    assert sources("a,b") == (Source("a"), Source("b")) and sources("a:1,b:3")[1] == Source("b", 3.0)
-    assert sources(",".join(["a"] * 200)) == (Source("a"),) * 200
+    assert sources("a,b") == (DataSource("a"), DataSource("b")) and sources("a:1,b:3")[1] == DataSource("b", 3.0)
+    assert sources(",".join(["a"] * 200)) == (DataSource("a"),) * 200
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources("~/a:1,~/b:1")[1] == Source(f"{tmp_path}/b", 1.0) and sources("~/a") == (Source(f"{tmp_path}/a"),)
+    assert sources("~/a:1,~/b:1")[1] == DataSource(f"{tmp_path}/b", 1.0) and sources("~/a") == (DataSource(f"{tmp_path}/a"),)
 
 
 @pytest.mark.parametrize("named, match", [
@@ -68,7 +68,7 @@ def test_what_is_wrong_with_a_mixture_is_named(named: str, match: str, tmp_path:
 @pytest.mark.parametrize("weights", [[1e9, 1.0], [1e23, 1.0], [1e-18, 1.0]])
 def test_weights_out_of_all_proportion_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError, match="would read one source"):
-        mixed([30, 12], weights, 0)
+        epoch_order([30, 12], weights, 0)
 
 
 def test_joined_arrays_are_one(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_joined_arrays_are_one(tmp_path: Path) -> None:
 @given(SIZES, st.data())
 def test_an_epoch_holds_every_row_and_the_shares_that_were_asked_for(sizes: list[int], data: st.DataObject) -> None:
     given_weights = data.draw(st.lists(st.floats(0.1, 9), min_size=len(sizes), max_size=len(sizes)))
-    order = mixed(sizes, given_weights, 3)
+    order = epoch_order(sizes, given_weights, 3)
     firsts = np.cumsum([0, *sizes])
     counts = np.bincount(order, minlength=firsts[-1])
     assert counts.min() >= 1
@@ -98,12 +98,12 @@ def test_an_epoch_holds_every_row_and_the_shares_that_were_asked_for(sizes: list
     half = order[:len(order) // 2]
     for n, part in enumerate(parts):
         assert abs(((half >= firsts[n]) & (half < firsts[n + 1])).sum() - part.sum() / 2) <= len(sizes)
-    assert (mixed(sizes, given_weights, 3) == order).all()
+    assert (epoch_order(sizes, given_weights, 3) == order).all()
 
 
 def test_one_source_is_itself_and_without_weights_each_row_comes_once() -> None:
-    assert mixed([4], [0.3], 0).tolist() == [0, 1, 2, 3]
-    assert sorted(mixed([3, 5], [None, None], 0)) == list(range(8))
+    assert epoch_order([4], [0.3], 0).tolist() == [0, 1, 2, 3]
+    assert sorted(epoch_order([3, 5], [None, None], 0)) == list(range(8))
     assert sorted(one_after_another([["a"], [], ["b", "c"]])) == ["a", "b", "c"]
 
 

@@ -13,15 +13,15 @@ from trl.data_utils import maybe_extract_prompt
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
 from ondevice.data.formats import BadRow, to_chat, to_label, to_pair, to_prompt, to_text
+from ondevice.data.preference_batches import to_tokens
 from ondevice.data.readers import read
-from ondevice.data.record import CONTENT, HARMLESS, Record
-from ondevice.data.token_pairs import to_tokens
-from ondevice.errors import UserError
-from ondevice.preview import render
-from ondevice.stages.reward import scored
+from ondevice.data.row_keys import CONTENT, HARMLESS, Record
+from ondevice.datasets.preview import render
+from ondevice.seam.select import load_backend
+from ondevice.stages.reward import score_batch
 
 USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -309,7 +309,7 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
     pair = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
     made = [to_pair({**pair, "strength": 2, "raters": ["ann"]}), to_pair({**pair, "margin": "-0.5"}), to_pair(pair)]
     pairs = [to_tokens(row, small_tokenizer()) for row in made]
-    batch = scored([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
+    batch = score_batch([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
     assert batch["margin"].tolist() == pytest.approx([0.3, -0.5, 0])
     for name, value in (("strength", 0), ("strength", True), ("margin", "wide"), ("margin", float("inf"))):
         with pytest.raises(BadRow, match=name):

@@ -19,16 +19,18 @@ import numpy as np
 import pytest
 
 import ondevice as od
-from ondevice import cli, talk
-from ondevice.backend import load_backend
+from ondevice import cli
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import shapes
+from ondevice.inference import chat as talk
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.shapes import shapes
+from ondevice.seam.select import load_backend
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -113,7 +115,7 @@ def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyP
         assert cli.make_config(verb, RunsConfig, cli.take_apart(verb, RunsConfig, words[1:]))
         return
     monkeypatch.setattr(od, verb.function, stand_in)
-    monkeypatch.setattr("ondevice.preview.render", lambda *_: "")
+    monkeypatch.setattr("ondevice.datasets.preview.render", lambda *_: "")
     if verb.render:
         monkeypatch.setattr(verb.render.replace(":", "."), str)
     assert cli.main(words) == 0
@@ -140,7 +142,7 @@ def test_generate_from_a_shell(trained: tuple[Path, dict[str, Any], str], monkey
     assert len(set(want)) == 2
     line = ["generate", "runs/mine", "--max-new-tokens", "20", "--samples", "2", "--top-k", "50", "--seed", "3"]
     done = command(*line, "Once upon", cwd=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, inert("\n\n".join(want)) + "\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, sanitize("\n\n".join(want)) + "\n", "")
     done = command(*line, "--json", cwd=folder, typed="Once upon")
     assert (done.returncode, strict_json(done.stdout), done.stderr) == (0, {"completions": want}, "")
 
@@ -263,14 +265,14 @@ LIKELIEST = ("--temperature", "0")
 
 
 def harmless(text: str) -> bool:
-    return inert(text, limit=None) == text
+    return sanitize(text, limit=None) == text
 
 
 @pytest.mark.parametrize("arguments", [("hello",), ("Hi!", "--chat")])
 def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, arguments: tuple[str, ...]) -> None:
     assert not harmless(HOSTILE)
     code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST)
-    assert (code, out, err) == (0, inert(HOSTILE) + "\n", "")
+    assert (code, out, err) == (0, sanitize(HOSTILE) + "\n", "")
     assert out == "␛[2J␍␀␇\\u202e\\u009b\\ufeff`|<b>\n"
     code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST, "--json")
     assert code == 0 and out.isascii() and harmless(out)
@@ -281,20 +283,20 @@ def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, ar
 def test_a_conversation_from_a_pipe(place: Path) -> None:
     line = ["chat", "parrot", *LIKELIEST, "--system", "Be \x1b brief."]
     done = command(*line, cwd=place, typed="Hi!\nAnd \x1b[1m you?\n")
-    assert (done.returncode, done.stdout) == (0, f"{inert(HOSTILE)}\n" * 2)
+    assert (done.returncode, done.stdout) == (0, f"{sanitize(HOSTILE)}\n" * 2)
     assert done.stderr == "An empty line or Ctrl-D ends the conversation.\n"
 
 
 def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi!\n\nnobody hears this\n"))
-    assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{inert(HOSTILE)}\n")
+    assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{sanitize(HOSTILE)}\n")
 
 
 def test_a_pipe_that_knows_no_unicode_gets_escapes(place: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST], cwd=place,
                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode("ascii") == inert(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
+    assert done.stdout.decode("ascii") == sanitize(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
 
 
 class Screen(io.StringIO):
@@ -308,7 +310,7 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, m
         monkeypatch.setattr(sys, name, stream)
     said = iter(["Hi! " * 5000, "Hi!", ""])
     talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
-    assert shown.getvalue() == inert(HOSTILE) + "\n"
+    assert shown.getvalue() == sanitize(HOSTILE) + "\n"
     assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
 
 
@@ -344,6 +346,34 @@ def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, mo
     assert "The context is full: the answer ends here." in told.getvalue()
 
 
+def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept" / "chat.jsonl"
+    asked: list[list[dict[str, Any]]] = []
+    fits = talk.fitting_ids
+
+    def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
+        asked.append([*first, *turns])
+        return fits(first, turns, model, longest)
+    monkeypatch.setattr(talk, "fitting_ids", watched)
+
+    def speak(*said: str, **more: Any) -> None:
+        lines = iter([*said, ""])
+        talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=3, save=str(file), **more),
+                  lambda _: next(lines))
+
+    speak("Hi!", system="Be kind.")
+    speak("And?")
+    assert [turn["role"] for turn in asked[1]] == ["system", "user", "assistant", "user"]
+    assert "goes on, after 2 turns" in capsys.readouterr().err
+    row = json.loads(file.read_text())
+    assert [turn["content"] for turn in row["messages"]][:2] == ["Be kind.", "Hi!"] and len(row["messages"]) == 5
+    assert row["model"] == str(place / "parrot") and row["sampling"]["max_new_tokens"] == 3
+    with pytest.raises(UserError, match="has other instructions"):
+        speak("Hi!", system="Be rude.")
+    assert json.loads(file.read_text()) == row
+
+
 @pytest.mark.slow
 def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
     """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and in report.md."""
@@ -355,8 +385,8 @@ def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
         "model": "parrot", "data": data.name, "steps": 1, "sequence_length": 64, "learning_rate": 1e-9}}}))
     code, printed, err = typed("run", recipe.name, "--out", out)
     assert code == 0, err
-    assert harmless(printed) and printed.count(inert(HOSTILE)) == 3  # a prompt and two answers
-    assert harmless(err) and inert(BAD_NAME) in err and "1 of 151 rows could not be used" in err
+    assert harmless(printed) and printed.count(sanitize(HOSTILE)) == 3  # a prompt and two answers
+    assert harmless(err) and sanitize(BAD_NAME) in err and "1 of 151 rows could not be used" in err
     report = (place / out / "report.md").read_text()
     assert harmless(report) and report.startswith("# x␛\\[31m\\\\u202e\\|\\<i\\>\n") and report.count("␛\\[2J␍") == 3
     kept = json.loads((place / out / "sft" / "done.json").read_text())
@@ -365,7 +395,7 @@ def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
     code, printed, err = typed("runs", "report", out)
     assert (code, printed, err) == (0, report.rstrip("\n") + "\n", "")
     code, printed, err = typed("runs", "--folder", ".")
-    assert code == 0 and harmless(printed) and inert(f"{out}\n  sft") in printed
+    assert code == 0 and harmless(printed) and sanitize(f"{out}\n  sft") in printed
     code, printed, err = typed("run", recipe.name, "--out", out)
     assert code == 2 and harmless(err) and "holds a run already" in err
     code, printed, err = typed("run", recipe.name, "--out", out, "--resume")
@@ -392,7 +422,7 @@ def test_a_vocabulary_cannot_smuggle_in_a_sequence(typed: Typed, place: Path) ->
     token = tokenizer.inner.token_to_id(HOSTILE)
     chain(place / "vocabulary", tokenizer, {tokenizer.encode("o")[0]: token, token: tokenizer.eos_id})
     assert od.generate(model=place / "vocabulary", prompt="hello", temperature=0) == [HOSTILE]
-    assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, inert(HOSTILE) + "\n", "")
+    assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, sanitize(HOSTILE) + "\n", "")
 
 
 def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +431,7 @@ def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(od, "evaluate", broken)
     code, out, err = typed("eval", "parrot")
-    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {inert(HOSTILE)}\n")
+    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {sanitize(HOSTILE)}\n")
 
 
 def test_a_model_that_went_wrong_still_gives_json(typed: Typed, place: Path) -> None:

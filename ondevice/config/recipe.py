@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
 from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
-from ondevice.errors import UserError, nearest
 
 STAGES: Mapping[str, type[StageConfig]] = {
     "init": InitConfig, "pretrain": PretrainConfig, "classify": ClassifyConfig, "sft": SFTConfig,

@@ -7,14 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.classes import NO_LABEL, LabelledText
-from ondevice.data.record import Record, carries
-
-if TYPE_CHECKING:
-    from ondevice.data.readers import Rows
+from ondevice.data.class_labels import NO_LABEL, LabelledText
+from ondevice.data.readers import Rows
+from ondevice.data.row_keys import Record, carries
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -31,6 +29,11 @@ _JSON = (str, int, float, bool, list, Mapping)
 _SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a message says beside its content
 _TEMPLATES_READ = ("name", "tool_call_id", "weight", *_SAID)
 """What every template is helped to read of a message, or the loss: see rendering.py and learned_ranges.py."""
+_FLAGS = {"train": True, "training": True, "trainable": True, "train_on_turn": True, "loss": True, "masked": False,
+          "mask": False}
+"""Keys of a message that say by a truth whether it is learned (axolotl's train, ms-swift's and XTuner's loss) or not
+(torchtune's masked). They become its weight, OpenAI's key for it."""
+_IN_PARTS = ("train_detail",)  # axolotl's: which characters of a message are learned
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
@@ -78,7 +81,9 @@ def to_text(row: Row) -> str:
         if not text:
             raise BadRow("the text is empty")
         return text
-    messages = to_chat(row)["messages"]
+    messages = _whole_chat(row)["messages"]
+    if left := [n for n, message in enumerate(messages, 1) if message.get("weight") == 0]:
+        raise BadRow(f"message {left[0]} is not to be learned, and of plain text every token is")
     if apart := [name for name in (TOOLS, KWARGS) if name in messages[0]]:
         raise BadRow(f"plain text has no place for {apart[0]} (sft takes chats)")
     return "\n\n".join(_content_alone(message, "plain text") for message in messages)
@@ -108,10 +113,21 @@ def _columns(row: Row, wanted: str, setting: str) -> str:
     return f": the columns are {', '.join(map(str, row))} (name one with --{setting})"
 
 
-@accounted
-def to_chat(row: Record) -> Chat:
+def to_chat(row: Row) -> Chat:
     """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question;
-    what its columns say of a system prompt, of earlier turns and of tools is in it."""
+    what its columns say of a system prompt, of earlier turns and of tools is in it. A message that is read and not
+    learned has the weight 0."""
+    made = _whole_chat(row)
+    for number, message in enumerate(made["messages"], 1):
+        said = [name for name, learned in _FLAGS.items() if _is_flag(message.get(name)) and message[name] == learned]
+        if said and message["role"] != "assistant":
+            raise BadRow(f"message {number}, of the {message['role']}, is to be learned ({said[0]}): only what an "
+                         "assistant says is")
+    return made
+
+
+@accounted
+def _whole_chat(row: Record) -> Chat:
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         raise BadRow("label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
                      " learn the bad ones too")
@@ -329,6 +345,8 @@ def _response(said: list[Chat]) -> str:
     """May be empty: to say nothing, and stop, is a response that people rate."""
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise BadRow("a response is one text, or one message of the assistant")
+    if said[0].get("weight") == 0:
+        raise BadRow("a response is not to be learned, and every response is")
     return str(_content_alone(said[0], "a response"))
 
 
@@ -410,6 +428,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
                 if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
         for name in _TEMPLATES_READ:
             entry.get(name)
+        if (learned := _learned(entry, f"{key}: message {number}")) is not None:
+            kept["weight"] = int(learned)
         if speaker.lower() == "function_call":
             kept["tool_calls"], content = _calls(content, f"{key}: message {number}"), None
         elif "function_call" in entry:
@@ -420,6 +440,31 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
             content = _content(content, f"{key}: message {number}")
         messages.append({"role": role, "content": content, **kept})
     return messages
+
+
+def _learned(entry: Record, what: str) -> bool | None:
+    """Whether a message is to be learned; None where it does not say. Raises BadRow where it says both, or says it of
+    parts of itself."""
+    found = {name: value == learned for name, learned in _FLAGS.items() if _is_flag(value := dict.get(entry, name))}
+    for name in found:
+        entry.get(name)
+    if parts := [name for name in _IN_PARTS if entry.get(name)]:
+        raise BadRow(f"{what} has {parts[0]}: a part of a message cannot be learned by itself")
+    if not found:
+        return None
+    if (weight := dict.get(entry, "weight")) in (0, 1):
+        found["weight"] = weight == 1
+    first = next(iter(found))
+    if other := [name for name in found if found[name] != found[first]]:
+        raise BadRow(f"{what} is to be learned and is not: {first} and {other[0]} contradict each other")
+    if weight not in (None, 0, 1):
+        raise BadRow(f"{what} has the weight {weight!r:.40}: it is 0 (read, not learned) or 1")
+    return found[first]
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether a value is a truth: a loss that somebody has measured is none."""
+    return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
 
 
 def _said(value: Any, role: str, key: str) -> list[Chat]:

@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ondevice.data.classes import NO_LABEL, class_columns, with_names
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.data.class_labels import NO_LABEL, class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
-from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
-from ondevice.data.record import Record, telling
-from ondevice.errors import UserError
+from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
+from ondevice.data.row_keys import Record, telling
 
 Row = dict[str, Any]
-Found = tuple[Record, str]
+RecordAndPlace = tuple[Record, str]
 
 LIMIT = 0.01
 _CHUNK = 1 << 20
@@ -121,7 +122,7 @@ class Rows:
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[RecordAndPlace]:
         self.seen, self.unlabelled, self.rejected, self.notes, whole = 0, 0, [], [*self._of_files], 0
         self._unused, self._open = {}, None
         for item, where in self._found():
@@ -155,6 +156,14 @@ class Rows:
     def telling(self) -> str:
         """One line for people on what was not used, and of what is to be noted; empty where there is nothing to say."""
         return "; ".join(filter(None, (telling(self.unused), *self.notes)))
+
+    def remarks(self) -> list[str]:
+        """What to say of the rows to a person, once they were read: those that could not be used, with the first one
+        and its reason, and what of the others was not used."""
+        bad = f"{len(self.rejected)} of {self.seen} rows could not be used" if self.rejected else ""
+        if bad:
+            bad += f" (first: {self.rejected[0].where}: {self.rejected[0].reason})"
+        return [told for told in (bad, self.telling()) if told]
 
     def _close(self) -> None:
         """Whoever asks for the next row is through with this one."""
@@ -437,8 +446,6 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        from ondevice.distribution import install_hint
-
         raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0
     try:
