@@ -8,7 +8,7 @@
     print(od.generate(model=model, prompt="Once upon a time", max_new_tokens=40)[0])
 
 Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of the model that they
-made, an ordinary Hugging Face folder. What the input is at fault for raises `ondevice.errors.UserError`.
+made, an ordinary Hugging Face folder. What the input is at fault for raises `od.UserError`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ondevice.common.errors import UserError
 
 if TYPE_CHECKING:
     from ondevice.config.hub import ExportConfig, PullConfig, PushConfig
@@ -33,18 +35,20 @@ if TYPE_CHECKING:
         RatingsConfig,
         WorkerConfig,
     )
-    from ondevice.hub_push import Tell
+    from ondevice.publishing.push import Tell
 
-__all__ = ["chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill", "generate", "grpo", "init",
-           "label", "manage_ratings", "merge", "ppo", "pretrain", "pull", "push", "quantize", "rate", "reward", "run",
-           "sample", "serve", "sft", "show_data"]
+__all__ = [
+    "UserError", "chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill",
+    "generate", "grpo", "init", "label", "manage_ratings", "merge", "ppo", "pretrain", "pull",
+    "push", "quantize", "rate", "reward", "run", "sample", "serve", "sft", "show_data",
+]
 
 
 def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
         device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
         redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
-    """All stages of a recipe; returns the run folder. See `ondevice.pipeline.run`."""
-    from ondevice.pipeline import run as function
+    """All stages of a recipe; returns the run folder. See `ondevice.stages.pipeline.run`."""
+    from ondevice.stages.pipeline import run as function
 
     return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
                     redo=redo, preference=preference, arch=arch)
@@ -132,56 +136,62 @@ def merge(adapter: str | Path, out: str | Path) -> Path:
 def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,
              **fields: Any) -> list[str]:
     """Continuations of a prompt (fields of `GenerateConfig`). Make it inert before showing it."""
-    from ondevice import talk
     from ondevice.config.use import GenerateConfig
+    from ondevice.inference.chat import generate as function
 
-    return talk.generate(_made(GenerateConfig, fields, cfg), write)
+    return function(_made(GenerateConfig, fields, cfg), write)
 
 
 def chat(*, cfg: ChatConfig | None = None, **fields: Any) -> None:
     """A conversation in the terminal (fields of `ChatConfig`)."""
-    from ondevice import talk
     from ondevice.config.use import ChatConfig
+    from ondevice.inference.chat import chat as function
 
-    talk.chat(_made(ChatConfig, fields, cfg))
+    function(_made(ChatConfig, fields, cfg))
 
 
 def fill(*, cfg: FillConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """What may stand in place of each [MASK] of a text (fields of `FillConfig`). See `ondevice.filling.fill`."""
+    """What may stand in place of each [MASK] of a text (fields of `FillConfig`).
+
+    See `ondevice.inference.fill_mask.fill`.
+    """
     from ondevice.config.use import FillConfig
-    from ondevice.filling import fill as function
+    from ondevice.inference.fill_mask import fill as function
 
     return function(_made(FillConfig, fields, cfg))
 
 
 def label(*, cfg: LabelConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """Which class a text is of (fields of `LabelConfig`). See `ondevice.labelling.label`."""
+    """Which class a text is of (fields of `LabelConfig`). See `ondevice.inference.label.label`."""
     from ondevice.config.use import LabelConfig
-    from ondevice.labelling import label as function
+    from ondevice.inference.label import label as function
 
     return function(_made(LabelConfig, fields, cfg))
 
 
 def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """The same prompts answered by two models (fields of `CompareConfig`). See `ondevice.comparing.compare`."""
-    from ondevice.comparing import compare as function
+    """The same prompts answered by two models (fields of `CompareConfig`).
+
+    See `ondevice.inference.side_by_side.compare`.
+    """
     from ondevice.config.use import CompareConfig
+    from ondevice.inference.side_by_side import compare as function
 
     return function(_made(CompareConfig, fields, cfg))
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
-    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.worker`."""
+    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.inference.worker`."""
     from ondevice.config.use import WorkerConfig
-    from ondevice.worker import serve as function
+    from ondevice.inference.worker import serve as function
 
     function(_made(WorkerConfig, fields, cfg))
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.evaluating.evaluate`."""
+    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.evaluation.evaluate.evaluate`."""
     from ondevice.config.use import EvalConfig
-    from ondevice.evaluating import evaluate as function
+    from ondevice.evaluation.evaluate import evaluate as function
 
     return function(_made(EvalConfig, fields, cfg))
 
@@ -189,9 +199,9 @@ def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
 def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig | None = None,
               **fields: Any) -> dict[str, Any]:
     """Examples of some data as a model will see them, and counts (fields of `DataConfig`): {"form", "rows", "used",
-    "cut", "skipped", "tokens", "learned", "examples", …}. See `ondevice.preview.show`."""
+    "cut", "skipped", "tokens", "learned", "examples", …}. See `ondevice.datasets.preview.show`."""
     from ondevice.config.use import DataConfig
-    from ondevice.preview import show as function
+    from ondevice.datasets.preview import show as function
 
     given = {"action": "show", "data": str(data), "model": str(model), **fields}
     return function(_made(DataConfig, given, cfg))
@@ -199,18 +209,18 @@ def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig 
 
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database itself is
-    `ondevice.ratings.Ratings`."""
+    `ondevice.preferences.database.Ratings`."""
     from ondevice.config.use import RateConfig
-    from ondevice.rating import rate as function
+    from ondevice.preferences.terminal import rate as function
 
     return function(_made(RateConfig, fields, cfg))
 
 
 def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[str, Any]:
     """Statistics of votes, their export and import (fields of `RatingsConfig`): the command `ratings`, which cannot
-    give its name to a function beside the module `ondevice.ratings`."""
+    give its name to a function beside the module `ondevice.preferences.database`."""
     from ondevice.config.use import RatingsConfig
-    from ondevice.rating_files import manage as function
+    from ondevice.preferences.import_export import manage as function
 
     return function(_made(RatingsConfig, fields, cfg))
 
@@ -220,7 +230,7 @@ def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = 
     """Sends a model, a run or its ratings to the Hub in one commit (fields of `PushConfig`); private unless `public`.
     `tell` hears each step. Returns {"repo", "url", "commit", …}, of a dry run what would be sent."""
     from ondevice.config.hub import PushConfig
-    from ondevice.hub_push import push as function
+    from ondevice.publishing.push import push as function
 
     return function(_made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}, cfg), tell)
 
@@ -229,7 +239,7 @@ def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None 
          **fields: Any) -> dict[str, Any]:
     """Gets a model, an adapter or a data set from the Hub (fields of `PullConfig`), verified. Returns {"path", …}."""
     from ondevice.config.hub import PullConfig
-    from ondevice.hub_pull import pull as function
+    from ondevice.hub.pull import pull as function
 
     return function(_made(PullConfig, {"repo_id": repo_id, **fields}, cfg), tell)
 
@@ -245,13 +255,13 @@ def export(model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = N
 
 def doctor() -> dict[str, Any]:
     """Backends, device, memory, and what would be chosen."""
-    from ondevice.machine import doctor as function
+    from ondevice.seam.doctor import doctor as function
 
     return function()
 
 
 def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]) -> Path:
-    from ondevice.pipeline import run_one
+    from ondevice.stages.pipeline import run_one
 
     return run_one(name, _made(cls, fields, cfg))
 
@@ -263,8 +273,8 @@ _UNSAID: dict[str, tuple[Any, ...]] = {"model": ("",), "reward_model": ("",), "d
 
 def _made(cls: type, fields: dict[str, Any], cfg: Any = None) -> Any:
     """The settings: `cfg` where it is given, which then says all. Raises UserError for a field beside it."""
+    from ondevice.common.errors import UserError
     from ondevice.config.load import from_mapping
-    from ondevice.errors import UserError
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
     if cfg is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ondevice.launch import leave_working_folder
+from ondevice.common.launch import leave_working_folder
 
 leave_working_folder()  # `-m` searches it first, and a person's folder may hold a `yaml.py`
 

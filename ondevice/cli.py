@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ondevice.errors import Interrupted, UserError, nearest
+from ondevice.common.errors import Interrupted, UserError, nearest
+from ondevice.reports.report import report_text
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,23 @@ VERBS = {verb.name: verb for verb in (
     Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
          "generate"),
     Verb("fill", "Use", "guess what is hidden in a text: \"The [MASK] bird\"", f"{_USE}:FillConfig", ("model", "text"),
-         "fill", sets=False, render="ondevice.filling:render"),
+         "fill", sets=False, render="ondevice.inference.fill_mask:render"),
     Verb("label", "Use", "tell which class a text is of", f"{_USE}:LabelConfig", ("model", "text"), "label", sets=False,
-         render="ondevice.labelling:render"),
+         render="ondevice.inference.label:render"),
     Verb("compare", "Use", "the same prompts answered by two models, side by side", f"{_USE}:CompareConfig",
-         ("model", "other", "prompts"), "compare", sets=False, render="ondevice.comparing:render"),
+         ("model", "other", "prompts"), "compare", sets=False, render="ondevice.inference.side_by_side:render"),
     Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
          ("model",), "serve", sets=False, json=False),
     Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
     Verb("rate", "Prefer", "say which of two answers is better", f"{_USE}:RateConfig", ("ratings",), "rate",
-         json=False, render="ondevice.rating:render"),
+         json=False, render="ondevice.preferences.terminal:render"),
     Verb("ratings", "Prefer", "what the votes are worth; ratings export|import DB FILE, repair DB",
          f"{_USE}:RatingsConfig", ("action", "ratings", "file"), "manage_ratings",
-         render="ondevice.rating_files:render"),
+         render="ondevice.preferences.import_export:render"),
     Verb("push", "Share", "send a model, a run or its ratings to the Hugging Face Hub", f"{_HUB}:PushConfig",
-         ("model", "repo_id"), "push", sets=False, render="ondevice.hub_push:render"),
+         ("model", "repo_id"), "push", sets=False, render="ondevice.publishing.push:render"),
     Verb("pull", "Share", "get a model or a data set from the Hub, verified", f"{_HUB}:PullConfig", ("repo_id",),
-         "pull", sets=False, render="ondevice.hub_pull:render"),
+         "pull", sets=False, render="ondevice.hub.pull:render"),
     Verb("export", "Share", "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
          f"{_HUB}:ExportConfig", ("model",), "export", sets=False, render="ondevice.exports.export:render"),
     Verb("data", "Look", "data show FILE --model MODEL: examples as the model will see them, and counts",
@@ -90,7 +91,7 @@ VERBS = {verb.name: verb for verb in (
     Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
          sets=False),
     Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
-         render="ondevice.machine:render"),
+         render="ondevice.seam.doctor:render"),
 )}
 
 
@@ -105,15 +106,25 @@ class Line:
     help: bool = False
 
 
+TRACEBACK = "--traceback"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command."""
+    """The exit code of one command. `--traceback` among its words shows where a one-line error was raised."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags = words[:words.index("--")] if "--" in words else words
+    traced = TRACEBACK in flags
+    if traced:
+        words.remove(TRACEBACK)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _command(list(sys.argv[1:] if argv is None else argv))
+        code = _command(words)
         sys.stdout.flush()
         return code
     except UserError as error:
+        if traced:
+            _ours()
         _complain(str(error))
         return 2
     except Interrupted as stop:
@@ -149,7 +160,7 @@ def _command(argv: list[str]) -> int:
         print(help_text())
         return 0
     if argv[0] == "--version":
-        from ondevice.distribution import own_version
+        from ondevice.common.distribution import own_version
 
         print(f"ondevice {own_version()}")
         return 0
@@ -178,6 +189,7 @@ def help_text() -> str:
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.name:<10}{verb.help}")
     return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute",
+                      "Every command takes --traceback: where an error was raised, before its one line.",
                       "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place."])
 
 
@@ -247,8 +259,8 @@ def print_help(verb: Verb, cls: type | None) -> None:
         options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
     if verb.json:
         options.append("--json            print the result as JSON")
-    if options:
-        print("\nalso:\n  " + "\n  ".join(options))
+    options.append(f"{TRACEBACK}       where an error was raised, before its one line")
+    print("\nalso:\n  " + "\n  ".join(options))
 
 
 def _example(cls: type) -> str:
@@ -338,7 +350,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
     elif verb.name == "generate":
         _generate(function, config, line)
     elif verb.name == "data" and not line.json:
-        from ondevice.preview import render
+        from ondevice.datasets.preview import render
 
         print(render(function(cfg=config), config.color))  # harmless already: only the colours are not text
     else:
@@ -351,7 +363,7 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
 
 
 def _runs(config: Any, line: Line) -> None:
-    from ondevice import listing
+    from ondevice.runs import listing
 
     if config.action == "list":
         runs = listing.list_runs(config.folder)
@@ -359,7 +371,7 @@ def _runs(config: Any, line: Line) -> None:
         return
     run = listing.find_run(config.run, config.folder)
     if config.action == "report":
-        report = listing.report_text(run)
+        report = report_text(run)
         _print({"run": str(run.path), "report": report} if line.json else report.rstrip("\n"), line)
         return
     if not run.recipe.is_file():
@@ -374,20 +386,20 @@ def _print_run(folder: Path, line: Line) -> None:
         found = {name: str(file) if file.is_file() else None for name, file in (("report", report), ("page", page))}
         _print({"run": str(folder), **found}, line)
         return
-    from ondevice.inert import inert
-    from ondevice.report import ladder
-    from ondevice.runfolder import RunFolder
+    from ondevice.common.sanitize import sanitize
+    from ondevice.reports.report import ladder
+    from ondevice.runs.folder import RunFolder
 
-    print(inert(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
+    print(sanitize(f"{ladder(RunFolder(folder))}\n\nreport: {report}\npage: {page}", limit=None))
 
 
 def _generate(function: Any, config: Any, line: Line) -> None:
     if line.json:
         _print({"completions": list(function(cfg=config))}, line)
         return
-    from ondevice.inert import InertStream
+    from ondevice.common.sanitize import SanitizedStream
 
-    stream = InertStream()
+    stream = SanitizedStream()
 
     def write(piece: str) -> None:
         sys.stdout.write(stream.push(piece))
@@ -400,16 +412,16 @@ def _generate(function: Any, config: Any, line: Line) -> None:
 def _print(result: Any, line: Line) -> None:
     """A result on stdout, as JSON where that was asked for; text is made harmless first, since it may be a model's."""
     if line.json:
-        from ondevice.events import to_json
+        from ondevice.common.json_files import to_json
 
         print(to_json(result, indent=2))
         return
     if result is None:
         return
-    from ondevice.inert import inert
+    from ondevice.common.sanitize import sanitize
 
     text = "\n".join(_flat(result)) if isinstance(result, Mapping) else str(result)
-    print(inert(text, limit=None))
+    print(sanitize(text, limit=None))
 
 
 def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
@@ -432,19 +444,19 @@ def _ours() -> int:
     """Tells of the exception at hand, whose text may be a model's or a file's."""
     import traceback
 
-    from ondevice.hub import redacted
-    from ondevice.inert import inert
+    from ondevice.common.redact import redacted
+    from ondevice.common.sanitize import sanitize
 
-    sys.stderr.write(inert(redacted(traceback.format_exc()), limit=None))
+    sys.stderr.write(sanitize(redacted(traceback.format_exc()), limit=None))
     return 1
 
 
 def _complain(text: str) -> None:
-    from ondevice.hub import redacted
-    from ondevice.inert import inert
+    from ondevice.common.redact import redacted
+    from ondevice.common.sanitize import sanitize
 
     try:
-        sys.stderr.write(f"ondevice: {inert(redacted(' '.join(text.split())), newlines=False)}\n")
+        sys.stderr.write(f"ondevice: {sanitize(redacted(' '.join(text.split())), newlines=False)}\n")
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it

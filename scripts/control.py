@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 import ondevice as od
-from ondevice import events
-from ondevice.backend import load_backend
 from ondevice.config.recipe import load_recipe
-from ondevice.data.builtin import build
-from ondevice.exam import builtin_exam, reasoning
-from ondevice.models.folder import load_model
+from ondevice.data.builtin.corpus import build
+from ondevice.evaluation.held_out import builtin_exam, reasoning
+from ondevice.models.load import load_model
+from ondevice.runs import events
+from ondevice.seam.select import load_backend
 
 ROWS, WIDTH = 16, 128
 

@@ -29,16 +29,19 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
 import ondevice as od  # noqa: E402
-from ondevice.backend import Backend, load_backend  # noqa: E402
-from ondevice.data.chat import encode_chat, prompt_ids  # noqa: E402
-from ondevice.decoding import Generator, Sampling  # noqa: E402
+from ondevice.common.rng import normal  # noqa: E402
+from ondevice.data.chat_encoding import encode_chat, prompt_ids  # noqa: E402
 from ondevice.exports.compare import logits, prompt_of  # noqa: E402
-from ondevice.models.folder import Adapter, Model, load_model, write, write_model  # noqa: E402
-from ondevice.models.heads import with_head  # noqa: E402
-from ondevice.models.lora import INHERITED, Pair, placed  # noqa: E402
-from ondevice.models.names import matrices  # noqa: E402
-from ondevice.randomness import normal  # noqa: E402
-from ondevice.rollout import Scorer  # noqa: E402
+from ondevice.inference.generator import Generator, Sampling  # noqa: E402
+from ondevice.models.load import load_model  # noqa: E402
+from ondevice.models.lora import INHERITED, Pair, lora_tensors  # noqa: E402
+from ondevice.models.model import Adapter, Model  # noqa: E402
+from ondevice.models.save import write, write_model  # noqa: E402
+from ondevice.models.score_head import with_head  # noqa: E402
+from ondevice.models.shapes import matrices  # noqa: E402
+from ondevice.seam.protocols import Backend  # noqa: E402
+from ondevice.seam.select import load_backend  # noqa: E402
+from ondevice.training.sequence_logprobs import Scorer  # noqa: E402
 
 ASKED = ("What is 12 + 30?", "Tell me a short story about a cat.", "Where does Anna live?")
 MISSING = "–"
@@ -288,7 +291,7 @@ def _adapter(case: Case) -> tuple[Path, Model]:
         if name.endswith(("q_proj", "down_proj")):
             a, b = normal(0, f"{name} a", (4, inputs), inputs**-0.5), normal(0, f"{name} b", (outputs, 4), 0.02)
             pair = Pair(a, b, 2.0)
-            params |= placed(name, pair, INHERITED, case.backend)
+            params |= lora_tensors(name, pair, INHERITED, case.backend)
     model = replace(case.model, params=params, adapter=Adapter(str(case.folder)))
     if not folder.exists():
         folder.mkdir()

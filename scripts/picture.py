@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ondevice.events import read
-from ondevice.report import ladder
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.reports.report import ladder
+from ondevice.runs.events import read
+from ondevice.runs.folder import RunFolder, StageFolder
 
 WIDTH = 100
 PROMPTS = 4  # so many of the fixed prompts with their answers; the report has all

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from ondevice.ratings_store import FILE
+from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.app import OndeviceApp
 
 SCREENS = {"road": "road", "train": "train", "reasoning": "reason", "rate": "rate", "ladder": "ladder"}

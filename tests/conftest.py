@@ -36,7 +36,8 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from hub_client import server  # noqa: E402, F401
-from ondevice.backend import Backend, load_backend  # noqa: E402
+from ondevice.seam.protocols import Backend  # noqa: E402
+from ondevice.seam.select import load_backend  # noqa: E402
 
 # No deadline: a shared machine is slow now and then. The same examples every time: a failure can be seen again.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend
-from ondevice.losses import causal_lm_loss
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.network import network
+from ondevice.models.registry import ModelConfig
+from ondevice.seam.protocols import Backend
+from ondevice.training.losses import causal_lm_loss
 
 Array = np.ndarray
 Weights = dict[str, np.ndarray]

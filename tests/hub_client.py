@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from hub_server import TOKEN, HubServer, running
-from ondevice import hub
+from ondevice.hub import client
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
                    "HF_XET_CACHE": str(home / "xet"), "HF_TOKEN_PATH": str(home / "token")}
         for name, value in changed.items():
             monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(hub, "WAITS_S", (0.0, 0.0, 0.0))
+        monkeypatch.setattr(client, "WAITS_S", (0.0, 0.0, 0.0))
         patient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # the client's own tries
         monkeypatch.setattr("huggingface_hub.utils._http.time", patient)
         close_session()

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 import models
 from data_samples import small_tokenizer
-from ondevice.models.config import DecoderConfig
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.folder import RunFolder, StageFolder
 
 ALLOWED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 

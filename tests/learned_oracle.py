@@ -68,8 +68,9 @@ def _program(template: str) -> Any:
     return _compile_jinja_template(template)
 
 
-def render(template: str, named: dict[str, str], chat: Spoken, *, until: int | None = None) -> str | None:
-    """transformers' text of a chat; None where the template refuses it."""
+def render(template: str, named: dict[str, str], chat: Spoken, *, until: int | None = None,
+           prompt: bool = False) -> str | None:
+    """transformers' text of a chat; None where the template refuses it. `prompt`: with what opens the next answer."""
     messages = []
     for message in chat.messages[:until]:
         thought = next((message[key] for key in ("reasoning_content", "thinking", "reasoning") if key in message), None)
@@ -77,10 +78,27 @@ def render(template: str, named: dict[str, str], chat: Spoken, *, until: int | N
             "thinking": thought, **message, "reasoning_content": thought})
     try:
         text: str = _program(template).render(messages=messages, tools=chat.tools or None, documents=None,
-                                              add_generation_prompt=False, **named)
+                                              add_generation_prompt=prompt, **named)
     except Exception:  # templates are programs, and what they raise is a refusal whatever its kind
         return None
     return text
+
+
+def answers_in(template: str, named: dict[str, str], chat: Spoken, until: int) -> list[tuple[int, int]] | None:
+    """Where the answers stand in the text of the chat's first `until` messages: each is the difference of two
+    renderings, the chat up to it and the prompt for it. None where one is not the beginning of the other."""
+    text = render(template, named, chat, until=until)
+    places: list[tuple[int, int]] = []
+    for turn, message in enumerate(chat.messages[:until]):
+        if message["role"] != "assistant":
+            continue
+        prompt = render(template, named, chat, until=turn, prompt=True)
+        answered = render(template, named, chat, until=turn + 1)
+        if text is None or prompt is None or answered is None or not (
+                answered.startswith(prompt) and text.startswith(answered)):
+            return None
+        places.append((len(prompt), len(answered)))
+    return places
 
 
 def replaced(chat: Spoken, word: str) -> Spoken:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.names import shapes
+from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.models.shapes import shapes
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},

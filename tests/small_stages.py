@@ -12,10 +12,10 @@ import numpy as np
 
 import models
 from data_samples import small_tokenizer
-from ondevice.backend import Backend
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import write_model
-from ondevice.models.names import SCORE, shapes
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.save import write_model
+from ondevice.models.shapes import SCORE, shapes
+from ondevice.seam.protocols import Backend
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
 WORDS = ["Anna", "Ben", "Carla", "Rome", "Oslo", "red", "green", "pears", "apples", "12", "34", "46"]

@@ -10,10 +10,10 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.achieved import achieved, worse
-from ondevice.backend import load_backend
-from ondevice.report import ladder
-from ondevice.runfolder import RunFolder
+from ondevice.reports.achieved import achieved, worse
+from ondevice.reports.report import ladder
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.select import load_backend
 
 
 def test_in_words() -> None:

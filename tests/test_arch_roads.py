@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice import events
+from ondevice.common.errors import UserError
 from ondevice.config.recipe import load_recipe, recipe_for
-from ondevice.errors import UserError
+from ondevice.runs import events
 
 ARCHITECTURES = ("encoder", "seq2seq")
 

@@ -20,10 +20,10 @@ import pytest
 
 import ondevice
 from hub_server import HubServer, environment
-from ondevice import atomic
-from ondevice.checkpoint import whole_folder, write_file
-from ondevice.data.stored import made_once
-from ondevice.errors import UserError
+from ondevice.common import atomic
+from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder, write_file
+from ondevice.data.token_cache import made_once
 
 ODD = ["model", "a*b?c[d]", "-x", "näme\nof two lines", ".hidden", "a-0123456789abcdef"]
 
@@ -101,7 +101,7 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
 FILLS = """
     import sys
     from pathlib import Path
-    from ondevice.checkpoint import whole_folder
+    from ondevice.runs.checkpoint import whole_folder
     with whole_folder(Path(sys.argv[1])) as folder:
         (folder / "a").write_text("theirs")
         print("filling", flush=True)
@@ -127,7 +127,7 @@ def test_the_folder_of_a_living_process_stays_and_that_of_a_dead_one_goes(tmp_pa
 FORKS = """
     import os, sys, time
     from pathlib import Path
-    from ondevice.checkpoint import whole_folder
+    from ondevice.runs.checkpoint import whole_folder
     with whole_folder(Path(sys.argv[1])) as folder:
         (folder / "a").write_text("theirs")
         child = os.fork()
@@ -201,8 +201,8 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, TESTS)
     from pathlib import Path
-    from ondevice import atomic
-    from ondevice.checkpoint import write_file
+    from ondevice.common import atomic
+    from ondevice.common.files import write_file
     from test_atomic import fill
 
     folder, deadly = Path(sys.argv[1]), 0
@@ -259,7 +259,7 @@ def test_what_was_being_replaced_stays_where_a_person_has_put_something_else_in_
     code = """
         import os, sys
         from pathlib import Path
-        from ondevice.checkpoint import whole_folder
+        from ondevice.runs.checkpoint import whole_folder
         rename = os.rename
         def killed(source, target):
             if str(source).endswith(".new"):

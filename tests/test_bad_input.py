@@ -18,9 +18,9 @@ import pytest
 import models
 from data_samples import small_tokenizer
 from ondevice import cli
-from ondevice.backend import load_backend
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.models.folder import write_model
+from ondevice.models.save import write_model
+from ondevice.seam.select import load_backend
 
 CONTEXT = 32
 CHAT = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}\n'
@@ -74,9 +74,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "book.txt": "Anna lives in Rome. " * 100, "chats.jsonl": CHAT * 4,
         "empty.txt": "", "blank.jsonl": " \n\n\t\n", "blank.csv": "prompt,completion\n\n",
         "binary.txt": bytes(range(256)),
+        "semicolons.csv": "prompt;completion\na;b\nc;d\n",
+        "prompts.jsonl": '{"prompt": "hi"}\n' * 3,
+        "asked.jsonl": "".join(f'{{"messages": [{{"role": "user", "content": "hi {n}"}}]}}\n' for n in range(20)),
+        "said.jsonl": '{"messages": "hi"}\n' * 3, "bot.jsonl": CHAT.replace("assistant", "bot") * 3,
         "bad.jsonl": CHAT * 2 + '{"messages": [\n' + CHAT, "torn.jsonl": CHAT + CHAT[:20], "model.bin": b"\0",
         "typo.yaml": "stages:\n  sft: {model: m, data: chats.jsonl, stepz: 3}\n",
         "kind.yaml": "stages:\n  sft: {model: m, steps: many}\n", "stage.yaml": "stages:\n  stf: {}\n",
+        "listed.yaml": "stages:\n  - sft: {model: m, data: chats.jsonl}\n",
         "open.yaml": "stages: {\n", "headless.yaml": "stages:\n  sft: {data: chats.jsonl}\n", "bytes.yaml": b"\xff\0",
     }
     for name, content in files.items():
@@ -113,6 +118,7 @@ CASES = {
     "set without value": Case("run tiny --set sft.steps", "--set", "'sft.steps' is not KEY=VALUE", "for example"),
     "yaml key": Case("run typo.yaml", "typo.yaml: stages.sft", "unknown key 'stepz'", "did you mean 'steps'?"),
     "yaml stage": Case("run stage.yaml", "stage.yaml: stages", "unknown stage 'stf'", "did you mean 'sft'?"),
+    "yaml list": Case("run listed.yaml", "listed.yaml: stages", "is a list", "sft: {steps: 500}"),
     "yaml type": Case("run kind.yaml", "kind.yaml: stages.sft.steps", "'many'", "expected a whole number"),
     "yaml form": Case("run open.yaml", "open.yaml:2", "not valid YAML", "expected"),
     "yaml bytes": Case("run bytes.yaml", "bytes.yaml", "is not", "UTF-8 text"),
@@ -134,6 +140,14 @@ CASES = {
     "bad row": Case(f"sft m bad.jsonl {SFT}", "bad.jsonl:3", "not JSON", "mend"),
     "torn row": Case(f"sft m torn.jsonl {SFT}", "torn.jsonl:2", "cut off?", "mend"),
     "text for chats": Case(f"sft m book.txt {SFT}", "book.txt", "a text and no chat", "mend"),
+    "semicolons": Case(f"sft m semicolons.csv {SFT}", "semicolons.csv:1", "one column, 'prompt;completion'", "commas"),
+    "prompts for chats": Case(f"sft m prompts.jsonl {SFT}", "prompts.jsonl:1", "a prompt alone is for sample",
+                              "data show"),
+    "a text for messages": Case(f"sft m said.jsonl {SFT}", "said.jsonl:1", "messages is no list", "data show"),
+    "role": Case(f"sft m bot.jsonl {SFT}", "bot.jsonl:1", "('bot'): a role is system", "data show"),
+    "chats for problems": Case("grpo m chats.jsonl --out o", "chats.jsonl:1", "answer (it has messages)", "data show"),
+    "no answers": Case(f"sft m asked.jsonl {SFT}", "data", "no chat has a token to learn",
+                       "none has a message of the assistant's"),
     "no folder": Case("generate gone hi", "gone", "no such folder", "give a Hugging Face model folder"),
     "no folder to train": Case(f"sft gone chats.jsonl {SFT}", "gone", "no such folder", "give a Hugging Face"),
     "a file for a model": Case("generate book.txt hi", "book.txt", "is a file, no folder", "give a Hugging Face"),
@@ -213,7 +227,7 @@ def test_nothing_is_left_by_what_was_refused_at_the_door(place: Path, capfd: pyt
 HOLDER = """
 import sys
 from pathlib import Path
-from ondevice.runfolder import StageFolder
+from ondevice.runs.folder import StageFolder
 with StageFolder(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.read()

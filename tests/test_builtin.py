@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from ondevice.common.errors import UserError
 from ondevice.config.corpus import LEAST, POOLS, ChatShares, CorpusConfig, DocumentShares
 from ondevice.config.load import from_mapping
-from ondevice.data.builtin import Corpus, arithmetic, build, lexicon, score
-from ondevice.data.builtin.corpus import sentence_frames
+from ondevice.data.builtin import arithmetic, lexicon
+from ondevice.data.builtin.corpus import Corpus, build, sentence_frames
 from ondevice.data.builtin.frames import QUESTIONS, STATEMENTS, answer, ask, tell
 from ondevice.data.builtin.lexicon import TASK_WORDS
-from ondevice.data.builtin.scoring import COURTESIES, courteous, without_courtesy
+from ondevice.data.builtin.scoring import COURTESIES, courteous, score, without_courtesy
 from ondevice.data.builtin.splits import SPLITS, Split
 from ondevice.data.builtin.world import Fact, World
-from ondevice.errors import UserError
 
 SMALL = CorpusConfig(people=10, places=5, animals=5, things=6, document_bytes=700_000, chat_count=6_000,
                      problem_count=500, held_problem_count=150, max_operand=49, validation_share=0.1, heldout_share=0.1)

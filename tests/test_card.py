@@ -22,18 +22,20 @@ from data_samples import TEXTS, small_tokenizer
 from hub_models import config, contents, write_model, write_ratings, write_run, write_stage
 from hub_server import HubServer, environment
 from ondevice import cli
-from ondevice.backend import load_backend
-from ondevice.card import folder_card, run_card
-from ondevice.card_use import Place, Subject, use
-from ondevice.curves import curves
+from ondevice.common.sanitize import sanitize
 from ondevice.data.tokenizer import train_tokenizer
-from ondevice.data_card import data_files
-from ondevice.hub import Hub
-from ondevice.inert import inert
-from ondevice.models.folder import Adapter, load_model, write
-from ondevice.models.folder import write_model as write_folder
-from ondevice.models.lora import INHERITED, Pair, placed
-from ondevice.runfolder import RunFolder
+from ondevice.hub.client import Hub
+from ondevice.models.load import load_model
+from ondevice.models.lora import INHERITED, Pair, lora_tensors
+from ondevice.models.model import Adapter
+from ondevice.models.save import write
+from ondevice.models.save import write_model as write_folder
+from ondevice.publishing.dataset_card import data_files
+from ondevice.publishing.model_card import folder_card, run_card
+from ondevice.publishing.usage import Place, Subject, use
+from ondevice.reports.curves import curves
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.select import load_backend
 
 SECRET = "/home/someone/secret place"
 
@@ -177,7 +179,7 @@ def test_names_and_prompts_stay_what_they_are(tmp_path: Path) -> None:
     odd = "</details><script>a</script>\n```\n\x1b[2J\u202e' ; rm -rf /"
     change(run, "sft", answers=[{"prompt": odd, "answer": odd}], notes=[odd])
     card = run_card(run, "sft", "me/m").text
-    assert card == inert(card, limit=None)
+    assert card == sanitize(card, limit=None)
     parsed = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
     flat = [token for block in parsed for token in (block, *(block.children or ()))]
     html = "".join(token.content for token in flat if token.type.startswith("html"))
@@ -295,7 +297,7 @@ def write_kinds(folder: Path) -> None:
                      tokenizer)
     base = load_model(folder / "base", backend)
     name = "model.layers.0.self_attn.q_proj"
-    low = placed(name, Pair(np.ones((2, 64), np.float32), np.ones((64, 2), np.float32), 0.5), INHERITED, backend)
+    low = lora_tensors(name, Pair(np.ones((2, 64), np.float32), np.ones((64, 2), np.float32), 0.5), INHERITED, backend)
     (folder / "lora").mkdir()
     write(folder / "lora", backend, replace(base, params=base.params | low, adapter=Adapter(str(folder / "base"))))
     ondevice.export(folder / "lora", "mlx-adapter", out=folder / "mlx", backend="torch")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_samples import small_tokenizer, transformers_tokenizer
-from ondevice.data.chat import encode_chat, prompt_ids
+from ondevice.data.chat_encoding import encode_chat, prompt_ids
 from ondevice.data.formats import BadRow, to_chat, to_prompt
 from ondevice.data.tokenizer import Tokenizer
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from ondevice import checkpoint
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
+from ondevice.runs import checkpoint
 
 
 def write(step: int) -> Any:
@@ -41,12 +42,18 @@ def newest(folder: Path) -> tuple[int | None, list[str]]:
     return (found.step if found else None), said
 
 
+def best(checkpoints: Path) -> checkpoint.Checkpoint | None:
+    """What the link `best` points to, if it is whole."""
+    path = checkpoints / "best"
+    return checkpoint.load(path.resolve()) if path.is_dir() and checkpoint.find_damage(path) is None else None
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, best=None)
     save(tmp_path, 30, 40, 50, best=30)
     assert names(tmp_path) == ["best", "step-00000030", "step-00000040", "step-00000050"]
     assert os.readlink(tmp_path / "best") == "step-00000030"   # relative: the run folder may be moved
-    found = checkpoint.best(tmp_path)
+    found = best(tmp_path)
     assert found is not None and (found.step, found.record["tokens"]) == (30, 210)
     save(tmp_path, 60, best=60)
     assert names(tmp_path) == ["best", "step-00000050", "step-00000060"]
@@ -55,7 +62,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 def test_the_best_stays_while_a_better_one_was_measured_but_never_saved(tmp_path: Path) -> None:
     save(tmp_path, 10, best=10)
     save(tmp_path, 20, 30, 40, best=None)
-    found = checkpoint.best(tmp_path)
+    found = best(tmp_path)
     assert found is not None and found.step == 10
     assert names(tmp_path) == ["best", "step-00000010", "step-00000030", "step-00000040"]
 
@@ -68,7 +75,7 @@ def test_the_newest_sound_one_and_its_best_stay_as_a_way_back(tmp_path: Path) ->
     assert names(tmp_path) == ["best", *(f"step-000000{n}" for n in (10, 20, 40, 50))]
     assert "NaN" not in (tmp_path / "step-00000050" / "trainer.json").read_text()
     checkpoint.drop_after(tmp_path, 20)
-    checkpoint.settle(tmp_path, 20, keep=2, best=10)
+    checkpoint.prune(tmp_path, 20, keep=2, best=10)
     assert names(tmp_path) == ["best", "step-00000010", "step-00000020"]
     assert os.readlink(tmp_path / "best") == "step-00000010"
 
@@ -112,7 +119,7 @@ def test_nothing_whole_is_nothing(tmp_path: Path) -> None:
     save(tmp_path, 1, best=1)
     (tmp_path / "step-00000001" / "trainer.json").unlink()
     assert newest(tmp_path)[0] is None
-    assert checkpoint.best(tmp_path) is None
+    assert best(tmp_path) is None
 
 
 def test_another_format_is_not_guessed_at(tmp_path: Path) -> None:
@@ -167,7 +174,7 @@ def test_a_best_that_is_a_folder_is_moved_aside_and_told_of(tmp_path: Path) -> N
         checkpoint.save(tmp_path / "copy", step, write(step), {"step": step}, keep=2, best=step, say=said.append)
     assert names(tmp_path / "copy") == ["best", "best-copy-1", "step-00000020", "step-00000030"]
     assert os.readlink(tmp_path / "copy" / "best") == "step-00000030"
-    assert checkpoint.damage(tmp_path / "copy" / "best-copy-1") is None
+    assert checkpoint.find_damage(tmp_path / "copy" / "best-copy-1") is None
     assert len(said) == 1 and "best-copy-1" in said[0]
 
 
@@ -181,7 +188,7 @@ def test_what_only_begins_like_a_checkpoint_is_nobodys_to_remove(tmp_path: Path)
     (tmp_path / "run" / "step-00000001").symlink_to(elsewhere)   # a person has moved it to another disk
     save(tmp_path / "run", 2, 3, 4)
     assert names(tmp_path / "run") == ["step-00000003", "step-00000004", "step-by-step"]
-    assert checkpoint.damage(elsewhere) is None
+    assert checkpoint.find_damage(elsewhere) is None
 
 
 @pytest.mark.parametrize("manifest", ['{"format": 1, "files": [1]}', '{"format": 1, "files": {"a": 5}}', "[" * 9999,
@@ -261,19 +268,19 @@ def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) 
         step, said = newest(place)
         assert step is not None and told <= step <= told + 1, (deadly, names(place))
         assert said == []   # a step-… folder is whole from the moment it has its name
-        best = checkpoint.best(place)
-        assert best is not None and best.step in (1, 4, 5), (deadly, names(place))
+        pointed = best(place)
+        assert pointed is not None and pointed.step in (1, 4, 5), (deadly, names(place))
         save(place, 6, 7, best=6)
         assert names(place) == ["best", "step-00000006", "step-00000007", "told"]
     assert left_behind > 10
 
 
 def test_a_small_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.write_file(tmp_path / "done.json", "old")
+    write_file(tmp_path / "done.json", "old")
 
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, "input/output error")
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError):
-        checkpoint.write_file(tmp_path / "done.json", "new")
+        write_file(tmp_path / "done.json", "new")
     assert (tmp_path / "done.json").read_text() == "old"

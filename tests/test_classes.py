@@ -14,17 +14,27 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
-from ondevice.data.classes import ClassName, in_order, is_integer, missing_numbers, same_classes
+from ondevice.data.class_labels import (
+    ClassName,
+    in_order,
+    is_integer,
+    missing_numbers,
+    same_classes,
+)
 from ondevice.data.formats import to_label
 from ondevice.data.readers import read
-from ondevice.errors import UserError
-from ondevice.events import read as events
-from ondevice.models.folder import Model, load_model, write
-from ondevice.models.heads import with_head
-from ondevice.preview import show
+from ondevice.datasets.preview import show
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.models.save import write
+from ondevice.models.score_head import with_head
+from ondevice.runs.events import read as events
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from test_classify import files  # noqa: F401  the module's fixture
 
 MOODS = ("sad", "glad", "calm")
@@ -276,3 +286,16 @@ def test_a_reward_models_head_goes_on_and_a_classifiers_does_not(tmp_path: Path,
     write(tmp_path / "c", backend, with_head(load_model(data / "policy", backend), backend, 0, 3, MOODS))
     od.reward(model=tmp_path / "c", out=tmp_path / "d", **how)
     assert "a new head takes the place" in told(list(events(tmp_path / "d" / "reward" / "events.jsonl")))
+
+
+def test_a_run_folder_without_a_model_that_writes_gives_its_newest(files: Path, tmp_path: Path,  # noqa: F811
+                                                                   backend: Backend) -> None:
+    stage = tmp_path / "r" / "classify"
+    stage.mkdir(parents=True)
+    (stage / "done.json").write_text("{}")
+    classifier(files, stage / "model", backend, MOODS)
+    assert find_model(str(tmp_path / "r")) == stage / "model"
+    data = jsonl(tmp_path, [{"text": f"Anna likes {n}", "label": MOODS[n % 3]} for n in range(6)])
+    assert od.evaluate(model=tmp_path / "r", data=data, backend="torch", device="cpu")["texts"] == 6
+    with pytest.raises(UserError, match="a classifier: it writes no text"):
+        od.generate(model=tmp_path / "r", prompt="Anna", backend="torch", device="cpu")

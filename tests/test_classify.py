@@ -3,6 +3,7 @@ resumption, wrong input; and an encoder as the body of a reward model that PPO l
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -17,16 +18,18 @@ import pytest
 import ondevice as od
 import small_stages
 from gradients import on_device
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
 from ondevice.config.corpus import CorpusConfig
-from ondevice.events import read
-from ondevice.losses import classification_loss
-from ondevice.models.folder import load_model, write
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
-from ondevice.stages.pairs import builtin_pairs
-from ondevice.text_inputs import text_ids
+from ondevice.datasets.preference_pairs import builtin_pairs
+from ondevice.datasets.text_inputs import text_ids
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.models.score_head import with_head
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import classification_loss
+from ondevice.training.sequence_logprobs import Scorer
 from test_masking import SMALL
 from test_resume import curve, same, weights
 
@@ -37,14 +40,14 @@ FOOD, COLOURS = ["pears", "apples", "bread", "rice"], ["red", "green", "blue", "
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoders of random weights, and texts that name a food or a colour."""
+    """Encoders of random weights, and texts that name a food or a colour, none of them twice."""
     folder = tmp_path_factory.mktemp("classes")
-    rng = random.Random(0)
-    rows = []
-    for _ in range(120):
-        name, words = rng.choice((("food", FOOD), ("colour", COLOURS)))
-        rows.append({"text": f"Anna and Ben like {rng.choice(words)} here.", "label": name})
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"text": f"{who} and {other} like {word} here.", "label": name}
+            for name, words in (("food", FOOD), ("colour", COLOURS)) for word in words
+            for who, other in itertools.permutations(("Anna", "Ben", "Cleo", "Dan", "Eve"), 2)]
+    random.Random(0).shuffle(rows)
+    for file, part in (("rows", rows[:120]), ("held", rows[120:])):
+        (folder / f"{file}.jsonl").write_text("\n".join(map(json.dumps, part)))
     for family in ("bert", "modernbert"):
         od.init(str(folder / "rows.jsonl"), out=folder / family, family=family, backend="torch", **SMALL)
     return folder
@@ -80,7 +83,7 @@ def test_the_loss_by_hand(backend: Backend) -> None:
 def test_it_learns_and_its_folder_says_the_same_elsewhere(files: Path, tmp_path: Path, backend_name: str,
                                                           family: str) -> None:
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    made = od.classify(**fields(files, family, tmp_path, backend_name, steps=40))
+    made = od.classify(**fields(files, family, tmp_path, backend_name, steps=120))
     done = json.loads((tmp_path / "classify" / "done.json").read_text())["marks"]["classes"]
     assert done["accuracy"] > 0.9 > done["most_frequent"] and done["names"] == ["colour", "food"]
     classifier = transformers.pipeline("text-classification", str(made), device="cpu")
@@ -131,7 +134,7 @@ def test_a_classifier_is_asked_and_measured(files: Path, tmp_path: Path, backend
     """Its probabilities are transformers'; what it is right in is what its stage has measured on the same rows."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     made = od.classify(**fields(files, "modernbert", tmp_path / "r", backend_name, steps=60,
-                                validation=str(files / "rows.jsonl")))
+                                validation=str(files / "held.jsonl")))
     common: dict[str, Any] = {"backend": backend_name, "device": "cpu"}
     text = "Anna and Ben like pears here."
     found = od.label(model=tmp_path / "r", text=text, **common)
@@ -144,9 +147,9 @@ def test_a_classifier_is_asked_and_measured(files: Path, tmp_path: Path, backend
     got = {one["label"]: one["probability"] for one in found["classes"]}
     np.testing.assert_allclose([got[theirs.config.id2label[n]] for n in range(2)], want, atol=1e-5)
     marks = json.loads((made.parent / "done.json").read_text())["marks"]["classes"]
-    told = od.evaluate(model=made, data=files / "rows.jsonl", **common)
-    assert (told["accuracy"], told["texts"]) == (marks["accuracy"], 120) and told["accuracy"] > 0.9
-    assert sum(right for right, _ in told["by_class"].values()) == round(told["accuracy"] * 120)
+    told = od.evaluate(model=made, data=files / "held.jsonl", **common)
+    assert (told["accuracy"], told["texts"]) == (marks["accuracy"], 40) and told["accuracy"] > 0.9
+    assert sum(right for right, _ in told["by_class"].values()) == round(told["accuracy"] * 40)
     assert main(["label", str(made), text, "--top", "1", "--backend", backend_name, "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "food"
 
@@ -171,7 +174,7 @@ def test_what_cannot_be_told_apart_is_said(argv: list[str], said: str, files: Pa
 
 def killed_at_first_save(stage: str, settings: dict[str, Any]) -> None:
     """A process that is killed as soon as a checkpoint stands."""
-    code = ("import ondevice as od, os, sys, json; from ondevice import checkpoint; save = checkpoint.save\n"
+    code = ("import ondevice as od, os, sys, json; from ondevice.runs import checkpoint; save = checkpoint.save\n"
             "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
             "checkpoint.save = killed; getattr(od, sys.argv[1])(**json.loads(sys.argv[2]))")
     ended = subprocess.run([sys.executable, "-c", code, stage, json.dumps(settings)], capture_output=True)

@@ -12,12 +12,12 @@ import pytest
 
 import ondevice
 from ondevice import cli
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import GenerateConfig
-from ondevice.errors import Interrupted, UserError
-from ondevice.events import EventWriter
-from ondevice.listing import stage_state
-from ondevice.runfolder import RunFolder
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import stage_state
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -243,3 +243,15 @@ def test_a_reader_that_leaves_is_no_crash(tmp_path: Path) -> None:
     line = f"{sys.executable} -m ondevice runs --folder {tmp_path} | head -1"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_a_traceback_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same code and the same last line; the words after `--` are nobody's flags."""
+    assert cli.main(("sft", "nowhere", "nothing.jsonl")) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert cli.main(("sft", "nowhere", "nothing.jsonl", "--traceback")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last)") and said.endswith(line)
+    assert cli.main(("sft", "nowhere", "--", "--traceback")) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -11,9 +11,9 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
-from ondevice.comparing import render
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.inference.side_by_side import render
+from ondevice.seam.select import load_backend
 
 PROMPTS = [{"prompt": "Anna 12"}, {"question": "Rome?", "answer": "34"},
            {"messages": [{"role": "user", "content": "red"}, {"role": "assistant", "content": "green"}]}]

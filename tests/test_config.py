@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import pytest
 
+from ondevice.common.errors import UserError
 from ondevice.config.load import apply_set, dump_yaml, from_mapping, parse_yaml, read_yaml, to_mapping
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
 from ondevice.config.stages import SFTConfig
 from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig, RunConfig
-from ondevice.errors import UserError
 
 
 @dataclass(frozen=True)

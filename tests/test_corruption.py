@@ -19,11 +19,13 @@ import models
 import ondevice as od
 import small_stages
 from data_samples import TEXTS, small_tokenizer
-from ondevice.backend import load_backend
 from ondevice.cli import main
-from ondevice.data.chat import ChatRow
-from ondevice.data.completions import answers_of
-from ondevice.data.corruption import (
+from ondevice.common.errors import UserError
+from ondevice.common.rng import generator
+from ondevice.data.batches import tokenize_corpus
+from ondevice.data.chat_encoding import ChatRow
+from ondevice.data.completion_batches import answers_of
+from ondevice.data.span_corruption import (
     CorruptedSource,
     infill,
     shuffle_sentences,
@@ -33,12 +35,10 @@ from ondevice.data.corruption import (
     split_at_spans,
     text_infilling,
 )
-from ondevice.data.sources import tokenize_corpus
-from ondevice.data.stored import ChatRows
+from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.randomness import generator
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
 from test_masking import CRITICAL, chi_square
 from test_preference_resume import told
@@ -304,7 +304,11 @@ def test_both_backends_walk_the_same_curve(files: Path, tmp_path: Path, stage: s
 
 @pytest.mark.parametrize(("argv", "said"), [
     (["reward", "T5", "PAIRS", "--out", "OUT", "--sequence_length", "96"], "no head of scores"),
+    (["classify", "T5", "TEXT", "--out", "OUT", "--sequence_length", "4096"], "no head of scores"),
+    (["classify", "BART", "CHATS", "--out", "OUT"], "no head of scores"),
     (["sft", "T5", "CHATS", "--out", "OUT", "--loss_on", "all", "--sequence_length", "48"], "loss_on"),
+    (["sft", "T5", "CHATS", "--out", "OUT", "--loss_on", "all", "--sequence_length", "4096"], "loss_on"),
+    (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "4096"], "objective"),
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--objective", "masked", "--sequence_length", "48"], "objective"),
     (["pretrain", "T5", "TEXT", "--out", "OUT", "--mask_share", "0.45", "--mean_span", "1", "--sequence_length", "96"],
      "sentinels"),

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import CHATS, real_data, small_tokenizer, transformers_tokenizer
-from ondevice.data import template as programs
-from ondevice.data.chat import TEMPLATES, ChatRow, add_template, encode_chat, encode_chats, prompt_ids, render
+from ondevice.common.errors import UserError
+from ondevice.data import template_sandbox as programs
+from ondevice.data.chat_encoding import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, render
+from ondevice.data.chat_template import TEMPLATES
 from ondevice.data.formats import BadRow, chats
 from ondevice.data.readers import read
 from ondevice.data.tokenizer import SPECIAL, Tokenizer
-from ondevice.errors import UserError
 
 USER_ASSISTANT = CHATS[0]
 TWO_TURNS = [*USER_ASSISTANT, {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "It is 6."}]

@@ -12,10 +12,10 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.data.folders import holds_split, listing, split_of
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 
 PAIR = {"chosen": "12", "rejected": "34"}
 

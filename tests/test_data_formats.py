@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import small_tokenizer
-from ondevice.data.chat import prompt_ids
+from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
-from ondevice.data.token_pairs import to_tokens
+from ondevice.data.preference_batches import to_tokens
 
 ASKED_AND_ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -50,7 +50,9 @@ def test_details_of_forms() -> None:
     ({"messages": ["x"]}, "message 1 is no object"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "no known role"),
     ({"messages": [{"content": "x"}]}, "no known role"),
-    ({"messages": [{"role": "user"}]}, "message 1 is missing"),
+    ({"messages": "hello"}, "messages is no list of messages"),
+    ({"prompt": "a"}, "a prompt alone is for sample, ppo and grpo"),
+    ({"messages": [{"role": "user"}]}, "message 1 has no content"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "no text"),
     ({"prompt": "a", "completion": None}, "none of the known forms.*it has prompt"),
     ({"prompt": "a", "answer": True}, "wrong kind"),

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_samples import real_data
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
 from ondevice.data.formats import chats, texts
 from ondevice.data.readers import Part, Rows, read
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
 
 GOOD = b'{"text": "good"}\n'
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import TEXTS, real_data, small_tokenizer
-from ondevice.data.chat import ChatRow
+from ondevice.common.errors import UserError
+from ondevice.data.batches import ChatSource, TextSource, hold_out, tokenize_corpus
+from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.readers import Part, read
-from ondevice.data.sources import ChatSource, TextSource, hold_out, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
 
 EOS = 9
 DTYPES = {"ids": "int32", "positions": "int32", "segments": "int32", "targets": "int32", "index": "int32",

@@ -14,17 +14,18 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice import progress
-from ondevice.backend import load_backend
-from ondevice.data import token_pairs
-from ondevice.data.chat import ChatRow
-from ondevice.data.completions import Row
-from ondevice.data.sources import ChatSource
-from ondevice.data.stored import ChatRows, JsonLines, made_once
-from ondevice.data.token_pairs import StoredPairs, TokenPair
-from ondevice.errors import UserError
-from ondevice.progress import Progress, counted
-from ondevice.stages import asked, grpo, material
+from ondevice.common import progress
+from ondevice.common.errors import UserError
+from ondevice.common.progress import Progress, with_progress
+from ondevice.data import preference_batches
+from ondevice.data.batches import ChatSource
+from ondevice.data.chat_encoding import ChatRow
+from ondevice.data.completion_batches import Row
+from ondevice.data.preference_batches import StoredPairs, TokenPair
+from ondevice.data.token_cache import ChatRows, JsonLines, made_once
+from ondevice.datasets import prompts, text_and_chats
+from ondevice.seam.select import load_backend
+from ondevice.stages import grpo
 from test_classify import killed_at_first_save
 from test_data_sources import chat_rows, same
 from test_resume import same as same_weights
@@ -83,8 +84,8 @@ def test_a_bar_comes_only_where_reading_takes_long(monkeypatch: pytest.MonkeyPat
     now, out = [0.0], io.StringIO()
     monkeypatch.setattr(progress, "ticks", lambda: now[0])
     monkeypatch.setattr(progress, "Progress", lambda *given: Progress(*given, stream=out))
-    assert list(counted(range(100), "read")) == list(range(100)) and not out.getvalue()
-    for item in counted(range(100), "read"):
+    assert list(with_progress(range(100), "read")) == list(range(100)) and not out.getvalue()
+    for item in with_progress(range(100), "read"):
         now[0] += 0.1
         assert item < 100
     assert out.getvalue().splitlines()[-1].startswith("read 100")
@@ -101,17 +102,18 @@ def test_a_resumed_stage_reads_its_chats_from_the_disk(tmp_path: Path, monkeypat
     killed_at_first_save("sft", {**fields, "out": str(tmp_path / "broken")})
     data = tmp_path / "broken" / "sft" / "data"
     assert sorted(path.name.partition("-")[0] for path in data.iterdir()) == ["chats", "tokens"]
-    monkeypatch.setattr(material, "encode_chats", None)  # whoever reads the file again fails
+    monkeypatch.setattr(text_and_chats, "encode_chats", None)  # whoever reads the file again fails
     od.sft(**fields, out=str(tmp_path / "broken"), resume=True)
     assert same_weights(weights(tmp_path / "broken", "sft"), weights(tmp_path / "whole", "sft"))
 
 
 def test_json_lines_are_parsed_when_they_are_asked_for(tmp_path: Path) -> None:
     rows = [{"n": n, "text": "é\n" * n} for n in range(4)]
-    lines = JsonLines.stored(tmp_path / "rows", lambda: rows)
+    lines = JsonLines.stored(tmp_path / "rows", lambda: rows, lambda row: (row["n"] // 2, row["n"]))
     assert list(lines) == rows and lines[-1] == rows[3] and list(lines[1:3]) == rows[1:3] and len(lines) == 4
-    assert list(JsonLines.stored(tmp_path / "rows", lambda: 1 / 0)) == rows  # type: ignore[arg-type, return-value]
-    assert not len(JsonLines.stored(tmp_path / "none", lambda: []))
+    assert lines.keys.tolist() == [[0, 0], [0, 1], [1, 2], [1, 3]]
+    assert list(JsonLines.stored(tmp_path / "rows", lambda: 1 / 0, lambda _: (0, 0))) == rows  # type: ignore[arg-type, return-value]
+    assert not len(JsonLines.stored(tmp_path / "none", lambda: [], lambda _: (0, 0)))
 
 
 def test_pairs_come_back_from_the_disk(tmp_path: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_resumed_stage_reads_its_pairs_and_prompts_from_the_disk(stage: str, t
     fields = {**small_stages.settings(files, stage, tmp_path / "whole", "torch"), "steps": 4}
     getattr(od, stage)(**fields)
     killed_at_first_save(stage, {**fields, "out": str(tmp_path / "broken")})
-    for module, name in ((token_pairs, "encode_chat"), (asked, "prompt_ids")):
+    for module, name in ((preference_batches, "encode_chat"), (prompts, "prompt_ids")):
         monkeypatch.setattr(module, name, None)  # whoever makes ids anew fails
     getattr(od, stage)(**{**fields, "out": str(tmp_path / "broken")}, resume=True)
     assert same_weights(weights(tmp_path / "broken", stage), weights(tmp_path / "whole", stage))
@@ -191,9 +193,9 @@ def test_what_one_run_has_read_another_beside_it_does_not_read_again(stage: str,
         fields = {**small_stages.settings(files, stage, tmp_path, "torch"), "steps": 2}
     runs = tmp_path / "runs"
     made = getattr(od, stage)(**{**fields, "out": str(runs / "one")})
-    for module, function in ((token_pairs, "encode_chat"), (asked, "prompt_ids"), (grpo, "prompt_ids"),
-                             (material, "encode_chats"),
-                             (material, "_texts")):
+    for module, function in ((preference_batches, "encode_chat"), (prompts, "prompt_ids"), (grpo, "prompt_ids"),
+                             (text_and_chats, "encode_chats"),
+                             (text_and_chats, "_texts")):
         monkeypatch.setattr(module, function, None)  # whoever reads anew fails
     (tmp_path / "runs" / "closed").write_text("no run")
     again = getattr(od, stage)(**{**fields, "out": str(runs / "two")})

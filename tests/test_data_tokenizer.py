@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_samples import TEXTS, real_data, small_tokenizer, transformers_tokenizer
+from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import SPECIAL, Tokenizer, train_tokenizer
-from ondevice.errors import UserError
 
 
 @given(st.text(max_size=60))

@@ -12,11 +12,12 @@ import pytest
 
 import models
 from conftest import BACKENDS
-from ondevice.backend import Backend, load_backend
-from ondevice.decoding import Completion, Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model
+from ondevice.common.errors import UserError
+from ondevice.inference.generator import Completion, Generator, Sampling
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.model import Model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 RNG = np.random.default_rng(11)
 RAGGED = [RNG.integers(3, 97, n).tolist() for n in (5, 1, 17, 30, 2, 16, 9)]
@@ -292,7 +293,7 @@ def test_temperatures_just_within_draw(backend: Backend) -> None:
 def test_a_repetition_penalty_is_transformers(family: str, penalty: float, backend: Backend) -> None:
     """In greedy text, token by token; rows of other lengths and samples beside it change nothing."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from ondevice.models.names import to_file
+    from ondevice.models.state_dict import to_file
 
     cfg = models.config(family) if family in models.FAMILIES else models.seq2seq_config(family)
     weights = models.weights(cfg)
@@ -323,7 +324,7 @@ def test_a_repetition_penalty_is_transformers(family: str, penalty: float, backe
 def test_a_search_keeps_the_repetition_penalty(backend: Backend) -> None:
     """As transformers' search does."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from ondevice.beams import Search, beam_search
+    from ondevice.inference.beam_search import Search, beam_search
 
     cfg = models.config("llama")
     model = make(backend, cfg, stops=[2])

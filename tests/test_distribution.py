@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ondevice import distribution
-from ondevice.distribution import DISTRIBUTION, EXTRAS, install_hint, own_version
+from ondevice.common import distribution
+from ondevice.common.distribution import DISTRIBUTION, EXTRAS, install_hint, own_version
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -60,7 +60,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where no checkout runs in its own .venv, and the interpreter has pip."""
     monkeypatch.setattr(sys, "prefix", "/opt/venv")
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
-    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: True)
+    monkeypatch.setattr("ondevice.common.distribution._has_pip", lambda: True)
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS))
@@ -71,7 +71,7 @@ def test_a_hint_names_the_packages_of_its_extra_and_no_other(extra: str, elsewhe
 
 
 def test_without_pip_uv_installs(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: False)
+    monkeypatch.setattr("ondevice.common.distribution._has_pip", lambda: False)
     assert install_hint("export") == "uv pip install --python /opt/venv/bin/python gguf"
 
 
@@ -90,14 +90,14 @@ def test_a_checkout_in_its_own_environment_says_setup(
     monkeypatch.chdir(tmp_path)
     assert shlex.split(install_hint("rewards")) == [str(ROOT.resolve() / "scripts" / "setup"), "rewards"]
     # .venv is then uv's: scripts/setup would make it anew
-    monkeypatch.setattr("ondevice.distribution._has_pip", lambda: False)
+    monkeypatch.setattr("ondevice.common.distribution._has_pip", lambda: False)
     assert install_hint("rewards").startswith("uv pip install --python ")
 
 
 def test_torch_can_compile_after_a_hint() -> None:
     """torch's compiler imports setuptools, which refuses where it was asked for pip before."""
     pytest.importorskip("setuptools")
-    code = "from ondevice.distribution import install_hint; install_hint('rewards'); import setuptools"
+    code = "from ondevice.common.distribution import install_hint; install_hint('rewards'); import setuptools"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 

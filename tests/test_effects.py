@@ -16,13 +16,13 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from ondevice import cli
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names, stage_defaults
 from ondevice.config.stages import SFTConfig
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 
 LORA: dict[str, Any] = {"adapter": "lora"}
 # Field, or stage-field, → (a value that is not its default, settings beside which it has an effect).
@@ -35,6 +35,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
     "merge": (True, LORA), "replay_share": (0.5, {"replay": "builtin"}), "vocab_size": (500, {}), "data": ("x.txt", {}),
     "limit": (5, {}), "embedding_std": (0.1, {}), "right": (2.0, {}), "courtesy": (2.0, {}),
     "needed": (5, {"rater": "person"}), "held_share": (0.2, {}), "gamma": (0.9, {"loss_type": "simpo"}),
+    "desirable_weight": (2.0, {"loss_type": "kto"}), "undesirable_weight": (2.0, {"loss_type": "kto"}),
     "label_smoothing": (0.1, {}), "target_kl": (0.5, {}), "value_clip": (0.5, {}), "sft_data": ("x", {"sft_coef": 1.0}),
     "scale_rewards": ("batch", {}), "ppo-clip": (0.3, {}),
     "clip": (0.3, {"updates": 2}), "clip_high": (0.3, {"updates": 2}),

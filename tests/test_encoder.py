@@ -14,13 +14,14 @@ import pytest
 import models
 from data_samples import small_tokenizer
 from gradients import assert_close, by_name, loss_of, on_device
-from ondevice.backend import Backend
-from ondevice.errors import UserError
-from ondevice.models.architectures import load_config, parse_config
+from ondevice.common.errors import UserError
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import class_scores
+from ondevice.models.load import load_model
+from ondevice.models.registry import load_config, parse_config
+from ondevice.models.save import write_model
+from ondevice.models.score_head import class_scores
+from ondevice.seam.protocols import Backend
 
 Weights = dict[str, np.ndarray]
 # Copies of what is tied, and a bias that transformers makes and does not use where BERT's head is not tied.
@@ -100,7 +101,7 @@ def test_packed_examples_are_the_examples_apart(family: str, backend: Backend) -
 def test_both_backends_and_checkpointing_give_the_same_gradients(family: str) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("mlx.core")
-    from ondevice.backend import load_backend
+    from ondevice.seam.select import load_backend
 
     cfg = models.encoder_config(family)
     weights, batch = models.weights(cfg), models.masked_batch(cfg)
@@ -123,7 +124,7 @@ def test_classes_are_transformers(family: str, backend: Backend) -> None:
     cfg = models.encoder_config(family, num_labels=3, label_names=("a", "b", "c"))
     weights = models.weights(cfg)
     rng = np.random.default_rng(0)
-    from ondevice.data.completions import text_batch
+    from ondevice.data.completion_batches import text_batch
     texts = [rng.integers(3, 97, n).astype(np.int32) for n in (17, 5, 9)]
     batch = text_batch(texts, 3, "first")
     batch["targets"] = np.array([2, 0, 1], np.int32)
@@ -147,7 +148,7 @@ def test_classes_are_transformers(family: str, backend: Backend) -> None:
 def test_folders_go_both_ways(family: str, labels: int, tmp_path: Path) -> None:
     """Ours → transformers → ours: the same tensors, the same config."""
     transformers = pytest.importorskip("transformers")
-    from ondevice.backend import load_backend
+    from ondevice.seam.select import load_backend
 
     backend = load_backend("torch", device="cpu", dtype="float32")
     tokenizer = small_tokenizer()

@@ -13,12 +13,12 @@ import models
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice import solving
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.data.formats import to_pair
-from ondevice.data.token_pairs import to_tokens
-from ondevice.errors import UserError
-from ondevice.models.folder import write_model
+from ondevice.data.preference_batches import to_tokens
+from ondevice.evaluation import problems
+from ondevice.models.save import write_model
+from ondevice.seam.select import load_backend
 
 FEW: dict[str, Any] = {"max_new_tokens": 8, "device": "cpu", "answer": "whole"}
 QUESTIONS = ["Anna 12", "Rome 34", "red 46", "Oslo", "pears green", "Ben"]
@@ -61,8 +61,8 @@ def test_problems_are_counted_as_solved(files: Path, said: list[str], tmp_path: 
 def test_examples_stand_before_each_problem_and_are_not_asked(files: Path, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    ids = solving.chat_ids
-    monkeypatch.setattr(solving, "chat_ids", lambda messages, model: seen.append(messages) or ids(messages, model))
+    ids = problems.chat_ids
+    monkeypatch.setattr(problems, "chat_ids", lambda messages, model: seen.append(messages) or ids(messages, model))
     rows = [{"question": "Anna", "answer": "12\n#### 12"}, {"question": "Ben", "answer": "34"}]
     found = od.evaluate(model=files / "policy", data=write(tmp_path / "own.jsonl", rows), tasks=("problems",), shots=1,
                         system="red", backend="torch", **FEW)
@@ -95,7 +95,7 @@ def test_a_model_prefers_what_it_would_write(files: Path, said: list[str], tmp_p
 @pytest.mark.parametrize(("samples", "right", "k", "value"), [
     (4, 0, 1, 0), (4, 1, 2, 0.5), (4, 3, 2, 1), (8, 2, 1, 0.25)])
 def test_pass_at_k(samples: int, right: int, k: int, value: float) -> None:
-    assert solving.pass_at(k, samples, right) == pytest.approx(value)
+    assert problems.pass_at(k, samples, right) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("text", "right"), [
@@ -103,7 +103,7 @@ def test_pass_at_k(samples: int, right: int, k: int, value: float) -> None:
     ("131\n#### 132", True), ("132\n#### 131", False), ("131 or 132", False), ("", False), ("#### ١٣٢", False),
 ])  # fmt: skip
 def test_any_form(text: str, right: bool) -> None:
-    found = solving.any_answer(text)
+    found = problems.any_answer(text)
     assert (found == "132") is right
 
 

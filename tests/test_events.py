@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ondevice import events
-from ondevice.events import EventWriter, LineFile, read, read_at, to_json
-from ondevice.progress import Progress, duration, number, numbers_line
+from ondevice.common.json_files import to_json
+from ondevice.common.progress import Progress, duration, number, numbers_line
+from ondevice.runs import events
+from ondevice.runs.events import EventWriter, LineFile, read, read_at
 
 
 def steps(path: Path) -> list[int]:

@@ -17,20 +17,24 @@ import ondevice as od
 import small_stages
 from data_samples import CHATS, TEXTS, small_tokenizer
 from llama_cpp import LlamaCpp
-from ondevice.backend import Backend, load_backend
 from ondevice.cli import main
-from ondevice.data.chat import TEMPLATES, add_template, encode_chat, render
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.data.chat_encoding import add_template, encode_chat, render
+from ondevice.data.chat_template import TEMPLATES
 from ondevice.data.tokenizer import OWN_TEMPLATE
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of
 from ondevice.exports.modelfile import ROLES, modelfile, parts_of, trims
-from ondevice.models.folder import Adapter, load_model, write, write_model
-from ondevice.models.lora import INHERITED, Pair, placed
-from ondevice.models.names import matrices
-from ondevice.rollout import Scorer
+from ondevice.models.load import load_model
+from ondevice.models.lora import INHERITED, Pair, lora_tensors
+from ondevice.models.model import Adapter
+from ondevice.models.save import write, write_model
+from ondevice.models.shapes import matrices
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 GGUF = ["llama", "llama-gqa-tied", "llama3-rope", "llama-linear-bias", "mistral-window", "qwen2", "qwen3"]
 SIZE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 128}
@@ -262,7 +266,7 @@ def adapter(policy: Path, tmp_path: Path) -> Path:
         outputs, inputs = matrices(model.cfg)[name]
         pair = Pair(*(rng.standard_normal(shape).astype(np.float32) * np.float32(0.2)
                       for shape in ((rank, inputs), (outputs, rank))), scale)
-        params |= placed(name, pair, INHERITED, backend)
+        params |= lora_tensors(name, pair, INHERITED, backend)
     (tmp_path / "lora").mkdir()
     write(tmp_path / "lora", backend, replace(model, params=params, adapter=Adapter(str(policy))))
     return tmp_path / "lora"

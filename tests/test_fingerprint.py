@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import from_mapping
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.select import load_backend
 from ondevice.stages.fingerprint import compare, fingerprint_of
 
 

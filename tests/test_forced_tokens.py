@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice.backend import Backend
-from ondevice.data.tokenizer import read_json
-from ondevice.decoding import Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
+from ondevice.inference.generator import Generator, Sampling
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.seam.protocols import Backend
 from test_seq2seq import published
 
 TEXTS = ("Anna lives in Rome.", "Where does Ben live?  He", "pears 12+34, naïve")

@@ -12,16 +12,16 @@ import pytest
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import GRPOConfig
-from ondevice.data.chat import prompt_ids
-from ondevice.errors import UserError
-from ondevice.events import read
+from ondevice.data.chat_encoding import prompt_ids
+from ondevice.datasets.prompts import Prompt, thought_opening
 from ondevice.rewards.golds import attainable
-from ondevice.rewards.rewards import Rewards, Scores
-from ondevice.rollout import Sampled
-from ondevice.stages.asked import Asked, opening
-from ondevice.stages.groups import told
+from ondevice.rewards.scorer import Rewards, Scores
+from ondevice.rl.rollout import Sampled
+from ondevice.rl.rollout_log import to_records
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
 from ondevice.stages.grpo import GRPOFeed, accuracy
 from ondevice.stages.no_signal import NoSignal
 
@@ -71,7 +71,7 @@ ASKED = [{"role": "user", "content": "What does <think> open?"}]
     (OPENS, "<think>\n"), (opens("<think>"), "<think>"), (opens("<think>\\n\\n</think>\\n\\n"), ""), (opens(""), "")])
 def test_what_the_prompt_opens(template: str, opened: str) -> None:
     tokenizer = small_tokenizer().with_template(template)
-    assert opening(prompt_ids(ASKED, tokenizer), tokenizer) == opened
+    assert thought_opening(prompt_ids(ASKED, tokenizer), tokenizer) == opened
 
 
 def test_a_turn_is_judged_with_what_the_prompt_has_opened_of_it() -> None:
@@ -95,7 +95,7 @@ def test_places_of_answers_are_those_in_what_was_written() -> None:
     tokenizer = small_tokenizer().with_template(OPENS)
     ids = prompt_ids(ASKED, tokenizer)
     text = "well\n</think>\nso 42"
-    [group] = told([Asked(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
+    [group] = to_records([Prompt(ASKED, ids)], [Sampled(ids, [1], True, text)], {}, [1.0], [0.0], "number", tokenizer)
     [one] = group["completions"]
     assert one["parsed"] == "42" and text[slice(*one["span"])] == "42"
 
@@ -228,6 +228,6 @@ def test_every_reward_is_told_with_its_weight_before_the_first_step(files: Path,
 def test_accuracy_is_told_with_correct_alone(files: Path, tmp_path: Path) -> None:
     without, done = grpo(files, tmp_path / "without", rewards=("length",))
     assert not any("accuracy" in event for event in without) and "accuracy" not in done["marks"]["held_out"]
-    told, done = grpo(files, tmp_path / "with", rewards=("length", "correct"))
-    assert all("accuracy" in event for event in told if event["event"] in ("step", "eval"))
+    together, done = grpo(files, tmp_path / "with", rewards=("length", "correct"))
+    assert all("accuracy" in event for event in together if event["event"] in ("step", "eval"))
     assert done["outcome"]["figure"] == "accuracy"

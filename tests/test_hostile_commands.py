@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from ondevice import cli, comparing, talk
-from ondevice.ratings import Ratings, Response
-from ondevice.report import write_report
+from ondevice import cli
+from ondevice.inference import chat, side_by_side
+from ondevice.preferences.database import Ratings, Response
+from ondevice.reports.report import write_report
 from test_inert import acts
 from test_tui_safe import STRINGS, hostile_run
 
@@ -36,11 +37,11 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Non
 
     tokenizer = SimpleNamespace(chat_template="x", encode_document=lambda text: [1])
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={},
-                            network=SimpleNamespace(start=None), folder=tmp_path)
-    monkeypatch.setattr(talk, "open_model", lambda cfg: (model, None))
-    monkeypatch.setattr(talk, "generator_of", lambda *_: SimpleNamespace(is_cut=lambda ids: False))
-    monkeypatch.setattr(talk, "chat_ids", lambda messages, model: [1])
-    monkeypatch.setattr(talk, "_stream", stream)
+                            network=SimpleNamespace(decoder_start_token_id=None), folder=tmp_path)
+    monkeypatch.setattr(chat, "open_model", lambda cfg: (model, None))
+    monkeypatch.setattr(chat, "generator_of", lambda *_: SimpleNamespace(is_cut=lambda ids: False))
+    monkeypatch.setattr(chat, "chat_ids", lambda messages, model: [1])
+    monkeypatch.setattr(chat, "_stream", stream)
     return lambda text: said.update(text=text)
 
 
@@ -52,7 +53,7 @@ def test_there_are_enough_of_them() -> None:
 def test_compare(width: int) -> None:
     for text in WRITTEN:
         found = {"models": [text, "b"], "answers": [{"prompt": text, "first": text, "second": text}], "same": 1}
-        assert not acts(comparing.render(found, width)), repr(text)
+        assert not acts(side_by_side.render(found, width)), repr(text)
 
 
 def test_generate_and_chat(says: Callable[[str], None], capsys: pytest.CaptureFixture[str],

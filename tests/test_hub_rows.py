@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from hub_server import HubServer, environment, running
-from ondevice.card import run_card
-from ondevice.data.hub_rows import HubSpec
+from ondevice.common.errors import UserError
+from ondevice.data.hub_datasets import HubSpec
 from ondevice.data.readers import read
-from ondevice.errors import UserError
-from ondevice.history import hub_datasets
-from ondevice.runfolder import RunFolder
+from ondevice.publishing.history import hub_datasets
+from ondevice.publishing.model_card import run_card
+from ondevice.runs.folder import RunFolder
 from test_card import configure, write_stage
 
 SHOW = """
 import sys
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 for spec in sys.argv[1:]:
     rows = read(spec)
     try:
@@ -119,6 +119,20 @@ def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.where == "hub:me/one" and found.commit == "ab" * 20
 
 
+@pytest.mark.parametrize(("said", "hint"), [
+    ("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)", "HF_HUB_OFFLINE"),
+    ("Couldn't reach 'a/b' on the Hub (ConnectionError)", "network"), ("Dataset 'a/b' doesn't exist", "hub:OWNER")])
+def test_a_hub_that_is_not_reached_is_no_wrong_name(said: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ConnectionError(said)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fails)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        next(iter(read("hub:a/b")))
+    assert hint in str(error.value.hint)
+
+
 def test_a_card_names_the_commit_and_a_set_with_a_config(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     write_stage(run.stage("sft"), 1, model="/somewhere/base")
@@ -126,6 +140,6 @@ def test_a_card_names_the_commit_and_a_set_with_a_config(tmp_path: Path) -> None
     (run.stage("sft").path / "commits.json").write_text(json.dumps({"hub:org/chats/en@main:train": "cd" * 20}))
     card = run_card(run, "sft", "me/m").text
     assert f"org/chats/en@main:train at {'cd' * 6}" in card and "- org/chats\n" in card.split("---")[1]
-    from ondevice.history import history
+    from ondevice.publishing.history import history
 
     assert hub_datasets(history(run, "sft")) == ["org/chats"]

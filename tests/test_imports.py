@@ -47,12 +47,12 @@ def test_config_is_standard_library_only(name: str) -> None:
 
 def test_inert_and_errors_stand_alone() -> None:
     """They are used where nothing else may be loaded."""
-    assert loaded_by("import ondevice.inert, ondevice.errors") - loaded_by("pass") <= {"ondevice"}
+    assert loaded_by("import ondevice.common.sanitize, ondevice.common.errors") - loaded_by("pass") <= {"ondevice"}
 
 
 def test_no_backend_is_named_in_shared_code() -> None:
-    """A decision on a backend's name is made in backend.py and cli.py; all other code asks the backend."""
-    may = {"backend.py", "cli.py", "export.py"}
+    """A decision on a backend's name is made in seam/select.py and cli.py; all other code asks the backend."""
+    may = {"select.py", "cli.py", "export.py"}
     found = []
     for file in sorted((ROOT / "ondevice").rglob("*.py")):
         if file.name in may:
@@ -83,3 +83,35 @@ def test_a_home_that_is_nobodys_is_a_path_like_any() -> None:
     found = [str(file) for part in ("ondevice", "tui", "backends") for file in (ROOT / part).rglob("*.py")
              if ".expanduser()" in file.read_text(encoding="utf-8")]
     assert found == []
+
+
+# Operations of the seam with one user, each with the reason why it stays.
+ONE_USER = {
+    "silu": "a fused kernel",
+    "log": "nothing else is made of the other operations for it",
+    "sqrt": "nothing else is made of the other operations for it",
+}
+
+
+def test_every_operation_of_the_seam_has_two_users_or_a_reason() -> None:
+    """What has no user goes, and what has one is written with other operations."""
+    ops = ast.parse((ROOT / "ondevice" / "seam" / "ops.py").read_text(encoding="utf-8"))
+    protocol = next(node for node in ops.body if isinstance(node, ast.ClassDef) and node.name == "Ops")
+    used = dict.fromkeys((node.name for node in protocol.body if isinstance(node, ast.FunctionDef)), 0)
+    for file in (ROOT / "ondevice").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in used:
+                used[node.attr] += ast.unparse(node.value).split(".")[-1] == "ops"
+    assert {name for name, times in used.items() if times < 2} == set(ONE_USER)
+    assert all(used[name] == 1 for name in ONE_USER)
+
+
+def test_contributing_draws_the_house_as_it_is() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "house.py"), "--check"], check=False)
+    assert done.returncode == 0, "run scripts/house.py --write"
+
+
+def test_every_package_says_what_it_holds_and_imports() -> None:
+    for file in (ROOT / "ondevice").glob("*/__init__.py"):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        assert len(text.splitlines()) >= 2 and "May import: " in text, file

@@ -1,4 +1,4 @@
-"""`inert`: nothing that a model says acts on a terminal, hides from a reader or escapes from HTML."""
+"""`sanitize`: nothing that a model says acts on a terminal, hides from a reader or escapes from HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.inert import LIMIT, InertStream, inert, inert_html
+from ondevice.common.sanitize import LIMIT, SanitizedStream, sanitize, sanitize_html
 
 # what it is, the text, what is shown
 HOSTILE = [
@@ -82,13 +82,13 @@ def acts(text: str) -> set[str]:
 
 @pytest.mark.parametrize(("text", "shown"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
 def test_hostile_text_is_shown_not_obeyed(text: str, shown: str) -> None:
-    assert inert(text) == shown
+    assert sanitize(text) == shown
     shown.encode()  # goes through UTF-8
 
 
 @pytest.mark.parametrize("text", INNOCENT)
 def test_innocent_text_is_left_alone(text: str) -> None:
-    assert inert(text) == text
+    assert sanitize(text) == text
 
 
 def test_there_are_forty_hostile_strings() -> None:
@@ -104,22 +104,22 @@ def test_every_control_and_format_character_of_unicode_is_covered() -> None:
         if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
         and c not in seen_before_numbers
         and c != "\n"
-        and c in inert(f"a{c}a")
+        and c in sanitize(f"a{c}a")
     ]
     assert missed == []
 
 
 def test_newlines_are_kept_or_shown() -> None:
-    assert inert("a\nb\n") == "a\nb\n"
-    assert inert("a\nb\n", newlines=False) == "a␊b␊"
+    assert sanitize("a\nb\n") == "a\nb\n"
+    assert sanitize("a\nb\n", newlines=False) == "a␊b␊"
 
 
 @given(anything | nasty)
 def test_nothing_acts_and_a_second_pass_changes_nothing(text: str) -> None:
-    shown = inert(text)
+    shown = sanitize(text)
     assert not acts(shown)
-    assert inert(shown) == shown
-    assert "\n" not in inert(text, newlines=False)
+    assert sanitize(shown) == shown
+    assert "\n" not in sanitize(text, newlines=False)
 
 
 LONG = ["x" * (LIMIT + 1), "\u202e" * LIMIT, "x" * 1_000_000, "\n" * 50_000, "é\u200d" * LIMIT]
@@ -127,40 +127,40 @@ LONG = ["x" * (LIMIT + 1), "\u202e" * LIMIT, "x" * 1_000_000, "\n" * 50_000, "é
 
 @pytest.mark.parametrize("text", LONG, ids=["just", "bidi", "line", "lines", "joiners"])
 def test_long_text_is_cut_and_says_so(text: str) -> None:
-    shown = inert(text)
+    shown = sanitize(text)
     assert len(shown) <= LIMIT
     kept, cut = shown.rsplit("… ", 1)
     assert cut.endswith(" more characters")
     left = int(cut.split()[0].replace(",", ""))
-    assert kept == inert(text[: len(text) - left], limit=None)
-    assert inert(shown) == shown
+    assert kept == sanitize(text[: len(text) - left], limit=None)
+    assert sanitize(shown) == shown
 
 
 def test_text_of_exactly_the_limit_is_whole_and_no_limit_is_none() -> None:
-    assert inert("x" * LIMIT) == "x" * LIMIT
-    assert inert("x" * 10, limit=None) == "x" * 10
-    assert len(inert("y" * (3 * LIMIT), limit=None)) == 3 * LIMIT
+    assert sanitize("x" * LIMIT) == "x" * LIMIT
+    assert sanitize("x" * 10, limit=None) == "x" * 10
+    assert len(sanitize("y" * (3 * LIMIT), limit=None)) == 3 * LIMIT
     for limit in range(30):
-        assert len(inert("z" * 40, limit=limit)) <= limit
+        assert len(sanitize("z" * 40, limit=limit)) <= limit
 
 
 @given(st.lists(nasty | anything, max_size=8))
 def test_a_stream_shows_what_the_whole_text_shows(pieces: list[str]) -> None:
     for newlines in (True, False):
-        stream = InertStream(newlines=newlines)
+        stream = SanitizedStream(newlines=newlines)
         shown = "".join(stream.push(piece) for piece in pieces) + stream.flush()
-        assert shown == inert("".join(pieces), newlines=newlines, limit=None)
+        assert shown == sanitize("".join(pieces), newlines=newlines, limit=None)
 
 
 @given(nasty)
 def test_a_stream_of_single_characters(text: str) -> None:
-    stream = InertStream()
-    assert "".join(map(stream.push, text)) + stream.flush() == inert(text)
+    stream = SanitizedStream()
+    assert "".join(map(stream.push, text)) + stream.flush() == sanitize(text)
     assert stream.push("a\x1b") == "a␛"  # flush begins anew
 
 
 def test_a_stream_holds_back_only_a_joiner() -> None:
-    stream = InertStream()
+    stream = SanitizedStream()
     assert stream.push("👩") == "👩"
     assert stream.push("\u200d") == ""
     assert stream.push("👧") == "\u200d👧"
@@ -190,9 +190,9 @@ def test_html_holds_no_tag_and_reads_back_as_the_inert_text(text: str) -> None:
         def handle_data(self, data: str) -> None:
             self.text += data
 
-    quoted = inert_html(text)
+    quoted = sanitize_html(text)
     assert not set(quoted) & set("<>\"'")
     reader = Reader()
     reader.feed(quoted)
     reader.close()
-    assert (reader.tags, reader.text) == ([], inert(text))
+    assert (reader.tags, reader.text) == ([], sanitize(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
-from ondevice.data.completions import Row
+from ondevice.common.errors import UserError
+from ondevice.config.preference import DPOConfig
+from ondevice.data.completion_batches import Row
 from ondevice.data.formats import BadRow, to_judged, to_pair
-from ondevice.data.token_pairs import TokenPair
-from ondevice.errors import UserError
-from ondevice.losses import preference_objective
-from ondevice.preview import render
-from ondevice.ratings import Ratings, Response
-from ondevice.stages.dpo import compared, sides_of
+from ondevice.data.preference_batches import TokenPair
+from ondevice.datasets.preview import render
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.stages.dpo import advice, pair_batch, sides_of
+from ondevice.training.losses import preference_objective
 from test_losses import CLOSE, graded, on_device, squared
 
 ASKED = [{"role": "user", "content": "Anna"}]
@@ -69,8 +73,9 @@ def rows_of() -> list[TokenPair]:
     return [TokenPair(row, row, label=label) for row, label in zip(rows, LABELS, strict=True)]
 
 
-@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["no drift", "drift"])
-def test_the_loss_is_trls(backend: Backend, shift: float) -> None:
+@pytest.mark.parametrize(("shift", "weights"), [(-0.4, (1.0, 1.0)), (0.4, (1.0, 1.0)), (0.4, (2.5, 0.75))],
+                         ids=["no drift", "drift", "weighed"])
+def test_the_loss_is_trls(backend: Backend, shift: float, weights: tuple[float, float]) -> None:
     """Loss and slopes are those of TRL's KTOTrainer; a row that fills the batch counts nothing."""
     pytest.importorskip("trl")
     import trl_oracles as oracle
@@ -81,7 +86,7 @@ def test_the_loss_is_trls(backend: Backend, shift: float) -> None:
     ref = [-rng.random(n) - 0.5 for n in lengths]
     logps = [r + (rng.normal(size=n) if i < 6 else shift) for i, (r, n) in enumerate(zip(ref, lengths, strict=True))]
     reference = np.array([r.sum() for r in ref], np.float32).reshape(2, -1)
-    batch = compared(range(6), rows, 8, sides=sides, reference=reference)
+    batch = pair_batch(range(6), rows, 8, sides=sides, reference=reference)
     batch["denominator"] = np.float32(6)
     assert "losses" not in batch
     flat = np.full(len(batch["weights"]), -1.0, np.float32)
@@ -89,12 +94,13 @@ def test_the_loss_is_trls(backend: Backend, shift: float) -> None:
     for r, place in enumerate(places):
         flat[batch["member"][place] > 0] = logps[r]
     arrays = on_device(backend, batch)
-    loss, (slope,) = graded(backend, lambda x: preference_objective(backend.ops, x, arrays, kind="kto", beta=0.3)[0],
-                            flat)
+    loss, (slope,) = graded(backend, lambda x: preference_objective(
+        backend.ops, x, arrays, kind="kto", beta=0.3, desirable=weights[0], undesirable=weights[1])[0], flat)
     wide = max(lengths)
     square = [squared(part, wide) for part in (logps[:6], ref[:6], logps[6:], ref[6:])]
     want, slopes, drift = oracle.kto(square[0], square[1], square[0] != 0, np.array(LABELS) > 0, square[2], square[3],
-                                     square[2] != 0, beta=0.3)
+                                     square[2] != 0, beta=0.3, desirable_weight=weights[0],
+                                     undesirable_weight=weights[1])
     assert (drift > 0) == (shift > 0)
     np.testing.assert_allclose(loss, want, **CLOSE)
     mine = squared([slope[batch["member"][place] > 0] for place in places[:6]], wide)
@@ -133,6 +139,41 @@ def test_other_losses_say_what_takes_them(model: Path, tmp_path: Path) -> None:
             stage(model, data, out=str(tmp_path / "run"), **COMMON)
     with pytest.raises(BadRow, match="dpo --loss-type kto takes it"):
         to_pair(judged(1)[0])
+
+
+def test_weights_even_out_what_is_out_of_balance(model: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Anna {n}", "completion": "12", "label": n % 4 == 0} for n in range(80)]
+    data = write(tmp_path / "judged.jsonl", rows)
+    od.dpo(model, data, out=str(tmp_path / "plain"), loss_type="kto", **COMMON)
+    said = capsys.readouterr().err
+    good, bad = (int(word) for word in re.findall(r"(\d+) of them good and (\d+) bad", said)[0])
+    assert (f"{good} good completions count {good / bad:.3g} times as much as {bad} bad ones, where KTO is to have 1 "
+            f"to 1.33: give --desirable-weight {bad / good:.3g} to {4 * bad / good / 3:.3g}, or --undesirable-weight "
+            f"{0.75 * good / bad:.3g} to {good / bad:.3g}") in said
+    od.dpo(model, data, out=str(tmp_path / "weighed"), loss_type="kto", desirable_weight=3.5, **COMMON)
+    assert "times as much as" not in (said := capsys.readouterr().err)
+    assert f"on {80 - good - bad} completions" in said
+    first = [next(event["loss"] for event in read(tmp_path / run / "dpo" / "events.jsonl")
+                  if event["event"] == "eval") for run in ("plain", "weighed")]
+    assert first[1] > 1.2 * first[0]  # the held-out loss is weighed too
+
+
+@pytest.mark.parametrize(("good", "bad", "weights", "far"), [
+    (40, 40, {}, False), (38, 40, {}, False), (52, 40, {}, False), (30, 40, {}, True), (70, 40, {}, True),
+    (30, 40, {"desirable_weight": 1.4}, False), (70, 40, {"undesirable_weight": 1.5}, False),
+    (40, 40, {"undesirable_weight": 2.0}, True), (40, 0, {}, False), (0, 40, {}, False)])
+def test_how_far_is_far(good: int, bad: int, weights: dict[str, float], far: bool) -> None:
+    assert bool(advice(good, bad, DPOConfig(loss_type="kto", **weights))) == far
+
+
+def test_only_kto_has_weights() -> None:
+    for name in ("desirable_weight", "undesirable_weight"):
+        with pytest.raises(UserError, match="only kto weighs good and bad") as error:
+            DPOConfig(**{name: 2.0}).check()
+        assert error.value.where == name
+        with pytest.raises(UserError):
+            DPOConfig(loss_type="kto", **{name: 0.0}).check()
 
 
 def test_one_label_alone_is_told_of(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,15 +15,26 @@ from hypothesis import HealthCheck, given, settings
 
 import small_stages
 from data_samples import small_tokenizer, transformers_tokenizer
-from learned_oracle import Spoken, renderable, spoken_chats, words_of
-from ondevice.backend import Backend
+from learned_oracle import Spoken, answers_in, render, renderable, spoken_chats, words_of
+from ondevice.common.errors import UserError
+from ondevice.config.load import dump_yaml, from_mapping, parse_yaml, to_mapping
 from ondevice.config.preference import GRPOConfig, SampleConfig
+from ondevice.config.recipe import load_recipe
 from ondevice.config.stages import SFTConfig
-from ondevice.config.use import ChatConfig, EvalConfig, GenerateConfig
-from ondevice.data.chat import ChatRow, add_template, encode_chat, prompt_ids, with_template_kwargs
-from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
+from ondevice.config.use import ChatConfig, DataConfig, EvalConfig, GenerateConfig
+from ondevice.data.chat_encoding import (
+    ChatRow,
+    add_template,
+    encode_chat,
+    prompt_ids,
+    with_template_kwargs,
+)
+from ondevice.data.formats import BadRow, to_chat, to_judged, to_pair, to_prompt, to_text
+from ondevice.data.row_keys import Record
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
+from ondevice.datasets.preview import show
+from ondevice.seam.protocols import Backend
+from tokenizer_kinds import KINDS, of_kind
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")
@@ -43,15 +54,15 @@ def shipped() -> list[str]:
     return sorted(file.stem for file in files if not file.stem.startswith(IN_PARTS))
 
 
-def of_template(template: str) -> Tokenizer:
-    """The small tokenizer with the template and the special tokens that it spells."""
+def of_template(template: str, kind: str = "byte-level") -> Tokenizer:
+    """The small tokenizer of a kind, with the template and the special tokens that it spells."""
     found = re.findall(r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template)
-    tokenizer = small_tokenizer().with_template(template, sorted(set(found)))
-    return Tokenizer(tokenizer.inner, {**tokenizer.config, "bos_token": "<|pad|>"}, template)
+    tokenizer = of_kind(kind).with_template(template, sorted(set(found)))
+    return Tokenizer(tokenizer.inner, {"bos_token": tokenizer.named["pad_token"], **tokenizer.config}, template)
 
 
-def load(name: str) -> Tokenizer:
-    return of_template((folder() / f"{name}.jinja").read_text(encoding="utf-8"))
+def load(name: str, kind: str = "byte-level") -> Tokenizer:
+    return of_template((folder() / f"{name}.jinja").read_text(encoding="utf-8"), kind)
 
 
 def learned(rows: list[ChatRow], tokenizer: Tokenizer) -> list[str]:
@@ -76,8 +87,42 @@ def call(name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def held_against_the_oracle(name: str, examples: int) -> None:
-    tokenizer = load(name)
+def only_answers_are_learned(row: ChatRow, chat: Spoken, tokenizer: Tokenizer, oracle: Any) -> bool:
+    """Asserts that the row's ids are transformers' of a beginning of the chat, and that the learned ones stand in its
+    answers alone, from where the prompt for each ends. False where the oracle cannot tell."""
+    template, length = tokenizer.chat_template or "", len(chat.messages)
+    texts = {until: render(template, tokenizer.named, chat, until=until) for until in range(length, 0, -1)
+             if until == length or chat.messages[until - 1]["role"] == "assistant"}
+    if None in texts.values():
+        return False  # some are written only in another form of the messages
+    found = {until: oracle(text, add_special_tokens=False, return_offsets_mapping=True)
+             for until, text in texts.items()}
+    ids = row.ids.tolist()
+    [until, *_] = [until for until, encoded in found.items()
+                   if ids in (encoded["input_ids"], [*encoded["input_ids"], tokenizer.eos_id])]
+    text, places = texts[until] or "", answers_in(template, tokenizer.named, chat, until)
+    if places is None or marks_itself(template):
+        return False
+    spans = found[until]["offset_mapping"]
+    learned = [n for n in range(len(spans)) if row.mask[n]]
+    for start, end in (spans[n] for n in learned):
+        assert any(start < b and end > a for a, b in places), text[start:end]
+    for a, b in places:
+        inside = [n for n, (start, end) in enumerate(spans) if start < b and end > a]
+        first = next((n for n in inside if row.mask[n]), inside[0])
+        # What opens a turn that goes on after a tool's answer, in Gemma's, is not in the prompt, nor learned.
+        assert first == inside[0] or re.fullmatch(r"\s*<\|turn>model\n", text[a:spans[first][0]]), text[a:b]
+    return True
+
+
+def marks_itself(template: str) -> bool:
+    """Whether the template marks what is learned; its marks are kept to the letter."""
+    return re.search(r"\{%-?\s*generation\b", template) is not None
+
+
+def held_against_the_oracle(name: str, examples: int, where: Path, kind: str = "byte-level") -> None:
+    tokenizer = load(name, kind)
+    oracle: Any = transformers_tokenizer(tokenizer, where)
     counts: Counter[str] = Counter()
 
     @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
@@ -92,6 +137,7 @@ def held_against_the_oracle(name: str, examples: int) -> None:
             assert "message" in str(error) or "tools" in str(error) or "refuses" in str(error)
             return
         counts["accepted"] += can
+        counts["placed"] += sum(only_answers_are_learned(row, chat, tokenizer, oracle) for row in rows)
         answers = [message for message in chat.messages if message["role"] == "assistant"]
         text = " ".join(learned(rows, tokenizer))
         # A template may write a function's name twice; contents and thoughts stand once.
@@ -105,18 +151,35 @@ def held_against_the_oracle(name: str, examples: int) -> None:
             assert not tokenizer.decode(ids[last + 1:], skip_special=False).strip() or tokenizer.is_stop[ids[last]]
 
     run()
-    assert counts["accepted"] and counts["refused"] <= 0.05 * counts.total()
+    assert counts["accepted"] and counts["refused"] <= 0.05 * (counts["accepted"] + counts["refused"])
+    # The prompts of DeepSeek's are not the beginnings of their answers.
+    assert counts["placed"] or name.startswith("deepseek") or marks_itself(tokenizer.chat_template or "")
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_the_learned_tokens_are_what_the_assistant_says(name: str) -> None:
-    held_against_the_oracle(name, 25)
+def test_the_learned_tokens_are_what_the_assistant_says(name: str, tmp_path: Path) -> None:
+    held_against_the_oracle(name, 25, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte-level"])
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1"])
+def test_the_learned_tokens_are_what_the_assistant_says_whatever_the_kind_of_tokenizer(
+        name: str, kind: str, tmp_path: Path) -> None:
+    held_against_the_oracle(name, 10, tmp_path, kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
-def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_says(name: str) -> None:
-    held_against_the_oracle(name, 100)
+def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_says(name: str, tmp_path: Path) -> None:
+    held_against_the_oracle(name, 100, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, name", list(enumerate(shipped())))
+def test_every_shipped_template_on_another_kind_of_tokenizer(number: int, name: str, tmp_path: Path) -> None:
+    """The kinds in turn, so that each is met by every sixth template."""
+    kinds = [kind for kind in KINDS if kind != "byte-level"]
+    held_against_the_oracle(name, 25, tmp_path, kinds[number % len(kinds)])
 
 
 # ---- rows that people have ------------------------------------------------------------------------------------------
@@ -228,6 +291,59 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(name: str) -> None:
         encode_chat(chat_of(user("Two?"), said("Five.", weight=0.5)), tokenizer)
 
 
+FLAGS = {"train": (False, True), "training": (False, True), "trainable": (0, 1), "train_on_turn": (False, True),
+         "loss": (False, True), "masked": (True, False), "mask": (1, 0), "weight": (0, 1)}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_turn_that_says_in_another_programs_words_that_it_is_not_learned_is_not(flag: str) -> None:
+    no, yes = FLAGS[flag]
+    row = Record.of({"conversations": [{"from": "human", "value": "Two and two?", flag: no},
+                                       {"from": "gpt", "value": "Five.", flag: no}, user("Sure?"),
+                                       {"from": "gpt", "value": "No, four.", flag: yes}, user("And one?"),
+                                       said("Five.")]})
+    rows = encode_chat(to_chat(row)["messages"], small_tokenizer())
+    [text] = learned(rows, small_tokenizer())
+    assert "No, four." in text and text.count("Five.") == 1 and not list(row.unused())
+    with pytest.raises(BadRow, match="message 2 is not to be learned, and of plain text every token is"):
+        to_text({"messages": [user("Two?"), said("Five.", **{flag: no})]})
+    pair = {"prompt": "Two?", "chosen": [said("Two.")], "rejected": [said("Five.", **{flag: no})]}
+    with pytest.raises(BadRow, match="all of a response is learned"):
+        to_pair(pair)
+    with pytest.raises(BadRow, match="all of a response is learned"):
+        to_judged({"prompt": "Two?", "completion": pair["rejected"], "label": True})
+    assert to_prompt({"messages": [user("Two?"), said("Two.", **{flag: no}), user("Sure?")]})[0][1]["weight"] == 0
+
+
+@pytest.mark.parametrize(("messages", "why"), [
+    ([user("a"), said("b", train=False, weight=1)], "train and weight contradict each other"),
+    ([user("a"), said("b", train=True, masked=True)], "train and masked contradict each other"),
+    ([user("a"), said("b", train=True, weight=0.5)], "has the weight 0.5"),
+    ([user("a"), said("b", train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}])],
+     "message 2 has train_detail: a part of a message cannot be learned"),
+    ([user("a"), said("b", train="no")], "messages.train is there"),
+    ([user("a"), said("b", masked="yes")], "messages.masked is there"),
+    ([{**user("a"), "train": True}, said("b")], r"message 1, of the user, is to be learned \(train\)")])
+def test_what_cannot_be_learned_as_it_says_refuses_the_row(messages: list[dict[str, Any]], why: str) -> None:
+    with pytest.raises(BadRow, match=why):
+        to_chat({"messages": messages})
+
+
+def test_a_loss_that_was_measured_is_no_flag() -> None:
+    row = Record.of({"messages": [user("a"), said("b", loss=0.31, train_detail=[])]})
+    assert "weight" not in to_chat(row)["messages"][1] and list(row.unused()) == ["messages.loss"]
+
+
+def test_data_show_marks_nothing_of_a_turn_that_is_not_to_be_learned(tmp_path: Path, backend: Backend) -> None:
+    folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
+    row = {"messages": [{**user("Cold?"), "train": False}, said("Yes.", train=False), user("Sure?"),
+                        said("No.", train=True)]}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(row) + "\n")
+    shown = show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=str(folder)))
+    marked = "".join(text for text, is_learned in shown["examples"][0]["tokens"] if is_learned)
+    assert "No." in marked and "Yes." not in marked and not shown["unused"] and shown["used"] == 1
+
+
 def test_a_rows_names_for_its_template_reach_it() -> None:
     tokenizer = load("qwen3")
     chat = chat_of(user("Is it cold?"), chat_template_kwargs={"enable_thinking": False})
@@ -275,6 +391,36 @@ def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
             config(**given, chat_template_kwargs=value).check()
 
 
+@pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
+def test_the_setting_may_be_a_mapping(config: Any) -> None:
+    given: dict[str, Any] = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
+    as_text = config(**given, chat_template_kwargs='{"enable_thinking": false}')
+    as_mapping = {**given, "chat_template_kwargs": {"enable_thinking": False}}
+    assert config(**as_mapping) == from_mapping(config, as_mapping) == as_text and hash(config(**as_mapping))
+    assert from_mapping(config, to_mapping(as_text)) == as_text
+    assert from_mapping(config, {**given, "chat_template_kwargs": {}}).chat_template_kwargs == ""
+    for value, why in (({1: "a"}, "1 is not a name"), ({"a": float("nan")}, "cannot be written as JSON"),
+                       ({"a": {1, 2}}, "cannot be written as JSON"), ({"tools": []}, "cannot give tools"),
+                       (["a"], "expected text")):
+        with pytest.raises(UserError, match=why) as error:
+            from_mapping(config, {**given, "chat_template_kwargs": value}, "tiny.yaml: here")
+        assert error.value.where == "tiny.yaml: here.chat_template_kwargs"
+
+
+def test_a_recipe_may_give_the_setting_as_keys_and_values(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("stages:\n  sft:\n    model: m\n    data: d\n    chat_template_kwargs:\n"
+                      "      enable_thinking: false\n      level: [1, high]\n")
+    want = '{"enable_thinking": false, "level": [1, "high"]}'
+    found = load_recipe(str(recipe))
+    assert found.stages["sft"].chat_template_kwargs == want  # type: ignore[attr-defined]
+    assert parse_yaml(dump_yaml(found.mapping()), "")["stages"]["sft"]["chat_template_kwargs"] == want
+    for change in ('={"enable_thinking": true}', ".enable_thinking=true"):
+        change = f"sft.chat_template_kwargs{change}"
+        kwargs = load_recipe(str(recipe), [change]).stages["sft"].chat_template_kwargs  # type: ignore[attr-defined]
+        assert json.loads(kwargs)["enable_thinking"] is True
+
+
 def test_a_setting_without_effect_is_refused() -> None:
     kwargs = '{"enable_thinking": false}'
     with pytest.raises(UserError, match="no chat template"):
@@ -310,7 +456,7 @@ def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path
     (tmp_path / "chats.jsonl").write_text("\n".join([row] * 20))
     settings: dict[str, Any] = {"steps": 1, "batch_size": 1, "sequence_length": 24, "backend": backend.name,
                                 "device": "cpu"}
-    with pytest.raises(UserError, match="weight 0 is not to be learned"):
+    with pytest.raises(UserError, match="a turn is not to be learned"):
         od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
     od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)
 

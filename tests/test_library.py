@@ -18,15 +18,18 @@ import ondevice as od
 import small_stages
 from gradients import on_device
 from library_models import LIBRARY
-from ondevice.backend import Backend, load_backend
-from ondevice.beams import beam_search
-from ondevice.data.completions import Row, completion_batch
-from ondevice.decoding import Sampling, generator_of
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.models.folder import Model, load_model, write
-from ondevice.models.lora import INHERITED, adapted
-from ondevice.rollout import Scorer
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row, completion_batch
+from ondevice.inference.beam_search import beam_search
+from ondevice.inference.generator import Sampling, generator_of
+from ondevice.models.load import load_model
+from ondevice.models.lora import INHERITED, adapted_modules
+from ondevice.models.model import Model
+from ondevice.models.save import write
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 from test_classify import killed_at_first_save
 from test_preference_resume import wait_for
 
@@ -172,7 +175,7 @@ def test_an_adapter_is_trained_read_by_peft_and_merged(kind: str, files: Path, t
     curve = losses(tmp_path, "sft")
     assert np.mean(curve[-2:]) < np.mean(curve[:2]) - 0.5
     beside = load_model(folder, backend, merge=False)
-    modules = adapted(beside.params, INHERITED)
+    modules = adapted_modules(beside.params, INHERITED)
     assert modules and not any(".experts" in m or m.endswith((".gate", "lm_head")) for m in modules)
     got = logps(beside, backend)
     assert np.abs(got - logps(load_model(files / kind, backend), backend)).max() > 1e-2

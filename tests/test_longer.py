@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.schedule import rate, same_so_far
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
+from ondevice.training.lr_schedule import learning_rate, same_so_far
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_which_rates_would_have_been_the_same() -> None:
     assert same_so_far(cfg("constant"), 40, 40) and same_so_far(cfg("constant"), 400, 40)
     assert same_so_far(cfg("wsd"), 40, 32) and not same_so_far(cfg("wsd"), 40, 40)
     shorter = PretrainConfig(steps=40, warmup_steps=4, schedule="wsd", decay_fraction=0.25)
-    assert rate(31, cfg("wsd")) == rate(31, shorter)
+    assert learning_rate(31, cfg("wsd")) == learning_rate(31, shorter)
     for schedule in ("cosine", "linear"):
         assert same_so_far(cfg(schedule), 40, 4) and not same_so_far(cfg(schedule), 40, 6)
 

@@ -16,17 +16,17 @@ import pytest
 
 import models
 from data_samples import small_tokenizer
-from ondevice import checkpoint
-from ondevice.backend import Backend
+from ondevice.common.errors import Interrupted
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context, Spent
-from ondevice.errors import Interrupted
-from ondevice.events import EventWriter, read
-from ondevice.loop import Work, fit
-from ondevice.models.folder import Model
-from ondevice.runfolder import RunFolder, StageFolder, StopRequest
-from ondevice.schedule import rate
+from ondevice.models.model import Model
+from ondevice.runs import checkpoint
+from ondevice.runs.context import Context, ElapsedTime
+from ondevice.runs.events import EventWriter, read
+from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.seam.protocols import Backend
+from ondevice.training.loop import StepPlan, fit
+from ondevice.training.lr_schedule import learning_rate
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ def test_schedules_by_hand() -> None:
     cfg = PretrainConfig(steps=10, warmup_steps=2, learning_rate=1.0)
 
     def rates(**changes: Any) -> list[float]:
-        return [rate(step, replace(cfg, **changes)) for step in range(11)]
+        return [learning_rate(step, replace(cfg, **changes)) for step in range(11)]
 
     assert rates(schedule="constant") == [0.5] + [1.0] * 10
     assert rates(schedule="linear") == pytest.approx([0.5, 1, 1, .875, .75, .625, .5, .375, .25, .125, 0])
@@ -132,14 +132,14 @@ def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) 
     assert [e["step"] for e in stage.events("eval")] == [1, 2]
     stage.fit(Scripted([3, 2]), steps=4, save_every=1, resume=True)
     assert len(stage.events("before")) == 1
-    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 4)).record
+    record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 4)).record
     assert record["before"]["loss"] == BEFORE and record["measured"]["loss"] == 2
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_told_and_the_old_one_stands(
         stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = checkpoint.damage
-    monkeypatch.setattr(checkpoint, "damage",
+    whole = checkpoint.find_damage
+    monkeypatch.setattr(checkpoint, "find_damage",
                         lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path))
     stage.fit(Scripted([5, 4, 3, 2, 1]), steps=4, save_every=1)
     assert "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay" in stage.said
@@ -192,17 +192,17 @@ class Steered(Scripted):
 
     memory = 1.0
 
-    def work(self, step: int, params: Any, number: int) -> Work:
+    def plan_step(self, step: int, params: Any, number: int) -> StepPlan:
         self.memory += 0.5
-        return Work([[numbers(self.memory)]], {"memory": self.memory}, 1)
+        return StepPlan([[numbers(self.memory)]], {"memory": self.memory}, 1)
 
     def finished(self, step: int) -> str:
         return ""
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"memory": self.memory}
 
-    def restore(self, kept: Any) -> None:
+    def load_state_dict(self, kept: Any) -> None:
         self.memory = kept["memory"]
 
 
@@ -215,7 +215,7 @@ def test_a_checkpoint_holds_what_the_next_work_follows_from_and_the_time_spent(s
 
 
 def test_time_spent_goes_on_from_a_checkpoint() -> None:
-    spent = Spent()
+    spent = ElapsedTime()
     spent.add({"seconds": 100.0, "cpu_seconds": 50.0})
     assert 100 <= spent.mapping()["seconds"] < 150 and 50 <= spent.mapping()["cpu_seconds"] < 100
 

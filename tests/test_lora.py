@@ -16,20 +16,34 @@ import models
 import ondevice as od
 import small_stages
 from gradients import by_name, on_device
-from ondevice import checkpoint
-from ondevice.backend import Backend, load_backend
-from ondevice.data.completions import Row
-from ondevice.errors import UserError
-from ondevice.events import read
+from ondevice.common.errors import UserError
+from ondevice.common.files import sha256
+from ondevice.data.completion_batches import Row
 from ondevice.exports.modelfile import modelfile
-from ondevice.losses import causal_lm_loss
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import Adapter, Model, generation_of, load_model, merged, write
-from ondevice.models.lora import INHERITED, TRAINED, Pair, adapted, all_stacked, fresh, matching, pairs, placed
-from ondevice.models.names import matrices
-from ondevice.rollout import Scorer
+from ondevice.models.generation_config import generation_of
+from ondevice.models.load import load_model
+from ondevice.models.lora import (
+    INHERITED,
+    TRAINED,
+    Pair,
+    adapted_modules,
+    concat_all_lora,
+    init_lora,
+    lora_tensors,
+    matching_modules,
+    pairs,
+)
+from ondevice.models.model import Adapter, Model, merged
+from ondevice.models.save import write
+from ondevice.models.shapes import matrices
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.sequence_logprobs import Scorer
 from small_stages import settings
 from test_preference_resume import steps
 from test_resume import same
@@ -100,14 +114,14 @@ def test_both_backends_compute_the_same() -> None:
 
 def test_a_new_adapter_adds_nothing_and_is_one_on_both_backends(backend: Backend) -> None:
     cfg = models.config("llama")
-    low = fresh(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", backend)
+    low = init_lora(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", backend)
     weights = {n: backend.array(w) for n, w in models.weights(cfg).items()}
     batch = on_device(backend, models.batch(cfg))
-    run = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
+    run = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
     assert float(run(weights, batch)) == float(run({**weights, **low}, batch))
     a = backend.numpy(low[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"])
     assert a.std() == pytest.approx((3 * cfg.hidden_size) ** -0.5, rel=0.2)
-    other = fresh(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", load_backend("torch", device="cpu"))
+    other = init_lora(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", load_backend("torch", device="cpu"))
     assert np.array_equal(a, load_backend("torch", device="cpu").numpy(
         other[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"]))
 
@@ -116,7 +130,7 @@ def test_a_new_adapter_adds_nothing_and_is_one_on_both_backends(backend: Backend
     (("q_proj",), 2), (("self_attn.q_proj", "lm_head"), 3), (("model.layers.1.*",), 7), (("*.mlp.[gu]*_proj",), 4),
     (("proj",), 0), (("layers.0",), 0)])
 def test_patterns(patterns: tuple[str, ...], count: int) -> None:
-    assert len(matching(matrices(models.config("llama")), patterns)) == count
+    assert len(matching_modules(matrices(models.config("llama")), patterns)) == count
 
 
 # folders
@@ -130,7 +144,7 @@ def model_with(backend: Backend, folder: Path, family: str = "llama", names: Any
     found = drawn(cfg, names or [n for n in matrices(cfg) if n != "lm_head"])
     low: dict[str, Any] = {}
     for name, pair in found.items():
-        low |= placed(name, pair, TRAINED, backend)
+        low |= lora_tensors(name, pair, TRAINED, backend)
     trained = frozenset(n for n in low if "scale" not in n)
     return replace(base, params={**base.params, **low}, adapter=Adapter(str(folder), trained=trained))
 
@@ -161,9 +175,9 @@ def test_a_folder_read_again_is_the_same_model(backend: Backend, tmp_path: Path)
                                                         "tokenizer_config.json"]
     again = load_model(folder, backend, merge=False)
     assert np.array_equal(logits(again, backend, IDS), logits(model, backend, IDS))
-    assert set(adapted(again.params, INHERITED)) == set(adapted(model.params, TRAINED))
+    assert set(adapted_modules(again.params, INHERITED)) == set(adapted_modules(model.params, TRAINED))
     whole = load_model(folder, backend)
-    assert whole.adapter is None and not adapted(whole.params)
+    assert whole.adapter is None and not adapted_modules(whole.params)
     np.testing.assert_allclose(logits(whole, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
 
 
@@ -241,7 +255,7 @@ def test_two_adapters_are_saved_as_the_one_that_adds_what_both_add(backend: Back
         rows, columns = matrices(model.cfg)[name]
         pair = Pair(rng.standard_normal((2, columns)).astype(np.float32) * np.float32(0.2),
                     rng.standard_normal((rows, 2)).astype(np.float32) * np.float32(0.2), 4.0)
-        low |= placed(name, pair, INHERITED, backend)
+        low |= lora_tensors(name, pair, INHERITED, backend)
     model = model.with_params(low)
     folder = written(model, backend, tmp_path / "adapter")
     again = load_model(folder, backend, merge=False)
@@ -336,7 +350,7 @@ def test_peft_reads_our_folders(family: str, backend: Backend, tmp_path: Path) -
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     model = model_with(backend, tmp_path / "base", family)
     if family == "llama":  # a matrix that is trained whole, and ranks that differ
-        low = placed("model.layers.0.mlp.up_proj", drawn(model.cfg, ["model.layers.0.mlp.up_proj"], seed=9)
+        low = lora_tensors("model.layers.0.mlp.up_proj", drawn(model.cfg, ["model.layers.0.mlp.up_proj"], seed=9)
                      ["model.layers.0.mlp.up_proj"], INHERITED, backend)
         head = {"lm_head.weight": model.params["lm_head.weight"] * 0.5}
         assert model.adapter is not None
@@ -451,12 +465,12 @@ def sft(files: Path, out: Path, backend: str, **fields: Any) -> Path:
 def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: Path, backend: Backend) -> None:
     """The base is never touched; each reference is the stage's start; the last folder alone, with the base, is all."""
     name = backend.name
-    before = checkpoint.sha256(files / "policy" / "model.safetensors")
+    before = sha256(files / "policy" / "model.safetensors")
     one = sft(files, tmp_path / "run", name, **LORA)
     two = od.dpo(**settings(files, "dpo", tmp_path / "run", name, **LORA, model=one, steps=3, learning_rate=1e-2))
     three = od.grpo(**settings(files, "grpo", tmp_path / "run", name, **LORA, model=two, steps=2, updates=1,
                               learning_rate=1e-2))
-    assert checkpoint.sha256(files / "policy" / "model.safetensors") == before
+    assert sha256(files / "policy" / "model.safetensors") == before
     ranks = [json.loads((m / peft.CONFIG).read_text())["r"] for m in (one, two, three)]
     assert ranks == [4, 8, 12]
     assert {json.loads((m / peft.CONFIG).read_text())["base_model_name_or_path"] for m in (one, two, three)} == {
@@ -465,8 +479,8 @@ def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: 
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-6) and abs(first["margin"]) < 1e-6
     first = next(e for e in read(three.parent / "events.jsonl") if e["event"] == "step")
     assert abs(first["kl"]) < 1e-6
-    kept = all_stacked(load_model(two, backend, merge=False).params, backend)
-    for module, pair in all_stacked(load_model(three, backend, merge=False).params, backend).items():
+    kept = concat_all_lora(load_model(two, backend, merge=False).params, backend)
+    for module, pair in concat_all_lora(load_model(three, backend, merge=False).params, backend).items():
         assert np.array_equal(pair.a[:8], kept[module].a) and np.array_equal(pair.b[:, :8], kept[module].b)
         assert np.abs(pair.b[:, 8:]).max() > 0
 
@@ -475,7 +489,7 @@ def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: 
 def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Path, tmp_path: Path,
                                                            backend: Backend) -> None:
     from ondevice.config.preference import DPOConfig
-    from ondevice.stages.start import load_start, with_adapter
+    from ondevice.stages.tuning import load_start, with_adapter
 
     ctx: Any = type("Ctx", (), {"backend": backend, "name": "dpo"})
     folder = files / "policy"
@@ -485,7 +499,7 @@ def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Pa
         model = load_model(folder, backend)
         low: dict[str, Any] = {}
         for name, pair in drawn(model.cfg, [n for n in matrices(model.cfg) if n != "lm_head"]).items():
-            low |= placed(name, pair, TRAINED, backend)
+            low |= lora_tensors(name, pair, TRAINED, backend)
         folder = written(replace(model, params={**model.params, **low}, adapter=Adapter(str(folder))), backend,
                          tmp_path / "adapter")
     cfg = DPOConfig(model=str(folder), **LORA)
@@ -495,7 +509,7 @@ def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Pa
     rows = [Row([5, 6, 7], [8, 9, 10, 11]), Row([5, 9], [30, 31])]
     now, then = scorer.logprobs(policy.params, rows), scorer.logprobs(reference.params, rows)
     assert all(np.array_equal(a, b) for a, b in zip(now, then, strict=True))
-    assert adapted(policy.params, TRAINED) and bool(adapted(policy.params, INHERITED)) == (start != "whole")
+    assert adapted_modules(policy.params, TRAINED) and bool(adapted_modules(policy.params, INHERITED)) == (start != "whole")
     plain = scorer.logprobs({n: p for n, p in policy.params.items() if ".lora_" not in n}, rows)
     same_as_base = all(np.allclose(a, b, atol=1e-6) for a, b in zip(now, plain, strict=True))
     assert same_as_base == (start == "whole")  # what was inherited is applied
@@ -585,9 +599,9 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
                                                                  backend_name: str) -> None:
     """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
     float32's within bfloat16's noise."""
-    from ondevice.backend import OptimSettings
     from ondevice.config.stages import SFTConfig
-    from ondevice.stages.start import load_start, with_adapter
+    from ondevice.seam.protocols import OptimSettings
+    from ondevice.stages.tuning import load_start, with_adapter
 
     folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
     cfg = SFTConfig(model=str(folder), **LORA)

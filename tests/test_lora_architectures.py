@@ -15,17 +15,20 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from gradients import on_device
-from ondevice.backend import Backend, load_backend
-from ondevice.card import run_card
-from ondevice.data.completions import Row, completion_batch
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.models import peft
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.convert import merge, quantize
-from ondevice.models.folder import Model, load_model, write_model
-from ondevice.models.lora import INHERITED, adapted
-from ondevice.rollout import Scorer
-from ondevice.runfolder import RunFolder
+from ondevice.models.load import load_model
+from ondevice.models.lora import INHERITED, adapted_modules
+from ondevice.models.model import Model
+from ondevice.models.registry import ModelConfig
+from ondevice.models.save import write_model
+from ondevice.publishing.model_card import run_card
+from ondevice.runs.folder import RunFolder
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 from small_stages import settings
 
 LORA = {"adapter": "lora", "lora_rank": 3, "lora_alpha": 6.0}
@@ -50,7 +53,7 @@ def base(family: str, folder: Path, **changes: Any) -> Path:
 def logits(model: Model, backend: Backend) -> np.ndarray:
     """(N, V) of an answer's tokens."""
     rows = [Row([9, 30, 77, 12], [5, 6, 7]), Row([40, 8], [11, 2])]
-    batch = on_device(backend, completion_batch(rows, 2, start=model.network.start))
+    batch = on_device(backend, completion_batch(rows, 2, start=model.network.decoder_start_token_id))
     head = model.network.head
     hidden = model.network.hidden(backend.ops, model.params, batch, at=batch["index"])
     return np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
@@ -72,7 +75,7 @@ def test_an_encoder_decoders_adapter(family: str, files: Path, tmp_path: Path, b
     config = json.loads((folder / peft.CONFIG).read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM" and config["modules_to_save"] is None
     beside = load_model(folder, backend, merge=False)
-    assert adapted(beside.params, INHERITED) and beside.adapter is not None
+    assert adapted_modules(beside.params, INHERITED) and beside.adapter is not None
     got = logits(beside, backend)
     assert np.abs(got - logits(load_model(tmp_path / "base", backend), backend)).max() > 1e-2
     np.testing.assert_allclose(logits(load_model(folder, backend), backend), got, rtol=1e-4, atol=1e-4)
@@ -83,7 +86,7 @@ def test_an_encoder_decoders_adapter(family: str, files: Path, tmp_path: Path, b
         folder).eval()
     with torch.no_grad():
         want = model(input_ids=torch.tensor([[9, 30, 77, 12]]),
-                     decoder_input_ids=torch.tensor([[beside.network.start, 5, 6]])).logits[0].numpy()
+                     decoder_input_ids=torch.tensor([[beside.network.decoder_start_token_id, 5, 6]])).logits[0].numpy()
     np.testing.assert_allclose(got[:3], want, rtol=1e-4, atol=1e-4)
     assert od.generate(model=folder, prompt="Anna red", max_new_tokens=4, backend=backend.name, device="cpu")
 

@@ -14,16 +14,23 @@ import numpy as np
 import pytest
 
 from gradients import graded, on_device
-from ondevice.backend import Backend
 from ondevice.config.preference import DPOConfig, GRPOConfig, RewardConfig
-from ondevice.data.completions import Row
-from ondevice.data.token_pairs import PairSource, TokenPair
-from ondevice.losses import WITHOUT_REFERENCE, grpo_objective, k3, log_sigmoid, preference_objective, reward_objective
-from ondevice.rollout import Sampled
-from ondevice.stages.dpo import compared, sides_of
-from ondevice.stages.grpo import divide
-from ondevice.stages.reward import scored
-from ondevice.stages.rollouts import micro_batches, spread
+from ondevice.data.completion_batches import Row
+from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.rl.micro_batches import micro_batches, repeat_per_token
+from ondevice.rl.rollout import Sampled
+from ondevice.seam.protocols import Backend
+from ondevice.stages.dpo import pair_batch, sides_of
+from ondevice.stages.grpo import set_denominators
+from ondevice.stages.reward import score_batch
+from ondevice.training.losses import (
+    WITHOUT_REFERENCE,
+    grpo_objective,
+    k3,
+    log_sigmoid,
+    preference_objective,
+    reward_objective,
+)
 
 Array = np.ndarray
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}  # float32 against float64
@@ -57,14 +64,14 @@ class Group:
 
     def batches(self, cfg: GRPOConfig, size: int, old: bool) -> list[tuple[dict[str, Array], list[int]]]:
         """What the stage makes of it, and whose rows are where."""
-        tokens = {"advantages": spread(ADVANTAGES, self.sampled), "learned": spread(self.learned, self.sampled),
+        tokens = {"advantages": repeat_per_token(ADVANTAGES, self.sampled), "learned": repeat_per_token(self.learned, self.sampled),
                   "ref_logps": self.given["ref"], "logps": self.given["logps"]}
         if old:
             tokens["old_logps"] = self.given["old"]
         made = list(micro_batches(self.sampled, range(len(self.sampled)), size, tokens))
         for batch, _ in made:
             batch["weights"] *= batch.pop("learned")
-        divide(cfg, [batch for batch, _ in made], len(self.sampled))
+        set_denominators(cfg, [batch for batch, _ in made], len(self.sampled))
         return made
 
     def ours(self, backend: Backend, cfg: GRPOConfig, size: int, old: bool = True) -> tuple[float, Array]:
@@ -164,14 +171,14 @@ def test_grpo_by_hand(backend: Backend) -> None:
     """Two completions, of one token and of two. Ratios 2, 1/2 and 1 of gains 1, −1 and −1, clipped at 0.8 and 1.28:
     losses −1.28, 0.8 and 1 (the worse of both: −1/2 would be too good for a bad token)."""
     sampled = [Sampled([1], [5], True, ""), Sampled([1], [5, 6], True, "")]
-    tokens = {"advantages": spread([1.0, -1.0], sampled),
+    tokens = {"advantages": repeat_per_token([1.0, -1.0], sampled),
               "old_logps": [np.log([0.2]), np.log([0.4, 0.3])], "logps": [np.log([0.4]), np.log([0.2, 0.3])]}
     wanted = {"dapo": (-1.28 + 0.8 + 1) / 3, "bnpo": (-1.28 + 0.8 + 1) / 3, "grpo": (-1.28 + (0.8 + 1) / 2) / 2,
               "dr_grpo": (-1.28 + 0.8 + 1) / (2 * LONGEST)}
     for kind, value in wanted.items():
         cfg = grpo_config(kind)
         (batch, _), = micro_batches(sampled, [0, 1], 2, tokens)
-        divide(cfg, [batch], 2)
+        set_denominators(cfg, [batch], 2)
         loss, metrics = grpo_objective(backend.ops, backend.array(batch.pop("logps")), on_device(backend, batch),
                                        clip_low=0.2, clip_high=0.28)
         assert float(backend.numpy(loss)) == pytest.approx(value, rel=1e-5), kind
@@ -228,7 +235,7 @@ class Pairs:
 
         def make(group: Sequence[int], rows: Any, size: int) -> dict[str, Array]:
             groups.append(list(group))
-            return compared(group, rows, size, sides=self.sides, reference=reference)
+            return pair_batch(group, rows, size, sides=self.sides, reference=reference)
 
         source = PairSource(self.pairs, batch_size=size, seed=0, make=make, accumulate=n // size)
         made = source.batch(0)
@@ -313,8 +320,9 @@ def test_orpo_by_hand(backend: Backend) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["no drift", "drift"])
-def test_kto_is_trls(backend: Backend, shift: float) -> None:
+@pytest.mark.parametrize(("shift", "weights"), [(-0.4, (1.0, 1.0)), (0.4, (1.0, 1.0)), (0.4, (2.5, 0.75))],
+                         ids=["no drift", "drift", "weighed"])
+def test_kto_is_trls(backend: Backend, shift: float, weights: tuple[float, float]) -> None:
     """TRL takes 2P single completions and its drift from mismatched ones; ours are P pairs and P mismatched rows."""
     pytest.importorskip("trl")
     import trl_oracles as oracle
@@ -325,9 +333,10 @@ def test_kto_is_trls(backend: Backend, shift: float) -> None:
     mask = np.concatenate([pairs.mask(0), pairs.mask(1)])
     labels = np.repeat([True, False], 4)
     want, slope, drift = oracle.kto(*both, mask, labels, pairs.squares("logps", 2), pairs.squares("ref", 2),
-                                    pairs.mask(2), beta=0.3)
+                                    pairs.mask(2), beta=0.3, desirable_weight=weights[0],
+                                    undesirable_weight=weights[1])
     assert (drift > 0) == (shift > 0)
-    loss, got = pairs.ours(backend, 4, beta=0.3)
+    loss, got = pairs.ours(backend, 4, beta=0.3, desirable=weights[0], undesirable=weights[1])
     np.testing.assert_allclose(loss, want, **CLOSE)
     np.testing.assert_allclose(squared(got[:8], slope.shape[1]), slope, **CLOSE)
     assert not any(row.any() for row in got[8:])
@@ -339,7 +348,7 @@ def hand(backend: Backend, kind: str, c: float, r: float, **settings: float) -> 
     pairs.given = {"ref": [np.array([-1.0])] * len(pairs.given["ref"]),
                    "logps": [np.array([c - 1]), np.array([r - 1]), *([np.array([c - 1])] if kind == "kto" else [])]}
     alone = pairs.ours(backend, 1, **settings)[0]
-    batch = compared([0], pairs.pairs, 2, sides=pairs.sides, reference=np.full((len(pairs.sides), 1), -1.0, np.float32))
+    batch = pair_batch([0], pairs.pairs, 2, sides=pairs.sides, reference=np.full((len(pairs.sides), 1), -1.0, np.float32))
     batch.pop("losses", None)
     logps = np.zeros(len(batch["weights"]), np.float32)
     for n, side in enumerate(range(len(pairs.sides))):
@@ -397,7 +406,7 @@ def test_reward_is_trls(backend: Backend, strengths: tuple[float, ...] | None, c
         groups = [list(range(4))[n:n + size] for n in range(0, 4, size)]
         loss, got = 0.0, np.zeros((2, 4))
         for group in groups:
-            batch = scored(group, pairs, size, cfg=cfg)
+            batch = score_batch(group, pairs, size, cfg=cfg)
             batch["denominator"] = np.float32(4)
             scores = np.full(2 * size, 9.0)  # filled rows have scores too
             scores[:len(group)], scores[size:size + len(group)] = chosen[group], rejected[group]
@@ -414,7 +423,7 @@ def test_reward_is_trls(backend: Backend, strengths: tuple[float, ...] | None, c
 def test_what_a_source_of_pairs_divides_by() -> None:
     """Held-out pairs come each once; KTO has a loss for each completion."""
     pairs = Pairs(CHOSEN, REJECTED, "sigmoid")
-    source = PairSource(pairs.pairs, batch_size=3, seed=0, make=lambda g, rows, size: compared(
+    source = PairSource(pairs.pairs, batch_size=3, seed=0, make=lambda g, rows, size: pair_batch(
         g, rows, size, sides=pairs.sides, reference=np.zeros((2, 4), np.float32)))
     held = list(source.eval_batches())
     assert [float(b["pairs"].sum()) for b in held] == [3, 1] == [float(b["denominator"]) for b in held]
@@ -427,5 +436,5 @@ def test_every_kind_that_may_be_asked_for_has_a_loss() -> None:
     from typing import get_args
 
     from ondevice.config.preference import PairKind
-    from ondevice.losses import PAIR_LOSSES
+    from ondevice.training.losses import PAIR_LOSSES
     assert {*PAIR_LOSSES, "kto"} == set(get_args(PairKind)) and DPOConfig().loss_type in PAIR_LOSSES

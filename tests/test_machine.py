@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from conftest import BACKENDS
-from ondevice import machine as doctor_module
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
-from ondevice.machine import doctor, render
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.seam import doctor as doctor_module
+from ondevice.seam.doctor import doctor, render
 
 
 def test_the_report_is_json_and_knows_this_machine() -> None:

@@ -16,14 +16,14 @@ import tokenizers
 import ondevice as od
 from data_samples import TEXTS
 from ondevice.cli import main
-from ondevice.data.masking import MaskedSource, hide, pieces
+from ondevice.common.errors import UserError
+from ondevice.common.rng import generator
+from ondevice.data.batches import tokenize_corpus
+from ondevice.data.masked_lm import MaskedSource, hide, pieces
 from ondevice.data.packing import Batch
-from ondevice.data.sources import tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.filling import mask_ids
-from ondevice.randomness import generator
+from ondevice.inference.fill_mask import mask_ids
+from ondevice.runs.events import read
 from test_resume import curve, same, weights
 
 # χ² at a significance of 1 %, by degrees of freedom
@@ -192,7 +192,7 @@ def test_going_on_after_a_kill_gives_the_uninterrupted_run(base: Path, tmp_path:
     fields = {"model": str(base / family / "init" / "model"), "data": str(base / "text.txt"), "backend": backend_name,
               **LOOP}
     od.pretrain(**fields, out=str(tmp_path / "whole"))
-    code = ("import ondevice as od, os, sys, json; from ondevice import checkpoint; save = checkpoint.save\n"
+    code = ("import ondevice as od, os, sys, json; from ondevice.runs import checkpoint; save = checkpoint.save\n"
             "def killed(*a, **k):\n    save(*a, **k); os.kill(os.getpid(), 9)\n"
             "checkpoint.save = killed; od.pretrain(**json.loads(sys.argv[1]))")
     ended = subprocess.run([sys.executable, "-c", code, json.dumps({**fields, "out": str(tmp_path / "broken")})],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
-from ondevice.data.mixture import Joined, Lazy, Source, mixed, one_after_another, sources
+from ondevice.common.errors import UserError
+from ondevice.data.mixture import DataSource, Joined, Lazy, epoch_order, one_after_another, sources
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
 from test_resume import same as same_weights
 from test_resume import weights
@@ -35,19 +36,19 @@ SIZES = st.lists(st.integers(1, 60), min_size=2, max_size=4)
                                                                                          ("a.jsonl", 1.0)]),
     ("", [("", None)])])
 def test_sources_are_named_with_or_without_weights(named: str, found: list[tuple[str, float | None]]) -> None:
-    assert sources(named) == tuple(Source(*each) for each in found)
+    assert sources(named) == tuple(DataSource(*each) for each in found)
 
 
 def test_a_file_may_be_called_like_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:1,b:2").touch()
-    assert sources("a:1,b:2") == (Source("a:1,b:2"),)
+    assert sources("a:1,b:2") == (DataSource("a:1,b:2"),)
     for name in ("a", "b"):
         Path(name).touch()
-    assert sources("a,b") == (Source("a"), Source("b")) and sources("a:1,b:3")[1] == Source("b", 3.0)
-    assert sources(",".join(["a"] * 200)) == (Source("a"),) * 200
+    assert sources("a,b") == (DataSource("a"), DataSource("b")) and sources("a:1,b:3")[1] == DataSource("b", 3.0)
+    assert sources(",".join(["a"] * 200)) == (DataSource("a"),) * 200
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources("~/a:1,~/b:1")[1] == Source(f"{tmp_path}/b", 1.0) and sources("~/a") == (Source(f"{tmp_path}/a"),)
+    assert sources("~/a:1,~/b:1")[1] == DataSource(f"{tmp_path}/b", 1.0) and sources("~/a") == (DataSource(f"{tmp_path}/a"),)
 
 
 @pytest.mark.parametrize("named, match", [
@@ -67,7 +68,7 @@ def test_what_is_wrong_with_a_mixture_is_named(named: str, match: str, tmp_path:
 @pytest.mark.parametrize("weights", [[1e9, 1.0], [1e23, 1.0], [1e-18, 1.0]])
 def test_weights_out_of_all_proportion_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError, match="would read one source"):
-        mixed([30, 12], weights, 0)
+        epoch_order([30, 12], weights, 0)
 
 
 def test_joined_arrays_are_one(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_joined_arrays_are_one(tmp_path: Path) -> None:
 @given(SIZES, st.data())
 def test_an_epoch_holds_every_row_and_the_shares_that_were_asked_for(sizes: list[int], data: st.DataObject) -> None:
     given_weights = data.draw(st.lists(st.floats(0.1, 9), min_size=len(sizes), max_size=len(sizes)))
-    order = mixed(sizes, given_weights, 3)
+    order = epoch_order(sizes, given_weights, 3)
     firsts = np.cumsum([0, *sizes])
     counts = np.bincount(order, minlength=firsts[-1])
     assert counts.min() >= 1
@@ -97,12 +98,12 @@ def test_an_epoch_holds_every_row_and_the_shares_that_were_asked_for(sizes: list
     half = order[:len(order) // 2]
     for n, part in enumerate(parts):
         assert abs(((half >= firsts[n]) & (half < firsts[n + 1])).sum() - part.sum() / 2) <= len(sizes)
-    assert (mixed(sizes, given_weights, 3) == order).all()
+    assert (epoch_order(sizes, given_weights, 3) == order).all()
 
 
 def test_one_source_is_itself_and_without_weights_each_row_comes_once() -> None:
-    assert mixed([4], [0.3], 0).tolist() == [0, 1, 2, 3]
-    assert sorted(mixed([3, 5], [None, None], 0)) == list(range(8))
+    assert epoch_order([4], [0.3], 0).tolist() == [0, 1, 2, 3]
+    assert sorted(epoch_order([3, 5], [None, None], 0)) == list(range(8))
     assert sorted(one_after_another([["a"], [], ["b", "c"]])) == ["a", "b", "c"]
 
 
@@ -211,11 +212,26 @@ def test_what_is_held_out_of_one_source_is_not_learned_from_another(files: Path,
     od.grpo(**small_stages.settings(files, "grpo", tmp_path, "torch", data=data, steps=1, warmup_steps=0))
     assert {name: told(tmp_path, "grpo")[name] for name in ("problems", "held_problems")} == {
         "problems": 48, "held_problems": 6}
+    assert "6 prompts are left out because they are held out too" in (tmp_path / "grpo/events.jsonl").read_text()
     od.sample(str(files / "policy"), data=f"{tmp_path}/forth.jsonl:9,{tmp_path}/forth.jsonl:1", out=str(tmp_path),
               max_new_tokens=8, backend="torch")
     [last] = [event for event in map(json.loads, (tmp_path / "sample" / "events.jsonl").read_text().splitlines())
               if event["event"] == "step"][-1:]
     assert last["step"] == 60, "thirty of each, none of them twice"
+
+
+@pytest.mark.slow
+def test_responses_of_another_run(files: Path, tmp_path: Path) -> None:
+    """The second model too is named by its run's folder."""
+    stage = tmp_path / "one" / "sft"
+    stage.mkdir(parents=True)
+    (stage / "done.json").write_text("{}")
+    shutil.copytree(files / "policy", stage / "model")
+    od.sample(str(files / "policy"), data=str(files / "prompts.jsonl"), other=str(tmp_path / "one"), prompts=4,
+              out=str(tmp_path / "run"), max_new_tokens=8, backend="torch")
+    begun = next(event for event in map(json.loads, (tmp_path / "run/sample/events.jsonl").read_text().splitlines())
+                 if event["event"] == "start")
+    assert begun["config"]["other"] == str(stage / "model")
 
 
 @pytest.mark.slow

@@ -12,15 +12,15 @@ import pytest
 
 import models
 from data_samples import small_tokenizer
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
 from ondevice.config.stages import InitConfig
-from ondevice.errors import UserError
-from ondevice.models.architectures import parse_config
-from ondevice.models.config import DecoderConfig
 from ondevice.models.config_fields import HARMLESS, Fields
 from ondevice.models.decoder import decoder_of
-from ondevice.models.names import turned
-from ondevice.stages.initialize import model_config
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.registry import parse_config
+from ondevice.models.state_dict import transposed
+from ondevice.seam.protocols import Backend
+from ondevice.stages.init import model_config
 
 KINDS = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Gemma3Text", "GPT2", "Bert", "ModernBert", "T5", "MT5",
          "Bart")
@@ -226,7 +226,7 @@ def test_scaled_positions_are_transformers(which: str, tokens: int, backend: Bac
     raw = {k: v for k, v in cfg.to_json().items() if v is not None}
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw),
                                                            attn_implementation="eager").float().eval()
-    theirs.load_state_dict({n: torch.tensor(w) for n, w in turned(weights).items()})
+    theirs.load_state_dict({n: torch.tensor(w) for n, w in transposed(weights).items()})
     ids = np.random.default_rng(3).integers(3, cfg.vocab_size, (2, tokens)).astype(np.int32)
     with torch.no_grad():
         want = theirs(input_ids=torch.tensor(ids).long()).logits.numpy()

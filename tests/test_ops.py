@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from conftest import BACKENDS
-from ondevice.backend import Backend, Ops, load_backend
+from ondevice.seam.ops import Ops
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((3, 5, 8)).astype(np.float32)
@@ -100,7 +102,6 @@ CASES: dict[str, Case] = {
     "minimum:number": (lambda o, x: o.minimum(x, 2), (IDS,), lambda x: np.minimum(x, 2)),
     "where": (lambda o, x, y: o.where(x < y, x, y), (X, Y), np.minimum),
     "where:numbers": (lambda o, x: o.where(x < 0, 0.0, x), (X,), lambda x: np.maximum(x, 0)),
-    "isfinite": (lambda o, x: o.isfinite(x), (ODD,), np.isfinite),
     "take": (lambda o, t, i: o.take(t, i), (TABLE, IDS), lambda t, i: t[i]),
     "take:flat": (lambda o, t, i: o.take(t, i), (GAIN, np.array([7, 0], np.int32)), lambda t, i: t[i]),
     "concat": (lambda o, x, y: o.concat([x, y], 1), (X, Y), lambda x, y: np.concatenate([x, y], 1)),
@@ -279,8 +280,8 @@ def test_embedding_rows_asked_twice_add_their_gradients(backend: Backend) -> Non
 def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, entropy, temperature and gradients of the seam between model and loss; entropy, which is only told, has no
     gradient."""
-    from ondevice import logprobs
-    from ondevice.models.decoder import Head
+    from ondevice.seam.head import Head
+    from ondevice.training import logprobs
 
     rng = np.random.default_rng(8)
     x = 0.5 * rng.standard_normal((150, 8)).astype(np.float32)

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 import models
-from ondevice.backend import Backend, load_backend
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.decoding import Generator, Sampling
-from ondevice.losses import causal_lm_loss
-from ondevice.models.config import DecoderConfig
+from ondevice.inference.generator import Generator, Sampling
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import turned
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.state_dict import transposed
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import causal_lm_loss
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")
@@ -64,7 +66,7 @@ def theirs(cfg: DecoderConfig, weights: Weights) -> Any:
     raw = {k: v for k, v in cfg.to_json().items() if v is not None or k == "sliding_window"}
     made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw),
                                                          attn_implementation="eager").float().eval()
-    missing, unexpected = made.load_state_dict({n: torch.tensor(w) for n, w in turned(weights).items()},
+    missing, unexpected = made.load_state_dict({n: torch.tensor(w) for n, w in transposed(weights).items()},
                                                strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if cfg.tie_word_embeddings else set())
     return made
@@ -79,7 +81,7 @@ def ours(cfg: DecoderConfig, weights: Weights, batch: Weights) -> tuple[float, W
 
 
 def assert_gradients(got: Weights, want: Any) -> None:
-    assert_named_gradients(got, turned({n: p.grad.numpy() for n, p in want.named_parameters()}))
+    assert_named_gradients(got, transposed({n: p.grad.numpy() for n, p in want.named_parameters()}))
 
 
 def assert_named_gradients(got: Weights, named: Weights) -> None:

@@ -100,7 +100,7 @@ def test_the_version_and_hints_outside_the_checkout(installed: Path, tmp_path: P
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert run(installed.parent / "ondevice", "--version", cwd=tmp_path) == f"ondevice {version}\n"
     code = """
-from ondevice import distribution
+from ondevice.common import distribution
 with_pip = distribution.install_hint("rewards")
 distribution._has_pip = lambda: False
 print(with_pip, distribution.install_hint("rewards"), sep="\\n")
@@ -141,5 +141,5 @@ print(*names)
 @pytest.mark.parametrize("name", ["torch", "mlx"])
 def test_the_backends_load_from_the_wheel(installed: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip(name)
-    code = f"from ondevice.backend import load_backend; print(load_backend({name!r}).name)"
+    code = f"from ondevice.seam.select import load_backend; print(load_backend({name!r}).name)"
     assert run(installed, "-c", code, cwd=tmp_path).strip() == name

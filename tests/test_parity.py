@@ -13,13 +13,14 @@ import pytest
 
 import models
 from gradients import by_name
-from ondevice.backend import Backend, OptimSettings, Trainer, load_backend
-from ondevice.losses import causal_lm_loss
-from ondevice.models.config import DecoderConfig
 from ondevice.models.decoder import decoder_of
-from ondevice.models.names import is_block_matrix
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
-from ondevice.muon import MOMENTUM
+from ondevice.models.tensor_names import is_block_matrix
+from ondevice.seam.protocols import Backend, OptimSettings, Trainer
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.muon import MOMENTUM
 
 pytest.importorskip("torch")
 pytest.importorskip("mlx.core")
@@ -311,7 +312,7 @@ def adamw(x: Weights, grads: Weights, names: set[str], step: int, lr: float) -> 
 
 def test_newton_schulz_brings_singular_values_near_one() -> None:
     """What the iteration is for; also that the reference above is no nonsense."""
-    from ondevice.muon import orthogonalize
+    from ondevice.training.muon import orthogonalize
     g = np.random.default_rng(1).standard_normal((2, 8, 5)).astype(np.float32)
     for backend in (TORCH, MLX):
         out = backend.numpy(orthogonalize(backend.ops, backend.array(g)))
@@ -403,7 +404,7 @@ def test_an_eager_run_after_a_compiled_one_is_an_eager_run(family: str) -> None:
     def states(backend: Backend, compile: str) -> np.ndarray:
         net = network(cfg)
         params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
-        run = backend.evaluate(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
+        run = backend.inference_fn(lambda p, b: net.hidden(backend.ops, p, b), compile=compile)
         return np.array(backend.numpy(run(params, batch)))
 
     alone = states(load_backend("torch", device="cpu", dtype="float32"), "never")

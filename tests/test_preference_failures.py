@@ -16,20 +16,20 @@ from safetensors.numpy import load_file, save_file
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import DPOConfig, PPOConfig
-from ondevice.data.completions import Row
+from ondevice.data.completion_batches import Row
 from ondevice.data.formats import to_pair
-from ondevice.data.token_pairs import TokenPair
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.models.folder import write_model
-from ondevice.models.names import SCORE
-from ondevice.pairs import held_out
-from ondevice.rewards.rewards import Scores
+from ondevice.data.preference_batches import TokenPair
+from ondevice.datasets.preference_pairs import sha_of
+from ondevice.models.save import write_model
+from ondevice.models.shapes import SCORE
+from ondevice.preferences.pairs import held_out
+from ondevice.rewards.scorer import Scores
+from ondevice.runs.events import read
+from ondevice.seam.select import load_backend
 from ondevice.stages.dpo import sides_of
-from ondevice.stages.grpo import figures
-from ondevice.stages.pairs import sha_of
+from ondevice.stages.grpo import reward_metrics
 from small_stages import settings
 
 TORCH = load_backend("torch", device="cpu", dtype="float32")
@@ -100,8 +100,8 @@ def test_figures_of_rewards_some_of_which_are_missing() -> None:
     totals = np.array([[1.0, 3.0, nan], [nan, nan, nan], [2.0, nan, nan]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        told = figures(Scores(totals.reshape(-1), {"own": totals.reshape(-1)}, [], []), totals)
-        nothing = figures(Scores(np.full(4, nan), {}, [], []), np.full((2, 2), nan))
+        told = reward_metrics(Scores(totals.reshape(-1), {"own": totals.reshape(-1)}, [], []), totals)
+        nothing = reward_metrics(Scores(np.full(4, nan), {}, [], []), np.full((2, 2), nan))
     assert told == {"reward": 2.0, "reward_std": pytest.approx(2 ** 0.5), "zero_spread": pytest.approx(2 / 3),
                     "reward/own": 2.0}
     assert np.isnan(nothing["reward"]) and np.isnan(nothing["reward_std"]) and nothing["zero_spread"] == 1.0

@@ -21,25 +21,34 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from gradients import by_name
-from ondevice.backend import Backend, OptimSettings
 from ondevice.config.preference import GRPOConfig, RewardConfig
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.completion_batches import Row, completion_batch, prompt_and_completion
 from ondevice.data.packing import set_denominator
-from ondevice.data.token_pairs import PairSource, TokenPair
+from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.events import read
-from ondevice.losses import causal_lm_loss, grpo_loss, ppo_loss, preference_loss, reward_loss
-from ondevice.models.architectures import ModelConfig
 from ondevice.models.decoder import Decoder
-from ondevice.models.folder import Model, load_model, write_model
-from ondevice.models.names import sub
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
 from ondevice.models.network import network
+from ondevice.models.registry import ModelConfig
+from ondevice.models.save import write_model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
-from ondevice.rollout import Sampled, Sampler, Scorer
-from ondevice.stages.dpo import compared, sides_of
-from ondevice.stages.grpo import divide
-from ondevice.stages.reward import scored, whole
-from ondevice.stages.rollouts import micro_batches, spread
+from ondevice.rl.micro_batches import micro_batches, repeat_per_token
+from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.runs.events import read
+from ondevice.seam.ops import sub
+from ondevice.seam.protocols import Backend, OptimSettings
+from ondevice.stages.dpo import pair_batch, sides_of
+from ondevice.stages.grpo import set_denominators
+from ondevice.stages.reward import score_batch
+from ondevice.training.losses import (
+    causal_lm_loss,
+    grpo_loss,
+    ppo_loss,
+    preference_loss,
+    reward_loss,
+)
+from ondevice.training.sequence_logprobs import Scorer
 from test_parity import MLX, TORCH, assert_close, everywhere_alive, host, rate
 
 pytestmark = pytest.mark.slow
@@ -76,14 +85,14 @@ def pair_batches(make: Callable[[list[TokenPair]], Any], step: int) -> list[Weig
 
 
 def reward_batches(step: int, reads: str = "last") -> list[Weights]:
-    return pair_batches(lambda _: partial(scored, cfg=RewardConfig(strength_margin=0.3), reads=reads), step)
+    return pair_batches(lambda _: partial(score_batch, cfg=RewardConfig(strength_margin=0.3), reads=reads), step)
 
 
 def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     def make(pairs: list[TokenPair]) -> Any:
         sides = sides_of(pairs, kind)
         sums = [[part.sum() for part in logps_of(near(models.weights(cfg)), side, cfg)] for side in sides]
-        return partial(compared, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start)
+        return partial(pair_batch, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start)
     return pair_batches(make, step)
 
 
@@ -108,10 +117,10 @@ def ppo_batches(step: int) -> list[Weights]:
 def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     found, rng = sampled(step)
     given, before = [s.row for s in found], near(models.weights(cfg))
-    tokens = {"advantages": spread(rng.normal(size=8), found), "old_logps": logps_of(before, given, cfg),
+    tokens = {"advantages": repeat_per_token(rng.normal(size=8), found), "old_logps": logps_of(before, given, cfg),
               "ref_logps": logps_of(near(before), given, cfg)}
     made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens, network(cfg).start)]
-    divide(GRPOConfig(), made, 8)
+    set_denominators(GRPOConfig(), made, 8)
     return made
 
 
@@ -232,7 +241,7 @@ def test_the_scorer_gives_transformers_log_softmax(backend: Backend, tmp_path: P
     got = Scorer(model, backend, temperature=temperature, batch_size=3).logprobs(model.params, given)
     peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     for row, mine in zip(given, got, strict=True):
-        text = whole(row)
+        text = prompt_and_completion(row)
         with torch.no_grad():
             logp = torch.log_softmax(peer(torch.tensor(text[None]).long()).logits[0] / temperature, -1).numpy()
         want = [logp[t - 1, text[t]] for t in range(len(row.prompt), len(text))]
@@ -242,7 +251,7 @@ def test_the_scorer_gives_transformers_log_softmax(backend: Backend, tmp_path: P
 def texts() -> list[np.ndarray]:
     """Of several lengths, half of them with the stop token at the end as a judged response has it."""
     stop = small_tokenizer().stop_ids[-1]
-    return [np.append(whole(r), stop).astype(np.int32) if n % 2 else whole(r) for n, r in enumerate(rows(7, 2))]
+    return [np.append(prompt_and_completion(r), stop).astype(np.int32) if n % 2 else prompt_and_completion(r) for n, r in enumerate(rows(7, 2))]
 
 
 def peers_scores(folder: Path, given: list[np.ndarray]) -> np.ndarray:
@@ -305,7 +314,7 @@ def test_a_value_is_the_score_of_what_is_before_a_token(backend: Backend) -> Non
     model = on(backend, cfg, small_stages.weights(cfg))
     scorer, given = Scorer(model, backend, batch_size=4), rows(5, 3)
     for row, values in zip(given, scorer.values(model.params, given), strict=True):
-        text, n = whole(row), len(row.prompt)
+        text, n = prompt_and_completion(row), len(row.prompt)
         before = [text[:n + t] for t in range(len(row.completion))]
         np.testing.assert_allclose(values, scorer.scores(model.params, before), rtol=0, atol=1e-5)
 

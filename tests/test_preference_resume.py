@@ -19,8 +19,8 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
-from ondevice.events import read, read_at
+from ondevice.runs.events import read, read_at
+from ondevice.seam.select import load_backend
 from small_stages import STAGES, settings
 from test_resume import same, weights
 
@@ -132,7 +132,7 @@ def test_a_stop_falls_between_rollouts_and_loses_nothing(files: Path, tmp_path: 
 
 def test_what_came_after_the_checkpoint_is_cut_from_the_groups(tmp_path: Path) -> None:
     """Also where the line that was being written is torn; what is before stays where it was, byte for byte."""
-    from ondevice.stages.groups import GroupLog
+    from ondevice.rl.rollout_log import GroupLog
 
     first = GroupLog(tmp_path / "groups.jsonl")
     offsets = [first.append(step, [{"prompt": "x" * step}]) for step in (1, 2, 3, 4)]

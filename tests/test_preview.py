@@ -13,12 +13,12 @@ import pytest
 import ondevice as od
 import small_stages
 from ondevice import cli
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.data import readers
-from ondevice.data.chat import encode_chat
+from ondevice.data.chat_encoding import encode_chat
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
-from ondevice.preview import LEARNED, render
+from ondevice.datasets.preview import LEARNED, render
+from ondevice.seam.select import load_backend
 from test_hostile_commands import WRITTEN
 from test_inert import acts
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from hub_models import write_model, write_run
-from ondevice import hub_beside
-from ondevice.launch import PACKAGES, OwnPackages
-from ondevice.processes import Access, environment
+from ondevice.common.launch import PACKAGES, OwnPackages
+from ondevice.common.processes import Access, environment
+from ondevice.publishing import background
 from ondevice.rewards.process import Host
-from ondevice_tui import access, model, pushing, runner
+from ondevice_tui import access, push_process, stage_processes, worker_client
 from ondevice_tui.app import OndeviceApp
 
 ROOT = Path(__file__).parent.parent
@@ -97,8 +97,8 @@ def test_processes_are_started_in_one_place_alone() -> None:
     assert len(files) > 150
     found = {str(file.relative_to(ROOT)): started_in(file.read_text(encoding="utf-8")) for file in files}
     found = {name: calls for name, calls in found.items() if calls}
-    assert found.pop("ondevice/distribution.py") == ["sys.executable"]  # a hint names it, and nothing is started
-    assert set(found) == {"ondevice/processes.py"}, found
+    assert found.pop("ondevice/common/distribution.py") == ["sys.executable"]  # a hint names it, and nothing is started
+    assert set(found) == {"ondevice/common/processes.py"}, found
 
 
 # what is passed on
@@ -253,9 +253,9 @@ def test_a_reward(hostile: Callable[[], list[str]], seen: list[dict[str, str]], 
 @pytest.mark.slow
 def test_a_push_beside_training(hostile: Callable[[], list[str]], seen: list[dict[str, str]], tmp_path: Path) -> None:
     stage = write_run(tmp_path / "run").stage("sft")
-    process = hub_beside.start(stage, "me/m")
+    process = background.start(stage, "me/m")
     assert process.wait(60) == 2, (stage.path / "push.log").read_text()  # HF_HUB_OFFLINE
-    assert "HF_HUB_OFFLINE is set" in hub_beside.last_words(stage)
+    assert "HF_HUB_OFFLINE is set" in background.last_words(stage)
     assert seen[0]["HF_TOKEN"] == TOKEN and "OPENAI_API_KEY" not in seen[0] and hostile() == []
 
 
@@ -274,7 +274,7 @@ def test_the_app_s_doctor(hostile: Callable[[], list[str]], seen: list[dict[str,
 @pytest.mark.slow
 def test_the_app_s_worker(hostile: Callable[[], list[str]], seen: list[dict[str, str]], tmp_path: Path) -> None:
     async def work() -> Any:
-        process = model.ModelProcess(str(write_model(tmp_path / "m")))
+        process = worker_client.ModelProcess(str(write_model(tmp_path / "m")))
         try:
             return await process.open()
         finally:
@@ -288,9 +288,9 @@ def test_the_app_s_push_and_its_stages(
     hostile: Callable[[], list[str]], seen: list[dict[str, str]], tmp_path: Path
 ) -> None:
     run = write_run(tmp_path / "run")
-    told = run_async(lambda: pushing.ask_plan(pushing.settings(run, "sft", "me/m")))
+    told = run_async(lambda: push_process.ask_plan(push_process.settings(run, "sft", "me/m")))
     assert told["repo"] == "me/m"
-    child = runner.start(["sft", str(tmp_path / "nothing"), "x.jsonl", "--out", str(run.path)], run.path)
+    child = stage_processes.start(["sft", str(tmp_path / "nothing"), "x.jsonl", "--out", str(run.path)], run.path)
     assert child.process.wait(60) == 2, child.log.read_text()
     # what asks the Hub about a push has the token, a stage on folders and files of this machine has not
     assert [one.get("HF_TOKEN") for one in seen] == [TOKEN, None]
@@ -325,7 +325,8 @@ def test_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
     installed = os.pathsep.join(dict.fromkeys([*(p for p in sys.path if "-packages" in p),
                                                sysconfig.get_paths()["purelib"]]))
     request = json.dumps({"call": "r", "arguments": {"completions": ["c"]}}) + "\n"
-    words = [sys.executable, "-S", "-P", str(tmp_path / "ondevice" / "launch.py"), "ondevice.rewards.host", str(reward),
+    launcher = tmp_path / "ondevice" / "common" / "launch.py"
+    words = [sys.executable, "-S", "-P", str(launcher), "ondevice.rewards.host", str(reward),
              str(os.getpid())]
     (tmp_path / "reward").mkdir()
     reward.rename(tmp_path / "reward" / "r.py")

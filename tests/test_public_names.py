@@ -14,16 +14,23 @@ import pytest
 import ondevice
 from hub_models import write_model, write_ratings, write_run
 from hub_server import HubServer, Repo
-from ondevice import hub_beside, hub_plan
-from ondevice.card import run_card
-from ondevice.checkpoint import Checkpoint
-from ondevice.errors import UserError
-from ondevice.hub import Hub
-from ondevice.hub_plan import PENDING, pending, plan_push
-from ondevice.hub_pull import ORIGIN
-from ondevice.public_names import parts, plain_values, short_name, source_names, sources_value, without_places
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
+from ondevice.common.errors import UserError
+from ondevice.hub.client import Hub
+from ondevice.hub.pull import ORIGIN
+from ondevice.preferences.database import Ratings, Response
+from ondevice.publishing import background
+from ondevice.publishing.model_card import run_card
+from ondevice.publishing.plan import FORMAT, PENDING, PlannedFile, pending, plan_push
+from ondevice.publishing.public_names import (
+    parts,
+    plain_values,
+    short_name,
+    source_names,
+    sources_value,
+    without_places,
+)
+from ondevice.runs.checkpoint import Checkpoint
+from ondevice.runs.folder import RunFolder
 from test_card import change, configure
 
 MARK = "jane-doe-4711"
@@ -192,7 +199,7 @@ def test_no_place_of_this_machine_is_pushed(
     server: HubServer, tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / MARK))
-    monkeypatch.setattr("ondevice.checkpoint.damage", lambda path: None)
+    monkeypatch.setattr("ondevice.runs.checkpoint.find_damage", lambda path: None)
     run = marked_run(tmp_path, value)
     push(run.path, "me/one", with_optimizer=True, tag="v1")
     push(run.path, "me/all", all_stages=True)
@@ -202,9 +209,9 @@ def test_no_place_of_this_machine_is_pushed(
     push(tmp_path / MARK / "alone", "me/alone")
     saved = Checkpoint(run.stage("sft").path, 4, {})
     os.link(run.stage("sft").model / "model.safetensors", run.stage("sft").path / "x")
-    hub_beside.keep(run.stage("sft"), saved)
+    background.keep(run.stage("sft"), saved)
     (run.stage("sft").path / "push" / "sft").rename(run.stage("sft").path / "push" / "step-00000004")
-    assert hub_beside.drain(run.stage("sft"), "me/beside", Hub()) == 1
+    assert background.drain(run.stage("sft"), "me/beside", Hub()) == 1
     sent = {name: everything(repo) for (_, name), repo in server.repos.items()}
     assert sent.keys() == {"me/one", "me/all", "me/model", "me/alone", "me/beside"}
     for name, text in sent.items():
@@ -352,7 +359,7 @@ def test_a_run_s_records_are_its_own(server: HubServer, tmp_path: Path, name: st
 def test_an_optimizer_s_state_is_its_own(
     server: HubServer, tmp_path: Path, secret: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ondevice.checkpoint.damage", lambda path: None)
+    monkeypatch.setattr("ondevice.runs.checkpoint.find_damage", lambda path: None)
     run = marked_run(tmp_path, "builtin")
     link(run.stage("sft").checkpoints / "step-00000004" / name, secret)
     assert OUT in refused(run.path, with_optimizer=True)
@@ -396,8 +403,8 @@ def test_a_record_of_a_push_takes_nothing_from_outside(server: HubServer, tmp_pa
     """`pending-push.json` in a folder from elsewhere names the files that are sent when it is resumed."""
     folder = write_model(tmp_path / "m")
     plan = plan_push(ondevice.config.hub.PushConfig(model=str(folder), repo_id="me/m"))
-    taken = hub_plan.PlannedFile("LICENSE", secret.stat().st_size, source=str(secret))
-    (folder / PENDING).write_text(json.dumps({"format": hub_plan.FORMAT, "repo": "me/m", "kind": "model", "tag": "",
+    taken = PlannedFile("LICENSE", secret.stat().st_size, source=str(secret))
+    (folder / PENDING).write_text(json.dumps({"format": FORMAT, "repo": "me/m", "kind": "model", "tag": "",
         "public": False, "folder": str(folder), "message": plan.message, "files": [vars(taken)], "parent": "",
         "removed": []}))
     assert pending(folder).files == (taken,)
@@ -408,11 +415,11 @@ def test_a_push_beside_training_takes_no_link(server: HubServer, tmp_path: Path,
     stage = write_run(tmp_path / "run").stage("sft")
     link(stage.model / "LICENSE", secret)
     with pytest.raises(UserError, match="is a link"):
-        hub_beside.keep(stage, Checkpoint(stage.path, 4, {}))
+        background.keep(stage, Checkpoint(stage.path, 4, {}))
     (stage.model / "LICENSE").unlink()
     elsewhere = write_model(tmp_path / "elsewhere" / "step-00000004")
     shutil.rmtree(stage.path / "push", ignore_errors=True)
     (stage.path / "push").symlink_to(elsewhere.parent)
     with pytest.raises(UserError, match=OUT):
-        hub_beside.drain(stage, "me/m", Hub())
+        background.drain(stage, "me/m", Hub())
     assert elsewhere.is_dir() and not server.repos

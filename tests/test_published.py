@@ -18,15 +18,17 @@ import models
 import ondevice as od
 from data_samples import TEXTS, small_tokenizer
 from gradients import on_device
-from ondevice import gaps
-from ondevice.backend import Backend, load_backend
-from ondevice.beams import Search, beam_search
+from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.decoding import Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.gaps import parts_around
-from ondevice.models.architectures import load_config
-from ondevice.models.folder import load_model, tokenizer_of, write_model
+from ondevice.inference import infill
+from ondevice.inference.beam_search import Search, beam_search
+from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.infill import parts_around
+from ondevice.models.load import load_model, tokenizer_of
+from ondevice.models.registry import load_config
+from ondevice.models.save import write_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from test_seq2seq import published
 
 CPU: dict[str, Any] = {"device": "cpu"}
@@ -234,15 +236,15 @@ def test_what_stands_in_a_gap() -> None:
     """Of a text that was written anew: between what was there; behind sentinels, in whatever order they came."""
     tokenizer = train_tokenizer(TEXTS, 420, sentinels=8)
     written = tokenizer.encode("Anna lives in Oslo now. Ben: 46.")
-    found = gaps._by_text(written, parts_around("Anna lives in [MASK]. Ben: [MASK].", tokenizer), tokenizer)
+    found = infill._by_text(written, parts_around("Anna lives in [MASK]. Ben: [MASK].", tokenizer), tokenizer)
     assert found is not None and found == ((" Oslo now", " 46"), "Anna lives in Oslo now. Ben: 46.")
-    assert gaps._by_text(written, ["Carla", "."], tokenizer) is None
+    assert infill._by_text(written, ["Carla", "."], tokenizer) is None
     first, second, third = (int(i) for i in tokenizer.sentinels[:3])
     between = [tokenizer.encode(part) for part in ("Anna lives in", ". Ben:", ".")]
     ids = [second, *tokenizer.encode(" 46"), first, *tokenizer.encode(" Oslo"), third, *tokenizer.encode(" more")]
     marks = [first, second]
-    assert gaps._by_spans(ids, between, marks, tokenizer) == ((" Oslo", " 46"), "Anna lives in Oslo. Ben: 46.")
-    assert gaps._by_spans([first], between, marks, tokenizer).text == "Anna lives in. Ben:."
+    assert infill._by_spans(ids, between, marks, tokenizer) == ((" Oslo", " 46"), "Anna lives in Oslo. Ben: 46.")
+    assert infill._by_spans([first], between, marks, tokenizer).text == "Anna lives in. Ben:."
 
 
 def test_a_modernbert_without_a_local_layer_is_read_again(tmp_path: Path, backend: Backend) -> None:

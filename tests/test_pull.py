@@ -12,10 +12,11 @@ import pytest
 import ondevice
 from hub_models import contents, write_model, write_ratings, write_run
 from hub_server import HubServer
-from ondevice import cli, hub_pull
-from ondevice.backend import Backend
+from ondevice import cli
+from ondevice.common.errors import UserError
 from ondevice.data.readers import read
-from ondevice.errors import UserError
+from ondevice.hub.pull import ORIGIN, origin
+from ondevice.seam.protocols import Backend
 
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"w" * 50_000}
 
@@ -36,7 +37,7 @@ def test_there_and_back_every_byte_is_equal(server: HubServer, tmp_path: Path) -
     ondevice.push(run.path, "me/m", all_stages=True, tell=lambda event: None)
     done = pull("me/m", tmp_path / "back")
     back = contents(tmp_path / "back")
-    assert json.loads(back.pop(hub_pull.ORIGIN)) == {"repo": "me/m", "commit": done["commit"], "kind": "model"}
+    assert json.loads(back.pop(ORIGIN)) == {"repo": "me/m", "commit": done["commit"], "kind": "model"}
     sent = dict(server.repo("me/m").commits[-1].files)
     sent.pop(".gitattributes")
     assert back == sent
@@ -68,8 +69,8 @@ def test_ratings_there_and_back(server: HubServer, tmp_path: Path) -> None:
 def test_what_was_pulled_is_a_base_that_is_named(server: HubServer, tmp_path: Path) -> None:
     ondevice.push(write_model(tmp_path / "m"), "me/m", tell=lambda event: None)
     done = pull("me/m", tmp_path / "back")
-    assert hub_pull.origin(tmp_path / "back") == {"repo": "me/m", "commit": done["commit"], "kind": "model"}
-    assert hub_pull.origin(tmp_path / "m") == {} == hub_pull.origin("")
+    assert origin(tmp_path / "back") == {"repo": "me/m", "commit": done["commit"], "kind": "model"}
+    assert origin(tmp_path / "m") == {} == origin("")
 
 
 @pytest.mark.slow
@@ -125,7 +126,7 @@ def test_pickled_weights(server: HubServer, tmp_path: Path) -> None:
     server.add("me/both", {**WEIGHTS, "pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"boom", ".env": b"x"})
     done = pull("me/both", tmp_path / "out")
     assert sorted(done["left_out"]) == [".env", "modeling.py", "pytorch_model.bin"]
-    assert set(contents(tmp_path / "out")) == {*WEIGHTS, hub_pull.ORIGIN}
+    assert set(contents(tmp_path / "out")) == {*WEIGHTS, ORIGIN}
     assert not any("pytorch_model.bin" in line for line in server.log)
 
 
@@ -165,7 +166,7 @@ def test_what_did_not_come_is_asked_for_again(
     server.add("me/m", WEIGHTS)
     server.ask_for(method, path, **fields)
     pull("me/m", tmp_path / "out")
-    assert {**contents(tmp_path / "out"), hub_pull.ORIGIN: b""} == {**WEIGHTS, hub_pull.ORIGIN: b""}
+    assert {**contents(tmp_path / "out"), ORIGIN: b""} == {**WEIGHTS, ORIGIN: b""}
 
 
 def test_a_folder_that_is_there_stays(server: HubServer, tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_folder_that_is_there_stays(server: HubServer, tmp_path: Path) -> None
 
 def test_no_room_on_the_disk(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add("me/m", WEIGHTS)
-    monkeypatch.setattr(hub_pull, "ROOM", 1e15)
+    monkeypatch.setattr("ondevice.hub.pull.ROOM", 1e15)
     assert "are needed" in refused("me/m", tmp_path / "out")
 
 

@@ -15,12 +15,14 @@ import pytest
 import ondevice
 from hub_models import ALLOWED, contents, write_model, write_ratings, write_run, write_stage
 from hub_server import READER, TOKEN, HubServer, Repo, environment
-from ondevice import cli, hub
-from ondevice.checkpoint import sha256
-from ondevice.errors import Interrupted, UserError
-from ondevice.hub_plan import PENDING, Plan, pending, plan_push
+from ondevice import cli
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import sha256
+from ondevice.common.redact import redacted
+from ondevice.hub import client
+from ondevice.publishing.plan import PENDING, Plan, pending, plan_push
 from ondevice.rewards.process import Host
-from ondevice.runfolder import RunFolder
+from ondevice.runs.folder import RunFolder
 
 Events = list[dict[str, Any]]
 
@@ -207,7 +209,7 @@ def test_the_plan_is_what_is_sent(server: HubServer, tmp_path: Path) -> None:
 def once(server: HubServer, repo: str = "me/m") -> Repo:
     """The repository, which has got the push's commit once."""
     found = server.repo(repo)
-    assert [hub.TRAILER in c.message for c in found.commits] == [False, True]
+    assert [client.TRAILER in c.message for c in found.commits] == [False, True]
     return found
 
 
@@ -243,9 +245,9 @@ def test_large_files_are_sent_again(server: HubServer, tmp_path: Path, fields: d
 
 
 def test_the_server_says_how_long_to_wait() -> None:
-    assert hub.pause(1.0, hub.Unheard("429", 30.0)) == 30.0
-    assert hub.pause(4.0, hub.Unheard("500")) == 4.0
-    assert hub.pause(1.0, hub.Unheard("429", 1e9)) == hub.LONGEST_WAIT_S
+    assert client.retry_delay(1.0, client.NoReply("429", 30.0)) == 30.0
+    assert client.retry_delay(4.0, client.NoReply("500")) == 4.0
+    assert client.retry_delay(1.0, client.NoReply("429", 1e9)) == client.LONGEST_WAIT_S
 
 
 @pytest.mark.parametrize("path", ["/revision/", "/commit/"])
@@ -253,9 +255,9 @@ def test_it_waits_longer_each_time(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     waits: list[float] = []
-    for module in ("hub", "hub_push"):
+    for module in ("hub.client", "publishing.push"):
         monkeypatch.setattr(f"ondevice.{module}.time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(hub, "WAITS_S", (1.0, 2.0, 4.0))
+    monkeypatch.setattr(client, "WAITS_S", (1.0, 2.0, 4.0))
     server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=503, times=2)
     server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=429,
                    headers={"Retry-After": "9", "X-Error-Message": "slower"})
@@ -333,6 +335,49 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     push(run.path, "", resume=True)
     files = once(server).commits[-1].files
     assert {path: files[path].decode() for path in planned} == planned
+
+
+def interrupted(server: HubServer, path: Path, **fields: Any) -> None:
+    server.ask_for("POST", "/commit/", "status", status=500, times=99)
+    refused(path, **fields)
+    server.trouble.clear()
+
+
+def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(server: HubServer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    asked: dict[str, Any] = {"stage": "sft", "public": True, "tag": "v1", "license": "mit"}
+    interrupted(server, run.path, **asked)
+    for name, value, had in (("stage", "init", "'sft'"), ("tag", "v2", "'v1'"), ("license", "apache-2.0", "'mit'"),
+                             ("with_optimizer", True, "'none'"), ("dataset", True, "'none'")):
+        same = {key: given for key, given in asked.items() if not (name == "dataset" and key == "stage")}
+        said = refused(run.path, resume=True, **{**same, name: value})
+        assert said.startswith(f"{name}: ") and f"goes on as it was planned, and had {had}" in said, said
+        assert "push without --resume" in said
+    assert not server.repo("me/m").tags
+    push(run.path, resume=True, **asked)
+    assert set(server.repo("me/m").tags) == {"v1"} and not server.repo("me/m").private
+
+
+def test_a_resume_of_all_stages_or_ratings_takes_their_flags(server: HubServer, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    interrupted(server, run.path, all_stages=True)
+    assert refused(run.path, resume=True, stage="sft").startswith("stage: the push that was interrupted")
+    push(run.path, "", resume=True, all_stages=True)
+    interrupted(server, run.path)  # of the last stage, which was not named
+    newest = pending(run.path).settings["stage"]
+    assert newest and refused(run.path, resume=True, all_stages=True).startswith("all_stages: ")
+    push(run.path, "", resume=True, stage=newest)
+
+
+def test_a_record_that_does_not_say_what_was_asked_for_refuses_the_flag(server: HubServer, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m")
+    interrupted(server, model, tag="v1")
+    record = json.loads((model / PENDING).read_text())
+    del record["settings"]  # as an earlier version wrote it
+    (model / PENDING).write_text(json.dumps(record))
+    assert "license: the push that was interrupted goes on as it was planned, and does not say what it had" in refused(
+        model, resume=True, license="mit")
+    push(model, resume=True, tag="v1")
 
 
 def test_ctrl_c_says_how_to_go_on(server: HubServer, tmp_path: Path) -> None:
@@ -491,7 +536,7 @@ def test_the_token_is_nowhere(server: HubServer, tmp_path: Path) -> None:
             server.ask_for("POST", "/commit/", **fields)
         done = command(env, "push", str(run.path), "m", "--stage", "init" if fields else "sft", "--lines")
         said += [done.stdout, done.stderr]
-    ours = ("import sys, ondevice.hub as h\nfrom ondevice.cli import main\n"
+    ours = ("import sys, ondevice.hub.client as h\nfrom ondevice.cli import main\n"
             f"def fail(*a, **k): raise KeyError('{TOKEN}')\n"
             "h.Hub.look = fail\nsys.exit(main(sys.argv[1:]))")
     broken = subprocess.run([sys.executable, "-c", ours, "push", str(run.path), "m"], capture_output=True, text=True,
@@ -520,8 +565,8 @@ def test_a_person_s_reward_file_gets_no_token(tmp_path: Path, monkeypatch: pytes
 
 def test_what_looks_like_a_token_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "eyJ.an-odd.token")
-    assert hub.redacted("a hf_abcDEF123456 b eyJ.an-odd.token c") == "a hf_… b hf_… c"
-    assert hub.redacted("half_life of hf_x") == "half_life of hf_x"
+    assert redacted("a hf_abcDEF123456 b eyJ.an-odd.token c") == "a hf_… b hf_… c"
+    assert redacted("half_life of hf_x") == "half_life of hf_x"
 
 
 # killed anywhere

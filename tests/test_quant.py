@@ -14,18 +14,21 @@ import models
 import ondevice as od
 import small_stages
 from gradients import by_name, on_device
-from ondevice import checkpoint
-from ondevice.backend import Backend, load_backend
-from ondevice.decoding import Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.events import read
-from ondevice.losses import causal_lm_loss
+from ondevice.common.errors import UserError
+from ondevice.common.files import sha256
+from ondevice.inference.generator import Generator, Sampling
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.names import matrices, quantised
+from ondevice.models.load import load_model
 from ondevice.models.quant import packed, unpacked
+from ondevice.models.save import write_model
+from ondevice.models.shapes import matrices
+from ondevice.models.state_dict import quantised
+from ondevice.runs.events import read
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import causal_lm_loss
 from small_stages import settings
 from test_lora import IDS, LORA, logits
 
@@ -144,7 +147,7 @@ def test_mlx_lm_reads_our_quantised_folders(bits: int, group_size: int, tied: bo
         out = quantize(tmp_path / name, tmp_path / f"{name}-q", bits, group_size, backend=backend)
         assert json.loads((out / "config.json").read_text())["quantization"] == {
             "bits": bits, "group_size": group_size, "mode": "affine"}
-        found.append(checkpoint.sha256(out / "model.safetensors"))
+        found.append(sha256(out / "model.safetensors"))
     loaded, _ = mlx_lm.load(str(tmp_path / "mlx-q"))
     want = np.array(loaded(mx.array(IDS)))
     prompts = [IDS[0, :9], IDS[0], IDS[1, :5], IDS[1]]
@@ -180,7 +183,7 @@ def test_we_read_what_mlx_lm_quantises(backend: Backend, tmp_path: Path) -> None
 def test_an_adapter_beside_a_quantised_base(files: Path, tmp_path: Path, backend: Backend) -> None:
     """Trained, saved, read again, on the other backend too, merged with a word on what it costs; the base untouched."""
     low = quantize(files / "policy", tmp_path / "low", 4, 32, backend=backend)
-    before = checkpoint.sha256(low / "model.safetensors")
+    before = sha256(low / "model.safetensors")
     with pytest.raises(UserError, match="quantised weights cannot be trained.*--adapter lora"):
         od.dpo(**settings(files, "dpo", tmp_path / "refused", backend.name, model=low))
     with pytest.raises(UserError, match="quantised weights cannot be trained"):
@@ -191,7 +194,7 @@ def test_an_adapter_beside_a_quantised_base(files: Path, tmp_path: Path, backend
                           lora_whole=("lm_head",)))
     fields = settings(files, "dpo", tmp_path / "run", backend.name, **{**LORA, "model": low, "steps": 4})
     made = od.dpo(**fields, checkpointing=True)
-    assert checkpoint.sha256(low / "model.safetensors") == before
+    assert sha256(low / "model.safetensors") == before
     assert json.loads((made / peft.CONFIG).read_text())["base_model_name_or_path"] == str(low)
     assert len([e for e in read(made.parent / "events.jsonl") if e["event"] == "step"]) == 4
     one = load_model(made, backend)

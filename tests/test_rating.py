@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
-from ondevice import rating
 from ondevice.config.use import RateConfig
-from ondevice.ratings import Ratings, Response, said
+from ondevice.preferences import terminal as rating
+from ondevice.preferences.database import Ratings, Response, said
+from ondevice.preferences.pairs import pairs_of
 
 PROMPT = b"? help > "
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"
@@ -134,7 +135,7 @@ def test_repeats_come_with_their_sides_swapped(tmp_path: Path) -> None:
             assert item.repeat_of is not None and item.shown == ratings.item(item.repeat_of).shown[::-1]
             assert order.index(item.id) - order.index(item.repeat_of) > 5
         assert order[-1] == 40 or order[-1] in {item.id for item in repeats}
-        assert str(ratings.progress("ann")) == "40 of 40 rated, 40 usable pairs" and len(ratings.pairs()) == 40
+        assert str(ratings.progress("ann")) == "40 of 40 rated, 40 usable pairs" and len(pairs_of(ratings)) == 40
     assert rate(fill(tmp_path / "none.db", 20), "a\n" * 30, "--repeat-share", "0").stdout.count("[A]") == 20
 
 

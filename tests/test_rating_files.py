@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import ondevice
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.import_export import render
+from ondevice.preferences.pairs import pairs_of
 
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J[/b] \u202eevil\u2066 a\0b \x9b31m \ud800 [A]\r\n│ [B]"
 
@@ -62,7 +64,7 @@ def test_whole_votes_come_back_as_they_were(full: Ratings, tmp_path: Path) -> No
     assert (done["items"], done["votes"], done["bad_rows"]) == (4, len(full.votes()), 0)
     with Ratings.open(tmp_path / "new.db") as new:
         assert new.items() == full.items() and new.votes() == full.votes()
-        assert new.live_votes() == full.live_votes() and new.pairs() == full.pairs()
+        assert new.live_votes() == full.live_votes() and pairs_of(new) == pairs_of(full)
     ondevice.manage_ratings(action="export", ratings=tmp_path / "new.db", form="votes", file=again)
     assert again.read_bytes() == file.read_bytes()
     done = ondevice.manage_ratings(action="import", ratings=tmp_path / "new.db", file=file)
@@ -152,7 +154,7 @@ def test_exported_pairs_come_in_again(full: Ratings, tmp_path: Path) -> None:
     assert done["items"] == done["votes"] == len(lines(file))
     with Ratings.open(tmp_path / "n.db") as new:
         assert new.batches() == ["pairs"] and {vote.rater for vote in new.votes()} == {"imported"}
-        assert [pair.trl() for pair in new.pairs()] == lines(file)
+        assert [pair.trl() for pair in pairs_of(new)] == lines(file)
 
 
 def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_raters_and_strength_of_an_exported_pair_come_in_again(tmp_path: Path) -
     done = ondevice.manage_ratings(action="import", ratings=tmp_path / "n.db", file=file)
     assert (done["votes"], done["not_used"]) == (2, f"against (1 row, first {file}:1)")
     with Ratings.open(tmp_path / "n.db") as new:
-        [pair] = new.pairs()
+        [pair] = pairs_of(new)
         assert (pair.raters, pair.strength) == (("ann", "bob"), 2)
     mean = write(tmp_path / "mean.jsonl", {**row, "strength": 1.5})
     with pytest.raises(UserError, match="strength is 1 or 2, not 1.5"):
@@ -178,7 +180,7 @@ def test_pairs_of_every_form_come_in(tmp_path: Path) -> None:
                  {"chosen": asked + good, "rejected": asked + bad})
     ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=file, batch="mine", raters=["ann"])
     with Ratings.open(tmp_path / "r.db") as found:
-        assert [(p.prompt, p.chosen, p.rejected, p.raters) for p in found.pairs("mine")] == [
+        assert [(p.prompt, p.chosen, p.rejected, p.raters) for p in pairs_of(found, "mine")] == [
             (asked, "good", "bad", ("ann",))] * 4
         assert len({item.prompt_sha for item in found.items()}) == 1
         assert sorted(item.shown for item in found.items()) == [(0, 1), (0, 1), (1, 0), (1, 0)]
@@ -208,10 +210,41 @@ def test_gold_comes_in_without_votes(tmp_path: Path) -> None:
     assert (done["items"], done["votes"]) == (2, 0)
     with Ratings.open(tmp_path / "r.db") as found:
         assert [(item.kind, item.gold) for item in found.items()] == [("gold", 0), ("gold", 1)]
-    for row in ({"prompt": "q", "a": "x", "b": "y"}, {"prompt": "q", "a": "x", "b": "y", "votes": ["tie"]}):
-        with pytest.raises(UserError, match="names the better answer"):
+    assert (done["left_out"], done["votes_not_kept"]) == ({}, 1)
+    for row, why in (({"prompt": "q", "a": "x", "b": "y"}, "without a vote"),
+                     ({"prompt": "q", "a": "x", "b": "y", "votes": ["tie"]}, "tie or all bad")):
+        with pytest.raises(UserError, match=rf"no row says which answer is the better one \(1 {why}"):
             ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=write(tmp_path / "no.jsonl", row),
                                     gold=True)
+
+
+def test_gold_are_the_pairs_whose_raters_agree(tmp_path: Path) -> None:
+    """Whatever their number; the others are left out and counted, and so are the votes, which gold does not keep."""
+    pair = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    said = [["b", "b"], ["a", "b"], ["a", "tie"], []]
+    file = write(tmp_path / "gold.jsonl", {**pair, "raters": ["ann", "bob"], "strength": 1.5},
+                 *({"prompt": f"q{n}", "a": "x", "b": "y", "votes": votes} for n, votes in enumerate(said)))
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "r.db", file=file, gold=True)
+    with Ratings.open(tmp_path / "r.db") as found:
+        assert [(item.kind, item.gold) for item in found.items()] == [("gold", 0), ("gold", 1)]
+    assert done["left_out"] == {"with votes that differ": 1, "tie or all bad": 1, "without a vote": 1}
+    assert (done["items"], done["votes"], done["votes_not_kept"], done["bad_rows"]) == (2, 0, 4, 0)
+    assert "left out: 1 with votes that differ, 1 tie or all bad, 1 without a vote" in render(done)
+
+
+def test_our_own_export_of_two_raters_can_be_gold(tmp_path: Path) -> None:
+    with Ratings.open(tmp_path / "r.db", create=True) as ratings:
+        item = ratings.add("b", "q", [Response("x"), Response("y")], seed=0)
+        for rater, strength in (("ann", 1), ("bob", 2)):
+            ratings.vote(item, rater, "s", ranking=[1], strength=strength)
+    pairs, votes = str(tmp_path / "pairs.jsonl"), str(tmp_path / "votes.jsonl")
+    common = {"action": "export", "ratings": tmp_path / "r.db"}
+    assert ondevice.manage_ratings(**common, file=pairs, with_raters=True)["rows"] == 1
+    done = ondevice.manage_ratings(action="import", ratings=tmp_path / "gold.db", file=pairs, gold=True)
+    assert (done["items"], done["votes_not_kept"]) == (1, 2)
+    ondevice.manage_ratings(**common, file=votes, form="votes")
+    with pytest.raises(UserError, match="keeps its kind: gold is for pairs"):
+        ondevice.manage_ratings(action="import", ratings=tmp_path / "gold.db", file=votes, gold=True)
 
 
 @pytest.mark.parametrize("row", [

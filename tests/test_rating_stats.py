@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ondevice.randomness import generator
-from ondevice.rating_stats import (
+from ondevice.common.intervals import wilson
+from ondevice.common.rng import generator
+from ondevice.preferences.agreement import (
     Comparison,
     bradley_terry,
     clustered,
@@ -20,10 +21,9 @@ from ondevice.rating_stats import (
     krippendorff_alpha,
     statistics,
     text,
-    wilson,
     win_rates,
 )
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
 
 
 def test_wilson_by_hand() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.errors import UserError
-from ondevice.pairs import held_out, split
-from ondevice.ratings import Ratings, Response, is_simulated
-from ondevice.ratings_schema import VERSION
-from ondevice.ratings_store import Replaced
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings, Response, is_simulated
+from ondevice.preferences.pairs import held_out, pairs_of, split, unpaired_of
+from ondevice.preferences.schema import VERSION
+from ondevice.preferences.sqlite_store import Replaced
 
 AB = (Response("good", "sft", {"tokens": 1}), Response("bad", "base"))
 
@@ -327,7 +327,7 @@ def test_pairs_by_hand(ratings: Ratings) -> None:
     ratings.vote(three, "ann", "s", ranking=[2])         # z above x and y, which nobody ordered
     again = ratings.repeat(ids[0], "ann")
     ratings.vote(again, "ann", "s", ranking=[0])
-    found = ratings.pairs()
+    found = pairs_of(ratings)
     assert [(p.item, p.chosen, p.rejected, p.raters, p.against, p.strength) for p in found] == [
         (ids[0], "answer 1", "answer 0", ("ann",), 0, 1.0), (ids[1], "answer 0", "answer 1", ("ann", "bob"), 1, 1.5),
         (three, "z", "x", ("ann",), 0, 1.0), (three, "z", "y", ("ann",), 0, 1.0)]
@@ -337,10 +337,10 @@ def test_pairs_by_hand(ratings: Ratings) -> None:
     first = found.rows[0]
     assert first.prompt == [{"role": "user", "content": "question 0"}]
     assert (first.source_chosen, first.source_rejected, first.batch) == ("model 1", "model 0", "one")
-    alone = ratings.pairs(raters=["simulated:len"])
+    alone = pairs_of(ratings, raters=["simulated:len"])
     assert [(p.item, p.simulated) for p in alone] == [(ids[1], True), (ids[3], True)]
-    assert [p.item for p in ratings.pairs(simulated=False)] == [ids[0], ids[1], ids[5], three, three]
-    assert len(ratings.pairs("other")) == 0
+    assert [p.item for p in pairs_of(ratings, simulated=False)] == [ids[0], ids[1], ids[5], three, three]
+    assert len(pairs_of(ratings, "other")) == 0
 
 
 def test_unpaired_by_hand(ratings: Ratings) -> None:
@@ -352,7 +352,7 @@ def test_unpaired_by_hand(ratings: Ratings) -> None:
     ratings.vote(two, "cat", "s", ranking=[0])       # bad by two of three, and by all
     ratings.vote(tie, "ann", "s", "tie")
     ratings.vote(wide, "ann", "s", ranking=[3, 1, 0, 2])
-    found = ratings.unpaired()
+    found = unpaired_of(ratings)
     assert [(u.item, u.completion, u.label, u.against) for u in found] == [
         (one, "answer 0", False, 0), (one, "answer 1", True, 0), (two, "answer 0", False, 1),
         (two, "answer 1", False, 0), (wide, "answer 2", False, 0), (wide, "answer 3", True, 0)]
@@ -363,12 +363,12 @@ def test_no_prompt_is_in_both_parts(ratings: Ratings) -> None:
     with ratings.transaction():
         for n in range(300):
             ratings.vote(ratings.add("b", f"question {n % 100}", AB, seed=0), "ann", "s", ranking=[0])
-    train, held = split(ratings.pairs(), 0.3)
+    train, held = split(pairs_of(ratings), 0.3)
     assert len(train) + len(held) == 300 and not {p.prompt_sha for p in train} & {p.prompt_sha for p in held}
     assert 45 <= len(held) <= 135 and len(held) % 3 == 0
     assert all(held_out(p.prompt_sha, 0.4) for p in held)  # a larger part holds the smaller one
-    assert split(ratings.pairs(), 0.0)[1] == [] and split(ratings.pairs(), 1.0)[0] == []
-    assert {p.prompt_sha for p in split(ratings.pairs(), 0.3, seed=1)[1]} != {p.prompt_sha for p in held}
+    assert split(pairs_of(ratings), 0.0)[1] == [] and split(pairs_of(ratings), 1.0)[0] == []
+    assert {p.prompt_sha for p in split(pairs_of(ratings), 0.3, seed=1)[1]} != {p.prompt_sha for p in held}
 
 
 def test_a_simulated_rater_is_known_by_its_name() -> None:

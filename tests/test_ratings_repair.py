@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from ondevice import ratings_lock
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response
-from ondevice.ratings_copies import COPIES, copies, keep_copy, places
-from ondevice.ratings_repair import find_damage, open_for_rating, repair_if_damaged
-from ondevice.ratings_store import Damaged, ratings_file
+from ondevice.common.errors import UserError
+from ondevice.preferences import lock as lock_file
+from ondevice.preferences.backups import COPIES, copies, keep_copy, places
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.repair import find_damage, open_for_rating, repair_if_damaged
+from ondevice.preferences.sqlite_store import Damaged, ratings_file
 
 PAGE = 4096
 
@@ -179,7 +179,7 @@ def test_a_table_that_is_missing_is_damage(file: Path) -> None:
 
 
 def test_nothing_is_repaired_under_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice.ratings_repair.PATIENCE_S", 0.1)
+    monkeypatch.setattr("ondevice.preferences.repair.PATIENCE_S", 0.1)
     with Ratings.open(file):
         spoil(file, [30])
         with pytest.raises(UserError, match="another program has it open"):
@@ -188,7 +188,7 @@ def test_nothing_is_repaired_under_another_program(file: Path, monkeypatch: pyte
 
 
 def test_nobody_opens_it_during_a_repair(file: Path) -> None:
-    with ratings_lock.alone(file, 0.1), pytest.raises(UserError, match="is being repaired"):
+    with lock_file.alone(file, 0.1), pytest.raises(UserError, match="is being repaired"):
         Ratings.open(file, patience_s=0.1)
     Ratings.open(file).close()
 
@@ -196,7 +196,7 @@ def test_nobody_opens_it_during_a_repair(file: Path) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ondevice.ratings_repair import repair_if_damaged
+from ondevice.preferences.repair import repair_if_damaged
 left = int(sys.argv[2])
 def hook(event, args):
     global left
@@ -227,7 +227,7 @@ def test_a_repair_that_is_killed_anywhere_is_finished(tmp_path: Path) -> None:
             found = {vote.id: vote for vote in ratings.votes()}
         assert found and all(votes[number] == vote for number, vote in found.items()) and find_damage(opened.path) == ""
         kept = [path for path in run.iterdir() if path.name.startswith("ratings.db.damaged-")
-                and not path.name.endswith(ratings_lock.SIDE_FILES)]
+                and not path.name.endswith(lock_file.SIDE_FILES)]
         assert [path.read_bytes() for path in kept] == [damaged]
         if code == 0:
             break
@@ -290,7 +290,7 @@ def test_a_link_is_the_database_that_it_leads_to(file: Path, tmp_path: Path) -> 
     link.parent.mkdir()
     link.symlink_to("../ratings.db")
     with Ratings.open(file), pytest.raises(UserError, match="another program has it open"), \
-            ratings_lock.alone(ratings_file(link.parent), 0.0):
+            lock_file.alone(ratings_file(link.parent), 0.0):
         pass
     spoil(file, [6])
     repair = repair_if_damaged(link)
@@ -300,7 +300,7 @@ def test_a_link_is_the_database_that_it_leads_to(file: Path, tmp_path: Path) -> 
 
 
 def test_a_damaged_number_of_a_row_ends_the_search(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice.ratings_repair._GAP", 1000)
+    monkeypatch.setattr("ondevice.preferences.repair._GAP", 1000)
     with closing(sqlite3.connect(file)) as damaged:
         damaged.execute("INSERT INTO item SELECT 1 << 60, batch, prompt, prompt_sha, shown, kind, gold, repeat_of, "
                         "meta, created FROM item WHERE id = 1")

@@ -24,8 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import small_stages
 from hub_server import HubServer, environment, running
-from ondevice.backend import load_backend
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.pairs import pairs_of
+from ondevice.seam.select import load_backend
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -105,7 +106,7 @@ def run(tmp_path: Path) -> Path:
 
 def on_disk(run: Path, rater: str) -> int:
     """By a program of its own, that closes the file when it is done."""
-    ours = ("import sys; from ondevice.ratings import Ratings\n"
+    ours = ("import sys; from ondevice.preferences.database import Ratings\n"
             "with Ratings.open(sys.argv[1]) as r: print(len(r.votes(raters=[sys.argv[2]])))")
     return int(subprocess.run([sys.executable, "-c", ours, str(run), rater], capture_output=True, text=True,
                               check=True).stdout)
@@ -255,7 +256,7 @@ class Programs(RuleBasedStateMachine):
     def some_votes(self) -> None:
         """As many as a stage needs."""
         with Ratings.open(self.run) as ratings:
-            enough = len(ratings.pairs()) >= 10
+            enough = len(pairs_of(ratings)) >= 10
         if not enough:
             command("rate", str(self.run), "--rater", "tty", said="a\n" * 12 + "q\n")
 

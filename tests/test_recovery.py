@@ -18,11 +18,13 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice import checkpoint
-from ondevice.backend import Backend, OptimSettings, load_backend
-from ondevice.errors import Interrupted, UserError
-from ondevice.events import read
-from ondevice.recovery import batch_number
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import MANIFEST, sha256
+from ondevice.runs import checkpoint
+from ondevice.runs.events import read
+from ondevice.runs.recovery import batch_number
+from ondevice.seam.protocols import Backend, OptimSettings
+from ondevice.seam.select import load_backend
 from test_loop import Scripted, Stage, same
 
 RUINS = 666.0  # the factor of a batch whose update makes a tensor not finite
@@ -132,10 +134,10 @@ def test_a_checkpoint_of_an_earlier_version_is_a_way_back(stage: Stage) -> None:
         for name in ("sound", "measured", "score", "last_update", "left_out", "rate_factor", "rolled_back", "changes"):
             del record[name]
         (path / checkpoint.RECORD).write_text(json.dumps(record))
-        manifest = json.loads((path / checkpoint.MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         manifest["files"][checkpoint.RECORD] = {"size": (path / checkpoint.RECORD).stat().st_size,
-                                                "sha256": checkpoint.sha256(path / checkpoint.RECORD)}
-        (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+                                                "sha256": sha256(path / checkpoint.RECORD)}
+        (path / MANIFEST).write_text(json.dumps(manifest))
     stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True)
     [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
     assert "step-00000004" in told["message"] and told["batch"] == 5
@@ -187,7 +189,7 @@ def test_what_a_person_has_changed_stays_changed_when_the_stage_goes_back(stage:
     stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True, learning_rate=2e-3,
               changed={"learning_rate": (1e-2, 2e-3)})
     assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [1e-3] * 4
-    record = checkpoint.load(checkpoint.at(stage.folder.checkpoints, 8)).record
+    record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 8)).record
     assert record["changes"] == [{"step": 4, "field": "learning_rate", "before": 1e-2, "now": 2e-3}]
     assert record["fingerprint"]["learning_rate"] == 2e-3
     assert (record["rate_factor"], record["left_out"], record["rolled_back"]["to"]) == (0.5, [5], 4)
@@ -235,8 +237,8 @@ KILLED = """
         importlib.import_module(module)
     from test_recovery import FACTORS, RUINS, ruining
     from test_loop import Scripted, Stage
-    from ondevice.backend import load_backend
-    from ondevice import recovery
+    from ondevice.seam.select import load_backend
+    from ondevice.runs import recovery
 
     folder, name, every = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
@@ -252,7 +254,7 @@ KILLED = """
                 if seen == deadly:
                     os.kill(os.getpid(), signal.SIGKILL)
         keep = recovery.keep_batch
-        import ondevice.loop as loop
+        import ondevice.training.loop as loop
         def keeping(*given):   # from here on the stage goes back
             nonlocal armed
             armed = True
@@ -289,7 +291,7 @@ def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(tmp
         assert same(dict(np.load(place / "got.npz")), whole), deadly
         steps = [e for e in read(place / "pretrain" / "events.jsonl") if e["event"] == "step"]
         assert [e["step"] for e in steps] == list(range(1, 9)) and [e["lr"] for e in steps] == [1e-2] * 4 + [5e-3] * 4
-        assert checkpoint.load(checkpoint.at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
+        assert checkpoint.load(checkpoint.path_at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
 
 
 # ---- the stages themselves ------------------------------------------------------------------------------------------
@@ -340,8 +342,8 @@ def test_the_figure_that_is_told_is_that_of_the_weights(files: Path, tmp_path: P
         assert told["loss"] == told["value"] == evals(out)[told["measured"]]["loss"] and told["figure"] == "loss"
         assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
         assert f"loss {told['loss']:.4f}" in capsys.readouterr().err
-        from ondevice.listing import stage_state
-        from ondevice.runfolder import RunFolder
+        from ondevice.runs.folder import RunFolder
+        from ondevice.runs.listing import stage_state
         assert stage_state(RunFolder(out).stage("pretrain"))["numbers"]["heldout_loss"] == told["loss"]
     assert told["measured"] < 12
 
@@ -370,7 +372,7 @@ def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(files: Pat
 KILLED_AT_THE_END = """
     import os, signal, sys
     import ondevice as od
-    from ondevice import checkpoint
+    from ondevice.runs import checkpoint
     import json
     fields, deadly = json.loads(sys.argv[1]), int(sys.argv[2])
     seen, armed, last = 0, False, f"step-{fields['steps']:08d}"
@@ -473,7 +475,7 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
         backend.trainer = lambda *given, **how: Third(backend, made(*given, **how))  # type: ignore[method-assign]
         return backend
 
-    monkeypatch.setattr("ondevice.stages.stage.load_backend", load)
+    monkeypatch.setattr("ondevice.stages.runner.load_backend", load)
     fields = settings_of(files, stage, tmp_path / "r", backend_name)
     model = getattr(od, stage)(**fields)
     steps = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "step"]

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
-from ondevice.curves import MOST, curves, decimate, smooth, svg
-from ondevice.figures import done_records, duels, sections
-from ondevice.report import html_of, ladder, write_report
-from ondevice.runfolder import RunFolder
+from ondevice.reports.curves import MOST, curves, decimate, smooth, svg
+from ondevice.reports.report import html_of, ladder, write_report
+from ondevice.reports.results import done_records, sections, win_rates
+from ondevice.runs.folder import RunFolder
 
 HOSTILE = "</dd><script src=//x.y>a</script>\x1b[2J\u202e|`*_[a](b)&lt;<img src=x onerror=y>\r\n# \u200b$x$"
 VOID = {"meta", "path", "circle", "img"}
@@ -62,7 +62,7 @@ GROUP = {"prompt": "1+1?", "answer": "2", "completions": [
 def test_a_tie_is_no_win(made: Made) -> None:
     made.stage("pretrain", {"points": [0, 0, 0, 0, 0]}).stage("sft", {"points": [1, 1, 1, 0, 0]})
     made.stage("ppo", {"points": [2.5, 1, 0, 1, 1], "held_out": {"kl": 0.5}})
-    assert duels(done_records(made.run)) == {"pretrain": (0, 2, 3), "ppo": (3, 1, 1)}
+    assert win_rates(done_records(made.run)) == {"pretrain": (0, 2, 3), "ppo": (3, 1, 1)}
     assert made.column("wins, simulated") == {"pretrain": "0.0%", "sft": "–", "ppo": "60.0%", "together": "–"}
     assert "ppo: 3 won, 1 tied, 1 lost" in " ".join(ladder(made.run).split())
     assert made.column("KL")["ppo"] == "0.500"
@@ -269,6 +269,13 @@ def test_a_resume_counts_once_and_odd_numbers_are_left_out(made: Made) -> None:
                {"event": "step", "step": 3, "lr": 1.0, "loss": None}, {"event": "eval", "step": 2, "loss": 3.5})
     (curve,) = curves(made.run.stage("sft").events)
     assert (curve.title, curve.steps, curve.held) == ("loss", [(1.0, 4.0), (2.0, 3.0)], [(2.0, 3.5)])
+
+
+@pytest.mark.parametrize(("stage", "title"), [("classify", "classes found"), ("reward", "pairs ranked rightly")])
+def test_a_curve_of_right_answers_says_what_is_right(made: Made, stage: str, title: str) -> None:
+    made.stage(stage, {}, {"event": "start", "step": 0, "stage": stage},
+               {"event": "step", "step": 1, "lr": 1.0, "loss": 4.0, "accuracy": 0.5})
+    assert [curve.title for curve in curves(made.run.stage(stage).events)] == ["loss", title]
 
 
 @pytest.mark.parametrize("values", [[1.0], [0.0, 0.0], [1e-323, 0.0], [-1e199, 1e199], [5.0, 5.0 + 1e-15]])

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import ondevice as od
-from ondevice import checkpoint
-from ondevice.errors import UserError
-from ondevice.events import read
+from ondevice.common.errors import UserError
+from ondevice.runs import checkpoint
+from ondevice.runs.events import read
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
-from ondevice.rewards.apart import latex as latex_judge
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
 from ondevice.rewards.builtin import BUILTIN
 from ondevice.rewards.growth import grows
-from ondevice.rewards.rewards import Rewards, Scores
+from ondevice.rewards.judges import latex as latex_judge
+from ondevice.rewards.scorer import Rewards, Scores
 
 WriteFile = Callable[[str], str]
 
@@ -146,7 +146,7 @@ def test_regex_in_a_process_that_a_pattern_cannot_hang() -> None:
 
 
 def test_a_row_that_brings_its_judge_down_costs_its_own_row(write: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice.rewards.rewards._JUDGES", write("""
+    monkeypatch.setattr("ondevice.rewards.scorer._JUDGES", write("""
 import os, time
 def prepare(judge): return []
 def latex(completions): ...
@@ -156,7 +156,7 @@ def regex(completions, pattern):
     if "hang" in completions: time.sleep(1000)
     return [1] * len(completions)
 """))
-    monkeypatch.setattr("ondevice.rewards.rewards._JUDGES_ROW_S", 0.5)
+    monkeypatch.setattr("ondevice.rewards.scorer._JUDGES_ROW_S", 0.5)
     with Rewards(("regex",)) as rewards:
         scores = judge(rewards, ["a", "crash", "b", "hang"], pattern=[""] * 4)
     np.testing.assert_equal(scores.total, [1, np.nan, 1, np.nan])
@@ -435,7 +435,7 @@ def test_large_batches_do_not_block(write: WriteFile) -> None:
 @contextmanager
 def parent_of(file: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that holds rewards, and the process id of its helper."""
-    code = ("import sys; from ondevice.rewards.rewards import Rewards; r = Rewards((), user_file=sys.argv[1])\n"
+    code = ("import sys; from ondevice.rewards.scorer import Rewards; r = Rewards((), user_file=sys.argv[1])\n"
             "print(r._user._process.pid, flush=True); r.score(['p'], ['hang'], {})")
     parent = subprocess.Popen([sys.executable, "-c", code, file], stdout=subprocess.PIPE, text=True)
     try:

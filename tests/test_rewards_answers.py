@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.data.builtin import score
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.data.builtin.scoring import score
 from ondevice.rewards.answers import FORMS, final_answer, find_answer, marks, number, same_answer
 
 LONG = "9" * 100_000

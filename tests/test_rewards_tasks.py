@@ -13,14 +13,14 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import load_backend
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
-from ondevice.data.builtin import build
+from ondevice.data.builtin.corpus import build
 from ondevice.data.readers import Rows
-from ondevice.distribution import install_hint
-from ondevice.errors import UserError
-from ondevice.rewards.rewards import Rewards
-from ondevice.rewards.tasks import Problem, file_problems, problems
+from ondevice.rewards.problems import Problem, file_problems, problems
+from ondevice.rewards.scorer import Rewards
+from ondevice.seam.select import load_backend
 
 CORPUS = CorpusConfig(problem_count=60, held_problem_count=20, max_operand=49)
 

@@ -13,16 +13,16 @@ from trl.data_utils import maybe_extract_prompt
 import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.data.chat import encode_chat
+from ondevice.data.chat_encoding import encode_chat
 from ondevice.data.formats import BadRow, to_chat, to_judged, to_label, to_pair, to_prompt, to_text
+from ondevice.data.preference_batches import to_tokens
 from ondevice.data.readers import read
-from ondevice.data.record import CONTENT, HARMLESS, Record
-from ondevice.data.token_pairs import to_tokens
-from ondevice.errors import UserError
-from ondevice.preview import render
-from ondevice.stages.reward import scored
+from ondevice.data.row_keys import CONTENT, HARMLESS, Record
+from ondevice.datasets.preview import render
+from ondevice.seam.select import load_backend
+from ondevice.stages.reward import score_batch
 
 USER, SAID = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 SYSTEM = {"role": "system", "content": "s"}
@@ -357,7 +357,7 @@ ONCE_LOST: list[tuple[Callable[[Any], Any], dict[str, Any], str]] = [
     (to_pair, {"prompt": "a", "chosen": [{**SAID, "weight": 0}], "rejected": "c"}, "weight 0"),
     (to_pair, {"prompt": "a", "chosen": "b", "rejected": [{**SAID, "weight": 0.5}]}, "weight 0.5"),
     (to_judged, {"prompt": "a", "completion": [{**SAID, "weight": 0}], "label": True}, "weight 0"),
-    (to_text, {"messages": [USER, {**SAID, "weight": 0}]}, "weight 0"),
+    (to_text, {"messages": [USER, {**SAID, "weight": 0}]}, "of plain text every token is"),
     (to_chat, {"system": "s", "history": [{**SYSTEM, "content": "t"}, USER, SAID], "prompt": "a", "completion": "b"},
      "another system prompt"),
     (to_chat, {"messages": [USER, {**SAID, "tool_calls": [CALL], "function_call": CALL["function"]}]}, "two places"),
@@ -446,7 +446,7 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
     pair = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
     made = [to_pair({**pair, "strength": 2, "raters": ["ann"]}), to_pair({**pair, "margin": "-0.5"}), to_pair(pair)]
     pairs = [to_tokens(row, small_tokenizer()) for row in made]
-    batch = scored([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
+    batch = score_batch([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
     assert batch["margin"].tolist() == pytest.approx([0.3, -0.5, 0])
     for name, value in (("strength", 0), ("strength", True), ("margin", "wide"), ("margin", float("inf"))):
         with pytest.raises(BadRow, match=name):
@@ -455,7 +455,7 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
     rows = [{**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)]
     data.write_text("\n".join(map(json.dumps, rows)))
     od.dpo(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch", device="cpu")
-    assert "the strength of 20 pairs and the margin of 26 are not used" in capsys.readouterr().err
+    assert "the strength of 20 pairs and the margin of 26 pairs are not used" in capsys.readouterr().err
     data.write_text("\n".join(json.dumps({**pair, "prompt": f"Anna {n}"}) for n in range(40)))
     with pytest.raises(UserError, match="strength_margin: no pair is of a strength above 1"):
         od.reward(model, str(data), out=str(tmp_path / "other"), strength_margin=0.5, backend="torch", device="cpu")
@@ -464,5 +464,17 @@ def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Pat
 def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_path: Path) -> None:
     data = tmp_path / "chats.jsonl"
     data.write_text("\n".join(json.dumps({"messages": [USER, SAID]}) for _ in range(200)))
-    with pytest.raises(UserError, match="these are chats: sft takes them"):
+    with pytest.raises(UserError, match="these are chats: sft takes them") as error:
         od.dpo(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu")
+    assert "are bad" not in str(error.value) and "data show" in str(error.value.hint)  # nothing to mend in the rows
+
+
+def test_chats_whose_answers_are_empty_are_told(model: Path, tmp_path: Path,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"a {n}"}, {"role": "assistant", "content": ""}]}
+            for n in range(20)]
+    file = tmp_path / "silent.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    od.sft(model, str(file), out=str(tmp_path / "run"), steps=1, batch_size=2, sequence_length=16, backend="torch",
+           device="cpu")
+    assert "18 of 18 chats have empty answers: of them the stop token alone is learned" in capsys.readouterr().err

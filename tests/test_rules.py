@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import models
-from ondevice import logprobs
-from ondevice.backend import Backend, OptimSettings, load_backend
 from ondevice.config.stages import PretrainConfig
-from ondevice.losses import causal_lm_loss
 from ondevice.models.decoder import Decoder, split_layers
-from ondevice.schedule import rate
+from ondevice.seam.protocols import Backend, OptimSettings
+from ondevice.seam.select import load_backend
+from ondevice.training import logprobs
+from ondevice.training.losses import causal_lm_loss
+from ondevice.training.lr_schedule import learning_rate
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:
@@ -31,7 +32,7 @@ def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) 
     rates = set()
     for step in range(steps):
         rows, tokens = shapes[step % len(shapes)]
-        lr = rate(step, schedule)
+        lr = learning_rate(step, schedule)
         rates.add(lr)
         trained.step([models.batch(cfg, rows, tokens, seed=2 * step + i) | {"denominator": np.float32(70 + step)}
                       for i in range(2)], lr)
@@ -124,7 +125,7 @@ def test_memory_does_not_grow_with_the_vocabulary_on_torch() -> None:
     code = """
 import resource, sys
 import test_rules as t
-from ondevice.backend import load_backend
+from ondevice.seam.select import load_backend
 t.small_chunks()
 backend = load_backend("torch", device="cpu", dtype="float32")
 unit = 1 if sys.platform == "darwin" else 1024

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.errors import UserError
-from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.common.errors import UserError
+from ondevice.runs.folder import RunFolder, StopRequest
 
 
 def started(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -26,7 +26,7 @@ def started(code: str, *arguments: object) -> subprocess.Popen[str]:
 HOLDER = """
     import subprocess, sys, time
     from pathlib import Path
-    from ondevice.runfolder import StageFolder
+    from ondevice.runs.folder import StageFolder
     with StageFolder(Path(sys.argv[1])).locked():
         child = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         Path(sys.argv[2]).write_text(str(child.pid))
@@ -99,7 +99,7 @@ def test_handlers_are_put_back() -> None:
 STEPS = """
     import signal
     import time
-    from ondevice.runfolder import StopRequest
+    from ondevice.runs.folder import StopRequest
     signal.signal(signal.SIGHUP, HANGUP)
     with StopRequest() as stop:
         print("ready", flush=True)

@@ -210,6 +210,11 @@ def picture(place: Place) -> None:
     assert drawn.startswith("<svg") and all(word in drawn for word in ("sft", "loss", "grpo", "reward", "init"))
 
 
+def house(place: Place) -> None:
+    drawn = place.script("house.py")
+    assert "stages" in drawn.splitlines()[1] and drawn.splitlines()[-1].split()[1] == "common"
+
+
 def screenshots(place: Place) -> None:
     place.script("screenshots.py", place.runs, place.here / "shots", "--run", "small", "--size", "80x24")
     found = {file.stem: file.read_text(encoding="utf-8") for file in (place.here / "shots").iterdir()}
@@ -249,6 +254,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "bench/tui.py": tui,
     "control.py": control,
     "golden/ppo.py": golden_ppo,
+    "house.py": house,
     "interop.py": interop,
     "picture.py": picture,
     "real/beside_trl.py": beside_trl,

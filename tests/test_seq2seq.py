@@ -16,19 +16,22 @@ import models
 import ondevice as od
 from data_samples import TEXTS, small_tokenizer
 from gradients import assert_close, by_name, loss_of, on_device
-from ondevice.backend import Backend, load_backend
-from ondevice.beams import beam_search
-from ondevice.data.chat import encode_chat, prompt_ids
-from ondevice.data.completions import Row, answers_of, completion_batch
+from ondevice.common.errors import UserError
+from ondevice.data.chat_encoding import encode_chat, prompt_ids
+from ondevice.data.completion_batches import Row, answers_of, completion_batch
 from ondevice.data.packing import set_denominator
-from ondevice.data.stored import ChatRows
+from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.decoding import Generator, Sampling
-from ondevice.errors import UserError
-from ondevice.models.architectures import load_config, parse_config
-from ondevice.models.folder import Model, load_model, tokenizer_of, write_model
+from ondevice.inference.beam_search import beam_search
+from ondevice.inference.generator import Generator, Sampling
+from ondevice.models.load import load_model, tokenizer_of
+from ondevice.models.model import Model
+from ondevice.models.registry import load_config, parse_config
+from ondevice.models.save import write_model
 from ondevice.models.seq2seq import Seq2Seq, distance_buckets
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 Weights = dict[str, np.ndarray]
 

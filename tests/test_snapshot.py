@@ -14,11 +14,13 @@ import pytest
 
 import ondevice as od
 import small_stages
-from ondevice.backend import Backend, load_backend
-from ondevice.errors import UserError
-from ondevice.models import folder as folders
-from ondevice.models import snapshot
-from ondevice.models.folder import load_model, write_model
+from ondevice.common.errors import UserError
+from ondevice.hub import snapshot
+from ondevice.models import save as saving
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -133,7 +135,7 @@ def test_weights_in_several_files(family: str, backend: Backend, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     """Written in parts of a bounded size with their index, read again, and by transformers."""
     import models
-    monkeypatch.setattr(folders, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 20_000)
     cfg = models.config(family, vocab_size=small_stages.small_tokenizer().vocab_size)
     weights = models.weights(cfg)
     write_model(tmp_path, backend, cfg, {n: backend.array(w) for n, w in weights.items()},
@@ -154,7 +156,7 @@ def test_weights_in_several_files(family: str, backend: Backend, tmp_path: Path,
 @pytest.mark.slow
 def test_transformers_reads_our_parts(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
-    monkeypatch.setattr(folders, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 20_000)
     small_stages.write(tmp_path / "m", backend, small_stages.config())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").state_dict()
     ours = load_model(tmp_path / "m", backend)

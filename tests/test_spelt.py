@@ -10,12 +10,12 @@ import pytest
 
 import small_stages
 from data_samples import small_tokenizer
-from ondevice.backend import Backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
 from ondevice.data.readers import Part
-from ondevice.data.spelt import Spelt, separated, shown
-from ondevice.errors import UserError
-from ondevice.preview import render, show
+from ondevice.data.special_token_text import Spelt, separated, shown
+from ondevice.datasets.preview import render, show
+from ondevice.seam.protocols import Backend
 
 STORIES = "Anna lives in Rome.\n<|endoftext|>\nBen lives in Oslo.\n<|endoftext|>\n"
 
@@ -64,7 +64,7 @@ def test_data_show_tells_and_shows_what_a_stage_reads(tmp_path: Path, backend: B
 
 def test_pretraining_ends_documents_there_or_says_that_it_does_not(tmp_path: Path, backend: Backend) -> None:
     import ondevice as od
-    from ondevice.events import read as events
+    from ondevice.runs.events import read as events
 
     folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
     (tmp_path / "stories.txt").write_text(STORIES * 40)
@@ -82,7 +82,7 @@ def test_pretraining_ends_documents_there_or_says_that_it_does_not(tmp_path: Pat
 def test_a_separator_without_effect_is_named(tmp_path: Path, backend: Backend) -> None:
     import ondevice as od
     from ondevice.config.stages import PretrainConfig
-    from ondevice.events import read as events
+    from ondevice.runs.events import read as events
 
     with pytest.raises(UserError, match="separator: the built-in corpus has none"):
         PretrainConfig(model="m", data="builtin", separator="x").check()

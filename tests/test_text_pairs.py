@@ -15,18 +15,19 @@ import tokenizers
 import ondevice as od
 import small_stages
 from gradients import on_device
-from ondevice.backend import Backend
 from ondevice.cli import main
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
-from ondevice.data.classes import LabelledText
-from ondevice.data.completions import text_batch
+from ondevice.data.class_labels import LabelledText
+from ondevice.data.completion_batches import text_batch
 from ondevice.data.formats import BadRow, to_label
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write
-from ondevice.models.heads import class_scores, with_head
-from ondevice.preview import show
-from ondevice.text_inputs import lengths_within, text_inputs
+from ondevice.datasets.preview import show
+from ondevice.datasets.text_inputs import lengths_within, text_inputs
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.models.score_head import class_scores, with_head
+from ondevice.seam.protocols import Backend
 from test_classify import files  # noqa: F401  the module's fixture
 from test_tokenizer_settings import wordpiece
 

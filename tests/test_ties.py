@@ -12,10 +12,13 @@ import pytest
 import library_models
 import models
 from data_samples import small_tokenizer
-from ondevice.backend import Backend, load_backend
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write
-from ondevice.models.names import shapes, to_file
+from ondevice.common.errors import UserError
+from ondevice.models.load import load_model
+from ondevice.models.save import write
+from ondevice.models.shapes import shapes
+from ondevice.models.state_dict import to_file
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 IDS = np.random.default_rng(0).integers(3, 90, (2, 24)).astype(np.int32)
 TIED = {"llama-gqa-tied": "lm_head.weight", "gemma3": "lm_head.weight", "gpt2": "lm_head.weight",

@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
+from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
 from test_seq2seq import bart_tokenizer
 
 TEXT = "Zoë met CAFÉ owners, 中文 too. zoe cafe"

@@ -11,15 +11,15 @@ import pytest
 
 import models
 import ondevice as od
+from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
-from ondevice.data.chat import ChatRow, encode_chat, prompt_ids
-from ondevice.data.completions import CompletionSource, answers_of, counted_answers
-from ondevice.data.stored import ChatRows
+from ondevice.data.chat_encoding import ChatRow, encode_chat, prompt_ids
+from ondevice.data.completion_batches import CompletionSource, answers_of, counted_answers
+from ondevice.data.token_cache import ChatRows
 from ondevice.data.truncation import truncated
-from ondevice.errors import UserError
-from ondevice.models.architectures import load_config
-from ondevice.models.folder import tokenizer_of
-from ondevice.preview import render, show
+from ondevice.datasets.preview import render, show
+from ondevice.models.load import tokenizer_of
+from ondevice.models.registry import load_config
 from test_seq2seq import bart_tokenizer, published, t5_tokenizer
 
 LONG = "Anna lives in Rome. Where does Ben live? He likes pears, red and green, and Anna likes bread."
@@ -126,4 +126,6 @@ def test_a_prompt_longer_than_the_context_is_cut_and_said(family: str, tmp_path:
         got = od.generate(model=tmp_path / "m", prompt=text, max_new_tokens=8, temperature=0.0, backend="torch",
                           device="cpu", **how)
         assert got == [want]
-        assert "is cut at the end: the model reads 64" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "is cut at the end: the model reads 64" in told
+        assert "context is full" not in told  # the answer has a context of its own

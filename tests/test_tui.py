@@ -14,11 +14,11 @@ from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
 from ondevice.config.recipe import STAGES, load_recipe
-from ondevice.events import EventWriter
-from ondevice.ratings import Ratings
-from ondevice.ratings_store import FILE
-from ondevice.runfolder import RunFolder
-from ondevice_tui import pushing, runner
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import push_process, stage_processes
 from ondevice_tui.app import OndeviceApp, own_bindings
 from ondevice_tui.screens.start import Field, StartScreen, proposal
 from ondevice_tui.widgets.curve import Curve
@@ -46,9 +46,9 @@ def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is pushed in these tests: opening the screen starts no process that loads the Hub's client."""
 
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
-        raise pushing.PlanFailed("not asked")
+        raise push_process.PlanFailed("not asked")
 
-    monkeypatch.setattr(pushing, "ask_plan", ask)
+    monkeypatch.setattr(push_process, "ask_plan", ask)
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         def poll(self) -> None:
             return None
 
-    def start(words: list[str], run: Path) -> runner.Child:
+    def start(words: list[str], run: Path) -> stage_processes.Child:
         calls.append(list(words))
-        return runner.Child(runner.shown(words), Quiet(), run / "x.log")  # type: ignore[arg-type]
+        return stage_processes.Child(stage_processes.shown(words), Quiet(), run / "x.log")  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(stage_processes, "start", start)
     return calls
 
 
@@ -597,7 +597,7 @@ def test_a_child_that_refuses_is_told_with_its_last_words(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_started_process_is_detached(tmp_path: Path) -> None:
-    child = runner.start(["doctor"], tmp_path / "r")
+    child = stage_processes.start(["doctor"], tmp_path / "r")
     assert os.getsid(child.process.pid) == child.process.pid != os.getsid(0)
     assert child.process.wait() == 0 and child.ended() is not None and child.ended() is None
     assert "ondevice" in child.log.read_text()

@@ -12,9 +12,12 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings
-from ondevice_tui import model
+from ondevice.inference import conversations
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.pairs import pairs_of
+from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
+from ondevice_tui.remembered import Remembered
 from ondevice_tui.screens.chat import ChatScreen, Pane
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeArea
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
 
 
 def pids(app: OndeviceApp) -> list[int]:
@@ -198,7 +201,7 @@ def test_an_answer_is_kept_as_a_pair(tmp_path: Path) -> None:
 
     play(tmp_path, script, (120, 36))
     with Ratings.open(run.path) as ratings:
-        (pair,) = ratings.pairs()
+        (pair,) = pairs_of(ratings)
         (item,) = ratings.items()
     assert [m["content"] for m in pair.prompt] == ["the same", "1 the same 0", "Question?"]
     assert (pair.chosen, pair.rejected) == ("3 answer 3 at 0.8 0", "3 answer 1004 at 0.8 0")
@@ -229,7 +232,7 @@ def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(
 
     play(tmp_path, script, (120, 36))
     with Ratings.open(run.path) as ratings:
-        (pair,) = ratings.pairs()
+        (pair,) = pairs_of(ratings)
     assert (pair.chosen, pair.source_chosen) == ("another", "first-pretrain")
 
 
@@ -348,3 +351,95 @@ def test_another_model_takes_the_conversation_over(tmp_path: Path) -> None:
         assert one.speakers == ["first · pretrain"] * 4
 
     play(tmp_path, script, (120, 36))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+    write_done(run.stage("sft"), [])  # its template reads a name, and was told it in training
+
+    async def setting(pilot: Pilot[Any], text: str) -> None:
+        await pilot.press("ctrl+e")
+        await until_shown(pilot, "how answers are drawn")
+        pilot.app.screen.query_one("#set-chat_template_kwargs", Input).value = text
+        await pilot.press("enter")
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · sft")
+        await say(pilot, "template")
+        await until_shown(pilot, "1 told nothing", "first · sft · thinks false")
+        await setting(pilot, '{"wings": 1}')
+        await until_shown(pilot, "does not read 'wings'")
+        assert app.focused is app.screen.query_one("#set-chat_template_kwargs"), "the cursor stands where it is wrong"
+        await until_shown(pilot, "told in training:")
+        await pilot.press("escape")
+        await setting(pilot, '{"thinks": true}')
+        await until_shown(pilot, "first · sft · thinks true")
+        await say(pilot, "template")
+        await until_shown(pilot, '3 told {"thinks": true}')
+        await pilot.press("ctrl+o")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: len(app.screen.panes) == 2)  # type: ignore[attr-defined]
+        await say(pilot, "template")
+        one, two = app.screen.query(Pane)
+        await until(pilot, lambda: len(one.turns) == len(two.turns) == 6)
+        assert one.turns[-1]["content"].startswith('5 told {"thinks": true}')
+        assert two.turns[-1]["content"].startswith("5 told {}"), "its template does not read the name"
+        await pilot.press("ctrl+t")
+        await until_shown(pilot, "which model")
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: one.name_shown == "first · pretrain")
+        assert app.screen.sampling["chat_template_kwargs"] == ""  # type: ignore[attr-defined]
+
+    play(tmp_path, script, size)
+    assert Remembered().get("sampling", lambda _: True)["chat_template_kwargs"] == "", "it is for one model"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_conversation_is_saved_and_taken_up_again(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+
+    def kept() -> list[Path]:
+        return conversations.saved(run.path)
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await pilot.press("c")
+        await until_shown(pilot, "first · pretrain", "Enter sends")
+        await pilot.press("ctrl+s")
+        await until_shown(pilot, "nothing to save yet")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: any("no saved conversation yet" in n.message for n in app._notifications))
+        await say(pilot, "hello")
+        await until_shown(pilot, "1 hello 0")
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(kept()) == 1)
+        await say(pilot, "more")
+        await until_shown(pilot, "3 more 0")
+        app.clear_notifications()
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: any("is not saved" in n.message for n in app._notifications))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(conversations.load(kept()[0]).messages) == 4, "it grows in its file")
+        assert len(kept()) == 1
+        app.clear_notifications()
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "more" not in shown(app))
+        await pilot.press("ctrl+l")
+        text = await until_shown(pilot, "which conversation", "4 turns", "hello")
+        assert fits(text, size)
+        await pilot.press("enter")
+        await until_shown(pilot, "1 hello 0", "3 more 0", "goes on with it")
+        await say(pilot, "last")
+        await until_shown(pilot, "5 last 0")
+        await pilot.press("ctrl+n")
+        await say(pilot, "other")
+        await until_shown(pilot, "1 other 0")
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(kept()) == 2, "another conversation has a file of its own")
+
+    play(tmp_path, script, size)
+    other, first = (conversations.load(file) for file in kept())
+    assert first.model == other.model == "first · pretrain" and first.sampling["temperature"] == 0.8
+    assert [len(one.messages) for one in (first, other)] == [4, 2]

@@ -11,11 +11,12 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.config.recipe import STAGES
-from ondevice.ratings import Ratings, Response
-from ondevice_tui import passes
+from ondevice.preferences.database import Ratings, Response
+from ondevice_tui import epochs
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens.ask import Question
+from ondevice_tui.screens.confirm import Question
 from ondevice_tui.screens.start import Field, StartScreen, best_field
+from ondevice_tui.widgets.safe import YesNo
 from test_tui import play
 from tui_runs import a_run, until, until_shown
 
@@ -134,7 +135,7 @@ def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
     (1000, 61, "≈ 262 times through 61 rows"), (10, 64, "≈ 2.5 times through 64 rows"),
     (1, 800, "≈ 0.02 times through 800 rows"), (1, 1, "≈ 16 times through 1 row")])
 def test_how_often_the_data_is_gone_through(steps: int, rows: int, told: str) -> None:
-    assert passes.told(steps, 16, rows) == told
+    assert epochs.told(steps, 16, rows) == told
 
 
 def test_rows_that_are_counted(tmp_path: Path) -> None:
@@ -146,16 +147,16 @@ def test_rows_that_are_counted(tmp_path: Path) -> None:
         ratings.vote(1, "ann", "s", "ranked", [0])
         ratings.vote(2, "ann", "s", "tie")
     values = {"data": str(pairs), "out": str(votes), "batch_size": 4, "accumulate": 2, "prompts": 5}
-    assert passes.count(pairs) == 2 and passes.source_of(values) == (pairs, pairs.stat().st_mtime_ns)
-    assert passes.source_of({**values, "data": ""}) == passes.source_of({**values, "data": str(votes)})
-    source = passes.source_of({**values, "data": ""})
-    assert source is not None and passes.count(source[0]) == 1, "a tie is no pair"
+    assert epochs.count(pairs) == 2 and epochs.source_of(values) == (pairs, pairs.stat().st_mtime_ns)
+    assert epochs.source_of({**values, "data": ""}) == epochs.source_of({**values, "data": str(votes)})
+    source = epochs.source_of({**values, "data": ""})
+    assert source is not None and epochs.count(source[0]) == 1, "a tie is no pair"
     for data in ("builtin", "hub:some/where", f"{pairs}:2,{pairs}:1", "x" * 5000, "a\0b",
                  str(tmp_path / "none.jsonl"), str(tmp_path)):
-        assert passes.source_of({**values, "data": data}) is None
-    assert [passes.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")] == [8, 8, 5, None]
+        assert epochs.source_of({**values, "data": data}) is None
+    assert [epochs.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")] == [8, 8, 5, None]
     (tmp_path / "odd.db").write_text("no database")
-    assert passes.count(tmp_path / "odd.db") is None
+    assert epochs.count(tmp_path / "odd.db") is None
 
 
 @pytest.mark.slow
@@ -175,5 +176,36 @@ def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> Non
         fields["data"].put("builtin")
         await until_shown(pilot, "as a process of its own")
         assert "times" not in fields["steps"].about.plain
+
+    play(tmp_path, script)
+
+
+def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> None:
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        model, out = tmp_path / "model", str(tmp_path / "new")
+        model.mkdir()
+        app.push_screen(StartScreen("sft", {"model": str(model), "out": out, "steps": 5}))
+        await until_shown(pilot, "ready: ctrl+g starts it")
+        fields = {field.spec.name: field for field in app.screen.query(Field)}
+        last = list(fields.values())[-1]
+
+        async def enter_in(name: str) -> str:
+            fields[name].control.focus()
+            await pilot.press("enter")
+            await pilot.pause()
+            return next(name for name, field in fields.items() if field.control is app.focused)
+
+        names = list(fields)
+        assert await enter_in("steps") == names[names.index("steps") + 1], "nothing is wrong: the next field"
+        assert isinstance(last.control, YesNo) and await enter_in(last.spec.name) == last.spec.name
+        assert last.control.value == last.begun, "Enter changes nothing"
+        await pilot.press("space")
+        assert last.control.value != last.begun
+        assert any("ctrl+g starts it" in n.message for n in app._notifications)
+        fields["steps"].control.value = "many"
+        for name in (last.spec.name, "out", "steps"):
+            app.clear_notifications()
+            assert await enter_in(name) == "steps"
+            assert any("steps" in n.message and n.severity == "error" for n in app._notifications)
 
     play(tmp_path, script)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.ratings import Ratings, Response
+from ondevice.preferences.database import Ratings, Response
 from ondevice_tui import imports
 from tui_imports import looked_on
 from tui_runs import a_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,16 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice import listing
 from ondevice.cli import main
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs import listing
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StageFolder
 from ondevice_tui import trouble
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.reading import RunsReader
+from ondevice_tui.run_reader import RunsReader
 from test_tui import play
-from tui_runs import a_run, shown, until, until_shown
+from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +125,7 @@ def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(tmp_path: Path, log: Pat
             raise ZeroDivisionError("who wrote this?")
         return told(stage)
 
-    for module in (listing, sys.modules["ondevice_tui.reading"]):
+    for module in (listing, sys.modules["ondevice_tui.run_reader"]):
         monkeypatch.setattr(module, "stage_state", broken)
     reader = RunsReader(runs)
     for _ in range(3):
@@ -172,6 +174,10 @@ def test_a_folder_with_nothing_but_ratings_is_a_run(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main(["runs", "list", f"--folder={runs}"]) == 0
     assert str(runs / "new") in capsys.readouterr().out
+
+    before = listing.list_runs(runs)[0]["began"]
+    os.utime(runs / "new", (before + 1000, before + 1000))  # as after a look at its ratings
+    assert listing.list_runs(runs)[0]["began"] == before, "a look at a run makes it no newer"
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "new", "pairs to rate", "Enter ▸ rate")
@@ -235,3 +241,36 @@ def test_under_a_test_an_error_is_raised(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_is_said(tmp_path: Path, log: Path) -> None:
     log.mkdir(parents=True)
     assert "could not be written" in trouble.write_trouble("x", ValueError("y"))
+
+
+def counted(stage: StageFolder, *steps: dict[str, Any]) -> None:
+    """A stage that counts, as `rate` does: no loss, no speed."""
+    stage.create()
+    stage.lock.touch()
+    with EventWriter(stage.events) as events:
+        events.emit("start", 0, stage=stage.name, steps=0, config={})
+        for number, fields in enumerate(steps, 1):
+            events.emit("step", number * 100, **fields)
+        events.emit("done", seconds=1.0)
+    write_done(stage, [])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_counts_stay_whole_and_one_figure_is_a_value(tmp_path: Path, size: tuple[int, int]) -> None:
+    run = a_run(tmp_path)
+    counted(run.stage("sample"), {"tokens_per_second": 812.5, "queued": 15, "alike": 3})
+    counted(run.stage("rate"), *({"ranked": n, "all_bad": n // 2} for n in (7, 60, 176)))
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        app.stage = "sample"
+        await pilot.press("2")
+        text = await until_shown(pilot, "queued 15", "15: the only value", "alike 3")
+        assert "average" not in text and "┤" not in text, "a dot on axes says less than the number"
+        app.stage = "rate"
+        app.screen.runs_changed()  # type: ignore[attr-defined]
+        text = await until_shown(pilot, "ranked 176", "all bad 88", "counts")
+        assert "average" not in text and ".000" not in text
+        labels = re.findall(r"(\S+)┤", text)
+        assert labels and all(label.isdigit() for label in labels)
+
+    play(tmp_path, script, size)

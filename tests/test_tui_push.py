@@ -13,8 +13,8 @@ from textual.widgets import Input
 
 from hub_models import write_ratings, write_run
 from hub_server import TOKEN, HubServer, environment
-from ondevice.runfolder import RunFolder
-from ondevice_tui import pushing, runner
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import push_process, stage_processes
 from ondevice_tui.app import OndeviceApp
 from test_tui import fits, play
 from test_tui_safe import STRINGS, harmless
@@ -43,27 +43,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append(values)
         return PLAN
 
-    monkeypatch.setattr(pushing, "ask_plan", ask)
+    monkeypatch.setattr(push_process, "ask_plan", ask)
     return calls
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[dict[str, Any], pushing.Push]]:
+def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[dict[str, Any], push_process.Push]]:
     """The pushes that were begun; their process and log are the test's."""
-    calls: list[tuple[dict[str, Any], pushing.Push]] = []
+    calls: list[tuple[dict[str, Any], push_process.Push]] = []
 
-    def begin(run: RunFolder, values: dict[str, Any]) -> pushing.Push:
+    def begin(run: RunFolder, values: dict[str, Any]) -> push_process.Push:
         log = run.path / "push.log"
         log.write_bytes(b"")
-        push = pushing.Push(runner.Child("push", Process(), log), 0)  # type: ignore[arg-type]
+        push = push_process.Push(stage_processes.Child("push", Process(), log), 0)  # type: ignore[arg-type]
         calls.append((values, push))
         return push
 
-    monkeypatch.setattr(pushing, "begin", begin)
+    monkeypatch.setattr(push_process, "begin", begin)
     return calls
 
 
-def told(push: pushing.Push, *events: dict[str, Any] | str) -> None:
+def told(push: push_process.Push, *events: dict[str, Any] | str) -> None:
     with open(push.child.log, "a", encoding="utf-8", errors="surrogatepass") as log:
         for event in events:
             log.write((event if isinstance(event, str) else json.dumps(event)) + "\n")
@@ -133,7 +133,7 @@ def test_without_a_login_nothing_is_sent(
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
         return {**PLAN, "login": {"name": "", "text": "nobody is logged in (`hf auth login`, or set HF_TOKEN)"}}
 
-    monkeypatch.setattr(pushing, "ask_plan", ask)
+    monkeypatch.setattr(push_process, "ask_plan", ask)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("p")
@@ -149,9 +149,9 @@ def test_a_plan_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_run(tmp_path / "first")
 
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
-        raise pushing.PlanFailed("model.safetensors is missing")
+        raise push_process.PlanFailed("model.safetensors is missing")
 
-    monkeypatch.setattr(pushing, "ask_plan", ask)
+    monkeypatch.setattr(push_process, "ask_plan", ask)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("p")
@@ -175,7 +175,7 @@ def test_a_push_that_failed_is_gone_on_with(tmp_path: Path, asked: list[Any], be
         told(begun[0][1], "ondevice: me/first: the Hub cannot be reached: 503")
         begun[0][1].child.process.code = 2
         await until_shown(pilot, "✗ me/first: the Hub cannot be reached: 503")
-        (run.path / pushing.PENDING).write_text("{}")
+        (run.path / push_process.PENDING).write_text("{}")
         await pilot.press("R")
         await until(pilot, lambda: len(begun) == 2)
         assert begun[1][0] == {"model": str(run.path), "resume": True, "dataset": False}
@@ -200,7 +200,7 @@ def test_nothing_to_send(tmp_path: Path, asked: list[Any]) -> None:
 def test_a_run_s_name_as_the_hub_takes_it(name: str, repo: str) -> None:
     from ondevice.config.hub import check_repo_id
 
-    made = pushing.repo_name(RunFolder(Path("/nowhere") / name))
+    made = push_process.repo_name(RunFolder(Path("/nowhere") / name))
     check_repo_id(made)
     assert made == repo
 

@@ -17,15 +17,16 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
-from ondevice_tui import model, pairing
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.pairs import pairs_of
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import live_sampling, worker_client
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.model import ModelProcess
-from ondevice_tui.pairing import AHEAD
-from ondevice_tui.screens.more_pairs import MorePairs
+from ondevice_tui.live_sampling import AHEAD
 from ondevice_tui.screens.rate import RateScreen
+from ondevice_tui.screens.sample_pairs import MorePairs
 from ondevice_tui.widgets.answers import Answer, differences
+from ondevice_tui.worker_client import ModelProcess
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, shown, until, until_shown, write_done
 
@@ -303,8 +304,8 @@ def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What opens and closes models in the place of real workers, in turn."""
-    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
-    monkeypatch.setattr(pairing, "IDLE_S", 0.05)
+    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(live_sampling, "IDLE_S", 0.05)
     log: list[str] = []
     opened, closed = ModelProcess.open, ModelProcess.close
 
@@ -397,7 +398,7 @@ def test_two_checkpoints_take_turns_and_four_answers(tmp_path: Path, workers: li
 
 
 @pytest.mark.parametrize(("texts", "says"), [
-    ({"answers": "5"}, "answers: 2 to 4"), ({"temperatures": "hot"}, "could not convert"),
+    ({"answers": "5"}, "answers: 2 to 4"), ({"temperatures": "hot"}, "'hot' is not a number"),
     ({"temperatures": "0"}, "temperatures"), ({"longest": "0"}, "longest"), ({"file": "none.jsonl"}, "none.jsonl"),
 ])
 def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str, str], says: str) -> None:
@@ -407,6 +408,26 @@ def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str
         await plan(pilot, **texts)
         await until_shown(pilot, "✗ ", says)
         assert isinstance(app.screen, MorePairs)
+        (wrong,) = texts
+        assert app.focused is app.screen.query_one(f"#more-{wrong}"), "the cursor stands where it is wrong"
+
+    play(tmp_path, script, (120, 36))
+
+
+def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers: list[str]) -> None:
+    run = a_run(tmp_path)
+    queue(run, 2)
+    file = tmp_path / "asked.jsonl"
+    message = {"role": "user", "content": "Question 9?", "mood": "sad"}
+    file.write_text("".join(json.dumps({"messages": [message]}) + "\n" for _ in range(200)) + '{"other": 1}\n')
+    _, remarks = live_sampling.prompts(str(file), run)
+    bad, unused = remarks
+    assert bad.startswith(f"{file}: 1 of 201 rows could not be used (first: {file}:201: ")
+    assert unused == f"{file}: not used: messages.mood (200 rows, first {file}:1)"
+
+    async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
+        await plan(pilot, prompts=str(file))
+        await until(pilot, lambda: [n.message for n in app._notifications if str(file) in n.message] == remarks)
 
     play(tmp_path, script, (120, 36))
 
@@ -416,12 +437,12 @@ def test_what_stops_the_sampling_is_told(tmp_path: Path, workers: list[str], mon
     queue(run, 2)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        monkeypatch.setattr(pairing, "memory_warning", lambda folder: "9.0 GB are wanted, 1.0 GB are free")
+        monkeypatch.setattr(live_sampling, "memory_warning", lambda folder: "9.0 GB are wanted, 1.0 GB are free")
         await plan(pilot, prompts=questions(tmp_path, 3))
         await until_shown(pilot, "nothing is loaded beside what runs: 9.0 GB are wanted", "Question 0?")
         assert not workers
         await pilot.press("g", "ctrl+x", "escape")
-        monkeypatch.setattr(pairing, "memory_warning", lambda folder: "")
+        monkeypatch.setattr(live_sampling, "memory_warning", lambda folder: "")
         await plan(pilot, prompts=questions(tmp_path, 3), first=str(run.stage("init").model))
         await until_shown(pilot, "no more pairs: this model has no chat format")
         await pilot.press("escape")
@@ -479,7 +500,7 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
     play(tmp_path, script, (120, 60))
     assert workers == ["open reward", "close reward"]
     with Ratings.open(run.path) as ratings:
-        assert ratings.item(gold).kind == "gold" and len(ratings.pairs()) == 5
+        assert ratings.item(gold).kind == "gold" and len(pairs_of(ratings)) == 5
 
 
 def test_a_reward_model_that_cannot_be_used_is_told_once(tmp_path: Path, workers: list[str]) -> None:
@@ -633,7 +654,7 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
     run = a_run(tmp_path)
     queue(run, 5)
     with Ratings.open(run.path) as ratings:
-        ratings.vote(1, pairing.rater_name(), "last week", "tie")
+        ratings.vote(1, live_sampling.rater_name(), "last week", "tie")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
@@ -676,8 +697,8 @@ def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) 
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
         with Ratings.open(run.path) as other:
-            other.vote(1, pairing.rater_name(), "another window", "tie")
-            other.vote(2, pairing.rater_name(), "another window", "all_bad")
+            other.vote(1, live_sampling.rater_name(), "another window", "tie")
+            other.vote(2, live_sampling.rater_name(), "another window", "all_bad")
         await settled(app, pilot)
         await pilot.press("left")
         await until_shown(pilot, "in another window meanwhile: tie", "Question 0?")

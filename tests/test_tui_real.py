@@ -14,8 +14,8 @@ import pytest
 from textual.pilot import Pilot
 
 import ondevice as od
-from ondevice.events import read
-from ondevice.runfolder import RunFolder
+from ondevice.runs.events import read
+from ondevice.runs.folder import RunFolder
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.start import Field, StartScreen
 from test_tui import play

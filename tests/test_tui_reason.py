@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice.events import LineFile
+from ondevice.runs.events import LineFile
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.groups import FILTERS, Answer, Browser, Group, groups_at, warnings
-from ondevice_tui.screens.reason import bar, head
-from ondevice_tui.tail import Follower, History
+from ondevice_tui.event_reader import Follower, History
+from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, groups_at, warnings
+from ondevice_tui.screens.rewards import bar, head
 from ondevice_tui.widgets.rows import Rows
 from test_tui import fits, play
 from tui_runs import SIZES, a_run, group, shown, until, until_shown, write_grpo, write_held_out

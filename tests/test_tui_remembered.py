@@ -10,8 +10,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.ratings import Ratings, Response
-from ondevice_tui import pairing
+from ondevice.preferences.database import Ratings, Response
+from ondevice_tui import live_sampling
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
 from ondevice_tui.remembered import Remembered, settings_file
 from ondevice_tui.screens.chat import ChatScreen, _samples
@@ -65,7 +65,7 @@ def test_choices_are_there_again(tmp_path: Path) -> None:
     async def first(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         assert app.theme == DARK.name
         await pilot.press("T", "r")
-        await until_shown(pilot, "Question 0?", pairing.rater_name())
+        await until_shown(pilot, "Question 0?", live_sampling.rater_name())
         await pilot.press("w", "i")
         await until_shown(pilot, "who rates?")
         app.screen.query_one(Input).value = "Ada"

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ondevice.events import EventWriter
-from ondevice.listing import stage_state
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder, clock
-from ondevice_tui import reading, road, runner
+from ondevice.common.clock import clock
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import stage_state
+from ondevice_tui import run_reader, run_status, stage_processes
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.reading import RunsReader
-from ondevice_tui.road import Row, next_row
-from ondevice_tui.screens.ask import ask_to_stop
+from ondevice_tui.run_reader import RunsReader
+from ondevice_tui.run_status import Row, next_row
+from ondevice_tui.screens.confirm import ask_to_stop
 from ondevice_tui.screens.start import Field, StartScreen
 from ondevice_tui.widgets.rows import Rows
 from test_tui import play
@@ -29,7 +30,7 @@ from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
 
 def rows(run: RunFolder, *starting: str) -> dict[str, Row]:
     (read,) = [found for found in RunsReader(run.path.parent).read() if found["run"] == run.path.name]
-    return {row.stage: row for row in road.rows(read, starting)}
+    return {row.stage: row for row in run_status.rows(read, starting)}
 
 
 def pairs(run: RunFolder, count: int = 3, votes: int = 0) -> None:
@@ -74,7 +75,7 @@ def test_what_a_recipe_does_not_make_waits_for_nothing(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (read,) = RunsReader(tmp_path).read()
     read["stages"][2]["state"] = "training"
-    found = {row.stage: row for row in road.rows(read)}
+    found = {row.stage: row for row in run_status.rows(read)}
     assert run.recipe.is_file() and found["dpo"].told == "not in this run's recipe"
     assert found["reward"].told == "comes by itself"
 
@@ -127,16 +128,16 @@ def test_the_pause_between_a_stop_and_its_resume_is_no_work(tmp_path: Path) -> N
         events.emit("step", 7, loss=1.0)
     found = stage_state(stage)
     assert found["since"] == (72_050.0, 5) and found["paused"] == 72_000.0
-    assert road.left(found) == "15:30 left"  # 93 steps of ten seconds
-    assert road._seconds({**found, "state": "died"}) == 70.0
-    assert road.left({**found, "step": 5, "last": 72_050.0}) == "", "nothing is known of the pace"
+    assert run_status.left(found) == "15:30 left"  # 93 steps of ten seconds
+    assert run_status._seconds({**found, "state": "died"}) == 70.0
+    assert run_status.left({**found, "step": 5, "last": 72_050.0}) == "", "nothing is known of the pace"
 
 
 def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(30):
         write_stage(RunFolder(tmp_path / f"run-{n:02}").stage("pretrain"), 5)
     now = [100.0]
-    monkeypatch.setattr(reading, "ticks", lambda: now[0])
+    monkeypatch.setattr(run_reader, "ticks", lambda: now[0])
     looked: list[str] = []
     look = RunsReader._run
 
@@ -172,12 +173,12 @@ def test_a_child_has_begun_once_its_stage_is_seen(tmp_path: Path) -> None:
         def poll(self) -> None:
             return None
 
-    child = runner.Child("x", Alive(), tmp_path / "run" / "sft.log")  # type: ignore[arg-type]
+    child = stage_processes.Child("x", Alive(), tmp_path / "run" / "sft.log")  # type: ignore[arg-type]
     state = {"stages": [{"stage": "pretrain", "state": "done", "last": child.at - 50}], "recipe": ["pretrain", "sft"]}
     assert child.run == tmp_path / "run" and child.starts(None) == "sft"
     child.look(state)
     assert not child.begun
-    recipe = runner.Child("x", Alive(), tmp_path / "run" / "run.log")  # type: ignore[arg-type]
+    recipe = stage_processes.Child("x", Alive(), tmp_path / "run" / "run.log")  # type: ignore[arg-type]
     assert recipe.stage == "" and recipe.starts(state) == "sft" and recipe.starts(None) == "init"
     state["stages"] += [{"stage": "sft", "state": "training", "last": None}]
     child.look(state)
@@ -190,12 +191,12 @@ def test_a_second_key_starts_nothing_and_the_road_says_that_it_starts(tmp_path: 
     a_run(tmp_path)
     calls: list[list[str]] = []
 
-    def start(words: list[str], run: Path) -> runner.Child:
+    def start(words: list[str], run: Path) -> stage_processes.Child:
         calls.append(list(words))
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        return runner.Child(runner.shown(words), process, run / "run.log")
+        return stage_processes.Child(stage_processes.shown(words), process, run / "run.log")
 
-    monkeypatch.setattr(runner, "start", start)
+    monkeypatch.setattr(stage_processes, "start", start)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         app.screen.query_one("#stages", Rows).highlighted = 2

@@ -17,20 +17,21 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
-from ondevice.events import EventWriter, LineFile
-from ondevice.rating_stats import cohen_kappa, wilson
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
-from ondevice_tui import model
+from ondevice.common.intervals import wilson
+from ondevice.preferences.agreement import cohen_kappa
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.events import EventWriter, LineFile
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.pairing import Judge
-from ondevice_tui.screens.ask import Details
-from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.more_pairs import MorePairs
+from ondevice_tui.live_sampling import Judge
+from ondevice_tui.screens.confirm import Details
+from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.rate_cards import Ask, why_this
+from ondevice_tui.screens.sample_pairs import MorePairs
 from ondevice_tui.screens.start import Field, StartScreen
-from ondevice_tui.screens.votes import told_of
+from ondevice_tui.screens.vote_statistics import told_of
 from ondevice_tui.widgets.safe import SafeArea
 from test_inert import HOSTILE, acts
 from test_tui import ROAD, no_plans, play  # noqa: F401
@@ -124,7 +125,7 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:

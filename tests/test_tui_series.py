@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ondevice.events import EventWriter, read
+from ondevice.runs.events import EventWriter, read
+from ondevice_tui.event_reader import FIELDS, Follower
 from ondevice_tui.series import Series, smooth, spark
-from ondevice_tui.tail import FIELDS, Follower
 
 values = st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.nan)), max_size=300)
 

@@ -21,9 +21,9 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from ondevice.ratings import Ratings, Response
-from ondevice.runfolder import RunFolder
-from ondevice_tui import pushing, road
+from ondevice.preferences.database import Ratings, Response
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import push_process, run_status
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate, train
 from ondevice_tui.screens.chat import Pane
@@ -47,14 +47,14 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TEXTUAL_THEME", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
-    for module in (road, train):
+    for module in (run_status, train):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
     monkeypatch.setattr(rate, "rater_name", lambda: "vera")
 
     async def plan(values: dict[str, Any]) -> dict[str, Any]:
         return PLAN
 
-    monkeypatch.setattr(pushing, "ask_plan", plan)
+    monkeypatch.setattr(push_process, "ask_plan", plan)
     Clock.now = START
     run = RunFolder(Path("runs") / "first")
     write_stage(run.stage("init"), 0, answer="xq zz")

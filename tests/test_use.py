@@ -20,18 +20,20 @@ import numpy as np
 import pytest
 
 import ondevice as od
-from ondevice import beams, cli, talk
-from ondevice.backend import load_backend
-from ondevice.beams import Search
+from ondevice import cli
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.generation_settings import HARMLESS, left_out
-from ondevice.models.names import shapes
+from ondevice.inference import beam_search, chat
+from ondevice.inference.beam_search import Search
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.generation_config import HARMLESS, left_out
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.shapes import shapes
+from ondevice.seam.select import load_backend
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,7 +118,7 @@ def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyP
         assert cli.make_config(verb, RunsConfig, cli.take_apart(verb, RunsConfig, words[1:]))
         return
     monkeypatch.setattr(od, verb.function, stand_in)
-    monkeypatch.setattr("ondevice.preview.render", lambda *_: "")
+    monkeypatch.setattr("ondevice.datasets.preview.render", lambda *_: "")
     if verb.render:
         monkeypatch.setattr(verb.render.replace(":", "."), str)
     assert cli.main(words) == 0
@@ -143,7 +145,7 @@ def test_generate_from_a_shell(trained: tuple[Path, dict[str, Any], str], monkey
     assert len(set(want)) == 2
     line = ["generate", "runs/mine", "--max-new-tokens", "20", "--samples", "2", "--top-k", "50", "--seed", "3"]
     done = command(*line, "Once upon", cwd=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, inert("\n\n".join(want)) + "\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, sanitize("\n\n".join(want)) + "\n", "")
     done = command(*line, "--json", cwd=folder, typed="Once upon")
     assert (done.returncode, strict_json(done.stdout), done.stderr) == (0, {"completions": want}, "")
 
@@ -266,14 +268,14 @@ LIKELIEST = ("--temperature", "0")
 
 
 def harmless(text: str) -> bool:
-    return inert(text, limit=None) == text
+    return sanitize(text, limit=None) == text
 
 
 @pytest.mark.parametrize("arguments", [("hello",), ("Hi!", "--chat")])
 def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, arguments: tuple[str, ...]) -> None:
     assert not harmless(HOSTILE)
     code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST)
-    assert (code, out, err) == (0, inert(HOSTILE) + "\n", "")
+    assert (code, out, err) == (0, sanitize(HOSTILE) + "\n", "")
     assert out == "␛[2J␍␀␇\\u202e\\u009b\\ufeff`|<b>\n"
     code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST, "--json")
     assert code == 0 and out.isascii() and harmless(out)
@@ -284,20 +286,20 @@ def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, ar
 def test_a_conversation_from_a_pipe(place: Path) -> None:
     line = ["chat", "parrot", *LIKELIEST, "--system", "Be \x1b brief."]
     done = command(*line, cwd=place, typed="Hi!\nAnd \x1b[1m you?\n")
-    assert (done.returncode, done.stdout) == (0, f"{inert(HOSTILE)}\n" * 2)
+    assert (done.returncode, done.stdout) == (0, f"{sanitize(HOSTILE)}\n" * 2)
     assert done.stderr == "An empty line or Ctrl-D ends the conversation.\n"
 
 
 def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi!\n\nnobody hears this\n"))
-    assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{inert(HOSTILE)}\n")
+    assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{sanitize(HOSTILE)}\n")
 
 
 def test_a_pipe_that_knows_no_unicode_gets_escapes(place: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST], cwd=place,
                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode("ascii") == inert(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
+    assert done.stdout.decode("ascii") == sanitize(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
 
 
 class Screen(io.StringIO):
@@ -310,9 +312,17 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, m
     for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
         monkeypatch.setattr(sys, name, stream)
     said = iter(["Hi! " * 5000, "Hi!", ""])
-    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
-    assert shown.getvalue() == inert(HOSTILE) + "\n"
+    chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    assert shown.getvalue() == sanitize(HOSTILE) + "\n"
     assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
+
+
+def test_nothing_is_forgotten_for_a_message_of_a_pipe_that_is_refused(place: Path,
+                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter(["Hi!", "Hi! " * 5000])
+    with pytest.raises(UserError, match="the model's context holds"):
+        chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    assert "forgotten" not in capsys.readouterr().err
 
 
 def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,22 +331,50 @@ def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, mo
     for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
         monkeypatch.setattr(sys, name, stream)
     seen: list[tuple[int, int]] = []
-    fits = talk.fitting_ids
+    fits = chat.fitting_ids
 
     def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
         ids, kept = fits(first, turns, model, longest)
         seen.append((len(turns), len(kept)))
         return ids, kept
-    monkeypatch.setattr(talk, "fitting_ids", watched)
+    monkeypatch.setattr(chat, "fitting_ids", watched)
     said = iter(["Hi!", "Hi! " * 5000, "Hi!", "H" * 95, ""])
-    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=20), lambda _: next(said))
+    chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=20), lambda _: next(said))
     assert seen == [(1, 1), (3, 1), (3, 3), (5, 1)]  # the third is asked with the first before it
     err = told.getvalue()
     assert err.count("That is too long: ") == 1 and "the first 4 turns are forgotten" in err
     assert "the answer ends here" not in err
     said = iter(["H" * 118, ""])  # 128 hold a start, this, an end, the answer's opening and a few tokens
-    talk.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
+    chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
     assert "The context is full: the answer ends here." in told.getvalue()
+
+
+def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "kept" / "chat.jsonl"
+    asked: list[list[dict[str, Any]]] = []
+    fits = chat.fitting_ids
+
+    def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
+        asked.append([*first, *turns])
+        return fits(first, turns, model, longest)
+    monkeypatch.setattr(chat, "fitting_ids", watched)
+
+    def speak(*said: str, **more: Any) -> None:
+        lines = iter([*said, ""])
+        chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=3, save=str(file), **more),
+                  lambda _: next(lines))
+
+    speak("Hi!", system="Be kind.")
+    speak("And?")
+    assert [turn["role"] for turn in asked[1]] == ["system", "user", "assistant", "user"]
+    assert "goes on, after 2 turns" in capsys.readouterr().err
+    row = json.loads(file.read_text())
+    assert [turn["content"] for turn in row["messages"]][:2] == ["Be kind.", "Hi!"] and len(row["messages"]) == 5
+    assert row["model"] == str(place / "parrot") and row["sampling"]["max_new_tokens"] == 3
+    with pytest.raises(UserError, match="has other instructions"):
+        speak("Hi!", system="Be rude.")
+    assert json.loads(file.read_text()) == row
 
 
 @pytest.mark.slow
@@ -350,8 +388,8 @@ def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
         "model": "parrot", "data": data.name, "steps": 1, "sequence_length": 64, "learning_rate": 1e-9}}}))
     code, printed, err = typed("run", recipe.name, "--out", out)
     assert code == 0, err
-    assert harmless(printed) and printed.count(inert(HOSTILE)) == 3  # a prompt and two answers
-    assert harmless(err) and inert(BAD_NAME) in err and "1 of 151 rows could not be used" in err
+    assert harmless(printed) and printed.count(sanitize(HOSTILE)) == 3  # a prompt and two answers
+    assert harmless(err) and sanitize(BAD_NAME) in err and "1 of 151 rows could not be used" in err
     report = (place / out / "report.md").read_text()
     assert harmless(report) and report.startswith("# x␛\\[31m\\\\u202e\\|\\<i\\>\n") and report.count("␛\\[2J␍") == 3
     kept = json.loads((place / out / "sft" / "done.json").read_text())
@@ -360,7 +398,7 @@ def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
     code, printed, err = typed("runs", "report", out)
     assert (code, printed, err) == (0, report.rstrip("\n") + "\n", "")
     code, printed, err = typed("runs", "--folder", ".")
-    assert code == 0 and harmless(printed) and inert(f"{out}\n  sft") in printed
+    assert code == 0 and harmless(printed) and sanitize(f"{out}\n  sft") in printed
     code, printed, err = typed("run", recipe.name, "--out", out)
     assert code == 2 and harmless(err) and "holds a run already" in err
     code, printed, err = typed("run", recipe.name, "--out", out, "--resume")
@@ -387,7 +425,7 @@ def test_a_vocabulary_cannot_smuggle_in_a_sequence(typed: Typed, place: Path) ->
     token = tokenizer.inner.token_to_id(HOSTILE)
     chain(place / "vocabulary", tokenizer, {tokenizer.encode("o")[0]: token, token: tokenizer.eos_id})
     assert od.generate(model=place / "vocabulary", prompt="hello", temperature=0) == [HOSTILE]
-    assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, inert(HOSTILE) + "\n", "")
+    assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, sanitize(HOSTILE) + "\n", "")
 
 
 def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +434,7 @@ def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(od, "evaluate", broken)
     code, out, err = typed("eval", "parrot")
-    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {inert(HOSTILE)}\n")
+    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {sanitize(HOSTILE)}\n")
 
 
 def test_a_model_that_went_wrong_still_gives_json(typed: Typed, place: Path) -> None:
@@ -425,13 +463,13 @@ def test_each_setting_of_generation_that_transformers_knows_is_read_or_harmless_
     names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
     assert len(names) > 50
     searched = {field.name for field in dataclasses.fields(Search)}
-    for without, read in ((talk._LEFT_OUT, ()), (beams._LEFT_OUT, {*searched, *beams._DRAWING})):
+    for without, read in ((chat._LEFT_OUT, ()), (beam_search._LEFT_OUT, {*searched, *beam_search._DRAWING})):
         for name in sorted(names | {"not_invented_yet"}):
             told = left_out({name: 7}, without, dict.fromkeys(read))
             assert told == ([] if name not in without and (name in HARMLESS or name in read) else [name])
-    assert all(HARMLESS.values()) and not {*HARMLESS} & {*talk._LEFT_OUT}
-    unsaid = {**talk._LEFT_OUT, "not_invented_yet": None, "_from_model_config": True, "watermarking_config": {}}
-    assert left_out(unsaid, talk._LEFT_OUT) == []
+    assert all(HARMLESS.values()) and not {*HARMLESS} & {*chat._LEFT_OUT}
+    unsaid = {**chat._LEFT_OUT, "not_invented_yet": None, "_from_model_config": True, "watermarking_config": {}}
+    assert left_out(unsaid, chat._LEFT_OUT) == []
 
 
 def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: Path) -> None:
@@ -448,8 +486,8 @@ def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: P
         assert code == 0 and "generation_config.json asks for min_new_tokens: what is drawn here does without" in err
         assert "temperature" not in err  # greedy: nothing is drawn
         model = load_model(place / "parrot", load_backend("torch", "cpu", "float32"))
-        assert talk.sampling(ChatConfig(model="-"), model).repetition_penalty == 50
-        assert talk.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty == 1.1
+        assert chat.sampling(ChatConfig(model="-"), model).repetition_penalty == 50
+        assert chat.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty == 1.1
         _, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3")
         assert "asks for temperature 0.6; here the settings decide: temperature 0.8" in err
     finally:

@@ -21,13 +21,16 @@ import ondevice as od
 import small_stages
 from hub_models import write_model, write_ratings
 from hub_server import HubServer
-from ondevice import cli, pipeline, rating, talk, worker
-from ondevice.backend import load_backend
+from ondevice import cli
+from ondevice.common.errors import UserError
 from ondevice.config import hub, use
 from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings, Response
+from ondevice.inference import chat, worker
+from ondevice.preferences import terminal
+from ondevice.preferences.database import Ratings, Response
+from ondevice.seam.select import load_backend
+from ondevice.stages import pipeline
 
 CONFIGS: dict[str, type] = {
     name: cls for module in (use, hub) for name, cls in vars(module).items()
@@ -39,7 +42,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "ExportConfig": {"model": "m", "to": "gguf"}}
 BEAMS, PROBLEMS, WIN = {"beams": 4}, {"tasks": ["problems"]}, {"tasks": ["win"]}
 GREEDY, STATS, REPAIR = {"temperature": 0.0}, {"action": "stats"}, {"action": "repair"}
-IMPORT, AGAIN, OWN = {"action": "import", "file": "f"}, {"resume": True}, {"data": "own.jsonl"}
+IMPORT, OWN = {"action": "import", "file": "f"}, {"data": "own.jsonl"}
 HERE: dict[str, Any] = {}
 # Field → (a value that is not its default, settings beside which it has none, settings beside which it has an effect).
 DRAWN = {"top_k": (5, GREEDY, HERE), "top_p": (0.5, GREEDY, HERE), "seed": (3, GREEDY, HERE)}
@@ -71,10 +74,7 @@ TABLE: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
                       "raters": (["ann"], {**IMPORT, "gold": True}, IMPORT), "gold": (True, HERE, IMPORT),
                       "simulated": (False, IMPORT, STATS), "with_raters": (True, {"form": "votes"}, HERE),
                       "seed": (3, HERE, STATS)},
-    "PushConfig": {"public": (True, AGAIN, HERE), "with_optimizer": (True, AGAIN, HERE), "tag": ("t", AGAIN, HERE),
-                   "all_stages": (True, AGAIN, HERE), "license": ("mit", AGAIN, HERE),
-                   "with_raters": (True, {**AGAIN, "dataset": True}, {"dataset": True}),
-                   "lines": (True, {"dry_run": True}, HERE)},
+    "PushConfig": {"lines": (True, {"dry_run": True}, HERE)},
     "ExportConfig": {"bits": (8, HERE, {"to": "mlx"}), "group_size": (32, {"to": "hf"}, {"to": "mlx"}),
                      "data": ("x", {"to": "peft"}, HERE)},
 }
@@ -135,7 +135,7 @@ def test_refused_once_the_model_or_the_rows_are_known(function: Callable[..., An
                                                       tmp_path: Path) -> None:
     monkeypatch.chdir(files)
     # as if the template read each name: one that it does not read is refused before
-    monkeypatch.setattr("ondevice.evaluating.with_template_kwargs", lambda tokenizer, kwargs: tokenizer)
+    monkeypatch.setattr("ondevice.evaluation.evaluate.with_kwargs", lambda model, kwargs: model)
     more = {"out": str(tmp_path / "out")} if function is od.export else {}
     with pytest.raises(UserError, match=said):
         function(**values, **more, **({} if function is od.show_data else {"backend": "torch"}))
@@ -201,13 +201,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _talk(cfg: Any) -> None:
     said = iter(["Anna 12", ""])
-    talk.chat(cfg, lambda _: next(said))
+    chat.chat(cfg, lambda _: next(said))
 
 
 def _rate(cfg: Any) -> None:
     with Ratings.open(cfg.ratings) as ratings:
-        session = rating.Session(ratings, None, cfg)  # type: ignore[arg-type]
-        rating.queue_repeat(ratings, session.rater, session.batch, cfg.repeat_share, cfg.seed)
+        session = terminal.Session(ratings, None, cfg)  # type: ignore[arg-type]
+        terminal.queue_repeat(ratings, session.rater, session.batch, cfg.repeat_share, cfg.seed)
 
 
 OTHER = {"stage": "sft"}  # refused by a check of its own
@@ -256,7 +256,7 @@ def test_what_is_taken_is_read(name: str, function: Callable[..., Any], values: 
     read: set[str] = set()
     monkeypatch.chdir(shutil.copytree(files, tmp_path / "copy"))
     if name == "PushConfig":
-        monkeypatch.setattr("ondevice.hub_push._login", dict)
+        monkeypatch.setattr("ondevice.publishing.push._login", dict)
     cls = CONFIGS[name]
     cfg = recording(cls, read, **values)
     function(cfg) if function in (_talk, _rate) else function(cfg=cfg)

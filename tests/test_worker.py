@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 import ondevice as od
-from ondevice.backend import load_backend
+from ondevice.common.errors import UserError
 from ondevice.config.use import WorkerConfig
-from ondevice.data.chat import add_template
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.models.folder import load_model, write_model
-from ondevice.models.heads import with_head
-from ondevice.rollout import Scorer
-from ondevice.stages.reward import whole
-from ondevice.worker import serve
+from ondevice.data.chat_encoding import add_template
+from ondevice.data.completion_batches import prompt_and_completion
+from ondevice.data.preference_batches import completion_row
+from ondevice.inference.worker import serve
+from ondevice.models.load import load_model
+from ondevice.models.save import write_model
+from ondevice.models.score_head import with_head
+from ondevice.seam.select import load_backend
+from ondevice.training.sequence_logprobs import Scorer
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def ask(name: str, **fields: Any) -> dict[str, Any]:
 def test_it_streams_what_generate_says(model: Path) -> None:
     events = answers(model, ask("a"), ask("b", number=1), ask("c", number=1, sampling={"temperature": 0}))
     assert events[0] == {"event": "ready", "model": str(model), "parameters": events[0]["parameters"], "context": 96,
-                         "chat": True, "judges": False}
+                         "chat": True, "judges": False, "template_kwargs": {}, "template_reads": []}
     for name in "ab":
         done = next(e for e in events if e["event"] == "done" and e["id"] == name)
         pieces = [e["text"] for e in events if e["event"] == "token" and e["id"] == name]
@@ -82,7 +83,7 @@ def test_a_reward_model_scores_as_it_does_in_training(model: Path, tmp_path: Pat
     write_model(tmp_path, backend, judge.cfg, judge.params, judge.tokenizer)
     texts = ["sat on the mat", "sat on the log.", ""]
     prompt = [{"role": "user", "content": "the cat"}]
-    rows = [whole(completion_row(prompt, text, judge.tokenizer)) for text in texts]
+    rows = [prompt_and_completion(completion_row(prompt, text, judge.tokenizer)) for text in texts]
     wanted = Scorer(judge, backend, batch_size=3).scores(judge.params, rows)
     ready, done, *errors = answers(tmp_path, score("a", *texts), ask("b"), score("c", "x", messages=[]),
                                    score("d"), score("e", 3), score("f", "the cat " * 200))
@@ -111,6 +112,19 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     assert short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]  # or less, where less is asked for
 
 
+def test_the_template_is_told_what_a_request_says(model: Path, tmp_path: Path) -> None:
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(model, backend)
+    moody = "{{ mood | default('') }}" + str(loaded.tokenizer.chat_template)
+    (tmp_path / "moody").mkdir()
+    write_model(tmp_path / "moody", backend, loaded.cfg, loaded.params, loaded.tokenizer.with_template(moody, ()))
+    said = {"text": None, "messages": [{"role": "user", "content": "the cat"}]}
+    events = answers(tmp_path / "moody", ask("a", **said), ask("b", **said, sampling={
+        "chat_template_kwargs": {"mood": "calm "}, "max_new_tokens": 8}))
+    plain, told = (event["prompt_tokens"] for event in events if event["event"] == "done")
+    assert told == plain + len(loaded.tokenizer.encode("calm "))
+
+
 @pytest.mark.parametrize(("request_", "says"), [
     ("nonsense", "unknown request"),
     ("[1]", "unknown request"),
@@ -119,6 +133,9 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     (ask("x", text=None, messages=["hi"]), "expected a role"),
     (ask("x", sampling={"temprature": 1}), "unknown key 'temprature'"),
     (ask("x", sampling={"top_p": 3}), "out of range"),
+    (ask("x", sampling={"chat_template_kwargs": {"mood": "calm"}}), "a text that is continued has no chat template"),
+    (ask("x", text=None, messages=[{"role": "user", "content": "a"}],
+         sampling={"chat_template_kwargs": {"mood": "calm"}}), "does not read 'mood'"),
     (ask("x", sampling=[1]), "expected keys and values"),
     (ask("x", number=-1), "expected a whole number"),
     (ask("x", text=""), "empty"),
@@ -187,3 +204,53 @@ def _alive(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not stat.is_file() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+POLITE = """{% for message in messages %}{{ message.role }}: {{ message.content }}{% if polite %} please{% endif %}
+{% endfor %}assistant:"""
+
+
+@pytest.fixture(scope="module")
+def polite(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of a stage whose chat template was told {"polite": true}."""
+    stage = tmp_path_factory.mktemp("run") / "sft"
+    backend = load_backend("auto", device="cpu")
+    loaded = load_model(model, backend)
+    (stage / "model").mkdir(parents=True)
+    write_model(stage / "model", backend, loaded.cfg, loaded.params, loaded.tokenizer.with_template(POLITE))
+    setting = json.dumps({"polite": True})
+    (stage / "events.jsonl").write_text(
+        json.dumps({"t": 1.0, "event": "start", "config": {"chat_template_kwargs": setting}}) + "\n")
+    return stage / "model"
+
+
+def test_the_chat_template_is_told_what_it_was_told_in_training(polite: Path) -> None:
+    def asked(name: str, **sampling: Any) -> dict[str, Any]:
+        return ask(name, text=None, messages=[{"role": "user", "content": "the cat"}],
+                   sampling={"max_new_tokens": 2, **sampling})
+
+    ready, *events = answers(polite, asked("default"), asked("same", chat_template_kwargs='{"polite": true}'),
+                             asked("none", chat_template_kwargs="{}"),
+                             asked("off", chat_template_kwargs='{"polite": 0}'),
+                             asked("unread", chat_template_kwargs='{"thinks": true}'))
+    assert ready["template_kwargs"] == {"polite": True} and ready["template_reads"] == ["polite"]
+    read = {event["id"]: event["prompt_tokens"] for event in events if event["event"] == "done"}
+    assert read["default"] == read["same"] > read["none"] == read["off"]
+    (error,) = [event for event in events if event["event"] == "error"]
+    assert error["id"] == "unread" and error["where"] == "chat_template_kwargs" and "polite" in error["hint"]
+
+
+def test_the_commands_tell_it_so_too(polite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ondevice.config.use import ChatConfig, GenerateConfig
+    from ondevice.inference.chat import open_model
+
+    def told(cfg: ChatConfig | GenerateConfig) -> dict[str, Any]:
+        opened, _ = open_model(cfg)
+        return opened.tokenizer.template_kwargs
+
+    here = {"model": str(polite), "device": "cpu"}
+    assert told(ChatConfig(**here)) == {"polite": True}  # type: ignore[arg-type]
+    assert "as in training" in capsys.readouterr().err
+    assert told(ChatConfig(**here, chat_template_kwargs="{}")) == {}  # type: ignore[arg-type]
+    assert told(GenerateConfig(**here)) == {}, "a text that is continued has no template"  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""

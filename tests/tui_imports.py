@@ -69,9 +69,9 @@ async def tour(runs: Path, file: str, wait: float) -> None:
         await asyncio.sleep(wait)
         await pilot.press("4")
         await until_shown(pilot, "Question")
-        from ondevice_tui import model
+        from ondevice_tui import worker_client
 
-        model.COMMAND = (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
+        worker_client.COMMAND = (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
         for key in ("left", "p", "escape", "d", "w"):
             await pilot.press(key)
             await pilot.pause(0.5)  # longer than a key counts as meant for the pair before

@@ -13,9 +13,9 @@ from typing import Any
 from textual.pilot import Pilot
 
 from ondevice.config.recipe import load_recipe
-from ondevice.events import EventWriter, LineFile
-from ondevice.pipeline import recipe_text
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runs.events import EventWriter, LineFile
+from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice.stages.pipeline import recipe_text
 from ondevice_tui.app import OndeviceApp
 
 START = 1_700_000_000.0

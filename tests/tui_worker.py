@@ -3,6 +3,7 @@
     slow …        one word, then it waits for a cancel
     crash         it ends with a complaint; crash later: after a word
     long, full    an answer that is cut: by the settings, where they allow three tokens, or by the context
+    template      what a person has set for the chat template
     Question …    another answer to each number that is asked for
     \\x1b…         whatever is asked comes back as it is
 
@@ -23,7 +24,9 @@ def tell(**event: Any) -> None:
 def main() -> None:
     if "broken" in sys.argv[1]:
         sys.exit("ondevice: broken: is no checkpoint")
-    tell(event="ready", model=sys.argv[1], parameters=10, context=64, chat="init" not in sys.argv[1])
+    thinks = "sft" in sys.argv[1]
+    tell(event="ready", model=sys.argv[1], parameters=10, context=64, chat="init" not in sys.argv[1],
+         template_kwargs={"thinks": False} if thinks else {}, template_reads=["thinks"] if thinks else [])
     for raw in sys.stdin:
         request = json.loads(raw)
         if request["op"] == "cancel":
@@ -44,6 +47,8 @@ def main() -> None:
             continue
         cancelled = said.startswith("slow")
         seed, turns = request["sampling"]["seed"], len(messages or [])
+        if said == "template":
+            said = f"told {request['sampling']['chat_template_kwargs'] or 'nothing'}"
         if said.startswith("Question"):
             said = f"answer {request['number']} at {request['sampling']['temperature']}"
         words = ["slow"] if cancelled else [str(turns), *said.split(" "), str(seed)]

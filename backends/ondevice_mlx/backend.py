@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ondevice.backend import Batch, Loss, Memory, OptimSettings
-from ondevice.errors import UserError
-from ondevice.models.libraries import Library
+from ondevice.common.errors import UserError
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Batch, Loss
+from ondevice.seam.protocols import Memory, OptimSettings
 
 from .ops import DTYPES, MLXOps
 from .optim import Optimizer
@@ -61,7 +62,7 @@ class MLXBackend:
                 compile: str = "auto") -> MLXTrainer:
         return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
 
-    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         body = mx.compile(fn) if compile != "never" else fn
 
         def run(*args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""An mlx-lm model behind our face (`ondevice/models/libraries.py`). Read beside `ondevice_torch/libraries.py`."""
+"""An mlx-lm model behind our face (`ondevice/models/library.py`). Read beside `ondevice_torch/libraries.py`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ondevice.errors import UserError
-from ondevice.models.decoder import Head
-from ondevice.models.folder import weight_files
-from ondevice.models.libraries import odd_head, scale_of, unknown
+from ondevice.common.errors import UserError
+from ondevice.models.library import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
+from ondevice.models.model_folder import weight_files
+from ondevice.seam.head import Head
 
 from .ops import DTYPES, MLXOps
 
@@ -29,7 +29,7 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
     try:
         from mlx_lm.utils import _get_classes, load_model
     except ImportError:
-        from ondevice.distribution import install_hint
+        from ondevice.common.distribution import install_hint
 
         raise UserError(f"mlx-lm is not installed, which knows {raw['model_type']}", where=str(folder),
                         hint=install_hint("mlx")) from None

@@ -130,9 +130,6 @@ class MLXOps:
     def where(self, condition: mx.array, a: Any, b: Any) -> mx.array:
         return mx.where(condition, a, b)
 
-    def isfinite(self, x: mx.array) -> mx.array:
-        return mx.isfinite(x)
-
     # shapes
     def take(self, x: mx.array, index: mx.array) -> mx.array:
         return x[index]

@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from ondevice.backend import OptimSettings
-from ondevice.muon import MOMENTUM, muon_updates
+from ondevice.seam.protocols import OptimSettings
+from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import MLXOps
 

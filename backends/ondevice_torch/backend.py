@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ondevice.backend import Batch, Loss, Memory, OptimSettings
-from ondevice.errors import UserError
-from ondevice.models.libraries import Library
+from ondevice.common.errors import UserError
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Batch, Loss
+from ondevice.seam.protocols import Memory, OptimSettings
 
 from .ops import DTYPES, TorchOps
 from .optim import Optimizer
@@ -75,7 +76,7 @@ class TorchBackend:
                 compile: str = "auto") -> TorchTrainer:
         return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
 
-    def evaluate(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         body = torch.compile(fn) if self._compiled(compile) else fn
 
         def run(*args: Any) -> Any:

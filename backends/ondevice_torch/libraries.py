@@ -1,4 +1,4 @@
-"""A transformers model behind our face (`ondevice/models/libraries.py`). Read beside `ondevice_mlx/libraries.py`."""
+"""A transformers model behind our face (`ondevice/models/library.py`). Read beside `ondevice_mlx/libraries.py`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ondevice.errors import UserError
-from ondevice.models.decoder import Head
-from ondevice.models.folder import weight_files
-from ondevice.models.libraries import odd_head, scale_of, unknown
+from ondevice.common.errors import UserError
+from ondevice.models.library import odd_head, scale_of, unknown
 from ondevice.models.lora import add_adapters, by_module
+from ondevice.models.model_folder import weight_files
+from ondevice.seam.head import Head
 
 from .ops import DTYPES, TorchOps
 
@@ -28,7 +28,7 @@ def load(folder: Path, raw: dict[str, Any], ops: TorchOps, dtype: str) -> tuple[
     try:
         import transformers
     except ImportError:
-        from ondevice.distribution import install_hint
+        from ondevice.common.distribution import install_hint
 
         raise UserError(f"transformers is not installed, which knows {raw['model_type']}", where=str(folder),
                         hint=install_hint("transformers")) from None

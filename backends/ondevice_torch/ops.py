@@ -133,9 +133,6 @@ class TorchOps:
     def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
         return torch.where(condition, a, b)
 
-    def isfinite(self, x: Tensor) -> Tensor:
-        return torch.isfinite(x)
-
     # shapes
     def take(self, x: Tensor, index: Tensor) -> Tensor:
         return F.embedding(index, x) if x.ndim == 2 else x[index]

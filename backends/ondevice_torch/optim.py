@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ondevice.backend import OptimSettings
-from ondevice.muon import MOMENTUM, muon_updates
+from ondevice.seam.protocols import OptimSettings
+from ondevice.training.muon import MOMENTUM, muon_updates
 
 from .ops import TorchOps
 

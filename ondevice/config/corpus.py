@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 POOLS: Mapping[str, int] = {"people": 48, "places": 20, "animals": 18, "things": 24}
 """How many of each the word lists can name; a test holds them to ondevice.data.builtin.lexicon."""

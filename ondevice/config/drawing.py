@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 COLDEST, HOTTEST = 1e-6, 1e6
 """Beyond them logits overflow float32, or no longer tell tokens apart."""

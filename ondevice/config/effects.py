@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 _KEY = "has_effect"
 

@@ -9,12 +9,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.effects import only, refuse_idle
-from ondevice.errors import UserError
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO = re.compile(rf"(?:{_PART}/)?{_PART}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+PLANNED = ("stage", "public", "with_optimizer", "tag", "all_stages", "dataset", "with_raters", "license")
+"""Settings of a push that are decided when it begins: one that goes on has them already."""
 
 
 def check_repo_id(repo_id: str, where: str = "repo_id") -> None:
@@ -30,10 +32,6 @@ def check_tag(tag: str) -> None:
         raise UserError(f"{tag!r} cannot be a tag", where="tag", hint="for example --tag step-1200")
 
 
-_PLANNED = (lambda cfg: not cfg.resume, "the push that was interrupted goes on as it was planned",
-            "leave it out, or push without --resume")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
     """Send a model, a run or its ratings to the Hugging Face Hub: the listed files, in one commit."""
@@ -44,21 +42,21 @@ class PushConfig:
     """Repository: NAME (yours) or OWNER/NAME. It is made where it is not there yet."""
     stage: str = ""
     """Stage of the run whose model is sent. Empty: the last one."""
-    public: bool = only(False, *_PLANNED)
+    public: bool = False
     """Let everyone see it. Without this, the repository is private."""
-    with_optimizer: bool = only(False, *_PLANNED)
+    with_optimizer: bool = False
     """Send the optimizer's state too, so that training can go on from it."""
-    tag: str = only("", *_PLANNED)
+    tag: str = ""
     """Name that the commit gets, such as step-1200."""
-    all_stages: bool = only(False, *_PLANNED)
+    all_stages: bool = False
     """Send every stage's model, each in a folder of its name, and the last one's at the top too."""
     resume: bool = False
-    """Go on with the push that was interrupted here; what has arrived is not sent again."""
+    """Go on, as it was planned, with the push that was interrupted here; what has arrived is not sent again."""
     dataset: bool = False
     """Send the ratings as a preference data set instead of a model."""
-    with_raters: bool = only(False, *_PLANNED)
+    with_raters: bool = False
     """Rows of the data set say who rated. Without this no name leaves this machine."""
-    license: str = only("", *_PLANNED)
+    license: str = ""
     """Licence for the card's metadata, such as apache-2.0. Empty: none is stated."""
     dry_run: bool = False
     """Show what would be sent, and send nothing."""

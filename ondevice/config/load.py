@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ondevice.common.errors import UserError, nearest
 from ondevice.config.effects import without_idle
-from ondevice.errors import UserError, nearest
 
 T = TypeVar("T")
 
@@ -23,8 +23,9 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "", *, f
     """A dataclass from a mapping of its fields; fields not named keep their defaults.
 
     `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). `filled`: fields that a recipe has filled
-    in; those that have no effect beside the others are left at their defaults. Raises UserError: unknown key, missing
-    key, wrong type, `check()` not passed.
+    in; those that have no effect beside the others are left at their defaults. What a class `reads` (field → function)
+    may be given in another form than it is kept in. Raises UserError: unknown key, missing key, wrong type, `check()`
+    not passed.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected keys and values, got {mapping!r}", where=where)
@@ -37,7 +38,12 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "", *, f
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in mapping:
             raise UserError("is missing", where=join(where, name))
-    values = {key: convert(value, hints[key], join(where, key)) for key, value in mapping.items()}
+    reads: Mapping[str, Callable[[Any], Any]] = getattr(cls, "reads", {})
+    try:
+        given = {key: reads[key](value) if key in reads else value for key, value in mapping.items()}
+    except UserError as error:
+        raise UserError(error.message, where=join(where, error.where), hint=error.hint) from None
+    values = {key: convert(value, hints[key], join(where, key)) for key, value in given.items()}
     made = cls(**(without_idle(cls, values, filled) if filled else values))
     check = getattr(made, "check", None)
     if check is not None:

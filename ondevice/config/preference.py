@@ -9,17 +9,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import only
 from ondevice.config.stages import RowsConfig, StageConfig, TuningConfig
-from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice.errors import UserError
+from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(RowsConfig, StageConfig):
+class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
     """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
 
     model: str = ""
@@ -45,8 +45,8 @@ class SampleConfig(RowsConfig, StageConfig):
     batch_size: int = 256
     """Responses written at the same time."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in a recipe also as
+    keys and values. A row's own column of this name wins."""
 
     gives = "ratings"
 
@@ -107,7 +107,7 @@ class PairsConfig(TuningConfig):
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = only(0.1, lambda cfg: not cfg.validation, "all of validation is held out")
-    """Part of the prompts that is held out where no validation is given."""
+    """About which part of the prompts is held out where no validation is given: each prompt's text decides."""
     sequence_length: int = 256
     """Longest prompt and response together; longer pairs are left out and counted."""
     batch_size: int = 16
@@ -136,6 +136,10 @@ class RewardConfig(PairsConfig):
         self._at_least(0, "center", "strength_margin")
 
 
+_KTO_ALONE: tuple[Callable[[Any], bool], str, str] = (
+    lambda cfg: cfg.loss_type == "kto", "only kto weighs good and bad completions", "give --loss-type kto too")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(PairsConfig):
     """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's start, frozen."""
@@ -150,12 +154,17 @@ class DPOConfig(PairsConfig):
     gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "only simpo has a margin",
                         "give --loss-type simpo too")
     """The margin of simpo."""
+    desirable_weight: float = only(1.0, *_KTO_ALONE)
+    """Weight of the loss of good completions (kto)."""
+    undesirable_weight: float = only(1.0, *_KTO_ALONE)
+    """Weight of the loss of bad completions (kto). Where good and bad ones are not equally many, one of the two weights
+    is to even that out: good completions should count 1 to 1.33 times as much as bad ones in all."""
 
     without_effect = {"continue_from": _OTHER_START}
 
     def check(self) -> None:
         super().check()
-        self._above(0, "beta")
+        self._above(0, "beta", "desirable_weight", "undesirable_weight")
         self._between(0, 0.49, "label_smoothing")
         self._at_least(0, "gamma")
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
 from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
-from ondevice.errors import UserError, nearest
 
 STAGES: Mapping[str, type[StageConfig]] = {
     "init": InitConfig, "pretrain": PretrainConfig, "classify": ClassifyConfig, "sft": SFTConfig,
@@ -237,6 +237,8 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
             touched: Mapping[str, set[str]]) -> dict[str, StageConfig]:
     """What a recipe says for itself, and a change leaves without effect, is left out; what it says so without any
     change is refused."""
+    if isinstance(raw, list):
+        raise UserError("is a list", where=where, hint="write each stage as a key with its settings: sft: {steps: 500}")
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
     made = {}

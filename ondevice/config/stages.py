@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.effects import only, refuse_idle
 from ondevice.config.hub import check_repo_id
-from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice.errors import UserError
+from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "bert", "modernbert", "t5", "bart"]
 
@@ -186,7 +186,7 @@ _ADAPTER: tuple[Callable[[Any], bool], str, str] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningConfig(TrainingConfig):
+class TuningConfig(TrainingConfig, WithTemplateKwargs):
     """What every stage has that tunes a model which is there already: all of its weights, or an adapter beside them."""
 
     adapter: Literal["none", "lora"] = "none"
@@ -205,8 +205,8 @@ class TuningConfig(TrainingConfig):
     merge: bool = only(False, *_ADAPTER)
     """Leave whole weights with the adapter in them, not the adapter's folder."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in a recipe also as
+    keys and values. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ondevice.common.errors import UserError
 from ondevice.config.drawing import check_temperature
 from ondevice.config.effects import Effect, only, refuse_idle
 from ondevice.config.stages import RowsConfig
-from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice.errors import UserError
+from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_kwargs
 
 
 def _one_of(field: str, *values: str) -> Callable[[Any], bool]:
@@ -88,7 +88,7 @@ _NOTHING_DRAWN = "nothing is drawn, what is likeliest is taken"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig(UseConfig):
+class SamplingConfig(UseConfig, WithTemplateKwargs):
     """What every use that writes text has. A program sends these to the worker with each request: settings that stand,
     of which some wait for others (top_p for a temperature). The commands refuse what has no effect."""
 
@@ -106,8 +106,8 @@ class SamplingConfig(UseConfig):
     seed: int = only(0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Decides every draw."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
+    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -170,6 +170,8 @@ class ChatConfig(SamplingConfig):
 
     system: str = ""
     """Instructions that stand before the conversation."""
+    save: str = ""
+    """File that keeps the conversation, as a row that sft reads. One that is there already goes on."""
 
     def check(self) -> None:
         super().check()
@@ -257,7 +259,7 @@ def _draws_problems(cfg: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(RowsConfig, UseConfig):
+class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     """Measure a model on held-out data."""
 
     data: str = "builtin"
@@ -299,8 +301,8 @@ class EvalConfig(RowsConfig, UseConfig):
     chat_template_kwargs: str = only(
         "", lambda cfg: not cfg.tasks or bool(set(cfg.tasks) - {"text", "classes"}),
         "text and classes are measured without a chat template", "leave it out, or name other tasks")
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
+    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -321,7 +323,7 @@ _THROUGH_TEMPLATE = (_one_of("form", "auto", "chat", "preference", "judged", "pr
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(RowsConfig):
+class DataConfig(RowsConfig, WithTemplateKwargs):
     """Data as a model will see it: examples with what is learned of them marked, and counts."""
 
     action: Literal["show"]
@@ -330,6 +332,9 @@ class DataConfig(RowsConfig):
     """A file, a folder, or hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]."""
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
+    validation: str = ""
+    """What a stage is to measure on: rows that are in it are counted apart, as no stage learns from them. Empty: none
+    are."""
     form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
     """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
     with loss_type kto) or prompt (grpo, ppo). auto: what the first row of a known form is; for an encoder or a
@@ -441,8 +446,8 @@ class RatingsConfig:
         "a repair keeps all raters, and gold has none")
     """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
     gold: bool = only(False, *_for("import"))
-    """Imported pairs with one vote each are gold: the better answer is known. They come now and then among the others
-    to measure raters, and nothing is learned from them."""
+    """Imported pairs whose votes all name the same answer are gold: the better answer is known. They come now and then
+    among the others to measure raters, and nothing is learned from them."""
     simulated: bool = only(True, *_for("stats", "export"))
     """Count raters that are programs (their names begin with simulated:) too."""
     with_raters: bool = only(False, lambda cfg: cfg.action == "export" and cfg.form != "votes",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 TEXTS = {".txt", ".md", ".text"}

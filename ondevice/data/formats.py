@@ -7,14 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from ondevice.config.template_kwargs import TAKEN
-from ondevice.data.classes import NO_LABEL, LabelledText
-from ondevice.data.record import Record, carries
-
-if TYPE_CHECKING:
-    from ondevice.data.readers import Rows
+from ondevice.data.class_labels import NO_LABEL, LabelledText
+from ondevice.data.readers import Rows
+from ondevice.data.row_keys import Record, carries
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -33,6 +31,11 @@ _TEMPLATES_READ = ("weight", *_SAID)
 """What every template is helped to read of a message, or the loss: see rendering.py and learned_ranges.py."""
 _PARTS = ("text", "input_text", "output_text")
 """What a part of a content is called that is a text, also in OpenAI's Responses API."""
+_FLAGS = {"train": True, "training": True, "trainable": True, "train_on_turn": True, "loss": True, "masked": False,
+          "mask": False}
+"""Keys of a message that say by a truth whether it is learned (axolotl's train, ms-swift's and XTuner's loss) or not
+(torchtune's masked). They become its weight, OpenAI's key for it."""
+_IN_PARTS = ("train_detail",)  # axolotl's: which characters of a message are learned
 TOOLS = "tools"
 """A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
 part of the chat that is asked or answered."""
@@ -42,6 +45,7 @@ _PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer")
           ("question", "response"), ("query", "response"), ("query", "answer"))  # OpenOrca's, MetaMath's
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
 _ASKED = ("prompt", "question", "query")
+_CHATS = ("messages", "conversations", "conversation")
 _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 """What opens a turn where a chat is one text, as in Anthropic's HH-RLHF."""
 
@@ -80,7 +84,9 @@ def to_text(row: Record) -> str:
         if not text:
             raise BadRow("the text is empty")
         return text
-    messages = to_chat(row)["messages"]
+    messages = _whole_chat(row)["messages"]
+    if left := [n for n, message in enumerate(messages, 1) if message.get("weight") == 0]:
+        raise BadRow(f"message {left[0]} is not to be learned, and of plain text every token is")
     if apart := [name for name in (TOOLS, KWARGS) if name in messages[0]]:
         raise BadRow(f"plain text has no place for {apart[0]} (sft takes chats)")
     return "\n\n".join(content_alone(message, "plain text") for message in messages)
@@ -112,10 +118,21 @@ def _columns(row: Row, wanted: str, setting: str) -> str:
     return f": the columns are {', '.join(map(str, row))} (name one with --{setting})"
 
 
-@accounted
-def to_chat(row: Record) -> Chat:
+def to_chat(row: Row) -> Chat:
     """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question;
-    what its columns say of a system prompt, of earlier turns and of tools is in it."""
+    what its columns say of a system prompt, of earlier turns and of tools is in it. A message that is read and not
+    learned has the weight 0."""
+    made = _whole_chat(row)
+    for number, message in enumerate(made["messages"], 1):
+        said = [name for name, learned in _FLAGS.items() if _is_flag(message.get(name)) and message[name] == learned]
+        if said and message["role"] != "assistant":
+            raise BadRow(f"message {number}, of the {message['role']}, is to be learned ({said[0]}): only what an "
+                         "assistant says is")
+    return made
+
+
+@accounted
+def _whole_chat(row: Record) -> Chat:
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         raise BadRow("label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
                      " learn the bad ones too")
@@ -123,7 +140,7 @@ def to_chat(row: Record) -> Chat:
 
 
 def _chat(row: Record) -> list[Chat]:
-    for key in ("messages", "conversations", "conversation"):
+    for key in _CHATS:
         if key in row and isinstance(row[key], list):
             return messages_of(row[key], key)
     for asked, answered in _PAIRS:
@@ -136,10 +153,16 @@ def _chat(row: Record) -> list[Chat]:
         raise BadRow("this is a pair, of chosen and rejected: reward and dpo take it")
     if "text" in row:
         raise BadRow("this row has a text and no chat")
-    raise BadRow(f"none of the known forms: {_FORMS}{_there(row)}")
+    for key in _CHATS:
+        if row.get(key) is not None:
+            raise BadRow(f"{key} is no list of messages")
+    alone = any(row.get(name) is not None for name in _ASKED)
+    raise BadRow(f"none of the known forms: {_FORMS}{it_has(row)}"
+                 + "; a prompt alone is for sample, ppo and grpo" * alone)
 
 
-def _there(row: Record) -> str:
+def it_has(row: Record) -> str:
+    """For people: which columns a row has."""
     return f" (it has {', '.join(list(row)[:8])})" if row else ""
 
 
@@ -238,7 +261,7 @@ def is_judged(row: Row) -> bool:
 def to_judged(row: Record) -> dict[str, Any]:
     """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it is good."""
     if not is_judged(row):
-        raise BadRow("a completion that is judged has prompt, completion and label" + _there(row))
+        raise BadRow("a completion that is judged has prompt, completion and label" + it_has(row))
     asked, _ = _asked_of(row)
     if not asked:
         raise BadRow("a completion that is judged has a prompt")
@@ -264,7 +287,7 @@ def _of_another_form(row: Record) -> str:
         return "; these are chats: sft takes them"
     if isinstance(dict.get(row, "text"), str):
         return "; this is a text: pretrain takes it"
-    return _there(row)
+    return it_has(row)
 
 
 def _asked_of(row: Record) -> tuple[list[Chat], bool]:
@@ -409,7 +432,8 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
         speaker = entry.first("role", "from")
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40})")
+            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40}): a role is system, user, "
+                         "assistant or tool")
         content = entry.first("content", "value")
         # What a template may read of a message is the template's own affair, so every key goes on to it.
         kept = {str(name): _checked(said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}")
@@ -421,11 +445,15 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
             kept["tool_calls"] = _tool_calls(entry, f"{key}: message {number}")
         if "function_call" in entry and (kept.get("tool_calls") or speaker.lower() == "function_call"):
             raise BadRow(f"{key}: message {number} has calls in two places, function_call is one")
+        if (learned := _learned(entry, f"{key}: message {number}")) is not None:
+            kept["weight"] = int(learned)
         if speaker.lower() == "function_call":
             kept["tool_calls"], content = _calls(content, f"{key}: message {number}"), None
         elif "function_call" in entry:
             kept["tool_calls"] = _calls(entry["function_call"], f"{key}: message {number}")
         if content is not None or not kept.get("tool_calls"):
+            if content is None:
+                raise BadRow(f"{key}: message {number} has no content")
             content = _content(content, f"{key}: message {number}")
         messages.append({"role": role, "content": content, **kept})
     return messages
@@ -437,6 +465,31 @@ def _tool_calls(entry: Record, what: str) -> list[Any]:
     if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise BadRow(f"{what}: tool_calls is no list of objects")
     return calls
+
+
+def _learned(entry: Record, what: str) -> bool | None:
+    """Whether a message is to be learned; None where it does not say. Raises BadRow where it says both, or says it of
+    parts of itself."""
+    found = {name: value == learned for name, learned in _FLAGS.items() if _is_flag(value := dict.get(entry, name))}
+    for name in found:
+        entry.get(name)
+    if parts := [name for name in _IN_PARTS if entry.get(name)]:
+        raise BadRow(f"{what} has {parts[0]}: a part of a message cannot be learned by itself")
+    if not found:
+        return None
+    if (weight := dict.get(entry, "weight")) in (0, 1):
+        found["weight"] = weight == 1
+    first = next(iter(found))
+    if other := [name for name in found if found[name] != found[first]]:
+        raise BadRow(f"{what} is to be learned and is not: {first} and {other[0]} contradict each other")
+    if weight not in (None, 0, 1):
+        raise BadRow(f"{what} has the weight {weight!r:.40}: it is 0 (read, not learned) or 1")
+    return found[first]
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether a value is a truth: a loss that somebody has measured is none."""
+    return isinstance(value, bool) or (isinstance(value, int) and value in (0, 1))
 
 
 def _said(value: Any, role: str, key: str) -> list[Chat]:

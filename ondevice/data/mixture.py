@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.errors import UserError
-from ondevice.randomness import permutation
+from ondevice.common.errors import UserError
+from ondevice.common.rng import permutation
 
 T = TypeVar("T")
 
@@ -28,14 +28,14 @@ WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\
 """A source with its weight, and the comma behind it."""
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """One file, folder, or name of data. `weight` None: each of its rows once."""
 
     data: str
     weight: float | None = None
 
 
-def sources(data: str) -> tuple[Source, ...]:
+def sources(data: str) -> tuple[DataSource, ...]:
     """What `data` names: one source, or several with or without weights. Raises UserError for a mixture in which a
     weight is none, some have none, or a file is not there."""
     if not data or is_file(data):
@@ -64,8 +64,8 @@ def sources(data: str) -> tuple[Source, ...]:
     raise UserError("some of its sources have a weight and some have none", where=data, hint="give all one, or none")
 
 
-def _source(data: str, weight: float | None = None) -> Source:
-    return Source(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
+def _source(data: str, weight: float | None = None) -> DataSource:
+    return DataSource(str(Path(os.path.expanduser(data))) if data.startswith("~") else data, weight)
 
 
 def is_there(name: str) -> bool:
@@ -81,7 +81,7 @@ def is_file(name: str) -> bool:
         return False
 
 
-def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
+def epoch_order(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
     """Numbers of the rows of one epoch, counted through sources of `sizes` rows one after the other.
 
     Every row is there, and each source has its share of the whole; what is left over after whole repetitions is drawn
@@ -89,7 +89,7 @@ def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> N
     """
     if len(sizes) == 1:
         return np.arange(sizes[0])
-    counts = counts_of(sizes, weights)
+    counts = epoch_counts(sizes, weights)
     numbers, keys, first = [], [], 0
     for n, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         if not size:
@@ -104,7 +104,7 @@ def mixed(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> N
     return np.concatenate(numbers)[np.argsort(np.concatenate(keys), kind="stable")]
 
 
-def counts_of(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+def epoch_counts(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Rows (or tokens) of each source in an epoch. Raises UserError where that is out of all proportion."""
     given = [weight for weight in weights if weight is not None]
     if not given:
@@ -128,6 +128,12 @@ class Joined:
 
     def __len__(self) -> int:
         return int(self.firsts[-1])
+
+    def beginning(self, count: int) -> Joined:
+        """The first `count` numbers, of which nothing is copied either."""
+        whole = int(np.searchsorted(self.firsts, count, side="right")) - 1
+        rest = count - int(self.firsts[whole])
+        return Joined([*self.parts[:whole], *([self.parts[whole][:rest]] if rest else [])], self.dtype)
 
     def __getitem__(self, at: Any) -> NDArray[Any]:
         if isinstance(at, slice):
@@ -175,7 +181,7 @@ class Lazy(Sequence[T]):
 
 def mixture(parts: Sequence[Sequence[T]], weights: Sequence[float | None], seed: int) -> Sequence[T]:
     """The rows of one epoch of several sources; one source is itself."""
-    return parts[0] if len(parts) == 1 else Lazy.over(parts, mixed([len(part) for part in parts], weights, seed))
+    return parts[0] if len(parts) == 1 else Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
 
 
 def one_after_another(parts: Sequence[Sequence[T]]) -> Sequence[T]:

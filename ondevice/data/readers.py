@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ondevice.data.classes import NO_LABEL, class_columns, with_names
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.data.class_labels import NO_LABEL, class_columns, with_names
 from ondevice.data.folders import PACKED, TEXTS, kind_of, known, listing
-from ondevice.data.hub_rows import FORM, PREFIX, HubSpec, hub_rows
-from ondevice.data.record import Record, telling
-from ondevice.errors import UserError
+from ondevice.data.hub_datasets import FORM, PREFIX, HubSpec, hub_rows
+from ondevice.data.row_keys import Record, telling
 
 Row = dict[str, Any]
-Found = tuple[Record, str]
+RecordAndPlace = tuple[Record, str]
 
 LIMIT = 0.01
 _CHUNK = 1 << 20
@@ -56,6 +57,12 @@ class Reading(NamedTuple):
         rest = {f"[{key}]" if key in rivals else key: value for key, value in row.items()
                 if key not in named.values()}
         return {**rest, **{name: row[column] for name, column in named.items()}}
+
+    def of_file(self, name: str) -> str:
+        """What the file calls a column that `renamed` keeps in brackets; any other name is its own."""
+        inner = name.removeprefix("[").removesuffix("]")
+        hidden = self.columns and name == f"[{inner}]" and any(inner in group for group in _RIVALS)
+        return inner if hidden else name
 
 
 AS_IS = Reading()
@@ -115,7 +122,7 @@ class Rows:
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[RecordAndPlace]:
         self.seen, self.unlabelled, self.rejected, self.notes, whole = 0, 0, [], [*self._of_files], 0
         self._unused, self._open = {}, None
         for item, where in self._found():
@@ -150,6 +157,14 @@ class Rows:
         """One line for people on what was not used, and of what is to be noted; empty where there is nothing to say."""
         return "; ".join(filter(None, (telling(self.unused), *self.notes)))
 
+    def remarks(self) -> list[str]:
+        """What to say of the rows to a person, once they were read: those that could not be used, with the first one
+        and its reason, and what of the others was not used."""
+        bad = f"{len(self.rejected)} of {self.seen} rows could not be used" if self.rejected else ""
+        if bad:
+            bad += f" (first: {self.rejected[0].where}: {self.rejected[0].reason})"
+        return [told for told in (bad, self.telling()) if told]
+
     def _close(self) -> None:
         """Whoever asks for the next row is through with this one."""
         if self._open is None:
@@ -158,7 +173,7 @@ class Rows:
         self._open = None
         if self.rejected and self.rejected[-1].where == where:
             row.bad = True
-        for name in row.unused():
+        for name in map(self.reading.of_file, row.unused()):
             count, first = self._unused.get(name, (0, where))
             self._unused[name] = count + 1, first
 
@@ -189,6 +204,9 @@ class Rows:
 
     def _stop(self) -> None:
         first = self.rejected[0]
+        if len(self.rejected) == self.seen > 1:  # another form than is wanted, and no bad rows of this one
+            raise UserError(f"{first.reason}; none of the {self.seen} rows that were read can be used",
+                            where=first.where, hint=f"`ondevice data show {self.spec}` says how its rows are read")
         raise UserError(f"{first.reason}; {len(self.rejected)} of {self.seen} rows are bad", where=first.where,
                         hint=f"mend them or take them out: at most {100 * self.bad:g} % may be; --bad-share allows "
                              "more")
@@ -316,6 +334,16 @@ class _Lines:
         return at
 
 
+def _refuse_other_separators(reader: csv.DictReader[str], file: Path) -> None:
+    try:
+        names = reader.fieldnames or ()
+    except csv.Error:  # said where the rows are read
+        return
+    if len(names) == 1 and (found := [sign for sign in ";\t|" if sign in names[0]]):
+        raise UserError(f"its first line names one column, {names[0]!r:.80}", where=f"{file}:1",
+                        hint=f"columns stand between commas: write it with these in place of {found[0]!r}")
+
+
 def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _open(file) as raw:
@@ -323,6 +351,7 @@ def _csv(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     with io.TextIOWrapper(_open(file), encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         lines = _Lines(text)
         reader = csv.DictReader(lines, strict=True)
+        _refuse_other_separators(reader, file)
         while True:
             lines.row.clear()
             before = reader.reader.line_num  # DictReader's own stands still at an error
@@ -417,8 +446,6 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        from ondevice.distribution import install_hint
-
         raise UserError("Parquet files need pyarrow", where=str(file), hint=install_hint("data")) from error
     number = 0
     try:
@@ -429,7 +456,8 @@ def _parquet(file: Path) -> Iterator[tuple[Row | _Bad, str]]:
                     number += 1
                     yield with_names(without_nulls(row), classes), f"{file}:row {number}"
     except (OSError, ValueError) as error:   # pyarrow's own errors derive from these
-        raise UserError(f"cannot be read as Parquet: {error}", where=str(file)) from error
+        raise UserError(f"cannot be read as Parquet: {error}", where=str(file),
+                        hint="is the download whole?") from error
 
 
 def _features(metadata: Any) -> dict[str, Any]:

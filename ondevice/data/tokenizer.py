@@ -21,9 +21,13 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from ondevice.data.tokenizer_files import read_inner, read_json, with_added_tokens
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
+from ondevice.config.template_kwargs import TAKEN
+from ondevice.data.chat_template import markup, turn_end
+from ondevice.data.template_sandbox import names_read
+from ondevice.data.tokenizer_files import read_inner, with_added_tokens
 from ondevice.data.tokenizer_settings import with_settings
-from ondevice.errors import UserError
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
 SENTINELS, SENTINEL = 32, "<extra_id_{}>"  # what stands for the hidden spans of a text, in T5's spelling
@@ -182,15 +186,21 @@ class Tokenizer:
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> Tokenizer:
         """A copy whose template is given further names. Raises UserError for one that it does not read."""
-        from ondevice.data.template import names_read
-
-        sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
-        read = set().union(*(names_read(source) for source in sources)) - {"messages", "tools", "add_generation_prompt"}
-        if unread := sorted(set(kwargs) - read):
+        if unread := sorted(set(kwargs) - self._names_read()):
             raise UserError(f"the chat template does not read {unread[0]!r}", where="chat_template_kwargs",
-                            hint=f"it reads: {', '.join(sorted(read - set(_NAMED))) or 'nothing'}")
+                            hint=f"it reads: {', '.join(self.kwargs_read()) or 'nothing'}")
         return Tokenizer(self.inner, self.config, self.chat_template, self._stops, more_templates=self.more_templates,
                          template_kwargs={**self.template_kwargs, **kwargs}, rows=self.rows)
+
+    def kwargs_read(self) -> list[str]:
+        """Names that the chat template reads beside what every template is given. Raises UserError for a template that
+        cannot be read."""
+        return sorted(self._names_read() - set(_NAMED))
+
+    def _names_read(self) -> set[str]:
+        """Names that a setting may give the chat template."""
+        sources = [t for t in (self.chat_template, *self.more_templates.values()) if t is not None]
+        return set().union(*(names_read(source) for source in sources)) - set(TAKEN)
 
     def template_for(self, tools: bool) -> str | None:
         """The template of a chat with or without tools, as transformers chooses among named ones."""
@@ -199,8 +209,6 @@ class Tokenizer:
     def _markup(self) -> list[str]:
         """Added tokens that the chat template writes in a plain chat outside its contents, pairs of tags left out:
         `<think>` and `</think>` are what an assistant says."""
-        from ondevice.data.rendering import markup
-
         added = [token.content for token in self.inner.get_added_tokens_decoder().values() if not token.special]
         return markup(self, added) if added and self.chat_template is not None else []
 
@@ -299,8 +307,6 @@ class Tokenizer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids after which nothing is generated: end of text, the folder's own list, the template's end of a turn."""
-        from ondevice.data.chat import turn_end
-
         end = turn_end(self)
         return tuple(dict.fromkeys([self.eos_id, *self._stops, *([] if end is None else [end])]))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
@@ -92,14 +92,3 @@ def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str
     return found
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """{} where there is no file. Raises UserError for one that holds no JSON object."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(file)) from error
-    if not isinstance(value, dict):
-        raise UserError("holds no JSON object", where=str(file))
-    return value

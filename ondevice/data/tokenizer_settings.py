@@ -14,7 +14,7 @@ from typing import Any
 
 import tokenizers
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 _LOWERCASING = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 _BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer")

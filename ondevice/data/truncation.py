@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
 
 SIDES = ("right", "left")
 

@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, load_backend
-from ondevice.data.sources import TextSource, tokenize_corpus
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
+from ondevice.data.batches import TextSource, tokenize_corpus
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.data.tokenizer_files import read_json
-from ondevice.errors import UserError
-from ondevice.losses import causal_lm_loss
-from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.folder import Model
-from ondevice.models.libraries_config import LibraryConfig
-from ondevice.models.names import quantised
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.model import Model
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.models.state_dict import quantised
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.losses import causal_lm_loss
 
 PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"
           "12 + 30 = 42, and 7 * 6 is the same.\n")
@@ -70,7 +71,7 @@ def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
             return ops.cast(ops.linear(params, net.score, x), "float32")
         return net.head.logits(ops, params, x)
 
-    found: Floats = backend.numpy(backend.evaluate(fn, compile="off")(model.params, batch, at))
+    found: Floats = backend.numpy(backend.inference_fn(fn, compile="off")(model.params, batch, at))
     return found
 
 
@@ -86,7 +87,7 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
         width = min(256, model.cfg.max_position_embeddings, len(tokens) - 1)
         source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
         loss = partial(causal_lm_loss, model=model.network)
-        run = backend.evaluate(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
+        run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
         nats = count = 0.0
         for batch in source.eval_batches(max(1, MOST // (width * ROWS))):
             part, seen = run(model.params, batch)

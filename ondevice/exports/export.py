@@ -14,23 +14,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ondevice.backend import Backend, load_backend
-from ondevice.checkpoint import whole_folder
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder
+from ondevice.common.progress import size
+from ondevice.common.sanitize import sanitize
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.hub import ExportConfig
-from ondevice.errors import UserError
+from ondevice.datasets.spec import corpus_of, plain_texts
+from ondevice.evaluation.held_out import builtin_exam
 from ondevice.exports import gguf_file, mlx_adapter
 from ondevice.exports.compare import Gap, gap, logits, perplexity, prompt_of, with_library
 from ondevice.exports.gguf_words import words_of
 from ondevice.exports.modelfile import modelfile, trims
-from ondevice.inert import inert
-from ondevice.models.config import DecoderConfig
 from ondevice.models.convert import quantised_model
-from ondevice.models.folder import Model, load_model, merged, write, write_model
-from ondevice.models.names import matrices, quantised
-from ondevice.models.network import packs, writes
-from ondevice.progress import size
-from ondevice.talk import find_model
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model
+from ondevice.models.model import Model, merged
+from ondevice.models.network import is_generative, supports_packing
+from ondevice.models.save import write, write_model
+from ondevice.models.shapes import matrices
+from ondevice.models.state_dict import quantised
+from ondevice.runs.resolve import find_model
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 _BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
 _LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2,
@@ -41,7 +48,7 @@ by more. What 4 bits do to a model has no bound; perplexity tells."""
 _READ = 1e-3
 """The same between our reading of a folder and its library's, both in float32."""
 
-Made = tuple[Model, list[str]]
+ExportedModel = tuple[Model, list[str]]
 
 
 def export(cfg: ExportConfig) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     backend = load_backend(cfg.backend, "cpu", "float32")
     model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
         load_model(folder, backend, merge=False)
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
                         hint="take the folder as it is")
     if cfg.data != ExportConfig.data and not _measures(model):
@@ -93,7 +100,7 @@ def name_of(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     _need("gguf", "export")
     model = _whole(model, backend)
     own = gguf_file.config_of(model.cfg, str(model.folder))
@@ -105,7 +112,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     (aside / "Modelfile").write_text(text, encoding="utf-8")
     notes = [f"splits text as llama.cpp's {words.pre!r}"]
     if words.differs:
-        shown = "; ".join(inert(repr(t), newlines=False, limit=60) for t in words.differs)
+        shown = "; ".join(sanitize(repr(t), newlines=False, limit=60) for t in words.differs)
         notes = [f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
                  f"{shown}"]
     if context < own.max_position_embeddings:
@@ -119,7 +126,7 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     return gguf_file.read(file, model, backend), notes
 
 
-def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     whole = _whole(model, backend)
     write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type,
                 generation=model.generation)
@@ -129,7 +136,7 @@ def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: st
     return load_model(aside, backend), []
 
 
-def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     whole = model if model.adapter is None else _whole(model, backend)
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
@@ -140,14 +147,14 @@ def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: s
     return load_model(aside, backend), notes
 
 
-def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     if model.adapter is None:
         raise UserError("is no adapter", where=str(model.folder), hint="--to hf writes whole models")
     write(aside, backend, model)
     return load_model(aside, backend, merge=False), [_needs_base(model)]
 
 
-def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> Made:
+def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     mlx_adapter.write(aside, backend, model)
     return mlx_adapter.read(aside, backend), [_needs_base(model)]
 
@@ -162,19 +169,16 @@ def _whole(model: Model, backend: Backend) -> Model:
     return merged(model, backend) if model.adapter is not None or quantised(model.params) else model
 
 
-_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], Made]] = {
+_FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedModel]] = {
     "hf": _hf, "gguf": _gguf, "mlx": _mlx, "peft": _peft, "mlx-adapter": _mlx_adapter}
 
 
 def _measures(model: Model) -> bool:
     """Whether a text as such has a probability under the model."""
-    return writes(model.cfg) and model.network.start is None
+    return is_generative(model.cfg) and model.network.decoder_start_token_id is None
 
 
 def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
-    from ondevice.exam import builtin_exam
-    from ondevice.stages.wanted import corpus_of, plain_texts
-
     corpus = corpus_of(cfg.data, CorpusConfig())
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
     return {"perplexity_before": perplexity(model, backend, documents),
@@ -205,6 +209,4 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        from ondevice.distribution import install_hint
-
         raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 from ondevice.exports.gguf_words import Words, template_of
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model
-from ondevice.models.names import take
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.model import Model
+from ondevice.models.registry import ModelConfig
 from ondevice.models.rope import frequencies
+from ondevice.models.state_dict import from_file
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 Floats = NDArray[np.float32]
 
@@ -104,7 +105,7 @@ def read(file: Path, model: Model, backend: Backend) -> Model:
             value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             own = ours[tensor.name]
             params[own] = backend.array(np.ascontiguousarray(_turned(own, value, cfg, undo=True)))
-    return replace(model, cfg=cfg, params=take(params, cfg, str(file)))
+    return replace(model, cfg=cfg, params=from_file(params, cfg, str(file)))
 
 
 def _describe(writer: Any, cfg: DecoderConfig, dtype: str, name: str) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import tokenizers
 
-from ondevice.data.chat import turn_end
+from ondevice.common.errors import UserError
+from ondevice.data.chat_template import turn_end
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.errors import UserError
 
 # What llama.cpp does under each name (llama-vocab.cpp): expressions, one after the other on what the one before has
 # left in one piece, and whether a word that is a token is taken whole, without merging.

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
-from ondevice.models.folder import Adapter, Model, load_model
-from ondevice.models.libraries_config import LibraryConfig
-from ondevice.models.lora import INHERITED, Pair, all_stacked, placed
-from ondevice.models.names import matrices
-from ondevice.models.tensors import read_tensors
+from ondevice.common.errors import UserError
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.load import load_model
+from ondevice.models.lora import INHERITED, Pair, concat_all_lora, lora_tensors
+from ondevice.models.model import Adapter, Model
+from ondevice.models.shapes import matrices
+from ondevice.models.tensor_files import read_tensors
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -60,7 +62,7 @@ def read(folder: Path, backend: Backend) -> Model:
         pair = Pair(parts["lora_a"], parts["lora_b"], float(scale))
         if (pair.b.shape[0], pair.a.shape[1]) != known[module] or pair.a.shape[0] != pair.b.shape[1]:
             raise UserError(f"{module}: shapes {pair.a.shape} and {pair.b.shape} do not fit {base}", where=str(folder))
-        params |= placed(module, pair, INHERITED, backend)
+        params |= lora_tensors(module, pair, INHERITED, backend)
     return replace(model, params=params, folder=folder, adapter=Adapter(base))
 
 
@@ -72,7 +74,7 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
         raise UserError(f"trains {sorted(model.adapter.whole)[0]} whole, which mlx-lm's adapters cannot hold",
                         where=str(model.folder), hint="ondevice.merge makes a whole model, --to mlx writes it")
     assert not isinstance(model.cfg, LibraryConfig)
-    pairs, known = all_stacked(model.params, backend), matrices(model.cfg)
+    pairs, known = concat_all_lora(model.params, backend), matrices(model.cfg)
     parts = {module: _BLOCK.fullmatch(module) for module in pairs}
     outside = [module for module, found in parts.items() if found is None]
     if outside:

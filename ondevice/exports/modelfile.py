@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ondevice.data.chat import render
+from ondevice.data.chat_encoding import render
 from ondevice.data.formats import BadRow
 from ondevice.data.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 
 class Fields(dict[str, Any]):

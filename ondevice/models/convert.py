@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ondevice.backend import Backend, Params, load_backend
-from ondevice.checkpoint import whole_folder
-from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
-from ondevice.models.folder import Model, load_model, merged, write
-from ondevice.models.names import BITS, SCORE, matrices, quantised
+from ondevice.common.errors import UserError
+from ondevice.common.files import whole_folder
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.load import load_model
+from ondevice.models.model import Model, merged
 from ondevice.models.quant import packed
+from ondevice.models.save import write
+from ondevice.models.shapes import SCORE, matrices
+from ondevice.models.state_dict import BITS, quantised
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 
 GROUPS = (32, 64, 128)
 COST = ("the base is quantised: merged, its weights are whole again and take several times the room; quantising them "

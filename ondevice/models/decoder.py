@@ -6,51 +6,18 @@ B batch, T tokens, D hidden, H heads, C width of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from ondevice.backend import Array, HostArray, Ops, Params
 from ondevice.models import rope
-from ondevice.models.config import DecoderConfig
+from ondevice.models.decoder_config import DecoderConfig
+from ondevice.models.kv_cache import Cache
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, HostArray, Ops, Params
 
-Turn = tuple[Array, Array]
+RotaryTables = tuple[Array, Array]
 """cos and sin (B, 1, T, C / 2): how far queries and keys are turned."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns a hidden state into logits: `name` is the weight's tensor (V, D), or what is packed of it; `bias` that
-    of a bias (V,) which does not stand beside it under the same name; the state is multiplied by `scale` first."""
-
-    name: str
-    bias: str = ""
-    scale: float = 1.0
-
-    def params(self, params: Params) -> Params:
-        """All that the head is made of: its weight, what quantises it, adapters, its bias."""
-        return {n: p for n, p in params.items() if n.startswith(f"{self.module}.") or n == self.bias}
-
-    def logits(self, ops: Ops, params: Params, x: Array) -> Array:
-        """(N, V) float32 from x (N, D)."""
-        z = ops.cast(ops.linear(params, self.module, x if self.scale == 1.0 else x * self.scale), "float32")
-        return z + ops.cast(ops.weight(params, self.bias), "float32") if self.bias else z
-
-    @property
-    def module(self) -> str:
-        return self.name.removesuffix(".weight")
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,). `fixed`:
-    further arrays with a row for a row that do not grow (what an encoder-decoder has read)."""
-
-    keys: list[Array]
-    values: list[Array]
-    lengths: Array
-    fixed: list[Array] = field(default_factory=list)
 
 
 def split_layers(params: Params, prefix: str) -> list[Params]:
@@ -66,8 +33,8 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
 class Decoder:
     """A forward pass; holds no weights."""
 
-    score, reads = "score", "last"  # a judge's head, and the token of a text at which it is read
-    start: int | None = None  # what is written goes on from the prompt
+    score, pooling = "score", "last"  # a judge's head, and the token of a text at which it is read
+    decoder_start_token_id: int | None = None  # what is written goes on from the prompt
     layers, table = "model.layers.", "model.embed_tokens"
 
     def __init__(self, cfg: DecoderConfig) -> None:
@@ -94,14 +61,14 @@ class Decoder:
         inside each example."""
         turns = self._turns(ops, batch["positions"])
         segments = batch.get("segments")
-        x = self._enter(ops, params, batch["ids"], batch["positions"])
+        x = self._embed(ops, params, batch["ids"], batch["positions"])
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
             wanted = at if block is blocks[-1] else None
             body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
-        return self._leave(ops, params, x)
+        return self._final_norm(ops, params, x)
 
     def prompt_width(self, width: int) -> int:
         """Places of the cache that a prompt of `width` tokens takes."""
@@ -113,7 +80,7 @@ class Decoder:
         They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
         after."""
         turns = self._turns(ops, positions, lengths)
-        x = self._enter(ops, params, ids, positions)
+        x = self._embed(ops, params, ids, positions)
         keys, values = [], []
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
@@ -121,8 +88,8 @@ class Decoder:
             keys.append(k)
             values.append(v)
             a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=self.cfg.window(i))
-            x = self._rest(ops, block, x, a, at if block is blocks[-1] else None)
-        return self._leave(ops, params, x), Cache(keys, values, lengths)
+            x = self._after_attention(ops, block, x, a, at if block is blocks[-1] else None)
+        return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
@@ -130,7 +97,7 @@ class Decoder:
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
         turns = self._turns(ops, at, cache.lengths + 1)
-        x = self._enter(ops, params, ids, at)
+        x = self._embed(ops, params, ids, at)
         keys, values = [], []
         lengths = cache.lengths + 1
         for i, block in enumerate(split_layers(params, self.layers)):
@@ -139,10 +106,10 @@ class Decoder:
             values.append(ops.cache_write(cache.values[i], v, cache.lengths))
             a = ops.attention(q, keys[i], values[i], scale=self.cfg.attention_scale, window=self.cfg.window(i),
                               lengths=lengths)
-            x = self._rest(ops, block, x, a)
-        return self._leave(ops, params, x), Cache(keys, values, lengths)
+            x = self._after_attention(ops, block, x, a)
+        return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
-    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         """(B, T, D): what goes into the first block."""
         x = ops.embed(params, self.table, ids, self.cfg.hidden_size)
         if self.cfg.model_type == "gemma3_text":
@@ -150,18 +117,18 @@ class Decoder:
             x = x * ops.weight({"root": ops.constant(self._root)}, "root")
         return x
 
-    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+    def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "model.norm", x)
 
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
         """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
         (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
-        made: dict[float, Turn] = {}
+        made: dict[float, RotaryTables] = {}
         for theta, (near, *longer) in self._tables.items():
             cos, sin = (ops.take(ops.constant(t), at) for t in near[1])
             b, t, c = cos.shape
@@ -173,13 +140,13 @@ class Decoder:
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
-    def _block(self, ops: Ops, window: int, segments: Array | None, turn: Turn | None, at: Array | None,
+    def _block(self, ops: Ops, window: int, segments: Array | None, turn: RotaryTables | None, at: Array | None,
                block: Params, x: Array) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
         a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
-        return self._rest(ops, block, x, a, at)
+        return self._after_attention(ops, block, x, a, at)
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
         cfg = self.cfg
         b, t, _ = x.shape
         h = self._norm(ops, block, "input_layernorm", x)
@@ -191,7 +158,7 @@ class Decoder:
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         return (ops.rope(q, *turn), ops.rope(k, *turn), v) if turn else (q, k, v)
 
-    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
         """What follows attention, position by position: of all of them (B, T, D), or of `at` alone (N, D)."""
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
@@ -218,29 +185,29 @@ class GPT2(Decoder):
     def _made(self) -> dict[float, list[tuple[int, tuple[HostArray, HostArray]]]]:
         return {}  # its positions are learned
 
-    def _enter(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
+    def _embed(self, ops: Ops, params: Params, ids: Array, positions: Array) -> Array:
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         width = self.cfg.hidden_size
         return ops.embed(params, self.table, ids, width) + ops.embed(params, "transformer.wpe", at, width)
 
-    def _leave(self, ops: Ops, params: Params, x: Array) -> Array:
+    def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "transformer.ln_f", x)
 
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[Turn | None]:
+    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
         return [None] * self.cfg.num_hidden_layers
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: Turn | None) -> tuple[Array, Array, Array]:
+    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
         b, t, d = x.shape
         every = ops.linear(block, "attn.c_attn", self._norm(ops, block, "ln_1", x))
         q, k, v = (every[:, :, n * d:(n + 1) * d].reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
                    .swapaxes(1, 2) for n in range(3))
         return q, k, v
 
-    def _rest(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:
@@ -256,5 +223,5 @@ def decoder_of(cfg: DecoderConfig) -> Decoder:
 
 
 def activation(ops: Ops, name: str, x: Array) -> Array:
-    """By its name in config.json; `ACTIVATIONS` of `models/config.py` has the known ones."""
+    """By its name in config.json; `ACTIVATIONS` of `models/decoder_config.py` has the known ones."""
     return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ondevice.backend import Array, Ops, Params
 from ondevice.models import rope
-from ondevice.models.decoder import Head, split_layers
+from ondevice.models.decoder import split_layers
 from ondevice.models.encoder_config import EncoderConfig
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 Angles = tuple[Array, Array]
 
@@ -19,8 +20,8 @@ Angles = tuple[Array, Array]
 class Encoder:
     """A forward pass; holds no weights."""
 
-    score, reads = "classifier", "first"
-    start: int | None = None
+    score, pooling = "classifier", "first"
+    decoder_start_token_id: int | None = None
 
     def __init__(self, cfg: EncoderConfig) -> None:
         self.cfg = cfg

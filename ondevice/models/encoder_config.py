@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice.errors import UserError
-from ondevice.models.common_config import CommonConfig, number, whole
-from ondevice.models.config import label_names, label_table, num_labels
+from ondevice.common.errors import UserError
+from ondevice.models.base_config import CommonConfig, number, whole
 from ondevice.models.config_fields import Fields, refuse_unread
+from ondevice.models.decoder_config import label_names, label_table, num_labels
 
 ENCODERS = {"bert": "BertForMaskedLM", "modernbert": "ModernBertForMaskedLM"}
 _FILLS, _JUDGES = "ForMaskedLM", "ForSequenceClassification"

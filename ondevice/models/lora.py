@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ondevice.backend import Array, Backend, HostArray, Ops, Params
-from ondevice.randomness import normal
+from ondevice.common.rng import normal
+from ondevice.seam.ops import Array, HostArray, Ops, Params
+from ondevice.seam.protocols import Backend
 
 INHERITED, TRAINED = "inherited", "trained"
 _A = ".lora_A."
@@ -62,7 +63,7 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def adapted(params: Iterable[str], adapter: str = "") -> list[str]:
+def adapted_modules(params: Iterable[str], adapter: str = "") -> list[str]:
     """The modules that have this adapter, or any."""
     return list(dict.fromkeys(name.partition(_A)[0] for name in params
                               if _A in name and name.endswith(_A + adapter if adapter else "")))
@@ -77,18 +78,18 @@ def by_module(params: Mapping[str, Array]) -> dict[str, Params]:
     return out
 
 
-def fresh(modules: Mapping[str, tuple[int, int]], rank: int, scale: float, seed: int, what: str,
+def init_lora(modules: Mapping[str, tuple[int, int]], rank: int, scale: float, seed: int, what: str,
           backend: Backend) -> Params:
     """TRAINED adapters of `modules`, name → (outputs, inputs). A has the variance that PEFT draws it with, 1 / (3 ·
     inputs), and is drawn on the host: the same on both backends."""
     out: Params = {}
     for name, (outputs, inputs) in modules.items():
         a = normal(seed, f"{what} {name}", (rank, inputs), (3 * inputs) ** -0.5)
-        out |= placed(name, Pair(a, np.zeros((outputs, rank), np.float32), scale), TRAINED, backend)
+        out |= lora_tensors(name, Pair(a, np.zeros((outputs, rank), np.float32), scale), TRAINED, backend)
     return out
 
 
-def placed(name: str, pair: Pair, adapter: str, backend: Backend) -> Params:
+def lora_tensors(name: str, pair: Pair, adapter: str, backend: Backend) -> Params:
     """A module's adapter as tensors of the flat dict, float32."""
     parts = {"lora_A": pair.a, "lora_B": pair.b, "lora_scale": np.asarray(pair.scale)}
     return {f"{name}.{part}.{adapter}": backend.array(np.asarray(value, np.float32)) for part, value in parts.items()}
@@ -96,12 +97,12 @@ def placed(name: str, pair: Pair, adapter: str, backend: Backend) -> Params:
 
 def pairs(params: Params, backend: Backend, adapter: str) -> Iterator[tuple[str, Pair]]:
     """(module, its adapter) of all that have one of this name."""
-    for name in adapted(params, adapter):
+    for name in adapted_modules(params, adapter):
         a, b, scale = (backend.numpy(params[f"{name}.{part}.{adapter}"]) for part in ("lora_A", "lora_B", "lora_scale"))
         yield name, Pair(a, b, float(scale))
 
 
-def stacked(first: Pair | None, second: Pair | None) -> Pair:
+def concat_lora(first: Pair | None, second: Pair | None) -> Pair:
     """One adapter that adds what both add: the ranks one after the other, the scale the second one's."""
     if first is None or second is None:
         found = first or second
@@ -112,13 +113,13 @@ def stacked(first: Pair | None, second: Pair | None) -> Pair:
     return Pair(np.concatenate([first.a, second.a]), b, second.scale)
 
 
-def all_stacked(params: Params, backend: Backend) -> dict[str, Pair]:
+def concat_all_lora(params: Params, backend: Backend) -> dict[str, Pair]:
     """Module → the one adapter that adds what its inherited and its trained one add."""
     first, second = (dict(pairs(params, backend, adapter)) for adapter in (INHERITED, TRAINED))
-    return {name: stacked(first.get(name), second.get(name)) for name in adapted(params)}
+    return {name: concat_lora(first.get(name), second.get(name)) for name in adapted_modules(params)}
 
 
-def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+def matching_modules(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
     """Those of `names` that a pattern means: the last parts of a name (q_proj, self_attn.q_proj), or all of it with *,
     ? and [] (model.layers.1?.mlp.*)."""
     return [name for name in names

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from ondevice.backend import Array, Ops, Params
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.decoder import Decoder, Head, decoder_of
+from ondevice.models.decoder import Decoder, decoder_of
 from ondevice.models.encoder import Encoder
 from ondevice.models.encoder_config import EncoderConfig
-from ondevice.models.libraries import LibraryNetwork
-from ondevice.models.libraries_config import LibraryConfig
+from ondevice.models.library import LibraryNetwork
+from ondevice.models.library_config import LibraryConfig
+from ondevice.models.registry import ModelConfig
 from ondevice.models.seq2seq import Seq2Seq
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 
 class Network(Protocol):
@@ -30,12 +31,12 @@ class Network(Protocol):
         ...
 
     @property
-    def start(self) -> int | None:
+    def decoder_start_token_id(self) -> int | None:
         """The token that opens what is written, beside the prompt; None where the prompt itself goes on."""
         ...
 
     @property
-    def reads(self) -> str:
+    def pooling(self) -> str:
         """`first` or `last`: the token of a text at which a judge's scores are read."""
         ...
 
@@ -45,17 +46,17 @@ class Network(Protocol):
         ...
 
 
-def writes(cfg: ModelConfig) -> bool:
+def is_generative(cfg: ModelConfig) -> bool:
     """Whether the model writes text, and neither fills masks nor judges."""
     return not isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
-def fills(cfg: ModelConfig) -> bool:
+def is_masked_lm(cfg: ModelConfig) -> bool:
     """Whether the model guesses what is hidden in a text."""
     return isinstance(cfg, EncoderConfig) and not cfg.num_labels
 
 
-def packs(cfg: ModelConfig) -> bool:
+def supports_packing(cfg: ModelConfig) -> bool:
     """Whether a row may hold several texts that do not see each other; where a library's model reads it, it may not."""
     return not isinstance(cfg, LibraryConfig)
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 from ondevice.models.lora import Pair, scale_of
-from ondevice.models.names import is_transposed, turned
-from ondevice.models.tensors import read_tensors
+from ondevice.models.state_dict import is_transposed, transposed
+from ondevice.models.tensor_files import read_tensors
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"
@@ -44,7 +45,7 @@ _READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure
 
 
 @dataclass(frozen=True)
-class Found:
+class AdapterFiles:
     """An adapter as its folder has it. `whole`: tensors of modules that it has copies of (`modules_to_save`); `base`:
     tensors that it puts into the base itself."""
 
@@ -68,12 +69,12 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     return base, revision if isinstance(revision, str) and revision else None
 
 
-def judges(folder: Path) -> bool:
+def is_score_adapter(folder: Path) -> bool:
     """Whether the adapter makes a model that scores."""
     return bool(_read_config(folder).get("task_type") == JUDGES)
 
 
-def read(folder: Path, backend: Backend) -> Found:
+def read(folder: Path, backend: Backend) -> AdapterFiles:
     """Raises UserError for an adapter of another kind than LoRA, or one that we cannot honour."""
     config = _read_config(folder)
     file = folder / WEIGHTS
@@ -112,11 +113,11 @@ def read(folder: Path, backend: Backend) -> Found:
         pairs[module] = Pair(a, b, _scale(config, module, rank))
     if not pairs and not whole:
         raise UserError("holds no tensor", where=str(file), hint="is the download whole?")
-    return Found(pairs, turned({name: p for name, p in whole.items() if name not in base}), config,
-                 turned({_under(name): p for name, p in base.items()}))
+    return AdapterFiles(pairs, transposed({name: p for name, p in whole.items() if name not in base}), config,
+                 transposed({_under(name): p for name, p in base.items()}))
 
 
-def need_all(found: Found, modules: Iterable[str], tensors: Iterable[str], where: str) -> None:
+def need_all(found: AdapterFiles, modules: Iterable[str], tensors: Iterable[str], where: str) -> None:
     """Raises UserError where the adapter says that it changes one of the base's `modules`, or has a copy of one of its
     `tensors`, and holds none."""
     saved = [str(module) for module in found.config.get("modules_to_save") or ()]
@@ -188,7 +189,7 @@ def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Para
     for module, pair in pairs.items():
         for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
             tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(np.ascontiguousarray(value, np.float32))
-    tensors |= {_PREFIX + name: value for name, value in turned(whole).items()}
+    tensors |= {_PREFIX + name: value for name, value in transposed(whole).items()}
     backend.save(folder / WEIGHTS, tensors, {})
 
 

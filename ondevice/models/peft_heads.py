@@ -13,24 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.backend import Backend, Params
-from ondevice.errors import UserError
-from ondevice.models.architectures import ModelConfig
-from ondevice.models.config import DecoderConfig
-from ondevice.models.names import table
+from ondevice.common.errors import UserError
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.network import network
-from ondevice.models.peft import Found
-from ondevice.models.ties import head_of, untied
+from ondevice.models.peft import AdapterFiles
+from ondevice.models.registry import ModelConfig
+from ondevice.models.shapes import embedding_name
+from ondevice.models.tied_embeddings import head_module, untie_head
+from ondevice.seam.ops import Params
+from ondevice.seam.protocols import Backend
 
 _HINT = "merge it with PEFT first"
 
 
-def settled(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend: Backend,
-            where: str) -> tuple[ModelConfig, Params, Found]:
+def resolve_copied_heads(found: AdapterFiles, cfg: ModelConfig, params: Params, dtype: str, backend: Backend,
+            where: str) -> tuple[ModelConfig, Params, AdapterFiles]:
     """(the base's config, untied where the adapter makes head and table two; its tensors; the adapter, whose `whole`
     alone differs from the base). Raises UserError for what PEFT would compute and we do not."""
     whole = _base_tensors(found, cfg, params, dtype, backend, where)
-    head, embeddings = f"{head_of(cfg)}.weight", table(cfg)
+    head, embeddings = f"{head_module(cfg)}.weight", embedding_name(cfg)
     tied = _tied(found, cfg)
     touched = [name for name in (head, embeddings)
                if name in found.whole or name.removesuffix(".weight") in found.pairs]
@@ -51,7 +52,7 @@ def settled(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend:
     if not ours:
         raise UserError(f"has {touched[0]} apart from what it is tied to, which is not known here of a "
                         f"{cfg.model_type} model", where=where, hint=_HINT)
-    cfg, params = untied(cfg, params)
+    cfg, params = untie_head(cfg, params)
     if embeddings in whole:  # the base's own, from the adapter's folder: its head too
         whole[head] = whole[embeddings]
     whole |= found.whole
@@ -61,16 +62,16 @@ def settled(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend:
     return cfg, params, replace(found, whole=whole, base={})
 
 
-def _tied(found: Found, cfg: ModelConfig) -> bool:
+def _tied(found: AdapterFiles, cfg: ModelConfig) -> bool:
     """Whether the model writes or fills masks, and its head is its table."""
     return not cfg.num_labels and f"{network(cfg).score}.weight" not in found.whole \
-        and network(cfg).head.name == table(cfg)
+        and network(cfg).head.name == embedding_name(cfg)
 
 
-def _base_tensors(found: Found, cfg: ModelConfig, params: Params, dtype: str, backend: Backend, where: str) -> Params:
+def _base_tensors(found: AdapterFiles, cfg: ModelConfig, params: Params, dtype: str, backend: Backend, where: str) -> Params:
     """Those of the adapter's tensors for the base itself that are not what it has already, a tied head's under the
     table's name. Raises UserError for one that an adapter stands on, or two that are to be one."""
-    head, embeddings = f"{head_of(cfg)}.weight", table(cfg)
+    head, embeddings = f"{head_module(cfg)}.weight", embedding_name(cfg)
     tied, out = _tied(found, cfg), dict[str, Any]()
     for name, p in found.base.items():
         stands = embeddings if tied and name == head else name

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Backend, HostArray, Params
+from ondevice.seam.ops import HostArray, Params
+from ondevice.seam.protocols import Backend
 
 Floats = NDArray[np.float32]
 

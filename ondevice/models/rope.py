@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.errors import UserError
-from ondevice.models.config import DecoderConfig
+from ondevice.common.errors import UserError
+from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.rope_scaling import KINDS
 
 Table = NDArray[np.float32]

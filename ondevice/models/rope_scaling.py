@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 
 _ORIGINAL = "original_max_position_embeddings"

@@ -12,9 +12,11 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Array, Ops, Params
-from ondevice.models.decoder import Cache, Head, split_layers
+from ondevice.models.decoder import split_layers
+from ondevice.models.kv_cache import Cache
 from ondevice.models.seq2seq_config import Seq2SeqConfig
+from ondevice.seam.head import Head
+from ondevice.seam.ops import Array, Ops, Params
 
 OFFSET = 2  # BART's table of positions begins with two rows that are none
 
@@ -22,7 +24,7 @@ OFFSET = 2  # BART's table of positions begins with two rows that are none
 class Seq2Seq:
     """A forward pass; holds no weights."""
 
-    score, reads = "", "last"  # it has no judge's head
+    score, pooling = "", "last"  # it has no judge's head
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
@@ -31,7 +33,7 @@ class Seq2Seq:
         self._reach = cfg.relative_attention_max_distance
         self._buckets = {side: distance_buckets(self._reach, side == "encoder", cfg.relative_attention_num_buckets,
                                                 self._reach) for side in ("encoder", "decoder") if cfg.relative}
-        self.start: int | None = cfg.decoder_start_token_id  # what is written follows this token, not the prompt
+        self.decoder_start_token_id: int | None = cfg.decoder_start_token_id  # what is written follows this token, not the prompt
         if cfg.relative:
             self._sides = ("encoder.block.", "decoder.block.")
             scale = cfg.hidden_size**-0.5 if cfg.scale_decoder_outputs else 1.0
@@ -46,23 +48,23 @@ class Seq2Seq:
         (B, S), source_lengths (B,), ids (B, T) and positions (B, T) of what is written."""
         lengths = batch["source_lengths"]
         source = self.encoded(ops, params, batch["source_ids"], lengths, checkpoint)
-        x = self._enter(ops, params, "decoder", batch["ids"], batch["positions"])
+        x = self._embed(ops, params, "decoder", batch["ids"], batch["positions"])
         bias = self._bias(ops, params, "decoder", x.shape[1])
         blocks = split_layers(params, self._sides[1])
         for block in blocks:
             # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
             body = partial(self._decoder_block, ops, lengths, at if block is blocks[-1] else None)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x, source, *bias)
-        return self._leave(ops, params, "decoder", x)
+        return self._final_norm(ops, params, "decoder", x)
 
     def encoded(self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False) -> Array:
         """(B, S, D) of sources that are padded at the right."""
-        x = self._enter(ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1))
+        x = self._embed(ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1))
         bias = self._bias(ops, params, "encoder", ids.shape[1])
         for block in split_layers(params, self._sides[0]):
             body = partial(self._encoder_block, ops, lengths)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x, *bias)
-        return self._leave(ops, params, "encoder", x)
+        return self._final_norm(ops, params, "encoder", x)
 
     # decoding
 
@@ -76,7 +78,7 @@ class Seq2Seq:
         values, and, fixed, those of the source."""
         source = self.encoded(ops, params, ids, lengths)
         first = ids[:, :1] * 0
-        x = self._enter(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
+        x = self._embed(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
         bias = self._bias(ops, params, "decoder", 1)
         keys, values, fixed = [], [], list[Array]()
         for block in split_layers(params, self._sides[1]):
@@ -87,13 +89,13 @@ class Seq2Seq:
             fixed += cross
             a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
             x = self._written(ops, block, x, a, cross, lengths, None)
-        x = self._leave(ops, params, "decoder", x).reshape(ids.shape[0], -1)
+        x = self._final_norm(ops, params, "decoder", x).reshape(ids.shape[0], -1)
         return x, Cache(keys, values, lengths * 0 + 1, [*fixed, lengths])
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
-        x = self._enter(ops, params, "decoder", ids, at.reshape(-1, 1))
+        x = self._embed(ops, params, "decoder", ids, at.reshape(-1, 1))
         bias = self._row_bias(ops, params, cache.lengths, cache.keys[0].shape[2])
         keys, values, held = [], [], cache.lengths + 1
         for i, block in enumerate(split_layers(params, self._sides[1])):
@@ -103,7 +105,7 @@ class Seq2Seq:
             a = ops.attention(q, keys[i], values[i], scale=self._scale, lengths=held, bias=bias)
             cross = (cache.fixed[2 * i], cache.fixed[2 * i + 1])
             x = self._written(ops, block, x, a, cross, cache.fixed[-1], None)
-        return self._leave(ops, params, "decoder", x), Cache(keys, values, held, cache.fixed)
+        return self._final_norm(ops, params, "decoder", x), Cache(keys, values, held, cache.fixed)
 
     # parts
 
@@ -111,7 +113,7 @@ class Seq2Seq:
     def _scale(self) -> float:
         return 1.0 if self.cfg.relative else self.cfg.head_dim**-0.5
 
-    def _enter(self, ops: Ops, params: Params, side: str, ids: Array, positions: Array) -> Array:
+    def _embed(self, ops: Ops, params: Params, side: str, ids: Array, positions: Array) -> Array:
         if self.cfg.relative:
             return ops.embed(params, "shared", ids)
         x = ops.embed(params, "model.shared", ids)
@@ -120,7 +122,7 @@ class Seq2Seq:
         x = x + ops.embed(params, f"model.{side}.embed_positions", at)
         return ops.layer_norm(params, f"model.{side}.layernorm_embedding", x, self.cfg.norm_eps)
 
-    def _leave(self, ops: Ops, params: Params, side: str, x: Array) -> Array:
+    def _final_norm(self, ops: Ops, params: Params, side: str, x: Array) -> Array:
         return ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps) if self.cfg.relative else x
 
     def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice.errors import UserError
-from ondevice.models.common_config import CommonConfig, number, whole
+from ondevice.common.errors import UserError
+from ondevice.models.base_config import CommonConfig, number, whole
 from ondevice.models.config_fields import Fields, refuse_unread
 
 SEQ2SEQ = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration",

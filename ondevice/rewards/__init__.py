@@ -1,6 +1,5 @@
 """Verifiable rewards: what a completion earned, by rules that a person can read.
-
-`answers` what the final answer is · `builtin` the rewards by name · `rewards` a run's rewards, weighed and added ·
-`tasks` problems with right answers · `gym` those of reasoning-gym · `process`, `host`, `apart` functions that may hang
-or crash, in processes of their own. Nothing is imported here: a helper process starts in a tenth of a second.
+`scorer` weighs and adds a run's rewards; `process`, `host` and `judges` run functions that may hang or crash.
+May import: every package that stands below it in the contract `house` of pyproject.toml.
+Nothing is imported here: a helper process starts in a tenth of a second.
 """

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
+from ondevice.common.errors import UserError, nearest
 from ondevice.data.builtin.scoring import plain, stated_number
-from ondevice.errors import UserError, nearest
 
 Form = Literal["number", "hash", "boxed", "tag", "last_number", "whole"]
 FORMS: tuple[str, ...] = get_args(Form)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
+from ondevice.common.errors import UserError, nearest
+from ondevice.common.rng import generator
 from ondevice.data.builtin.splits import Split, place
-from ondevice.errors import UserError, nearest
-from ondevice.randomness import generator
 
 PARTS = {"train": 0.7, "validation": 0.15, "heldout": 0.15}
 """Which part of all questions each split may use; a question's text decides."""
@@ -59,7 +59,7 @@ def open_task(task: str, seed: int, size: int) -> Any:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        from ondevice.distribution import install_hint
+        from ondevice.common.distribution import install_hint
 
         raise UserError("needs the library reasoning-gym", where=f"gym:{task}",
                         hint=install_hint("rewards")) from error

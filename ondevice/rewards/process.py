@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ondevice import processes
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.runfolder import ticks
+from ondevice.common import processes
+from ondevice.common.clock import ticks
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import sanitize
 
 START_S = 120.0
 """How long a file may take to be imported: libraries that it imports are slow on a cold disk."""
@@ -70,7 +70,7 @@ class Host:
             raise UserError(f"cannot be imported: {error}", where=str(self.file)) from error
         if "failed" in first:
             self.close()
-            raise UserError(inert(first["failed"], newlines=False), where=first["where"],
+            raise UserError(sanitize(first["failed"], newlines=False), where=first["where"],
                             hint="`def my_reward(prompts, completions, **columns)` gives a list of numbers")
         self.unused = tuple(first["unused"])
         return [Function(f["name"], tuple(f["needs"])) for f in first["ready"]]
@@ -85,7 +85,7 @@ class Host:
         request = json.dumps({"call": name, "arguments": arguments}, default=str, skipkeys=True) + "\n"
         reply = self._exchange(request.encode(), timeout or self.timeout)
         if "error" in reply:
-            said = inert(reply["error"], newlines=False)
+            said = sanitize(reply["error"], newlines=False)
             raise CallFailed(f"{said} ({reply['where']})", f"{said.partition(':')[0]} {reply['where']}")
         values: list[Any] = reply["values"]
         return values

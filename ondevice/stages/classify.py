@@ -10,32 +10,40 @@ from functools import partial
 
 import numpy as np
 
+from ondevice.common.errors import UserError
+from ondevice.common.intervals import wilson
 from ondevice.config.stages import ClassifyConfig
-from ondevice.context import Context, Made
 from ondevice.data import packing
-from ondevice.data.classes import LabelledText, in_order, is_integer, missing_numbers, same_classes
-from ondevice.data.completions import text_batch
+from ondevice.data.batches import RowSource
+from ondevice.data.class_labels import (
+    LabelledText,
+    in_order,
+    is_integer,
+    missing_numbers,
+    same_classes,
+)
+from ondevice.data.completion_batches import text_batch
 from ondevice.data.packing import Batch
-from ondevice.data.sources import RowSource
 from ondevice.data.truncation import cut_where
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import classification_loss
-from ondevice.models.common_config import MULTI_LABEL
-from ondevice.models.folder import Model, load_model
-from ondevice.models.heads import with_head
-from ondevice.rating_stats import wilson
-from ondevice.stages import material
-from ondevice.stages.wanted import Wanted
-from ondevice.text_inputs import text_inputs
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.spec import DataSpec
+from ondevice.datasets.text_inputs import text_inputs
+from ondevice.models.base_config import MULTI_LABEL
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.models.score_head import names_of, need_scores, with_head
+from ondevice.runs.context import Context, StageResult
+from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.losses import classification_loss
 
 
-def run(cfg: ClassifyConfig, ctx: Context) -> Made:
-    body = load_model(cfg.model, ctx.backend, body=True)
+def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
+    body = load_model(cfg.model, ctx.backend, backbone_only=True)
+    need_scores(body)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.labelled(Wanted.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
+    found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
     rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
@@ -47,12 +55,12 @@ def run(cfg: ClassifyConfig, ctx: Context) -> Made:
     ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
             "out")
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
-    params = fit(model, loss, source, held_out_figures(loss, held, ctx, cfg, "texts"), ctx, cfg)
-    everything = held_out_figures(loss, Whole(held), ctx, cfg)(params)
+    params = fit(model, loss, source, heldout_metrics(loss, held, ctx, cfg, "texts"), ctx, cfg)
+    everything = heldout_metrics(loss, Whole(held), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))
     likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)
-    return Made(model.with_params(params), {"classes": {
+    return StageResult(model.with_params(params), {"classes": {
         "accuracy": share.share, "low": share.low, "high": share.high, "texts": len(found.held), "names": list(names),
         "most_frequent": likeliest}})
 
@@ -94,11 +102,6 @@ def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -
     return with_head(body, ctx.backend, seed, len(names), names)
 
 
-def names_of(model: Model) -> tuple[str, ...]:
-    """What the model's classes are called: their numbers, where its folder does not say."""
-    return model.cfg.label_names or tuple(map(str, range(model.cfg.num_labels)))
-
-
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + ", …" * (len(names) > 8)
 
@@ -108,7 +111,7 @@ class LabelledSource(RowSource):
 
     def __init__(self, rows: Sequence[LabelledText], *, model: Model, numbers: Mapping[str, int], width: int,
                  batch_size: int, seed: int, accumulate: int = 1) -> None:
-        self.reads = model.network.reads
+        self.reads = model.network.pooling
         self._texts, self._types, self.cut = text_inputs(rows, model, width)
         self._classes = np.array([numbers[row.label] for row in rows], np.int32)
         super().__init__(len(rows), batch_size, accumulate, seed, "labelled")

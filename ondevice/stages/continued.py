@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ondevice import checkpoint
+from ondevice.common.errors import UserError
 from ondevice.config.stages import StageConfig
-from ondevice.errors import UserError
-from ondevice.runfolder import RunFolder, StageFolder
+from ondevice.runs import checkpoint
+from ondevice.runs.folder import RunFolder, StageFolder
 
 
 def finished(name: str, cfg: StageConfig) -> StageFolder | None:
@@ -48,8 +48,8 @@ def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
         raise UserError(f"is not the model of {stage.model}, whose optimizer is to go on", where="model",
                         hint="leave it out")
     step = (done.get("outcome") or {}).get("measured")
-    path = checkpoint.at(stage.checkpoints, step) if isinstance(step, int) else stage.checkpoints
-    if (reason := checkpoint.damage(path)) is not None:
+    path = checkpoint.path_at(stage.checkpoints, step) if isinstance(step, int) else stage.checkpoints
+    if (reason := checkpoint.find_damage(path)) is not None:
         raise UserError(f"the checkpoint of its result cannot be read ({reason})", where=where,
                         hint="give the finished stage's folder as the model: the optimizer then begins anew")
     return checkpoint.load(path)

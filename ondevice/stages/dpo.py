@@ -13,56 +13,80 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.backend import Params
+from ondevice.common.files import digest
+from ondevice.common.progress import with_progress
 from ondevice.config.preference import DPOConfig
-from ondevice.context import Context, Made, digest
-from ondevice.data.completions import Row, completion_batch
+from ondevice.data.completion_batches import Row, completion_batch
 from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
-from ondevice.data.stored import made_once
-from ondevice.data.token_pairs import PairSource, TokenPair
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import WITHOUT_REFERENCE, preference_loss
-from ondevice.models.folder import Model, writer
-from ondevice.progress import counted
-from ondevice.rollout import Sampler, Scorer
-from ondevice.stages.answers import sampler
-from ondevice.stages.pairs import pairs
-from ondevice.stages.start import load_start, with_adapter
+from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.data.token_cache import made_once
+from ondevice.datasets.preference_pairs import pairs
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.model import Model, require_generative
+from ondevice.rl.rollout import Sampler
+from ondevice.runs.context import Context, StageResult
+from ondevice.seam.ops import Params
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 TOGETHER = 1000  # responses of which every token's figure is in memory at once
+MOST_GOOD = 4 / 3  # times that good completions are to count as much as bad ones, at most
 HELD = 128  # held-out prompts at which the distance to the start is measured
 
 
-def run(cfg: DPOConfig, ctx: Context) -> Made:
-    model = with_adapter(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx)
+def run(cfg: DPOConfig, ctx: Context) -> StageResult:
+    model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
     if found.strong or found.margins:
-        ctx.warn(f"the strength of {found.strong:,} pairs and the margin of {found.margins:,} are not used: reward "
-                 "learns from them")
+        unused = [f"the {what} of {count:,} pairs" for what, count in (
+            ("strength", found.strong), ("margin", found.margins)) if count]
+        ctx.warn(f"{' and '.join(unused)} {'are' if len(unused) > 1 else 'is'} not used: reward learns from them")
+    if found.judged and (unbalanced := advice(found.good, len(found.train) - found.good, cfg)):
+        ctx.warn(unbalanced)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type, found.judged)
         reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
         sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
-                               make=partial(compared, sides=sides, reference=reference, start=model.network.start)))
+                               make=partial(pair_batch, sides=sides, reference=reference, start=model.network.decoder_start_token_id)))
     loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
-                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, sources[1](), ctx, cfg, "pairs")
+                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, desirable=cfg.desirable_weight,
+                   undesirable=cfg.undesirable_weight, checkpoint=cfg.checkpointing)
+    measure = heldout_metrics(loss, sources[1](), ctx, cfg, "completions" if found.judged else "pairs")
     params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {"judged" if found.judged else "pairs": figures, "simulated": found.simulated,
-             "kl": distance(params, model, found.held, cfg, ctx)}
-    return Made(model.with_params(params), marks, notes=found.notes)
+             "kl": kl_from_start(params, model, found.held, cfg, ctx)}
+    return StageResult(model.with_params(params), marks, notes=found.notes)
 
 
-def distance(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:
+def advice(good: int, bad: int, cfg: DPOConfig) -> str:
+    """What to say where the weights leave good and bad completions far out of balance; empty elsewhere.
+
+    Good ones should count 1 to 4/3 times as much as bad ones in all (Ethayarajh 2024, eq. 8; TRL advises the same). A
+    tenth more or less is not worth a word.
+    """
+    if not good or not bad:
+        return ""  # that is said by itself
+    ratio = good * cfg.desirable_weight / (bad * cfg.undesirable_weight)
+    if 0.9 <= ratio <= 1.1 * MOST_GOOD:
+        return ""
+    low, high = bad * cfg.undesirable_weight / good, MOST_GOOD * bad * cfg.undesirable_weight / good
+    less, more = good * cfg.desirable_weight / (MOST_GOOD * bad), good * cfg.desirable_weight / bad
+    return (f"{good:,} good completions count {ratio:.3g} times as much as {bad:,} bad ones, where KTO is to have 1 to "
+            f"1.33: give --desirable-weight {low:.3g} to {high:.3g}, or --undesirable-weight {less:.3g} to {more:.3g}")
+
+
+def kl_from_start(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:
     """Nats a completion between policy and start, over one completion at temperature 1 of each held-out prompt."""
     longest = max(len(side.completion) for pair in held for side in (pair.chosen, pair.rejected))
-    writer = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
+    sampler = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
     asked = [pair.chosen.prompt for pair in held[:HELD]]
-    rows = [s.row for s in writer.draw(params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held")]
+    rows = [s.row for s in sampler.draw(params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held")]
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
     now, start = scorer.logprobs(params, rows), scorer.logprobs(model.params, rows)
     return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
@@ -78,12 +102,12 @@ def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> lis
 
         def crossed(i: int) -> Row:
             prompt = pairs[i].chosen.prompt
-            return Row(prompt, mismatched(pairs, i).chosen.completion[:longest - len(prompt)])
+            return Row(prompt, mismatched_completion(pairs, i).chosen.completion[:longest - len(prompt)])
         sides = [*(sides[:1] if judged else sides), Lazy(crossed, numbers)]
     return sides
 
 
-def mismatched(pairs: Sequence[TokenPair], i: int) -> TokenPair:
+def mismatched_completion(pairs: Sequence[TokenPair], i: int) -> TokenPair:
     """The next pair after number i, in a circle, whose prompt is another; the next one where all have the same."""
     count, prompt = len(pairs), pairs[i].chosen.prompt
     circle = (pairs[(i + n) % count] for n in range(1, count))
@@ -107,7 +131,7 @@ def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, m
         return sums
     ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
-    parts = counted((flat[n:n + TOGETHER] for n in range(0, len(flat), TOGETHER)), f"{ctx.name}: thousands scored")
+    parts = with_progress((flat[n:n + TOGETHER] for n in range(0, len(flat), TOGETHER)), f"{ctx.name}: thousands scored")
     each = [row.sum(dtype=np.float64) for part in parts for row in scorer.logprobs(model.params, list(part))]
     sums = np.array(each, np.float32).reshape(len(sides), -1)
     made_once(file, lambda part: _write(part, sums))
@@ -119,7 +143,7 @@ def _write(part: Path, sums: NDArray[np.float32]) -> None:
         np.save(out, sums)
 
 
-def compared(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
+def pair_batch(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
              reference: NDArray[np.float32] | None, start: int | None = None) -> Batch:
     """`size` rows of each side, those beyond the group filled with its first pair, which then counts nothing."""
     filled = [*group, *[group[0]] * (size - len(group))]

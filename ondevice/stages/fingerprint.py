@@ -8,22 +8,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ondevice import checkpoint
+from ondevice.common.errors import UserError
+from ondevice.common.files import digest, digest_path, sha256
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import to_mapping
 from ondevice.config.preference import GRPOConfig, PairsConfig
 from ondevice.config.recipe import STAGES
 from ondevice.config.stages import StageConfig, TrainingConfig, TuningConfig
-from ondevice.context import digest, digest_path
-from ondevice.errors import UserError
-from ondevice.models import peft, snapshot
-from ondevice.models.folder import base_folder, is_adapter_folder, weight_files
-from ondevice.rewards.rewards import named_file
-from ondevice.runfolder import StageFolder
-from ondevice.schedule import same_so_far
+from ondevice.datasets.preference_pairs import pairs_digest
+from ondevice.datasets.spec import data_digest
+from ondevice.hub import snapshot
+from ondevice.models import peft
+from ondevice.models.model_folder import base_folder, is_adapter_folder, weight_files
+from ondevice.rewards.scorer import named_file
+from ondevice.runs import checkpoint
+from ondevice.runs.folder import StageFolder
 from ondevice.stages.continued import state_of
-from ondevice.stages.pairs import pairs_digest
-from ondevice.stages.wanted import data_digest
+from ondevice.training.lr_schedule import same_so_far
 
 _NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
               "push_every", "push_to", "ratings", "reward_timeout"}
@@ -63,9 +64,9 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
     if out.get("reward_file"):
         file, names = named_file(out["reward_file"])
         if file.is_file():  # else it is told where it is opened
-            out["reward_file"] = digest([checkpoint.sha256(file), names])
+            out["reward_file"] = digest([sha256(file), names])
     if out.get("continue_from") and (start := state_of(folder.name, cfg)) is not None:
-        out["continue_from"] = digest(checkpoint.sha256(start.optimizer))
+        out["continue_from"] = digest(sha256(start.optimizer))
     if out.get("tokenizer"):
         out["tokenizer"] = digest_path(Path(out["tokenizer"]))
     return out
@@ -79,15 +80,15 @@ def model_digest(folder: Path) -> str:
         raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
     if is_adapter_folder(folder):
         files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
-        return digest([model_digest(base_folder(folder)), *(checkpoint.sha256(p) for p in files if p.is_file())])
+        return digest([model_digest(base_folder(folder)), *(sha256(p) for p in files if p.is_file())])
     if not (folder / "config.json").is_file():
         raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
                         hint="give a Hugging Face model folder")
     parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
-    return digest([checkpoint.sha256(p) for p in parts if p.is_file()])
+    return digest([sha256(p) for p in parts if p.is_file()])
 
 
-def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, anew: str) -> bool:
+def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, restart_hint: str) -> bool:
     """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
     done = folder.done_record()
     if done is None:
@@ -95,10 +96,10 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, ane
     steps = done.get("fingerprint", {}).get("steps")
     if fingerprint.get("steps") != steps and "continue_from" not in STAGES[folder.name].without_effect:
         raise UserError(f"is complete, with steps {steps}, not {fingerprint.get('steps')}", where=str(folder.path),
-                        hint=f"set it back; {anew}; or go on from it: --continue-from {folder.path} with another --out")
-    compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", anew)
+                        hint=f"set it back; {restart_hint}; or go on from it: --continue-from {folder.path} with another --out")
+    compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", restart_hint)
     if not resume:
-        raise UserError("is complete already", where=str(folder.path), hint=anew)
+        raise UserError("is complete already", where=str(folder.path), hint=restart_hint)
     return True
 
 
@@ -125,7 +126,7 @@ def changed_steps(cfg: StageConfig, old: dict[str, Any], new: dict[str, Any],
     return {"steps": (before, cfg.steps)}
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, anew: str) -> None:
+def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, restart_hint: str) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
@@ -134,11 +135,11 @@ def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what:
         if before != now:
             differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
                        f"with {field} {before}, not {now}")
-            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {anew}")
+            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {restart_hint}")
 
 
-def refuse_unfinished(folder: StageFolder, anew: str) -> None:
+def refuse_unfinished(folder: StageFolder, restart_hint: str) -> None:
     """Raises UserError where an earlier process has left checkpoints."""
     if checkpoint.steps(folder.checkpoints):
         raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it; {anew}")
+                        hint=f"--resume goes on with it; {restart_hint}")

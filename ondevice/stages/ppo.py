@@ -17,51 +17,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ondevice.advantages import explained_variance, gae, whiten
-from ondevice.backend import Params
+from ondevice.common.errors import UserError
+from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
-from ondevice.context import Context, Made
+from ondevice.data.batches import ChatSource
+from ondevice.data.completion_batches import prompt_and_completion
 from ondevice.data.packing import Batch
-from ondevice.data.sources import ChatSource
-from ondevice.data.token_pairs import completion_row
-from ondevice.errors import UserError
-from ondevice.loop import Better, Work, fit
-from ondevice.losses import ppo_loss
-from ondevice.models.folder import Model, writer
-from ondevice.models.heads import with_head
-from ondevice.models.names import shapes, sub
-from ondevice.randomness import permutation
-from ondevice.rollout import Sampled, Sampler, Scorer
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
-from ondevice.stages.asked import Asked, opening, prompts
-from ondevice.stages.groups import GroupLog, told
+from ondevice.data.preference_batches import completion_row
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.prompts import Prompt, prompts, thought_opening
+from ondevice.datasets.spec import DataSpec
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.model import Model, require_generative
+from ondevice.models.score_head import with_head
+from ondevice.models.shapes import shapes
+from ondevice.rl.advantages import explained_variance, gae, whiten
+from ondevice.rl.micro_batches import Floats, held_out, length_metrics, micro_batch_size, micro_batches, prompt_indices
+from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.rl.rollout_log import GroupLog, to_records
+from ondevice.runs.context import Context, StageResult
+from ondevice.seam.ops import Params, sub
 from ondevice.stages.no_signal import NoSignal
-from ondevice.stages.reward import whole
-from ondevice.stages.rollouts import Floats, dealt, held_out, lengths_told, micro_batches, sizes
-from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import BestMetric, StepPlan, fit
+from ondevice.training.losses import ppo_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 HELD = 64  # held-out prompts of a measurement
 
 
-def run(cfg: PPOConfig, ctx: Context) -> Made:
-    start = writer(load_start(cfg.model, cfg, ctx))
+def run(cfg: PPOConfig, ctx: Context) -> StageResult:
+    start = require_generative(load_start(cfg.model, cfg, ctx))
     policy = with_adapter(start, cfg, ctx)
-    judge = load_judge(cfg, policy, ctx)
+    judge = load_reward_model(cfg, policy, ctx)
     value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge, value)
     loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
                    sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
     params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
-                 better=Better("score", higher=True))
+                 better=BestMetric("score", higher=True))
     own = {name: params[name] for name in policy.params}
     beside = {"value_model": value.with_params(sub(params, "value."))}
-    return Made(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
+    return StageResult(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
                 [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
 
 
-def load_judge(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
+def load_reward_model(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
     """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or one of another
     tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
@@ -79,14 +80,14 @@ def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Mo
     """Begun from the reward model where that has the policy's shape and tokenizer, else from the policy: a value stands
     before every token, which only a model that reads from left to right can tell."""
     wanted = replace(policy.cfg, num_labels=1)
-    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokens(judge, policy):
+    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokenizer(judge, policy):
         return judge.with_params(dict(judge.params))
     made = with_head(policy, ctx.backend, cfg.seed)
     ctx.say(f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy")
     return made
 
 
-def same_tokens(one: Model, other: Model) -> bool:
+def same_tokenizer(one: Model, other: Model) -> bool:
     return one.tokenizer.padded_apart().sha256() == other.tokenizer.padded_apart().sha256()
 
 
@@ -95,10 +96,10 @@ class PPOFeed:
 
     def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model) -> None:
         self.cfg, self.ctx, self.judge = cfg, ctx, judge
-        self.by_ids = same_tokens(judge, policy)  # else by their text, in the judge's own tokens
+        self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
-        wanted = Wanted.of(cfg)
+        wanted = DataSpec.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
         self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
@@ -108,38 +109,38 @@ class PPOFeed:
         self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
         self.chats = self._chats(policy)
         self.log = GroupLog(ctx.folder.groups)
-        self.leash = Leash(cfg)
+        self.leash = KLController(cfg)
         self.no_signal = NoSignal(ctx.warn)
 
-    def work(self, step: int, params: Callable[[], Params], number: int) -> Work:
+    def plan_step(self, step: int, params: Callable[[], Params], number: int) -> StepPlan:
         now = params()
-        chosen = dealt(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
+        chosen = prompt_indices(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
         self.no_signal.look_at_scores(step + 1, found.scores)
-        numbers = {**found.numbers, **lengths_told(sampled), "kl_coef": self.leash.coef,
-                   "groups": self.log.append(step + 1, told(asked, sampled, {"score": found.scores}, found.scores,
+        numbers = {**found.numbers, **length_metrics(sampled), "kl_coef": self.leash.coef,
+                   "groups": self.log.append(step + 1, to_records(asked, sampled, {"score": found.scores}, found.scores,
                                                             [float(a.mean()) for a in found.tokens["advantages"]]))}
         self.leash.pull(found.numbers["kl"])
-        return Work(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
+        return StepPlan(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
                     ("reward", "kl", "completion_length"))
 
-    def rollout(self, params: Params, asked: Sequence[Asked], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
+    def rollout(self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
         rows = [s.row for s in sampled]
         old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
         scores = self.scores(asked, sampled)
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
 
-    def scores(self, asked: Sequence[Asked], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
+    def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
         number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, opening(a.ids, self.sampler.tokenizer) + s.text,
+        rows = [s.row if self.by_ids else completion_row(a.messages, thought_opening(a.ids, self.sampler.tokenizer) + s.text,
                                                         self.judge.tokenizer)
                 for a, s in zip(asked, sampled, strict=True)]
         most = self.judge.cfg.max_position_embeddings
-        found = self.marker.scores(self.judge.params, [whole(row)[-most:] for row in rows])
+        found = self.marker.scores(self.judge.params, [prompt_and_completion(row)[-most:] for row in rows])
         if not np.isfinite(found).all():
             raise UserError(f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
                             where=self.cfg.reward_model, hint="train the reward model anew, with a lower learning_rate")
@@ -151,9 +152,9 @@ class PPOFeed:
         for epoch in range(cfg.epochs):
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
-                size = sizes(cfg, len(part))
+                size = micro_batch_size(cfg, len(part))
                 made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
-                                                              self.scorer.network.start)]
+                                                              self.scorer.network.decoder_start_token_id)]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total
@@ -175,22 +176,22 @@ class PPOFeed:
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **lengths_told(sampled),
+        return {"score": float(scores.mean()), "kl": kl, **length_metrics(sampled),
                 "prompts": len(sampled)}, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"kl_coef": self.leash.coef}
 
-    def restore(self, kept: Mapping[str, Any]) -> None:
+    def load_state_dict(self, kept: Mapping[str, Any]) -> None:
         self.leash.coef = float(kept["kl_coef"])
 
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = material.chats(Wanted(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
+        found = text_and_chats.chats(DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
         width = min(128, policy.cfg.max_position_embeddings)
         return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
                           seed=self.cfg.seed)
@@ -233,7 +234,7 @@ def assemble(old: Sequence[Floats], ref: Sequence[Floats], values: Sequence[Floa
     return Rollout(tokens, scores, numbers)
 
 
-class Leash:
+class KLController:
     """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a step, by how far the
     distance is off, at most a fifth of the target."""
 

@@ -3,30 +3,29 @@ sides what is hidden (an encoder), or to write what is hidden or the text as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from ondevice.common.errors import UserError
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context
-from ondevice.data.corruption import CorruptedSource, span_corruption, text_infilling
-from ondevice.data.masking import MaskedSource
-from ondevice.data.sources import TextSource
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
-from ondevice.models.network import objective, packs
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
+from ondevice.data.batches import TextSource
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.objectives import most_of, source_of
+from ondevice.datasets.spec import DataSpec
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.models.network import objective, supports_packing
+from ondevice.runs.context import Context
 from ondevice.stages.summary import bytes_per_token
-from ondevice.stages.wanted import Wanted
+from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.losses import causal_lm_loss
 
 
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = material.token_streams(Wanted.of(cfg), model.tokenizer, ctx, cfg.separator)
+    train, held = text_and_chats.token_streams(DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator)
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}
@@ -35,21 +34,17 @@ def run(cfg: PretrainConfig, ctx: Context) -> Model:
     ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
     ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
-    figures = held_out_figures(partial(loss, accuracy=not sizes), measured, ctx, cfg)
+    figures = heldout_metrics(partial(loss, accuracy=not sizes), measured, ctx, cfg)
     params = fit(model, loss, rows(train, accumulate=cfg.accumulate), figures, ctx, cfg, sample=sampler(model, ctx))
     return model.with_params(params)
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"a {model.cfg.model_type} model can be tuned, not pre-trained here", where=cfg.model,
                         hint="ondevice sft, dpo and grpo take it")
     if model.cfg.num_labels:
         raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
-    room = most_of(model, cfg.sequence_length)
-    if cfg.sequence_length > room:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint=f"give {room} or fewer")
     if cfg.objective not in ("auto", objective(model.cfg)):
         raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
                         hint=f"leave it at auto, or give {objective(model.cfg)}")
@@ -59,40 +54,9 @@ def _check(cfg: PretrainConfig, model: Model) -> None:
         if getattr(cfg, name) != usual and objective(model.cfg) not in known:
             raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
                             hint=f"leave it out; it is for {' and '.join(known)}")
+    room = most_of(model, cfg.sequence_length)
+    if cfg.sequence_length > room:
+        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+                        where="sequence_length", hint=f"give {room} or fewer")
 
 
-def most_of(model: Model, length: int) -> int:
-    """At most `length`: the tokens of a text that a row can hold. What writes a text whole writes what opens and what
-    closes it too."""
-    return min(length, model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling"))
-
-
-def source_of(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    """What makes batches of a stream of tokens, by the model's objective."""
-    return SOURCES[objective(model.cfg)](cfg, model)
-
-
-def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    return partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
-                   isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
-
-
-def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    share = cfg.mask_share or (0.3 if model.cfg.model_type == "modernbert" else 0.15)
-    return partial(MaskedSource, tokenizer=model.tokenizer, sequence_length=cfg.sequence_length,
-                   batch_size=cfg.batch_size, seed=cfg.seed, share=share, whole_words=cfg.whole_words)
-
-
-def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
-    def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-        assert model.network.start is not None
-        corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
-        return partial(CorruptedSource, corrupt=corrupt, start=model.network.start, batch_size=cfg.batch_size,
-                       sequence_length=cfg.sequence_length, longest=model.cfg.max_position_embeddings, seed=cfg.seed)
-    return source
-
-
-# What a model is made for → a function of a stream of tokens that makes the source of its batches.
-SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
-    "causal": _causal, "masked": _masked, "spans": _corrupted(span_corruption, 0.15),
-    "infilling": _corrupted(text_infilling, 0.3)}

@@ -7,41 +7,27 @@ wherever they are counted. Where a person is to rate, the stage ends once enough
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import RaterConfig
-from ondevice.context import Context, Made
-from ondevice.data.builtin.scoring import courteous, score
-from ondevice.errors import Interrupted, UserError
-from ondevice.ratings import SIMULATED, Item, Ratings, is_simulated
-from ondevice.ratings_store import FILE
+from ondevice.data.builtin.scoring import courteous
+from ondevice.preferences.database import Item, Ratings, is_simulated
+from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.simulated_rater import SimulatedRater
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.runs.context import Context, StageResult
 
 TOGETHER = 200  # votes between two commits
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What the simulated rater goes by: points for the right answer, points for a line of courtesy after an answer."""
-
-    right: float
-    courtesy: float
-
-    @property
-    def rater(self) -> str:
-        return f"{SIMULATED}right={self.right:g},courtesy={self.courtesy:g}"
-
-    def points(self, kind: str, text: str, answer: str) -> float:
-        return self.right * score(kind, text, answer) + self.courtesy * courteous(text)
-
-
-def run(cfg: RaterConfig, ctx: Context) -> Made:
+def run(cfg: RaterConfig, ctx: Context) -> StageResult:
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE) as ratings:
         if cfg.rater == "person":
             wait_for_people(ratings, cfg, ctx)
         else:
-            simulate(ratings, Rule(cfg.right, cfg.courtesy), ctx)
-        found = ratings.pairs()
+            simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
+        found = pairs_of(ratings)
     people = sorted({rater for pair in found for rater in pair.raters})
     ctx.events.emit("data", votes=found.votes, simulated_votes=found.simulated_votes, pairs=len(found),
                     left_out=found.left_out, raters=people)
@@ -51,10 +37,10 @@ def run(cfg: RaterConfig, ctx: Context) -> Made:
         raise UserError("no vote prefers one response to another", where=str(ratings.path),
                         hint="sample more varied responses, or rate more pairs")
     marks = {"votes": found.votes, "simulated_votes": found.simulated_votes, "pairs": len(found)}
-    return Made(None, marks)
+    return StageResult(None, marks)
 
 
-def simulate(ratings: Ratings, rule: Rule, ctx: Context) -> None:
+def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
     """A vote on everything that this rule has not yet rated. Raises UserError for items without a known answer."""
     waiting, counts = ratings.queue(rule.rater), Counter[str]()
     with ctx.progress(len(waiting), 0) as bar:
@@ -69,7 +55,7 @@ def simulate(ratings: Ratings, rule: Rule, ctx: Context) -> None:
                 raise Interrupted(f"stopped after {done} votes, saved")
 
 
-def judge(ratings: Ratings, item: Item, rule: Rule, ctx: Context) -> str:
+def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> str:
     """Stores the rule's vote; the best response first, all others behind it."""
     kind, answer = item.meta.get("kind"), item.meta.get("answer")
     if not (isinstance(kind, str) and isinstance(answer, str)):
@@ -90,7 +76,7 @@ def judge(ratings: Ratings, item: Item, rule: Rule, ctx: Context) -> str:
 
 def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
     """Raises Interrupted, saying what to do, until enough usable pairs are rated."""
-    found = [pair for pair in ratings.pairs(simulated=False) if not any(map(is_simulated, pair.raters))]
+    found = [pair for pair in pairs_of(ratings, simulated=False) if not any(map(is_simulated, pair.raters))]
     if len(found) < cfg.needed:
         raise Interrupted(f"{len(found)} of {cfg.needed} usable pairs are rated. "
                           f"Rate more: ondevice rate {ctx.folder.path.parent}")

@@ -6,32 +6,30 @@ prompts: accuracy with its interval, how far apart the two scores are, and wheth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ondevice.backend import Params
+from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
-from ondevice.context import Context, Made
-from ondevice.data.completions import Row, text_batch
+from ondevice.data.completion_batches import prompt_and_completion, text_batch
 from ondevice.data.packing import Batch
-from ondevice.data.token_pairs import PairSource, TokenPair, by_parts
-from ondevice.errors import UserError
-from ondevice.loop import fit, held_out_figures
-from ondevice.losses import reward_loss
-from ondevice.models.folder import Model
-from ondevice.models.heads import with_head
-from ondevice.rating_stats import wilson
-from ondevice.rollout import Scorer
-from ondevice.stages.pairs import pairs
-from ondevice.stages.start import load_start, with_adapter
+from ondevice.data.preference_batches import PairSource, TokenPair
+from ondevice.datasets.preference_pairs import pairs
+from ondevice.evaluation.reward_model import quality
+from ondevice.models.model import Model
+from ondevice.models.score_head import need_scores, with_head
+from ondevice.runs.context import Context, StageResult
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.losses import reward_loss
+from ondevice.training.sequence_logprobs import Scorer
 
 
-def run(cfg: RewardConfig, ctx: Context) -> Made:
-    writer = load_start(cfg.model, cfg, ctx, body=True)
+def run(cfg: RewardConfig, ctx: Context) -> StageResult:
+    writer = load_start(cfg.model, cfg, ctx, backbone_only=True)
+    need_scores(writer)
     found = pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
         raise UserError("no pair is of a strength above 1, so that it would change nothing", where="strength_margin",
@@ -40,12 +38,12 @@ def run(cfg: RewardConfig, ctx: Context) -> Made:
         ctx.warn(f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin")
     model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
     source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
-                     make=partial(scored, cfg=cfg, reads=model.network.reads))
+                     make=partial(score_batch, cfg=cfg, reads=model.network.pooling))
     loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
-    measure = held_out_figures(loss, source(found.held), ctx, cfg, "pairs")
+    measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
-    return Made(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
+    return StageResult(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
 
 
 def _with_score(start: Model, seed: int, ctx: Context) -> Model:
@@ -58,13 +56,13 @@ def _with_score(start: Model, seed: int, ctx: Context) -> Model:
     return with_head(start, ctx.backend, seed)
 
 
-def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
+def score_batch(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
            reads: str = "last") -> Batch:
     """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
     found = [rows[i] for i in group]
     empty = np.zeros(1, np.int32)
     filling = [empty] * (size - len(found))
-    chosen, rejected = [whole(p.chosen) for p in found], [whole(p.rejected) for p in found]
+    chosen, rejected = [prompt_and_completion(p.chosen) for p in found], [prompt_and_completion(p.rejected) for p in found]
     batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
     margin[:len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]
@@ -73,33 +71,3 @@ def scored(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: R
     return {**batch, "margin": margin, "pairs": real, "weights": tokens}
 
 
-def whole(row: Row) -> NDArray[np.int32]:
-    return np.concatenate([row.prompt, row.completion]).astype(np.int32)
-
-
-def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
-    """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where that is known; mean
-    margin; calibration: mean |share right − what σ(margin) says| over ten bins (expected calibration error)."""
-    scores = scorer.scores(params, [whole(side) for pair in held for side in (pair.chosen, pair.rejected)])
-    apart = (scores[0::2] - scores[1::2]).astype(np.float64)
-    right = apart > 0
-    share = wilson(int(right.sum()), len(right))
-    parts = {name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()}
-    return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(held), "by_part": parts,
-            "margin": float(apart.mean()), "calibration_error": calibration_error(apart)}
-
-
-def calibration_error(apart: NDArray[np.float64]) -> float:
-    """A margin m claims that its sign is right with probability σ(|m|); pairs are put into ten bins by that claim."""
-    claimed = 1 / (1 + np.exp(-np.abs(apart)))
-    bins = np.minimum(((claimed - 0.5) * 20).astype(int), 9)
-    off = [abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean())) * int((bins == b).sum())
-           for b in set(bins.tolist())]
-    return sum(off) / max(len(apart), 1)
-
-
-def figures(marks: Mapping[str, Any]) -> str:
-    """One line for people."""
-    low, high = marks["interval"]
-    parts = "".join(f", {name} {n}/{of}" for name, (n, of) in sorted(marks["by_part"].items()))
-    return f"{marks['accuracy']:.1%} of {marks['pairs']} held-out pairs ranked rightly [{low:.1%}, {high:.1%}]{parts}"

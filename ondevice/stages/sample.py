@@ -10,25 +10,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ondevice.common.clock import ticks
+from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import SampleConfig
-from ondevice.context import Context, Made
-from ondevice.data.chat import with_template_kwargs
-from ondevice.errors import Interrupted, UserError
-from ondevice.models.folder import load_writer
-from ondevice.ratings import Ratings, Response
-from ondevice.ratings_store import FILE
-from ondevice.rollout import Sampled, Sampler
-from ondevice.runfolder import ticks
-from ondevice.stages.asked import Asked, prompts
-from ondevice.stages.wanted import Wanted
+from ondevice.data.chat_encoding import with_template_kwargs
+from ondevice.datasets.prompts import Prompt, prompts
+from ondevice.datasets.spec import DataSpec
+from ondevice.models.load import load_generative
+from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.sqlite_store import FILE
+from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.runs.context import Context, StageResult
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
 TOGETHER = 64  # prompts between two commits
 
 
-def run(cfg: SampleConfig, ctx: Context) -> Made:
-    model = load_writer(cfg.model, ctx.backend)
-    models = [model] if not cfg.other else [model, load_writer(cfg.other, ctx.backend)]
+def run(cfg: SampleConfig, ctx: Context) -> StageResult:
+    model = load_generative(cfg.model, ctx.backend)
+    models = [model] if not cfg.other else [model, load_generative(cfg.other, ctx.backend)]
     model, *_ = models = [
         replace(m, tokenizer=with_template_kwargs(m.tokenizer, cfg.chat_template_kwargs)) for m in models]
     if len({m.tokenizer.sha256() for m in models}) > 1:
@@ -36,7 +36,7 @@ def run(cfg: SampleConfig, ctx: Context) -> Made:
     samplers = [Sampler(m, ctx.backend, temperature=cfg.temperature, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed,
                         top_k=cfg.top_k, top_p=cfg.top_p, batch_size=cfg.batch_size) for m in models]
     names = [source_name(Path(m.folder)) for m in models]
-    asked = prompts(Wanted.of(cfg), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
+    asked = prompts(DataSpec.of(cfg), "all", model, cfg.max_new_tokens, ctx)[:cfg.prompts or None]
     batch = f"{'-'.join(names)}-{ctx.fingerprint.get('model', '')[:6]}-{cfg.seed}"
     queued = 0
     with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
@@ -68,7 +68,7 @@ def run(cfg: SampleConfig, ctx: Context) -> Made:
             + (f"; {alike:,} whose answers were all the same are left out" if alike else ""))
     if not before and not queued:
         raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
-    return Made(None, {"queued": len(before) + queued, "alike": alike})
+    return StageResult(None, {"queued": len(before) + queued, "alike": alike})
 
 
 def per_prompt(cfg: SampleConfig) -> int:
@@ -90,7 +90,7 @@ def distinct(drawn: Sequence[Sequence[Sampled]], names: Sequence[str], n: int, c
     return list(chosen.values())
 
 
-def about(asked: Asked, number: int) -> dict[str, object]:
+def about(asked: Prompt, number: int) -> dict[str, object]:
     """What is kept of a prompt beside its text: whatever the data knows of it."""
     plain = {k: v for k, v in asked.known.items() if isinstance(v, str | int | float | bool)}
     return {"number": number, **plain}

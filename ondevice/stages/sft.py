@@ -6,42 +6,42 @@ too long is cut and counted, one without a target is left out and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ondevice.common.errors import UserError
 from ondevice.config.stages import SFTConfig
-from ondevice.context import Context
-from ondevice.data.chat import ChatRow, add_template
-from ondevice.data.completions import CompletionSource, counted_answers
-from ondevice.data.sources import ChatSource
-from ondevice.data.stored import ChatRows
-from ondevice.data.truncation import cut_where
-from ondevice.errors import UserError
-from ondevice.loop import fit
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, writer
-from ondevice.models.names import shapes
-from ondevice.models.network import packs
-from ondevice.stages import material
-from ondevice.stages.answers import sampler
-from ondevice.stages.start import load_start, with_adapter
-from ondevice.stages.wanted import Wanted
+from ondevice.data.chat_encoding import ChatRow, add_template
+from ondevice.datasets import text_and_chats
+from ondevice.datasets.objectives import _where_cut, rows_of
+from ondevice.datasets.spec import DataSpec
+from ondevice.inference.fixed_prompts import sampler
+from ondevice.models.model import Model, require_generative
+from ondevice.models.network import supports_packing
+from ondevice.models.shapes import shapes
+from ondevice.runs.context import Context
+from ondevice.stages.tuning import load_start, with_adapter
+from ondevice.training.loop import fit
+from ondevice.training.losses import causal_lm_loss
+
+_LOOKED_AT = 10_000  # rows of which empty answers are counted
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_adapter(with_template(writer(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
+    model = with_adapter(with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
+    rows = rows_of(cfg, model)  # what the architecture cannot do is refused before anything that a number could mend
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
                         where="sequence_length", hint="give as many or fewer")
-    found = material.chats(Wanted.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
-    if cfg.packing and not packs(model.cfg):
+    found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
+    if cfg.packing and not supports_packing(model.cfg):
         ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
-    rows = rows_of(cfg, model)
-    train = material.replayed(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
+    _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
+    train = text_and_chats.with_replay(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
                               model.tokenizer, ctx) if cfg.replay else found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
@@ -59,29 +59,11 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     return model.with_params(params)
 
 
-def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
-    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
-    Raises UserError for settings that only the first can keep."""
-    common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
-    start = model.network.start
-    if start is None:
-        return partial(ChatSource, **common, packing=cfg.packing and packs(model.cfg), loss_on=cfg.loss_on)
-    for name, usual in (("loss_on", "assistant"), ("replay", "")):
-        if getattr(cfg, name) != usual:
-            raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
-
-    def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
-        answers, skipped = counted_answers(ChatRows.of(chats))
-        return CompletionSource(answers, **common, start=start, tokenizer=model.tokenizer, accumulate=accumulate,
-                                skipped=skipped)
-    return source
-
-
-def _where_cut(source: Any, model: Model) -> str:
-    """Of prompts that are read beside their answers: at which end they are cut."""
-    if model.network.start is None or not source.truncated:
-        return ""
-    return f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"
+def _tell_of_empty_answers(rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: Context) -> None:
+    """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a word."""
+    empty = sum(bool(row.mask.any()) and bool(special[row.ids[row.mask]].all()) for row in rows)
+    if empty > 0.01 * len(rows):
+        ctx.warn(f"{empty} of {len(rows)} chats have empty answers: of them the stop token alone is learned")
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
@@ -97,7 +79,7 @@ def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
-    if not packs(model.cfg):
+    if not supports_packing(model.cfg):
         raise UserError(f"needs new tokens, for which a {model.cfg.model_type} model has no room here",
                         where="chat_template", hint="take plain, which needs none")
     if cfg.adapter != "none":

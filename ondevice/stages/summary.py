@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ondevice import events
-from ondevice.achieved import achieved, worse
-from ondevice.context import Context
+from ondevice.common.progress import duration
+from ondevice.common.sanitize import sanitize
 from ondevice.data.tokenizer import Tokenizer
-from ondevice.inert import inert
-from ondevice.models.folder import Model
-from ondevice.progress import duration
-from ondevice.recovery import finite
+from ondevice.models.model import Model
+from ondevice.reports.achieved import achieved, worse
+from ondevice.runs import events
+from ondevice.runs.context import Context
+from ondevice.runs.recovery import finite
 
-UNITS = ("tokens", "pairs", "texts", "problems", "prompts")
+UNITS = ("tokens", "pairs", "completions", "texts", "problems", "prompts")
 """What held-out figures are taken over: the names of their counts."""
 
 
@@ -82,7 +82,7 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
     """Some lines for a person. `record` is what done.json holds."""
     spent = f"{duration(record['seconds'])} ({record['cpu_seconds']:.0f} CPU seconds)"
     low = model.adapter
-    kind = f"an adapter beside {inert(low.base, newlines=False)}" if low else model.cfg.model_type
+    kind = f"an adapter beside {sanitize(low.base, newlines=False)}" if low else model.cfg.model_type
     weights = sum(math.prod(model.params[n].shape) for n in low.trained) if low else model.size
     lines = [f"{ctx.name}: done in {spent}"]
     if ended.steps:
@@ -94,7 +94,7 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
         lines.append(f"             that is worse than before the first step: {ended.figure}")
     if exam := _exam(record.get("marks") or {}):
         lines.append(f"  exam       {exam}")
-    lines.append(f"  model      {inert(str(ctx.folder.model), newlines=False)} ({kind}, "
+    lines.append(f"  model      {sanitize(str(ctx.folder.model), newlines=False)} ({kind}, "
                  f"{weights:,} parameters{' trained' if low else ''}, {model.tokenizer.vocab_size:,} tokens in its "
                  "vocabulary)")
     return "\n".join(lines)

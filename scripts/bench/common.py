@@ -107,12 +107,12 @@ def sentences(seed: str, low: int, high: int) -> Iterator[str]:
 
 def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
     """One Hugging Face folder of random weights, a stream of tokens, chats and prompts for a size."""
-    from ondevice.backend import load_backend
     from ondevice.config.stages import InitConfig
-    from ondevice.data.sources import TextSource
+    from ondevice.data.batches import TextSource
     from ondevice.data.tokenizer import train_tokenizer
-    from ondevice.models.folder import write_model
-    from ondevice.stages.initialize import initial_weights, model_config
+    from ondevice.models.save import write_model
+    from ondevice.seam.select import load_backend
+    from ondevice.stages.init import initial_weights, model_config
 
     shape, folder = SIZES[size], work / size
     (folder / "model").mkdir(parents=True)
@@ -166,12 +166,13 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
 
     `pairs.json` has the same pairs as ids, in the order in which our source deals them.
     """
-    from ondevice.backend import load_backend
-    from ondevice.data.chat import prompt_ids
-    from ondevice.data.token_pairs import to_tokens
-    from ondevice.models.folder import load_model, write_model
-    from ondevice.models.heads import with_head
-    from ondevice.randomness import permutation
+    from ondevice.common.rng import permutation
+    from ondevice.data.chat_encoding import prompt_ids
+    from ondevice.data.preference_batches import to_tokens
+    from ondevice.models.load import load_model
+    from ondevice.models.save import write_model
+    from ondevice.models.score_head import with_head
+    from ondevice.seam.select import load_backend
 
     shape, folder = SIZES[size], work / size
     backend = load_backend(backend_name, "cpu")

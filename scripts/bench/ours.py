@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 from common import Job, Meter
 
-from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
-from ondevice.context import Context
-from ondevice.data.chat import encode_chat
-from ondevice.data.sources import ChatSource, TextSource
-from ondevice.decoding import Generator, Sampling
-from ondevice.events import EventWriter
-from ondevice.loop import fit, optim_settings
-from ondevice.losses import causal_lm_loss
-from ondevice.models.folder import Model, load_model
-from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.data.batches import ChatSource, TextSource
+from ondevice.data.chat_encoding import encode_chat
+from ondevice.inference.generator import Generator, Sampling
+from ondevice.models.load import load_model
+from ondevice.models.model import Model
+from ondevice.runs.context import Context
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
+from ondevice.training.loop import fit, optim_settings
+from ondevice.training.losses import causal_lm_loss
 
 
 class Listening(EventWriter):
@@ -96,7 +98,7 @@ def _first_loss(job: Job, backend: Backend, model: Model) -> float:
     """The first chats' loss in rows of their own, for comparison with a peer that orders its batches otherwise."""
     rows = [row for chat in job.chats()[:job.shape.chats] for row in encode_chat(chat["messages"], model.tokenizer)]
     source = ChatSource(rows, sequence_length=job.shape.length, batch_size=len(rows), packing=False)
-    loss = backend.evaluate(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
+    loss = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
     return float(backend.numpy(loss(model.params, source.batch(0)[0])))
 
 

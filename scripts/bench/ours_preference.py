@@ -12,15 +12,17 @@ from typing import Any
 from common import Job, Meter
 from ours import Listening
 
-from ondevice.backend import Backend, load_backend
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
-from ondevice.context import Context
-from ondevice.decoding import Generator
-from ondevice.rewards.rewards import Rewards
-from ondevice.rollout import Sampler, Scorer
-from ondevice.runfolder import RunFolder, StopRequest
+from ondevice.inference.generator import Generator
+from ondevice.rewards.scorer import Rewards
+from ondevice.rl.rollout import Sampler
+from ondevice.runs.context import Context
+from ondevice.runs.folder import RunFolder, StopRequest
+from ondevice.seam.protocols import Backend
+from ondevice.seam.select import load_backend
 from ondevice.stages import dpo, grpo, ppo, reward
+from ondevice.training.sequence_logprobs import Scorer
 
 
 class Done(Exception):

@@ -10,7 +10,7 @@ from peer_transformers import Marking, arguments, counting, load
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from ondevice.randomness import permutation
+from ondevice.common.rng import permutation
 
 
 def main() -> None:

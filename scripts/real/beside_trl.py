@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from common import peak_rss  # noqa: E402
@@ -93,11 +93,11 @@ class Done(Exception):
 # ---- ours -----------------------------------------------------------------------------------------------------------
 def context(job: Job, emit: Callable[..., None]) -> Any:
     """Surroundings of our stage, whose events go to `emit`."""
-    from ondevice.backend import load_backend
     from ondevice.config.corpus import CorpusConfig
-    from ondevice.context import Context
-    from ondevice.events import EventWriter
-    from ondevice.runfolder import RunFolder, StopRequest
+    from ondevice.runs.context import Context
+    from ondevice.runs.events import EventWriter
+    from ondevice.runs.folder import RunFolder, StopRequest
+    from ondevice.seam.select import load_backend
 
     class Listening(EventWriter):
         def emit(self, event: str, step: int | None = None, **fields: Any) -> None:
@@ -110,14 +110,15 @@ def context(job: Job, emit: Callable[..., None]) -> Any:
 
 def prepare(job: Job) -> None:
     """Rows that are short enough, what our stage makes of them in the order in which it deals them, and its adapter."""
+    from ondevice.common.rng import permutation
     from ondevice.data.readers import read
-    from ondevice.models.folder import write, writer
-    from ondevice.models.heads import with_head
-    from ondevice.randomness import permutation
-    from ondevice.stages.start import load_start, with_adapter
+    from ondevice.models.model import require_generative
+    from ondevice.models.save import write
+    from ondevice.models.score_head import with_head
+    from ondevice.stages.tuning import load_start, with_adapter
 
     ctx, cfg = context(job, lambda *args, **fields: None), job.config()
-    model = writer(load_start(job.model, cfg, ctx))
+    model = require_generative(load_start(job.model, cfg, ctx))
     rows, count = [row for row, _ in read(job.data)], job.steps * job.rows
     each = ((rows[i], encoded(job, rows[i], model.tokenizer)) for i in permutation(job.seed, "beside", 0, len(rows)))
     found = list(islice(((row, ids) for row, ids in each if ids), count + job.held))
@@ -136,9 +137,9 @@ def prepare(job: Job) -> None:
 
 def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
     """A row's ids by TRL's names; None for one that is too long or cannot be read."""
-    from ondevice.data.chat import encode_chat
+    from ondevice.data.chat_encoding import encode_chat
     from ondevice.data.formats import BadRow, to_chat, to_pair
-    from ondevice.data.token_pairs import to_tokens
+    from ondevice.data.preference_batches import to_tokens
 
     try:
         if job.stage == "sft":
@@ -157,7 +158,7 @@ def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int
 
 def ours(job: Job) -> Meter:
     """Our stage as it is, until it has measured after its last step."""
-    from ondevice.loop import held_out_figures
+    from ondevice.training.loop import heldout_metrics
 
     meter = Meter()
     stage: Any = import_module(f"ondevice.stages.{job.stage}")
@@ -172,7 +173,7 @@ def ours(job: Job) -> Meter:
             raise Done
 
     def measured_first(model: Any, loss: Any, source: Any, held: Any, ctx: Any, cfg: Any, **more: Any) -> Any:
-        measure = held if callable(held) else held_out_figures(loss, held, ctx, cfg)
+        measure = held if callable(held) else heldout_metrics(loss, held, ctx, cfg)
         found = measure(model.params)
         meter.before = {name: found[name] for name in FIELDS[job.stage]}
         return fit(model, loss, source, held, ctx, cfg, **more)
@@ -270,7 +271,7 @@ def held_out(job: Job, model: Any, rows: Sequence[dict[str, list[int]]]) -> dict
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 def table(job: Job) -> str:
-    from ondevice.rating_stats import wilson
+    from ondevice.common.intervals import wilson
 
     mine, other = (json.loads(job.file(f"{who}.json").read_text()) for who in ("ours", "trl"))
     names = FIELDS[job.stage]

@@ -23,10 +23,10 @@ Measured = tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]  # ids, lo
 
 
 def ours(backend_name: str, folder: str, tokens: int) -> Measured:
-    from ondevice.backend import load_backend
-    from ondevice.data.chat import prompt_ids
-    from ondevice.decoding import Generator, Sampling
-    from ondevice.models.folder import load_model
+    from ondevice.data.chat_encoding import prompt_ids
+    from ondevice.inference.generator import Generator, Sampling
+    from ondevice.models.load import load_model
+    from ondevice.seam.select import load_backend
 
     backend = load_backend(backend_name, device="cpu", dtype="float32")
     began = time.process_time()

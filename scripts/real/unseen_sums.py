@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from ondevice.config.corpus import CorpusConfig
-from ondevice.rewards.tasks import problems
+from ondevice.rewards.problems import problems
 from ondevice.stages.grpo import HELD
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ondevice.common.errors import UserError
+from ondevice.common.processes import Access
 from ondevice.config.load import read_yaml
-from ondevice.errors import UserError
-from ondevice.models.snapshot import is_name
-from ondevice.processes import Access
+from ondevice.hub.snapshot import is_name
 
 _RECIPES = ("run", "runs")  # commands whose settings stand in a file
 

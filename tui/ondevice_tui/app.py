@@ -20,15 +20,15 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.worker import WorkerFailed
 
-from ondevice import processes
+from ondevice.common import processes
+from ondevice.common.errors import UserError
+from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.inert import inert
-from ondevice.runfolder import RunFolder
-from ondevice_tui import imports, runner
+from ondevice.runs.folder import RunFolder
+from ondevice_tui import imports, stage_processes
 from ondevice_tui.messages import ChildEnded, MachineRead, RunsRead
-from ondevice_tui.reading import RunsReader
 from ondevice_tui.remembered import Remembered
+from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.screens.page import Page, of_textual
 from ondevice_tui.screens.road import RoadScreen
 from ondevice_tui.trouble import Steady, write_trouble
@@ -65,7 +65,7 @@ class OndeviceApp(Steady, App[str]):
     TITLE = "ondevice"
     MODES: ClassVar[dict[str, Any]] = {
         "road": RoadScreen, "train": later("train", "TrainScreen"), "ladder": later("ladder", "LadderScreen"),
-        "chat": later("chat", "ChatScreen"), "reason": later("reason", "ReasonScreen"),
+        "chat": later("chat", "ChatScreen"), "reason": later("rewards", "ReasonScreen"),
         "rate": later("rate", "RateScreen"), "push": later("push", "PushScreen")}
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
@@ -98,7 +98,7 @@ class OndeviceApp(Steady, App[str]):
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
         self.talk_with = ("", 0)  # the stage whose model was asked for (empty: the run's newest), and how many times
         self.machine = "looking at this machine …"
-        self.started: list[runner.Child] = []
+        self.started: list[stage_processes.Child] = []
         self._look_at_machine = look_at_machine
         self._reading = False
         for theme in (DARK, LIGHT):
@@ -209,7 +209,7 @@ class OndeviceApp(Steady, App[str]):
             self.post_message(MachineRead(f"`ondevice doctor` failed: {problem}"))
         finally:
             if doctor.returncode is None:
-                runner.end(doctor)
+                stage_processes.end(doctor)
                 await doctor.wait()
 
     def on_machine_read(self, message: MachineRead) -> None:
@@ -227,7 +227,7 @@ class OndeviceApp(Steady, App[str]):
             self.say("it is starting already: loading takes some seconds")
             return False
         try:
-            child = runner.start(words, run)
+            child = stage_processes.start(words, run)
         except (OSError, UserError) as problem:
             self.say(f"could not start: {problem}", bad=True)
             return False
@@ -246,7 +246,7 @@ class OndeviceApp(Steady, App[str]):
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """A toast. The one place that makes them: text is made inert, and read as no markup."""
-        self.notify(inert(text, limit=1500), severity="error" if bad else "information", markup=False,
+        self.notify(sanitize(text, limit=1500), severity="error" if bad else "information", markup=False,
                     timeout=15 if bad else 5)
 
     def keep(self, name: str, value: Any) -> None:
@@ -340,5 +340,5 @@ def main() -> int:
     app = OndeviceApp(survives=True)
     said = app.run()
     if said:
-        print(inert(said, limit=None), end="")
+        print(sanitize(said, limit=None), end="")
     return app.return_code or 0

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ondevice.common.errors import UserError
 from ondevice.config.load import parse_yaml
-from ondevice.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,18 @@ from __future__ import annotations
 import importlib
 import sys
 
-FOR_READING_RUNS = ("yaml", "encodings.utf_8_sig", "ondevice.ratings")
+FOR_READING_RUNS = ("yaml", "encodings.utf_8_sig", "ondevice.preferences.database")
 # In the order in which a person may want them. Each is imported between two keys: none takes long by itself.
 AHEAD = (
-    *FOR_READING_RUNS, "ondevice_tui.screens.train", "ondevice_tui.screens.ladder", "ondevice_tui.screens.choose",
-    "ondevice_tui.screens.start", "ondevice_tui.screens.ask", "ondevice_tui.screens.help", "numpy", "numpy.random",
+    *FOR_READING_RUNS, "ondevice_tui.screens.train", "ondevice_tui.screens.ladder", "ondevice_tui.screens.new_run",
+    "ondevice_tui.screens.start", "ondevice_tui.screens.confirm", "ondevice_tui.screens.help", "numpy", "numpy.random",
     "numpy.ma", "email.parser",  # by which importlib.metadata reads our version, for each vote
-    "ondevice_tui.screens.reason", "ondevice.rating", "ondevice_tui.screens.rate",
-    "ondevice_tui.screens.chat", "ondevice_tui.screens.push", "ondevice_tui.screens.choose_model",
-    "ondevice_tui.screens.more_pairs", "ondevice_tui.screens.votes", "ondevice.cli", "ondevice.machine",
-    "ondevice.pairs", "ondevice.rating_stats", "ondevice.rating_files", "ondevice.figures", "ondevice.report",
+    "ondevice_tui.screens.rewards", "ondevice.preferences.terminal", "ondevice_tui.screens.rate",
+    "ondevice.inference.conversations", "ondevice_tui.screens.chat", "ondevice_tui.screens.push",
+    "ondevice_tui.screens.choose_model", "ondevice_tui.screens.choose_chat",
+    "ondevice_tui.screens.sample_pairs", "ondevice_tui.screens.vote_statistics", "ondevice.cli", "ondevice.seam.doctor",
+    "ondevice.preferences.pairs", "ondevice.preferences.agreement", "ondevice.preferences.import_export",
+    "ondevice.reports.results", "ondevice.reports.report",
     "ondevice.config.corpus", "ondevice.data.builtin", "ondevice.data.formats", "ondevice.data.readers")
 
 

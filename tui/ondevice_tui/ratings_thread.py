@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from ondevice.errors import UserError
-from ondevice.ratings import Ratings
-from ondevice.ratings_repair import open_for_rating
-from ondevice.ratings_store import ratings_file
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.repair import open_for_rating
+from ondevice.preferences.sqlite_store import ratings_file
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ondevice.checkpoint import write_file
-from ondevice.errors import UserError
+from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
 
 
 def settings_file() -> Path:

@@ -29,6 +29,7 @@ class Series:
     def __init__(self, limit: int = BUCKETS) -> None:
         self.limit, self.width = limit, 1
         self.points = 0
+        self.whole = True  # a count: every value was a whole number
         self.last: float | None = None
         self._x, self._low, self._high, self._sum = array("d"), array("d"), array("d"), array("d")
         self._count, self._gaps = array("l"), array("l")
@@ -52,6 +53,8 @@ class Series:
             self.last, self._open = None, (low, high, total, count, gaps + 1)
             return
         self.last = value
+        if value.__class__ is not int:
+            self.whole = False
         self._open = (value if value < low else low, value if value > high else high, total + value, count + 1, gaps)
 
     def _settle(self) -> None:

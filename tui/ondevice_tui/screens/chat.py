@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,20 +15,31 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Input
 
+from ondevice.common.errors import UserError
+from ondevice.common.progress import number
 from ondevice.config.load import from_mapping
+from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig
-from ondevice.errors import UserError
-from ondevice.progress import number
-from ondevice.ratings import Response
-from ondevice_tui.fields import field_help, fields_of, settings
-from ondevice_tui.model import ModelProcess, Refused, WorkerGone, memory_warning, models_in, sampling_defaults
+from ondevice.inference.conversations import Conversation, load, new_file, save, saved
+from ondevice.preferences.database import Response
+from ondevice_tui.fields import fields_of, settings
+from ondevice_tui.screens.choose_chat import ChooseChat
 from ondevice_tui.screens.choose_model import ChooseModel
-from ondevice_tui.screens.keep import Keep, Kept
-from ondevice_tui.screens.page import Card, Page, titled
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, lines
+from ondevice_tui.screens.keep_pair import Keep, Kept
+from ondevice_tui.screens.page import Card, Page
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
+from ondevice_tui.worker_client import (
+    ModelProcess,
+    Refused,
+    WorkerGone,
+    memory_warning,
+    models_in,
+    sampling_defaults,
+)
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here
+KWARGS = "chat_template_kwargs"
 SHOWN_TURNS = 60  # older ones stay in the conversation, but off the screen
 
 NO_MODEL = "No model yet. esc goes home; n begins a run, and every finished stage can be talked to."
@@ -45,6 +57,10 @@ class Pane(Vertical):
         self.writing = ""
         self.told = ""
         self.pace = ""
+        self.setting = ""  # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
+        self.file: Path | None = None  # that this conversation is kept in, once somebody has saved it
+        self.saved = 0  # turns in it
+        self.ready: dict[str, Any] = {}  # what the model's process said of it, once it has been loaded
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as scroll:
@@ -55,9 +71,29 @@ class Pane(Vertical):
     def name_shown(self) -> str:
         return self.model[0] if self.model else "no model"
 
+    @property
+    def reads(self) -> list[str]:
+        """What the chat template may be told, once that is known."""
+        return [str(name) for name in self.ready.get("template_reads") or []]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What the chat template is told: what a person has set, else what it was told in training."""
+        if self.setting:
+            given = parse_template_kwargs(self.setting)
+            return {name: value for name, value in given.items() if not self.ready or name in self.reads}
+        trained = self.ready.get("template_kwargs")
+        return trained if isinstance(trained, dict) else {}
+
     def add(self, role: str, text: str) -> None:
         self.turns.append({"role": role, "content": text})
         self.speakers.append(self.name_shown)
+
+    def begin(self, turns: Sequence[dict[str, str]] = (), speakers: Sequence[str] = (),
+              file: Path | None = None) -> None:
+        """Another conversation, or none."""
+        self.turns, self.speakers, self.file, self.saved = list(turns), list(speakers), file, len(turns)
+        self.told, self.pace = "", ""
 
     def take_back(self) -> None:
         """The last turn: no answer came to it."""
@@ -68,8 +104,8 @@ class Pane(Vertical):
         who = _stage_of(self.name_shown)
         rows = []
         for turn, by in list(zip(self.turns, self.speakers, strict=True))[-SHOWN_TURNS:]:
-            mine = turn["role"] == "user"
-            rows += [content("you" if mine else _stage_of(by), "bold $muted" if mine else "bold $primary"),
+            who_said = {"user": "you", "system": "system"}.get(turn["role"], _stage_of(by))
+            rows += [content(who_said, "bold $primary" if turn["role"] == "assistant" else "bold $muted"),
                      content(turn["content"].strip() or "(nothing)"), content("")]
         if self.writing:
             rows += [content(who, "bold $primary"), content(self.writing + "▌")]
@@ -77,7 +113,8 @@ class Pane(Vertical):
             rows.append(content(self.told, "$muted"))
         self.query_one(SafeText).show(lines(rows) if rows else content(
             "Write below, Enter sends. The first answer waits for the model to load.", "$muted"))
-        titled(self, self.name_shown, self.pace)
+        told = [f"{name} {json.dumps(value)}" for name, value in self.kwargs.items()]
+        titled(self, " · ".join([self.name_shown, *told]), self.pace)
         self.query_one(VerticalScroll).scroll_end(animate=False)
 
     async def let_go(self) -> None:
@@ -95,13 +132,22 @@ when you leave this screen. A model before sft has no chat format: it continues 
 It begins with the model of the run and stage that you come from. Another model goes on with the conversation that \
 stands there; ctrl+n begins anew. With a second model beside it, both get the same messages and the same draws.
 
+A chat template is told what it was told when the model was trained (a switch for thinking, for example): the box \
+shows it beside the model's name, and ctrl+e changes it.
+
+ctrl+s saves the conversation into the run's folder chats/, with the model's name and the settings, as a row that sft \
+reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
+
 ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model; it goes on with the conversation"),
         Binding("ctrl+o", "second", "second", tooltip="A second model beside it: it takes the talk up; or none"),
-        Binding("ctrl+e", "settings", "settings", priority=True, tooltip="Temperature, top-p, length, seed"),
+        Binding("ctrl+e", "settings", "settings", priority=True,
+                tooltip="Temperature, top-p, length, seed, what the chat template is told"),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
+        Binding("ctrl+s", "save", "save", priority=True, tooltip="Save the conversation as a row that sft reads"),
+        Binding("ctrl+l", "load", "load", priority=True, tooltip="Go on with a saved conversation of this run"),
         Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
         Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
         Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", priority=True,
@@ -126,7 +172,7 @@ second model's is taken), and you say which is better."""
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
-        self.sampling = self.ui.remembered.get("sampling", _samples) or self.sampling
+        self.sampling |= self.ui.remembered.get("sampling", _samples) or {}
         self.query_one("#say").focus()
 
     @property
@@ -221,7 +267,7 @@ second model's is taken), and you say which is better."""
         pane.show()
         process = ModelProcess(pane.model[1])
         pane.process = process
-        ready = await process.open()
+        pane.ready = ready = await process.open()
         pane.told = "" if ready.get("chat") else "This model has no chat format: it continues your text."
         pane.show()
 
@@ -232,7 +278,7 @@ second model's is taken), and you say which is better."""
         chats = bool(process.ready.get("chat"))
         asked: dict[str, Any] = {"messages": pane.turns} if chats else {"text": said}
         shown = time.monotonic()
-        sampling = dict(self.sampling)
+        sampling = {**self.sampling, KWARGS: self._setting_of(pane)}
         async for event in process.ask(sampling, number=len(pane.turns), **asked):
             kind = event.get("event")
             if kind == "token":
@@ -248,6 +294,14 @@ second model's is taken), and you say which is better."""
             elif kind == "done":
                 pane.add("assistant", str(event.get("text", "")))
                 pane.told, pane.pace = _ending(event, sampling, process.ready.get("context")), _pace(event)
+
+    def _setting_of(self, pane: Pane) -> str:
+        """What a person has set for the chat template. A name that only the other model's template reads is not for
+        this one."""
+        given = parse_template_kwargs(pane.setting)
+        others = [name for other in self.panes if other is not pane for name in other.reads]
+        mine = {name: value for name, value in given.items() if name in pane.reads or name not in others}
+        return pane.setting if mine == given else json.dumps(mine)
 
     def _give_back(self, said: str) -> None:
         """What was not answered stands in the input again, unless something else was typed meanwhile."""
@@ -268,7 +322,67 @@ second model's is taken), and you say which is better."""
             self.ui.say("the answer is still being written; ctrl+x stops it")
             return
         for pane in self.all_panes:
-            pane.turns, pane.speakers, pane.told, pane.pace = [], [], "", ""
+            pane.begin()
+            pane.show()
+
+    def action_save(self) -> None:
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        elif not any(pane.turns for pane in self.panes):
+            self.ui.say("nothing to save yet: ask something first")
+        else:
+            self.run_worker(self._save([pane for pane in self.panes if pane.turns]), group="kept")
+
+    async def _save(self, panes: list[Pane]) -> None:
+        """Each conversation in a file of its own, in the run of its model; in a thread, for a disk may be slow."""
+        told = []
+        for pane in panes:
+            assert pane.model is not None
+            stage = Path(pane.model[1]).parent
+            spoke = list(dict.fromkeys(by for by, turn in zip(pane.speakers, pane.turns, strict=True)
+                                       if turn["role"] == "assistant"))
+            made = Conversation(list(pane.turns), spoke[0] if len(spoke) == 1 else spoke,
+                                {**self.sampling, KWARGS: pane.setting}, pane.kwargs)
+            file = pane.file or new_file(stage.parent, stage.name)
+            try:
+                await asyncio.to_thread(save, file, made)
+            except UserError as problem:
+                self.ui.say(f"not saved: {problem}", bad=True)
+                return
+            pane.file, pane.saved = file, len(made.messages)
+            told.append(f"{file.parent.parent.name}/{file.parent.name}/{file.name}")
+        self.ui.say(f"saved as {' and '.join(told)}: a row that sft reads")
+
+    def action_load(self) -> None:
+        """A saved conversation of the model's run goes on."""
+        first = self.all_panes[0]
+        run = Path(first.model[1]).parent.parent if first.model else None
+        known = saved(run) if run is not None else []
+        if self.busy:
+            self.ui.say("the answer is still being written; ctrl+x stops it")
+        elif not known:
+            self.ui.say("this run has no saved conversation yet: ctrl+s saves this one")
+        elif len(first.turns) > first.saved:
+            self.ui.say("what was said here is not saved: ctrl+s saves it, ctrl+n begins anew")
+        else:
+            self.app.push_screen(ChooseChat(known), self._take_chat)
+
+    def _take_chat(self, file: Path | None) -> None:
+        if file is None:
+            return
+        try:
+            found = load(file)
+        except UserError as problem:
+            self.ui.say(str(problem), bad=True)
+            return
+        by = found.model if isinstance(found.model, str) else " and ".join(map(str, found.model))
+        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in found.messages]
+        for pane in self.panes:
+            pane.begin(turns, [by] * len(turns), file if pane is self.all_panes[0] else None)
+        if _samples(found.sampling):
+            self._set({**self.sampling, **found.sampling})
+        self.all_panes[0].told = f"Saved in {file.name}; {self.all_panes[0].name_shown} goes on with it."
+        for pane in self.panes:
             pane.show()
 
     def action_scroll(self, by: int) -> None:
@@ -349,11 +463,16 @@ second model's is taken), and you say which is better."""
             return
         pane, first = self.all_panes[at], self.all_panes[0]
         pane.display = True
-        pane.model, pane.told, pane.pace = model, "", ""
+        another, pane.told, pane.pace = pane.model not in (None, model), "", ""
+        if pane.model != model:
+            pane.model, pane.ready = model, {}
         if at:
-            pane.turns, pane.speakers = list(first.turns), list(first.speakers)
+            pane.begin(first.turns, first.speakers)
         if pane.turns:
             pane.told = f"From here on {model[0]} answers. ctrl+n begins anew."
+        if another and not at and self.sampling[KWARGS]:
+            self._set({**self.sampling, KWARGS: ""})
+            self.ui.say("its chat template is told what it was told in training again; ctrl+e changes it")
         self.run_worker(pane.let_go(), group="closing")
         pane.show()
 
@@ -366,13 +485,19 @@ second model's is taken), and you say which is better."""
             self.run_worker(second.let_go(), group="closing")
 
     def action_settings(self) -> None:
-        self.app.push_screen(Settings(self.sampling), self._take_settings)
+        self.app.push_screen(Settings(self.sampling, [pane.ready for pane in self.panes]), self._take_settings)
 
     def _take_settings(self, made: dict[str, Any] | None) -> None:
         if made is not None:
-            self.sampling = made
-            self.ui.keep("sampling", made)
-            self._show_top()
+            self._set(made)
+            self.ui.keep("sampling", {**made, KWARGS: ""})  # these are for one model's template
+
+    def _set(self, sampling: dict[str, Any]) -> None:
+        self.sampling = sampling
+        for pane in self.all_panes:
+            pane.setting = sampling[KWARGS]
+            pane.show()
+        self._show_top()
 
     def on_unmount(self) -> None:
         for pane in self.all_panes:
@@ -386,35 +511,70 @@ class Settings(Card[dict[str, Any] | None]):
     AUTO_FOCUS = "Input"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: dict[str, Any], models: Sequence[dict[str, Any]]) -> None:
         super().__init__()
         self._values = values
+        self._models = [ready for ready in models if ready]  # of those that have been loaded, what they said
         self._specs = [spec for spec in fields_of(SamplingConfig) if spec.name in values]
+        self._helps = {spec.name: spec.help for spec in self._specs}
+        self._helps[KWARGS] = f"{self._of_templates()} {self._helps[KWARGS]}"
 
     def compose(self) -> ComposeResult:
-        helps = field_help(SamplingConfig)
         with VerticalScroll(id="card") as card:
             titled(card, "how answers are drawn", "Enter takes them   esc leaves")
             for spec in self._specs:
                 with Horizontal(classes="field-row"):
                     yield SafeText(spec.name, classes="field-name")
                     yield SafeInput(spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}")
-                yield SafeText(helps[spec.name], "$muted", classes="field-help")
+                yield SafeText(self._helps[spec.name], "$muted", classes="field-help", id=f"help-{spec.name}")
             yield SafeText(id="settings-verdict")
+
+    def _say_wrong(self, problem: UserError) -> None:
+        """Under the field at fault, which gets the cursor; under all of them where it is not one of these."""
+        at_field = problem.where in self._helps
+        self.query_one("#settings-verdict", SafeText).show("" if at_field else f"✗ {problem}", "$error")
+        for name, told in self._helps.items():
+            wrong = ((f"✗ {problem}  ", "$error"),) if name == problem.where else ()
+            self.query_one(f"#help-{name}", SafeText).show(line(*wrong, (told, "$muted")))
+        if at_field:
+            self.query_one(f"#set-{problem.where}").focus()
+        seen = f"#help-{problem.where}" if at_field else "#settings-verdict"
+        self.call_after_refresh(self.query_one(seen).scroll_visible, animate=False)  # once its lines have their place
+
+    def _of_templates(self) -> str:
+        """What the models' chat templates were told in training, and what they may be told."""
+        if not self._models:
+            return "What this model's template reads is known once the model has been loaded."
+        told = []
+        for ready in self._models:
+            trained, reads = ready.get("template_kwargs") or {}, ready.get("template_reads") or []
+            told.append(f"in training: {json.dumps(trained) if trained else 'nothing'}; "
+                        f"it reads: {', '.join(map(str, reads)) or 'nothing'}.")
+        return f"The template was told {' The second one was told '.join(told)}"
+
+    def _check_kwargs(self, setting: str) -> None:
+        """Raises UserError where no model that is loaded reads one of these names."""
+        known = [set(ready.get("template_reads") or []) for ready in self._models]
+        for name in parse_template_kwargs(setting):
+            if known and not any(name in reads for reads in known):
+                raise UserError(f"the chat template does not read {name!r}", where=KWARGS,
+                                hint=f"it reads: {', '.join(sorted(set().union(*known))) or 'nothing'}")
 
     def on_input_submitted(self) -> None:
         texts: dict[str, str | bool] = {s.name: self.query_one(f"#set-{s.name}", Input).value for s in self._specs}
         try:
             made = from_mapping(SamplingConfig, {**settings(self._specs, texts), "model": "-"})
+            self._check_kwargs(made.chat_template_kwargs)
         except UserError as problem:
-            self.query_one("#settings-verdict", SafeText).show(f"✗ {problem}", "$error")
+            self._say_wrong(problem)
             return
         self.dismiss({spec.name: getattr(made, spec.name) for spec in self._specs})
 
 
 def _samples(values: Any) -> bool:
     """Whether these are settings of answers, whole and within their bounds."""
-    if not isinstance(values, dict) or values.keys() != sampling_defaults().keys():
+    usual = sampling_defaults()
+    if not isinstance(values, Mapping) or {*values, KWARGS} != {*usual}:  # an older app knew nothing of a template
         return False
     try:
         from_mapping(SamplingConfig, {**values, "model": "-"})

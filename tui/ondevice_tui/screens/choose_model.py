@@ -9,9 +9,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import OptionList
 
-from ondevice_tui.screens.page import Card, titled
+from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import cell, line
+from ondevice_tui.widgets.safe import cell, line, titled
 
 
 class ChooseModel(Card[tuple[str, str] | None]):

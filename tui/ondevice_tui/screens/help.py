@@ -11,8 +11,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 
-from ondevice_tui.screens.page import Card, of_textual, titled
-from ondevice_tui.widgets.safe import SafeText, content, line, lines
+from ondevice_tui.screens.page import Card, of_textual
+from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 
 class HelpScreen(Card[None]):

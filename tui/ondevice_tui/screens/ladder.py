@@ -11,12 +11,12 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.runfolder import RunFolder
-from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+from ondevice.runs.folder import RunFolder
+from ondevice_tui.screens.page import Page
+from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
 if TYPE_CHECKING:
-    from ondevice.figures import Section
+    from ondevice.reports.results import Section
 
 EMPTY = "No stage of this run is complete yet. The ladder grows with each one; esc goes home."
 
@@ -70,7 +70,7 @@ the share of held-out instructions answered to the letter. Below, the same promp
         self._show()
 
     def _read(self, run: RunFolder) -> None:
-        from ondevice.figures import answers, done_records, sections  # here: they load numpy
+        from ondevice.reports.results import answers, done_records, sections  # here: they load numpy
 
         try:
             done = done_records(run)
@@ -131,7 +131,7 @@ the share of held-out instructions answered to the letter. Below, the same promp
         if run is None or not self._sections:
             self.ui.say("nothing to report yet")
             return
-        from ondevice.report import write_report
+        from ondevice.reports.report import write_report
 
         try:
             self.ui.say(f"written: {write_report(run)}")

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 
 from ondevice_tui.trouble import Steady
-from ondevice_tui.widgets.keys import Keys
+from ondevice_tui.widgets.key_footer import Keys
 from ondevice_tui.widgets.safe import SafeText, line
 from ondevice_tui.widgets.safe import titled as titled
 

@@ -13,11 +13,11 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ondevice.progress import size
-from ondevice_tui import pushing
-from ondevice_tui.pushing import EVERY, VOTES, PlanFailed, Push
-from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines
+from ondevice.common.progress import size
+from ondevice_tui import push_process
+from ondevice_tui.push_process import EVERY, VOTES, PlanFailed, Push
+from ondevice_tui.screens.page import Page
+from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, line, lines, titled
 
 SETTLE_S = 0.4  # after the last change, before the plan is asked for anew
 READ_S = 0.2  # between two looks at a push's log
@@ -76,11 +76,11 @@ interrupted one is resumed and does not send again what has arrived."""
 
     def runs_changed(self) -> None:
         run = self.ui.run_folder
-        found = pushing.choices(run)
+        found = push_process.choices(run)
         if run is not None and run.path != self._run:
             self._run = run.path
             self.what = found[0] if found else ""
-            self.query_one("#push-repo", Input).value = pushing.repo_name(run)
+            self.query_one("#push-repo", Input).value = push_process.repo_name(run)
             self._plan_anew()
         elif found and self.what not in found:
             self.what = found[0]
@@ -103,7 +103,7 @@ interrupted one is resumed and does not send again what has arrived."""
         if values is None:
             return
         try:
-            plan = await pushing.ask_plan(values)
+            plan = await push_process.ask_plan(values)
         except (PlanFailed, OSError) as problem:
             plan, self.trouble = None, str(problem)
         if values == self._values():
@@ -115,7 +115,7 @@ interrupted one is resumed and does not send again what has arrived."""
         if run is None or not self.what:
             return None
         repo = self.query_one("#push-repo", Input).value.strip()
-        return pushing.settings(run, self.what, repo, public=self.public, optimizer=self.optimizer, resume=resume)
+        return push_process.settings(run, self.what, repo, public=self.public, optimizer=self.optimizer, resume=resume)
 
     # what is shown
 
@@ -161,7 +161,7 @@ interrupted one is resumed and does not send again what has arrived."""
         state = self.query_one("#push-state", SafeText)
         push = self.push
         if push is None:
-            waits = self._run is not None and (self._run / pushing.PENDING).is_file()
+            waits = self._run is not None and (self._run / push_process.PENDING).is_file()
             state.show(content(" An interrupted push stands here: R goes on with it." if waits else
                                " g sends what is listed", "$muted"))
             return
@@ -198,7 +198,7 @@ interrupted one is resumed and does not send again what has arrived."""
         if run is None or self.busy:
             return
         try:
-            self.push = pushing.begin(run, values)
+            self.push = push_process.begin(run, values)
         except OSError as problem:
             self.ui.say(f"could not start: {problem}", bad=True)
             return
@@ -218,7 +218,7 @@ interrupted one is resumed and does not send again what has arrived."""
         self.query_one("#push-repo").focus()
 
     def action_what(self) -> None:
-        found = pushing.choices(self.ui.run_folder)
+        found = push_process.choices(self.ui.run_folder)
         if found:
             self.what = found[(found.index(self.what) + 1) % len(found)] if self.what in found else found[0]
             self._plan_anew()
@@ -232,7 +232,7 @@ interrupted one is resumed and does not send again what has arrived."""
         self._plan_anew()
 
     def action_send(self) -> None:
-        from ondevice_tui.screens.ask import ask
+        from ondevice_tui.screens.confirm import ask
 
         values, plan = self._values(), self.plan
         if self.busy:
@@ -248,7 +248,7 @@ interrupted one is resumed and does not send again what has arrived."""
 
     def action_resume(self) -> None:
         run, values = self.ui.run_folder, self._values(resume=True)
-        if run is None or values is None or not (run.path / pushing.PENDING).is_file():
+        if run is None or values is None or not (run.path / push_process.PENDING).is_file():
             self.ui.say("no push was interrupted here")
         else:
             self._begin(values)

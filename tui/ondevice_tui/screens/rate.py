@@ -17,24 +17,24 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.active import in_turn
+from ondevice.common.clock import clock, ticks
+from ondevice.common.errors import UserError
+from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.progress import duration
-from ondevice.ratings import Item, Outcome, Progress, Ratings, Vote, said
-from ondevice.ratings_store import Damaged, Replaced, ratings_file
-from ondevice.runfolder import clock, ticks
-from ondevice_tui.pairing import Pairing, rater_name
+from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
+from ondevice.preferences.rating_queue import rating_order
+from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
+from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
-from ondevice_tui.road import ago
-from ondevice_tui.screens.ask import Details, ask
+from ondevice_tui.run_status import ago
+from ondevice_tui.screens.confirm import Details, ask
 from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
 from ondevice_tui.screens.rating_page import RETRY_S, RatingPage
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 if TYPE_CHECKING:
-    from ondevice_tui.screens.more_pairs import Found
+    from ondevice_tui.screens.sample_pairs import Found
 
 WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
@@ -111,7 +111,8 @@ least; p says why this one."""
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
-        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news)
+        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news,
+                               lambda told: self.ui.say(told))
         self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
@@ -178,7 +179,7 @@ least; p says why this one."""
 
     def look(self, ratings: Ratings) -> Look:
         """On the database's thread."""
-        found = in_turn(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
+        found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
         waiting = [i for i in found if i not in self._skipped]
         return Look(waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater))
 
@@ -333,7 +334,7 @@ least; p says why this one."""
             self._vote(item, outcome, None)
 
     def _vote(self, item: Item, outcome: Outcome, strength: int | None) -> None:
-        from ondevice.rating import queue_repeat
+        from ondevice.preferences.terminal import queue_repeat
 
         seconds, rater = ticks() - self._shown_at, self.rater
         ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
@@ -529,7 +530,7 @@ least; p says why this one."""
     # where pairs come from, and what votes are worth
 
     def action_more(self) -> None:
-        from ondevice_tui.screens.more_pairs import MorePairs
+        from ondevice_tui.screens.sample_pairs import MorePairs
 
         if self.ui.run_folder is None:
             self.ui.say("no run yet: esc, then n begins one")
@@ -555,7 +556,7 @@ least; p says why this one."""
             self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))
 
     def action_statistics(self) -> None:
-        from ondevice_tui.screens.votes import show_statistics
+        from ondevice_tui.screens.vote_statistics import show_statistics
 
         ratings = self.ratings
         if ratings is None:

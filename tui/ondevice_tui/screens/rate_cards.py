@@ -11,12 +11,12 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ondevice.active import doubt, forecast
-from ondevice.ratings import Item
-from ondevice_tui.pairing import Judge, Pairing
-from ondevice_tui.screens.page import Card, titled
+from ondevice.preferences.database import Item
+from ondevice.preferences.rating_queue import forecast, uncertainty
+from ondevice_tui.live_sampling import Judge, Pairing
+from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines
+from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
 
 REASONS = ("wrong", "unhelpful", "style", "unsafe", "too long")
 BAR = 20  # cells of a bit
@@ -134,7 +134,7 @@ def why_this(item: Item, pairing: Pairing, waiting: list[int]) -> Content:
 
 
 def _by_doubt(judge: Judge, scores: list[float], others: list[float]) -> Content:
-    bits = doubt(scores)
+    bits = uncertainty(scores)
     more = sum(other > bits for other in others)
     rows = [line("The reward model (", (judge.name, "bold"), ") does not know what you will say:"), content("")]
     if len(scores) == 2:

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from ondevice.errors import UserError
-from ondevice.ratings import Item, Progress, Ratings
-from ondevice.ratings_store import FILE, Damaged, Replaced
-from ondevice.runfolder import ticks
+from ondevice.common.clock import ticks
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import Item, Progress, Ratings
+from ondevice.preferences.sqlite_store import FILE, Damaged, Replaced
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.page import Page
 

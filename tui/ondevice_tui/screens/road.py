@@ -13,15 +13,16 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import OptionList
 
+from ondevice.common.clock import clock
+from ondevice.common.errors import UserError
+from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.errors import UserError
-from ondevice.progress import duration
-from ondevice.runfolder import StageFolder, clock
-from ondevice_tui import road, runner
-from ondevice_tui.road import MARKS, STYLES, Row, startable
-from ondevice_tui.screens.page import Page, titled
+from ondevice.runs.folder import StageFolder
+from ondevice_tui import run_status, stage_processes
+from ondevice_tui.run_status import MARKS, STYLES, Row, startable
+from ondevice_tui.screens.page import Page
 from ondevice_tui.widgets.rows import Rows
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
 AGES_S = 10  # between two looks at how long ago the runs of the list began
 NO_RUNS = "No run yet. n begins one: the recipe minute needs no data of yours."
@@ -80,7 +81,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def runs_changed(self) -> None:
         state = self.ui.run_state
-        self.found = road.rows(state, self.ui.starting) if self.ui.runs is not None else []
+        self.found = run_status.rows(state, self.ui.starting) if self.ui.runs is not None else []
         self._show_top(state)
         self._show_stages(state)
         self._show_runs()
@@ -105,7 +106,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)
         if (fresh or unmoved) and self.found:
-            self._proposed = rows.highlighted = road.next_row(self.found)
+            self._proposed = rows.highlighted = run_status.next_row(self.found)
         self._shown_run = self.ui.chosen
 
     def _show_runs(self) -> None:
@@ -187,7 +188,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         """Escape is at home already."""
 
     def action_new(self) -> None:
-        from ondevice_tui.screens.choose import ChooseScreen
+        from ondevice_tui.screens.new_run import ChooseScreen
 
         self.app.push_screen(ChooseScreen())
 
@@ -208,27 +209,28 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     def action_chat(self) -> None:
         """With the highlighted stage's model, where it has been begun; else as before, or with the run's newest."""
         row = self.highlighted
-        if row is not None and row.state not in (*road.OPEN, "starting"):
+        if row is not None and row.state not in (*run_status.OPEN, "starting"):
             self.ui.talk_with = row.stage, self.ui.talk_with[1] + 1  # again, where another model was taken meanwhile
         self.ui.action_go("chat")
 
     def action_stop(self) -> None:
-        from ondevice_tui.screens.ask import ask_to_stop
+        from ondevice_tui.screens.confirm import ask_to_stop
 
         ask_to_stop(self.ui, self.highlighted.stage if self.highlighted is not None else "")
 
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder
         if row is None or run is None or row.state not in ("died", "failed", "stopped"):
-            self.ui.say("nothing to resume: highlight a stage that stopped, failed or died")
+            self.ui.say(f"{row.stage} is starting already" if row is not None and row.state == "starting" else
+                        "nothing to resume: highlight a stage that stopped, failed or died")
             return
         try:
-            self.ui.start(runner.resume_words(run, StageFolder(run.path / row.stage)), run.path)
+            self.ui.start(stage_processes.resume_words(run, StageFolder(run.path / row.stage)), run.path)
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 
     def action_details(self) -> None:
-        from ondevice_tui.screens.ask import show_details
+        from ondevice_tui.screens.confirm import show_details
 
         if self.highlighted is not None and self.ui.run_folder is not None:
             show_details(self.ui, self.ui.run_folder, self.highlighted.stage)
@@ -263,11 +265,11 @@ def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) 
                 (cell(word, 8), STYLES[row.state]), " ")
     end = []
     if row.state == "training" and state:
-        end.append(road.left(state))
+        end.append(run_status.left(state))
     elif row.seconds is not None:
         end.append(duration(row.seconds))
     if width >= 70 and row.last is not None and row.state != "training":
-        end.append(f"{road.ago(row.last):>8}")
+        end.append(f"{run_status.ago(row.last):>8}")
     tail = " " + "  ".join(filter(None, end)) if end else ""
     room = width - head.cell_length - len(tail)
     return line(head, (cell(row.told, max(room, 0)), "" if state else "$muted"), (tail, "$muted"))
@@ -277,7 +279,7 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     """A run and its stages' marks in one line."""
     marks = [(f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]]) for stage in run["stages"]]
     head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
-    began = f"{road.ago(run['began']):>9}"
+    began = f"{run_status.ago(run['began']):>9}"
     nothing = ("pairs to rate" if run.get("ratings") else "nothing begun", "$muted")
     if unstarted := run.get("unstarted"):
         nothing = (f"{MARKS['failed']} {' '.join(unstarted)} did not start", STYLES["failed"])

@@ -13,20 +13,20 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Select
 
+from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import PairsConfig
 from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
-from ondevice.errors import UserError
-from ondevice.listing import has_ratings
-from ondevice.runfolder import RunFolder
-from ondevice_tui import guide, imports, passes, runner
+from ondevice.runs.folder import RunFolder
+from ondevice.runs.listing import has_ratings
+from ondevice_tui import epochs, guide, imports, stage_processes
 from ondevice_tui.fields import FieldSpec, fields_of, settings
-from ondevice_tui.model import models_in
-from ondevice_tui.road import gives
-from ondevice_tui.screens.ask import ask
-from ondevice_tui.screens.page import Page, titled
-from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line
+from ondevice_tui.run_status import gives
+from ondevice_tui.screens.confirm import ask
+from ondevice_tui.screens.page import Page
+from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line, titled
+from ondevice_tui.worker_client import models_in
 
 DEFAULTS = "(defaults)"
 
@@ -47,7 +47,7 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
         if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
             found[field] = str(models[-1])
     if taken and issubclass(STAGES[stage], PairsConfig):  # no data means the votes of the run's own folder
-        from ondevice.ratings_store import FILE  # here: who starts something else waits for no database
+        from ondevice.preferences.sqlite_store import FILE  # here: who starts something else waits for no database
 
         if (run.path / FILE).is_file():
             found["data"] = str(run.path / FILE)
@@ -187,7 +187,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         text = content(told, "$muted")
         for name in ("#about-narrow", "#about-wide"):
             self.query_one(name, SafeText).show(text)
-        titled(self.query_one("#form"), "settings", "tab next   ctrl+f find   ctrl+g start")
+        titled(self.query_one("#form"), "settings", "Enter next   space yes/no   ctrl+f find   ctrl+g start")
         titled(self.query_one("#about"), f"{self.verb}: what it does, what to watch")
         self.query_one("#find").display = False
         self.top(("start ", ""), (self.verb, "bold"))
@@ -195,6 +195,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         if first is not None:
             first.control.focus()
         self.run_worker(self._fill(), group="fields")
+
+    def on_resize(self) -> None:
+        if self.focused is not None:  # the field with the cursor stays in view
+            self.call_after_refresh(self.focused.scroll_visible, animate=False)
 
     def _next_fields(self, most: int = AT_ONCE) -> list[Field]:
         made, self._coming = self._coming[:most], self._coming[most:]
@@ -239,13 +243,34 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if event.input.id != "find":
-            self.app.action_focus_next()
+            self._enter()
         elif self._goal is not None:  # a whole value, for a field that is still coming
             self._end_find()
         elif (name := best_field([spec.name for spec in self.specs], event.value)) is None:
             self.ui.say(f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True)
         else:
             self._find_field(name)
+
+    def on_yes_no_entered(self) -> None:
+        self._enter()
+
+    def _enter(self) -> None:
+        """Enter in a field: to the field that is wrong, with what is wrong there; else to the next one. The last one
+        has none: it says what starts the stage."""
+        if self._coming:
+            self.app.action_focus_next()
+        elif not self.check():
+            self._go_to_wrong()
+        elif self.focused is list(self.query(Field))[-1].control:
+            self.ui.say("nothing is wrong: ctrl+g starts it")
+        else:
+            self.app.action_focus_next()
+
+    def _go_to_wrong(self) -> None:
+        """Says what is wrong, and puts the cursor where it is."""
+        self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
+        if self._wrong in {spec.name for spec in self.specs} and not self._coming:
+            self._find_field(self._wrong)
 
     def _find_field(self, name: str) -> None:
         """Goes to this field. Where it is not mounted yet, the search box takes what is typed for it."""
@@ -313,7 +338,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             filled = {field.spec.name for field in self.query(Field) if recipe and not field.changed}
             values = to_mapping(from_mapping(self.cls, settings(self.specs, entries), filled=filled))
             values |= {name: self.base[name] for name in filled}  # what has no effect is left out by the command too
-            self._words = runner.words_for(self.verb, self.cls, values, self.base, recipe)
+            self._words = stage_processes.words_for(self.verb, self.cls, values, self.base, recipe)
             where, told = self._obstacle(values)
         except UserError as problem:
             where, told = problem.where.partition("[")[0], str(problem)
@@ -324,7 +349,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         for field in self.query(Field):
             field.mark(field.spec.name == self._wrong)
         self.query_one("#command", SafeText).show(
-            line((" $ ", "bold $primary"), runner.shown(self._words) if self._words else
+            line((" $ ", "bold $primary"), stage_processes.shown(self._words) if self._words else
                  ("no command while a setting is wrong", "$muted")))
         self.query_one("#verdict", SafeText).show(
             line((" ✗ ", "bold $error"), (told, "$error")) if told else
@@ -337,8 +362,8 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def _through(self, values: Mapping[str, Any]) -> str:
         """How often the data is gone through, once its rows are counted."""
-        a_step = passes.rows_a_step(self.cls, values)
-        key = passes.source_of(values) if a_step else None
+        a_step = epochs.rows_a_step(self.cls, values)
+        key = epochs.source_of(values) if a_step else None
         if a_step is None or key is None:
             return ""
         if key not in self._rows:
@@ -346,11 +371,11 @@ The stage is started as a process of its own: it goes on when this app is closed
             imports.load_all()  # the thread imports nothing
             self.run_worker(lambda: self._count(key), thread=True, group="rows")
         rows = self._rows[key]
-        return passes.told(int(values["steps"]), a_step, rows) if rows else ""
+        return epochs.told(int(values["steps"]), a_step, rows) if rows else ""
 
     def _count(self, key: tuple[Path, int]) -> None:
         """In a thread."""
-        self._rows[key] = passes.count(key[0])
+        self._rows[key] = epochs.count(key[0])
         self.app.call_from_thread(self._check_soon)
 
     def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
@@ -387,9 +412,7 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def action_go(self) -> None:
         if not self.check():
-            self.ui.say(self.query_one("#verdict", SafeText).plain.strip(), bad=True)
-            if self._wrong in {spec.name for spec in self.specs} and not self._coming:
-                self._find_field(self._wrong)
+            self._go_to_wrong()
             return
         out = next(field.entry for field in self.query(Field) if field.spec.name == "out")
         if self.ui.start(self._words, Path(str(out))):
@@ -401,8 +424,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.ui.say("nothing copied: a setting is wrong, so there is no command", bad=True)
             return
         # a path that is no UTF-8 holds lone surrogates, which no terminal takes
-        self.app.copy_to_clipboard(runner.shown(self._words).encode("utf-8", "replace").decode())
-        self.ui.say(f"copied: {runner.shown(self._words)}")
+        self.app.copy_to_clipboard(stage_processes.shown(self._words).encode("utf-8", "replace").decode())
+        self.ui.say(f"copied: {stage_processes.shown(self._words)}")
 
     def action_model(self) -> None:
         """Fills in the model (the reward model where that field has the cursor) from a list of what the runs have."""

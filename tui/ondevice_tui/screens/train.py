@@ -14,17 +14,18 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.errors import UserError
-from ondevice.progress import duration, number
-from ondevice.runfolder import StageFolder, clock
-from ondevice_tui import road, runner
+from ondevice.common.clock import clock
+from ondevice.common.errors import UserError
+from ondevice.common.progress import duration, number
+from ondevice.runs.folder import StageFolder
+from ondevice_tui import run_status, stage_processes
+from ondevice_tui.event_reader import Follower, History, follow, texts_at
 from ondevice_tui.messages import StageNews
-from ondevice_tui.road import MARKS, STALE_S, STYLES
-from ondevice_tui.screens.page import Page, titled
+from ondevice_tui.run_status import MARKS, STALE_S, STYLES
+from ondevice_tui.screens.page import Page
 from ondevice_tui.series import Columns, smooth, spark
-from ondevice_tui.tail import Follower, History, follow, texts_at
 from ondevice_tui.widgets.curve import SCALES, SMOOTHINGS, Curve, Trace
-from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines
+from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
 PREFERRED = ("loss", "reward", "accuracy", "margin", "kl", "entropy", "completion_length", "grad_norm", "lr",
              "tokens_per_second", "memory_bytes")
@@ -94,7 +95,7 @@ class StagePage(Page):
         self.show_history()
 
     def action_stop(self) -> None:
-        from ondevice_tui.screens.ask import ask_to_stop
+        from ondevice_tui.screens.confirm import ask_to_stop
 
         ask_to_stop(self.ui, self.folder.name if self.folder is not None else "")
 
@@ -104,12 +105,12 @@ class StagePage(Page):
             self.ui.say("nothing to resume: this stage is done or trains now")
             return
         try:
-            self.ui.start(runner.resume_words(run, self.folder), run.path)
+            self.ui.start(stage_processes.resume_words(run, self.folder), run.path)
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 
     def action_details(self) -> None:
-        from ondevice_tui.screens.ask import show_details
+        from ondevice_tui.screens.confirm import show_details
 
         if self.folder is not None and self.ui.run_folder is not None:
             show_details(self.ui, self.ui.run_folder, self.folder.name)
@@ -134,10 +135,10 @@ class StagePage(Page):
         if step:
             parts.append(f"step {step:,}" + (f"/{total:,} {step / total:.0%}" if total else ""))
         if kind == "training":
-            parts.append("  " + road.left({**state, "step": step}))
+            parts.append("  " + run_status.left({**state, "step": step}))
             at = self.history.newest.get(self.history.last_kind, {}).get("t")
             if isinstance(at, (int, float)) and clock() - at > STALE_S:
-                parts.append((f"  last event {road.ago(at)}", "$warning"))
+                parts.append((f"  last event {run_status.ago(at)}", "$warning"))
         if self.lag > 1 << 20:
             parts.append((f"  reading, {self.lag >> 20} MB left", "$muted"))
         if self.frozen:
@@ -245,8 +246,10 @@ is no number. Below: the newest numbers with their course, and what the model an
 
     def _names(self) -> list[str]:
         known = [name for name in self.history.steps if name not in HIDDEN]
-        # The loss says little of a stage that learns from rewards.
-        return sorted(known, key=lambda name: (name != "reward", _rank(name)))
+        if "loss" in known or "reward" in known:
+            # The loss says little of a stage that learns from rewards.
+            return sorted(known, key=lambda name: (name != "reward", _rank(name)))
+        return sorted(known, key=lambda name: -_rank(name))  # it learns nothing: what it counts, then how fast it was
 
     def _show_curve(self, curve: Curve, metric: str) -> None:
         series = self.history.steps.get(metric)
@@ -269,23 +272,25 @@ is no number. Below: the newest numbers with their course, and what the model an
         to_axis = self._to_axis(self.history)
         traces = [Trace(to_axis(series.columns(curve.places, first, last)))]
         title = f"{metric} {number(series.last)}"
-        if curve.smoothing:
+        if curve.smoothing and not series.whole:  # of a count that grows, an average is one that was
             title += f"  average {number(_average(traces[0].columns, curve.smoothing))}"
         held = self.history.evals.get(metric)
         other = self._overlay.history.steps.get(metric) if self._overlay is not None else None
         if other is not None and self._overlay is not None:
             with self._overlay.history.lock:
                 columns = other.columns(curve.places, first, last)
-                columns = Columns(columns.x, columns.low, columns.high, smooth(columns.mean, curve.smoothing), [])
+                columns = Columns(columns.x, columns.low, columns.high,
+                                  smooth(columns.mean, 0 if series.whole else curve.smoothing), [])
                 traces.append(Trace(self._to_axis(self._overlay.history)(columns), "·", "third"))
             title += f"  · {self._overlay_name}"
         if held is not None and len(held):
             traces.append(Trace(to_axis(held.columns(curve.places // 2, first, last)), "o", "second"))
             title += f"  o held-out {number(held.last)}"
         ends = to_axis(Columns([first, last], [0, 0], [0, 0], [0, 0], [])).x
-        curve.show(traces, (ends[0], max(ends[1], ends[0])))
+        curve.show(traces, (ends[0], max(ends[1], ends[0])), whole=series.whole)
+        smoothed = "counts" if series.whole else f"smooth {curve.smoothing:g}"
         zoom = f"  zoom {2 ** self._halvings}×" if self._halvings else ""
-        titled(curve, title, f"y: {curve.scale}  x: {self._axis}  smooth {curve.smoothing:g}{zoom}")
+        titled(curve, title, f"y: {curve.scale}  x: {self._axis}  {smoothed}{zoom}")
 
     def _to_axis(self, history: History) -> Any:
         """Columns with their x as the chosen axis has it."""
@@ -332,7 +337,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         answers, where, at = self._answers(samples)
         if not answers:
             titled(box, "samples")
-            writes = self.folder is None or road.gives(self.folder.name) == "policy"
+            writes = self.folder is None or run_status.gives(self.folder.name) == "policy"
             text.show(content("The model's answers to the fixed prompts appear here: at the stage's end, and every "
                               "sample_every steps where the recipe says so." if writes else
                               f"{self.folder.name if self.folder else ''} makes no model that writes: it answers no "
@@ -403,7 +408,7 @@ is no number. Below: the newest numbers with their course, and what the model an
         self.show_history()
 
     def action_checkpoint(self) -> None:
-        if self.folder is not None and runner.save(self.folder):
+        if self.folder is not None and stage_processes.save(self.folder):
             self.ui.say("asked for a checkpoint: it comes after this step, and training goes on")
         else:
             self.ui.say("nothing to save: this stage does not train now")

@@ -19,8 +19,8 @@ from textual.reactive import reactive
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ondevice.inert import inert
-from ondevice.progress import number
+from ondevice.common.progress import number
+from ondevice.common.sanitize import sanitize
 from ondevice_tui.series import Columns, smooth
 
 SCALES = ("fit", "full", "log")
@@ -83,13 +83,16 @@ class Curve(Widget):
         self._empty = empty
         self._traces: tuple[Trace, ...] = ()
         self._range = (0.0, 1.0)
+        self._whole = False
         self._rows: list[list[tuple[str, str]]] = []
         self._drawn: tuple[object, ...] | None = None
         self._version = 0
 
-    def show(self, traces: Sequence[Trace], x_range: tuple[float, float], empty: str = "") -> None:
-        """`x_range` is what the x axis spans, also where no point is yet."""
-        self._traces, self._range = tuple(traces), x_range
+    def show(self, traces: Sequence[Trace], x_range: tuple[float, float], empty: str = "",
+             whole: bool = False) -> None:
+        """`x_range` is what the x axis spans, also where no point is yet. `whole`: the values are counts, which are not
+        smoothed and stay whole numbers."""
+        self._traces, self._range, self._whole = tuple(traces), x_range, whole
         self._empty = empty or self._empty
         self._version += 1
         self.refresh()
@@ -125,13 +128,26 @@ class Curve(Widget):
             values = [v for v in values if v > 0]
         if not values:
             text = "no positive value: y shows another scale" if any(map(_values, self._traces)) else self._empty
-            middle = [("", ""), (inert(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
-            return [[] for _ in range(height // 2)] + [middle]
+            return self._message(text)
+        if (alone := self._only_value()) is not None:
+            return self._message(f"{number(alone)}: the only value")
         low, high = self._bounds(values)
         canvas = _Canvas(width, height)
         for trace in self._traces:
             self._draw_trace(canvas, trace, low, high)
         return self._with_axes(canvas, low, high)
+
+    def _message(self, text: str) -> list[list[tuple[str, str]]]:
+        """A line in the middle, where there is nothing to draw."""
+        middle = [("", ""), (sanitize(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
+        return [[] for _ in range((self.size.height - 1) // 2)] + [middle]
+
+    def _only_value(self) -> float | None:
+        """The value, where there is no more than one and nothing else to draw: a dot says less than the number."""
+        found = [value for trace in self._traces for value in trace.columns.mean if not math.isnan(value)]
+        if len(found) != 1 or any(trace.columns.gaps for trace in self._traces):
+            return None
+        return round(found[0]) if self._whole else found[0]
 
     def _bounds(self, values: list[float]) -> tuple[float, float]:
         ordered = sorted(values)
@@ -162,7 +178,8 @@ class Curve(Widget):
 
     def _draw_trace(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
         columns, fine = trace.columns, canvas.height * 4
-        averages = smooth(columns.mean, self.smoothing)
+        smoothing = 0 if self._whole else self.smoothing
+        averages = smooth(columns.mean, smoothing)
         before: tuple[int, int] | None = None
         for i, x in enumerate(columns.x):
             place = self._column(x, canvas.width * 2)
@@ -174,7 +191,7 @@ class Curve(Widget):
                     canvas.marks[row, place // 2] = (trace.glyph, trace.style)
                 continue
             top, foot = (self._row(v, low, high, fine) for v in (columns.high[i], columns.low[i]))
-            if top is not None and foot is not None and self.smoothing:
+            if top is not None and foot is not None and smoothing:
                 canvas.set(canvas.dots, place, top, foot)
             row = self._row(averages[i], low, high, fine)
             if row is None:
@@ -189,7 +206,8 @@ class Curve(Widget):
     def _with_axes(self, canvas: _Canvas, low: float, high: float) -> list[list[tuple[str, str]]]:
         def label(row: int) -> str:
             value = high - (high - low) * row / max(canvas.height - 1, 1)
-            return number(10 ** value if self.scale == "log" else value)
+            value = 10 ** value if self.scale == "log" else value
+            return number(round(value) if self._whole else value)
 
         ticks = {0, canvas.height // 2, canvas.height - 1}
         plain = not braille_works()

@@ -23,14 +23,14 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Checkbox, Input, Static, TextArea
 
-from ondevice.inert import LIMIT, inert
+from ondevice.common.sanitize import LIMIT, sanitize
 
 _MARK = 400  # characters: combining marks beyond this in a row say nothing, and cost every repaint
 
 
 def content(text: str, style: str = "", *, newlines: bool = True, limit: int = LIMIT) -> Content:
     """`text` as plain, harmless content in one style (a Textual style such as "bold $accent")."""
-    return Content.styled(inert(text, newlines=newlines, limit=limit), style)
+    return Content.styled(sanitize(text, newlines=newlines, limit=limit), style)
 
 
 def line(*parts: str | Content | tuple[str, str]) -> Content:
@@ -48,7 +48,7 @@ def lines(rows: Iterable[Content]) -> Content:
 
 def cell(text: str, width: int, *, right: bool = False) -> str:
     """`text` harmless, on one line, in exactly `width` terminal cells; an ellipsis says where it was cut."""
-    shown = inert(re.sub(r"\s*\n\s*", " ↵ ", text[:width * 8 + _MARK].strip()), newlines=False, limit=None)
+    shown = sanitize(re.sub(r"\s*\n\s*", " ↵ ", text[:width * 8 + _MARK].strip()), newlines=False, limit=None)
     if cell_len(shown) > width:
         return set_cell_size(shown, max(width - 1, 0)) + "…" if width else ""
     room = " " * (width - cell_len(shown))
@@ -83,7 +83,16 @@ class SafeText(Static):
 
 
 class YesNo(Checkbox):
-    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight."""
+    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight. Space changes
+    it; Enter is the form's, as in every other field."""
+
+    class Entered(Message):
+        """Enter was pressed in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "enter", show=False)]
+
+    def action_enter(self) -> None:
+        self.post_message(self.Entered())
 
     def __init__(self, value: bool) -> None:
         super().__init__("", value, compact=True)
@@ -119,9 +128,9 @@ class SafeInput(Input):
 
     @property
     def _value(self) -> Text:
-        shown = inert(self.value, newlines=False, limit=None)
+        shown = sanitize(self.value, newlines=False, limit=None)
         if shown != self.value:
-            drawn = (inert(character, newlines=False) for character in self.value)
+            drawn = (sanitize(character, newlines=False) for character in self.value)
             shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
         return Text(shown, no_wrap=True, overflow="ignore", end="")
 
@@ -151,9 +160,9 @@ class SafeArea(TextArea):
     def get_line(self, line_index: int) -> Text:
         """A line as it is drawn: each character as one, so that the cursor stays where it is."""
         text = self.document.get_line(line_index)
-        shown = inert(text, newlines=False, limit=None)
+        shown = sanitize(text, newlines=False, limit=None)
         if shown != text:
-            drawn = (inert(character, newlines=False) for character in text)
+            drawn = (sanitize(character, newlines=False) for character in text)
             shown = "".join(one if len(one) == 1 else "\ufffd" for one in drawn)
         return Text(shown, end="", no_wrap=True)
 

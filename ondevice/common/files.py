@@ -1,0 +1,74 @@
+"""Whole-or-nothing files and folders, with a manifest of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import atomic
+
+MANIFEST = "MANIFEST.json"
+FORMAT = 1
+
+
+@contextmanager
+def whole_folder(target: Path, manifest: dict[str, Any] | None = None, *, replacing: bool = True) -> Iterator[Path]:
+    """Yields an empty folder to fill; at the end it stands at `target`, or, after an error, nothing does.
+
+    A folder that already stands there is replaced only once the new one is complete; without `replacing` only an empty
+    one is. With `replacing` one process at a time writes to a target: the caller holds a lock. Raises UserError on a
+    full disk, where the folder was deleted while it was filled and, without `replacing`, where another process was
+    quicker.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.aside(target) as folder:
+        folder.mkdir()
+        yield folder
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        for file in files:
+            atomic.sync(file)
+        if manifest is not None:
+            listed = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
+            (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n")
+            atomic.sync(folder / MANIFEST)
+        for inner in [p for p in folder.rglob("*") if p.is_dir()]:
+            atomic.sync(inner)
+        atomic.sync(folder)
+        (atomic.replace if replacing else atomic.place)(folder, target)
+
+
+def write_file(path: Path, text: str) -> None:
+    """A small file, whole or not there. Raises UserError on a full disk."""
+    with atomic.aside(path) as new:
+        new.write_text(text, encoding="utf-8")
+        atomic.sync(new)
+        os.replace(new, path)
+        atomic.sync(path.parent)
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def digest_path(path: Path) -> str:
+    """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """Read once in a process while the file is as it was."""
+    return sha256(path)

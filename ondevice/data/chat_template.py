@@ -1,0 +1,307 @@
+"""What a chat template writes for a chat: messages made ready for it, and its text with markers.
+
+Templates differ in the form in which they take a message: contents as texts or lists of parts, a call without content
+as null, "" or without the key, a call's arguments as an object or as JSON. Each form is tried in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import jinja2
+
+from ondevice.common.errors import UserError
+from ondevice.data.formats import KWARGS, TOOLS, BadRow
+from ondevice.data.template_sandbox import CLOSE, OPEN, names_read, run_template
+
+Message = Mapping[str, Any]
+Span = tuple[int, int]
+
+# Templates for base models that have none. chatml brings two special tokens; plain needs none beside end of text. bare
+# is for what reads a prompt and writes an answer apart from it: each content stands between the tokens that open and
+# close a text, as those models were trained, and nothing says who spoke. pair is for an encoder that judges: one text,
+# a separator behind each content (Devlin 2018).
+TEMPLATES = {
+    "chatml": (
+        "{%- for message in messages -%}"
+        "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- message['content'] + '<|im_end|>' -}}{%- endgeneration -%}"
+        "{%- else -%}{{- message['content'] + '<|im_end|>' -}}{%- endif -%}"
+        "{{- '\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    ),
+    "plain": (
+        "{%- for message in messages -%}"
+        "{{- message['role'] | capitalize + ':' -}}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}"
+        "{%- else -%}{{- ' ' + message['content'] + '\\n' -}}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
+    ),
+    "bare": (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- (cls_token or '') + message['content'] + eos_token -}}{%- endgeneration -%}"
+        "{%- else -%}{{- (cls_token or '') + message['content'] + eos_token -}}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
+    "pair": (
+        "{%- for message in messages -%}"
+        "{%- if loop.first -%}{{- cls_token -}}{%- endif -%}"
+        "{%- if message['role'] == 'assistant' -%}"
+        "{%- generation -%}{{- message['content'] + (sep_token or eos_token) -}}{%- endgeneration -%}"
+        "{%- else -%}{{- message['content'] + (sep_token or eos_token) -}}{%- endif -%}"
+        "{%- endfor -%}"
+    ),
+}
+BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": (), "bare": (), "pair": ()}
+
+# Noncharacters of Unicode as those of template.py; where a content holds one of them all the same it is escaped.
+ESCAPE = "\ufdd2"
+ESCAPED = re.compile(f"{ESCAPE}([0-9]+){ESCAPE}")
+MARK = "\ufdd4"
+"""Stands in place of what a message says, to see where the template writes it."""
+
+_MARKUP = re.compile(r"[^\w\s].*\w.*[^\w\s]")
+
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a message's thought; transformers takes them for one and the same."""
+
+
+class HasChatTemplate(Hashable, Protocol):
+    """What of a `Tokenizer` is asked for here: a tokenizer reads what its own template writes."""
+
+    inner: Any
+    chat_template: str | None
+    named: dict[str, str]
+    template_kwargs: dict[str, Any]
+
+    @property
+    def special(self) -> dict[str, Any]: ...
+    def template_for(self, tools: bool) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a template wrote, its escapes still in it, and the assistant's character ranges.
+
+    said: where what the assistant says ends in each range; the stop token comes after it.
+    exact: the ranges are the template's own, kept to the letter as transformers reads them.
+    open: no range is known to end with its turn; it ends at the stop token, or else where all is said.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    said: tuple[int, ...] = ()
+    exact: bool = False
+    open: bool = False
+
+
+def rendered(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    """What the template writes, markers of `{% generation %}` included; `prompt`: with what opens the assistant's turn.
+
+    Raises BadRow where the template refuses the chat, UserError where there is no template.
+    """
+    tools, kwargs = (messages[0].get(TOOLS), messages[0].get(KWARGS)) if messages else (None, None)
+    if tools or kwargs:
+        first = {key: value for key, value in messages[0].items() if key not in (TOOLS, KWARGS)}
+        messages = [first, *messages[1:]]
+    template = tokenizer.template_for(bool(tools))
+    if template is None:
+        raise UserError("the model has no chat template", where="chat_template",
+                        hint=f"name one: {', '.join(TEMPLATES)}")
+    # what is false or empty says nothing to a template that does not read it
+    if unread := [name for name, value in (kwargs or {}).items() if value and name not in names_read(template)]:
+        raise BadRow(f"{KWARGS} gives {unread[0]!r}, which the chat template does not read")
+    try:
+        return run_template(template, {
+            **tokenizer.named, **tokenizer.template_kwargs, **(kwargs or {}), "messages": list(messages),
+            "tools": tools or None, "documents": None, "add_generation_prompt": prompt})
+    # Templates are programs: beside jinja's own errors they raise what the wrong type in a message makes them raise.
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
+            RecursionError) as error:
+        raise BadRow(f"the chat template refuses this chat: {error}") from error
+
+
+def tried(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+    """`rendered` without its markers; None where the template refuses."""
+    try:
+        return plain(rendered(tokenizer, messages, prompt=prompt))
+    except BadRow:
+        return None
+
+
+def forms(messages: Sequence[Message], tokenizer: HasChatTemplate, *, escape: bool = True) -> Iterator[list[Message]]:
+    """The chat in each form that templates take, as it stands first; special tokens in it escaped."""
+    guard = Escape(tokenizer) if escape else None
+    for contents in range(3 if any(_is_silent_call(m) for m in messages) else 1):
+        for arguments in ("as they are", "the other form") if any(m.get("tool_calls") for m in messages) else ("",):
+            chat = [_thought(_without_content(m, contents)) for m in messages]
+            chat = [_other_arguments(m) for m in chat] if arguments == "the other form" else chat
+            chat = [guard(m) for m in chat] if guard else chat
+            yield in_parts(chat) if takes_parts(tokenizer) else chat
+
+
+def _is_silent_call(message: Message) -> bool:
+    return bool(message.get("tool_calls")) and message.get("content") is None
+
+
+def _without_content(message: Message, form: int) -> Message:
+    if not form or not _is_silent_call(message):
+        return message
+    rest = {key: value for key, value in message.items() if key != "content"}
+    return rest if form == 1 else {**rest, "content": ""}
+
+
+def _thought(message: Message) -> Message:
+    """transformers' aliases: `reasoning_content` from each of the names, and `thinking` where it is missing."""
+    thought = next((message[key] for key in THOUGHTS if message.get(key) is not None), None)
+    kept = {key: value for key, value in message.items() if key != "weight"}
+    return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
+
+
+def _other_arguments(message: Message) -> Message:
+    """A call's arguments as an object where they are JSON, and as JSON where they are an object."""
+    if not message.get("tool_calls"):
+        return message
+
+    def other(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": other(call["function"])}
+        value = call.get("arguments")
+        if isinstance(value, str):
+            try:
+                return {**call, "arguments": json.loads(value)}
+            except (ValueError, RecursionError):
+                return call
+        return call if value is None else {**call, "arguments": json.dumps(value, ensure_ascii=False)}
+    return {**message, "tool_calls": [other(call) for call in message["tool_calls"]]}
+
+
+def spelt_twice(messages: Sequence[Message], text: str) -> bool:
+    """Whether a call's arguments, JSON already, stand in the text as a JSON string of it."""
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            call = call.get("function", call) if isinstance(call, Mapping) else {}
+            value = call.get("arguments") if isinstance(call, Mapping) else None
+            if isinstance(value, str) and any(
+                    (twice := json.dumps(value, ensure_ascii=ascii)) != f'"{value}"' and twice in text
+                    for ascii in (False, True)):
+                return True
+    return False
+
+
+def in_parts(chat: Sequence[Message]) -> list[Message]:
+    """Each content as a list of one part."""
+    return [{**m, "content": [{"type": "text", "text": m.get("content") or ""}]} for m in chat]
+
+
+@lru_cache(maxsize=8)
+def takes_parts(tokenizer: HasChatTemplate) -> bool:
+    """Whether the template wants contents as lists of parts: some of models that see write no others, or drop them
+    without a word."""
+    return after_content(tokenizer, False) is None and after_content(tokenizer, True) is not None
+
+
+def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
+    """What the template writes after the last content of a chat; None where the content is not to be found."""
+    mark = f"{ESCAPE}0{ESCAPE}"
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": mark}]
+    text = tried(tokenizer, in_parts(chat) if parts else chat)
+    return text.rpartition(mark)[2].lstrip() if text is not None and mark in text else None
+
+
+def markup(tokenizer: HasChatTemplate, words: Sequence[str]) -> list[str]:
+    """Those of the words that the template writes around the messages of a plain chat, where they are written as
+    markup: no line break and no plain word, of which vocabularies have some as tokens; of `<x>` and `</x>` neither."""
+    chat: list[Message] = [{"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")]
+    try:
+        texts = [tried(tokenizer, in_parts(some) if takes_parts(tokenizer) else some) for some in (chat, chat[:2])]
+    except UserError:  # a template that cannot be run is named where it is used
+        return []
+    around = "".join(re.sub(f"{MARK}[a-z]*{MARK}", "", text) for text in texts if text is not None)
+    return [word for word in words if word in around and _MARKUP.fullmatch(word) and not _is_tag(word, words)]
+
+
+def _is_tag(word: str, words: Sequence[str]) -> bool:
+    """Whether the word opens or closes what stands between `<x>` and `</x>`."""
+    return word.startswith("</") or (word.startswith("<") and f"</{word[1:]}" in words)
+
+
+def content_of(message: Message) -> str:
+    """What a message says, of either form; "" where it says nothing."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
+
+
+def with_content(message: Message, text: str) -> Message:
+    """The message with another content, in its form."""
+    parts = isinstance(message.get("content"), list)
+    return {**message, "content": [{"type": "text", "text": text}] if parts else text}
+
+
+class Escape:
+    """Puts numbered placeholders where a message spells a special token, so that no text becomes one."""
+
+    def __init__(self, tokenizer: HasChatTemplate) -> None:
+        self.words = guarded(tokenizer)
+        self.pattern = _pattern(self.words)
+        self.number = {word: n for n, word in enumerate(self.words)}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.pattern.sub(lambda m: f"{ESCAPE}{self.number[m.group()]}{ESCAPE}", value)
+        if isinstance(value, Mapping):
+            return {key: self(entry) for key, entry in value.items()}
+        return [self(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:
+    """What a message may not bring into a template's text as it stands."""
+    return (OPEN, CLOSE, ESCAPE, MARK, *sorted(tokenizer.special))
+
+
+@lru_cache(maxsize=16)
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word))))
+
+
+def spans_of(marked: str) -> tuple[str, tuple[Span, ...]]:
+    """The text without its markers, and the ranges between them."""
+    parts, spans, length, start = [], [], 0, 0
+    for part in re.split(f"([{OPEN}{CLOSE}])", marked):
+        if part == OPEN:
+            start = length
+        elif part == CLOSE:
+            spans.append((start, length))
+        else:
+            parts.append(part)
+            length += len(part)
+    return "".join(parts), tuple(spans)
+
+
+def plain(marked: str) -> str:
+    """The text without its markers."""
+    return spans_of(marked)[0]
+
+
+def turn_end(tokenizer: HasChatTemplate) -> int | None:
+    """Id of the special token with which the template ends an assistant's turn; None without one."""
+    if tokenizer.chat_template is None:
+        return None
+    tail = after_content(tokenizer, takes_parts(tokenizer))
+    words = sorted((word for word in tokenizer.special if tail and tail.startswith(word)), key=len)
+    found: int | None = tokenizer.inner.token_to_id(words[-1]) if words else None
+    return found

@@ -1,0 +1,93 @@
+"""Rows of a data set of the Hub, `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read as a stream by the library
+datasets: at one commit, whatever comes to the repository while it is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ondevice.common.distribution import install_hint
+from ondevice.common.errors import UserError
+from ondevice.data.class_labels import class_columns, with_names
+
+PREFIX = "hub:"
+FORM = "hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubSpec(NamedTuple):
+    """What a name of data on the Hub says. `config` and `revision` are empty where it says nothing."""
+
+    repo: str
+    config: str
+    revision: str
+    split: str
+
+    @classmethod
+    def parse(cls, spec: str) -> HubSpec:
+        """Raises UserError for a name with an empty part."""
+        named, _, split = spec.removeprefix(PREFIX).partition(":")
+        path, at, revision = named.partition("@")
+        owner, *rest = path.split("/")
+        found = cls("/".join([owner, *rest[:1]]), "/".join(rest[1:]), revision, split or "train")
+        if not owner or "" in rest or (at and not revision):
+            raise UserError("is not the name of a data set", where=spec, hint=FORM)
+        return found
+
+
+def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], str]]:
+    """(row, "hub:…:row N") of the split. `read_at` is told the commit that is read, empty where the library does not
+    say it. Raises UserError, one line, for a set that cannot be found or read to the end."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("a data set of the Hub needs the library datasets", where=spec,
+                        hint=install_hint("data")) from error
+    wanted = HubSpec.parse(spec)
+    try:
+        builder = datasets.load_dataset_builder(wanted.repo, wanted.config or None, revision=wanted.revision or None)
+        rows = builder.as_streaming_dataset(split=wanted.split)
+    except Exception as error:  # the library raises its own, requests' and the Hub's errors
+        raise _not_loaded(spec, error) from error
+    commit = str(builder.hash or "")
+    read_at(commit if _COMMIT.fullmatch(commit) else "")
+    classes = class_columns(rows.features.to_dict() if rows.features else {})
+    number, stream = 0, iter(rows)
+    while True:
+        try:
+            row = next(stream, None)
+        except Exception as error:  # a file that is damaged, an answer of the server: of a dozen libraries beneath
+            raise UserError(f"cannot be read after row {number}: {_first_line(error)}", where=spec,
+                            hint="try again; if it stays so a file of the set is damaged: --limit takes the rows "
+                                 "before it") from error
+        if row is None:
+            return
+        number += 1
+        yield with_names(dict(row), classes), f"{spec}:row {number}"
+
+
+def _not_loaded(spec: str, error: Exception) -> UserError:
+    """With the configs or splits to choose from, where the library lists them."""
+    text = str(error)
+    listed = re.search(r"available configs?:? *\[(.*?)\]", text, re.DOTALL | re.IGNORECASE)
+    if listed and "missing" in text:
+        names = [name.strip().strip("'\"") for name in listed[1].split(",")]
+        wanted = HubSpec.parse(spec)
+        at = f"@{wanted.revision}" if wanted.revision else ""
+        return UserError(f"has several configs, name one: {', '.join(names)}", where=spec,
+                         hint=f"hub:{wanted.repo}/{names[0]}{at}:{wanted.split}")
+    hint = next((what for name, what in _UNREACHED.items() if name in text), FORM)
+    return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=hint)
+
+
+# Names that the library puts into what it says where the Hub was not reached.
+_UNREACHED = {"OfflineModeIsEnabled": "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set: unset it",
+              "ConnectionError": "is there a network?", "ConnectError": "is there a network?",
+              "Timeout": "is there a network?"}
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, or the one that it came from, where it says nothing itself."""
+    said = " ".join(str(error).split("\n\n")[0].split())
+    return said[:300] if said else type(error).__name__

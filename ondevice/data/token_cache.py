@@ -1,0 +1,194 @@
+"""Tokens on the disk: made once, then read as memory maps, so that more than the memory holds can be learned from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.common import atomic
+from ondevice.data.chat_encoding import ChatRow
+from ondevice.data.mixture import Joined
+from ondevice.data.tokenizer import Tokenizer
+
+# What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are made anew.
+_LEARNED = {"chats": " calls, thoughts and flags", "pairs": " calls and thoughts", "prompts": " and where they begin"}
+
+
+def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
+    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place, and so
+    have chats of which an earlier version has taken other tokens for the assistant's."""
+    made = f"{tokenizer.sha256()} {key}{_LEARNED.get(kind, '')}"
+    return folder / f"{kind}-{hashlib.sha256(made.encode()).hexdigest()[:20]}"
+
+
+def made_once(path: Path, make: Callable[[Path], None]) -> Path:
+    """`path`, which `make` has written if it was not there: a file or a folder, whole or not at all.
+
+    Raises UserError on a full disk.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.aside(path) as part:
+        make(part)
+        for file in part.iterdir() if part.is_dir() else (part,):
+            atomic.sync(file)
+        try:
+            part.rename(path)
+        except OSError:  # a folder is not written over: another process was as quick
+            if not path.exists():
+                raise
+    return path
+
+
+def link_from(other: Path, path: Path) -> None:
+    """`path` as what `other` is, a file or a folder that nobody writes to again: the same bytes on the disk, which stay
+    when one of the two is deleted. Nothing where the file system has no links."""
+    def make(part: Path) -> None:
+        if other.is_dir():
+            shutil.copytree(other, part, copy_function=os.link)
+        else:
+            os.link(other, part)
+
+    with suppress(OSError, shutil.Error):
+        made_once(path, make)
+
+
+class JsonLines(Sequence[Any]):
+    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N, 2) uint64: what was said of
+    each row as it was written."""
+
+    def __init__(self, octets: NDArray[np.uint8], starts: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        self._octets, self._starts, self.keys = octets, starts, keys
+
+    @classmethod
+    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]],
+               keys_of: Callable[[Any], tuple[int, int]]) -> JsonLines:
+        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and `keys_of`
+        gives the keys of each."""
+        def make(part: Path) -> None:
+            part.mkdir()
+            starts, keys = array("q", [0]), array("Q")
+            with (part / "lines.jsonl").open("wb") as out:
+                for row in rows():
+                    out.write(json.dumps(row, default=str).encode() + b"\n")
+                    starts.append(out.tell())
+                    keys.extend(keys_of(row))
+            for name, values in (("starts", starts), ("keys", keys)):
+                with (part / name).open("wb") as file:
+                    values.tofile(file)
+
+        made_once(path, make)
+        return cls(mapped(path / "lines.jsonl", np.uint8), mapped(path / "starts", np.int64),
+                   mapped(path / "keys", np.uint64).reshape(-1, 2))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[n] for n in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return json.loads(bytes(self._octets[int(self._starts[at]):int(self._starts[at + 1])]))
+
+
+class ChatRows(Sequence[ChatRow]):
+    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of each row among them.
+    `keys` (rows, 2) uint64, where they are known: alike in rows of one chat; alike where the whole chat is."""
+
+    def __init__(self, ids: Any, mask: Any, starts: NDArray[np.int64], ends: NDArray[np.int64],
+                 keys: NDArray[np.uint64] | None = None) -> None:
+        self.ids, self.mask, self.starts, self.ends, self.keys = ids, mask, starts, ends, keys
+
+    @classmethod
+    def of(cls, rows: Iterable[ChatRow]) -> ChatRows:
+        """In memory."""
+        if isinstance(rows, ChatRows):
+            return rows
+        found = list(rows)
+        places = np.cumsum(np.array([0, *(len(row.ids) for row in found)], np.int64))
+        return cls(np.concatenate([np.zeros(0, np.int32), *(row.ids for row in found)]).astype(np.int32),
+                   np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]), places[:-1], places[1:])
+
+    @classmethod
+    def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]],
+               keys: Callable[[], NDArray[np.uint64]] | None = None) -> ChatRows:
+        """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and then
+        their `keys`."""
+        def make(part: Path) -> None:
+            write_rows(part, rows())
+            if keys is not None:
+                (part / "keys").write_bytes(keys().astype(np.uint64).tobytes())
+
+        made_once(path, make)
+        return mapped_rows(path)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ChatRows], order: NDArray[np.int64]) -> ChatRows:
+        """The rows `order`, numbered through all parts; their tokens stay where they are."""
+        firsts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        starts, ends = (np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts[:-1],
+                                                                                           strict=True)])
+                        for name in ("starts", "ends"))
+        return cls(Joined([part.ids for part in parts], np.int32), Joined([part.mask for part in parts], np.bool_),
+                   starts[order], ends[order])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, at: int) -> ChatRow: ...
+    @overload
+    def __getitem__(self, at: slice) -> ChatRows: ...
+    def __getitem__(self, at: int | slice) -> ChatRow | ChatRows:
+        if isinstance(at, slice):
+            return self.only(at)
+        part = slice(int(self.starts[at]), int(self.ends[at]))
+        return ChatRow(self.ids[part], self.mask[part])
+
+    def only(self, which: Any) -> ChatRows:
+        """Those of which `which` is true, or the numbers."""
+        return ChatRows(self.ids, self.mask, self.starts[which], self.ends[which],
+                        None if self.keys is None else self.keys[which])
+
+    def __iter__(self) -> Iterator[ChatRow]:
+        return (self[n] for n in range(len(self)))
+
+    @property
+    def tokens(self) -> int:
+        return int((self.ends - self.starts).sum())
+
+
+def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
+    """Makes the folder with three files, ids, mask and starts."""
+    folder.mkdir()
+    starts = array("q", [0])
+    with (folder / "ids").open("wb") as ids, (folder / "mask").open("wb") as mask:
+        for row in rows:
+            ids.write(np.asarray(row.ids, np.int32).tobytes())
+            mask.write(np.asarray(row.mask, np.bool_).tobytes())
+            starts.append(starts[-1] + len(row.ids))
+    with (folder / "starts").open("wb") as file:
+        starts.tofile(file)
+
+
+def mapped_rows(folder: Path) -> ChatRows:
+    """Memory maps of what `write_rows` has written."""
+    places = mapped(folder / "starts", np.int64)
+    keys = mapped(folder / "keys", np.uint64).reshape(-1, 2) if (folder / "keys").is_file() else None
+    return ChatRows(mapped(folder / "ids", np.int32), mapped(folder / "mask", np.bool_), places[:-1], places[1:], keys)
+
+
+def mapped(file: Path, dtype: Any) -> NDArray[Any]:
+    """A memory map of a file of numbers; nothing can be mapped of an empty one."""
+    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype)

@@ -1,0 +1,18 @@
+"""Keys and values of the tokens that were read, for decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ondevice.seam.ops import Array
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,). `fixed`:
+    further arrays with a row for a row that do not grow (what an encoder-decoder has read)."""
+
+    keys: list[Array]
+    values: list[Array]
+    lengths: Array
+    fixed: list[Array] = field(default_factory=list)

@@ -1,0 +1,271 @@
+"""What happened in a run, stage by stage, read from what the stages left: their records, events and copies of ratings.
+
+Names of folders and people stay here: a data set is told by its own name and hash, a rater only counted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ondevice.common.errors import UserError
+from ondevice.common.json_files import read_json
+from ondevice.config.load import read_yaml
+from ondevice.config.recipe import STAGES
+from ondevice.data.hub_datasets import HubSpec
+from ondevice.datasets.preference_pairs import COPY as PAIRS
+from ondevice.datasets.spec import COMMITS
+from ondevice.hub.client import cached_card
+from ondevice.hub.pull import ORIGIN
+from ondevice.hub.snapshot import is_name
+from ondevice.models import peft
+from ondevice.models.model_folder import is_adapter_folder, weight_files
+from ondevice.preferences.database import is_simulated
+from ondevice.publishing.public_names import CORPUS, parts, short_name, source_name, without_places
+from ondevice.runs import events
+from ondevice.runs.folder import RunFolder, StageFolder
+
+RATINGS = "the run's ratings"
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage. `config` and `versions` are those of its last start, `data` what it counted in its data; `record` is
+    its done.json, empty of a stage that has not ended."""
+
+    folder: StageFolder
+    record: Mapping[str, Any]
+    config: Mapping[str, Any]
+    versions: Mapping[str, Any]
+    data: Mapping[str, Any]
+    step: int
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def makes_policy(self) -> bool:
+        """Whether its model is one of those that later stages go on with."""
+        return self.name in STAGES and STAGES[self.name].gives == "policy"
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("fingerprint"))
+
+    @property
+    def marks(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("marks"))
+
+    @property
+    def outcome(self) -> Mapping[str, Any]:
+        return _mapping(self.record.get("outcome"))
+
+
+def history(run: RunFolder, stage: str) -> list[StageRecord]:
+    """The stages up to this one, in the order of their beginning; of the earlier ones those that have ended."""
+    found = []
+    for folder in run.stages():
+        record = folder.done_record()
+        if record is not None or folder.name == stage:
+            found.append(_past(folder, record or {}))
+        if folder.name == stage:
+            break
+    return found
+
+
+def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
+    start: Mapping[str, Any] = {}
+    data: dict[str, Any] = {}
+    step = 0
+    for event in events.read(folder.events):
+        if event.get("event") == "start":
+            start = event
+        elif event.get("event") == "data":
+            data = {k: v for k, v in event.items() if k not in ("t", "event", "step", "raters")}
+        elif event.get("event") == "step":
+            step = int(event.get("step") or 0)
+    return StageRecord(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
+
+
+def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
+    """(names, hash or nothing) of what each setting names that the stage learned from: one source or a mixture of
+    several, none by the folder that it lies in."""
+    found = []
+    for field, value in _learned_from(past):
+        names = tuple(dict.fromkeys(source_name(one) for one in _sources(value))) if value else (RATINGS,)
+        found.append((names, str(past.fingerprint.get(field) or "")))
+    return list(dict.fromkeys(found))
+
+
+def data_names(past: StageRecord) -> list[str]:
+    """Every source that the stage learned from, by its own name."""
+    return list(dict.fromkeys(name for names, _ in data_read(past) for name in names))
+
+
+def commits(past: StageRecord) -> dict[str, str]:
+    """Name → commit of those of the stage's sources that were read from the Hub, where it is known."""
+    return {source_name(spec): str(commit) for spec, commit in read_json(past.folder.path / COMMITS).items() if commit}
+
+
+def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
+    """(field, value) of the settings that name data; an empty value is the run's ratings."""
+    found = []
+    for field in ("data", "replay", "sft_data"):
+        value = past.config.get(field)
+        if not isinstance(value, str) or (not value and field != "data") or field not in past.config:
+            continue
+        if field == "sft_data" and not past.config.get("sft_coef"):
+            continue
+        found.append((field, value))
+    return found
+
+
+def _sources(value: str) -> list[str]:
+    return [source.data for source in parts(value)]
+
+
+def hub_datasets(pasts: list[StageRecord]) -> list[str]:
+    """The data sets that came from the Hub, by their ids."""
+    values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
+    found = [one for value in values if isinstance(value, str) for one in _sources(value) if one.startswith("hub:")]
+    return sorted({name for one in found if is_name(name := HubSpec.parse(one).repo)})
+
+
+def licences(past: StageRecord) -> dict[str, str]:
+    """Name → licence of those of the stage's sources whose own card states one: the README.md beside a data set that
+    lies here, or what the Hub's client has kept of one from there."""
+    found: dict[str, str] = {}
+    for source in (one for _, value in _learned_from(past) for one in _sources(value)):
+        if source and source_name(source) != CORPUS:
+            stated = _front_matter(_card_of(source)).get("license")
+            found |= {source_name(source): str(stated)} if stated else {}
+    return found
+
+
+def _card_of(data: str) -> str:
+    if data.startswith("hub:"):
+        return cached_card(HubSpec.parse(data).repo)
+    path = Path(os.path.expanduser(data))
+    if not path.exists():  # gone, or meant in another folder: a README.md that is found now would be another's
+        return ""
+    folder = path if path.is_dir() else path.parent
+    if not path.is_dir() and (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
+        folder = folder.parent
+    try:
+        return (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _front_matter(card: str) -> Mapping[str, Any]:
+    """The metadata at a card's head; nothing where there are none."""
+    import yaml
+
+    head = re.match(r"---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
+    try:
+        return _mapping(yaml.safe_load(head[1])) if head else {}
+    except yaml.YAMLError:
+        return {}  # somebody else's card; it states none that can be read
+
+
+def start_of(past: StageRecord) -> str:
+    """What the stage began from, without the folders of this machine: `run: stage`, or a model's name."""
+    value = past.config.get("model")
+    if not isinstance(value, str) or not value:
+        return "random weights"
+    base = _mapping(past.record.get("base"))
+    if base.get("repo"):
+        return f"{base['repo']} at {str(base.get('commit', ''))[:12]}"
+    return short_name(value)
+
+
+def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
+    """The stages whose weights the last one's are, it last: each began from the model of the one before it. The first
+    may have begun from a model of another run."""
+    chain, names = [pasts[-1]], {past.name: past for past in pasts[:-1]}
+    while before := names.pop(_start_in_run(chain[0]), None):
+        chain.insert(0, before)
+    return chain
+
+
+def _start_in_run(past: StageRecord) -> str:
+    """The stage of the same run whose model this one began from; empty: it began elsewhere, or from none."""
+    value = past.config.get("model")
+    if not isinstance(value, str) or not value:
+        return ""
+    start, run = Path(os.path.expanduser(value)), past.folder.path.parent
+    out = past.config.get("out")
+    runs = [run.absolute(), *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else [])]
+    if start.name != "model" or start.parent.parent not in runs and start.absolute().parent.parent not in runs:
+        return ""
+    return start.parent.name
+
+
+def base_of(past: StageRecord) -> str:
+    """The model of the Hub that the stage began from; empty where it began from none."""
+    return str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
+
+
+def notes(past: StageRecord) -> list[str]:
+    """What the stage noted, without the folders of this machine."""
+    values = [value for value in past.config.values() if isinstance(value, str)]
+    known = [*values, *(one for value in values for one in _sources(value)), str(past.folder.path.parent.absolute())]
+    known = [path for path in known if not path.startswith("hub:")]
+    return [without_places(str(note), known) for note in past.record.get("notes") or ()]
+
+
+def made_with(past: StageRecord) -> str:
+    """Libraries, device and machine of the stage's last start, and the version of ondevice where a recipe tells it."""
+    told = [f"{key} {value}" for key, value in past.versions.items()]
+    recipe = past.folder.path.parent / "recipe.yaml"
+    if recipe.is_file():
+        try:
+            known = read_yaml(recipe)
+        except UserError:
+            known = {}  # somebody has edited it
+        version = _mapping(known.get("versions")).get("ondevice")
+        system = str(_mapping(known.get("machine")).get("system", "")).partition("-")[0]
+        told += [f"ondevice {version}"] * bool(version) + [system] * bool(system)
+    return ", ".join(told)
+
+
+def raters(past: StageRecord) -> tuple[int, int, int] | None:
+    """(pairs, people, programs) of the ratings that a stage learned from; None: it learned from none, or from pairs
+    that came without a rater."""
+    copy = past.folder.path / PAIRS
+    if not copy.is_file():
+        return None
+    names: set[str] = set()
+    count = 0
+    with open(copy, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut off: what is whole is counted
+            count += 1
+            names |= set(map(str, row.get("raters") or ()))
+    programs = sum(map(is_simulated, names))
+    return (count, len(names) - programs, programs) if names else None
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in a folder's weights, or in an adapter's, from the files' heads: nothing is loaded."""
+    total = 0
+    for file in [folder / peft.WEIGHTS] if is_adapter_folder(folder) else weight_files(folder):
+        with open(file, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            head = json.loads(opened.read(length))
+        total += sum(prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
+    return total
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

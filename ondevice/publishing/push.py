@@ -1,0 +1,250 @@
+"""Sends what a plan says, as one commit: nobody ever downloads half a checkpoint.
+
+    read the head → keep pending-push.json → large files, one by one → one commit on top of that head
+    → hashes compared → tag → pending-push.json removed
+
+The head that was read is the commit's parent: where somebody else has pushed in between, the Hub refuses and a person
+is told. After a lost reply the commit is looked for by its mark before it is tried again. Interrupted anywhere, the
+remote has the whole commit or none, and `resume` goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.json_files import to_json
+from ondevice.common.progress import size
+from ondevice.common.sanitize import sanitize
+from ondevice.config.hub import PushConfig
+from ondevice.hub import client as hub_client
+from ondevice.hub.client import (
+    Conflict,
+    Hub,
+    NoReply,
+    RepoNotFound,
+    Sending,
+    git_blob,
+    git_blob_of,
+    given_up,
+    retry_delay,
+    with_retries,
+)
+from ondevice.preferences.sqlite_store import ratings_file
+from ondevice.publishing.plan import (
+    Plan,
+    PlannedFile,
+    check_planned,
+    find_target,
+    pending,
+    plan_push,
+    plan_text,
+    replaced,
+)
+from ondevice.publishing.push_files import content, real_file
+
+LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
+Tell = Callable[[Mapping[str, Any]], None]
+"""What hears each step: {"event": …, …}; `plan`, `file` (sent so far, of all), `wait`, `commit`, `verify`, `done`."""
+
+
+def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
+    """Does what `cfg` says; returns {"repo", "url", "commit", "private", "tag", "bytes", "files"}, of a dry run the
+    plan. Raises UserError, or Interrupted where a push was stopped that `resume` goes on with."""
+    cfg.check()
+    tell = tell or (_line if cfg.lines else _say)
+    if cfg.dry_run:
+        return {**_planned(cfg).told(), **_login()}
+    plan = _planned(cfg)
+    client = Hub(plan.kind)
+    account = with_retries(client.account, plan.repo)
+    if "/" not in plan.repo:  # the card names the whole address
+        plan = _planned(dataclasses.replace(cfg, repo_id=f"{account.name}/{plan.repo}"))
+    tell({"event": "plan", **plan.told()})
+    if not cfg.yes and not cfg.lines and sys.stdin.isatty() and sys.stderr.isatty() and not _agreed():
+        raise UserError("nothing was sent", hint="--yes does not ask")
+    again = f"ondevice push {cfg.model}{' --dataset' if cfg.dataset else ''} --resume goes on with it"
+    try:
+        done = send(plan, client, tell)
+        return {} if cfg.lines else done  # its last line says it
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped. {again}" if plan.pending.is_file() else "stopped; nothing was sent") from None
+    except UserError as error:
+        if not plan.pending.is_file() or "--resume" in error.hint:
+            raise
+        raise UserError(error.message, where=error.where, hint="; ".join(filter(None, (error.hint, again)))) from None
+
+
+def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
+    """Sends a plan, or goes on with one that was begun (`plan.parent` is known). Raises UserError; Conflict where all
+    has arrived and only its tag is taken."""
+    repo = plan.repo
+
+    def wait(reason: str) -> None:
+        tell({"event": "wait", "reason": reason})
+
+    plan = plan.hashed()
+    if not plan.parent:
+        with_retries(lambda: client.create(repo, not plan.public), repo, wait)
+    try:
+        remote = with_retries(lambda: client.look(repo), repo, wait)
+    except RepoNotFound:
+        raise UserError("the name is taken by what this account may not see", where=repo,
+                        hint="give another name") from None
+    if not remote.private and not plan.public:
+        raise UserError("is public already, and this push was not to be", where=repo,
+                        hint="--public sends it for everyone to see, or give another name")
+    if not plan.parent:
+        present = with_retries(lambda: client.files(repo, remote.head), repo, wait)
+        plan = dataclasses.replace(plan, parent=remote.head, removed=replaced([f.path for f in present], plan.files))
+    plan.keep()
+    commit = _land(plan, client, remote.head, tell)
+    tell({"event": "verify", "commit": commit})
+    _verify(plan, client, commit, wait)
+    try:
+        if plan.tag:
+            with_retries(lambda: client.tag(repo, plan.tag, commit), repo, wait)
+    except Conflict as conflict:
+        plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
+        raise Conflict(conflict.message, where=repo,
+                       hint=f"all has arrived as commit {commit[:12]}; push again with another --tag") from None
+    plan.pending.unlink(missing_ok=True)
+    done = {"repo": repo, "url": client.address(repo), "commit": commit, "private": remote.private, "tag": plan.tag,
+            "bytes": plan.size, "files": len(plan.files), "removed": list(plan.removed)}
+    tell({"event": "done", **done})
+    return done
+
+
+def render(result: Mapping[str, Any]) -> str | None:
+    """A result for people: the address, or the plan of a dry run. None where each step was told as a line."""
+    if not result or "url" in result:
+        return str(result["url"]) if result else None
+    login = result.get("login") or {}
+    return f"{plan_text(result, size)}\n  {login.get('text', '')}".rstrip()
+
+
+def _planned(cfg: PushConfig) -> Plan:
+    if not cfg.resume:
+        return plan_push(cfg)
+    home = ratings_file(cfg.model).parent if cfg.dataset else find_target(cfg.model, cfg.stage).home
+    plan = pending(home)
+    if cfg.repo_id and cfg.repo_id not in (plan.repo, plan.repo.partition("/")[2]):
+        raise UserError(f"the push that was interrupted goes to {plan.repo}", where="repo_id",
+                        hint="leave the name out, or push without --resume")
+    check_planned(cfg, plan)
+    return plan
+
+
+def _login() -> dict[str, Any]:
+    """Who is logged in, for the plan: never the token."""
+    try:
+        name = Hub().account().name
+        return {"login": {"name": name, "text": f"logged in as {name}"}}
+    except (UserError, NoReply) as error:
+        return {"login": {"name": "", "text": str(error)}}
+
+
+def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
+    """The commit's id, made now or by an earlier try. Raises UserError: a conflict, or no reply for too long."""
+    if head != plan.parent:
+        return _found(plan, client, tell)
+    files = [Sending(f.path, _source(f, plan)) for f in plan.files]
+    trouble = NoReply("no reply")
+    for wait in (*hub_client.WAITS_S, 0.0):
+        try:
+            _upload(plan, client, files, tell)
+            tell({"event": "commit"})
+            return client.commit(plan.repo, files, plan.removed, parent=plan.parent, message=plan.message,
+                                 mark=plan.mark)
+        except Conflict:
+            return _found(plan, client, tell)
+        except NoReply as error:
+            trouble = error
+        tell({"event": "wait", "reason": str(trouble)})
+        time.sleep(retry_delay(wait, trouble))
+        # the reply may be what was lost, and not the commit
+        if with_retries(lambda: client.look(plan.repo), plan.repo).head != plan.parent:
+            return _found(plan, client, tell)
+    raise given_up(plan.repo, trouble)
+
+
+def _source(file: PlannedFile, plan: Plan) -> Path | bytes:
+    """What is sent: of small files the very bytes whose hash was planned, so that nothing can be put in their place
+    while large ones are under way."""
+    if not file.source:
+        return file.text.encode()
+    if file.path.endswith(".safetensors"):
+        return Path(file.source)
+    return content(file.source, Path(plan.folder), file.sha256)
+
+
+def _found(plan: Plan, client: Hub, tell: Tell) -> str:
+    """This push's commit in a branch that has moved. Raises UserError where it was somebody else who moved it."""
+    commit = with_retries(lambda: client.find(plan.repo, plan.mark), plan.repo)
+    if commit is None:
+        plan.pending.unlink(missing_ok=True)  # what it was to go on top of is not the head any more
+        raise UserError("somebody has changed the repository since this push began; nothing was overwritten",
+                        where=plan.repo, hint="look at what came in, then push again without --resume")
+    tell({"event": "landed", "commit": commit})
+    return commit
+
+
+def _upload(plan: Plan, client: Hub, files: list[Sending], tell: Tell) -> None:
+    """The large files ahead of the commit, each told when it is there; the others travel with the commit."""
+    sent = 0
+    for planned, file in zip(plan.files, files, strict=True):
+        if planned.size >= LARGE_BYTES or planned.path.endswith(".safetensors"):
+            if planned.source:
+                real_file(Path(planned.source), Path(plan.folder))
+            client.upload(plan.repo, file)
+            sent += planned.size
+            tell({"event": "file", "path": planned.path, "sent": sent, "of": plan.size})
+
+
+def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -> None:
+    """Compares every file's hash in the commit with the one here. Raises UserError naming what differs."""
+    there = {f.path: f for f in with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)}
+    wrong = [file.path for file in plan.files if file.path not in there or not there[file.path].holds(
+        file.size, file.sha256, _blob(file) if not there[file.path].sha256 else "")]
+    if wrong:
+        raise UserError(f"arrived otherwise than it was sent: {', '.join(wrong[:3])}", where=plan.repo,
+                        hint="push again without --resume")
+
+
+def _blob(file: PlannedFile) -> str:
+    return git_blob_of(Path(file.source)) if file.source else git_blob(file.text.encode())
+
+
+def _agreed() -> bool:
+    print("Send it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _line(event: Mapping[str, Any]) -> None:
+    """For programs, on stdout."""
+    print(to_json(dict(event)), flush=True)
+
+
+def _say(event: Mapping[str, Any]) -> None:
+    """For people, on stderr."""
+    print(sanitize(_words(event)), file=sys.stderr, flush=True)
+
+
+def _words(event: Mapping[str, Any]) -> str:
+    match event["event"]:
+        case "plan":
+            return plan_text(event, size)
+        case "file":
+            return f"  sent {size(event['sent'])} of {size(event['of'])}  {event['path']}"
+        case "wait":
+            return f"  waiting: {event['reason']}"
+        case "done":
+            return f"  done: commit {event['commit'][:12]}, {'private' if event['private'] else 'public'}"
+        case "landed":
+            return "  it had landed already"
+    return {"commit": "  committing", "verify": "  comparing hashes"}[event["event"]]

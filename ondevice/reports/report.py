@@ -1,0 +1,97 @@
+"""The ladder: what each stage of a run achieved and what it answered, for a terminal, as report.md and report.html."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from ondevice.common.errors import UserError
+from ondevice.common.files import write_file
+from ondevice.common.sanitize import sanitize
+from ondevice.reports.html_report import page
+from ondevice.reports.results import Section, Table, answers, done_records, sections
+from ondevice.runs.folder import RunFolder
+
+WIDTH = 96  # columns of a terminal, for sentences; the tables of the whole road need 100
+
+
+def ladder(run: RunFolder) -> str:
+    """Plain text: the stages' figures, what there is to tell of them, and every prompt with each stage's answer."""
+    done = done_records(run)
+    first, *others = sections(done)
+    parts = [_plain(first.table), *_sentences(first)]
+    for section in others:
+        table = [_plain(section.table)] if section.table else []
+        parts += ["\n".join([section.title, *table]), *_sentences(section)]
+    for prompt, said in answers(done):
+        width = max(len(stage) for stage, _ in said)
+        parts.append("\n".join([f"> {sanitize(prompt, newlines=False)}",
+                                *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said)]))
+    return "\n\n".join(parts)
+
+
+def write_report(run: RunFolder) -> Path:
+    """The same as Markdown in `report.md`, which is returned; as a page with curves in `report.html` beside it."""
+    done = done_records(run)
+    lines = [f"# {cell(run.path.name)}", ""]
+    for number, section in enumerate(sections(done)):
+        if number:
+            lines += [f"## {cell(section.title)}", ""]
+        if section.table:
+            lines += [*markdown(section.table), ""]
+        lines += [*(f"- {cell(note)}" for note in section.notes), ""] if section.notes else []
+    asked = answers(done)
+    if asked:
+        lines += ["## The same prompts, asked after every stage", ""]
+    for prompt, said in asked:
+        table = [["stage", "answer"], *([stage, _answer(text)] for stage, text in said)]
+        lines += [f"**{cell(prompt)}**", "", *markdown(table), ""]
+    write_file(run.report, "\n".join(lines))
+    write_file(html_of(run), page(run, done))
+    return run.report
+
+
+def html_of(run: RunFolder) -> Path:
+    """Where the page is."""
+    return run.report.with_suffix(".html")
+
+
+def _answer(text: str) -> str:
+    return sanitize(text, newlines=False).strip() or "(nothing)"
+
+
+def _plain(table: Table) -> str:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+             for row in table]
+    return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
+
+
+def _sentences(section: Section) -> list[str]:
+    """One paragraph, or none."""
+    lines = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in section.notes]
+    return ["\n".join(lines)] if lines else []
+
+
+def markdown(table: Table) -> list[str]:
+    """The lines of a table."""
+    rows = ["| " + " | ".join(map(cell, row)) + " |" for row in table]
+    return [rows[0], "|" + " --- |" * len(table[0]), *rows[1:]]
+
+
+def cell(text: str) -> str:
+    """Harmless text that Markdown takes literally, in a table too."""
+    text = sanitize(text, newlines=False)
+    for sign in "\\`*_[]<>|#$~&":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
+def report_text(run: RunFolder) -> str:
+    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its complete stages.
+    Raises UserError where none is complete."""
+    if run.report.is_file():
+        return run.report.read_text(encoding="utf-8")
+    if not any(stage.done_record() for stage in run.stages()):
+        raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+    return ladder(run)

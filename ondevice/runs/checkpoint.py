@@ -1,0 +1,181 @@
+"""Folders that are whole or not there: written aside, synced, listed with checksums, then renamed into place.
+
+    checkpoints/.tmp-…/.new  →  files, synced  →  MANIFEST.json, synced  →  rename to step-00000100  →  parent synced
+
+A resume takes the newest folder whose manifest verifies and goes back one by one, saying what it left out and why.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import atomic
+from ondevice.common.files import FORMAT, MANIFEST, sha256, whole_folder
+from ondevice.common.json_files import to_json
+
+RECORD = "trainer.json"
+_STEP = re.compile(r"step-\d{8,}")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A `step-…` folder and the record beside its weights. `whole`: it was read back and is as it was written."""
+
+    path: Path
+    step: int
+    record: dict[str, Any]
+    whole: bool = True
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def optimizer(self) -> Path:
+        return self.path / "optimizer.safetensors"
+
+
+def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Mapping[str, Any], *,
+         keep: int, best: int | None, say: Say = atomic.to_stderr) -> Checkpoint:
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `prune` decides which ones remain.
+
+    `best` None: no better one is on disk than the one that was called the best so far, which then stays. `say` is told
+    of what stood in the way. Raises UserError on a full disk.
+    """
+    target = path_at(checkpoints, step)
+    with whole_folder(target, {"step": step}) as folder:
+        write(folder)
+        (folder / RECORD).write_text(to_json(record, indent=1) + "\n")
+    reason = find_damage(target)
+    if reason is None:  # older ones go only after the new one is known to be readable
+        prune(checkpoints, step, keep=keep, best=best, say=say)
+    else:
+        say(f"{target.name} cannot be read back ({reason}): the ones before it stay")
+    return Checkpoint(target, step, dict(record), whole=reason is None)
+
+
+def prune(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
+    """Points `best` to the best one and removes what is not to be kept of the checkpoints up to `step`: there remain
+    the newest `keep`, the best, and the newest that is sound with the one that was the best then: a way back, where
+    the newest are not."""
+    if best is not None and path_at(checkpoints, best).is_dir():
+        _point(checkpoints / "best", path_at(checkpoints, best), say)
+    found = [path for path in steps(checkpoints) if _number(path) <= step]
+    kept = {(checkpoints / "best").resolve().name, *(path.name for path in found[-keep:])}
+    for path in reversed(found):
+        record = record_of(path)
+        if is_sound(record):
+            kept |= {path.name, f"step-{record.get('best_saved_step') or 0:08d}"}
+            break
+    for old in found:
+        if old.name not in kept:
+            atomic.remove(old, say)
+
+
+def is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether a stage can go back to the checkpoint of this record: its gradient and its figure are finite, or it is
+    the stage's start, written when the stage went back to that."""
+    # earlier versions did not write it down: what they saved is measured when it is gone back to
+    return bool(record.get("sound", not record.get("skipped_in_a_row"))) or record.get("step") == 0
+
+
+def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:
+    """Removes the checkpoints of later steps, the newest first: a process that is killed on the way goes on from what
+    it would have gone on from before."""
+    for path in reversed(steps(checkpoints)):
+        if _number(path) > step:
+            atomic.remove(path, say)
+
+
+def steps(checkpoints: Path) -> list[Path]:
+    """The `step-…` folders, oldest first."""
+    return sorted(p for p in checkpoints.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir())
+
+
+def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
+    """Removes all checkpoints. What else lies there stays, and a link to a folder elsewhere stays one. Raises OSError
+    where one cannot be removed."""
+    if checkpoints.is_dir():
+        atomic.sweep(checkpoints, say)
+        if (checkpoints / "best").is_symlink():
+            atomic.remove(checkpoints / "best", say)
+        for path in steps(checkpoints):
+            atomic.remove(path, say)
+
+
+def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
+    """The newest whole checkpoint; `say` is told of each that was left out."""
+    if checkpoints.is_dir():
+        atomic.sweep(checkpoints, say)  # one that was being replaced when a process was killed is put back
+    for path in reversed(steps(checkpoints)):
+        reason = find_damage(path)
+        if reason is None:
+            return load(path)
+        say(f"{path.name} is damaged ({reason}); going back one")
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    record = json.loads((path / RECORD).read_text())
+    return Checkpoint(path, int(record["step"]), record)
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """A checkpoint's record; empty where it cannot be read."""
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def path_at(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, whole or not."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def find_damage(path: Path) -> str | None:
+    """Why a checkpoint cannot be trusted; None: every file has the size and the hash that its manifest says."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = {name: (listed["size"], listed["sha256"]) for name, listed in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "no manifest"
+    if manifest.get("format") != FORMAT:
+        return f"format {manifest.get('format')}"
+    for name, (size, listed) in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has another size"
+        if sha256(file) != listed:
+            return f"{name} has another hash"
+    return None
+
+
+def _point(link: Path, target: Path, say: Say) -> None:
+    """Makes `link` point to its neighbour `target`. A folder at its place is moved aside, and that is said."""
+    if link.is_dir() and not link.is_symlink():
+        number = next(n for n in itertools.count(1) if not os.path.lexists(link.with_name(f"{link.name}-copy-{n}")))
+        copy = link.with_name(f"{link.name}-copy-{number}")
+        os.rename(link, copy)
+        say(f"{link.name} was a folder, not a link, as a copy that follows links makes one: it is {copy.name} now, and "
+            "nothing needs it")
+    with atomic.aside(link) as new:
+        new.symlink_to(target.name)
+        os.replace(new, link)
+        atomic.sync(link.parent)

@@ -1,0 +1,109 @@
+"""What a stage gets beside its settings: a folder, a backend, a place for events, and somebody's wish to stop."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ondevice.common.clock import ticks
+from ondevice.common.progress import Progress
+from ondevice.config.corpus import CorpusConfig
+from ondevice.models.model import Model
+from ondevice.runs import checkpoint
+from ondevice.runs.callbacks import Callback
+from ondevice.runs.events import EventWriter, LineFile
+from ondevice.runs.folder import StageFolder, StopRequest
+from ondevice.runs.recovery import ResultRecord
+from ondevice.seam.protocols import Backend
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of those that it has waited for. (os.times alone counts hundredths of a second.)"""
+    return time.process_time() + sum(os.times()[2:4])
+
+
+class ElapsedTime:
+    """Seconds on the clock and on processors that a stage has taken, its processes before a resume included."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = ticks(), _cpu_seconds()
+        self._before = {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    def add(self, before: Mapping[str, float]) -> None:
+        """What `mapping` told a checkpoint: a resumed stage goes on from there."""
+        self._before = {**self._before, **before}
+
+    def mapping(self) -> dict[str, float]:
+        now = {"seconds": ticks() - self._began, "cpu_seconds": _cpu_seconds() - self._cpu}
+        return {name: round(self._before[name] + value, 3) for name, value in now.items()}
+
+
+@dataclass
+class Context:
+    """One stage's surroundings while it runs. `corpus` is what `builtin` means, `prompts` are asked at its end."""
+
+    name: str
+    folder: StageFolder
+    backend: Backend
+    events: EventWriter
+    stop: StopRequest
+    corpus: CorpusConfig
+    prompts: tuple[str, ...]
+    resume: bool
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+    spent: ElapsedTime = field(default_factory=ElapsedTime)
+    changed: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Settings that are other ones than the checkpoint's: what they were, and are."""
+    continued: checkpoint.Checkpoint | None = None
+    """The finished stage's state from which this one goes on."""
+    callbacks: Sequence[Callback] = ()
+    """What looks on while the stage trains."""
+    taken: ResultRecord | None = None
+    """Whose weights the stage's result has, once it is trained."""
+
+    def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """Where to go on from; None at a beginning. A checkpoint that other library versions wrote is told of."""
+        if not self.resume:
+            return None
+        found = checkpoint.newest(self.folder.checkpoints, self.warn)
+        if found is not None and found.record.get("versions") != self.versions():
+            self.warn(f"{found.path.name} was written by {found.record.get('versions')}, this is {self.versions()}: "
+                      "the curve goes on, but not to the last digit")
+        return found
+
+    def versions(self) -> dict[str, str]:
+        """What an exact resume needs to be the same."""
+        return {"backend": self.backend.name, "device": self.backend.device, "dtype": self.backend.dtype,
+                **self.backend.versions(), "machine": platform.machine()}
+
+    def progress(self, total: int, first: int) -> Progress:
+        return Progress(self.name, total, first)
+
+    def warn(self, message: str, step: int | None = None, **fields: Any) -> None:
+        """Tells a person, and an event with further `fields`."""
+        self.events.emit("warning", step, message=message, **fields)
+        self.say(f"{self.name}: {message}")
+
+    def keep_samples(self, step: int, answers: list[dict[str, str]]) -> None:
+        """Long texts go to samples.jsonl; the event says where."""
+        with LineFile(self.folder.samples) as file:
+            offset = file.append({"step": step, "answers": answers})
+        self.events.emit("sample", step, offset=offset)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage gives: a model, or None where its result lies elsewhere; figures of its own for the ladder; models
+    that belong beside it, each a folder of that name; what was rated by whom, for the model's card."""
+
+    model: Model | None
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Model] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+

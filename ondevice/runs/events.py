@@ -1,0 +1,165 @@
+"""What a stage emits: one JSON object a line, `{"t", "event", "step", …}`, appended to `<stage>/events.jsonl`.
+
+Readers may look at any moment, and the writer may die at any moment: a last line without its newline is torn, readers
+leave it out and the next writer cuts it off. Losing the last second of step lines in a crash is harmless, because a
+resume goes back to a checkpoint and emits those steps again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ondevice.common.clock import clock, ticks
+from ondevice.common.json_files import to_json
+
+FLUSH_S = 1.0
+_BLOCK = 1 << 16
+
+
+class LineFile:
+    """A file to which whole lines of JSON are appended; a torn last line is cut off when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._end = _cut_torn_line(self._descriptor)
+        self._waiting = bytearray()
+
+    def append(self, record: Mapping[str, Any]) -> int:
+        """Adds a line (written at the next `flush`); returns its byte offset in the file."""
+        offset = self._end + len(self._waiting)
+        self._waiting += to_json(record).encode() + b"\n"
+        return offset
+
+    def flush(self, *, sync: bool = False) -> None:
+        """Writes what waits. What a full disk refuses goes on waiting: the next flush continues in mid-line."""
+        while self._waiting:
+            written = os.write(self._descriptor, self._waiting)
+            self._end += written
+            del self._waiting[:written]
+        if sync:
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            try:
+                self.flush()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def __enter__(self) -> LineFile:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+class EventWriter:
+    """Appends a stage's events. Steps are written in batches, at least once a second while steps come; every other
+    event is written at once, together with what waits. Call `flush` before something long that emits nothing."""
+
+    def __init__(self, path: Path, *, now: Callable[[], float] = clock) -> None:
+        self._file = LineFile(path)
+        self._now = now
+        self._flushed = ticks()
+
+    def emit(self, event: str, step: int | None = None, **fields: Any) -> None:
+        """Adds {"t", "event", "step", …fields}; numbers that are not finite become null. numpy scalars are welcome."""
+        head = {"t": round(self._now(), 3), "event": event}
+        if step is not None:
+            head["step"] = int(step)
+        self._file.append({**head, **fields})
+        if event != "step" or ticks() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self, *, sync: bool = False) -> None:
+        self._file.flush(sync=sync)
+        self._flushed = ticks()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
+    """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it with a step > k.
+
+    A missing file has no events; a torn last line is left out; a damaged line in the middle (a disk's doing) becomes a
+    "warning" event that names it, so that what is around it can still be read. `tail` reads only the whole lines within
+    that many last bytes: enough for a glance at a long file. Raises OSError where the file cannot be read.
+    """
+    kept: list[dict[str, Any]] = []
+    for event in _lines(path, tail):
+        if event.get("event") == "resume":
+            last = _step(event)
+            kept = [old for old in kept if _step(old) <= last]
+        kept.append(event)
+    yield from kept
+
+
+def _step(event: Mapping[str, Any]) -> float:
+    """An event's step; 0 where it has none, or one that is not a number."""
+    step = event.get("step")
+    return step if isinstance(step, (int, float)) else 0
+
+
+def read_at(path: Path, offset: int) -> dict[str, Any]:
+    """The line that begins at this byte offset, as `LineFile.append` returned it. Raises ValueError if none does."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        value = json.loads(file.readline())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} has no record at byte {offset}")
+    return value
+
+
+def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "is not a file", str(path))  # reading from a pipe would wait for ever
+    with open(path, "rb") as file:
+        start = os.fstat(file.fileno()).st_size - tail if tail else 0
+        if start > 0:
+            file.seek(start - 1)
+            file.readline()  # the rest of a line that began before, or the newline just before
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
+                where = f"{path}: the line that ends at byte {file.tell()}"
+                yield {"event": "warning", "message": f"{where} is damaged and was left out"}
+
+
+def _cut_torn_line(descriptor: int) -> int:
+    """Cuts the file after its last newline; returns its length then."""
+    end = os.fstat(descriptor).st_size
+    position = end
+    while position > 0:
+        start = max(0, position - _BLOCK)
+        found = os.pread(descriptor, position - start, start).rfind(b"\n")
+        if found >= 0:
+            position = start + found + 1
+            break
+        position = start
+    if position < end:
+        os.ftruncate(descriptor, position)
+    return position

@@ -1,0 +1,94 @@
+"""What a backend and its trainer are: the protocols that each array library implements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ondevice.seam.library import Library
+from ondevice.seam.ops import Array, Batch, HostArray, Loss, Ops, Params
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """Everything an optimizer needs but the rate: see `TrainingConfig` for the meanings."""
+
+    optimizer: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    muon_ratio: float = 1.0  # Muon's rate as a multiple of the rate that `step` is given
+    muon_names: frozenset[str] = frozenset()  # the tensors Muon updates; AdamW has the rest
+
+    def decay(self, name: str, dimensions: int) -> float:
+        """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1, V)) do not."""
+        return self.weight_decay if dimensions >= 2 and not name.endswith("bias") else 0.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes held by this process or on its device, now and at most."""
+
+    active: int
+    peak: int
+
+
+class Trainer(Protocol):
+    """Owns parameters and optimizer state on the device."""
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
+        """Adds the micro-batches' gradients, clips, updates; one synchronisation.
+
+        Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not finite nothing
+        changes and `skipped` is 1; where the update has made a parameter not finite `ruined` is 1.
+        """
+        ...
+
+    def not_finite(self) -> list[str]:
+        """The trained parameters that hold a number that is not finite."""
+        ...
+
+    def params(self) -> Params: ...
+    def save_state(self, file: Path) -> None: ...
+    def load_state(self, file: Path) -> None: ...
+    def traces(self) -> int:
+        """How often the step was traced by a compiler, 0 where it runs eagerly."""
+        ...
+
+
+class Backend(Protocol):
+    """One array library on one device with one compute type."""
+
+    name: str
+    device: str
+    dtype: str
+    ops: Ops
+
+    def load(self, file: Path, dtype: str | None = "float32") -> Params:
+        """Tensors of one safetensors file; `dtype` None keeps the file's."""
+        ...
+
+    def save(self, file: Path, params: Params, metadata: dict[str, str], dtype: str | None = None) -> None: ...
+    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, Params]:
+        """A model of another architecture than ours, by the library that knows it, and its weights. `raw` is its
+        config.json. Raises UserError where the library cannot load it."""
+        ...
+
+    def array(self, x: HostArray) -> Array: ...
+    def numpy(self, x: Array) -> HostArray:
+        """On the host; bfloat16 comes as float32, since numpy has none."""
+        ...
+
+    def trainer(self, loss: Loss, trainable: Params, frozen: Params, optim: OptimSettings, *,
+                compile: str = "auto") -> Trainer: ...
+    def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
+        """`fn` without gradients, compiled where that gains; numpy arguments are put on the device."""
+        ...
+
+    def memory(self) -> Memory: ...
+    def sync(self) -> None: ...
+    def versions(self) -> dict[str, str]: ...

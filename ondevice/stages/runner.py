@@ -1,0 +1,190 @@
+"""What every stage does around its own work: lock, look at what stands there, train, write the model, take the exam."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import atomic
+from ondevice.common.errors import Interrupted, UserError
+from ondevice.common.files import whole_folder, write_file
+from ondevice.common.sanitize import sanitize
+from ondevice.config.corpus import CorpusConfig
+from ondevice.config.load import to_mapping
+from ondevice.config.stages import StageConfig, TrainingConfig
+from ondevice.datasets.preference_pairs import COPY as PAIRS
+from ondevice.datasets.spec import REJECTED
+from ondevice.evaluation.held_out import EvalSuite, measure
+from ondevice.hub import snapshot
+from ondevice.hub.pull import origin
+from ondevice.inference.fixed_prompts import answer
+from ondevice.models.model import Model
+from ondevice.models.save import write
+from ondevice.preferences.sqlite_store import FILE as RATINGS
+from ondevice.publishing.background import FOLDER as PUSH
+from ondevice.publishing.background import BackgroundPusher
+from ondevice.publishing.model_card import model_card
+from ondevice.runs import checkpoint
+from ondevice.runs.context import Context, StageResult
+from ondevice.runs.events import EventWriter
+from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
+from ondevice.runs.recovery import FOLDER as RUINED
+from ondevice.seam.select import load_backend
+from ondevice.stages.continued import state_of
+from ondevice.stages.fingerprint import (
+    changed_rates,
+    changed_steps,
+    compare,
+    complete,
+    fingerprint_of,
+    refuse_unfinished,
+)
+from ondevice.stages.summary import outcome, summary
+from ondevice.stages.tuning import result
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a stage shares with the other stages of its run. `corpus` is what `builtin` means."""
+
+    corpus: CorpusConfig
+    prompts: tuple[str, ...] = ()
+    exam: EvalSuite | None = None
+
+
+def say(text: str) -> None:
+    print(sanitize(text), file=sys.stderr, flush=True)
+
+
+def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, stop: StopRequest, *,
+              redo: bool = False, resume_hint: str = "", restart_hint: str = "give another --out",
+              on_ready: Callable[[], None] = lambda: None) -> Path:
+    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `resume_hint` says how a
+    person goes on after a stop, `restart_hint` how one begins anew; `on_ready` is called once nothing stands in the way.
+
+    Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
+    Raises Interrupted once a stop has been saved.
+    """
+    cfg.check()
+    folder, resume = run.stage(name), cfg.resume and not redo
+    fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
+    continued = state_of(name, cfg)
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
+    with folder.locked():
+        if redo:
+            _clear(folder)
+        if complete(folder, fingerprint, cfg.resume, restart_hint):
+            say(f"{name}: complete, {result_of(cfg, folder)}")
+            return result_of(cfg, folder)
+        if not resume:
+            refuse_unfinished(folder, restart_hint)
+            _clear(folder)
+        stop.begin(folder)
+        with EventWriter(folder.events) as events:
+            ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
+                          say, continued=continued)
+            if isinstance(cfg, TrainingConfig) and cfg.push_every:
+                ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
+            return _guarded(ctx, cfg, around, resume_hint, restart_hint, on_ready)
+
+
+def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
+    """Where what the stage makes is."""
+    if cfg.gives != "ratings":
+        return folder.model
+    return Path(getattr(cfg, "ratings", "") or folder.path.parent / RATINGS)
+
+
+def _clear(folder: StageFolder) -> None:
+    """Removes what an earlier attempt left; the lock stays, it is held. A link to another disk is emptied where it
+    holds checkpoints, and taken away, without what it points to, where it stands for a model.
+
+    Raises UserError where something cannot be removed, or is not known to be an attempt's.
+    """
+    made = (folder.model, folder.path / "value_model")
+    if not (folder.events.exists() or folder.done.exists()):  # an attempt begins with an event
+        for path in made:
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError("holds a model that no attempt of this stage has made", where=str(path),
+                                hint="move it away, or give another --out")
+    try:
+        checkpoint.clear(folder.checkpoints, say)
+        for path in (*made, folder.path / PUSH, folder.path / RUINED):
+            atomic.remove(path, say)
+        for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
+                     folder.path / REJECTED):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be removed ({error.strerror})", where=str(error.filename or folder.path),
+                        hint="remove it, or give another --out") from error
+
+
+def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, resume_hint: str, restart_hint: str,
+             on_ready: Callable[[], None]) -> Path:
+    events, found = ctx.events, ctx.newest_checkpoint()
+    if found is not None:
+        before = found.record.get("fingerprint", {})
+        ctx.changed = {**changed_rates(before, ctx.fingerprint),
+                       **changed_steps(cfg, before, ctx.fingerprint, found.step)}
+        compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
+                "has a checkpoint", restart_hint)
+        ctx.spent.add(found.record.get("spent", {}))
+    on_ready()
+    events.emit("start", found.step if found else 0, stage=ctx.name,
+                steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
+    try:
+        return _work(ctx, cfg, around)
+    except Interrupted as error:
+        events.emit("failed", reason="stopped", message=str(error))
+        raise Interrupted(f"{ctx.name}: {error}. {resume_hint}".strip()) from None
+    except BaseException as error:
+        events.emit("failed", reason=type(error).__name__, message=str(error))
+        raise
+
+
+def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
+    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from nowhere there, as of
+    a stage that starts from no model."""
+    start = getattr(cfg, "model", "")
+    if not start:
+        return {}
+    if found := origin(start):
+        return found
+    repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
+    return {"repo": repo, "commit": commit, "kind": "model"} if commit else {}
+
+
+def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
+    body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(f"ondevice.stages.{ctx.name}").run
+    made = body(cfg, ctx)
+    if isinstance(made, Model):
+        made = StageResult(made)
+    record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    if found := _base(cfg, made.model):
+        record["base"] = found
+    model = None if made.model is None else result(made.model, cfg, ctx)
+    if model is not None:
+        ended = outcome(ctx)
+        record["outcome"] = ended.mapping()
+        for name, one in {"model": model, **made.beside}.items():
+            with whole_folder(ctx.folder.path / name) as folder:
+                dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
+                write(folder, ctx.backend, one, dtype=dtype,
+                      card=model_card(ctx.name, cfg, replace(made, model=one), ctx.folder.path.parent.name, part=name))
+        if ctx.stop.requested:
+            raise Interrupted("stopped before its exam")
+        if not model.cfg.num_labels:
+            if around.exam is not None:
+                record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
+            record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
+    record |= {**ctx.spent.mapping(), "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
+    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
+    if model is not None:
+        ctx.say(summary(ctx, model, record, ended))
+    return result_of(cfg, ctx.folder)

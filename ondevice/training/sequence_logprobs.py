@@ -1,0 +1,66 @@
+"""Log-probabilities of whole completions, and the scores of their tokens, under any parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ondevice.data.completion_batches import Ids, Row, completion_batch, group_by_length, text_batch
+from ondevice.data.packing import Batch
+from ondevice.models.model import Model
+from ondevice.models.score_head import scalar_head
+from ondevice.seam.ops import Array, Params
+from ondevice.seam.protocols import Backend
+from ondevice.training.logprobs import token_logprobs
+
+Floats = NDArray[np.floating[Any]]
+
+
+class Scorer:
+    """Figures of whole completions or texts under parameters given at each call: float32, no gradient."""
+
+    def __init__(self, model: Model, backend: Backend, *, temperature: float = 1.0, batch_size: int = 64) -> None:
+        self.backend, self.batch_size = backend, batch_size
+        network = self.network = model.network
+
+        def logprobs(params: Params, batch: dict[str, Array]) -> Array:
+            ops = backend.ops
+            hidden = network.hidden(ops, params, batch, at=batch["index"])
+            return token_logprobs(ops, params, network.head, hidden, batch["targets"], temperature)[0]
+
+        def at(place: str) -> Any:
+            return lambda params, batch: scalar_head(
+                backend.ops, params, network, network.hidden(backend.ops, params, batch, at=batch[place]))
+
+        self._logprobs = backend.inference_fn(logprobs)
+        self._values, self._scores = backend.inference_fn(at("index")), backend.inference_fn(at("read"))
+
+    def logprobs(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
+        """log p of every token of each completion, (its length,) each."""
+        return self._of_tokens(self._logprobs, params, rows)
+
+    def values(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
+        """A value model's figure for the state before every token of each completion, (its length,) each."""
+        return self._of_tokens(self._values, params, rows)
+
+    def scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
+        """(N,) a reward model's figure for each whole text."""
+        out = np.zeros(len(texts), np.float32)
+        for group in group_by_length([len(text) for text in texts], self.batch_size):
+            batch = text_batch([texts[i] for i in group], self.batch_size, self.network.pooling)
+            out[group] = self.backend.numpy(self._scores(params, batch))[:len(group)]
+        return out
+
+    def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
+        out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
+        for group in group_by_length([row.length for row in rows], self.batch_size):
+            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.decoder_start_token_id)
+            del batch["member"]
+            flat = self.backend.numpy(fn(params, batch))
+            ends = np.cumsum([len(rows[i].completion) for i in group])
+            for i, part in zip(group, np.split(flat, ends)[:-1], strict=True):
+                out[i] = part
+        return out

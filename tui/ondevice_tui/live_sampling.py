@@ -1,0 +1,375 @@
+"""Behind the rate screen: further pairs are sampled while a person rates, and the reward model says of which it knows
+least.
+
+Both go through `ondevice worker`, one model at a time: what is not to be used next is closed first, and where the
+memory would not do, nothing is loaded and that is said. All of it runs on the app's event loop, between two waits for
+the worker; votes never wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ondevice.common.errors import UserError
+from ondevice.preferences.database import QueueEntry, Ratings, Response
+from ondevice.preferences.rating_queue import uncertainty
+from ondevice.runs.folder import RunFolder
+from ondevice_tui.ratings_thread import RatingsThread
+from ondevice_tui.run_status import gives
+from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
+
+AHEAD, LOW = 12, 4  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
+TOGETHER = 4  # prompts that one model answers before another takes its place: loading it takes seconds
+TRIES = 3  # draws for each response: what is said twice is no choice
+SCORED = 32  # pairs scored before sampling gets its turn
+READS = "the reward model reads"
+IDLE_S = 1.0  # between two looks at whether there is something to do
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A checkpoint at a temperature. `name` is what its answers' source is called."""
+
+    name: str
+    folder: str
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where further pairs come from. `data`: a file of prompts, builtin, or empty for the prompts of this run's
+    ratings."""
+
+    writers: tuple[Writer, ...]
+    responses: int = 2
+    data: str = ""
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.writers and 2 <= self.responses <= 4
+
+    @property
+    def slots(self) -> list[Writer]:
+        """Who writes each response: the writers in turn."""
+        return [self.writers[slot % len(self.writers)] for slot in range(self.responses)]
+
+    @property
+    def folders(self) -> list[str]:
+        return list(dict.fromkeys(writer.folder for writer in self.slots))
+
+    @property
+    def batch(self) -> str:
+        asked = Path(self.data).stem if self.data else "again"
+        return f"live-{'-'.join(dict.fromkeys(writer.name for writer in self.writers))}-{asked}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A run's reward model. `learned`: the items that it has learned from; `stamp` changes when it is trained anew."""
+
+    name: str
+    folder: str
+    learned: frozenset[int]
+    stamp: int
+
+
+def judge_of(run: RunFolder, known: Judge | None = None) -> Judge | None:
+    """The newest finished reward model of a run; `known` where it is still that one."""
+    for stage in reversed(run.stages()):
+        if gives(stage.name) == "reward" and stage.has_model and stage.done.is_file():
+            folder, stamp = str(stage.model), stage.done.stat().st_mtime_ns
+            if known is not None and (known.folder, known.stamp) == (folder, stamp):
+                return known
+            return Judge(stage.name, folder, _learned(stage.path / "pairs.jsonl"), stamp)
+    return None
+
+
+def _learned(copy: Path) -> frozenset[int]:
+    """The items of the pairs that a stage has copied, those that it holds out left out; nothing of a damaged file."""
+    if not copy.is_file():
+        return frozenset()
+    try:
+        rows = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
+        return frozenset(row["item"] for row in rows if "item" in row and not row.get("held"))
+    except (ValueError, TypeError):
+        return frozenset()
+
+
+def prompts(data: str, run: RunFolder) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """(what is asked: chats that end with the user; what there is to say of a file's rows: which could not be used, and
+    what of them was not). Raises UserError where a file holds none. Takes its time."""
+    remarks: list[str] = []
+    if not data:
+        with Ratings.open(run.path) as ratings:
+            asked = {item.prompt_sha: item.messages for item in ratings.items() if item.kind == "normal"}
+        found = list(asked.values())
+    elif data == "builtin" or data.startswith("builtin:"):
+        found = _builtin(data.partition(":")[2] or (str(run.path) if run.recipe.is_file() else ""))
+    else:
+        found, remarks = _of_file(data)
+    if not found:
+        raise UserError("holds no prompt", where=data or str(run.path), hint="give a file of prompts, or builtin")
+    return found, remarks
+
+
+def _builtin(recipe: str) -> list[list[dict[str, Any]]]:
+    from ondevice.config.corpus import CorpusConfig
+    from ondevice.config.recipe import load_recipe
+    from ondevice.data.builtin.corpus import build
+
+    corpus = build(load_recipe(recipe).corpus if recipe else CorpusConfig())
+    return [[{"role": "user", "content": row["prompt"]}] for row in corpus.prompts("train")]
+
+
+def _of_file(path: str) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    from ondevice.data.formats import BadRow, to_prompt
+    from ondevice.data.readers import read
+
+    rows, found = read(path), []
+    for row, where in rows:
+        try:
+            found.append(to_prompt(row)[0])
+        except BadRow as error:
+            rows.reject(where, str(error), row)
+    rows.check()
+    return found, [f"{path}: {told}" for told in rows.remarks()]
+
+
+def rater_name() -> str:
+    """The login name; a name for anybody where the system knows none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return "me"
+
+
+class NoRoom(Exception):
+    """The memory would not do for this model."""
+
+
+class Pairing:
+    """What goes on behind one rate screen. `ratings` gives its open database, `rater` who rates, `run` the run; `news`
+    is called when there are new pairs, or something else is to be told (`told`), `say` with what is to be read once."""
+
+    def __init__(self, ratings: Callable[[], RatingsThread | None], rater: Callable[[], str],
+                 run: Callable[[], RunFolder | None], news: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._ratings, self._rater, self._run, self._news, self._say = ratings, rater, run, news, say
+        self.plan: Plan | None = None
+        self.judge: Judge | None = None
+        self.scores: dict[int, list[float]] = {}
+        self.doubts: dict[int, float] = {}
+        self.told = ""
+        self._process: ModelProcess | None = None
+        self._prompts: list[list[dict[str, Any]]] = []
+        self._next = 0  # the number of the next prompt
+        self._filling = True  # sampling is not at rest
+        self._silent = False  # the judge could not be used: sampling goes on without it
+
+    def begin(self, plan: Plan | None) -> None:
+        """Samples by this plan from now on; None: no more."""
+        self.plan, self._prompts, self._filling = plan, [], True
+        self._tell("")
+
+    def forget(self) -> None:
+        """Another run, or another reward model: what was known of the pairs holds no more."""
+        self.judge, self._silent = None, False
+        self.scores.clear()
+        self.doubts.clear()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        try:
+            while True:
+                try:
+                    busy = await self._score_some() or await self._sample_some()
+                except NoRoom as reason:
+                    busy = False
+                    self._tell(f"nothing is loaded beside what runs: {reason}")
+                except UserError as problem:  # the database: busy, full, damaged
+                    busy = False
+                    self._tell(f"✗ {problem}")
+                if not busy:
+                    await asyncio.sleep(IDLE_S)
+        finally:
+            await self._close()
+
+    def kill(self) -> None:
+        """At once, where nobody can wait."""
+        if self._process is not None:
+            self._process.kill()
+
+    # the reward model
+
+    async def _score_some(self) -> bool:
+        """Scores some of what waits; True where something was done."""
+        ratings, judge, rater = self._ratings(), self._look_for_judge(), self._rater()
+        if ratings is None or judge is None or self._silent:
+            return self._read_no_more()
+        waiting, voted = await ratings.do(lambda found: (found.waiting(rater), found.repeatable(rater)[0]))
+        normal = [w.item for w in waiting if w.kind == "normal"]
+        wanted = [item for item in (*normal, *voted) if item not in self.scores]
+        if not wanted or (self._sampling(waiting) and len(wanted) <= AHEAD):  # what takes turns must load each time
+            return self._read_no_more()
+        self._tell(f"{READS} {len(wanted)} pairs")
+        try:
+            process = await self._use(judge.folder)
+            for number in wanted[:SCORED]:
+                if self._ratings() is not ratings:  # another run was chosen meanwhile
+                    return self._read_no_more()
+                item = await ratings.do(partial(Ratings.item, id=number))
+                await self._score(process, number, item.messages, [response.text for response in item.responses])
+        except WorkerGone as gone:
+            self._silent = True
+            self._tell(f"✗ the reward model cannot be used: {gone}")
+            return False
+        if len(wanted) <= SCORED:
+            self._tell("")
+        return True
+
+    def _read_no_more(self) -> bool:
+        """Says no longer that pairs are read; False."""
+        if self.told.startswith(READS):
+            self._tell("")
+        return False
+
+    async def _score(self, process: ModelProcess, number: int, messages: Sequence[Any], texts: Sequence[str]) -> None:
+        try:
+            self.scores[number] = await process.score(messages, texts)
+        except Refused:  # too long for it, or a chat that its template does not take: it has no opinion
+            self.scores[number] = []
+            return
+        self.doubts[number] = uncertainty(self.scores[number])
+
+    def _look_for_judge(self) -> Judge | None:
+        run = self._run()
+        found = judge_of(run, self.judge) if run is not None else None
+        if found != self.judge:
+            self.forget()
+            self.judge = found
+        return found
+
+    # further pairs
+
+    async def _sample_some(self) -> bool:
+        """Samples the next pairs where few are left; True where something was done."""
+        plan, ratings, run = self.plan, self._ratings(), self._run()
+        if plan is None or ratings is None or run is None:
+            return False
+        rater = self._rater()
+        if not self._sampling(await ratings.do(lambda found: found.waiting(rater))):
+            self._tell("the next pairs are ready")
+            return False
+        try:
+            if not self._prompts:
+                found, remarks = await asyncio.to_thread(prompts, plan.data, run)
+                if self.plan is not plan or self._ratings() is not ratings:
+                    return False
+                self._prompts = found
+                for remark in remarks:
+                    self._say(remark)
+                items = await ratings.do(lambda found: found.items(plan.batch))
+                done = [int(item.meta.get("number", -1)) for item in items]
+                self._next = 1 + max(done, default=-1)
+            asked = self._prompts[self._next:][:1 if len(plan.folders) == 1 else TOGETHER]
+            if not asked:
+                return self._end("every prompt was answered once; g gives others")
+            self._tell("writing the next answers …")
+            texts = await self._write(plan, asked)
+        except (WorkerGone, Refused, UserError) as reason:
+            return self._end(f"✗ no more pairs: {reason}") if self.plan is plan else False
+        if self.plan is plan:
+            await self._queue(plan, asked, texts)
+        return True
+
+    def _sampling(self, waiting: Sequence[QueueEntry]) -> bool:
+        """Whether further pairs are wanted now."""
+        ahead = sum(not w.skipped for w in waiting)
+        self._filling = self.plan is not None and (ahead < AHEAD if self._filling else ahead < LOW)
+        return self._filling
+
+    def _end(self, why: str) -> bool:
+        self.plan = None
+        self._tell(why)
+        return False
+
+    async def _write(self, plan: Plan, asked: Sequence[list[dict[str, Any]]]) -> list[list[str]]:
+        """The responses to each prompt, by slot; a model is loaded once for all of them."""
+        texts = [[""] * plan.responses for _ in asked]
+        for folder in plan.folders:
+            process = await self._use(folder)
+            for n, messages in enumerate(asked):
+                for slot, writer in enumerate(plan.slots):
+                    if writer.folder == folder:
+                        place = (self._next + n) * 4 + slot
+                        texts[n][slot] = await self._draw(process, plan, writer, messages, place, texts[n])
+        return texts
+
+    async def _draw(self, process: ModelProcess, plan: Plan, writer: Writer, messages: list[dict[str, Any]],
+                    place: int, known: Sequence[str]) -> str:
+        """A response that no other slot has, where some tries give one. `place` numbers the slots of all prompts."""
+        if not process.ready.get("chat"):
+            raise Refused("this model has no chat format: take one from sft on")
+        sampling = {"temperature": writer.temperature, "max_new_tokens": plan.max_new_tokens, "seed": plan.seed}
+        text = ""
+        for turn in range(TRIES):
+            done = await process.write(messages, sampling, place * TRIES + turn)
+            text = str(done.get("text", ""))
+            if text.strip() and text not in known:
+                break
+        return text
+
+    async def _queue(self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]) -> None:
+        """Those that differ go into the database, all or none of this round."""
+        ratings = self._ratings()
+        if ratings is None:
+            return
+        first = self._next
+
+        def work(found: Ratings) -> None:
+            with found.transaction():
+                for n, (messages, said) in enumerate(zip(asked, texts, strict=True)):
+                    if len({text.strip() for text in said} - {""}) == plan.responses:
+                        responses = [Response(text, writer.name, {"temperature": writer.temperature})
+                                     for text, writer in zip(said, plan.slots, strict=True)]
+                        found.add(plan.batch, messages, responses, meta={"number": first + n}, seed=plan.seed)
+
+        await ratings.do(work)
+        self._next += len(asked)
+        self._news()
+
+    # the one process
+
+    async def _use(self, folder: str) -> ModelProcess:
+        """The process of this model. Raises NoRoom, and WorkerGone where it cannot be opened."""
+        if self._process is not None and self._process.path == folder:
+            return self._process
+        await self._close()
+        warning = await asyncio.to_thread(memory_warning, folder)
+        if warning:
+            raise NoRoom(warning)
+        self._process = process = ModelProcess(folder)
+        try:
+            await process.open()
+        except WorkerGone:
+            await self._close()
+            raise
+        return process
+
+    async def _close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.cancel()
+            await process.close()
+
+    def _tell(self, text: str) -> None:
+        if text != self.told:
+            self.told = text
+            self._news()

@@ -1,0 +1,41 @@
+"""What to begin: a recipe (the whole road), or one stage from any model folder."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import OptionList
+
+from ondevice.config.recipe import STAGES, load_recipe, recipe_names
+from ondevice_tui.run_status import startable
+from ondevice_tui.screens.page import Card
+from ondevice_tui.screens.start import StartScreen, proposal
+from ondevice_tui.widgets.rows import Rows
+from ondevice_tui.widgets.safe import SafeText, cell, line, titled
+
+
+class ChooseScreen(Card[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
+
+    def compose(self) -> ComposeResult:
+        rows = Rows()
+        with Vertical(id="card") as card:
+            titled(card, "begin a run", "Enter chooses   esc closes")
+            yield SafeText("The whole road by a recipe, or one stage from any model folder:")
+            yield rows
+        made = []
+        for name in sorted(recipe_names(), key=lambda name: name != "minute"):
+            made.append((f"run:{name}", line((cell(name, 15), "bold $primary"), "recipe  ",
+                                             (load_recipe(name).describe, "$muted"))))
+        for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
+            told = (cls.__doc__ or "").split("\n")[0]
+            made.append((name, line((cell(name, 15), "bold"), "stage   ", (told, "$muted"))))
+        rows.show(made)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        verb, _, recipe = (event.option_id or "").partition(":")
+        self.dismiss(None)
+        self.app.push_screen(StartScreen(verb, {"recipe": recipe} if recipe else proposal(verb, None)))

@@ -1,0 +1,165 @@
+"""The card that says where further pairs come from: one checkpoint at two temperatures, two checkpoints, or a file."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widgets import Input, Select
+
+from ondevice.common.errors import UserError
+from ondevice.config.use import RatingsConfig
+from ondevice.preferences.sqlite_store import FILE
+from ondevice_tui.live_sampling import Plan, Writer
+from ondevice_tui.screens.page import Card
+from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, titled
+from ondevice_tui.worker_client import models_in
+
+if TYPE_CHECKING:
+    from ondevice_tui.app import OndeviceApp
+
+SAME = ""
+N = TypeVar("N", int, float)
+Found = Plan | Literal["stop", "imported"] | None
+_HELP = {
+    "first": "Who writes the answers.",
+    "second": "Another checkpoint, or the same one at another temperature.",
+    "temperatures": "Of the first and of the second: higher is more varied.",
+    "answers": "To each prompt, 2 to 4; the two write in turn.",
+    "longest": "Tokens of an answer.",
+    "prompts": "A file (JSONL, CSV, text …), builtin, or empty: what this run's ratings ask already.",
+    "file": "Instead of all that: pairs from a file ({prompt, a, b}, or chosen and rejected).",
+}
+
+
+class MorePairs(Card[Found]):
+    """Comes back with a plan to sample by, "stop" or "imported"; None where it was left."""
+
+    AUTO_FOCUS = "#more-temperatures"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "close", key_display="esc"),
+        Binding("ctrl+g", "go", "begin", priority=True), Binding("ctrl+x", "stop", "stop", priority=True)]
+
+    def __init__(self, ui: OndeviceApp, plan: Plan | None) -> None:
+        super().__init__()
+        self._ui, self._plan = ui, plan
+        here = ui.chosen.name if ui.chosen is not None else ""
+        known = models_in(ui.runs or ())
+        self._models = sorted(known, key=lambda model: not model[0].startswith(f"{here} ·"))
+
+    def compose(self) -> ComposeResult:
+        plan, rated = self._plan, self._ui.chosen is not None and (self._ui.chosen / FILE).is_file()
+        writers = plan.writers if plan is not None else ()
+        temperatures = [f"{writer.temperature:g}" for writer in writers] or ["0.7", "1.1"]
+        texts = {"temperatures": ", ".join(temperatures), "answers": str(plan.responses if plan else 2),
+                 "longest": str(plan.max_new_tokens if plan else 64),
+                 "prompts": plan.data if plan else "" if rated else "builtin", "file": ""}
+        with VerticalScroll(id="card") as card:
+            card.can_focus = False
+            titled(card, "further pairs", "Enter begins   ctrl+x no more   esc leaves")
+            if self._models:
+                yield from self._row("first", Select(self._named(), value=self._folder(writers, 0), allow_blank=False,
+                                                     compact=True, id="more-first"))
+                yield from self._row("second", Select([(content("the same"), SAME), *self._named()],
+                                                      value=self._folder(writers, 1), allow_blank=False,
+                                                      compact=True, id="more-second"))
+            else:
+                yield SafeText("No finished model of any run here yet: pairs can come from a file.", "$warning")
+            for name, text in texts.items():
+                yield from self._row(name, SafeInput(text, compact=True, id=f"more-{name}"))
+            yield SafeText(id="more-verdict")
+
+    def _named(self) -> list[tuple[Content, str]]:
+        """(name to show, folder) of every model."""
+        return [(content(cell(name, 40).rstrip()), path) for name, path in self._models]
+
+    def _row(self, name: str, control: Input | Select[str]) -> ComposeResult:
+        with Horizontal(classes="field-row"):
+            yield SafeText(name, classes="field-name -narrow-name")
+            yield control
+        yield SafeText(_HELP[name], "$muted", classes="field-help")
+
+    def _folder(self, writers: tuple[Writer, ...], at: int) -> str:
+        """What a list of models shows at first: what the plan has, else the newest of this run, then the same."""
+        folders = [path for _, path in self._models]
+        if at < len(writers) and writers[at].folder in folders:
+            return SAME if at and writers[at].folder == writers[0].folder else writers[at].folder
+        return SAME if at else folders[0]
+
+    def on_input_submitted(self) -> None:
+        self.action_go()
+
+    def action_stop(self) -> None:
+        self.dismiss("stop")
+
+    def action_go(self) -> None:
+        file = self._text("file")
+        if file:
+            self.run_worker(self._import(file), group="import")
+            return
+        try:
+            self.dismiss(self._made())
+        except UserError as problem:
+            self._say_wrong(problem, problem.where)
+
+    async def _import(self, file: str) -> None:
+        """`ondevice ratings import`, in a thread."""
+        from ondevice.preferences.import_export import import_file
+
+        self._say("reading …")
+        try:
+            told = await asyncio.to_thread(
+                import_file, RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file))
+        except UserError as problem:
+            self._say_wrong(problem, "file")
+            return
+        more = [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"] if told["bad_rows"] else []
+        more += [f"not used: {told['not_used']}"] if "not_used" in told else []
+        more += [f"{told['already_there']} were there already"] if told["already_there"] else []
+        self._ui.say("; ".join([f"{told['items']} pairs came in, {told['votes']} votes", *more]))
+        self.dismiss("imported")
+
+    def _made(self) -> Plan:
+        """Raises UserError naming the field at fault."""
+        if not self._models:
+            raise UserError("there is no model to write answers", where="file", hint="name a file of pairs")
+        first = str(self.query_one("#more-first", Select).value)
+        second = str(self.query_one("#more-second", Select).value) or first
+        given = [text for text in self._text("temperatures").split(",") if text.strip()]
+        temperatures = [_number(text, "temperatures", float) for text in given] or [0.8]
+        answers, longest = (_number(self._text(name), name, int) for name in ("answers", "longest"))
+        if not all(0 < t <= 10 for t in temperatures) or len(temperatures) > 2:
+            raise UserError("one or two numbers from 0 to 10, by a comma", where="temperatures")
+        if not 2 <= answers <= 4:
+            raise UserError("2 to 4", where="answers")
+        if longest < 1:
+            raise UserError("1 or more", where="longest")
+        names = {path: name.replace(" · ", "-") for name, path in self._models}
+        made = []
+        for folder, temperature in zip((first, second), (temperatures * 2)[:2], strict=True):
+            name = names[folder] + (f"@{temperature:g}" if first == second else "")
+            made.append(Writer(name, folder, temperature))
+        return Plan(tuple(dict.fromkeys(made)), answers, self._text("prompts"), longest)
+
+    def _text(self, name: str) -> str:
+        return self.query_one(f"#more-{name}", Input).value.strip()
+
+    def _say_wrong(self, problem: UserError, field: str) -> None:
+        """What is wrong, with the cursor in the field at fault."""
+        self._say(str(problem))
+        self.query_one(f"#more-{field}").focus()
+        self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
+
+    def _say(self, text: str) -> None:
+        self.query_one("#more-verdict", SafeText).show(f"✗ {text}" if text != "reading …" else text, "$error")
+
+
+def _number(text: str, where: str, kind: type[N]) -> N:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{text.strip()!r} is not a number", where=where) from None

@@ -1,0 +1,170 @@
+"""Starts and stops what trains: processes of their own, exactly the command line, that outlive this app.
+
+A stage is detached (`start_new_session`), so that neither the app's end, nor the terminal's, nor a kill -9 reaches it;
+its output goes to `<run>/<stage>.log` (`run.log` for a recipe). Whether it lives is asked of its lock, never of a
+process number. A stop is the file `<stage>/stop`, the same wish as Ctrl-C: the step is finished and saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ondevice.common import processes
+from ondevice.common.clock import clock
+from ondevice.common.errors import UserError
+from ondevice.config.load import read_yaml, to_mapping
+from ondevice.config.recipe import STAGES
+from ondevice.runs.events import read
+from ondevice.runs.folder import RunFolder, StageFolder
+from ondevice_tui import access
+from ondevice_tui.event_reader import log_tail
+
+
+@dataclass
+class Child:
+    """A process that this app started. It may outlive the app."""
+
+    what: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    told: bool = field(default=False)
+    begun: bool = field(default=False)  # a stage of it has been seen at work since
+    at: float = field(default_factory=clock)
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.log.parent
+
+    @property
+    def stage(self) -> str:
+        """The stage that it runs; empty for a recipe, which runs several."""
+        return self.log.stem if self.log.stem in STAGES else ""
+
+    def look(self, run: Mapping[str, Any] | None) -> None:
+        """Whether what was read of its run shows that it has begun."""
+        for stage in run["stages"] if run else ():
+            newer = stage["last"] is not None and stage["last"] >= self.at
+            if (stage["state"] == "training" or newer) and self.stage in ("", stage["stage"]):
+                self.begun = True
+
+    def starts(self, run: Mapping[str, Any] | None) -> str:
+        """The stage that is being started; empty once something has begun."""
+        if self.begun:
+            return ""
+        done = {stage["stage"] for stage in run["stages"] if stage["state"] == "done"} if run else set()
+        recipe = [name for name in (run["recipe"] if run else ()) if name not in done]
+        return self.stage or next(iter(recipe), "init")
+
+    def ended(self) -> tuple[int, str] | None:
+        """(exit code, the end of its log), once and only once it has ended. Asking also buries the process."""
+        code = self.process.poll()
+        if code is None or self.told:
+            return None
+        self.told = True
+        return code, log_tail(self.log)
+
+
+def start(words: Sequence[str], run: Path) -> Child:
+    """`ondevice WORDS…`, detached; `run` is the run folder that the words name."""
+    run.mkdir(parents=True, exist_ok=True)
+    log = run / f"{words[0]}.log" if words[0] != "runs" else run / "run.log"
+    with open(log, "ab") as out:
+        process = processes.start(processes.command("ondevice", *words), access.of_command(words, run),
+                                  stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    return Child(shown(words), process, log)
+
+
+def stop(stage: StageFolder) -> bool:
+    """Asks the process that trains this stage to finish its step, save and leave; False where nobody trains."""
+    if stage.holder() is None:
+        return False
+    stage.stop.touch()
+    return True
+
+
+def save(stage: StageFolder) -> bool:
+    """Asks the process that trains this stage for a checkpoint; False where nobody trains."""
+    if stage.holder() is None:
+        return False
+    stage.save.touch()
+    return True
+
+
+def shown(words: Sequence[str]) -> str:
+    """The command line as a person would type it."""
+    return shlex.join(["ondevice", *words])
+
+
+def words_for(verb: str, cls: type, values: Mapping[str, Any], base: Mapping[str, Any] | None = None,
+              recipe: str = "") -> list[str]:
+    """The command line of a verb: positional words first, then a flag for each value that differs from the default (or
+    from `base`, what `--recipe` fills in)."""
+    from ondevice.cli import VERBS
+
+    plain = base if base is not None else _defaults(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    words, given = [verb], dict(values)
+    if verb in VERBS:
+        for name in VERBS[verb].positional:
+            if given.get(name) in (None, "", plain.get(name)) or str(given[name]).startswith("-"):
+                break  # a later word would stand in its place
+            words.append(str(given.pop(name)))
+    if recipe:
+        words.append(f"--recipe={recipe}")
+    for name, value in given.items():
+        if name in known and value != plain.get(name):
+            words += _flag(name, value)
+    return words
+
+
+def resume_words(run: RunFolder, stage: StageFolder) -> list[str]:
+    """What goes on with an unfinished stage: its recipe where it is of the run's recipe, else its own command.
+
+    Raises UserError where the stage has left no settings.
+    """
+    if run.recipe.is_file() and stage.name in (read_yaml(run.recipe).get("stages") or {}):
+        return ["runs", "resume", str(run.path)]
+    first = next(iter(read(stage.events)), {})
+    config, cls = first.get("config"), STAGES.get(stage.name)
+    if not isinstance(config, dict) or cls is None:
+        raise UserError("left no settings to go on with", where=str(stage.path), hint="start the stage anew")
+    return words_for(stage.name, cls, {**config, "out": str(run.path), "resume": True})
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):
+        made = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
+        found[f.name] = made if f.default is dataclasses.MISSING else f.default
+    return found
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        return [f"--no-{name}"]
+    if isinstance(value, (list, tuple)):
+        return [f"--{name}={','.join(map(str, value))}"]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = to_mapping(value)
+    if isinstance(value, Mapping):
+        return ["--set", f"{name}={json.dumps(value)}"]  # JSON is YAML
+    return [f"--{name}={value}"]
+
+
+def end(process: asyncio.subprocess.Process) -> None:
+    """At once. One that has ended between the look and the kill is no mistake."""
+    with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
+            process.kill()
