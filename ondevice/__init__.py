@@ -7,8 +7,9 @@
     model = od.sft(base, "chats.jsonl", out="runs/mine", steps=300)
     print(od.generate(model=model, prompt="Once upon a time", max_new_tokens=40)[0])
 
-Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of the model that they
-made, an ordinary Hugging Face folder. What the input is at fault for raises `od.UserError`.
+Fields are those of the command line and of recipes (`ondevice.config`). Stages return the folder of
+the model that they made, an ordinary Hugging Face folder. What the input is at fault for raises
+`od.UserError`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,20 @@ from ondevice.common.errors import UserError
 
 if TYPE_CHECKING:
     from ondevice.config.hub import ExportConfig, PullConfig, PushConfig
-    from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SampleConfig
-    from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
+    from ondevice.config.preference import (
+        DPOConfig,
+        GRPOConfig,
+        PPOConfig,
+        RewardConfig,
+        SampleConfig,
+    )
+    from ondevice.config.stages import (
+        ClassifyConfig,
+        InitConfig,
+        PretrainConfig,
+        SFTConfig,
+        StageConfig,
+    )
     from ondevice.config.use import (
         ChatConfig,
         CompareConfig,
@@ -38,20 +51,66 @@ if TYPE_CHECKING:
     from ondevice.publishing.push import Tell
 
 __all__ = [
-    "UserError", "chat", "classify", "compare", "doctor", "dpo", "evaluate", "export", "fill",
-    "generate", "grpo", "init", "label", "manage_ratings", "merge", "ppo", "pretrain", "pull",
-    "push", "quantize", "rate", "reward", "run", "sample", "serve", "sft", "show_data",
+    "UserError",
+    "chat",
+    "classify",
+    "compare",
+    "doctor",
+    "dpo",
+    "evaluate",
+    "export",
+    "fill",
+    "generate",
+    "grpo",
+    "init",
+    "label",
+    "manage_ratings",
+    "merge",
+    "ppo",
+    "pretrain",
+    "pull",
+    "push",
+    "quantize",
+    "rate",
+    "reward",
+    "run",
+    "sample",
+    "serve",
+    "sft",
+    "show_data",
 ]
 
 
-def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
-        device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
+def run(
+    recipe: str = "minute",
+    *,
+    out: str | Path = "",
+    sets: Sequence[str] = (),
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int | None = None,
+    resume: bool = False,
+    redo: Sequence[str] = (),
+    preference: str = "",
+    arch: str = "decoder",
+) -> Path:
     """All stages of a recipe; returns the run folder. See `ondevice.stages.pipeline.run`."""
     from ondevice.stages.pipeline import run as function
 
-    return function(recipe, out=out, sets=sets, backend=backend, device=device, dtype=dtype, seed=seed, resume=resume,
-                    redo=redo, preference=preference, arch=arch)
+    return function(
+        recipe,
+        out=out,
+        sets=sets,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+        resume=resume,
+        redo=redo,
+        preference=preference,
+        arch=arch,
+    )
 
 
 def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any) -> Path:
@@ -61,58 +120,88 @@ def init(data: str = "builtin", *, cfg: InitConfig | None = None, **fields: Any)
     return _stage("init", cfg, InitConfig, {"data": data, **fields})
 
 
-def pretrain(model: str | Path = "", data: str = "builtin", *, cfg: PretrainConfig | None = None,
-             **fields: Any) -> Path:
-    """Stage 1: learning from plain text, by the next token or by what is hidden. Returns the model's folder."""
+def pretrain(
+    model: str | Path = "",
+    data: str = "builtin",
+    *,
+    cfg: PretrainConfig | None = None,
+    **fields: Any,
+) -> Path:
+    """Stage 1: learning from plain text, by the next token or by what is hidden. Returns the
+    model's folder.
+    """
     from ondevice.config.stages import PretrainConfig
 
     return _stage("pretrain", cfg, PretrainConfig, {"model": str(model), "data": data, **fields})
 
 
-def sft(model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None = None, **fields: Any) -> Path:
+def sft(
+    model: str | Path = "", data: str = "builtin", *, cfg: SFTConfig | None = None, **fields: Any
+) -> Path:
     """Stage 2: instruction tuning on chats. Returns the model's folder."""
     from ondevice.config.stages import SFTConfig
 
     return _stage("sft", cfg, SFTConfig, {"model": str(model), "data": data, **fields})
 
 
-def classify(model: str | Path = "", data: str = "builtin", *, cfg: ClassifyConfig | None = None,
-             **fields: Any) -> Path:
+def classify(
+    model: str | Path = "",
+    data: str = "builtin",
+    *,
+    cfg: ClassifyConfig | None = None,
+    **fields: Any,
+) -> Path:
     """Fine-tuning to tell texts apart. Returns the classifier's folder."""
     from ondevice.config.stages import ClassifyConfig
 
     return _stage("classify", cfg, ClassifyConfig, {"model": str(model), "data": data, **fields})
 
 
-def sample(model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any) -> Path:
+def sample(
+    model: str | Path = "", data: str = "builtin", *, cfg: SampleConfig | None = None, **fields: Any
+) -> Path:
     """Stage 3, first step: responses to be rated. Returns the ratings database."""
     from ondevice.config.preference import SampleConfig
 
     return _stage("sample", cfg, SampleConfig, {"model": str(model), "data": data, **fields})
 
 
-def reward(model: str | Path = "", data: str = "", *, cfg: RewardConfig | None = None, **fields: Any) -> Path:
+def reward(
+    model: str | Path = "", data: str = "", *, cfg: RewardConfig | None = None, **fields: Any
+) -> Path:
     """Stage 3: a reward model from rated pairs. Returns the reward model's folder."""
     from ondevice.config.preference import RewardConfig
 
     return _stage("reward", cfg, RewardConfig, {"model": str(model), "data": data, **fields})
 
 
-def ppo(model: str | Path = "", reward_model: str | Path = "", *, cfg: PPOConfig | None = None, **fields: Any) -> Path:
+def ppo(
+    model: str | Path = "",
+    reward_model: str | Path = "",
+    *,
+    cfg: PPOConfig | None = None,
+    **fields: Any,
+) -> Path:
     """Stage 3: preference tuning by a reward model. Returns the policy's folder."""
     from ondevice.config.preference import PPOConfig
 
-    return _stage("ppo", cfg, PPOConfig, {"model": str(model), "reward_model": str(reward_model), **fields})
+    return _stage(
+        "ppo", cfg, PPOConfig, {"model": str(model), "reward_model": str(reward_model), **fields}
+    )
 
 
-def dpo(model: str | Path = "", data: str = "", *, cfg: DPOConfig | None = None, **fields: Any) -> Path:
+def dpo(
+    model: str | Path = "", data: str = "", *, cfg: DPOConfig | None = None, **fields: Any
+) -> Path:
     """Stage 3: preference tuning on rated pairs directly. Returns the policy's folder."""
     from ondevice.config.preference import DPOConfig
 
     return _stage("dpo", cfg, DPOConfig, {"model": str(model), "data": data, **fields})
 
 
-def grpo(model: str | Path = "", data: str = "builtin", *, cfg: GRPOConfig | None = None, **fields: Any) -> Path:
+def grpo(
+    model: str | Path = "", data: str = "builtin", *, cfg: GRPOConfig | None = None, **fields: Any
+) -> Path:
     """Stage 4: reasoning from verifiable rewards. Returns the policy's folder."""
     from ondevice.config.preference import GRPOConfig
 
@@ -120,7 +209,9 @@ def grpo(model: str | Path = "", data: str = "builtin", *, cfg: GRPOConfig | Non
 
 
 def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int = 64) -> Path:
-    """A model's folder with its matrices quantised to 4 or 8 bits in mlx-community's format. Returns `out`."""
+    """A model's folder with its matrices quantised to 4 or 8 bits in mlx-community's format.
+    Returns `out`.
+    """
     from ondevice.models.convert import quantize as function
 
     return function(model, out, bits, group_size)
@@ -133,8 +224,9 @@ def merge(adapter: str | Path, out: str | Path) -> Path:
     return function(adapter, out)
 
 
-def generate(*, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None,
-             **fields: Any) -> list[str]:
+def generate(
+    *, cfg: GenerateConfig | None = None, write: Callable[[str], None] | None = None, **fields: Any
+) -> list[str]:
     """Continuations of a prompt (fields of `GenerateConfig`). Make it inert before showing it."""
     from ondevice.config.use import GenerateConfig
     from ondevice.inference.chat import generate as function
@@ -181,7 +273,9 @@ def compare(*, cfg: CompareConfig | None = None, **fields: Any) -> dict[str, Any
 
 
 def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
-    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See `ondevice.inference.worker`."""
+    """A model behind JSON lines on stdin and stdout (fields of `WorkerConfig`). See
+    `ondevice.inference.worker`.
+    """
     from ondevice.config.use import WorkerConfig
     from ondevice.inference.worker import serve as function
 
@@ -189,17 +283,21 @@ def serve(*, cfg: WorkerConfig | None = None, **fields: Any) -> None:
 
 
 def evaluate(*, cfg: EvalConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """What a model is worth on held-out data (fields of `EvalConfig`). See `ondevice.evaluation.evaluate.evaluate`."""
+    """What a model is worth on held-out data (fields of `EvalConfig`). See
+    `ondevice.evaluation.evaluate.evaluate`.
+    """
     from ondevice.config.use import EvalConfig
     from ondevice.evaluation.evaluate import evaluate as function
 
     return function(_made(EvalConfig, fields, cfg))
 
 
-def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig | None = None,
-              **fields: Any) -> dict[str, Any]:
-    """Examples of some data as a model will see them, and counts (fields of `DataConfig`): {"form", "rows", "used",
-    "cut", "skipped", "tokens", "learned", "examples", …}. See `ondevice.datasets.preview.show`."""
+def show_data(
+    data: str | Path = "", model: str | Path = "", *, cfg: DataConfig | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Examples of some data as a model will see them, and counts (fields of `DataConfig`): {"form",
+    "rows", "used", "cut", "skipped", "tokens", "learned", "examples", …}. See
+    `ondevice.datasets.preview.show`."""
     from ondevice.config.use import DataConfig
     from ondevice.datasets.preview import show as function
 
@@ -208,8 +306,8 @@ def show_data(data: str | Path = "", model: str | Path = "", *, cfg: DataConfig 
 
 
 def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database itself is
-    `ondevice.preferences.database.Ratings`."""
+    """Rating in the terminal (fields of `RateConfig`); returns how far the rater is. The database
+    itself is `ondevice.preferences.database.Ratings`."""
     from ondevice.config.use import RateConfig
     from ondevice.preferences.terminal import rate as function
 
@@ -217,36 +315,53 @@ def rate(*, cfg: RateConfig | None = None, **fields: Any) -> dict[str, Any]:
 
 
 def manage_ratings(*, cfg: RatingsConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """Statistics of votes, their export and import (fields of `RatingsConfig`): the command `ratings`, which cannot
-    give its name to a function beside the module `ondevice.preferences.database`."""
+    """Statistics of votes, their export and import (fields of `RatingsConfig`): the command
+    `ratings`, which cannot give its name to a function beside the module
+    `ondevice.preferences.database`."""
     from ondevice.config.use import RatingsConfig
     from ondevice.preferences.import_export import manage as function
 
     return function(_made(RatingsConfig, fields, cfg))
 
 
-def push(model: str | Path = "", repo_id: str = "", *, cfg: PushConfig | None = None, tell: Tell | None = None,
-         **fields: Any) -> dict[str, Any]:
-    """Sends a model, a run or its ratings to the Hub in one commit (fields of `PushConfig`); private unless `public`.
-    `tell` hears each step. Returns {"repo", "url", "commit", …}, of a dry run what would be sent."""
+def push(
+    model: str | Path = "",
+    repo_id: str = "",
+    *,
+    cfg: PushConfig | None = None,
+    tell: Tell | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Sends a model, a run or its ratings to the Hub in one commit (fields of `PushConfig`);
+    private unless `public`. `tell` hears each step. Returns {"repo", "url", "commit", …}, of a dry
+    run what would be sent."""
     from ondevice.config.hub import PushConfig
     from ondevice.publishing.push import push as function
 
-    return function(_made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}, cfg), tell)
+    return function(
+        _made(PushConfig, {"model": str(model), "repo_id": repo_id, "yes": True, **fields}, cfg),
+        tell,
+    )
 
 
-def pull(repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None = None,
-         **fields: Any) -> dict[str, Any]:
-    """Gets a model, an adapter or a data set from the Hub (fields of `PullConfig`), verified. Returns {"path", …}."""
+def pull(
+    repo_id: str = "", *, cfg: PullConfig | None = None, tell: Tell | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Gets a model, an adapter or a data set from the Hub (fields of `PullConfig`), verified.
+    Returns {"path", …}.
+    """
     from ondevice.config.hub import PullConfig
     from ondevice.hub.pull import pull as function
 
     return function(_made(PullConfig, {"repo_id": repo_id, **fields}, cfg), tell)
 
 
-def export(model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = None, **fields: Any) -> dict[str, Any]:
-    """Writes a model for other programs and compares what was written with it (fields of `ExportConfig`). Returns
-    {"path", "largest_difference", …}; see `ondevice.exports.export.export`."""
+def export(
+    model: str | Path = "", to: str = "", *, cfg: ExportConfig | None = None, **fields: Any
+) -> dict[str, Any]:
+    """Writes a model for other programs and compares what was written with it (fields of
+    `ExportConfig`). Returns {"path", "largest_difference", …}; see
+    `ondevice.exports.export.export`."""
     from ondevice.config.hub import ExportConfig
     from ondevice.exports.export import export as function
 
@@ -266,13 +381,22 @@ def _stage(name: str, cfg: StageConfig | None, cls: type, fields: dict[str, Any]
     return run_one(name, _made(cls, fields, cfg))
 
 
-_UNSAID: dict[str, tuple[Any, ...]] = {"model": ("",), "reward_model": ("",), "data": ("", "builtin"),
-                                        "repo_id": ("",), "to": ("",), "action": ("show",), "yes": (True,)}
+_UNSAID: dict[str, tuple[Any, ...]] = {
+    "model": ("",),
+    "reward_model": ("",),
+    "data": ("", "builtin"),
+    "repo_id": ("",),
+    "to": ("",),
+    "action": ("show",),
+    "yes": (True,),
+}
 """What arguments are where nobody has given them."""
 
 
 def _made(cls: type, fields: dict[str, Any], cfg: Any = None) -> Any:
-    """The settings: `cfg` where it is given, which then says all. Raises UserError for a field beside it."""
+    """The settings: `cfg` where it is given, which then says all. Raises UserError for a field
+    beside it.
+    """
     from ondevice.common.errors import UserError
     from ondevice.config.load import from_mapping
 
@@ -280,8 +404,11 @@ def _made(cls: type, fields: dict[str, Any], cfg: Any = None) -> Any:
     if cfg is None:
         return from_mapping(cls, plain)
     if said := [name for name, value in plain.items() if value not in _UNSAID.get(name, ())]:
-        raise UserError("has no effect: cfg says all settings", where=said[0],
-                        hint="give the fields, or cfg alone; dataclasses.replace(cfg, …) changes one")
+        raise UserError(
+            "has no effect: cfg says all settings",
+            where=said[0],
+            hint="give the fields, or cfg alone; dataclasses.replace(cfg, …) changes one",
+        )
     if not isinstance(cfg, cls):
         raise UserError(f"is a {type(cfg).__name__}, not a {cls.__name__}", where="cfg")
     return cfg

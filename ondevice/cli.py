@@ -1,11 +1,13 @@
-"""The command `ondevice`: a table of verbs, each with one config dataclass and one function of the Python API.
+"""The command `ondevice`: a table of verbs, each with one config dataclass and one function of the
+Python API.
 
-Thin on purpose: flags, YAML keys and fields are one and the same names, so that a verb's command line becomes a mapping
-that `config.load` reads as it reads a recipe, with the same one-line errors. tyro writes a verb's help from the same
-dataclass; it does not parse: its errors are boxes of many lines, and here MODEL and DATA may stand without a flag.
+Thin on purpose: flags, YAML keys and fields are one and the same names, so that a verb's command
+line becomes a mapping that `config.load` reads as it reads a recipe, with the same one-line errors.
+tyro writes a verb's help from the same dataclass; it does not parse: its errors are boxes of many
+lines, and here MODEL and DATA may stand without a flag.
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 the person's input is at fault, 1 ours, 130
-interrupted with the work saved.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 the person's input is at
+fault, 1 ours, 130 interrupted with the work saved.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from ondevice.reports.report import report_text
 
 @dataclass(frozen=True)
 class Verb:
-    """One command. `function` is the Python API's, `positional` fields need no flag, `render` words a result."""
+    """One command. `function` is the Python API's, `positional` fields need no flag, `render` words
+    a result.
+    """
 
     name: str
     group: str
@@ -44,55 +48,235 @@ class Verb:
 
 _PREFERENCE = "ondevice.config.preference"
 _STAGES, _USE, _HUB = "ondevice.config.stages", "ondevice.config.use", "ondevice.config.hub"
-VERBS = {verb.name: verb for verb in (
-    Verb("run", "Train", "all stages of a recipe, from random weights on", f"{_USE}:RunConfig", ("recipe",), "run"),
-    Verb("init", "Train", "a tokenizer and a model of random weights", f"{_STAGES}:InitConfig", ("data",), "init",
-         recipe=True),
-    Verb("pretrain", "Train", "learning from plain text: the next token, or what is hidden",
-         f"{_STAGES}:PretrainConfig", ("model", "data"), "pretrain", recipe=True),
-    Verb("sft", "Train", "instruction tuning on chats", f"{_STAGES}:SFTConfig", ("model", "data"), "sft", recipe=True),
-    Verb("classify", "Train", "telling texts apart: one class a text", f"{_STAGES}:ClassifyConfig", ("model", "data"),
-         "classify", recipe=True),
-    Verb("sample", "Train", "several responses to each prompt, to be rated", f"{_PREFERENCE}:SampleConfig",
-         ("model", "data"), "sample", recipe=True),
-    Verb("reward", "Train", "a reward model from rated pairs", f"{_PREFERENCE}:RewardConfig", ("model", "data"),
-         "reward", recipe=True),
-    Verb("ppo", "Train", "preference tuning by a reward model", f"{_PREFERENCE}:PPOConfig", ("model", "reward_model"),
-         "ppo", recipe=True),
-    Verb("dpo", "Train", "preference tuning on rated pairs directly", f"{_PREFERENCE}:DPOConfig", ("model", "data"),
-         "dpo", recipe=True),
-    Verb("grpo", "Train", "reasoning from verifiable rewards", f"{_PREFERENCE}:GRPOConfig", ("model", "data"), "grpo",
-         recipe=True),
-    Verb("chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False),
-    Verb("generate", "Use", "continue a text or answer one message", f"{_USE}:GenerateConfig", ("model", "prompt"),
-         "generate"),
-    Verb("fill", "Use", "guess what is hidden in a text: \"The [MASK] bird\"", f"{_USE}:FillConfig", ("model", "text"),
-         "fill", sets=False, render="ondevice.inference.fill_mask:render"),
-    Verb("label", "Use", "tell which class a text is of", f"{_USE}:LabelConfig", ("model", "text"), "label", sets=False,
-         render="ondevice.inference.label:render"),
-    Verb("compare", "Use", "the same prompts answered by two models, side by side", f"{_USE}:CompareConfig",
-         ("model", "other", "prompts"), "compare", sets=False, render="ondevice.inference.side_by_side:render"),
-    Verb("worker", "Use", "a model behind JSON lines on stdin and stdout, for programs", f"{_USE}:WorkerConfig",
-         ("model",), "serve", sets=False, json=False),
-    Verb("eval", "Use", "measure a model on held-out data", f"{_USE}:EvalConfig", ("model", "data"), "evaluate"),
-    Verb("rate", "Prefer", "say which of two answers is better", f"{_USE}:RateConfig", ("ratings",), "rate",
-         json=False, render="ondevice.preferences.terminal:render"),
-    Verb("ratings", "Prefer", "what the votes are worth; ratings export|import DB FILE, repair DB",
-         f"{_USE}:RatingsConfig", ("action", "ratings", "file"), "manage_ratings",
-         render="ondevice.preferences.import_export:render"),
-    Verb("push", "Share", "send a model, a run or its ratings to the Hugging Face Hub", f"{_HUB}:PushConfig",
-         ("model", "repo_id"), "push", sets=False, render="ondevice.publishing.push:render"),
-    Verb("pull", "Share", "get a model or a data set from the Hub, verified", f"{_HUB}:PullConfig", ("repo_id",),
-         "pull", sets=False, render="ondevice.hub.pull:render"),
-    Verb("export", "Share", "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
-         f"{_HUB}:ExportConfig", ("model",), "export", sets=False, render="ondevice.exports.export:render"),
-    Verb("data", "Look", "data show FILE --model MODEL: examples as the model will see them, and counts",
-         f"{_USE}:DataConfig", ("action", "data"), "show_data", sets=False),
-    Verb("runs", "Look", "list runs; runs report RUN, runs resume RUN", f"{_USE}:RunsConfig", ("action", "run"),
-         sets=False),
-    Verb("doctor", "Look", "what this machine can do, and what would be chosen", "", (), "doctor", sets=False,
-         render="ondevice.seam.doctor:render"),
-)}
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb(
+            "run",
+            "Train",
+            "all stages of a recipe, from random weights on",
+            f"{_USE}:RunConfig",
+            ("recipe",),
+            "run",
+        ),
+        Verb(
+            "init",
+            "Train",
+            "a tokenizer and a model of random weights",
+            f"{_STAGES}:InitConfig",
+            ("data",),
+            "init",
+            recipe=True,
+        ),
+        Verb(
+            "pretrain",
+            "Train",
+            "learning from plain text: the next token, or what is hidden",
+            f"{_STAGES}:PretrainConfig",
+            ("model", "data"),
+            "pretrain",
+            recipe=True,
+        ),
+        Verb(
+            "sft",
+            "Train",
+            "instruction tuning on chats",
+            f"{_STAGES}:SFTConfig",
+            ("model", "data"),
+            "sft",
+            recipe=True,
+        ),
+        Verb(
+            "classify",
+            "Train",
+            "telling texts apart: one class a text",
+            f"{_STAGES}:ClassifyConfig",
+            ("model", "data"),
+            "classify",
+            recipe=True,
+        ),
+        Verb(
+            "sample",
+            "Train",
+            "several responses to each prompt, to be rated",
+            f"{_PREFERENCE}:SampleConfig",
+            ("model", "data"),
+            "sample",
+            recipe=True,
+        ),
+        Verb(
+            "reward",
+            "Train",
+            "a reward model from rated pairs",
+            f"{_PREFERENCE}:RewardConfig",
+            ("model", "data"),
+            "reward",
+            recipe=True,
+        ),
+        Verb(
+            "ppo",
+            "Train",
+            "preference tuning by a reward model",
+            f"{_PREFERENCE}:PPOConfig",
+            ("model", "reward_model"),
+            "ppo",
+            recipe=True,
+        ),
+        Verb(
+            "dpo",
+            "Train",
+            "preference tuning on rated pairs directly",
+            f"{_PREFERENCE}:DPOConfig",
+            ("model", "data"),
+            "dpo",
+            recipe=True,
+        ),
+        Verb(
+            "grpo",
+            "Train",
+            "reasoning from verifiable rewards",
+            f"{_PREFERENCE}:GRPOConfig",
+            ("model", "data"),
+            "grpo",
+            recipe=True,
+        ),
+        Verb(
+            "chat", "Use", "talk with a model", f"{_USE}:ChatConfig", ("model",), "chat", json=False
+        ),
+        Verb(
+            "generate",
+            "Use",
+            "continue a text or answer one message",
+            f"{_USE}:GenerateConfig",
+            ("model", "prompt"),
+            "generate",
+        ),
+        Verb(
+            "fill",
+            "Use",
+            'guess what is hidden in a text: "The [MASK] bird"',
+            f"{_USE}:FillConfig",
+            ("model", "text"),
+            "fill",
+            sets=False,
+            render="ondevice.inference.fill_mask:render",
+        ),
+        Verb(
+            "label",
+            "Use",
+            "tell which class a text is of",
+            f"{_USE}:LabelConfig",
+            ("model", "text"),
+            "label",
+            sets=False,
+            render="ondevice.inference.label:render",
+        ),
+        Verb(
+            "compare",
+            "Use",
+            "the same prompts answered by two models, side by side",
+            f"{_USE}:CompareConfig",
+            ("model", "other", "prompts"),
+            "compare",
+            sets=False,
+            render="ondevice.inference.side_by_side:render",
+        ),
+        Verb(
+            "worker",
+            "Use",
+            "a model behind JSON lines on stdin and stdout, for programs",
+            f"{_USE}:WorkerConfig",
+            ("model",),
+            "serve",
+            sets=False,
+            json=False,
+        ),
+        Verb(
+            "eval",
+            "Use",
+            "measure a model on held-out data",
+            f"{_USE}:EvalConfig",
+            ("model", "data"),
+            "evaluate",
+        ),
+        Verb(
+            "rate",
+            "Prefer",
+            "say which of two answers is better",
+            f"{_USE}:RateConfig",
+            ("ratings",),
+            "rate",
+            json=False,
+            render="ondevice.preferences.terminal:render",
+        ),
+        Verb(
+            "ratings",
+            "Prefer",
+            "what the votes are worth; ratings export|import DB FILE, repair DB",
+            f"{_USE}:RatingsConfig",
+            ("action", "ratings", "file"),
+            "manage_ratings",
+            render="ondevice.preferences.import_export:render",
+        ),
+        Verb(
+            "push",
+            "Share",
+            "send a model, a run or its ratings to the Hugging Face Hub",
+            f"{_HUB}:PushConfig",
+            ("model", "repo_id"),
+            "push",
+            sets=False,
+            render="ondevice.publishing.push:render",
+        ),
+        Verb(
+            "pull",
+            "Share",
+            "get a model or a data set from the Hub, verified",
+            f"{_HUB}:PullConfig",
+            ("repo_id",),
+            "pull",
+            sets=False,
+            render="ondevice.hub.pull:render",
+        ),
+        Verb(
+            "export",
+            "Share",
+            "write a model for llama.cpp, Ollama, mlx-lm or transformers, verified",
+            f"{_HUB}:ExportConfig",
+            ("model",),
+            "export",
+            sets=False,
+            render="ondevice.exports.export:render",
+        ),
+        Verb(
+            "data",
+            "Look",
+            "data show FILE --model MODEL: examples as the model will see them, and counts",
+            f"{_USE}:DataConfig",
+            ("action", "data"),
+            "show_data",
+            sets=False,
+        ),
+        Verb(
+            "runs",
+            "Look",
+            "list runs; runs report RUN, runs resume RUN",
+            f"{_USE}:RunsConfig",
+            ("action", "run"),
+            sets=False,
+        ),
+        Verb(
+            "doctor",
+            "Look",
+            "what this machine can do, and what would be chosen",
+            "",
+            (),
+            "doctor",
+            sets=False,
+            render="ondevice.seam.doctor:render",
+        ),
+    )
+}
 
 
 @dataclass
@@ -110,13 +294,17 @@ TRACEBACK = "--traceback"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command. `--traceback` among its words shows where a one-line error was raised."""
+    """The exit code of one command. `--traceback` among its words shows where a one-line error was
+    raised.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    flags = words[:words.index("--")] if "--" in words else words
+    flags = words[: words.index("--")] if "--" in words else words
     traced = TRACEBACK in flags
     if traced:
         words.remove(TRACEBACK)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a terminal or pipe of another encoding gets \\u2500, not a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _command(words)
@@ -134,7 +322,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return 130
     except BrokenPipeError:
-        # who reads our stdout has left (as in `ondevice runs | head -1`); Python would complain once more at its exit
+        # who reads our stdout has left (as in `ondevice runs | head -1`); Python would complain
+        # once more at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -142,15 +331,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _REFUSED or (error.filename is None and not full):
             return _ours()
         where = f"{error.filename}: " if error.filename is not None else ""
-        _complain(f"{where}{(error.strerror or 'cannot be used').lower()}"
-                  + (" (make room)" if full else ""))
+        _complain(
+            f"{where}{(error.strerror or 'cannot be used').lower()}"
+            + (" (make room)" if full else "")
+        )
         return 2
     except Exception:
         return _ours()
 
 
 # What a system or its disk refuses, with the path that it refused: nobody's mistake in the program.
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
+_REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 def _command(argv: list[str]) -> int:
@@ -180,23 +379,34 @@ def _command(argv: list[str]) -> int:
 
 def help_text() -> str:
     """The table of verbs."""
-    lines = ["usage: ondevice COMMAND [OPTIONS]", "",
-             "Train a language model on this machine, from random weights to one that follows instructions."]
+    lines = [
+        "usage: ondevice COMMAND [OPTIONS]",
+        "",
+        "Train a language model on this machine, from random weights to one that follows instructions.",
+    ]
     group = ""
     for verb in VERBS.values():
         if verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.name:<10}{verb.help}")
-    return "\n".join([*lines, "", "ondevice COMMAND --help lists its options. First try: ondevice run minute",
-                      "Every command takes --traceback: where an error was raised, before its one line.",
-                      "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "ondevice COMMAND --help lists its options. First try: ondevice run minute",
+            "Every command takes --traceback: where an error was raised, before its one line.",
+            "In a terminal, ondevice alone opens the app: the same stages, curves and answers in one place.",
+        ]
+    )
 
 
 def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
-    """Flags (--a-b 1, --a_b=1, --on, --no-on) and words without a flag into values by field name, still text.
+    """Flags (--a-b 1, --a_b=1, --on, --no-on) and words without a flag into values by field name,
+    still text.
 
-    Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too many.
+    Raises UserError: an unknown flag (naming the nearest), a flag without its value, a word too
+    many.
     """
     kinds: dict[str, Any] = typing.get_type_hints(cls) if cls else {}
     line, words, rest = Line(), list(verb.positional), list(argv)
@@ -216,7 +426,9 @@ def take_apart(verb: Verb, cls: type | None, argv: Sequence[str]) -> Line:
 
 
 def make_config(verb: Verb, cls: type, line: Line) -> Any:
-    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over these."""
+    """The verb's config: defaults (or a recipe's, with --recipe), flags over them, --set over
+    these.
+    """
     from ondevice.config.load import apply_set, from_mapping, to_mapping
 
     values: dict[str, Any] = {}
@@ -231,17 +443,25 @@ def make_config(verb: Verb, cls: type, line: Line) -> Any:
     filled = set(values) - set(given)
     values.update(given)
     for f in dataclasses.fields(cls):
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values:
+        if (
+            f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+            and f.name not in values
+        ):
             name = f.name.upper() if f.name in verb.positional else _flag(f.name)
             raise UserError(f"{name} is missing", where=verb.name, hint=_usage(verb))
     try:
         return from_mapping(cls, values, filled=filled)
     except UserError as error:
-        raise UserError(error.message, where=_flag(error.where) if error.where else "", hint=error.hint) from None
+        raise UserError(
+            error.message, where=_flag(error.where) if error.where else "", hint=error.hint
+        ) from None
 
 
 def print_help(verb: Verb, cls: type | None) -> None:
-    """A verb's help on stdout: tyro's, with the words that need no flag and the options of every command."""
+    """A verb's help on stdout: tyro's, with the words that need no flag and the options of every
+    command.
+    """
     prog = _usage(verb)
     if cls is None:
         print(f"usage: {prog} [-h] [--json]\n\n{verb.help}")
@@ -253,10 +473,16 @@ def print_help(verb: Verb, cls: type | None) -> None:
     except SystemExit:
         options = []  # tyro leaves the program when it has printed help
     if verb.sets:
-        what = "a field of the recipe (sft.steps=100)" if verb.name == "run" else f"a field ({_example(cls)})"
+        what = (
+            "a field of the recipe (sft.steps=100)"
+            if verb.name == "run"
+            else f"a field ({_example(cls)})"
+        )
         options.append(f"--set KEY=VALUE   change {what}; may be repeated")
     if verb.recipe:
-        options.append("--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults")
+        options.append(
+            "--recipe RECIPE   begin with this recipe's settings of the stage instead of the defaults"
+        )
     if verb.json:
         options.append("--json            print the result as JSON")
     options.append(f"{TRACEBACK}       where an error was raised, before its one line")
@@ -266,10 +492,16 @@ def print_help(verb: Verb, cls: type | None) -> None:
 def _example(cls: type) -> str:
     """KEY=VALUE for a number that this verb has."""
     names = {f.name for f in dataclasses.fields(cls)}
-    return next(f"{name}={value}" for name, value in (("steps", 100), ("limit", 100), ("seed", 1)) if name in names)
+    return next(
+        f"{name}={value}"
+        for name, value in (("steps", 100), ("limit", 100), ("seed", 1))
+        if name in names
+    )
 
 
-def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]) -> None:
+def _take_flag(
+    verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, rest: list[str]
+) -> None:
     name, equals, text = token.partition("=")
     key = name.lstrip("-").replace("-", "_")
     given = text if equals else None
@@ -293,20 +525,29 @@ def _take_flag(verb: Verb, kinds: Mapping[str, Any], line: Line, token: str, res
     elif key in kinds:
         value = _value(name, given, rest)
         if typing.get_origin(kinds[key]) is tuple:
-            line.values[key] = [*line.values.get(key, []), *(part for part in value.split(",") if part)]
+            line.values[key] = [
+                *line.values.get(key, []),
+                *(part for part in value.split(",") if part),
+            ]
         else:
             line.values[key] = value
     else:
-        raise UserError(f"unknown flag {name!r}", where=verb.name, hint=_near_flag(verb, kinds, key))
+        raise UserError(
+            f"unknown flag {name!r}", where=verb.name, hint=_near_flag(verb, kinds, key)
+        )
 
 
 def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
-    """The flag that was meant: by its initials (lr), its beginning or a part of it, else the nearest in spelling."""
+    """The flag that was meant: by its initials (lr), its beginning or a part of it, else the
+    nearest in spelling.
+    """
     common = (("json", verb.json), ("set", verb.sets), ("recipe", verb.recipe))
     known = [*kinds, *(name for name, there in common if there)]
     for name in known:
         words = name.split("_")
-        if key and (key == "".join(word[0] for word in words) or name.startswith(key) or key in words):
+        if key and (
+            key == "".join(word[0] for word in words) or name.startswith(key) or key in words
+        ):
             return f"did you mean {_flag(name)!r}?"
     known += [f"no_{name}" for name, kind in kinds.items() if kind is bool]
     hint = nearest(_flag(key), map(_flag, known))
@@ -345,14 +586,20 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
         return
     function = _api(verb.function)
     if verb.name == "run":
-        settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "recipe"}
+        settings = {
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(config)
+            if f.name != "recipe"
+        }
         _print_run(function(config.recipe, sets=tuple(line.sets), **settings), line)
     elif verb.name == "generate":
         _generate(function, config, line)
     elif verb.name == "data" and not line.json:
         from ondevice.datasets.preview import render
 
-        print(render(function(cfg=config), config.color))  # harmless already: only the colours are not text
+        print(
+            render(function(cfg=config), config.color)
+        )  # harmless already: only the colours are not text
     else:
         result = function() if config is None else function(cfg=config)
         if line.json and isinstance(result, Path):
@@ -367,7 +614,9 @@ def _runs(config: Any, line: Line) -> None:
 
     if config.action == "list":
         runs = listing.list_runs(config.folder)
-        _print(runs if line.json else listing.runs_text(runs) or f"no runs in {config.folder}", line)
+        _print(
+            runs if line.json else listing.runs_text(runs) or f"no runs in {config.folder}", line
+        )
         return
     run = listing.find_run(config.run, config.folder)
     if config.action == "report":
@@ -375,7 +624,11 @@ def _runs(config: Any, line: Line) -> None:
         _print({"run": str(run.path), "report": report} if line.json else report.rstrip("\n"), line)
         return
     if not run.recipe.is_file():
-        raise UserError("was not made by a recipe", where=str(run.path), hint="its stage's own command takes --resume")
+        raise UserError(
+            "was not made by a recipe",
+            where=str(run.path),
+            hint="its stage's own command takes --resume",
+        )
     _print_run(_api("run")(str(run.recipe), out=str(run.path), resume=True), line)
 
 
@@ -383,7 +636,10 @@ def _print_run(folder: Path, line: Line) -> None:
     """The ladder, then where everything is."""
     report, page = folder / "report.md", folder / "report.html"
     if line.json:
-        found = {name: str(file) if file.is_file() else None for name, file in (("report", report), ("page", page))}
+        found = {
+            name: str(file) if file.is_file() else None
+            for name, file in (("report", report), ("page", page))
+        }
         _print({"run": str(folder), **found}, line)
         return
     from ondevice.common.sanitize import sanitize
@@ -410,7 +666,9 @@ def _generate(function: Any, config: Any, line: Line) -> None:
 
 
 def _print(result: Any, line: Line) -> None:
-    """A result on stdout, as JSON where that was asked for; text is made harmless first, since it may be a model's."""
+    """A result on stdout, as JSON where that was asked for; text is made harmless first, since it
+    may be a model's.
+    """
     if line.json:
         from ondevice.common.json_files import to_json
 
@@ -436,7 +694,9 @@ def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
 
 def _figure(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, float) for part in value):
-        return " to ".join(map(_figure, value)) if len(value) == 2 else ", ".join(map(_figure, value))
+        return (
+            " to ".join(map(_figure, value)) if len(value) == 2 else ", ".join(map(_figure, value))
+        )
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -456,7 +716,9 @@ def _complain(text: str) -> None:
     from ondevice.common.sanitize import sanitize
 
     try:
-        sys.stderr.write(f"ondevice: {sanitize(redacted(' '.join(text.split())), newlines=False)}\n")
+        sys.stderr.write(
+            f"ondevice: {sanitize(redacted(' '.join(text.split())), newlines=False)}\n"
+        )
         sys.stderr.flush()
     except OSError:
         return  # the terminal is gone; the exit code still says it

@@ -1,8 +1,9 @@
-"""What the reasoning stage's rewards are worth: the same start trained on the same problems' right answers instead.
+"""What the reasoning stage's rewards are worth: the same start trained on the same problems' right
+answers instead.
 
-`python scripts/control.py RUN [--steps N]` takes a complete run of a recipe with the stage grpo, trains grpo's start by
-instruction tuning on the problems with their answers, for as many tokens as grpo's completions had (or N steps), and
-measures both on the held-out problems. Writes RUN/control.
+`python scripts/control.py RUN [--steps N]` takes a complete run of a recipe with the stage grpo,
+trains grpo's start by instruction tuning on the problems with their answers, for as many tokens as
+grpo's completions had (or N steps), and measures both on the held-out problems. Writes RUN/control.
 """
 
 from __future__ import annotations
@@ -31,26 +32,54 @@ def main(run: Path, steps: int) -> None:
         start = run / "dpo" / "model"
     if not (run / "grpo" / "model").is_dir():
         sys.exit(f"{run} has no complete stage grpo")
-    tokens = max(e["tokens"] for e in events.read(run / "grpo" / "events.jsonl") if e["event"] == "step")
+    tokens = max(
+        e["tokens"] for e in events.read(run / "grpo" / "events.jsonl") if e["event"] == "step"
+    )
     with tempfile.TemporaryDirectory() as folder:
         answers = Path(folder) / "answers.jsonl"
-        answers.write_text("".join(json.dumps({"prompt": p["prompt"], "completion": f"{p['answer']}."}) + "\n"
-                                   for p in build(recipe.corpus).problems("train")), encoding="utf-8")
-        od.sft(str(start), str(answers), out=str(run / "control"), steps=steps or max(1, round(tokens / ROWS / WIDTH)),
-               batch_size=ROWS, sequence_length=WIDTH, learning_rate=2e-4, schedule="constant",
-               backend="torch", device="cpu")
+        answers.write_text(
+            "".join(
+                json.dumps({"prompt": p["prompt"], "completion": f"{p['answer']}."}) + "\n"
+                for p in build(recipe.corpus).problems("train")
+            ),
+            encoding="utf-8",
+        )
+        od.sft(
+            str(start),
+            str(answers),
+            out=str(run / "control"),
+            steps=steps or max(1, round(tokens / ROWS / WIDTH)),
+            batch_size=ROWS,
+            sequence_length=WIDTH,
+            learning_rate=2e-4,
+            schedule="constant",
+            backend="torch",
+            device="cpu",
+        )
     backend = load_backend("torch", "cpu")
     exam = builtin_exam(recipe.corpus, WIDTH, recipe.exam)
-    print(f"{tokens:,} tokens; {len(exam.problems)} held-out problems, greedily; kinds: right, with steps, asked")
-    models = {"start": start, "grpo": run / "grpo" / "model", "control": run / "control" / "sft" / "model"}
+    print(
+        f"{tokens:,} tokens; {len(exam.problems)} held-out problems, greedily; kinds: right, with steps, asked"
+    )
+    models = {
+        "start": start,
+        "grpo": run / "grpo" / "model",
+        "control": run / "control" / "sft" / "model",
+    }
     for name, model in models.items():
         found = reasoning(load_model(model, backend), backend, exam)
-        print(f"{name:8} {found.accuracy:6.1%}  pass@{found.passes} {found.pass_at:.1%}  {found.by_kind}")
+        print(
+            f"{name:8} {found.accuracy:6.1%}  pass@{found.passes} {found.pass_at:.1%}  {found.by_kind}"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=0, help="0: as many as grpo's tokens are worth")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="0: as many as grpo's tokens are worth"
+    )
     given = parser.parse_args()
     main(given.run, given.steps)

@@ -1,4 +1,5 @@
-"""Draws the packages of `ondevice` from their imports: each floor, what it holds, and what it imports.
+"""Draws the packages of `ondevice` from their imports: each floor, what it holds, and what it
+imports.
 
     python scripts/house.py            print the picture
     python scripts/house.py --write    put it into CONTRIBUTING.md, between its two marks
@@ -41,24 +42,35 @@ def imports_of(package: str) -> set[str]:
 
 def about(package: str) -> str:
     """The first sentence of the package's docstring, up to a colon."""
-    text = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    text = (
+        ast.get_docstring(
+            ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8"))
+        )
+        or ""
+    )
     return text.replace("\n", " ").partition(":")[0].partition(". ")[0].rstrip(".")
 
 
 def picture() -> str:
-    """A line for each package, the highest floor first; a column for each floor, ● where it is imported."""
+    """A line for each package, the highest floor first; a column for each floor, ● where it is
+    imported.
+    """
     order = floors()
     width = max(map(len, order))
-    lines = [f"{'':>2}  {'':<{width}}  {''.join(f'{floor:>3}' for floor in range(1, len(order) + 1))}"]
+    lines = [
+        f"{'':>2}  {'':<{width}}  {''.join(f'{floor:>3}' for floor in range(1, len(order) + 1))}"
+    ]
     for floor, package in reversed(list(enumerate(order, 1))):
         imported = imports_of(package)
-        marks = "".join("  ●" if below in imported else "  ·" for below in order[:floor - 1])
+        marks = "".join("  ●" if below in imported else "  ·" for below in order[: floor - 1])
         lines.append(f"{floor:>2}  {package:<{width}}  {marks}  {about(package)}")
     return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(argv)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Writes docs/interop.md: other programs load what `ondevice export` writes, and their numbers are compared with ours.
+"""Writes docs/interop.md: other programs load what `ondevice export` writes, and their numbers are
+compared with ours.
 
     scripts/interop.py MODEL [--out docs/interop.md] [--only PACKAGE …] [--tokens 48]
 
-MODEL is a decoder with a chat template. Compared are logits on the fixed prompt of `ondevice export` and 48 greedy
-tokens after a chat's prompt, our own in float32 on torch. A program that is not installed is said not to have been run.
-With --only, these packages' rows are run and the page keeps the others as they are: some stand in environments of their
-own.
+MODEL is a decoder with a chat template. Compared are logits on the fixed prompt of `ondevice
+export` and 48 greedy tokens after a chat's prompt, our own in float32 on torch. A program that is
+not installed is said not to have been run. With --only, these packages' rows are run and the page
+keeps the others as they are: some stand in environments of their own.
 """
 
 from __future__ import annotations
@@ -58,11 +59,14 @@ class Case:
     tokens: int  # of a greedy answer
 
     def prompts(self) -> list[list[int]]:
-        return [prompt_ids([{"role": "user", "content": text}], self.model.tokenizer) for text in ASKED]
+        return [
+            prompt_ids([{"role": "user", "content": text}], self.model.tokenizer) for text in ASKED
+        ]
 
     def written(self, model: Model) -> list[list[int]]:
-        found = Generator(model, self.backend, Sampling(max_new_tokens=self.tokens, temperature=0.0)).run(
-            model.params, self.prompts())
+        found = Generator(
+            model, self.backend, Sampling(max_new_tokens=self.tokens, temperature=0.0)
+        ).run(model.params, self.prompts())
         return [list(c.ids) for c in found]
 
 
@@ -79,7 +83,9 @@ def transformers_gguf(case: Case) -> str:
 
     found = od.export(case.folder, "gguf", dtype="f16", out=case.room / "gguf")
     name = next(name for name in found["files"] if name.endswith(".gguf"))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(case.room / "gguf", gguf_file=name, dtype="float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        case.room / "gguf", gguf_file=name, dtype="float32"
+    )
     return _transformers(case, theirs, case.model)
 
 
@@ -91,7 +97,9 @@ def transformers_judge(case: Case) -> str:
     (case.room / "judge").mkdir()
     write_model(case.room / "judge", case.backend, judge.cfg, judge.params, judge.tokenizer)
     od.export(case.room / "judge", "hf", dtype="float32", out=case.room / "judge-hf")
-    pipeline = transformers.pipeline("text-classification", str(case.room / "judge-hf"), function_to_apply="none")
+    pipeline = transformers.pipeline(
+        "text-classification", str(case.room / "judge-hf"), function_to_apply="none"
+    )
     ids = judge.tokenizer.encode(ASKED[0])
     mine = float(logits(judge, case.backend, ids)[-1, 0])
     return f"{abs(pipeline(ASKED[0])[0]['score'] - mine):.1e} of the score"
@@ -106,12 +114,28 @@ def trl_judge(case: Case) -> str:
     (case.room / "trl").mkdir()
     write_model(case.room / "trl", case.backend, judge.cfg, judge.params, judge.tokenizer)
     od.export(case.room / "trl", "hf", dtype="float32", out=case.room / "trl-hf")
-    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "I do not know."}] for text in ASKED]
-    config = trl.GRPOConfig(str(case.room / "grpo"), use_cpu=True, bf16=False, report_to=[], num_generations=2,
-                            per_device_train_batch_size=2, model_init_kwargs={"dtype": "float32"})
-    trainer = trl.GRPOTrainer(str(case.folder), str(case.room / "trl-hf"), args=config,
-                              train_dataset=datasets.Dataset.from_list([{"prompt": chat[:1]} for chat in chats]))
-    theirs = trainer._calculate_rewards([{}] * 3, [c[:1] for c in chats], [c[1:] for c in chats], [[1]] * 3)[:, 0]
+    chats = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": "I do not know."}]
+        for text in ASKED
+    ]
+    config = trl.GRPOConfig(
+        str(case.room / "grpo"),
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        num_generations=2,
+        per_device_train_batch_size=2,
+        model_init_kwargs={"dtype": "float32"},
+    )
+    trainer = trl.GRPOTrainer(
+        str(case.folder),
+        str(case.room / "trl-hf"),
+        args=config,
+        train_dataset=datasets.Dataset.from_list([{"prompt": chat[:1]} for chat in chats]),
+    )
+    theirs = trainer._calculate_rewards(
+        [{}] * 3, [c[:1] for c in chats], [c[1:] for c in chats], [[1]] * 3
+    )[:, 0]
     texts = [encode_chat(chat, judge.tokenizer)[0].ids for chat in chats]
     mine = Scorer(judge, case.backend).scores(judge.params, texts)
     return f"{np.abs(theirs.numpy() - mine).max():.1e} of the score of a chat"
@@ -124,14 +148,19 @@ def lm_eval_hf(case: Case) -> str:
 
     od.export(case.folder, "hf", dtype="float32", out=case.room / "lm-eval")
     pairs = [(question, answer) for question in ASKED for answer in (" 42", " Yes, it is.")]
-    theirs = HFLM(pretrained=str(case.room / "lm-eval"), device="cpu", dtype="float32", batch_size=1).loglikelihood(
-        [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)])
+    theirs = HFLM(
+        pretrained=str(case.room / "lm-eval"), device="cpu", dtype="float32", batch_size=1
+    ).loglikelihood(
+        [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    )
     far = 0.0
     for (question, answer), (found, _) in zip(pairs, theirs, strict=True):
         before, ids = (case.model.tokenizer.encode(text) for text in (question, question + answer))
-        z = logits(case.model, case.backend, ids)[len(before) - 1:-1].astype(np.float64)
+        z = logits(case.model, case.backend, ids)[len(before) - 1 : -1].astype(np.float64)
         z -= np.logaddexp.reduce(z, axis=-1, keepdims=True)
-        far = max(far, abs(found - sum(row[i] for row, i in zip(z, ids[len(before):], strict=True))))
+        far = max(
+            far, abs(found - sum(row[i] for row, i in zip(z, ids[len(before) :], strict=True)))
+        )
     return f"{far:.1e} of an answer's log-probability"
 
 
@@ -155,7 +184,10 @@ def mlx_bits(bits: int) -> Callable[[Case], str]:
         out = case.room / f"mlx-{bits}"
         found = od.export(case.folder, "mlx", bits=bits, out=out)
         said = _mlx(case, out, None, load_model(out, case.backend))
-        return f"{said}; perplexity {found['perplexity_before']:.4g} → {found['perplexity_after']:.4g}"
+        return (
+            f"{said}; perplexity {found['perplexity_before']:.4g} → {found['perplexity_after']:.4g}"
+        )
+
     return run
 
 
@@ -176,11 +208,16 @@ def llama_cpp(dtype: str) -> Callable[[Case], str]:
         program, mine = LlamaCpp(file, 512), gguf_file.read(file, case.model, case.backend)
         prompts = case.prompts()
         tokens = [program.greedy(p, case.tokens)[0] for p in prompts]
-        likeliest = [int((logits(mine, case.backend, [*p, *t])[len(p) - 1:-1].argmax(-1) == t).sum())
-                     for p, t in zip(prompts, tokens, strict=True)]
-        return f"{_same(tokens, case.written(mine))}, {sum(likeliest)} of its {sum(map(len, tokens))} are the " \
-               f"likeliest to us after the same text; perplexity {found['perplexity_before']:.4g} → " \
-               f"{found['perplexity_after']:.4g}"
+        likeliest = [
+            int((logits(mine, case.backend, [*p, *t])[len(p) - 1 : -1].argmax(-1) == t).sum())
+            for p, t in zip(prompts, tokens, strict=True)
+        ]
+        return (
+            f"{_same(tokens, case.written(mine))}, {sum(likeliest)} of its {sum(map(len, tokens))} are the "
+            f"likeliest to us after the same text; perplexity {found['perplexity_before']:.4g} → "
+            f"{found['perplexity_after']:.4g}"
+        )
+
     return run
 
 
@@ -197,12 +234,16 @@ ROWS: tuple[tuple[str, str, str, Callable[[Case], str] | None], ...] = (
     ("mlx-lm", "mlx-lm", "mlx-adapter", mlx_adapter),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf f16", llama_cpp("f16")),
     ("llama.cpp (xllamacpp)", "xllamacpp", "gguf q8_0", llama_cpp("q8_0")),
-    ("vLLM", "", "hf", None), ("Ollama", "", "gguf, Modelfile", None), ("LM Studio", "", "gguf, mlx", None),
+    ("vLLM", "", "hf", None),
+    ("Ollama", "", "gguf, Modelfile", None),
+    ("LM Studio", "", "gguf, mlx", None),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--out", default=str(ROOT / "docs" / "interop.md"))
     parser.add_argument("--only", nargs="+", default=[], metavar="PACKAGE")
@@ -223,12 +264,16 @@ def main() -> None:
             lines.append(f"| {program} | {found} | {form} | {said} |")
             print(lines[-1], flush=True)
             gc.collect()
-    page.write_text(PAGE.format(
-        tokens=chosen.tokens,
-        model=f"{Path(chosen.model).name} ({model.cfg.model_type}, {model.size / 1e6:.0f} million weights)",
-        rows="\n".join(lines),
-        here=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {version('torch')}, "
-             f"gguf {version('gguf')}"), encoding="utf-8")
+    page.write_text(
+        PAGE.format(
+            tokens=chosen.tokens,
+            model=f"{Path(chosen.model).name} ({model.cfg.model_type}, {model.size / 1e6:.0f} million weights)",
+            rows="\n".join(lines),
+            here=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
+            f"torch {version('torch')}, gguf {version('gguf')}",
+        ),
+        encoding="utf-8",
+    )
 
 
 PAGE = """# What other programs compute with our folders
@@ -255,9 +300,15 @@ def _transformers(case: Case, theirs: Any, mine: Model) -> str:
     theirs = theirs.eval()
     with torch.no_grad():
         found = theirs(torch.tensor([ids])).logits[0].float().numpy()
-        tokens = [theirs.generate(input_ids=torch.tensor([p]), max_new_tokens=case.tokens, do_sample=False,
-                                  eos_token_id=list(case.model.tokenizer.stop_ids))[0, len(p):].tolist()
-                  for p in case.prompts()]
+        tokens = [
+            theirs.generate(
+                input_ids=torch.tensor([p]),
+                max_new_tokens=case.tokens,
+                do_sample=False,
+                eos_token_id=list(case.model.tokenizer.stop_ids),
+            )[0, len(p) :].tolist()
+            for p in case.prompts()
+        ]
     return _told(found, tokens, mine, case)
 
 
@@ -269,7 +320,10 @@ def _mlx(case: Case, folder: Path, adapter: Path | None, mine: Model) -> str:
     theirs = mlx_lm.load(str(folder), adapter_path=str(adapter) if adapter else None)[0]
     theirs.set_dtype(mx.float32)
     found = np.array(theirs(mx.array([prompt_of(case.model)]))[0].astype(mx.float32))
-    tokens = [[int(t) for t, _ in generate_step(mx.array(p), theirs, max_tokens=case.tokens)] for p in case.prompts()]
+    tokens = [
+        [int(t) for t, _ in generate_step(mx.array(p), theirs, max_tokens=case.tokens)]
+        for p in case.prompts()
+    ]
     return _told(found, tokens, mine, case)
 
 
@@ -280,16 +334,25 @@ def _told(found: np.ndarray, tokens: list[list[int]], mine: Model, case: Case) -
 
 def _same(theirs: list[list[int]], ours: list[list[int]]) -> str:
     """Ours end before a stop token, theirs may go on."""
-    same = sum(a == b for one, two in zip(theirs, ours, strict=True) for a, b in zip(one, two, strict=False))
+    same = sum(
+        a == b
+        for one, two in zip(theirs, ours, strict=True)
+        for a, b in zip(one, two, strict=False)
+    )
     return f"{same} of {sum(map(len, ours))} greedy tokens the same"
 
 
 def _adapter(case: Case) -> tuple[Path, Model]:
-    """A random adapter of the queries and the last matrices, as PEFT's folder, and the model with it."""
+    """A random adapter of the queries and the last matrices, as PEFT's folder, and the model with
+    it.
+    """
     folder, params = case.room / "adapter", dict(case.model.params)
     for name, (outputs, inputs) in matrices(case.model.cfg).items():
         if name.endswith(("q_proj", "down_proj")):
-            a, b = normal(0, f"{name} a", (4, inputs), inputs**-0.5), normal(0, f"{name} b", (outputs, 4), 0.02)
+            a, b = (
+                normal(0, f"{name} a", (4, inputs), inputs**-0.5),
+                normal(0, f"{name} b", (outputs, 4), 0.02),
+            )
             pair = Pair(a, b, 2.0)
             params |= lora_tensors(name, pair, INHERITED, case.backend)
     model = replace(case.model, params=params, adapter=Adapter(str(case.folder)))
@@ -301,13 +364,20 @@ def _adapter(case: Case) -> tuple[Path, Model]:
 
 def _rows(page: Path) -> dict[tuple[str, str], tuple[str, str]]:
     """(program, form) → (version, what was found) of each row of the page as it is."""
-    rows = [line.strip("| ").split(" | ") for line in page.read_text(encoding="utf-8").splitlines()
-            if line.startswith("| ")]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
     return {(program, form): (version, said) for program, version, form, said in rows}
 
 
 def _version(package: str) -> str:
-    return version(package) if package and importlib.util.find_spec(package.replace("-", "_")) else MISSING
+    return (
+        version(package)
+        if package and importlib.util.find_spec(package.replace("-", "_"))
+        else MISSING
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Draw a finished run as the README shows it: its curves, its ladder and some answers, as an SVG of a terminal.
+"""Draw a finished run as the README shows it: its curves, its ladder and some answers, as an SVG of
+a terminal.
 
     python scripts/picture.py runs/minute docs/minute.svg
 """
@@ -23,16 +24,23 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 def curve(stage: StageFolder) -> str:
-    """The training loss of a stage, or its reward, as one line of blocks, each the mean over its share of the steps;
-    empty for a stage that has neither."""
+    """The training loss of a stage, or its reward, as one line of blocks, each the mean over its
+    share of the steps; empty for a stage that has neither."""
     steps = [event for event in read(stage.events) if event["event"] == "step"]
-    figure = next((name for name in ("reward", "loss") if steps and steps[0].get(name) is not None), "")
+    figure = next(
+        (name for name in ("reward", "loss") if steps and steps[0].get(name) is not None), ""
+    )
     values = [event[figure] for event in steps if event.get(figure) is not None] if figure else []
     if not values:
         return ""
     columns = min(WIDTH - 34, len(values))
-    means = [sum(part) / len(part) for part in (
-        values[i * len(values) // columns:(i + 1) * len(values) // columns] for i in range(columns))]
+    means = [
+        sum(part) / len(part)
+        for part in (
+            values[i * len(values) // columns : (i + 1) * len(values) // columns]
+            for i in range(columns)
+        )
+    ]
     low, high = min(means), max(means)
     drawn = "".join(BARS[round((m - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for m in means)
     return f"{stage.name:<9}{figure:<7}{means[0]:.2f} {drawn} {means[-1]:.2f}"

@@ -2,8 +2,9 @@
 
     python scripts/screenshots.py RUNS TARGET_FOLDER [--run NAME] [--size 120x36]
 
-RUNS is a folder of runs; each picture is `TARGET_FOLDER/<screen>.svg`. Screens for which the run has nothing (no pairs
-to rate, no rewards) are left out, and that is said. Look at them before you show them to anybody.
+RUNS is a folder of runs; each picture is `TARGET_FOLDER/<screen>.svg`. Screens for which the run
+has nothing (no pairs to rate, no rewards) are left out, and that is said. Look at them before you
+show them to anybody.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from textual.pilot import Pilot
 from ondevice.preferences.sqlite_store import FILE
 from ondevice_tui.app import OndeviceApp
 
-SCREENS = {"road": "road", "train": "train", "reasoning": "reason", "rate": "rate", "ladder": "ladder"}
+SCREENS = {
+    "road": "road",
+    "train": "train",
+    "reasoning": "reason",
+    "rate": "rate",
+    "ladder": "ladder",
+}
 WAIT_S = 1.5  # for a screen to have read its files
 
 
@@ -38,8 +45,10 @@ async def shoot(app: OndeviceApp, pilot: Pilot[str], mode: str, file: Path) -> N
     """One screen, unless the run has nothing for it."""
     state = app.run_state or {"stages": []}
     stages = [stage["stage"] for stage in state["stages"]]
-    empty = {"rate": app.chosen is None or not (app.chosen / FILE).is_file(),
-             "reason": not {"grpo", "ppo"} & set(stages)}
+    empty = {
+        "rate": app.chosen is None or not (app.chosen / FILE).is_file(),
+        "reason": not {"grpo", "ppo"} & set(stages),
+    }
     if empty.get(mode):
         print(f"{file.name}: left out, this run has nothing for it")
         return
@@ -51,12 +60,17 @@ async def shoot(app: OndeviceApp, pilot: Pilot[str], mode: str, file: Path) -> N
         await pilot.pause(0.2)
     await pilot.pause(0.2)
     # Pages that show pictures fetch nothing for them: the reader's own monospaced font has to do.
-    file.write_text(re.sub(r"@font-face\s*\{[^}]*\}", "", app.export_screenshot(title="ondevice")), encoding="utf-8")
+    file.write_text(
+        re.sub(r"@font-face\s*\{[^}]*\}", "", app.export_screenshot(title="ondevice")),
+        encoding="utf-8",
+    )
     print(file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--run", default="", help="the run to show; the newest where none is named")

@@ -1,8 +1,9 @@
 """What every test stands on: a quiet environment, hypothesis' settings, the backends.
 
-Mark a test `slow` where it takes more than about a second (training, building, another library's models): the fast
-core, `pytest -m "not slow"`, is run at every save. A test that holds for every backend takes `backend_name` (or
-`backend`, already loaded) and runs once for each that is installed.
+Mark a test `slow` where it takes more than about a second (training, building, another library's
+models): the fast core, `pytest -m "not slow"`, is run at every save. A test that holds for every
+backend takes `backend_name` (or `backend`, already loaded) and runs once for each that is
+installed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,33 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-# Before any array library is imported. Threads that wait must not spin: the cores are shared with other workers.
+# Before any array library is imported. Threads that wait must not spin: the cores are shared with
+# other workers.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # What a person has set must not decide what a test sees.
-for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME", "COLUMNS", "LINES"):
+for name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "TEXTUAL_THEME",
+    "COLUMNS",
+    "LINES",
+):
     os.environ.pop(name, None)
 
 # What the app remembers of a person's choices neither comes into a test nor out of it.
 _CONFIG = tempfile.TemporaryDirectory(prefix="ondevice-config-")
 os.environ["XDG_CONFIG_HOME"] = _CONFIG.name
 
-# A shell starts what it puts in the background deaf to Ctrl-C, and so is all that this starts in turn: what a test
-# starts is to hear it.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+# A shell starts what it puts in the background deaf to Ctrl-C, and so is all that this starts in
+# turn: what a test starts is to hear it.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
@@ -39,18 +52,24 @@ from hub_client import server  # noqa: E402, F401
 from ondevice.seam.protocols import Backend  # noqa: E402
 from ondevice.seam.select import load_backend  # noqa: E402
 
-# No deadline: a shared machine is slow now and then. The same examples every time: a failure can be seen again.
+# No deadline: a shared machine is slow now and then. The same examples every time: a failure can be
+# seen again.
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
 
-# Whoever opens a ratings database outside SQLite, even to read its first bytes, drops the process's locks on it.
-_OWN = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), part, "")
-             for part in ("ondevice", "tui", "backends"))
+# Whoever opens a ratings database outside SQLite, even to read its first bytes, drops the process's
+# locks on it.
+_OWN = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), part, "")
+    for part in ("ondevice", "tui", "backends")
+)
 _opened: list[str] = []
 
 
 def _watch_ratings(event: str, args: tuple[object, ...]) -> None:
-    if event == "open" and str(args[0]).endswith(("ratings.db", "ratings.db-wal", "ratings.db-shm")):
+    if event == "open" and str(args[0]).endswith(
+        ("ratings.db", "ratings.db-wal", "ratings.db-shm")
+    ):
         caller = sys._getframe(1)
         while caller is not None:
             if caller.f_code.co_filename.startswith(_OWN):
@@ -64,7 +83,9 @@ sys.addaudithook(_watch_ratings)
 
 @pytest.fixture(autouse=True)
 def only_sqlite_opens_ratings() -> Iterator[None]:
-    """No code of ours opens a ratings database but through SQLite (whose own opening raises no such event)."""
+    """No code of ours opens a ratings database but through SQLite (whose own opening raises no such
+    event).
+    """
     _opened.clear()
     yield
     assert not _opened, _opened
@@ -97,5 +118,7 @@ def backend(backend_name: str) -> Backend:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole recipes first: no worker is left with them at the end, nor waits for another that runs the same one."""
+    """Whole recipes first: no worker is left with them at the end, nor waits for another that runs
+    the same one.
+    """
     items.sort(key=lambda item: item.path.name not in ("test_minute.py", "test_arch_roads.py"))

@@ -18,11 +18,19 @@ TEXTS = [
 
 CHATS = [
     [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is 4."}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where does Anna live?"},
-     {"role": "assistant", "content": "In Rome."}, {"role": "user", "content": "And Ben?"},
-     {"role": "assistant", "content": "\nI don't know; 東京 🙂?\n"}],
-    [{"role": "user", "content": "  spaces around  "}, {"role": "assistant", "content": "  and here "},
-     {"role": "user", "content": "\n"}, {"role": "assistant", "content": ""}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Where does Anna live?"},
+        {"role": "assistant", "content": "In Rome."},
+        {"role": "user", "content": "And Ben?"},
+        {"role": "assistant", "content": "\nI don't know; 東京 🙂?\n"},
+    ],
+    [
+        {"role": "user", "content": "  spaces around  "},
+        {"role": "assistant", "content": "  and here "},
+        {"role": "user", "content": "\n"},
+        {"role": "assistant", "content": ""},
+    ],
 ]
 
 

@@ -17,20 +17,34 @@ Array = np.ndarray
 Weights = dict[str, np.ndarray]
 
 
-def by_name(backend: Backend, fn: Callable[..., Any], params: Weights, batch: Weights, *,
-            compiled: bool = False) -> tuple[float, Weights]:
-    """The value of `fn(params, batch)` and its gradient with respect to each of `params`, on the host."""
+def by_name(
+    backend: Backend,
+    fn: Callable[..., Any],
+    params: Weights,
+    batch: Weights,
+    *,
+    compiled: bool = False,
+) -> tuple[float, Weights]:
+    """The value of `fn(params, batch)` and its gradient with respect to each of `params`, on the
+    host.
+    """
     arrays = on_device(backend, batch)
     if backend.name == "torch":
         import torch
+
         leaves = {n: backend.array(p).clone().requires_grad_() for n, p in params.items()}  # type: ignore[attr-defined]
         value = (torch.compile(fn, backend="aot_eager") if compiled else fn)(leaves, arrays)
         value.backward()
-        return value.item(), {n: np.zeros_like(params[n]) if p.grad is None else p.grad.numpy()
-                              for n, p in leaves.items()}
+        return value.item(), {
+            n: np.zeros_like(params[n]) if p.grad is None else p.grad.numpy()
+            for n, p in leaves.items()
+        }
     import mlx.core as mx
+
     grad = mx.value_and_grad(fn)
-    value, grads = (mx.compile(grad) if compiled else grad)({n: mx.array(p) for n, p in params.items()}, arrays)
+    value, grads = (mx.compile(grad) if compiled else grad)(
+        {n: mx.array(p) for n, p in params.items()}, arrays
+    )
     return value.item(), {n: np.array(g) for n, g in grads.items()}
 
 
@@ -55,6 +69,7 @@ def assert_close(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) 
     """Tensor by tensor, within 1e-5 of its largest value."""
     top = max(np.abs(w).max() for w in want.values())
     for name, w in want.items():
-        # a bias of keys shifts all scores of a query alike: without rotation its gradient is 0 but for rounding
+        # a bias of keys shifts all scores of a query alike: without rotation its gradient is 0 but
+        # for rounding
         scale = top if name.endswith(("key.bias", "k_proj.bias")) else np.abs(w).max()
         assert np.abs(got[name] - w).max() <= 1e-5 * scale, name

@@ -22,13 +22,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
     with running() as made:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         template = f"{made.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        changed = {"ENDPOINT": made.address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False,
-                   "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True, "HF_HUB_CACHE": str(home / "hub"),
-                   "HF_XET_CACHE": str(home / "xet"), "HF_TOKEN_PATH": str(home / "token")}
+        changed = {
+            "ENDPOINT": made.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_TELEMETRY": True,
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_XET_CACHE": str(home / "xet"),
+            "HF_TOKEN_PATH": str(home / "token"),
+        }
         for name, value in changed.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(client, "WAITS_S", (0.0, 0.0, 0.0))
-        patient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})  # the client's own tries
+        patient = SimpleNamespace(
+            **{**vars(time), "sleep": lambda seconds: None}
+        )  # the client's own tries
         monkeypatch.setattr("huggingface_hub.utils._http.time", patient)
         close_session()
         yield made

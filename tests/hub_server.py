@@ -1,8 +1,9 @@
 """A Hugging Face Hub on the loopback device, for tests: real HTTP, spoken to by the real client.
 
-It knows accounts, private repositories, regular and large files (LFS), commits on a parent, tags, ranges of downloads.
-What goes wrong on a network is asked for with `trouble`: an answer of an error, a connection that is dropped before or
-after the work was done, a body that comes slowly or half; `kill_at` ends a process at its n-th request.
+It knows accounts, private repositories, regular and large files (LFS), commits on a parent, tags,
+ranges of downloads. What goes wrong on a network is asked for with `trouble`: an answer of an
+error, a connection that is dropped before or after the work was done, a body that comes slowly or
+half; `kill_at` ends a process at its n-th request.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class HubServer(ThreadingHTTPServer):
     def repo(self, name: str, kind: str = "model") -> Repo:
         return self.repos[kind, name]
 
-    def add(self, name: str, files: dict[str, bytes], kind: str = "model", private: bool = True) -> Repo:
+    def add(
+        self, name: str, files: dict[str, bytes], kind: str = "model", private: bool = True
+    ) -> Repo:
         """A repository with one commit of these files."""
         repo = Repo(private)
         repo.commit("initial commit", "", {})
@@ -113,7 +116,9 @@ class HubServer(ThreadingHTTPServer):
 @contextmanager
 def running() -> Iterator[HubServer]:
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield server
@@ -126,8 +131,13 @@ def running() -> Iterator[HubServer]:
 def environment(server: HubServer, home: Path, token: str = TOKEN) -> dict[str, str]:
     """What a process is started with to speak to this server, logged in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    return {**kept, "HF_ENDPOINT": server.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-            **({"HF_TOKEN": token} if token else {})}
+    return {
+        **kept,
+        "HF_ENDPOINT": server.address,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        **({"HF_TOKEN": token} if token else {}),
+    }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -147,11 +157,19 @@ class Handler(BaseHTTPRequestHandler):
     def _take(self) -> None:
         hub, path = self.server, unquote(urlsplit(self.path).path)
         with hub.lock:
-            if path != "/api/agent-harnesses":  # some clients ask for it at their start, some do not
+            if (
+                path != "/api/agent-harnesses"
+            ):  # some clients ask for it at their start, some do not
                 hub.log.append(f"{self.command} {path}")
             number = len(hub.log)
-            found = next((t for t in hub.trouble if t.times and t.method == self.command and re.search(t.path, path)),
-                         None)
+            found = next(
+                (
+                    t
+                    for t in hub.trouble
+                    if t.times and t.method == self.command and re.search(t.path, path)
+                ),
+                None,
+            )
             if found is not None:
                 found.times -= 1
         length = int(self.headers.get("Content-Length") or 0)
@@ -193,20 +211,26 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
 
-    def answer(self, status: int, value: Any, headers: Mapping[str, str] | None = None, pace: str = "") -> None:
+    def answer(
+        self, status: int, value: Any, headers: Mapping[str, str] | None = None, pace: str = ""
+    ) -> None:
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        given = {"Content-Type": "application/json", "Content-Length": str(len(content)), **(headers or {})}
+        given = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }
         for name, text in given.items():
             self.send_header(name, text)
         self.end_headers()
         if self.command == "HEAD":
             return
         if pace == "half":
-            self.wfile.write(content[:len(content) // 2])
+            self.wfile.write(content[: len(content) // 2])
             return self._hang_up()
         for at in range(0, len(content), max(len(content) // 8, 1)) if pace == "slow" else ():
-            self.wfile.write(content[at:at + max(len(content) // 8, 1)])
+            self.wfile.write(content[at : at + max(len(content) // 8, 1)])
             self.wfile.flush()
             time.sleep(0.05)
         if pace != "slow":
@@ -215,21 +239,37 @@ class Handler(BaseHTTPRequestHandler):
     # what it does
 
     def _who(self) -> tuple[str, str] | None:
-        return self.server.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        return self.server.accounts.get(
+            self.headers.get("Authorization", "").removeprefix("Bearer ")
+        )
 
     def _route(self, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
         who = self._who()
         if path == "/api/whoami-v2":
             if who is None:
-                return 401, {"error": "Invalid credentials in Authorization header"}, {
-                    "X-Error-Message": "Invalid credentials in Authorization header"}
-            return 200, {"name": who[0], "type": "user", "orgs": [{"name": "team"}],
-                         "auth": {"accessToken": {"role": who[1]}}}, {}
+                return (
+                    401,
+                    {"error": "Invalid credentials in Authorization header"},
+                    {"X-Error-Message": "Invalid credentials in Authorization header"},
+                )
+            return (
+                200,
+                {
+                    "name": who[0],
+                    "type": "user",
+                    "orgs": [{"name": "team"}],
+                    "auth": {"accessToken": {"role": who[1]}},
+                },
+                {},
+            )
         if path == "/api/validate-yaml":
             text = json.loads(body)["content"]
             wrong = not text.startswith("---\n")
-            return (400, {"errors": [{"message": "no metadata"}], "warnings": []}, {}) if wrong else (
-                200, {"errors": [], "warnings": []}, {})
+            return (
+                (400, {"errors": [{"message": "no metadata"}], "warnings": []}, {})
+                if wrong
+                else (200, {"errors": [], "warnings": []}, {})
+            )
         if path == "/api/repos/create":
             return self._create(json.loads(body), who)
         if match := _BATCH.fullmatch(path):
@@ -242,7 +282,9 @@ class Handler(BaseHTTPRequestHandler):
             return self._file("dataset" if match[1] else "model", match[2], match[3], match[4], who)
         return 404, {"error": f"nothing at {path}"}, {}
 
-    def _create(self, asked: dict[str, Any], who: tuple[str, str] | None) -> tuple[int, Any, dict[str, str]]:
+    def _create(
+        self, asked: dict[str, Any], who: tuple[str, str] | None
+    ) -> tuple[int, Any, dict[str, str]]:
         if who is None:
             return 401, {"error": "log in"}, {}
         owner = asked.get("organization") or who[0]
@@ -254,17 +296,23 @@ class Handler(BaseHTTPRequestHandler):
             return 409, {"error": "You already created this repo", "url": url}, {}
         private = asked.get("visibility") == "private" or asked.get("private") is True
         self.server.repos[kind, name] = Repo(private)
-        self.server.repos[kind, name].commit("initial commit", "", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        self.server.repos[kind, name].commit(
+            "initial commit", "", {".gitattributes": b"*.safetensors filter=lfs\n"}
+        )
         return 200, {"url": url, "name": name}, {}
 
-    def _batch(self, asked: dict[str, Any], who: tuple[str, str] | None, name: str) -> tuple[int, Any, dict[str, str]]:
+    def _batch(
+        self, asked: dict[str, Any], who: tuple[str, str] | None, name: str
+    ) -> tuple[int, Any, dict[str, str]]:
         if who is None or who[1] != "write":
             return 403, {"error": "no right to write"}, {}
         objects = []
         for one in asked["objects"]:
             there = one["oid"] in self.server.blobs
-            actions = {"upload": {"href": f"{self.server.address}/lfs/{one['oid']}", "header": {}},
-                       "verify": {"href": f"{self.server.address}/lfs/verify", "header": {}}}
+            actions = {
+                "upload": {"href": f"{self.server.address}/lfs/{one['oid']}", "header": {}},
+                "verify": {"href": f"{self.server.address}/lfs/verify", "header": {}},
+            }
             objects.append({**one, **({} if there else {"actions": actions})})
         return 200, {"transfer": "basic", "objects": objects}, {}
 
@@ -278,8 +326,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.uploaded.append(name)
         return 200, {}, {}
 
-    def _repo(self, kind: str, name: str, rest: str, body: bytes,
-              who: tuple[str, str] | None) -> tuple[int, Any, dict[str, str]]:
+    def _repo(
+        self, kind: str, name: str, rest: str, body: bytes, who: tuple[str, str] | None
+    ) -> tuple[int, Any, dict[str, str]]:
         repo = self._seen(kind, name, who)
         if repo is None:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
@@ -300,12 +349,36 @@ class Handler(BaseHTTPRequestHandler):
             return 404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"}
         if what in ("", "revision"):
             siblings = [{"rfilename": path} for path in at.files]
-            return 200, {"id": name, "modelId": name, "sha": at.id, "private": repo.private, "siblings": siblings,
-                         "tags": [], "downloads": 0, "likes": 0}, {}
+            return (
+                200,
+                {
+                    "id": name,
+                    "modelId": name,
+                    "sha": at.id,
+                    "private": repo.private,
+                    "siblings": siblings,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                },
+                {},
+            )
         if what == "commits":
-            page = repo.commits[:repo.commits.index(at) + 1][::-1]
-            return 200, [{"id": c.id, "title": c.title, "message": c.message, "authors": [{"user": "me"}],
-                          "date": "2026-01-01T00:00:00.000Z"} for c in page], {}
+            page = repo.commits[: repo.commits.index(at) + 1][::-1]
+            return (
+                200,
+                [
+                    {
+                        "id": c.id,
+                        "title": c.title,
+                        "message": c.message,
+                        "authors": [{"user": "me"}],
+                        "date": "2026-01-01T00:00:00.000Z",
+                    }
+                    for c in page
+                ],
+                {},
+            )
         if what == "tree":
             return self._tree(repo, at, folder)
         return 404, {"error": f"nothing at {rest}"}, {}
@@ -314,10 +387,16 @@ class Handler(BaseHTTPRequestHandler):
         old = repo.commits[-1].files.get(file["path"])
         large = file["size"] > LARGE or file["path"].endswith((".safetensors", ".bin"))
         oid = None if old is None else hashlib.sha256(old).hexdigest() if large else _blob(old)
-        return {"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+        return {
+            "path": file["path"],
+            "uploadMode": "lfs" if large else "regular",
+            "shouldIgnore": False,
+            "oid": oid,
+        }
 
-    def _commit(self, repo: Repo, name: str, body: bytes,
-                who: tuple[str, str] | None) -> tuple[int, Any, dict[str, str]]:
+    def _commit(
+        self, repo: Repo, name: str, body: bytes, who: tuple[str, str] | None
+    ) -> tuple[int, Any, dict[str, str]]:
         if who is None or who[1] != "write" or name.partition("/")[0] not in (who[0], "team"):
             return 403, {"error": "no right to write"}, {"X-Error-Message": "no right to write"}
         lines = [json.loads(line) for line in body.splitlines() if line.strip()]
@@ -336,7 +415,11 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         made = repo.commit(head["summary"], head.get("description") or "", files)
-        return 200, {"commitUrl": f"{self.server.address}/{name}/commit/{made.id}", "commitOid": made.id}, {}
+        return (
+            200,
+            {"commitUrl": f"{self.server.address}/{name}/commit/{made.id}", "commitOid": made.id},
+            {},
+        )
 
     def _tree(self, repo: Repo, at: Commit, under: str) -> tuple[int, Any, dict[str, str]]:
         deep = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
@@ -345,10 +428,14 @@ class Handler(BaseHTTPRequestHandler):
         if under and not paths:
             return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
         entries: list[dict[str, Any]] = []
-        folders = {"/".join(path.split("/")[:i]) for path in paths for i in range(1, path.count("/") + 1)}
+        folders = {
+            "/".join(path.split("/")[:i]) for path in paths for i in range(1, path.count("/") + 1)
+        }
         for folder in sorted(folders):
             if folder.startswith(prefix) and (deep or "/" not in folder.removeprefix(prefix)):
-                entries.append({"type": "directory", "path": folder, "size": 0, "oid": _blob(folder.encode())})
+                entries.append(
+                    {"type": "directory", "path": folder, "size": 0, "oid": _blob(folder.encode())}
+                )
         for path in paths:
             if not deep and "/" in path.removeprefix(prefix):
                 continue
@@ -356,22 +443,42 @@ class Handler(BaseHTTPRequestHandler):
             large = len(content) > LARGE or path.endswith((".safetensors", ".bin"))
             sha = hashlib.sha256(content).hexdigest()
             kind = "symlink" if path in repo.links else "file"
-            entries.append({"type": kind, "path": path, "size": len(content), "oid": _blob(content),
-                            **({"lfs": {"oid": sha, "size": len(content), "pointerSize": 130}} if large else {})})
+            entries.append(
+                {
+                    "type": kind,
+                    "path": path,
+                    "size": len(content),
+                    "oid": _blob(content),
+                    **(
+                        {"lfs": {"oid": sha, "size": len(content), "pointerSize": 130}}
+                        if large
+                        else {}
+                    ),
+                }
+            )
         return 200, entries, {}
 
-    def _file(self, kind: str, name: str, revision: str, path: str,
-              who: tuple[str, str] | None) -> tuple[int, Any, dict[str, str]]:
+    def _file(
+        self, kind: str, name: str, revision: str, path: str, who: tuple[str, str] | None
+    ) -> tuple[int, Any, dict[str, str]]:
         repo = self._seen(kind, name, who)
         at = repo.at(revision) if repo else None
         if at is None:
             code = "RepoNotFound" if repo is None else "RevisionNotFound"
             return 404, {"error": code}, {"X-Error-Code": code}
         if path not in at.files:
-            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": at.id}
+            return (
+                404,
+                {"error": "Entry not found"},
+                {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": at.id},
+            )
         content = at.files[path]
-        headers = {"X-Repo-Commit": at.id, "ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes",
-                   "Content-Type": "application/octet-stream"}
+        headers = {
+            "X-Repo-Commit": at.id,
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if begin and self.command == "GET":
             start = int(begin[1])

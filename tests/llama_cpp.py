@@ -14,7 +14,9 @@ class LlamaCpp:
     """A GGUF file behind llama.cpp's own server on this machine."""
 
     def __init__(self, file: Path, context: int = 128) -> None:
-        library = pytest.importorskip("xllamacpp", reason="xllamacpp, which brings llama.cpp, is not installed")
+        library = pytest.importorskip(
+            "xllamacpp", reason="xllamacpp, which brings llama.cpp, is not installed"
+        )
         settings = library.CommonParams()
         settings.model.path, settings.n_ctx, settings.n_parallel = str(file), context, 1
         settings.warmup, settings.use_jinja, settings.verbosity = False, True, 0
@@ -33,17 +35,29 @@ class LlamaCpp:
         return str(self._post("/apply-template", {"messages": messages})["prompt"])
 
     def greedy(self, ids: list[int], tokens: int) -> tuple[list[int], list[tuple[int, float]]]:
-        """(what follows, stop token included; those of them with their log-probabilities that the server tells: it
-        leaves out tokens that end within a character)."""
-        found = self._post("/completion", {
-            "prompt": ids, "n_predict": tokens, "temperature": 0, "samplers": ["temperature"], "return_tokens": True,
-            "cache_prompt": False, "n_probs": 1})
+        """(what follows, stop token included; those of them with their log-probabilities that the
+        server tells: it leaves out tokens that end within a character)."""
+        found = self._post(
+            "/completion",
+            {
+                "prompt": ids,
+                "n_predict": tokens,
+                "temperature": 0,
+                "samplers": ["temperature"],
+                "return_tokens": True,
+                "cache_prompt": False,
+                "n_probs": 1,
+            },
+        )
         return list(found["tokens"]), [
-            (int(place["id"]), float(place["logprob"])) for place in found["completion_probabilities"]]
+            (int(place["id"]), float(place["logprob"]))
+            for place in found["completion_probabilities"]
+        ]
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        asked = urllib.request.Request(self._base + path, json.dumps(body).encode(),
-                                       {"Content-Type": "application/json"})
+        asked = urllib.request.Request(
+            self._base + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(asked, timeout=120) as answer:
             found: dict[str, Any] = json.load(answer)
             return found

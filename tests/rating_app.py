@@ -1,9 +1,11 @@
-"""The app as a process of its own, without a terminal, on the Rate screen of a run; told by lines what to press.
+"""The app as a process of its own, without a terminal, on the Rate screen of a run; told by lines
+what to press.
 
     python rating_app.py RUNS
 
-Reads names of keys from stdin (`left`, `u`, `f`, `s` …, `look` presses none) and answers each with a line of JSON once
-the database has done what the key asked for: {"pair": the item that was shown, "told": the line below the answers}.
+Reads names of keys from stdin (`left`, `u`, `f`, `s` …, `look` presses none) and answers each with
+a line of JSON once the database has done what the key asked for: {"pair": the item that was shown,
+"told": the line below the answers}.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ async def settled(pilot: Pilot[Any], screen: RateScreen) -> None:
 
 async def main(runs: Path) -> None:
     RateScreen.GUARD_S = 0.0
-    app_module.LOOK_S = 0.1  # ten looks at the runs, and so at the votes, in a second: an hour of use in a minute
+    app_module.LOOK_S = (
+        0.1  # ten looks at the runs, and so at the votes, in a second: an hour of use in a minute
+    )
     app = OndeviceApp(runs, look_at_machine=False)
     async with app.run_test(size=(100, 30)) as pilot:
         await until(pilot, lambda: app.runs)
         await pilot.press("4")
-        await until(pilot, lambda: isinstance(app.screen, RateScreen) and app.screen.ratings is not None)
+        await until(
+            pilot, lambda: isinstance(app.screen, RateScreen) and app.screen.ratings is not None
+        )
         screen = app.screen
         assert isinstance(screen, RateScreen)
         await settled(pilot, screen)

@@ -1,4 +1,6 @@
-"""Everything that the preference and reasoning stages begin from, as small as it can be. No test by itself."""
+"""Everything that the preference and reasoning stages begin from, as small as it can be. No test by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,71 @@ from ondevice.models.shapes import SCORE, shapes
 from ondevice.seam.protocols import Backend
 
 CONTEXT = 60  # no power of 2 nor near one: batches are padded to more than it
-WORDS = ["Anna", "Ben", "Carla", "Rome", "Oslo", "red", "green", "pears", "apples", "12", "34", "46"]
-LOOP: dict[str, Any] = {"learning_rate": 3e-3, "warmup_steps": 2, "schedule": "constant", "eval_every": 0,
-                        "save_every": 2, "device": "cpu"}
+WORDS = [
+    "Anna",
+    "Ben",
+    "Carla",
+    "Rome",
+    "Oslo",
+    "red",
+    "green",
+    "pears",
+    "apples",
+    "12",
+    "34",
+    "46",
+]
+LOOP: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "schedule": "constant",
+    "eval_every": 0,
+    "save_every": 2,
+    "device": "cpu",
+}
 STAGES: dict[str, dict[str, Any]] = {
-    "reward": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
-    "dpo": {"batch_size": 4, "accumulate": 2, "sequence_length": CONTEXT, "steps": 12, "eval_batches": 1},
-    "ppo": {"prompts": 4, "max_new_tokens": 8, "epochs": 2, "minibatches": 2, "batch_size": 2, "steps": 6,
-            "sft_coef": 0.1, "target_kl": 0.02, "kl_coef": 0.1},
-    "grpo": {"prompts": 3, "group_size": 4, "max_new_tokens": 8, "updates": 2, "batch_size": 5, "beta": 0.05,
-             "steps": 6, "rewards": ("length", "truncated")},
+    "reward": {
+        "batch_size": 4,
+        "accumulate": 2,
+        "sequence_length": CONTEXT,
+        "steps": 12,
+        "eval_batches": 1,
+    },
+    "dpo": {
+        "batch_size": 4,
+        "accumulate": 2,
+        "sequence_length": CONTEXT,
+        "steps": 12,
+        "eval_batches": 1,
+    },
+    "ppo": {
+        "prompts": 4,
+        "max_new_tokens": 8,
+        "epochs": 2,
+        "minibatches": 2,
+        "batch_size": 2,
+        "steps": 6,
+        "sft_coef": 0.1,
+        "target_kl": 0.02,
+        "kl_coef": 0.1,
+    },
+    "grpo": {
+        "prompts": 3,
+        "group_size": 4,
+        "max_new_tokens": 8,
+        "updates": 2,
+        "batch_size": 5,
+        "beta": 0.05,
+        "steps": 6,
+        "rewards": ("length", "truncated"),
+    },
 }
 
 
 def config(**changes: Any) -> DecoderConfig:
-    return models.config("llama", vocab_size=small_tokenizer().vocab_size, max_position_embeddings=CONTEXT, **changes)
+    return models.config(
+        "llama", vocab_size=small_tokenizer().vocab_size, max_position_embeddings=CONTEXT, **changes
+    )
 
 
 def weights(cfg: DecoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -61,10 +113,26 @@ def make(folder: Path, backend: Backend) -> Path:
     asked = [" ".join(rng.choices(WORDS, k=rng.randint(1, 4))) + f" {n}" for n in range(30)]
     lines = {
         "prompts": [{"prompt": text, "answer": str(n)} for n, text in enumerate(asked)],
-        "pairs": [{"prompt": text, **{side: " ".join(rng.choices(WORDS, k=rng.randint(1, 3 + n % 3)))
-                                      for side in ("chosen", "rejected")}} for n, text in enumerate(asked)],
-        "chats": [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": rng.choice(WORDS)}]}
-                  for text in asked]}
+        "pairs": [
+            {
+                "prompt": text,
+                **{
+                    side: " ".join(rng.choices(WORDS, k=rng.randint(1, 3 + n % 3)))
+                    for side in ("chosen", "rejected")
+                },
+            }
+            for n, text in enumerate(asked)
+        ],
+        "chats": [
+            {
+                "messages": [
+                    {"role": "user", "content": text},
+                    {"role": "assistant", "content": rng.choice(WORDS)},
+                ]
+            }
+            for text in asked
+        ],
+    }
     for name, rows in lines.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
@@ -72,8 +140,17 @@ def make(folder: Path, backend: Backend) -> Path:
 
 def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -> dict[str, Any]:
     """The fields of a stage, as the Python API takes them."""
-    own = {"reward": {"data": files / "pairs.jsonl"}, "dpo": {"data": files / "pairs.jsonl"},
-           "ppo": {"reward_model": files / "judge", "data": files / "prompts.jsonl", "sft_data": files / "chats.jsonl"},
-           "grpo": {"data": files / "prompts.jsonl"}}[stage]
-    plain = {name: str(path) for name, path in {"model": files / "policy", "out": out, **own}.items()}
+    own = {
+        "reward": {"data": files / "pairs.jsonl"},
+        "dpo": {"data": files / "pairs.jsonl"},
+        "ppo": {
+            "reward_model": files / "judge",
+            "data": files / "prompts.jsonl",
+            "sft_data": files / "chats.jsonl",
+        },
+        "grpo": {"data": files / "prompts.jsonl"},
+    }[stage]
+    plain = {
+        name: str(path) for name, path in {"model": files / "policy", "out": out, **own}.items()
+    }
     return {**plain, **LOOP, **STAGES[stage], "backend": backend, **changes}

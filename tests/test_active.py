@@ -8,7 +8,12 @@ import pytest
 
 from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.pairs import pairs_of
-from ondevice.preferences.rating_queue import forecast, most_uncertain_first, rating_order, uncertainty
+from ondevice.preferences.rating_queue import (
+    forecast,
+    most_uncertain_first,
+    rating_order,
+    uncertainty,
+)
 
 
 def test_forecast_and_doubt_by_hand() -> None:
@@ -39,20 +44,35 @@ def test_the_most_doubtful_pair_is_shown_first(tmp_path: Path) -> None:
         assert rating_order(ratings, "ann", None, 0.0, 0, {3: 0.9, 2: 0.5}) == [3, 2, 1, 4, 5]
         ratings.skip(3, "ann", "s")
         again = ratings.repeat(1, "ann")
-        assert rating_order(ratings, "ann", None, 0.0, 0, {3: 0.9, 2: 0.5}) == [again, 2, 1, 4, 5, 3]
+        assert rating_order(ratings, "ann", None, 0.0, 0, {3: 0.9, 2: 0.5}) == [
+            again,
+            2,
+            1,
+            4,
+            5,
+            3,
+        ]
 
 
 def test_gold_comes_now_and_then_and_not_in_a_row(tmp_path: Path) -> None:
-    """As often as the share says, wherever it was queued; what is taken back is not asked for twice."""
+    """As often as the share says, wherever it was queued; what is taken back is not asked for
+    twice.
+    """
     with fill(tmp_path / "r.db", 200, 40) as ratings:
         kinds = []
         while waiting := rating_order(ratings, "ann", None, 0.1, 0):
             item = ratings.item(waiting[0])
             if item.kind == "gold" and len(kinds) == 150:
                 ratings.vote(item.id, "ann", "s", ranking=[0])
-                assert ratings.undo("ann", "s") == item and rating_order(ratings, "ann", None, 0.1, 0)[0] == item.id
+                assert (
+                    ratings.undo("ann", "s") == item
+                    and rating_order(ratings, "ann", None, 0.1, 0)[0] == item.id
+                )
             kinds.append(item.kind)
             ratings.vote(item.id, "ann", "s", ranking=[0])
         among = [i for i, kind in enumerate(kinds[:-20]) if kind == "gold"]
-        assert 10 <= len(among) <= 32 and max(b - a for a, b in zip(among, among[1:], strict=False)) > 3
+        assert (
+            10 <= len(among) <= 32
+            and max(b - a for a, b in zip(among, among[1:], strict=False)) > 3
+        )
         assert pairs_of(ratings).left_out["gold"] == 40 and len(pairs_of(ratings)) == 200

@@ -1,5 +1,6 @@
-"""The recipe `minute` of an encoder, whole, and that of an encoder-decoder, shortened, on the backend that the machine
-takes by itself: that both compute the same is held stage by stage (test_encoder, test_classify, test_corruption)."""
+"""The recipe `minute` of an encoder, whole, and that of an encoder-decoder, shortened, on the
+backend that the machine takes by itself: that both compute the same is held stage by stage
+(test_encoder, test_classify, test_corruption)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ ARCHITECTURES = ("encoder", "seq2seq")
 
 
 def marks(run: Path) -> dict[str, Any]:
-    return {stage.parent.name: json.loads(stage.read_text())["marks"] for stage in run.glob("*/done.json")}
+    return {
+        stage.parent.name: json.loads(stage.read_text())["marks"]
+        for stage in run.glob("*/done.json")
+    }
 
 
 @pytest.mark.parametrize("size", ["minute", "tiny"])
@@ -34,10 +38,18 @@ def test_a_recipe_that_an_architecture_has_not_is_named() -> None:
         recipe_for("own.yaml", "encoder")
 
 
-@pytest.mark.parametrize(("recipe", "family", "said"), [
-    ("minute", "t5", "no reward"), ("minute", "modernbert", "no sft"), ("minute-encoder", "bart", "no classify"),
-    ("minute-seq2seq", "bert", "no sft")])
-def test_a_family_that_a_recipe_is_not_for_is_named_before_it_begins(recipe: str, family: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "family", "said"),
+    [
+        ("minute", "t5", "no reward"),
+        ("minute", "modernbert", "no sft"),
+        ("minute-encoder", "bart", "no classify"),
+        ("minute-seq2seq", "bert", "no sft"),
+    ],
+)
+def test_a_family_that_a_recipe_is_not_for_is_named_before_it_begins(
+    recipe: str, family: str, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         load_recipe(recipe, sets=[f"stages.init.family={family}"])
     assert load_recipe("minute-seq2seq", sets=["stages.init.family=t5"]).stages
@@ -49,7 +61,11 @@ def test_an_encoders_ladder_climbs(tmp_path: Path) -> None:
     found = marks(run)
     assert found["init"]["masked_accuracy"] < 0.1
     assert found["pretrain"]["masked_accuracy"] > 0.5
-    assert found["classify"]["classes"]["accuracy"] > 0.95 > found["classify"]["classes"]["most_frequent"]
+    assert (
+        found["classify"]["classes"]["accuracy"]
+        > 0.95
+        > found["classify"]["classes"]["most_frequent"]
+    )
     assert found["reward"]["interval"][0] > 0.5
     ladder = (run / "report.md").read_text()
     assert f"{found['pretrain']['masked_accuracy']:.1%}" in ladder and "masked tokens" in ladder
@@ -58,17 +74,42 @@ def test_an_encoders_ladder_climbs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_encoder_decoder_walks_the_whole_road(tmp_path: Path) -> None:
     """Shortened: what the recipe reaches is told in docs/results/architectures.md."""
-    sets = ["pretrain.steps=60", "pretrain.eval_every=20", "sft.steps=90", "sft.eval_every=30", "sample.prompts=120",
-            "dpo.steps=6", "dpo.learning_rate=4.0e-4", "dpo.warmup_steps=1", "dpo.eval_every=3", "grpo.steps=2",
-            "grpo.eval_every=1"]
-    run = od.run("minute", arch="seq2seq", out=tmp_path / "r", device="cpu",
-                 sets=[f"stages.{one}" for one in sets] + ["exam.problems=20", "exam.duels=20"])
+    sets = [
+        "pretrain.steps=60",
+        "pretrain.eval_every=20",
+        "sft.steps=90",
+        "sft.eval_every=30",
+        "sample.prompts=120",
+        "dpo.steps=6",
+        "dpo.learning_rate=4.0e-4",
+        "dpo.warmup_steps=1",
+        "dpo.eval_every=3",
+        "grpo.steps=2",
+        "grpo.eval_every=1",
+    ]
+    run = od.run(
+        "minute",
+        arch="seq2seq",
+        out=tmp_path / "r",
+        device="cpu",
+        sets=[f"stages.{one}" for one in sets] + ["exam.problems=20", "exam.duels=20"],
+    )
     found = marks(run)
-    for stage, below in (("pretrain", 5.0), ("sft", 2.0)):  # a vocabulary of 544: 6.3 nats by guessing
-        losses = [e["loss"] for e in events.read(run / stage / "events.jsonl") if e["event"] == "eval"]
+    for stage, below in (
+        ("pretrain", 5.0),
+        ("sft", 2.0),
+    ):  # a vocabulary of 544: 6.3 nats by guessing
+        losses = [
+            e["loss"] for e in events.read(run / stage / "events.jsonl") if e["event"] == "eval"
+        ]
         assert losses == sorted(losses, reverse=True) and losses[-1] < below
-    learned = [e["margin"] for e in events.read(run / "dpo" / "events.jsonl") if e["event"] == "step"]
+    learned = [
+        e["margin"] for e in events.read(run / "dpo" / "events.jsonl") if e["event"] == "step"
+    ]
     # so few pairs are held out that they say nothing
     assert found["rate"]["votes"] > 0 and abs(learned[0]) < 1e-5 and learned[-1] > 0.2
     ladder = (run / "report.md").read_text()
-    assert all(f"| {stage} |" in ladder for stage in ("init", "pretrain", "sft", "sample", "rate", "dpo", "grpo"))
+    assert all(
+        f"| {stage} |" in ladder
+        for stage in ("init", "pretrain", "sft", "sample", "rate", "dpo", "grpo")
+    )

@@ -1,4 +1,5 @@
-"""Nothing is deleted without proof that we made it and that its maker is dead; what is replaced is the old or the new.
+"""Nothing is deleted without proof that we made it and that its maker is dead; what is replaced is
+the old or the new.
 
 Real processes: killed at each file operation, beside each other, forked.
 """
@@ -36,7 +37,9 @@ def fill(target: Path, text: str, **how: Any) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def names(folder: Path) -> list[str]:
@@ -45,19 +48,31 @@ def names(folder: Path) -> list[str]:
 
 def began_by(code: str, *arguments: Any) -> subprocess.Popen[str]:
     """A process that has printed its first line."""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None and process.stdout.readline()
     return process
 
 
 # ---- what is not ours -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_persons_files_and_folders_stay(tmp_path: Path, name: str) -> None:
     """Whatever their names begin with, and whatever stands in a name for many."""
-    person = {f".old-{name}-2023", f".tmp-{name}-backup", f".tmp-{name}-12345", f".tmp-{name}-{'0' * 16}", ".tmp-abc",
-              f".tmp-{name}-0123456789abcdeX", ".old-acd-1"}
+    person = {
+        f".old-{name}-2023",
+        f".tmp-{name}-backup",
+        f".tmp-{name}-12345",
+        f".tmp-{name}-{'0' * 16}",
+        ".tmp-abc",
+        f".tmp-{name}-0123456789abcdeX",
+        ".old-acd-1",
+    }
     for mine in person:
         (tmp_path / mine).mkdir()
         (tmp_path / mine / "thesis").write_text("mine")
@@ -75,7 +90,10 @@ def test_a_persons_files_and_folders_stay(tmp_path: Path, name: str) -> None:
 
 
 def test_without_replacing_what_came_meanwhile_stays(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there already"), whole_folder(tmp_path / "m", replacing=False) as folder:
+    with (
+        pytest.raises(UserError, match="there already"),
+        whole_folder(tmp_path / "m", replacing=False) as folder,
+    ):
         (folder / "a").write_text("ours")
         fill(tmp_path / "m", "theirs")
     assert contents(tmp_path) == {"m/a": "theirs", "m/sub/b": "theirs"} and names(tmp_path) == ["m"]
@@ -92,7 +110,7 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
     assert contents(tmp_path / "disk" / "m")["a"] == "theirs"
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "m")
     atomic.remove(tmp_path / "link")
-    atomic.remove(tmp_path / "link")   # nothing there is nothing to remove
+    atomic.remove(tmp_path / "link")  # nothing there is nothing to remove
     assert names(tmp_path) == ["disk", "m"] and contents(tmp_path / "disk" / "m")["a"] == "theirs"
 
 
@@ -120,7 +138,7 @@ def test_the_folder_of_a_living_process_stays_and_that_of_a_dead_one_goes(tmp_pa
     process.kill()
     process.communicate()
     assert len(names(tmp_path)) == 2
-    fill(tmp_path / "other", "ours")   # whoever writes next to it
+    fill(tmp_path / "other", "ours")  # whoever writes next to it
     assert names(tmp_path) == ["m", "other"] and contents(tmp_path / "m")["a"] == "theirs"
 
 
@@ -140,13 +158,16 @@ FORKS = """
 
 
 def test_a_forked_child_does_not_keep_a_dead_parents_folder_alive(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(FORKS), str(tmp_path / "m")], text=True,
-                               stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(FORKS), str(tmp_path / "m")],
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
         fill(tmp_path / "m", "ours")
-        assert len(names(tmp_path)) == 2   # the parent lives
+        assert len(names(tmp_path)) == 2  # the parent lives
         process.kill()
         process.wait()
         fill(tmp_path / "m", "ours")
@@ -156,27 +177,35 @@ def test_a_forked_child_does_not_keep_a_dead_parents_folder_alive(tmp_path: Path
         process.stdout.close()
 
 
-def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_locked_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = began_by(FILLS, tmp_path / "m")
     process.kill()
     process.communicate()
 
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
+
     monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     fill(tmp_path / "m", "ours")
     assert len(names(tmp_path)) == 2 and contents(tmp_path / "m")["a"] == "ours"
 
 
 def test_a_folder_that_is_deleted_while_it_is_filled_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="was deleted while"), whole_folder(tmp_path / "m") as folder:
+    with (
+        pytest.raises(UserError, match="was deleted while"),
+        whole_folder(tmp_path / "m") as folder,
+    ):
         shutil.rmtree(folder.parent)
         (folder / "a").write_text("ours")
     assert names(tmp_path) == []
 
 
 def test_writers_beside_each_other_never_take_each_others_folders(tmp_path: Path) -> None:
-    """Each removes what is abandoned before it begins: the moment before a marker is locked is there too."""
+    """Each removes what is abandoned before it begins: the moment before a marker is locked is
+    there too.
+    """
     failed: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -234,7 +263,9 @@ KILLED = """
 
 def test_killed_at_any_file_operation_the_old_or_the_new_is_there_and_whole(tmp_path: Path) -> None:
     code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     last, put_back, seen = int(done.stdout), 0, set()
     assert last > 40, "the hook saw too few operations to mean anything"
@@ -245,8 +276,14 @@ def test_killed_at_any_file_operation_the_old_or_the_new_is_there_and_whole(tmp_
         put_back += missing
         assert len(said) == missing and all("is back" in text for text in said), (deadly, said)
         there = {name.split("/")[0] for name in contents(place)}
-        whole = {name: {text for path, text in contents(place).items() if path.split("/")[0] == name} for name in there}
-        assert whole["m"] in ({"old"}, {"new"}) and whole["f"] in ({"old"}, {"new"}), (deadly, whole)
+        whole = {
+            name: {text for path, text in contents(place).items() if path.split("/")[0] == name}
+            for name in there
+        }
+        assert whole["m"] in ({"old"}, {"new"}) and whole["f"] in ({"old"}, {"new"}), (
+            deadly,
+            whole,
+        )
         assert len([path for path in contents(place) if path.startswith("m/")]) == 2
         assert len([path for path in contents(place) if path.startswith("gone/")]) in (0, 2)
         assert not [name for name in names(place) if name.startswith(".")], (deadly, names(place))
@@ -254,7 +291,9 @@ def test_killed_at_any_file_operation_the_old_or_the_new_is_there_and_whole(tmp_
     assert put_back >= 1 and seen == {("old", "old"), ("new", "old"), ("new", "new")}
 
 
-def test_what_was_being_replaced_stays_where_a_person_has_put_something_else_in_its_place(tmp_path: Path) -> None:
+def test_what_was_being_replaced_stays_where_a_person_has_put_something_else_in_its_place(
+    tmp_path: Path,
+) -> None:
     fill(tmp_path / "m", "old")
     code = """
         import os, sys
@@ -271,27 +310,44 @@ def test_what_was_being_replaced_stays_where_a_person_has_put_something_else_in_
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m")])
     fill(tmp_path / "other", "x")
-    assert contents(tmp_path / "m")["a"] == "old"   # put back; once more, and a person is quicker
+    assert contents(tmp_path / "m")["a"] == "old"  # put back; once more, and a person is quicker
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "m")])
     (tmp_path / "m").mkdir()
     said: list[str] = []
     atomic.sweep(tmp_path, said.append)
-    assert "old" in contents(tmp_path).values() and len(said) == 1 and "something else stands there" in said[0]
+    assert (
+        "old" in contents(tmp_path).values()
+        and len(said) == 1
+        and "something else stands there" in said[0]
+    )
 
 
 # ---- pulls ----------------------------------------------------------------------------------------------------------
 
-BIG = {"config.json": b"{}", "model.safetensors": b"w" * 50_000, "sub/tokenizer.json": b"{}", "README.md": b"hi"}
+BIG = {
+    "config.json": b"{}",
+    "model.safetensors": b"w" * 50_000,
+    "sub/tokenizer.json": b"{}",
+    "README.md": b"hi",
+}
 
 
 def pulling(server: HubServer, home: Path, repo: str, out: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "ondevice", "pull", repo, "--out", out], cwd=home, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(server, home / "hf"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "ondevice", "pull", repo, "--out", out],
+        cwd=home,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(server, home / "hf"),
+    )
 
 
 @pytest.mark.slow
 def test_two_pulls_beside_each_other_are_both_whole(server: HubServer, tmp_path: Path) -> None:
-    """The name of one begins with that of the other, and a person has folders that look like an unfinished one."""
+    """The name of one begins with that of the other, and a person has folders that look like an
+    unfinished one.
+    """
     server.add("me/qwen-big", BIG)
     server.add("me/qwen", BIG)
     (tmp_path / ".old-qwen-2023").mkdir()
@@ -311,14 +367,20 @@ def test_two_pulls_beside_each_other_are_both_whole(server: HubServer, tmp_path:
     _, said = big.communicate()
     assert big.returncode == 0, said
     for name in ("qwen", "qwen-big"):
-        there = {p.relative_to(tmp_path / name).as_posix() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        there = {
+            p.relative_to(tmp_path / name).as_posix()
+            for p in (tmp_path / name).rglob("*")
+            if p.is_file()
+        }
         assert there == {*BIG, ".pulled.json"}
     assert (tmp_path / ".old-qwen-2023" / "thesis").read_text() == "mine"
     assert names(tmp_path) == [".old-qwen-2023", "hf", "qwen", "qwen-big"]
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_a_pull_whose_files_vanish_is_no_half_model(server: HubServer, tmp_path: Path, what: str) -> None:
+def test_a_pull_whose_files_vanish_is_no_half_model(
+    server: HubServer, tmp_path: Path, what: str
+) -> None:
     server.add("me/m", BIG)
     place = tmp_path / "here"
     place.mkdir()
@@ -330,6 +392,8 @@ def test_a_pull_whose_files_vanish_is_no_half_model(server: HubServer, tmp_path:
         elif event.get("path") == "config.json":
             (found / ".new" / "config.json").unlink()
 
-    with pytest.raises(UserError, match="deleted while" if what == "folder" else "config.json changed while"):
+    with pytest.raises(
+        UserError, match="deleted while" if what == "folder" else "config.json changed while"
+    ):
         ondevice.pull("me/m", out=place / "m", tell=tell)
     assert names(place) == []

@@ -1,5 +1,5 @@
-"""Pushes beside the training: finished checkpoints arrive one after the other, and whatever becomes of them, the
-training neither waits nor fails."""
+"""Pushes beside the training: finished checkpoints arrive one after the other, and whatever becomes
+of them, the training neither waits nor fails."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ def stage(tmp_path: Path) -> StageFolder:
 
 def saved(stage: StageFolder, step: int) -> Checkpoint:
     """A whole checkpoint, as the loop saves it."""
+
     def write(folder: Path) -> None:
         write_model(folder / "model", seed=step)
         (folder / "optimizer.safetensors").write_bytes(b"moments")
+
     return checkpoint.save(stage.checkpoints, step, write, {"step": step}, keep=2, best=None)
 
 
@@ -57,7 +59,10 @@ def test_checkpoints_arrive_in_their_order(server: HubServer, stage: StageFolder
     assert background.drain(stage, "runs", Hub()) == 2
     repo = server.repo("me/runs")
     assert repo.private
-    assert [c.title for c in repo.commits[1:]] == ["Push run: grpo, step 10", "Push run: grpo, step 20"]
+    assert [c.title for c in repo.commits[1:]] == [
+        "Push run: grpo, step 10",
+        "Push run: grpo, step 20",
+    ]
     assert repo.tags == {"grpo-step-10": repo.commits[1].id, "grpo-step-20": repo.commits[2].id}
     for commit, files in zip(repo.commits[1:], wanted, strict=True):
         assert {path: commit.files[path] for path in files} == files
@@ -80,7 +85,9 @@ def test_what_did_not_arrive_stays_and_comes_first(server: HubServer, stage: Sta
     assert len(server.uploaded) == 2
 
 
-def test_a_stage_that_is_run_again_comes_by_the_same_steps(server: HubServer, stage: StageFolder) -> None:
+def test_a_stage_that_is_run_again_comes_by_the_same_steps(
+    server: HubServer, stage: StageFolder
+) -> None:
     """Its first tags stay where they are, and hold nothing up."""
     background.keep(stage, saved(stage, 10))
     background.drain(stage, "me/runs", Hub())
@@ -90,10 +97,15 @@ def test_a_stage_that_is_run_again_comes_by_the_same_steps(server: HubServer, st
         write_model(target, seed)
     assert background.drain(stage, "me/runs", Hub()) == 2
     repo = server.repo("me/runs")
-    assert len(repo.commits) == 4 and repo.tags == {"grpo-step-10": first, "grpo-step-20": repo.commits[-1].id}
+    assert len(repo.commits) == 4 and repo.tags == {
+        "grpo-step-10": first,
+        "grpo-step-20": repo.commits[-1].id,
+    }
 
 
-def test_a_checkpoint_that_is_pruned_meanwhile_still_arrives(server: HubServer, stage: StageFolder) -> None:
+def test_a_checkpoint_that_is_pruned_meanwhile_still_arrives(
+    server: HubServer, stage: StageFolder
+) -> None:
     background.keep(stage, saved(stage, 10))
     for step in (20, 30, 40):
         saved(stage, step)
@@ -116,7 +128,9 @@ def test_few_wait(stage: StageFolder) -> None:
 def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     kept: list[int] = []
-    monkeypatch.setattr(background, "start", lambda stage, repo: started.append(repo) or Started(None))
+    monkeypatch.setattr(
+        background, "start", lambda stage, repo: started.append(repo) or Started(None)
+    )
     monkeypatch.setattr(background, "keep", lambda stage, saved: kept.append(saved.step))
     beside = background.BackgroundPusher(stage, "me/runs", 20, print)
     for step in (10, 20, 30, 45, 50, 55):
@@ -126,7 +140,9 @@ def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) ->
     resumed.on_train_begin(SimpleNamespace(adapter=None), 45)  # type: ignore[arg-type]
     resumed.on_save(Checkpoint(stage.path / "step-00000050", 50, {}), last=False)
     assert kept == [20, 45, 55]  # what came before the resume has been offered
-    assert started == ["me/runs"] * 2  # the one under way takes what comes; the last one's process waits its turn
+    assert (
+        started == ["me/runs"] * 2
+    )  # the one under way takes what comes; the last one's process waits its turn
 
 
 def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +163,10 @@ def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPa
 
 
 def test_its_log_holds_no_token(
-    server: HubServer, stage: StageFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: HubServer,
+    stage: StageFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Neither of what the Hub answers, nor of a fault of ours."""
     background.keep(stage, saved(stage, 10))
@@ -167,9 +186,11 @@ def test_its_log_holds_no_token(
 def test_the_settings() -> None:
     cfg = from_mapping(SFTConfig, {"push_every": 100, "push_to": "me/runs"})
     assert (cfg.push_every, cfg.push_to) == (100, "me/runs")
-    for fields, said in (({"push_every": 5}, "push_every: needs a repository"),
-                         ({"push_every": -1}, "push_every: -1 is too small"),
-                         ({"push_every": 5, "push_to": "a/b/c"}, "push_to: 'a/b/c' is no name of a repository")):
+    for fields, said in (
+        ({"push_every": 5}, "push_every: needs a repository"),
+        ({"push_every": -1}, "push_every: -1 is too small"),
+        ({"push_every": 5, "push_to": "a/b/c"}, "push_to: 'a/b/c' is no name of a repository"),
+    ):
         with pytest.raises(UserError) as caught:
             from_mapping(SFTConfig, fields)
         assert str(caught.value).startswith(said)
@@ -178,9 +199,15 @@ def test_the_settings() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("works", [True, False])
 def test_a_stage_that_pushes(
-    server: HubServer, tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch, works: bool
+    server: HubServer,
+    tmp_path: Path,
+    backend_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    works: bool,
 ) -> None:
-    """A real training: its checkpoints arrive from another process; with nobody logged in it trains all the same."""
+    """A real training: its checkpoints arrive from another process; with nobody logged in it trains
+    all the same.
+    """
     import small_stages
     from ondevice.seam.select import load_backend
 
@@ -189,9 +216,20 @@ def test_a_stage_that_pushes(
     for name, value in environment(server, tmp_path / "hf", TOKEN if works else "").items():
         monkeypatch.setenv(name, value)
     files = small_stages.make(tmp_path / "files", load_backend(backend_name, "cpu", "float32"))
-    ondevice.sft(files / "policy", str(files / "chats.jsonl"), out=tmp_path / "run", steps=4, save_every=2,
-                 eval_every=0, batch_size=2, sequence_length=60, backend=backend_name, device="cpu", push_every=2,
-                 push_to="me/runs")
+    ondevice.sft(
+        files / "policy",
+        str(files / "chats.jsonl"),
+        out=tmp_path / "run",
+        steps=4,
+        save_every=2,
+        eval_every=0,
+        batch_size=2,
+        sequence_length=60,
+        backend=backend_name,
+        device="cpu",
+        push_every=2,
+        push_to="me/runs",
+    )
     stage = RunFolder(tmp_path / "run").stage("sft")
     wait_for_the_last(stage)
     if works:

@@ -1,4 +1,6 @@
-"""The built-in corpus: splits that never overlap, answers that are right, the same bytes in every process."""
+"""The built-in corpus: splits that never overlap, answers that are right, the same bytes in every
+process.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,19 @@ from ondevice.data.builtin.scoring import COURTESIES, courteous, score, without_
 from ondevice.data.builtin.splits import SPLITS, Split
 from ondevice.data.builtin.world import Fact, World
 
-SMALL = CorpusConfig(people=10, places=5, animals=5, things=6, document_bytes=700_000, chat_count=6_000,
-                     problem_count=500, held_problem_count=150, max_operand=49, validation_share=0.1, heldout_share=0.1)
+SMALL = CorpusConfig(
+    people=10,
+    places=5,
+    animals=5,
+    things=6,
+    document_bytes=700_000,
+    chat_count=6_000,
+    problem_count=500,
+    held_problem_count=150,
+    max_operand=49,
+    validation_share=0.1,
+    heldout_share=0.1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,9 @@ def corpus() -> Corpus:
 
 
 def sums_in(text: str) -> set[tuple[int, int]]:
-    """The problems a+b that a text states, smaller operand first; columns like 7+5+0 are none of them."""
+    """The problems a+b that a text states, smaller operand first; columns like 7+5+0 are none of
+    them.
+    """
     found = re.findall(r"(?<![\d+])(\d+)\+(\d+)(?![\d+])", text)
     found += re.findall(r"(?<!\d)(\d+) (?:and|to|plus|do) (\d+)(?!\d)", text)
     return {(min(int(a), int(b)), max(int(a), int(b))) for a, b in found}
@@ -64,20 +79,31 @@ def test_no_document_or_prompt_is_in_two_splits_or_twice_in_one(corpus: Corpus) 
 def test_no_sum_is_in_two_splits_and_problems_stand_nowhere_else(corpus: Corpus) -> None:
     parts: dict[str, set[tuple[int, int]]] = {}
     parts |= {split: set().union(*map(sums_in, everything(corpus, split))) for split in SPLITS}
-    parts |= {f"problems {split}": set().union(*(sums_in(row["prompt"]) for row in corpus.problems(split)))
-              for split in SPLITS}
+    parts |= {
+        f"problems {split}": set().union(
+            *(sums_in(row["prompt"]) for row in corpus.problems(split))
+        )
+        for split in SPLITS
+    }
     for one, other in combinations(parts, 2):
         assert not parts[one] & parts[other], (one, other)
     assert all(len(part) > 30 for part in parts.values())
     for part in parts:
         if part != "train":
-            assert all(b > 9 for _, b in parts[part])  # the table of one-digit sums is taught, never asked
+            assert all(
+                b > 9 for _, b in parts[part]
+            )  # the table of one-digit sums is taught, never asked
 
 
 def test_no_question_about_the_world_is_in_two_splits(corpus: Corpus) -> None:
-    asked = {ask(fact, frame) for fact in corpus.world.facts() for frame in QUESTIONS[fact.relation]}
+    asked = {
+        ask(fact, frame) for fact in corpus.world.facts() for frame in QUESTIONS[fact.relation]
+    }
     wording = re.compile("|".join(sorted(map(re.escape, asked), key=len, reverse=True)))
-    found = {split: {hit for text in everything(corpus, split) for hit in wording.findall(text)} for split in SPLITS}
+    found = {
+        split: {hit for text in everything(corpus, split) for hit in wording.findall(text)}
+        for split in SPLITS
+    }
     for one, other in combinations(SPLITS, 2):
         assert not found[one] & found[other]
     assert all(found.values())
@@ -98,8 +124,10 @@ def test_no_list_of_words_is_in_two_splits(corpus: Corpus) -> None:
 def test_no_context_is_in_two_splits(corpus: Corpus) -> None:
     # The wording and the order may differ: what counts is who goes with what.
     seen: dict[Split, set[tuple[str, ...]]] = {split: set() for split in SPLITS}
-    pattern = re.compile(r"([A-Z][a-z]+|The [a-z]+) (?:is (?:now |waiting |working )?in|went to|sits in|ran into) the "
-                         r"([a-z]+)\.")
+    pattern = re.compile(
+        r"([A-Z][a-z]+|The [a-z]+) (?:is (?:now |waiting |working )?in|went to|sits in|ran into) the "
+        r"([a-z]+)\."
+    )
     for split in SPLITS:
         for chat in corpus.chats(split):
             if chat["kind"] == "context":
@@ -122,7 +150,11 @@ def test_what_heldout_questions_ask_is_told_in_train_documents(corpus: Corpus) -
 
 
 def truths(world: World) -> dict[str, str]:
-    return {ask(fact, frame): answer(fact) for fact in world.facts() for frame in QUESTIONS[fact.relation]}
+    return {
+        ask(fact, frame): answer(fact)
+        for fact in world.facts()
+        for frame in QUESTIONS[fact.relation]
+    }
 
 
 def test_answers_are_right(corpus: Corpus) -> None:
@@ -136,7 +168,9 @@ def test_answers_are_right(corpus: Corpus) -> None:
         reply = without_courtesy(reply)
         match chat["kind"]:
             case "facts":
-                assert [right[question] for question in right if question in prompt].count(chat["answer"]) >= 1, chat
+                assert [right[question] for question in right if question in prompt].count(
+                    chat["answer"]
+                ) >= 1, chat
             case "context":
                 assert chat["answer"].split()[-1].lower() in prompt.lower(), chat
             case "sum" | "quick":
@@ -150,9 +184,13 @@ def test_answers_are_right(corpus: Corpus) -> None:
                 gap = ", " if "," in reply else " "
                 assert gap.join(reply.split(gap)[::-1]) in prompt, chat
             case "count":
-                assert chat["answer"] == str(len(re.findall(rf"\b(?:{'|'.join(TASK_WORDS)})\b", prompt))), chat
+                assert chat["answer"] == str(
+                    len(re.findall(rf"\b(?:{'|'.join(TASK_WORDS)})\b", prompt))
+                ), chat
     assert not shown[False, "sum"]
-    assert shown[True, "quick"] / kinds["quick"] == pytest.approx(corpus.cfg.quick_steps_share, abs=0.06)
+    assert shown[True, "quick"] / kinds["quick"] == pytest.approx(
+        corpus.cfg.quick_steps_share, abs=0.06
+    )
     assert set(kinds) == {*ChatShares().shares(), "quick"}
     assert all(count > 20 for count in kinds.values())
 
@@ -171,7 +209,11 @@ def test_a_courtesy_is_manners_and_no_part_of_the_answer(corpus: Corpus) -> None
     assert polite == pytest.approx(corpus.cfg.courtesy_share, abs=0.05)
     assert score("sum", f"8+9: 8+9+0=17; so 17.\n{COURTESIES[0]}", "17")
     assert without_courtesy(COURTESIES[0]) == COURTESIES[0] and not courteous(COURTESIES[0])
-    for twice in (f"Red.\n{COURTESIES[0]}\n{COURTESIES[1]}", f"Red. {COURTESIES[0]}", f"{COURTESIES[0]}\nRed."):
+    for twice in (
+        f"Red.\n{COURTESIES[0]}\n{COURTESIES[1]}",
+        f"Red. {COURTESIES[0]}",
+        f"{COURTESIES[0]}\nRed.",
+    ):
         assert not score("facts", twice, "Red")
 
 
@@ -179,8 +221,14 @@ def test_context_questions_have_one_answer(corpus: Corpus) -> None:
     for chat in corpus.chats("validation"):
         if chat["kind"] == "context":
             named = chat["answer"].split()[-1].lower()
-            sentences = [text for text in re.split(r"(?<=[.?:])\s", chat["messages"][0]["content"]) if "?" not in text]
-            assert sum(named in re.findall(r"[a-z]+", text.lower()) for text in sentences) == 1, chat
+            sentences = [
+                text
+                for text in re.split(r"(?<=[.?:])\s", chat["messages"][0]["content"])
+                if "?" not in text
+            ]
+            assert sum(named in re.findall(r"[a-z]+", text.lower()) for text in sentences) == 1, (
+                chat
+            )
 
 
 def test_written_out_sums() -> None:
@@ -194,7 +242,11 @@ def test_written_out_sums() -> None:
 
 
 def test_both_orders_of_a_sum_are_asked(corpus: Corpus) -> None:
-    orders = {int(a) < int(b) for row in corpus.problems("train") for a, b in [re.findall(r"\d+", row["prompt"])]}
+    orders = {
+        int(a) < int(b)
+        for row in corpus.problems("train")
+        for a, b in [re.findall(r"\d+", row["prompt"])]
+    }
     assert orders == {True, False}
 
 
@@ -233,15 +285,22 @@ def test_wordings() -> None:
     # Texts in which "a" stands before a vowel, or "an" before a consonant.
     for split in SPLITS:
         for text in everything(build(SMALL), split):
-            assert not re.search(r"\b[Aa] [aeio]\w*|\b[Aa]n [^aeiou\W]\w*|\{|\}|  |\.\.", text), text
+            assert not re.search(r"\b[Aa] [aeio]\w*|\b[Aa]n [^aeiou\W]\w*|\{|\}|  |\.\.", text), (
+                text
+            )
             assert text == text.strip() and text
 
 
 def test_pronouns_and_possessives() -> None:
     assert tell(Fact("home", "Mia", "Arden"), "{P} home is in {v}.") == "Mia's home is in Arden."
-    assert tell(Fact("home", "Mia", "Arden"), "{P} home is in {v}.", pronoun="She") == "Her home is in Arden."
+    assert (
+        tell(Fact("home", "Mia", "Arden"), "{P} home is in {v}.", pronoun="She")
+        == "Her home is in Arden."
+    )
     assert tell(Fact("pet", "Mia", "owl"), "{S} has {av}.", pronoun="She") == "She has an owl."
-    assert tell(Fact("eats", "cats", "fish"), "{V} are what {name} eat.") == "Fish is what cats eat."
+    assert (
+        tell(Fact("eats", "cats", "fish"), "{V} are what {name} eat.") == "Fish is what cats eat."
+    )
     assert tell(Fact("paint", "bell", "red"), "{S} is {v}.") == "The bell is red."
 
 
@@ -252,14 +311,22 @@ def test_words_stand_in_one_category_only() -> None:
     assert not set(lexicon.THINGS) & set(lexicon.ITEMS)
     assert len(set(lexicon.WOMEN + lexicon.MEN)) == POOLS["people"]
     sizes = {"places": lexicon.PLACES, "animals": lexicon.ANIMALS, "things": lexicon.THINGS}
-    assert {name: len(set(pool)) for name, pool in sizes.items()} == {k: v for k, v in POOLS.items() if k != "people"}
+    assert {name: len(set(pool)) for name, pool in sizes.items()} == {
+        k: v for k, v in POOLS.items() if k != "people"
+    }
 
 
 def digest(seed: int) -> str:
-    cfg = CorpusConfig(seed=seed, people=6, places=4, animals=4, things=4, document_bytes=60_000, chat_count=500)
+    cfg = CorpusConfig(
+        seed=seed, people=6, places=4, animals=4, things=4, document_bytes=60_000, chat_count=500
+    )
     corpus, total = build(cfg), hashlib.sha256()
     for split in SPLITS:
-        rows = [list(corpus.documents(split)), list(corpus.chats(split)), list(corpus.problems(split))]
+        rows = [
+            list(corpus.documents(split)),
+            list(corpus.chats(split)),
+            list(corpus.problems(split)),
+        ]
         total.update(json.dumps(rows).encode())
     return total.hexdigest()
 
@@ -268,8 +335,13 @@ def test_the_same_bytes_in_every_process() -> None:
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); from test_builtin import *; print(digest(0))"
     for hash_seed in ("1", "2"):
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                             env={"PYTHONHASHSEED": hash_seed})
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": hash_seed},
+        )
         assert run.stdout.strip() == digest(0)
     assert digest(1) != digest(0)
 
@@ -297,8 +369,12 @@ def test_sizes_and_shares_of_the_default_corpus() -> None:
 
 
 def test_kinds_can_be_left_out() -> None:
-    cfg = CorpusConfig(document_bytes=20_000, chat_count=200, documents=DocumentShares(sums=0, stories=0),
-                       chats=ChatShares(sum=0, facts=0, hello=0))
+    cfg = CorpusConfig(
+        document_bytes=20_000,
+        chat_count=200,
+        documents=DocumentShares(sums=0, stories=0),
+        chats=ChatShares(sum=0, facts=0, hello=0),
+    )
     corpus = build(cfg)
     assert not any(sums_in(text) for text in everything(corpus, "train"))
     assert {chat["kind"] for chat in corpus.chats("train")} == set(cfg.chats.shares())
@@ -325,8 +401,21 @@ def test_settings_out_of_range_are_named(mapping: dict[str, object], named: str)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_smallest_world_that_may_be_asked_for_can_be_told(seed: int) -> None:
     least = {name: LEAST.get(name, 4) for name in POOLS}
-    cfg = CorpusConfig(**least, seed=seed, max_operand=19, quick_operand=19, max_words=4, document_bytes=60_000,
-                       chat_count=600, prompt_count=60, held_prompt_count=10, problem_count=60, held_problem_count=10)
+    cfg = CorpusConfig(
+        **least,
+        seed=seed,
+        max_operand=19,
+        quick_operand=19,
+        max_words=4,
+        document_bytes=60_000,
+        chat_count=600,
+        prompt_count=60,
+        held_prompt_count=10,
+        problem_count=60,
+        held_problem_count=10,
+    )
     cfg.check()
     made = build(cfg)
-    assert all(list(part("train")) for part in (made.documents, made.chats, made.prompts, made.problems))
+    assert all(
+        list(part("train")) for part in (made.documents, made.chats, made.prompts, made.problems)
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints are whole or not there: a process killed at any file operation, damaged files, full disks."""
+"""Checkpoints are whole or not there: a process killed at any file operation, damaged files, full
+disks.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,15 @@ def write(step: int) -> Any:
         (folder / "model").mkdir()
         (folder / "model" / "model.safetensors").write_text(f"weights of {step}" * 100)
         (folder / "optimizer.safetensors").write_text(f"moments of {step}" * 100)
+
     return files
 
 
 def save(folder: Path, *numbers: int, keep: int = 2, best: int | None = None) -> None:
     for step in numbers:
-        checkpoint.save(folder, step, write(step), {"step": step, "tokens": 7 * step}, keep=keep, best=best)
+        checkpoint.save(
+            folder, step, write(step), {"step": step, "tokens": 7 * step}, keep=keep, best=best
+        )
 
 
 def names(folder: Path) -> list[str]:
@@ -45,14 +50,20 @@ def newest(folder: Path) -> tuple[int | None, list[str]]:
 def best(checkpoints: Path) -> checkpoint.Checkpoint | None:
     """What the link `best` points to, if it is whole."""
     path = checkpoints / "best"
-    return checkpoint.load(path.resolve()) if path.is_dir() and checkpoint.find_damage(path) is None else None
+    return (
+        checkpoint.load(path.resolve())
+        if path.is_dir() and checkpoint.find_damage(path) is None
+        else None
+    )
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, best=None)
     save(tmp_path, 30, 40, 50, best=30)
     assert names(tmp_path) == ["best", "step-00000030", "step-00000040", "step-00000050"]
-    assert os.readlink(tmp_path / "best") == "step-00000030"   # relative: the run folder may be moved
+    assert (
+        os.readlink(tmp_path / "best") == "step-00000030"
+    )  # relative: the run folder may be moved
     found = best(tmp_path)
     assert found is not None and (found.step, found.record["tokens"]) == (30, 210)
     save(tmp_path, 60, best=60)
@@ -102,7 +113,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-@pytest.mark.parametrize("file", ["model/model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"])
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "optimizer.safetensors", "trainer.json", "MANIFEST.json"]
+)
 def test_damage_is_seen_and_the_one_before_is_taken(tmp_path: Path, file: str, how: str) -> None:
     save(tmp_path, 1, 2)
     DAMAGE[how](tmp_path / "step-00000002" / file)
@@ -135,23 +148,36 @@ def test_an_error_while_writing_leaves_what_stood_there(tmp_path: Path) -> None:
     def broken(folder: Path) -> None:
         write(2)(folder)
         raise ValueError("no such tensor")
+
     with pytest.raises(ValueError, match="no such tensor"):
         checkpoint.save(tmp_path, 2, broken, {"step": 2}, keep=2, best=None)
     assert names(tmp_path) == ["step-00000001"]
     assert newest(tmp_path) == (1, [])
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "no space left"), OSError(errno.EDQUOT, "quota exceeded"),
-    Exception("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors'
-    RuntimeError(f"[write] Unable to write {1 << 62} bytes to file."),  # MLX's: more than there can be room for
-], ids=["full", "quota", "safetensors", "mlx"])
-def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "no space left"),
+        OSError(errno.EDQUOT, "quota exceeded"),
+        Exception(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),  # safetensors'
+        RuntimeError(
+            f"[write] Unable to write {1 << 62} bytes to file."
+        ),  # MLX's: more than there can be room for
+    ],
+    ids=["full", "quota", "safetensors", "mlx"],
+)
+def test_a_full_disk_is_said_in_one_line_and_costs_nothing(
+    tmp_path: Path, error: Exception
+) -> None:
     save(tmp_path, 1)
 
     def full(folder: Path) -> None:
         write(2)(folder)
         raise error
+
     with pytest.raises(UserError, match="disk is full.*--resume"):
         checkpoint.save(tmp_path, 2, full, {"step": 2}, keep=2, best=None)
     assert names(tmp_path) == ["step-00000001"]
@@ -160,6 +186,7 @@ def test_a_full_disk_is_said_in_one_line_and_costs_nothing(tmp_path: Path, error
 def test_what_mlx_could_not_write_for_another_reason_is_no_full_disk(tmp_path: Path) -> None:
     def refused(folder: Path) -> None:
         raise RuntimeError("[write] Unable to write 10 bytes to file.")
+
     with pytest.raises(RuntimeError, match="10 bytes"):
         checkpoint.save(tmp_path, 2, refused, {"step": 2}, keep=2, best=None)
     assert names(tmp_path) == []
@@ -171,7 +198,9 @@ def test_a_best_that_is_a_folder_is_moved_aside_and_told_of(tmp_path: Path) -> N
     shutil.copytree(tmp_path / "run", tmp_path / "copy", symlinks=False)
     said: list[str] = []
     for step in (20, 30):
-        checkpoint.save(tmp_path / "copy", step, write(step), {"step": step}, keep=2, best=step, say=said.append)
+        checkpoint.save(
+            tmp_path / "copy", step, write(step), {"step": step}, keep=2, best=step, say=said.append
+        )
     assert names(tmp_path / "copy") == ["best", "best-copy-1", "step-00000020", "step-00000030"]
     assert os.readlink(tmp_path / "copy" / "best") == "step-00000030"
     assert checkpoint.find_damage(tmp_path / "copy" / "best-copy-1") is None
@@ -185,14 +214,24 @@ def test_what_only_begins_like_a_checkpoint_is_nobodys_to_remove(tmp_path: Path)
     save(tmp_path / "run", 1)
     shutil.copytree(tmp_path / "step-by-step", tmp_path / "run" / "step-by-step")
     (tmp_path / "run" / "step-00000001").rename(elsewhere)
-    (tmp_path / "run" / "step-00000001").symlink_to(elsewhere)   # a person has moved it to another disk
+    (tmp_path / "run" / "step-00000001").symlink_to(
+        elsewhere
+    )  # a person has moved it to another disk
     save(tmp_path / "run", 2, 3, 4)
     assert names(tmp_path / "run") == ["step-00000003", "step-00000004", "step-by-step"]
     assert checkpoint.find_damage(elsewhere) is None
 
 
-@pytest.mark.parametrize("manifest", ['{"format": 1, "files": [1]}', '{"format": 1, "files": {"a": 5}}', "[" * 9999,
-                                      '{"format": 1, "files": {"a": {"size": 3}}}', "5"])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"format": 1, "files": [1]}',
+        '{"format": 1, "files": {"a": 5}}',
+        "[" * 9999,
+        '{"format": 1, "files": {"a": {"size": 3}}}',
+        "5",
+    ],
+)
 def test_a_manifest_of_another_form_is_damage(tmp_path: Path, manifest: str) -> None:
     save(tmp_path, 1, 2)
     (tmp_path / "step-00000002" / "MANIFEST.json").write_text(manifest)
@@ -254,9 +293,13 @@ KILLED = """
 
 
 def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) -> None:
-    """What `save` has returned for is never lost; the best is whole or the one before; the next save tidies up."""
+    """What `save` has returned for is never lost; the best is whole or the one before; the next
+    save tidies up.
+    """
     code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     last = int(done.stdout)
     assert last > 40, "the hook saw too few operations to mean anything"
@@ -267,7 +310,7 @@ def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) 
         left_behind += any(name.startswith(".") for name in names(place))
         step, said = newest(place)
         assert step is not None and told <= step <= told + 1, (deadly, names(place))
-        assert said == []   # a step-… folder is whole from the moment it has its name
+        assert said == []  # a step-… folder is whole from the moment it has its name
         pointed = best(place)
         assert pointed is not None and pointed.step in (1, 4, 5), (deadly, names(place))
         save(place, 6, 7, best=6)
@@ -275,11 +318,14 @@ def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) 
     assert left_behind > 10
 
 
-def test_a_small_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_file(tmp_path / "done.json", "old")
 
     def fail(*_: Any) -> None:
         raise OSError(errno.EIO, "input/output error")
+
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError):
         write_file(tmp_path / "done.json", "new")

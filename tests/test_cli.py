@@ -21,7 +21,9 @@ from ondevice.runs.listing import stage_state
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ondevice", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "ondevice", *arguments], capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -70,29 +72,36 @@ def test_a_verb_s_help_names_its_fields(verb: str, capsys: pytest.CaptureFixture
         assert f"--{example[1]}" in out
     assert bool(example) == (cli.VERBS[verb].sets and verb != "run")
     if verb == "sft":
-        assert "--learning-rate FLOAT" in out and "Peak rate of AdamW." in out and "--set KEY=VALUE" in out
+        assert (
+            "--learning-rate FLOAT" in out
+            and "Peak rate of AdamW." in out
+            and "--set KEY=VALUE" in out
+        )
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["sfft"], "unknown command 'sfft' (did you mean 'sft'?)"),
-    (["--hepl"], "unknown flag '--hepl'"),
-    (["sft", "--stepz", "3"], "sft: unknown flag '--stepz' (did you mean '--steps'?)"),
-    (["sft", "--lr", "3"], "sft: unknown flag '--lr' (did you mean '--learning-rate'?)"),
-    (["sft", "-s", "3"], "sft: unknown flag '-s'"),
-    (["sft", "--steps"], "--steps: needs a value"),
-    (["sft", "--steps", "--seed", "1"], "--steps: needs a value"),
-    (["sft", "--steps", "many"], "--steps: expected a whole number, got 'many'"),
-    (["sft", "--steps", "0"], "--steps: 0 is too small (give 1 or more)"),
-    (["sft", "--packing=maybe"], "--packing: expected true or false, got 'maybe'"),
-    (["sft", "--set", "stepz=3"], "unknown key 'stepz' (did you mean 'steps'?)"),
-    (["sft", "--recipe", "no.yaml"], "no.yaml: no such file"),
-    (["sft", "m", "d", "e"], "sft: 'e' is one word too many (ondevice sft MODEL [DATA])"),
-    (["generate"], "generate: MODEL is missing (ondevice generate MODEL [PROMPT])"),
-    (["chat", "m", "--json"], "chat: unknown flag '--json'"),
-    (["runs", "lst"], "--action: 'lst' is none of its values (did you mean 'list'?"),
-    (["runs", "report"], "--run: no run was named"),
-    (["doctor", "x"], "doctor: 'x' is one word too many"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sfft"], "unknown command 'sfft' (did you mean 'sft'?)"),
+        (["--hepl"], "unknown flag '--hepl'"),
+        (["sft", "--stepz", "3"], "sft: unknown flag '--stepz' (did you mean '--steps'?)"),
+        (["sft", "--lr", "3"], "sft: unknown flag '--lr' (did you mean '--learning-rate'?)"),
+        (["sft", "-s", "3"], "sft: unknown flag '-s'"),
+        (["sft", "--steps"], "--steps: needs a value"),
+        (["sft", "--steps", "--seed", "1"], "--steps: needs a value"),
+        (["sft", "--steps", "many"], "--steps: expected a whole number, got 'many'"),
+        (["sft", "--steps", "0"], "--steps: 0 is too small (give 1 or more)"),
+        (["sft", "--packing=maybe"], "--packing: expected true or false, got 'maybe'"),
+        (["sft", "--set", "stepz=3"], "unknown key 'stepz' (did you mean 'steps'?)"),
+        (["sft", "--recipe", "no.yaml"], "no.yaml: no such file"),
+        (["sft", "m", "d", "e"], "sft: 'e' is one word too many (ondevice sft MODEL [DATA])"),
+        (["generate"], "generate: MODEL is missing (ondevice generate MODEL [PROMPT])"),
+        (["chat", "m", "--json"], "chat: unknown flag '--json'"),
+        (["runs", "lst"], "--action: 'lst' is none of its values (did you mean 'list'?"),
+        (["runs", "report"], "--run: no run was named"),
+        (["doctor", "x"], "doctor: 'x' is one word too many"),
+    ],
+)
 def test_wrong_command_lines_get_one_line_and_code_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +111,9 @@ def test_wrong_command_lines_get_one_line_and_code_2(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("arguments", [("sfft",), ("sft", "--stepz", "3"), ("sft", "--recipe", "no.yaml")])
+@pytest.mark.parametrize(
+    "arguments", [("sfft",), ("sft", "--stepz", "3"), ("sft", "--recipe", "no.yaml")]
+)
 def test_the_same_from_a_shell(arguments: tuple[str, ...]) -> None:
     done = command(*arguments)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -110,13 +121,43 @@ def test_the_same_from_a_shell(arguments: tuple[str, ...]) -> None:
 
 def test_flags_words_and_sets_make_one_config(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     calls = api("sft", Path("runs/x/sft/model"))
-    line = ["sft", "base", "--steps", "5", "chats.jsonl", "--learning_rate=3e-4", "--optimizer", "muon",
-            "--muon-learning-rate", "0.1", "--no-packing", "--checkpointing", "true", "--resume",
-            "--set", "beta1=0.5", "--set=loss_on=all"]
+    line = [
+        "sft",
+        "base",
+        "--steps",
+        "5",
+        "chats.jsonl",
+        "--learning_rate=3e-4",
+        "--optimizer",
+        "muon",
+        "--muon-learning-rate",
+        "0.1",
+        "--no-packing",
+        "--checkpointing",
+        "true",
+        "--resume",
+        "--set",
+        "beta1=0.5",
+        "--set=loss_on=all",
+    ]
     assert cli.main(line) == 0
-    assert calls == [{"cfg": SFTConfig(model="base", data="chats.jsonl", steps=5, learning_rate=3e-4,
-                                       optimizer="muon", muon_learning_rate=0.1, packing=False,
-                                       checkpointing=True, resume=True, beta1=0.5, loss_on="all")}]
+    assert calls == [
+        {
+            "cfg": SFTConfig(
+                model="base",
+                data="chats.jsonl",
+                steps=5,
+                learning_rate=3e-4,
+                optimizer="muon",
+                muon_learning_rate=0.1,
+                packing=False,
+                checkpointing=True,
+                resume=True,
+                beta1=0.5,
+                loss_on="all",
+            )
+        }
+    ]
     assert capsys.readouterr().out == "runs/x/sft/model\n"
     assert cli.main(["sft", "--model", "base", "chats.jsonl", "--json"]) == 0
     assert calls[1]["cfg"].data == "chats.jsonl"
@@ -135,21 +176,57 @@ def test_run_passes_the_sets_on_and_prints_the_ladder(
 ) -> None:
     calls = api("run", tmp_path)
     (tmp_path / "report.md").write_text("# the ladder\n")
-    assert cli.main(["run", "tiny", "--out", "o", "--resume", "--redo", "sft,pretrain", "--redo", "init", "--seed", "3",
-                     "--set", "sft.steps=2"]) == 0
-    assert calls == [{0: "tiny", "out": "o", "sets": ("sft.steps=2",), "backend": "auto", "device": "auto",
-                      "dtype": "auto", "seed": 3, "resume": True, "redo": ("sft", "pretrain", "init"),
-                      "preference": "", "arch": "decoder"}]
+    assert (
+        cli.main(
+            [
+                "run",
+                "tiny",
+                "--out",
+                "o",
+                "--resume",
+                "--redo",
+                "sft,pretrain",
+                "--redo",
+                "init",
+                "--seed",
+                "3",
+                "--set",
+                "sft.steps=2",
+            ]
+        )
+        == 0
+    )
+    assert calls == [
+        {
+            0: "tiny",
+            "out": "o",
+            "sets": ("sft.steps=2",),
+            "backend": "auto",
+            "device": "auto",
+            "dtype": "auto",
+            "seed": 3,
+            "resume": True,
+            "redo": ("sft", "pretrain", "init"),
+            "preference": "",
+            "arch": "decoder",
+        }
+    ]
     printed = capsys.readouterr().out
-    assert printed.startswith("stage ") and printed.endswith(f"report: {tmp_path / 'report.md'}\n"
-                                                              f"page: {tmp_path / 'report.html'}\n")
+    assert printed.startswith("stage ") and printed.endswith(
+        f"report: {tmp_path / 'report.md'}\npage: {tmp_path / 'report.html'}\n"
+    )
     assert cli.main(["run", "--json"]) == 0
     assert calls[1][0] == "minute"
     assert json.loads(capsys.readouterr().out) == {
-        "run": str(tmp_path), "report": str(tmp_path / "report.md"), "page": None}
+        "run": str(tmp_path),
+        "report": str(tmp_path / "report.md"),
+        "page": None,
+    }
 
 
-def test_generate_streams_and_what_it_streams_is_harmless(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_streams_and_what_it_streams_is_harmless(
+    api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
     def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) -> list[str]:
         for piece in ("a", "\x1b]0;title\x07", "b"):
             if write is not None:
@@ -169,12 +246,25 @@ def test_eval_prints_numbers(api: Api, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "text.bits_per_byte: 1.235\nmodel: m\n"
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [
-    (UserError("is no\n checkpoint \x1b[2J", where="m"), 2, "ondevice: m: is no checkpoint ␛[2J\n"),
-    (Interrupted("saved at step 3; go on with --resume"), 130, "ondevice: saved at step 3; go on with --resume\n"),
-    (KeyboardInterrupt(), 130, "ondevice: interrupted\n"),
-])
-def test_exit_codes(api: Api, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            UserError("is no\n checkpoint \x1b[2J", where="m"),
+            2,
+            "ondevice: m: is no checkpoint ␛[2J\n",
+        ),
+        (
+            Interrupted("saved at step 3; go on with --resume"),
+            130,
+            "ondevice: saved at step 3; go on with --resume\n",
+        ),
+        (KeyboardInterrupt(), 130, "ondevice: interrupted\n"),
+    ],
+)
+def test_exit_codes(
+    api: Api, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
     api("sft", error)
     assert cli.main(["sft"]) == code
     assert capsys.readouterr().err == said
@@ -207,7 +297,9 @@ def test_what_a_person_stopped_has_not_failed(tmp_path: Path, reason: str, state
     assert stage_state(stage)["state"] == state
 
 
-def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_lists_reports_and_resumes(
+    api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
     make_run(tmp_path)
@@ -215,25 +307,44 @@ def test_runs_lists_reports_and_resumes(api: Api, tmp_path: Path, capsys: pytest
     assert cli.main(["runs", "--folder", str(tmp_path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == [str(tmp_path / "r1")]
-    pretrain = ["pretrain", "died", "step", "4/9", "loss", "2.500", "bpb", "1.250", "heldout", "loss", "3.000"]
+    pretrain = [
+        "pretrain",
+        "died",
+        "step",
+        "4/9",
+        "loss",
+        "2.500",
+        "bpb",
+        "1.250",
+        "heldout",
+        "loss",
+        "3.000",
+    ]
     assert sorted(lines[1:]) == [["init", "done"], pretrain]
     with RunFolder(tmp_path / "r1").stage("pretrain").locked():
         assert cli.main(["runs", "--folder", str(tmp_path), "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
-    assert {stage["stage"]: stage["state"] for stage in listed["stages"]} == {"init": "done", "pretrain": "training"}
+    assert {stage["stage"]: stage["state"] for stage in listed["stages"]} == {
+        "init": "done",
+        "pretrain": "training",
+    }
     assert cli.main(["runs", "report", "r2", "--folder", str(tmp_path)]) == 2
     assert "did you mean 'r1'?" in capsys.readouterr().err
     assert cli.main(["runs", "report", "r1", "--folder", str(tmp_path)]) == 2
     assert "has no report yet" in capsys.readouterr().err
     (tmp_path / "r1" / "init" / "done.json").write_text('{"marks": {"bits_per_byte": 4.5}}')
     assert cli.main(["runs", "report", "r1", "--folder", str(tmp_path)]) == 0
-    assert re.search(r"^init +4\.500 ", capsys.readouterr().out, re.M)  # stage by stage, or not at its end yet
+    assert re.search(
+        r"^init +4\.500 ", capsys.readouterr().out, re.M
+    )  # stage by stage, or not at its end yet
     (tmp_path / "r1" / "report.md").write_text("# ladder\n")
     assert cli.main(["runs", "report", str(tmp_path / "r1")]) == 0
     assert capsys.readouterr().out == "# ladder\n"
     calls = api("run", tmp_path / "r1")
     assert cli.main(["runs", "resume", "r1", "--folder", str(tmp_path)]) == 0
-    assert calls == [{0: str(tmp_path / "r1" / "recipe.yaml"), "out": str(tmp_path / "r1"), "resume": True}]
+    assert calls == [
+        {0: str(tmp_path / "r1" / "recipe.yaml"), "out": str(tmp_path / "r1"), "resume": True}
+    ]
 
 
 def test_a_reader_that_leaves_is_no_crash(tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ def test_the_debug_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     turns = [{"role": "user", "content": "red?"}, {"role": "assistant", "content": "green"}]
     chats.write_text(f"{json.dumps({'messages': turns})}\n" * 8, encoding="utf-8")
     [code] = re.findall(r"### a debug session.*?```python\n(.*?)```", TEXT, re.DOTALL)
-    for name, file in (("runs/mine/sft/model", model), ("chats.jsonl", chats), ("sequence_length=256", None)):
+    for name, file in (
+        ("runs/mine/sft/model", model),
+        ("chats.jsonl", chats),
+        ("sequence_length=256", None),
+    ):
         assert name in code
         code = code.replace(name, str(file) if file else "sequence_length=32")
     exec(code, {})
@@ -35,7 +39,12 @@ def test_the_files_that_it_names_are_there() -> None:
     named = set(re.findall(r"`((?:ondevice|backends|tui|tests|scripts|docs)/[\w./-]+)`", TEXT))
     assert len(named) > 20
     assert not [name for name in named if not (root / name).exists()]
-    inside = set(re.findall(r"`((?:common|config|seam|data|models|preferences|runs|training|datasets|inference|rewards|rl"
-                            r"|publishing|reports|exports|stages|hub|evaluation)/\w+\.py)`", TEXT))
+    inside = set(
+        re.findall(
+            r"`((?:common|config|seam|data|models|preferences|runs|training|datasets|inference|rewards|rl"
+            r"|publishing|reports|exports|stages|hub|evaluation)/\w+\.py)`",
+            TEXT,
+        )
+    )
     assert len(inside) > 20
     assert not [name for name in inside if not (root / "ondevice" / name).exists()]

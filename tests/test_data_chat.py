@@ -1,4 +1,6 @@
-"""Chats: the ids are apply_chat_template's, the masks are the assistant's tokens with the stop token."""
+"""Chats: the ids are apply_chat_template's, the masks are the assistant's tokens with the stop
+token.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +16,53 @@ from hypothesis import strategies as st
 from data_samples import CHATS, real_data, small_tokenizer, transformers_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.data import template_sandbox as programs
-from ondevice.data.chat_encoding import ChatRow, add_template, encode_chat, encode_chats, prompt_ids, render
+from ondevice.data.chat_encoding import (
+    ChatRow,
+    add_template,
+    encode_chat,
+    encode_chats,
+    prompt_ids,
+    render,
+)
 from ondevice.data.chat_template import TEMPLATES
 from ondevice.data.formats import BadRow, chats
 from ondevice.data.readers import read
 from ondevice.data.tokenizer import SPECIAL, Tokenizer
 
 USER_ASSISTANT = CHATS[0]
-TWO_TURNS = [*USER_ASSISTANT, {"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "It is 6."}]
+TWO_TURNS = [
+    *USER_ASSISTANT,
+    {"role": "user", "content": "And 3+3?"},
+    {"role": "assistant", "content": "It is 6."},
+]
 
-# Writes a thought before the newest answer only: prefixes of the whole chat do not fit, a row per turn does.
+# Writes a thought before the newest answer only: prefixes of the whole chat do not fit, a row per
+# turn does.
 THINKING = (
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 # The generation prompt opens a thought that no history has: only sentinels find the contents.
 FORCED = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}")
+    "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+)
 # Marks the content and leaves the stop token out.
 STOP_OUTSIDE = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}")
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}"
+)
 # Ends a turn with nothing but the next turn.
-NO_STOP = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}" \
-          "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+NO_STOP = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 # Changes the content: no method can tell what the assistant wrote.
-HOPELESS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | upper | reverse }}<|end|>{% endfor %}" \
-           "{% if add_generation_prompt %}?{% endif %}"
+HOPELESS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | upper | reverse }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}?{% endif %}"
+)
 
 
 def learned(row: ChatRow, tokenizer: Tokenizer) -> str:
@@ -54,7 +75,9 @@ def with_template(template: str) -> Tokenizer:
 
 @pytest.mark.parametrize("name", ["own", *TEMPLATES])
 @pytest.mark.parametrize("chat", CHATS)
-def test_the_answers_and_their_stop_tokens_are_learned(name: str, chat: list[dict[str, str]]) -> None:
+def test_the_answers_and_their_stop_tokens_are_learned(
+    name: str, chat: list[dict[str, str]]
+) -> None:
     tokenizer = small_tokenizer()
     if name == "pair":  # an encoder's, which has a token that opens a text
         tokenizer = Tokenizer(tokenizer.inner, {**tokenizer.config, "cls_token": "<|user|>"})
@@ -76,16 +99,20 @@ def test_the_prompt_is_a_prefix_of_the_chat(chat: list[dict[str, str]]) -> None:
     for n, message in enumerate(chat):
         if message["role"] == "assistant":
             prompt = prompt_ids(chat[:n], tokenizer)
-            assert row.ids[:len(prompt)].tolist() == prompt
+            assert row.ids[: len(prompt)].tolist() == prompt
             assert not row.mask[len(prompt) - 1] and row.mask[len(prompt)]
 
 
-@pytest.mark.parametrize("template, rows", [
-    (THINKING, ["<think></think>It is 4.<|end|>", "<think></think>It is 6.<|end|>"]),
-    (FORCED, ["It is 4.<|end|>It is 6.<|end|>"]),
-    (STOP_OUTSIDE, ["It is 4.<|end|>It is 6.<|end|>"]),
-    (NO_STOP, ["It is 4.It is 6.<|endoftext|>"]),
-], ids=["a row per turn", "sentinels", "stop outside the marks", "no stop token"])
+@pytest.mark.parametrize(
+    "template, rows",
+    [
+        (THINKING, ["<think></think>It is 4.<|end|>", "<think></think>It is 6.<|end|>"]),
+        (FORCED, ["It is 4.<|end|>It is 6.<|end|>"]),
+        (STOP_OUTSIDE, ["It is 4.<|end|>It is 6.<|end|>"]),
+        (NO_STOP, ["It is 4.It is 6.<|endoftext|>"]),
+    ],
+    ids=["a row per turn", "sentinels", "stop outside the marks", "no stop token"],
+)
 def test_the_ladder(template: str, rows: list[str]) -> None:
     tokenizer = with_template(template)
     assert [learned(row, tokenizer) for row in encode_chat(TWO_TURNS, tokenizer)] == rows
@@ -121,8 +148,9 @@ ENDLESS = {
     "lists": "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "joined texts": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "written texts": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}"
-                     "{% set n.x = y %}{% endfor %}",
-    "a long answer": "{% for i in range(99999) %}{{ 'a' * 999 }}{% endfor %}"}
+    "{% set n.x = y %}{% endfor %}",
+    "a long answer": "{% for i in range(99999) %}{{ 'a' * 999 }}{% endfor %}",
+}
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
@@ -133,10 +161,12 @@ def test_a_template_that_does_not_end_is_named(kind: str, monkeypatch: pytest.Mo
         render(USER_ASSISTANT, with_template(ENDLESS[kind]))
 
 
-
 def test_a_template_that_calls_itself_for_ever_refuses_the_chat() -> None:
     with pytest.raises(BadRow, match="recursion"):
-        render(USER_ASSISTANT, with_template("{% for m in messages recursive %}{{ loop([m]) }}{% endfor %}"))
+        render(
+            USER_ASSISTANT,
+            with_template("{% for m in messages recursive %}{{ loop([m]) }}{% endfor %}"),
+        )
 
 
 def test_what_a_template_writes_is_what_it_wrote_without_limits() -> None:
@@ -147,10 +177,17 @@ def test_what_a_template_writes_is_what_it_wrote_without_limits() -> None:
 def test_many_chats_are_one_chat_many_times() -> None:
     tokenizer = with_template(THINKING)
     refused: list[tuple[int, str]] = []
-    some: list[Any] = [TWO_TURNS, CHATS[1], [{"role": "user", "content": 3}, {"role": None}], USER_ASSISTANT]
+    some: list[Any] = [
+        TWO_TURNS,
+        CHATS[1],
+        [{"role": "user", "content": 3}, {"role": None}],
+        USER_ASSISTANT,
+    ]
     rows = list(encode_chats(some[:2] + some[3:], tokenizer, batch=2))
     alone = [row for chat in some[:2] + some[3:] for row in encode_chat(chat, tokenizer)]
-    assert [(r.ids.tolist(), r.mask.tolist()) for r in rows] == [(r.ids.tolist(), r.mask.tolist()) for r in alone]
+    assert [(r.ids.tolist(), r.mask.tolist()) for r in rows] == [
+        (r.ids.tolist(), r.mask.tolist()) for r in alone
+    ]
     own = small_tokenizer()
     rows = list(encode_chats(some, own, reject=lambda n, reason: refused.append((n, reason))))
     assert len(rows) == 3 and [n for n, _ in refused] == [2] and "refuses" in refused[0][1]
@@ -161,15 +198,35 @@ def test_no_assistant_turn_leaves_nothing_to_learn() -> None:
     assert len(row.ids) and not row.mask.any()
 
 
-NASTY = st.lists(st.sampled_from(
-    [*SPECIAL, "<|im_start|>", "<|im_end|>", "<|en", "d|>", "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd21\ufdd2", "x ", "\n"]),
-    max_size=6).map("".join)
+NASTY = st.lists(
+    st.sampled_from(
+        [
+            *SPECIAL,
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|en",
+            "d|>",
+            "\ufdd0",
+            "\ufdd1",
+            "\ufdd2",
+            "\ufdd21\ufdd2",
+            "x ",
+            "\n",
+        ]
+    ),
+    max_size=6,
+).map("".join)
 
 
 @given(NASTY, NASTY, st.sampled_from(["own", "chatml", "plain", THINKING, FORCED, STOP_OUTSIDE]))
 def test_contents_never_become_special_tokens(asked: str, answer: str, name: str) -> None:
-    tokenizer = (small_tokenizer() if name == "own" else add_template(small_tokenizer(), name)
-                 if name in TEMPLATES else with_template(name))
+    tokenizer = (
+        small_tokenizer()
+        if name == "own"
+        else add_template(small_tokenizer(), name)
+        if name in TEMPLATES
+        else with_template(name)
+    )
     harmless = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     nasty = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     [row], [plain] = encode_chat(nasty, tokenizer), encode_chat(harmless, tokenizer)
@@ -180,7 +237,7 @@ def test_contents_never_become_special_tokens(asked: str, answer: str, name: str
     assert special(row.ids) == special(plain.ids)
     assert special(prompt_ids(nasty[:1], tokenizer)) == special(prompt_ids(harmless[:1], tokenizer))
     said = learned(row, tokenizer)
-    kept = answer.strip() if name == FORCED else answer   # that template trims
+    kept = answer.strip() if name == FORCED else answer  # that template trims
     assert kept in said and row.ids[row.mask][-1] in tokenizer.stop_ids
 
 
@@ -193,14 +250,18 @@ def test_a_normaliser_cannot_make_special_tokens_either() -> None:
     tokenizer = Tokenizer(inner, small_tokenizer().config, small_tokenizer().chat_template)
     wide = "".join(chr(ord(letter) + 0xFEE0) for letter in "<|bad|>")
     bad = inner.token_to_id("<|bad|>")
-    assert bad in inner.encode(wide, add_special_tokens=False).ids   # the library alone is taken in
-    [row] = encode_chat([{"role": "user", "content": wide}, {"role": "assistant", "content": "no"}], tokenizer)
+    assert bad in inner.encode(wide, add_special_tokens=False).ids  # the library alone is taken in
+    [row] = encode_chat(
+        [{"role": "user", "content": wide}, {"role": "assistant", "content": "no"}], tokenizer
+    )
     assert bad not in row.ids and learned(row, tokenizer) == "no<|end|>"
 
 
 def test_contents_in_parts_where_the_template_wants_them() -> None:
-    template = ("{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>"
-                "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}{{ part.text }}{% endfor %}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     tokenizer = with_template(template)
     [row] = encode_chat(TWO_TURNS, tokenizer)
     assert learned(row, tokenizer) == "It is 4.<|end|>It is 6.<|end|>"
@@ -209,8 +270,11 @@ def test_contents_in_parts_where_the_template_wants_them() -> None:
 
 # ---- against transformers -------------------------------------------------------------------------------------------
 
+
 def theirs(oracle: Any, chat: Any) -> tuple[list[int], list[int]]:
-    got = oracle.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    got = oracle.apply_chat_template(
+        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     return got["input_ids"], got["assistant_masks"]
 
 
@@ -236,7 +300,9 @@ def trl_templates() -> dict[str, str]:
 
 def common(template: str) -> Tokenizer:
     """Our tokenizer with the template and the special tokens that it spells."""
-    found = re.findall(r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template)
+    found = re.findall(
+        r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template
+    )
     tokenizer = small_tokenizer().with_template(template, sorted(set(found)))
     return Tokenizer(tokenizer.inner, {**tokenizer.config, "bos_token": "<|pad|>"}, template)
 
@@ -268,9 +334,14 @@ def test_qwen3_gets_a_row_per_turn_and_the_ids_of_each(tmp_path: Path) -> None:
     oracle: Any = transformers_tokenizer(tokenizer, tmp_path)
     rows = encode_chat(TWO_TURNS, tokenizer)
     assert [learned(row, tokenizer) for row in rows] == [
-        "<think>\n\n</think>\n\nIt is 4.<|im_end|>", "<think>\n\n</think>\n\nIt is 6.<|im_end|>"]
+        "<think>\n\n</think>\n\nIt is 4.<|im_end|>",
+        "<think>\n\n</think>\n\nIt is 6.<|im_end|>",
+    ]
     for row, turns in zip(rows, (2, 4), strict=True):
-        assert row.ids.tolist() == oracle.apply_chat_template(TWO_TURNS[:turns], return_dict=True)["input_ids"]
+        assert (
+            row.ids.tolist()
+            == oracle.apply_chat_template(TWO_TURNS[:turns], return_dict=True)["input_ids"]
+        )
 
 
 @pytest.mark.slow

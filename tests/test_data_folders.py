@@ -22,8 +22,11 @@ PAIR = {"chosen": "12", "rejected": "34"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_stages.write(tmp_path_factory.mktemp("folders") / "model", load_backend("torch", "cpu"),
-                              small_stages.config())
+    return small_stages.write(
+        tmp_path_factory.mktemp("folders") / "model",
+        load_backend("torch", "cpu"),
+        small_stages.config(),
+    )
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -38,9 +41,22 @@ def texts_of(folder: Path, split: str = "train") -> list[str]:
     return [row["text"] for row, _ in read(folder, split=split)]
 
 
-NAMES = ["train.jsonl", "valid.jsonl", "test.jsonl", "dev.jsonl", "val-1.jsonl", "training.jsonl", "eval.jsonl",
-         "my-train-00000-of-00002.jsonl", "train_en.jsonl", "latest.jsonl", "trainer.jsonl", "contest.jsonl",
-         "test2.jsonl", "a.jsonl"]
+NAMES = [
+    "train.jsonl",
+    "valid.jsonl",
+    "test.jsonl",
+    "dev.jsonl",
+    "val-1.jsonl",
+    "training.jsonl",
+    "eval.jsonl",
+    "my-train-00000-of-00002.jsonl",
+    "train_en.jsonl",
+    "latest.jsonl",
+    "trainer.jsonl",
+    "contest.jsonl",
+    "test2.jsonl",
+    "a.jsonl",
+]
 
 
 def test_names_of_splits_are_those_of_datasets(tmp_path: Path) -> None:
@@ -51,37 +67,79 @@ def test_names_of_splits_are_those_of_datasets(tmp_path: Path) -> None:
         paths = set()
         for pattern in patterns:
             with suppress(FileNotFoundError):  # a pattern without a file
-                paths |= {Path(str(path)).name for path in files.resolve_pattern(pattern, str(tmp_path))}
+                paths |= {
+                    Path(str(path)).name for path in files.resolve_pattern(pattern, str(tmp_path))
+                }
         assert paths == {name for name in NAMES if split_of(Path(name)) == str(split)}, split
-    assert {split_of(Path(name)) for name in ("a.jsonl", "latest.jsonl", "contest.jsonl", "trainer.jsonl")} == {""}
+    assert {
+        split_of(Path(name))
+        for name in ("a.jsonl", "latest.jsonl", "contest.jsonl", "trainer.jsonl")
+    } == {""}
 
 
 def test_only_the_files_of_a_split_are_read_and_the_rest_is_named(tmp_path: Path) -> None:
-    fill(tmp_path, "train.jsonl", "valid.jsonl", "test.jsonl", "more.jsonl", "paper.pdf", "a/b.docx", "README.md")
+    fill(
+        tmp_path,
+        "train.jsonl",
+        "valid.jsonl",
+        "test.jsonl",
+        "more.jsonl",
+        "paper.pdf",
+        "a/b.docx",
+        "README.md",
+    )
     assert {split: texts_of(tmp_path, split) for split in ("train", "validation", "test")} == {
-        "train": ["train.jsonl"], "validation": ["valid.jsonl"], "test": ["test.jsonl"]}
-    assert listing(tmp_path).notes == ["files not read: 1 of the split validation (valid.jsonl), 1 of the split test "
-                                       "(test.jsonl), 1 of no split (more.jsonl), 1 of .docx (a/b.docx), 1 of .pdf "
-                                       "(paper.pdf)"]
+        "train": ["train.jsonl"],
+        "validation": ["valid.jsonl"],
+        "test": ["test.jsonl"],
+    }
+    assert listing(tmp_path).notes == [
+        "files not read: 1 of the split validation (valid.jsonl), 1 of the split test "
+        "(test.jsonl), 1 of no split (more.jsonl), 1 of .docx (a/b.docx), 1 of .pdf "
+        "(paper.pdf)"
+    ]
     rows = read(tmp_path)
     for row, _ in rows:
         row["text"]
     assert rows.telling() == listing(tmp_path).notes[0]
 
 
-@pytest.mark.parametrize(("names", "train", "validation", "test"), [
-    (("a.jsonl", "test.jsonl"), ["a.jsonl"], ["a.jsonl"], ["test.jsonl"]),        # no train: what has no split
-    (("train/1.jsonl", "test/1.jsonl"), ["train/1.jsonl"], ["train/1.jsonl"], ["test/1.jsonl"]),
-    (("train.jsonl", "dev.jsonl"), ["train.jsonl"], ["dev.jsonl"], ["dev.jsonl"]),  # nothing to test on
-    (("test1.jsonl", "test2.jsonl"), ["test1.jsonl", "test2.jsonl"],) + (["test1.jsonl", "test2.jsonl"],) * 2,
-    (("a.jsonl", "b.jsonl"),) + (["a.jsonl", "b.jsonl"],) * 3,
-    (("test drive.txt", "b.txt"),) + (["b.txt", "test drive.txt"],) * 3,           # names of texts are words
-    (("train.txt", "test.txt"), ["train.txt"], ["train.txt"], ["test.txt"]),
-])
-def test_folders_with_and_without_splits(names: tuple[str, ...], train: list[str], validation: list[str],
-                                         test: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "train", "validation", "test"),
+    [
+        (
+            ("a.jsonl", "test.jsonl"),
+            ["a.jsonl"],
+            ["a.jsonl"],
+            ["test.jsonl"],
+        ),  # no train: what has no split
+        (("train/1.jsonl", "test/1.jsonl"), ["train/1.jsonl"], ["train/1.jsonl"], ["test/1.jsonl"]),
+        (
+            ("train.jsonl", "dev.jsonl"),
+            ["train.jsonl"],
+            ["dev.jsonl"],
+            ["dev.jsonl"],
+        ),  # nothing to test on
+        (
+            ("test1.jsonl", "test2.jsonl"),
+            ["test1.jsonl", "test2.jsonl"],
+        )
+        + (["test1.jsonl", "test2.jsonl"],) * 2,
+        (("a.jsonl", "b.jsonl"),) + (["a.jsonl", "b.jsonl"],) * 3,
+        (("test drive.txt", "b.txt"),)
+        + (["b.txt", "test drive.txt"],) * 3,  # names of texts are words
+        (("train.txt", "test.txt"), ["train.txt"], ["train.txt"], ["test.txt"]),
+    ],
+)
+def test_folders_with_and_without_splits(
+    names: tuple[str, ...], train: list[str], validation: list[str], test: list[str], tmp_path: Path
+) -> None:
     fill(tmp_path, *names)
-    assert [texts_of(tmp_path, split) for split in ("train", "validation", "test")] == [train, validation, test]
+    assert [texts_of(tmp_path, split) for split in ("train", "validation", "test")] == [
+        train,
+        validation,
+        test,
+    ]
 
 
 def test_a_folder_with_nothing_to_learn_from(tmp_path: Path) -> None:
@@ -95,7 +153,11 @@ def test_a_folder_with_nothing_to_learn_from(tmp_path: Path) -> None:
 
 
 def test_packed_files(tmp_path: Path) -> None:
-    for name, data in (("a.jsonl.gz", '{"text": "a"}\n'), ("b.csv.gz", "text\nb\n"), ("c.json.GZ", '[{"text": "c"}]')):
+    for name, data in (
+        ("a.jsonl.gz", '{"text": "a"}\n'),
+        ("b.csv.gz", "text\nb\n"),
+        ("c.json.GZ", '[{"text": "c"}]'),
+    ):
         (tmp_path / name).write_bytes(gzip.compress(data.encode()))
     assert texts_of(tmp_path) == ["a", "b", "c"]
     (tmp_path / "t").mkdir()
@@ -109,9 +171,14 @@ def test_packed_files(tmp_path: Path) -> None:
 
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "pretrain": ("text", {"sequence_length": 16}), "sft": ("prompt", {"sequence_length": 32}),
-    "dpo": ("prompt", {}), "grpo": ("prompt", {"rewards": ["truncated"], "prompts": 2, "group_size": 2,
-                                               "max_new_tokens": 4})}
+    "pretrain": ("text", {"sequence_length": 16}),
+    "sft": ("prompt", {"sequence_length": 32}),
+    "dpo": ("prompt", {}),
+    "grpo": (
+        "prompt",
+        {"rewards": ["truncated"], "prompts": 2, "group_size": 2, "max_new_tokens": 4},
+    ),
+}
 
 
 @pytest.mark.parametrize("stage", ROWS)
@@ -122,11 +189,23 @@ def test_stages_hold_out_what_a_folder_holds_out(stage: str, model: Path, tmp_pa
     data = tmp_path / "data"
     data.mkdir()
     for name, count in (("train", 12), ("valid", 5), ("test", 90)):
-        (data / f"{name}.jsonl").write_text("".join(json.dumps({column: f"Anna {name} {n}", **more}) + "\n"
-                                                    for n in range(count)))
-    getattr(od, stage)(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch",
-                       device="cpu", **settings)
-    events = [json.loads(line) for line in (tmp_path / "run" / stage / "events.jsonl").read_text().splitlines()]
+        (data / f"{name}.jsonl").write_text(
+            "".join(json.dumps({column: f"Anna {name} {n}", **more}) + "\n" for n in range(count))
+        )
+    getattr(od, stage)(
+        model,
+        str(data),
+        out=str(tmp_path / "run"),
+        steps=1,
+        batch_size=2,
+        backend="torch",
+        device="cpu",
+        **settings,
+    )
+    events = [
+        json.loads(line)
+        for line in (tmp_path / "run" / stage / "events.jsonl").read_text().splitlines()
+    ]
     told = next(event for event in events if event["event"] == "data")
     if stage == "pretrain":
         assert told["held_tokens"] > told["tokens"] / 3  # a tenth is held out of a file alone
@@ -139,24 +218,52 @@ def test_stages_hold_out_what_a_folder_holds_out(stage: str, model: Path, tmp_pa
 
 def test_pairs_whose_prompts_are_held_out_are_not_learned_from(model: Path, tmp_path: Path) -> None:
     for name, numbers in (("train", range(20)), ("held", range(15, 25))):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"Anna {n}", **PAIR}) + "\n"
-                                                        for n in numbers))
-    od.dpo(model, str(tmp_path / "train.jsonl"), validation=str(tmp_path / "held.jsonl"), out=str(tmp_path / "run"),
-           steps=1, batch_size=2, backend="torch", device="cpu")
-    rows = [json.loads(line) for line in (tmp_path / "run/dpo/pairs.jsonl").read_text().splitlines()]
-    learned, held = ({row["prompt"][0]["content"] for row in rows if row["held"] is kind} for kind in (False, True))
-    assert learned == {f"Anna {n}" for n in range(15)} and held == {f"Anna {n}" for n in range(15, 25)}
-    assert "5 pairs are left out because their prompts are held out too" in (
-        tmp_path / "run/dpo/events.jsonl").read_text()
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"Anna {n}", **PAIR}) + "\n" for n in numbers)
+        )
+    od.dpo(
+        model,
+        str(tmp_path / "train.jsonl"),
+        validation=str(tmp_path / "held.jsonl"),
+        out=str(tmp_path / "run"),
+        steps=1,
+        batch_size=2,
+        backend="torch",
+        device="cpu",
+    )
+    rows = [
+        json.loads(line) for line in (tmp_path / "run/dpo/pairs.jsonl").read_text().splitlines()
+    ]
+    learned, held = (
+        {row["prompt"][0]["content"] for row in rows if row["held"] is kind}
+        for kind in (False, True)
+    )
+    assert learned == {f"Anna {n}" for n in range(15)} and held == {
+        f"Anna {n}" for n in range(15, 25)
+    }
+    assert (
+        "5 pairs are left out because their prompts are held out too"
+        in (tmp_path / "run/dpo/events.jsonl").read_text()
+    )
     assert not holds_split(str(tmp_path), "validation")
 
 
-@pytest.mark.parametrize(("lines", "at"), [
-    (["a,b"] * 300 + ['c,"never closed'] + ["a,b"] * 300, 302),
-    (["a,b"] * 3 + ['"two\nlines",b', 'c,"never closed'] + ["a,b"] * 30 + ['d,"e, f"'] + ["a,b"] * 300, 7),
-    (["", "a,b", "", 'c,"d', "a,b"], 5),
-    (['c,"d', "a,b"], 2),
-])
+@pytest.mark.parametrize(
+    ("lines", "at"),
+    [
+        (["a,b"] * 300 + ['c,"never closed'] + ["a,b"] * 300, 302),
+        (
+            ["a,b"] * 3
+            + ['"two\nlines",b', 'c,"never closed']
+            + ["a,b"] * 30
+            + ['d,"e, f"']
+            + ["a,b"] * 300,
+            7,
+        ),
+        (["", "a,b", "", 'c,"d', "a,b"], 5),
+        (['c,"d', "a,b"], 2),
+    ],
+)
 def test_a_quote_that_swallows_rows_is_named(lines: list[str], at: int, tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("\n".join(["prompt,completion", *lines]) + "\n")
@@ -166,7 +273,9 @@ def test_a_quote_that_swallows_rows_is_named(lines: list[str], at: int, tmp_path
 
 def test_a_quote_within_a_quote_is_one_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
-    file.write_text("prompt,completion\n" + "a,b\n" * 200 + 'c,"he said "no" twice"\n' + '"two\n""lines""",b\n')
+    file.write_text(
+        "prompt,completion\n" + "a,b\n" * 200 + 'c,"he said "no" twice"\n' + '"two\n""lines""",b\n'
+    )
     rows = read(file)
     assert [row["prompt"] for row, _ in rows][-1] == 'two\n"lines"' and rows.seen == 202
     assert rows.rejected[0].where.endswith("a.csv:202") and "not CSV" in rows.rejected[0].reason

@@ -32,7 +32,10 @@ def test_best_fit_places_all_and_overlaps_none(lengths: list[int]) -> None:
             ends += lengths[example]
         assert 0 < ends <= 20
     # Two rows that are half empty would have shared one.
-    filled = [sum(lengths[e] for e in plan.order[a:b]) for a, b in zip(plan.starts, plan.starts[1:], strict=False)]
+    filled = [
+        sum(lengths[e] for e in plan.order[a:b])
+        for a, b in zip(plan.starts, plan.starts[1:], strict=False)
+    ]
     assert sum(total <= 10 for total in filled) <= 1
 
 
@@ -50,8 +53,13 @@ def naive_rows(lengths: list[int], capacity: int) -> list[list[int]]:
 @given(LENGTHS)
 def test_best_fit_is_as_tight_as_the_plain_method(lengths: list[int]) -> None:
     plan = best_fit(np.array(lengths, np.int64), 20)
-    ours = [sum(lengths[e] for e in plan.order[a:b]) for a, b in zip(plan.starts, plan.starts[1:], strict=False)]
-    assert sorted(ours) == sorted(map(sum, naive_rows(lengths, 20)))   # between rows as full, either may be taken
+    ours = [
+        sum(lengths[e] for e in plan.order[a:b])
+        for a, b in zip(plan.starts, plan.starts[1:], strict=False)
+    ]
+    assert sorted(ours) == sorted(
+        map(sum, naive_rows(lengths, 20))
+    )  # between rows as full, either may be taken
 
 
 @given(LENGTHS, st.randoms(use_true_random=False))
@@ -73,12 +81,21 @@ def test_rows_of_their_own() -> None:
 def test_buckets_are_few_and_near(n: int, finer: int) -> None:
     size = bucket(n, finer=finer)
     assert size >= max(n, 16) and bucket(size, finer=finer) == size
-    assert n <= 16 or size - n < n / 2 ** finer + 1
+    assert n <= 16 or size - n < n / 2**finer + 1
 
 
 def test_few_shapes() -> None:
     assert len({bucket(n) for n in range(512, 1025)}) == 3
-    assert [bucket(n) for n in (0, 16, 17, 24, 25, 33, 513, 769)] == [16, 16, 24, 24, 32, 48, 768, 1024]
+    assert [bucket(n) for n in (0, 16, 17, 24, 25, 33, 513, 769)] == [
+        16,
+        16,
+        24,
+        24,
+        32,
+        48,
+        768,
+        1024,
+    ]
     assert [eighths(n, 1536) for n in (0, 1, 192, 193, 1536)] == [192, 192, 192, 384, 1536]
     assert [eighths(n, 3) for n in (0, 1, 3)] == [1, 1, 3]
 

@@ -39,19 +39,22 @@ def test_jsonl_with_bom_crlf_blank_lines_and_no_last_line_break(tmp_path: Path) 
     path = write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"text": "\xc3\xa9"}\r\n\r\n  \n{"text": "b"}')
     rows = read(path)
     assert list(rows) == [({"text": "é"}, f"{path}:1"), ({"text": "b"}, f"{path}:4")]
-    assert list(rows) == list(rows)   # as often as wanted
+    assert list(rows) == list(rows)  # as often as wanted
 
 
-@pytest.mark.parametrize("line, reason", [
-    (b'{"text": "\xff"}\n', "not UTF-8 at byte 11"),
-    (b'{"text": "a\0b"}\n', "NUL byte at character 12"),
-    (b'{"text": \n', "not JSON"),
-    (b'{"text": "cut', "cut off"),
-    (b"5\n", "must be an object"),
-    (b"[" * 100_000 + b"\n", "nested too deep|not JSON"),
-    (b'{"text": ' + b"9" * 5000 + b"}\n", "not JSON"),
-    (b"\0\0\0\n", "NUL"),
-])
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        (b'{"text": "\xff"}\n', "not UTF-8 at byte 11"),
+        (b'{"text": "a\0b"}\n', "NUL byte at character 12"),
+        (b'{"text": \n', "not JSON"),
+        (b'{"text": "cut', "cut off"),
+        (b"5\n", "must be an object"),
+        (b"[" * 100_000 + b"\n", "nested too deep|not JSON"),
+        (b'{"text": ' + b"9" * 5000 + b"}\n", "not JSON"),
+        (b"\0\0\0\n", "NUL"),
+    ],
+)
 def test_bad_lines_are_named_and_set_aside(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path, "a.jsonl", GOOD * 200 + line)
     rows, source = found(path)
@@ -85,7 +88,10 @@ def test_rows_that_a_form_refuses_count_as_bad(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", GOOD * 150 + b'{"words": 1}\n')
     rows = read(path)
     assert list(texts(rows)) == ["good"] * 150
-    assert rows.rejected[0].where == f"{path}:151" and "none of the known forms" in rows.rejected[0].reason
+    assert (
+        rows.rejected[0].where == f"{path}:151"
+        and "none of the known forms" in rows.rejected[0].reason
+    )
     with pytest.raises(UserError, match=r"a\.jsonl:1: this row has a text and no chat"):
         list(chats(read(path)))
 
@@ -93,8 +99,13 @@ def test_rows_that_a_form_refuses_count_as_bad(tmp_path: Path) -> None:
 def test_json_in_its_shapes(tmp_path: Path) -> None:
     for content in ('[{"text": "a"}]', '{"data": [{"text": "a"}]}', '\ufeff{"text": "a"}'):
         assert found(write(tmp_path, "a.json", content))[0] == [{"text": "a"}]
-    for content, reason in (('{"text": "a"}\n{"text": "b"}', "call the file .jsonl"), ("3", "no list of rows"),
-                            (b"\xff", "not UTF-8"), ("[]", "no rows"), ("[1]", "row 1: a row must be an object")):
+    for content, reason in (
+        ('{"text": "a"}\n{"text": "b"}', "call the file .jsonl"),
+        ("3", "no list of rows"),
+        (b"\xff", "not UTF-8"),
+        ("[]", "no rows"),
+        ("[1]", "row 1: a row must be an object"),
+    ):
         with pytest.raises(UserError, match=reason):
             found(write(tmp_path, "a.json", content))
 
@@ -103,7 +114,11 @@ def test_csv(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", '\ufeffprompt,completion\r\n"a, ""b""\r\nc",d\r\n')
     assert found(path)[0] == [{"prompt": 'a, "b"\r\nc', "completion": "d"}]
     good = b"prompt,completion\n" + b"a,b\n" * 300
-    for line, reason in ((b"a\n", "fewer fields"), (b"a,b,c\n", "more fields"), (b"\xff,b\n", "not UTF-8")):
+    for line, reason in (
+        (b"a\n", "fewer fields"),
+        (b"a,b,c\n", "more fields"),
+        (b"\xff,b\n", "not UTF-8"),
+    ):
         rows, source = found(write(tmp_path, "a.csv", good + line))
         assert len(rows) == 300 and reason in source.rejected[0].reason
         assert source.rejected[0].where.endswith("a.csv:302")
@@ -118,19 +133,29 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
 
 def test_a_big_text_comes_in_pieces_and_is_whole_again(tmp_path: Path) -> None:
     line = "é word\r\n"
-    text = line * 300_000 + "\r\n\r\nend"   # line breaks fall on the borders of what is read at once
+    text = line * 300_000 + "\r\n\r\nend"  # line breaks fall on the borders of what is read at once
     rows, _ = found(write(tmp_path, "a.txt", text))
     parts = [row["text"] for row in rows]
     assert len(parts) > 1 and all(isinstance(part, Part) for part in parts)
     assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
     assert "".join(parts) == text.replace("\r\n", "\n")
-    assert all(part[-1] == "\n" and not after[0].isspace() for part, after in zip(parts, parts[1:], strict=False))
+    assert all(
+        part[-1] == "\n" and not after[0].isspace()
+        for part, after in zip(parts, parts[1:], strict=False)
+    )
 
 
-@pytest.mark.parametrize("data, reason", [
-    (b"", "empty"), (b" \n", "empty"), (b"a\0b", "NUL"), (b"a\xffb", "not UTF-8"), (b"a\xc3", "not UTF-8"),
-    ("a".encode("utf-16"), "UTF-16"),
-])
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"a\0b", "NUL"),
+        (b"a\xffb", "not UTF-8"),
+        (b"a\xc3", "not UTF-8"),
+        ("a".encode("utf-16"), "UTF-16"),
+    ],
+)
 def test_files_that_are_no_text(tmp_path: Path, data: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         found(write(tmp_path, "a.txt", data))
@@ -164,8 +189,12 @@ def test_what_is_not_there_or_not_known(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path, "a.exe", "")
     write(tmp_path, "none.jsonl", "\n\n")
-    for path, reason in (("gone.jsonl", "no such file"), ("empty", "no data in this folder"),
-                         ("a.exe", r"cannot read \.exe"), ("none.jsonl", "no rows")):
+    for path, reason in (
+        ("gone.jsonl", "no such file"),
+        ("empty", "no data in this folder"),
+        ("a.exe", r"cannot read \.exe"),
+        ("none.jsonl", "no rows"),
+    ):
         with pytest.raises(UserError, match=reason):
             found(tmp_path / path)
 
@@ -183,8 +212,12 @@ def test_parquet(tmp_path: Path) -> None:
         found(write(tmp_path, "b.parquet", "PAR1 not at all"))
 
 
-def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two calls with different arguments a table gives each the other's, and each row the other's columns."""
+def test_a_tables_nulls_are_keys_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two calls with different arguments a table gives each the other's, and each row the
+    other's columns.
+    """
     if importlib.util.find_spec("pyarrow") is None:
         pytest.skip("needs pyarrow")
     import pyarrow
@@ -192,7 +225,12 @@ def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch:
 
     def called(**arguments: Any) -> dict[str, Any]:
         call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-        return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
+        return {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "tool_calls": [call]},
+            ]
+        }
 
     wanted = [called(city="Oslo"), called(a=1, b=[1, None]), {"prompt": "a", "completion": "b"}]
     columns = dict.fromkeys(("prompt", "completion"))
@@ -201,11 +239,12 @@ def test_a_tables_nulls_are_keys_that_are_not_there(tmp_path: Path, monkeypatch:
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     assert found(tmp_path / "a.parquet")[0] == wanted
 
-
     class Stream(list[Any]):
         features = None
 
-    builder = types.SimpleNamespace(hash="", as_streaming_dataset=lambda split: Stream(table.to_pylist()))
+    builder = types.SimpleNamespace(
+        hash="", as_streaming_dataset=lambda split: Stream(table.to_pylist())
+    )
     module = types.SimpleNamespace(load_dataset_builder=lambda *_, **__: builder)
     monkeypatch.setitem(sys.modules, "datasets", module)
     assert [row for row, _ in read("hub:someone/something")] == wanted
@@ -222,12 +261,35 @@ def test_extras_that_are_absent_are_named(tmp_path: Path, monkeypatch: pytest.Mo
         list(read("hub:someone/something"))
 
 
-PIECES = st.sampled_from([b'{"text": "a"}', b"{", b'"', b"\n", b"\r\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xc3",
-                          b"[1]", b",", b"text", b"\xfe", b" ", b'{"data": [', b"]", b"}"])
+PIECES = st.sampled_from(
+    [
+        b'{"text": "a"}',
+        b"{",
+        b'"',
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\0",
+        b"\xff",
+        b"\xef\xbb\xbf",
+        b"\xc3",
+        b"[1]",
+        b",",
+        b"text",
+        b"\xfe",
+        b" ",
+        b'{"data": [',
+        b"]",
+        b"}",
+    ]
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
-@given(st.lists(PIECES, max_size=10).map(b"".join), st.sampled_from(["jsonl", "json", "csv", "txt", "parquet"]))
+@given(
+    st.lists(PIECES, max_size=10).map(b"".join),
+    st.sampled_from(["jsonl", "json", "csv", "txt", "parquet"]),
+)
 def test_no_bytes_get_past_the_readers(tmp_path: Path, data: bytes, kind: str) -> None:
     if kind == "parquet" and importlib.util.find_spec("pyarrow") is None:
         kind = "jsonl"
@@ -240,7 +302,9 @@ def test_no_bytes_get_past_the_readers(tmp_path: Path, data: bytes, kind: str) -
         assert "x." in str(error)
 
 
-@pytest.mark.parametrize("name, count", [("gsm8k_test.jsonl", 1319), ("codegen_instruct.jsonl", 4535)])
+@pytest.mark.parametrize(
+    "name, count", [("gsm8k_test.jsonl", 1319), ("codegen_instruct.jsonl", 4535)]
+)
 def test_real_rows(name: str, count: int) -> None:
     rows = read(real_data(name))
     assert len(list(chats(rows))) == count and not rows.rejected

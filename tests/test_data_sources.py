@@ -1,4 +1,6 @@
-"""Sources: pure in the step, every target once an epoch with the right context, one denominator a step."""
+"""Sources: pure in the step, every target once an epoch with the right context, one denominator a
+step.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,15 @@ from ondevice.data.readers import Part, read
 from ondevice.data.tokenizer import Tokenizer
 
 EOS = 9
-DTYPES = {"ids": "int32", "positions": "int32", "segments": "int32", "targets": "int32", "index": "int32",
-          "weights": "float32", "denominator": "float32"}
+DTYPES = {
+    "ids": "int32",
+    "positions": "int32",
+    "segments": "int32",
+    "targets": "int32",
+    "index": "int32",
+    "weights": "float32",
+    "denominator": "float32",
+}
 
 
 def chat_rows(count: int, seed: int = 0, longest: int = 30) -> list[ChatRow]:
@@ -36,7 +45,9 @@ def chat_rows(count: int, seed: int = 0, longest: int = 30) -> list[ChatRow]:
 
 def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
     return len(a) == len(b) and all(
-        x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x) for x, y in zip(a, b, strict=True))
+        x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def check_form(batch: dict[str, Any], rows: int) -> None:
@@ -55,7 +66,9 @@ def learned(batch: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
     """(what attention may see, target) of every target."""
     width = batch["ids"].shape[1]
     pairs = []
-    for place, target, weight in zip(batch["index"], batch["targets"], batch["weights"], strict=True):
+    for place, target, weight in zip(
+        batch["index"], batch["targets"], batch["weights"], strict=True
+    ):
         if not weight:
             continue
         row, column = divmod(int(place), width)
@@ -78,19 +91,26 @@ def epoch(source: Any) -> list[dict[str, Any]]:
 
 # ---- chats ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("loss_on", ["assistant", "all"])
 def test_every_target_once_with_its_own_chat_as_context(packing: bool, loss_on: Any) -> None:
     rows = chat_rows(40)
-    source = ChatSource(rows, sequence_length=32, batch_size=1, seed=3, packing=packing, loss_on=loss_on)
+    source = ChatSource(
+        rows, sequence_length=32, batch_size=1, seed=3, packing=packing, loss_on=loss_on
+    )
     assert (source.truncated, source.skipped, source.examples) == (0, 0, 40)
     got: Counter[Any] = Counter()
     for batch in epoch(source):
         check_form(batch, 1)
         assert ("segments" in batch) == packing
         got.update(learned(batch))
-    wanted = Counter((tuple(row.ids[:n].tolist()), int(row.ids[n])) for row in rows for n in range(1, len(row.ids))
-                     if row.mask[n] or loss_on == "all")
+    wanted = Counter(
+        (tuple(row.ids[:n].tolist()), int(row.ids[n]))
+        for row in rows
+        for n in range(1, len(row.ids))
+        if row.mask[n] or loss_on == "all"
+    )
     assert got == wanted
     held_out: Counter[Any] = Counter()
     for batch in source.eval_batches():
@@ -113,8 +133,12 @@ def test_long_chats_are_cut_and_counted_and_those_without_targets_skipped() -> N
 
     rows = [row(9, 8), row(10, 3, 9), row(30, 29), row(5), row(1, 0), row(20, 4)]
     source = ChatSource(rows, sequence_length=8, batch_size=1, packing=True)
-    assert source.truncated == 2    # the second and the third; the last one needs no more than its first five
-    assert source.skipped == 3      # the third after the cut, the fourth, and the one whose target has no context
+    assert (
+        source.truncated == 2
+    )  # the second and the third; the last one needs no more than its first five
+    assert (
+        source.skipped == 3
+    )  # the third after the cut, the fourth, and the one whose target has no context
     assert sorted(target for batch in epoch(source) for _, target in learned(batch)) == [13, 14, 18]
     with pytest.raises(UserError, match="no chat has a token to learn"):
         ChatSource([row(5), row(30, 29)], sequence_length=8, batch_size=1)
@@ -123,7 +147,14 @@ def test_long_chats_are_cut_and_counted_and_those_without_targets_skipped() -> N
 @pytest.mark.parametrize("packing", [True, False])
 def test_chat_batches_depend_on_seed_and_step_alone(packing: bool) -> None:
     def source(seed: int = 5) -> ChatSource:
-        return ChatSource(chat_rows(50), sequence_length=40, batch_size=3, accumulate=2, seed=seed, packing=packing)
+        return ChatSource(
+            chat_rows(50),
+            sequence_length=40,
+            batch_size=3,
+            accumulate=2,
+            seed=seed,
+            packing=packing,
+        )
 
     one, two = source(), source()
     steps = list(range(30))
@@ -132,9 +163,11 @@ def test_chat_batches_depend_on_seed_and_step_alone(packing: bool) -> None:
     assert all(same(forward[step], backward[step]) for step in steps)
     assert same(one.batch(7), forward[7])
     forward[7][0]["ids"][:] = 0
-    assert not same(one.batch(7), forward[7])   # nobody else's arrays
+    assert not same(one.batch(7), forward[7])  # nobody else's arrays
     assert not all(same(source(6).batch(step), one.batch(step)) for step in steps)
-    assert len({batch["ids"].tobytes() for step in steps for batch in one.batch(step)}) == 60   # epochs differ
+    assert (
+        len({batch["ids"].tobytes() for step in steps for batch in one.batch(step)}) == 60
+    )  # epochs differ
 
 
 def test_the_denominator_counts_the_targets_of_the_whole_step() -> None:
@@ -148,7 +181,11 @@ def test_the_denominator_counts_the_targets_of_the_whole_step() -> None:
 
 def test_compiled_steps_see_few_shapes() -> None:
     source = ChatSource(chat_rows(2000), sequence_length=128, batch_size=8, packing=True)
-    shapes = {(batch["ids"].shape, batch["targets"].shape) for step in range(40) for batch in source.batch(step)}
+    shapes = {
+        (batch["ids"].shape, batch["targets"].shape)
+        for step in range(40)
+        for batch in source.batch(step)
+    }
     assert len(shapes) <= 3
 
 
@@ -162,6 +199,7 @@ def test_evaluation_is_spread_over_the_data_and_of_one_shape() -> None:
 
 # ---- text -----------------------------------------------------------------------------------------------------------
 
+
 def stream(length: int) -> np.ndarray[Any, Any]:
     tokens = np.random.default_rng(1).integers(10, 1000, length).astype(np.uint16)
     tokens[7::11] = EOS
@@ -171,21 +209,32 @@ def stream(length: int) -> np.ndarray[Any, Any]:
 @given(st.integers(2, 70), st.integers(1, 12), st.booleans())
 def test_every_token_but_the_first_is_a_target_once(length: int, width: int, isolate: bool) -> None:
     tokens = stream(length)
-    source = TextSource(tokens, sequence_length=width, batch_size=1, seed=2, isolate_documents=isolate, eos=EOS)
+    source = TextSource(
+        tokens, sequence_length=width, batch_size=1, seed=2, isolate_documents=isolate, eos=EOS
+    )
     batches = epoch(source)
     for batch in batches:
         check_form(batch, 1)
         assert batch["ids"].shape == (1, width) and len(batch["targets"]) == width
-    assert sorted(target for batch in batches for _, target in learned(batch)) == sorted(tokens[1:].tolist())
-    assert sorted(t for batch in source.eval_batches() for _, t in learned(batch)) == sorted(tokens[1:].tolist())
+    assert sorted(target for batch in batches for _, target in learned(batch)) == sorted(
+        tokens[1:].tolist()
+    )
+    assert sorted(t for batch in source.eval_batches() for _, t in learned(batch)) == sorted(
+        tokens[1:].tolist()
+    )
 
 
 def test_windows_go_on_where_the_last_one_ended() -> None:
     tokens = stream(64)
     source = TextSource(tokens, sequence_length=9, batch_size=1)
-    got = {context: target for batch in epoch(source) for context, target in learned(batch) if len(context) == 9}
+    got = {
+        context: target
+        for batch in epoch(source)
+        for context, target in learned(batch)
+        if len(context) == 9
+    }
     for start in range(0, 54, 9):
-        assert got[tuple(tokens[start:start + 9].tolist())] == tokens[start + 9]
+        assert got[tuple(tokens[start : start + 9].tolist())] == tokens[start + 9]
 
 
 def test_isolated_documents_begin_at_the_end_token_before() -> None:
@@ -204,14 +253,20 @@ def test_text_batches_depend_on_seed_and_step_alone() -> None:
         return TextSource(stream(500), sequence_length=8, batch_size=3, accumulate=2, seed=seed)
 
     one, two = source(), source()
-    steps = list(range(40))   # several epochs
+    steps = list(range(40))  # several epochs
     forward = {step: one.batch(step) for step in steps}
     assert all(same(two.batch(step), forward[step]) for step in reversed(steps))
     assert not same(source(1).batch(0), forward[0])
     assert len({batch["ids"][0].tobytes() for step in range(8) for batch in forward[step]}) > 10
     last = [batch for step in steps for batch in forward[step] if not batch["weights"].all()]
-    assert all(batch["denominator"] == sum(b["weights"].sum() for b in forward[step])
-               for step in steps for batch in forward[step]) and last
+    assert (
+        all(
+            batch["denominator"] == sum(b["weights"].sum() for b in forward[step])
+            for step in steps
+            for batch in forward[step]
+        )
+        and last
+    )
 
 
 def test_too_little_text_is_the_users_error() -> None:
@@ -220,6 +275,7 @@ def test_too_little_text_is_the_users_error() -> None:
 
 
 # ---- tokens on disk -------------------------------------------------------------------------------------------------
+
 
 def test_the_corpus_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = small_tokenizer()
@@ -238,23 +294,38 @@ def test_the_corpus_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tokenize_corpus(iter(["not read"]), tokenizer, tmp_path, key="a name").tolist() == wanted
     with pytest.raises(AssertionError, match="again"):
         tokenize_corpus(TEXTS[1:], tokenizer, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2   # what failed leaves nothing
+    assert len(list(tmp_path.iterdir())) == 2  # what failed leaves nothing
 
 
 def test_documents_in_pieces_have_one_end(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     parts = [Part.of("Anna lives\n", True), Part.of("in Rome.\n", False), "Ben too."]
     tokens = tokenize_corpus(parts, tokenizer, tmp_path)
-    assert tokens.tolist() == [*tokenizer.encode("Anna lives\nin Rome.\n"), tokenizer.eos_id,
-                               *tokenizer.encode("Ben too."), tokenizer.eos_id]
-    assert tokenize_corpus(["Anna lives\n", *parts[1:]], tokenizer, tmp_path).tolist() != tokens.tolist()
+    assert tokens.tolist() == [
+        *tokenizer.encode("Anna lives\nin Rome.\n"),
+        tokenizer.eos_id,
+        *tokenizer.encode("Ben too."),
+        tokenizer.eos_id,
+    ]
+    assert (
+        tokenize_corpus(["Anna lives\n", *parts[1:]], tokenizer, tmp_path).tolist()
+        != tokens.tolist()
+    )
     with pytest.raises(UserError, match="no text"):
         tokenize_corpus([], tokenizer, tmp_path)
 
 
-@pytest.mark.parametrize("text", [
-    "Anna lives in Rome.\n\n  And Ben?\n" * 9000, "Anna Ben " * 20_000, "x" * 150_000, "\n" * 70_000, " \n" * 40_000],
-    ids=["lines", "one line", "one word", "line breaks", "white space"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Anna lives in Rome.\n\n  And Ben?\n" * 9000,
+        "Anna Ben " * 20_000,
+        "x" * 150_000,
+        "\n" * 70_000,
+        " \n" * 40_000,
+    ],
+    ids=["lines", "one line", "one word", "line breaks", "white space"],
+)
 def test_long_documents_are_cut_without_a_trace(text: str, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     tokens = tokenize_corpus([text], tokenizer, tmp_path)

@@ -24,7 +24,11 @@ def test_any_text_comes_back(text: str) -> None:
     assert tokenizer.token_bytes(np.array(ids, np.int64)).sum() == len(text.encode())
 
 
-@given(st.lists(st.sampled_from([*SPECIAL, "<|en", "d|>", "<", "|", "x", " "]), max_size=8).map("".join))
+@given(
+    st.lists(st.sampled_from([*SPECIAL, "<|en", "d|>", "<", "|", "x", " "]), max_size=8).map(
+        "".join
+    )
+)
 def test_text_never_becomes_a_special_token(text: str) -> None:
     tokenizer = small_tokenizer()
     assert not tokenizer.is_special[np.array(tokenizer.encode(text), np.int64)].any()
@@ -43,7 +47,14 @@ def test_special_tokens_are_recognised_when_asked() -> None:
 
 def test_digits_are_apart_and_names_are_one_token_wherever_they_stand() -> None:
     tokenizer = small_tokenizer()
-    assert [tokenizer.decode([i]) for i in tokenizer.encode("12+345")] == ["1", "2", "+", "3", "4", "5"]
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("12+345")] == [
+        "1",
+        "2",
+        "+",
+        "3",
+        "4",
+        "5",
+    ]
     for name in ("Anna", "Ben", "Carla"):
         assert len(tokenizer.encode(name)) == 1, name
         assert len(tokenizer.encode(" " + name)) == 1, name
@@ -86,11 +97,18 @@ def test_streaming_of_a_tokenizer_with_byte_fallback_keeps_spaces() -> None:
 
     words = ["<unk>", "</s>", "\u2581the", "\u2581cat", "s", *(f"<0x{n:02X}>" for n in range(256))]
     vocabulary = {word: n for n, word in enumerate(words)}
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>")
+    )
     inner.add_special_tokens(["</s>"])
-    inner.decoder = tokenizers.decoders.Sequence([
-        tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(),
-        tokenizers.decoders.Strip(" ", 1, 0)])
+    inner.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("\u2581", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
     tokenizer = Tokenizer(inner, {"eos_token": "</s>"})
     assert not tokenizer.is_byte_level
     ids = [2, 3, 4, *(vocabulary[f"<0x{byte:02X}>"] for byte in "é🙂".encode()), 3, 1]
@@ -128,21 +146,31 @@ def test_a_folders_template_file_and_stop_list_are_read(tmp_path: Path) -> None:
     assert tokenizer.chat_template == "{{ 'x' }}"
     assert tokenizer.stop_ids == (0, 3)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config |= {"eos_token": {"content": "<|end|>"}, "chat_template": [{"name": "default", "template": "d"}]}
+    config |= {
+        "eos_token": {"content": "<|end|>"},
+        "chat_template": [{"name": "default", "template": "d"}],
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "chat_template.jinja").unlink()
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.chat_template == "d" and tokenizer.eos_id == tokenizer.inner.token_to_id("<|end|>")
+    assert tokenizer.chat_template == "d" and tokenizer.eos_id == tokenizer.inner.token_to_id(
+        "<|end|>"
+    )
 
 
-@pytest.mark.parametrize("file, content, match", [
-    ("tokenizer.json", None, "no tokenizer.json"),
-    ("tokenizer.json", "{", "cannot be read"),
-    ("tokenizer_config.json", "[", "cannot be read"),
-    ("tokenizer_config.json", "[]", "no JSON object"),
-    ("tokenizer_config.json", "{}", "no end-of-text"),
-])
-def test_broken_folders_are_named(tmp_path: Path, file: str, content: str | None, match: str) -> None:
+@pytest.mark.parametrize(
+    "file, content, match",
+    [
+        ("tokenizer.json", None, "no tokenizer.json"),
+        ("tokenizer.json", "{", "cannot be read"),
+        ("tokenizer_config.json", "[", "cannot be read"),
+        ("tokenizer_config.json", "[]", "no JSON object"),
+        ("tokenizer_config.json", "{}", "no end-of-text"),
+    ],
+)
+def test_broken_folders_are_named(
+    tmp_path: Path, file: str, content: str | None, match: str
+) -> None:
     small_tokenizer().save(tmp_path)
     if content is None:
         (tmp_path / file).unlink()

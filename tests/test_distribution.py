@@ -26,8 +26,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def needed(extra: str) -> set[str]:
     """The packages of an extra of pyproject.toml on this system, without their versions."""
     found = map(Requirement, PYPROJECT["optional-dependencies"][extra])
-    return {f"{r.name}[{','.join(sorted(r.extras))}]" if r.extras else r.name
-            for r in found if r.marker is None or r.marker.evaluate()}
+    return {
+        f"{r.name}[{','.join(sorted(r.extras))}]" if r.extras else r.name
+        for r in found
+        if r.marker is None or r.marker.evaluate()
+    }
 
 
 def test_the_name_is_ours_and_the_command_stays() -> None:
@@ -36,7 +39,11 @@ def test_the_name_is_ours_and_the_command_stays() -> None:
 
 
 def test_dev_refers_to_this_distribution_and_to_every_extra_that_fits_any_machine() -> None:
-    own = next(r for r in map(Requirement, PYPROJECT["optional-dependencies"]["dev"]) if r.name.startswith("ondevice"))
+    own = next(
+        r
+        for r in map(Requirement, PYPROJECT["optional-dependencies"]["dev"])
+        if r.name.startswith("ondevice")
+    )
     assert own.name == DISTRIBUTION
     assert own.extras == set(PYPROJECT["optional-dependencies"]) - {"dev", "mlx-cuda"}
 
@@ -50,6 +57,7 @@ def test_the_version_without_an_installation(monkeypatch: pytest.MonkeyPatch) ->
 
 
 # Hints
+
 
 def test_every_extra_but_dev_has_a_hint() -> None:
     assert set(EXTRAS) == set(PYPROJECT["optional-dependencies"]) - {"dev"}
@@ -75,10 +83,20 @@ def test_without_pip_uv_installs(elsewhere: None, monkeypatch: pytest.MonkeyPatc
     assert install_hint("export") == "uv pip install --python /opt/venv/bin/python gguf"
 
 
-def test_a_hint_can_be_pasted_into_a_shell(elsewhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hint_can_be_pasted_into_a_shell(
+    elsewhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "executable", "/home/my user/it's/python")
-    said = subprocess.run(["sh", "-c", f"printf '%s\\n' {install_hint('rewards')}"], capture_output=True, text=True)
-    assert said.stdout.splitlines() == ["/home/my user/it's/python", "-m", "pip", "install", *EXTRAS["rewards"]]
+    said = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {install_hint('rewards')}"], capture_output=True, text=True
+    )
+    assert said.stdout.splitlines() == [
+        "/home/my user/it's/python",
+        "-m",
+        "pip",
+        "install",
+        *EXTRAS["rewards"],
+    ]
 
 
 def test_a_checkout_in_its_own_environment_says_setup(
@@ -88,7 +106,10 @@ def test_a_checkout_in_its_own_environment_says_setup(
     monkeypatch.chdir(ROOT)
     assert install_hint("rewards") == "scripts/setup rewards"
     monkeypatch.chdir(tmp_path)
-    assert shlex.split(install_hint("rewards")) == [str(ROOT.resolve() / "scripts" / "setup"), "rewards"]
+    assert shlex.split(install_hint("rewards")) == [
+        str(ROOT.resolve() / "scripts" / "setup"),
+        "rewards",
+    ]
     # .venv is then uv's: scripts/setup would make it anew
     monkeypatch.setattr("ondevice.common.distribution._has_pip", lambda: False)
     assert install_hint("rewards").startswith("uv pip install --python ")
@@ -114,7 +135,11 @@ ADVICE = re.compile(
 
 def texts() -> Iterator[tuple[str, str]]:
     for folder, inside, names in os.walk(ROOT):
-        inside[:] = [n for n in inside if n not in _LEFT_OUT and not n.endswith("_cache") and n != "__pycache__"]
+        inside[:] = [
+            n
+            for n in inside
+            if n not in _LEFT_OUT and not n.endswith("_cache") and n != "__pycache__"
+        ]
         for name in names:
             file = Path(folder, name)
             if file == Path(__file__):
@@ -125,28 +150,33 @@ def texts() -> Iterator[tuple[str, str]]:
                 continue
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    ("pip install 'ondevice[rewards]'", True),
-    ("`pip install\n'ondevice-trainer[rewards]'`", True),
-    ("python -m pip install --upgrade ondevice", True),
-    ("pip install ondevice-trainer.", True),
-    ("uv tool install ondevice", True),
-    ("pipx install \"ondevice\"", True),
-    ("uv add ondevice-trainer", True),
-    ("uvx ondevice", True),
-    ("# pip install\n# ondevice", True),
-    ("uv tool install . && ondevice --help", False),
-    ("pipx install .", False),
-    ("scripts/setup rewards, then ondevice grpo", False),
-    ("pip install gguf; ondevice export", False),
-    ("cd ondevice", False),
-])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("pip install 'ondevice[rewards]'", True),
+        ("`pip install\n'ondevice-trainer[rewards]'`", True),
+        ("python -m pip install --upgrade ondevice", True),
+        ("pip install ondevice-trainer.", True),
+        ("uv tool install ondevice", True),
+        ('pipx install "ondevice"', True),
+        ("uv add ondevice-trainer", True),
+        ("uvx ondevice", True),
+        ("# pip install\n# ondevice", True),
+        ("uv tool install . && ondevice --help", False),
+        ("pipx install .", False),
+        ("scripts/setup rewards, then ondevice grpo", False),
+        ("pip install gguf; ondevice export", False),
+        ("cd ondevice", False),
+    ],
+)
 def test_the_rule_that_finds_advice(text: str, found: bool) -> None:
     assert bool(ADVICE.search(flat(text))) is found
 
 
 def flat(text: str) -> str:
-    """In one line, sentences and commands apart, without a comment's signs and the pictures' character references."""
+    """In one line, sentences and commands apart, without a comment's signs and the pictures'
+    character references.
+    """
     return re.sub(r"[\s#]+", " ", re.sub(r"[.;:)&]+(\s|$)", " | ", html.unescape(text)))
 
 
@@ -155,7 +185,9 @@ def test_no_text_tells_people_to_install_our_name_from_an_index() -> None:
     seen, found = 0, []
     for name, text in texts():
         seen += 1
-        if name == "pyproject.toml":  # the extra dev refers to the distribution itself, which pip has before it
+        if (
+            name == "pyproject.toml"
+        ):  # the extra dev refers to the distribution itself, which pip has before it
             text = text.replace("ondevice-trainer[mlx,", "")
         found += [f"{name}: {match.group()}" for match in ADVICE.finditer(flat(text))]
     assert seen > 300 and not found
@@ -163,16 +195,20 @@ def test_no_text_tells_people_to_install_our_name_from_an_index() -> None:
 
 # scripts/setup
 
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder with scripts/setup and a .venv that has torch, whose pip only writes down what it was asked for."""
+    """A folder with scripts/setup and a .venv that has torch, whose pip only writes down what it
+    was asked for.
+    """
     root = tmp_path / "a checkout"
     (root / "scripts").mkdir(parents=True)
     (root / ".venv" / "bin").mkdir(parents=True)
     for name in ("scripts/setup", "pyproject.toml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
     python = root / ".venv" / "bin" / "python"
-    python.write_text(f"""#!/bin/sh
+    python.write_text(
+        f"""#!/bin/sh
 if [ "$2" = "import torch" ]; then exit 0; fi
 if [ "$1 $2 $3" = "-m pip --version" ]; then exit 0; fi
 if [ "$1 $2" = "-m pip" ]; then
@@ -181,7 +217,9 @@ if [ "$1 $2" = "-m pip" ]; then
     exit 0
 fi
 exec {shlex.quote(sys.executable)} -S "$@"
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
     python.chmod(0o755)
     return root
 
@@ -190,15 +228,23 @@ def setup(checkout: Path, *extras: str) -> tuple[int, str, list[str]]:
     """Exit code, output, and what pip was asked to install."""
     log = checkout / "pip.log"
     log.unlink(missing_ok=True)
-    done = subprocess.run(["bash", "scripts/setup", *extras], cwd=checkout, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "scripts/setup", *extras], cwd=checkout, capture_output=True, text=True
+    )
     asked = log.read_text().splitlines() if log.exists() else []
-    return done.returncode, done.stdout + done.stderr, [line for line in asked if line.startswith("install")]
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        [line for line in asked if line.startswith("install")],
+    )
 
 
 EDITABLE = "install --quiet --editable "
 
 
-def test_setup_is_quick_when_nothing_changed_and_adds_extras_to_those_before(checkout: Path) -> None:
+def test_setup_is_quick_when_nothing_changed_and_adds_extras_to_those_before(
+    checkout: Path,
+) -> None:
     assert setup(checkout)[2] == [EDITABLE + "."]
     assert setup(checkout) == (0, "", [])
     assert setup(checkout, "rewards")[2] == [EDITABLE + ".[rewards]"]
@@ -210,7 +256,9 @@ def test_setup_is_quick_when_nothing_changed_and_adds_extras_to_those_before(che
 
 def test_setup_keeps_extras_when_pyproject_changes(checkout: Path) -> None:
     setup(checkout, "export")
-    (checkout / "pyproject.toml").write_text((checkout / "pyproject.toml").read_text() + "\n# more\n")
+    (checkout / "pyproject.toml").write_text(
+        (checkout / "pyproject.toml").read_text() + "\n# more\n"
+    )
     assert setup(checkout)[2] == [EDITABLE + ".[export]"]
 
 
@@ -239,4 +287,9 @@ def test_setup_knows_the_extras_of_pyproject(checkout: Path) -> None:
 
 def test_setup_says_how_it_is_used(checkout: Path) -> None:
     code, said, asked = setup(checkout, "--help")
-    assert code == 0 and not asked and "scripts/setup rewards" in said and "ONDEVICE_TORCH_INDEX" in said
+    assert (
+        code == 0
+        and not asked
+        and "scripts/setup rewards" in said
+        and "ONDEVICE_TORCH_INDEX" in said
+    )

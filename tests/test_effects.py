@@ -1,5 +1,6 @@
-"""Settings without effect: each field of each stage is read by its stage, or says when it has an effect and is refused
-where it has none, from flags, YAML, `--set`, the Python API and the app's form alike."""
+"""Settings without effect: each field of each stage is read by its stage, or says when it has an
+effect and is refused where it has none, from flags, YAML, `--set`, the Python API and the app's
+form alike."""
 
 from __future__ import annotations
 
@@ -25,32 +26,68 @@ from ondevice.config.stages import SFTConfig
 from ondevice.seam.select import load_backend
 
 LORA: dict[str, Any] = {"adapter": "lora"}
-# Field, or stage-field, → (a value that is not its default, settings beside which it has an effect).
-# One that has none in a stage whatever stands beside it has no settings here.
+# Field, or stage-field, → (a value that is not its default, settings beside which it has an
+# effect). One that has none in a stage whatever stands beside it has no settings here.
 EFFECTS: dict[str, tuple[Any, dict[str, Any] | None]] = {
-    "muon_learning_rate": (0.5, {"optimizer": "muon"}), "decay_fraction": (0.5, {"schedule": "wsd"}),
-    "final_lr_fraction": (0.5, {}), "push_to": ("me/x", {"push_every": 5}), "patience": (3, {}),
-    "take_best": (True, {}), "warmup_steps": (5000, {"steps": 6000}), "lora_rank": (4, LORA), "lora_alpha": (4.0, LORA),
-    "lora_rslora": (True, LORA), "lora_targets": (("q_proj",), LORA), "lora_whole": (("lm_head",), LORA),
-    "merge": (True, LORA), "replay_share": (0.5, {"replay": "builtin"}), "vocab_size": (500, {}), "data": ("x.txt", {}),
-    "limit": (5, {}), "embedding_std": (0.1, {}), "right": (2.0, {}), "courtesy": (2.0, {}),
-    "needed": (5, {"rater": "person"}), "held_share": (0.2, {}), "gamma": (0.9, {"loss_type": "simpo"}),
-    "desirable_weight": (2.0, {"loss_type": "kto"}), "undesirable_weight": (2.0, {"loss_type": "kto"}),
-    "label_smoothing": (0.1, {}), "target_kl": (0.5, {}), "value_clip": (0.5, {}), "sft_data": ("x", {"sft_coef": 1.0}),
-    "scale_rewards": ("batch", {}), "ppo-clip": (0.3, {}),
-    "clip": (0.3, {"updates": 2}), "clip_high": (0.3, {"updates": 2}),
-    "reward_timeout": (5.0, {"reward_file": "reward.py"}), "sample_every": (5, None), "accumulate": (2, None),
-    "eval_batches": (3, None), "continue_from": ("runs/x", None),
-    "columns": (("prompt=ask",), {"data": "x.jsonl"}), "bad_share": (0.5, {"data": "x.jsonl"}),
+    "muon_learning_rate": (0.5, {"optimizer": "muon"}),
+    "decay_fraction": (0.5, {"schedule": "wsd"}),
+    "final_lr_fraction": (0.5, {}),
+    "push_to": ("me/x", {"push_every": 5}),
+    "patience": (3, {}),
+    "take_best": (True, {}),
+    "warmup_steps": (5000, {"steps": 6000}),
+    "lora_rank": (4, LORA),
+    "lora_alpha": (4.0, LORA),
+    "lora_rslora": (True, LORA),
+    "lora_targets": (("q_proj",), LORA),
+    "lora_whole": (("lm_head",), LORA),
+    "merge": (True, LORA),
+    "replay_share": (0.5, {"replay": "builtin"}),
+    "vocab_size": (500, {}),
+    "data": ("x.txt", {}),
+    "limit": (5, {}),
+    "embedding_std": (0.1, {}),
+    "right": (2.0, {}),
+    "courtesy": (2.0, {}),
+    "needed": (5, {"rater": "person"}),
+    "held_share": (0.2, {}),
+    "gamma": (0.9, {"loss_type": "simpo"}),
+    "desirable_weight": (2.0, {"loss_type": "kto"}),
+    "undesirable_weight": (2.0, {"loss_type": "kto"}),
+    "label_smoothing": (0.1, {}),
+    "target_kl": (0.5, {}),
+    "value_clip": (0.5, {}),
+    "sft_data": ("x", {"sft_coef": 1.0}),
+    "scale_rewards": ("batch", {}),
+    "ppo-clip": (0.3, {}),
+    "clip": (0.3, {"updates": 2}),
+    "clip_high": (0.3, {"updates": 2}),
+    "reward_timeout": (5.0, {"reward_file": "reward.py"}),
+    "sample_every": (5, None),
+    "accumulate": (2, None),
+    "eval_batches": (3, None),
+    "continue_from": ("runs/x", None),
+    "columns": (("prompt=ask",), {"data": "x.jsonl"}),
+    "bad_share": (0.5, {"data": "x.jsonl"}),
 }
 # Settings beside which a field that mostly has an effect has none.
 NONE: dict[str, dict[str, Any]] = {
-    "final_lr_fraction": {"schedule": "constant"}, "patience": {"eval_every": 0, "save_every": 0},
-    "take_best": {"eval_every": 0, "save_every": 0}, "vocab_size": {"tokenizer": "t"}, "data": {"tokenizer": "t"},
-    "limit": {"tokenizer": "t"}, "embedding_std": {"tie_word_embeddings": True}, "right": {"rater": "person"},
-    "courtesy": {"rater": "person"}, "held_share": {"validation": "v.jsonl"}, "label_smoothing": {"loss_type": "hinge"},
-    "columns": {"data": "builtin"}, "bad_share": {"data": "builtin"},
-    "target_kl": {"kl_coef": 0}, "value_clip": {"value_coef": 0}, "ppo-clip": {"epochs": 1},
+    "final_lr_fraction": {"schedule": "constant"},
+    "patience": {"eval_every": 0, "save_every": 0},
+    "take_best": {"eval_every": 0, "save_every": 0},
+    "vocab_size": {"tokenizer": "t"},
+    "data": {"tokenizer": "t"},
+    "limit": {"tokenizer": "t"},
+    "embedding_std": {"tie_word_embeddings": True},
+    "right": {"rater": "person"},
+    "courtesy": {"rater": "person"},
+    "held_share": {"validation": "v.jsonl"},
+    "label_smoothing": {"loss_type": "hinge"},
+    "columns": {"data": "builtin"},
+    "bad_share": {"data": "builtin"},
+    "target_kl": {"kl_coef": 0},
+    "value_clip": {"value_coef": 0},
+    "ppo-clip": {"epochs": 1},
     "scale_rewards": {"loss_type": "dr_grpo"},
 }
 CASES = [(stage, name) for stage, cls in STAGES.items() for name in effects(cls)]
@@ -66,15 +103,26 @@ def test_what_has_no_effect_is_refused_by_name(stage: str, name: str) -> None:
     if name not in STAGES[stage].without_effect:
         assert beside is not None
         assert getattr(from_mapping(STAGES[stage], {name: value, **beside}), name) == value
-    plain = STAGES[stage]()   # a default is nobody's wish
+    plain = STAGES[stage]()  # a default is nobody's wish
     assert not list(idle(dataclasses.replace(plain, **none)))
 
 
-@pytest.mark.parametrize(("stage", "settings", "where"), [
-    ("ppo", {"epochs": 1, "value_clip": 0.3}, "value_clip"), ("sft", {"replay": "x", "replay_share": 0}, "replay"),
-    ("sft", {"schedule": "wsd", "decay_fraction": 0, "final_lr_fraction": 0.5}, "final_lr_fraction"),
-    ("grpo", {"rewards": ["length", "format"], "reward_weights": [0, 0]}, "reward_weights")])
-def test_what_stands_beside_a_setting_may_take_its_effect(stage: str, settings: dict[str, Any], where: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "settings", "where"),
+    [
+        ("ppo", {"epochs": 1, "value_clip": 0.3}, "value_clip"),
+        ("sft", {"replay": "x", "replay_share": 0}, "replay"),
+        (
+            "sft",
+            {"schedule": "wsd", "decay_fraction": 0, "final_lr_fraction": 0.5},
+            "final_lr_fraction",
+        ),
+        ("grpo", {"rewards": ["length", "format"], "reward_weights": [0, 0]}, "reward_weights"),
+    ],
+)
+def test_what_stands_beside_a_setting_may_take_its_effect(
+    stage: str, settings: dict[str, Any], where: str
+) -> None:
     with pytest.raises(UserError) as refused:
         from_mapping(STAGES[stage], settings)
     assert refused.value.where == where
@@ -82,7 +130,10 @@ def test_what_stands_beside_a_setting_may_take_its_effect(stage: str, settings: 
 
 def test_refused_from_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sft", "m", "--lora-rank", "4"]) == 2
-    assert "--lora-rank: has no effect: there is no adapter (give --adapter lora too)" in capsys.readouterr().err
+    assert (
+        "--lora-rank: has no effect: there is no adapter (give --adapter lora too)"
+        in capsys.readouterr().err
+    )
     assert cli.main(["grpo", "m", "--set", "accumulate=2"]) == 2
     assert "--accumulate: has no effect" in capsys.readouterr().err
     with pytest.raises(UserError, match="gamma: has no effect"):
@@ -99,7 +150,9 @@ def test_refused_from_every_door(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("field", "value"), [("out", "x"), ("resume", True)])
-def test_what_is_a_whole_runs_is_refused_in_a_stage_of_its_recipe(field: str, value: Any, tmp_path: Path) -> None:
+def test_what_is_a_whole_runs_is_refused_in_a_stage_of_its_recipe(
+    field: str, value: Any, tmp_path: Path
+) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump({"stages": {"sft": {"model": "m", field: value}}}))
     with pytest.raises(UserError, match=rf"stages\.sft\.{field}: has no effect in a recipe"):
@@ -109,13 +162,19 @@ def test_what_is_a_whole_runs_is_refused_in_a_stage_of_its_recipe(field: str, va
 
 
 def test_what_a_recipe_has_filled_in_is_nobodys_wish() -> None:
-    """tiny's rate of Muon is left out where a person takes AdamW, and refused where they give it themselves."""
+    """tiny's rate of Muon is left out where a person takes AdamW, and refused where they give it
+    themselves.
+    """
     verb = cli.VERBS["sft"]
     filled = stage_defaults("sft", "tiny")
-    assert filled.optimizer == "muon" and filled.muon_learning_rate != SFTConfig().muon_learning_rate
+    assert (
+        filled.optimizer == "muon" and filled.muon_learning_rate != SFTConfig().muon_learning_rate
+    )
 
     def made(*words: str) -> Any:
-        return cli.make_config(verb, SFTConfig, cli.take_apart(verb, SFTConfig, ["m", "--recipe", "tiny", *words]))
+        return cli.make_config(
+            verb, SFTConfig, cli.take_apart(verb, SFTConfig, ["m", "--recipe", "tiny", *words])
+        )
 
     assert made("--optimizer", "adamw").muon_learning_rate == SFTConfig().muon_learning_rate
     with pytest.raises(UserError, match="muon.learning.rate: has no effect"):
@@ -130,54 +189,94 @@ def test_what_a_recipe_has_filled_in_is_nobodys_wish() -> None:
 def test_recipes_have_no_idle_settings(name: str) -> None:
     for cfg in load_recipe(name).stages.values():
         assert list(idle(cfg)) == []
-        assert from_mapping(type(cfg), to_mapping(cfg)) == cfg   # what a run folder's recipe.yaml gives back
+        assert (
+            from_mapping(type(cfg), to_mapping(cfg)) == cfg
+        )  # what a run folder's recipe.yaml gives back
 
 
 # ---- what a stage reads ---------------------------------------------------------------------------------------------
 
-ELSEWHERE = {"out": "the run folder is found before the stage begins", "backend": "likewise", "device": "likewise",
-             "dtype": "likewise", "resume": "likewise"}
+ELSEWHERE = {
+    "out": "the run folder is found before the stage begins",
+    "backend": "likewise",
+    "device": "likewise",
+    "dtype": "likewise",
+    "resume": "likewise",
+}
 
 
 def recording(cls: type, read: set[str], **values: Any) -> Any:
-    """A config that writes down which of its fields are read, but by itself, by copies and by what writes all down."""
+    """A config that writes down which of its fields are read, but by itself, by copies and by what
+    writes all down.
+    """
     names = {f.name for f in dataclasses.fields(cls)}
 
     def get(self: Any, name: str) -> Any:
         if name in names:
             code = sys._getframe(1).f_code
-            itself = "/ondevice/config/" in code.co_filename and code.co_name != "judges"   # what a stage asks of it
+            itself = (
+                "/ondevice/config/" in code.co_filename and code.co_name != "judges"
+            )  # what a stage asks of it
             if not itself and "dataclasses" not in code.co_filename:
                 read.add(name)
         return object.__getattribute__(self, name)
 
-    return type(cls.__name__, (cls,), {"__getattribute__": get})(**from_mapping(cls, values).__dict__)
+    return type(cls.__name__, (cls,), {"__getattribute__": get})(
+        **from_mapping(cls, values).__dict__
+    )
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = small_stages.make(tmp_path_factory.mktemp("effects"), load_backend("torch", "cpu", "float32"))
-    (made / "text.txt").write_text("\n\n".join(f"Anna has {n} red pears in Rome." for n in range(60)))
-    (made / "classes.jsonl").write_text("\n".join(
-        json.dumps({"text": f"Anna {n}", "label": "even" if n % 2 else "odd"}) for n in range(30)))
+    made = small_stages.make(
+        tmp_path_factory.mktemp("effects"), load_backend("torch", "cpu", "float32")
+    )
+    (made / "text.txt").write_text(
+        "\n\n".join(f"Anna has {n} red pears in Rome." for n in range(60))
+    )
+    (made / "classes.jsonl").write_text(
+        "\n".join(
+            json.dumps({"text": f"Anna {n}", "label": "even" if n % 2 else "odd"})
+            for n in range(30)
+        )
+    )
     small_tokenizer().save(made / "tokenizer") if not (made / "tokenizer").exists() else None
     return made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["init", "pretrain", "classify", "sft", "sample", "reward", "dpo", "ppo", "grpo"])
+@pytest.mark.parametrize(
+    "stage", ["init", "pretrain", "classify", "sft", "sample", "reward", "dpo", "ppo", "grpo"]
+)
 def test_every_field_is_read_by_its_stage(stage: str, files: Path, tmp_path: Path) -> None:
-    """Fields that always have an effect are read in a plain run; a field that nothing reads does nothing."""
+    """Fields that always have an effect are read in a plain run; a field that nothing reads does
+    nothing.
+    """
     read: set[str] = set()
     common = {"out": str(tmp_path / "r"), "backend": "torch", "device": "cpu"}
-    loop = {"steps": 3, "eval_every": 1, "save_every": 2, "batch_size": 4, "model": str(files / "policy")}
+    loop = {
+        "steps": 3,
+        "eval_every": 1,
+        "save_every": 2,
+        "batch_size": 4,
+        "model": str(files / "policy"),
+    }
     fields: dict[str, Any] = {
         "init": {"data": str(files / "text.txt"), "vocab_size": 300},
         "pretrain": {**loop, "data": str(files / "text.txt"), "sequence_length": 16},
         "classify": {**loop, "data": str(files / "classes.jsonl"), "sequence_length": 16},
-        "sft": {**loop, "data": str(files / "chats.jsonl"), "sequence_length": 32, "replay": str(files / "text.txt")},
-        "sample": {"model": str(files / "policy"), "data": str(files / "prompts.jsonl"), "max_new_tokens": 8,
-                   "temperature": 3.0},
+        "sft": {
+            **loop,
+            "data": str(files / "chats.jsonl"),
+            "sequence_length": 32,
+            "replay": str(files / "text.txt"),
+        },
+        "sample": {
+            "model": str(files / "policy"),
+            "data": str(files / "prompts.jsonl"),
+            "max_new_tokens": 8,
+            "temperature": 3.0,
+        },
     }.get(stage) or {**small_stages.settings(files, stage, tmp_path / "r", "torch"), "steps": 3}
     cls = STAGES[stage]
     getattr(od, stage)(cfg=recording(cls, read, **{**fields, **common}))

@@ -1,5 +1,5 @@
-"""BERT and ModernBERT: both backends, and transformers, give the same logits, losses and gradients; folders go both
-ways."""
+"""BERT and ModernBERT: both backends, and transformers, give the same logits, losses and gradients;
+folders go both ways."""
 
 from __future__ import annotations
 
@@ -24,15 +24,22 @@ from ondevice.models.score_head import class_scores
 from ondevice.seam.protocols import Backend
 
 Weights = dict[str, np.ndarray]
-# Copies of what is tied, and a bias that transformers makes and does not use where BERT's head is not tied.
+# Copies of what is tied, and a bias that transformers makes and does not use where BERT's head is
+# not tied.
 UNUSED = {"cls.predictions.bias", "cls.predictions.decoder.weight", "decoder.weight"}
 
 
 def oracle(cfg: EncoderConfig, weights: Weights) -> Any:
     """transformers' model of our config with our weights."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    auto = transformers.AutoModelForSequenceClassification if cfg.num_labels else transformers.AutoModelForMaskedLM
-    made = auto.from_config(transformers.AutoConfig.for_model(**cfg.to_json()), attn_implementation="eager").eval()
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if cfg.num_labels
+        else transformers.AutoModelForMaskedLM
+    )
+    made = auto.from_config(
+        transformers.AutoConfig.for_model(**cfg.to_json()), attn_implementation="eager"
+    ).eval()
     given = {n: torch.tensor(w) for n, w in weights.items()}
     if "cls.predictions.bias" in weights:  # it has two names there
         given["cls.predictions.decoder.bias"] = given["cls.predictions.bias"]
@@ -48,10 +55,15 @@ def alone(batch: Weights) -> tuple[Weights, np.ndarray]:
     width = int(first.sum(1).max())
     kept = np.isin(batch["index"], np.flatnonzero(first))
     rows, columns = np.divmod(batch["index"][kept], first.shape[1])
-    own = {"ids": batch["ids"][:, :width], "positions": batch["positions"][:, :width],
-           "segments": batch["segments"][:, :width], "index": (rows * width + columns).astype(np.int32),
-           "targets": batch["targets"][kept], "weights": batch["weights"][kept],
-           "denominator": np.float32(kept.sum())}
+    own = {
+        "ids": batch["ids"][:, :width],
+        "positions": batch["positions"][:, :width],
+        "segments": batch["segments"][:, :width],
+        "index": (rows * width + columns).astype(np.int32),
+        "targets": batch["targets"][kept],
+        "weights": batch["weights"][kept],
+        "denominator": np.float32(kept.sum()),
+    }
     return own, kept
 
 
@@ -65,12 +77,16 @@ def test_loss_and_gradients_are_transformers(family: str, backend: Backend) -> N
     reference = oracle(cfg, weights)
     labels = np.full(batch["ids"].size, -100)
     labels[batch["index"]] = batch["targets"]
-    want = reference(input_ids=torch.tensor(batch["ids"]).long(),
-                     labels=torch.tensor(labels.reshape(batch["ids"].shape)))
+    want = reference(
+        input_ids=torch.tensor(batch["ids"]).long(),
+        labels=torch.tensor(labels.reshape(batch["ids"].shape)),
+    )
     want.loss.backward()
     theirs = {n: p.grad.numpy() for n, p in reference.named_parameters() if p.grad is not None}
     if "cls.predictions.bias" in weights:
-        theirs.setdefault("cls.predictions.bias", theirs.pop("cls.predictions.decoder.bias", np.zeros(0)))
+        theirs.setdefault(
+            "cls.predictions.bias", theirs.pop("cls.predictions.decoder.bias", np.zeros(0))
+        )
     for checkpoint in (False, True):
         loss, grads = by_name(backend, loss_of(cfg, backend, checkpoint=checkpoint), weights, batch)
         assert loss == pytest.approx(want.loss.item(), rel=1e-5)
@@ -79,7 +95,9 @@ def test_loss_and_gradients_are_transformers(family: str, backend: Backend) -> N
     arrays = on_device(backend, {k: batch[k] for k in ("ids", "positions", "segments")})
     params = on_device(backend, weights)
     net = Encoder(cfg)
-    logits = backend.numpy(net.head.logits(backend.ops, params, net.hidden(backend.ops, params, arrays)))
+    logits = backend.numpy(
+        net.head.logits(backend.ops, params, net.hidden(backend.ops, params, arrays))
+    )
     want_logits = want.logits.detach().numpy()
     assert np.abs(logits - want_logits).max() <= 1e-5 * np.abs(want_logits).max()
 
@@ -92,8 +110,12 @@ def test_packed_examples_are_the_examples_apart(family: str, backend: Backend) -
     batch = models.masked_batch(cfg)
     own, kept = alone(batch)
     net = Encoder(cfg)
-    packed, apart = (backend.numpy(net.hidden(backend.ops, params, on_device(backend, b), at=backend.array(b["index"])))
-                     for b in (batch, own))
+    packed, apart = (
+        backend.numpy(
+            net.hidden(backend.ops, params, on_device(backend, b), at=backend.array(b["index"]))
+        )
+        for b in (batch, own)
+    )
     np.testing.assert_allclose(packed[kept], apart, rtol=1e-4, atol=1e-5)
 
 
@@ -107,7 +129,11 @@ def test_both_backends_and_checkpointing_give_the_same_gradients(family: str) ->
     weights, batch = models.weights(cfg), models.masked_batch(cfg)
     torch, mlx = (load_backend(name, device="cpu", dtype="float32") for name in ("torch", "mlx"))
     loss, grads = by_name(torch, loss_of(cfg, torch), weights, batch)
-    for backend, checkpoint, compiled in ((torch, True, False), (mlx, False, False), (mlx, True, True)):
+    for backend, checkpoint, compiled in (
+        (torch, True, False),
+        (mlx, False, False),
+        (mlx, True, True),
+    ):
         loss_fn = loss_of(cfg, backend, checkpoint=checkpoint)
         other, theirs = by_name(backend, loss_fn, weights, batch, compiled=compiled)
         assert other == pytest.approx(loss, rel=1e-5)
@@ -125,18 +151,23 @@ def test_classes_are_transformers(family: str, backend: Backend) -> None:
     weights = models.weights(cfg)
     rng = np.random.default_rng(0)
     from ondevice.data.completion_batches import text_batch
+
     texts = [rng.integers(3, 97, n).astype(np.int32) for n in (17, 5, 9)]
     batch = text_batch(texts, 3, "first")
     batch["targets"] = np.array([2, 0, 1], np.int32)
     reference = oracle(cfg, weights)
-    want = reference(input_ids=torch.tensor(batch["ids"]).long(), attention_mask=torch.tensor(batch["segments"]).long(),
-                     labels=torch.tensor(batch["targets"]).long())
+    want = reference(
+        input_ids=torch.tensor(batch["ids"]).long(),
+        attention_mask=torch.tensor(batch["segments"]).long(),
+        labels=torch.tensor(batch["targets"]).long(),
+    )
     want.loss.backward()
     net = Encoder(cfg)
 
     def loss(p: Any, b: Any) -> Any:
         z = class_scores(backend.ops, p, net, net.hidden(backend.ops, p, b, at=b["read"]))
         return -backend.ops.sum(backend.ops.log_likelihood(z, b["targets"])) / 3
+
     got, grads = by_name(backend, loss, weights, batch)
     assert got == pytest.approx(want.loss.item(), rel=1e-5)
     assert_close(grads, {n: p.grad.numpy() for n, p in reference.named_parameters()})
@@ -156,26 +187,50 @@ def test_folders_go_both_ways(family: str, labels: int, tmp_path: Path) -> None:
     weights = models.weights(cfg)
     (tmp_path / "a").mkdir()
     write_model(tmp_path / "a", backend, cfg, on_device(backend, weights), tokenizer)
-    auto = transformers.AutoModelForSequenceClassification if labels else transformers.AutoModelForMaskedLM
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if labels
+        else transformers.AutoModelForMaskedLM
+    )
     made, told = auto.from_pretrained(tmp_path / "a", output_loading_info=True)
-    assert set(told["missing_keys"]) <= UNUSED and not told["unexpected_keys"] and not told["mismatched_keys"]
+    assert (
+        set(told["missing_keys"]) <= UNUSED
+        and not told["unexpected_keys"]
+        and not told["mismatched_keys"]
+    )
     made.save_pretrained(tmp_path / "b")
     tokenizer.save(tmp_path / "b")
     back = load_model(tmp_path / "b", backend)
-    assert {n: backend.numpy(p).tolist() for n, p in back.params.items()} == {n: w.tolist() for n, w in weights.items()}
+    assert {n: backend.numpy(p).tolist() for n, p in back.params.items()} == {
+        n: w.tolist() for n, w in weights.items()
+    }
     kept = load_config(tmp_path / "a")
     assert replace(back.cfg, dtype=kept.dtype) == kept
     assert replace(kept, bos_token_id=None, eos_token_id=None, pad_token_id=0) == replace(
-        cfg, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+        cfg, bos_token_id=None, eos_token_id=None, pad_token_id=0
+    )
 
 
-@pytest.mark.parametrize(("change", "where"), [
-    ({"model_type": "roberta"}, "architectures"), ({"hidden_act": "relu"}, "hidden_act"),
-    ({"position_embedding_type": "relative_key"}, "position_embedding_type"), ({"vocab_size": 0}, "vocab_size"),
-    ({"num_attention_heads": 5}, "num_attention_heads"), ({"is_decoder": True}, "is_decoder"),
-    ({"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"],
-      "classifier_pooling": "mean"}, "classifier_pooling"),
-    ({"model_type": "modernbert", "layer_types": ["full_attention"]}, "layer_types")])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"model_type": "roberta"}, "architectures"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_attention_heads": 5}, "num_attention_heads"),
+        ({"is_decoder": True}, "is_decoder"),
+        (
+            {
+                "model_type": "modernbert",
+                "architectures": ["ModernBertForSequenceClassification"],
+                "classifier_pooling": "mean",
+            },
+            "classifier_pooling",
+        ),
+        ({"model_type": "modernbert", "layer_types": ["full_attention"]}, "layer_types"),
+    ],
+)
 def test_what_we_cannot_honour_is_named(change: dict[str, Any], where: str) -> None:
     raw = {**models.encoder_config("bert").to_json(), **change}
     with pytest.raises(UserError) as error:
@@ -183,13 +238,28 @@ def test_what_we_cannot_honour_is_named(change: dict[str, Any], where: str) -> N
     assert error.value.where == where
 
 
-@pytest.mark.parametrize("changes", [
-    {"layer_types": ["foo", "full_attention"]}, {"global_attn_every_n_layers": 0}, {"local_attention": "a"},
-    {"rope_parameters": [1]}, {"rope_parameters": {"rope_type": "yarn"}}, {"global_rope_theta": "z"},
-    {"norm_eps": "x"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["foo", "full_attention"]},
+        {"global_attn_every_n_layers": 0},
+        {"local_attention": "a"},
+        {"rope_parameters": [1]},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"global_rope_theta": "z"},
+        {"norm_eps": "x"},
+    ],
+)
 def test_a_modernbert_that_none_can_be(changes: dict[str, Any]) -> None:
-    raw = {"model_type": "modernbert", "vocab_size": 100, "hidden_size": 8, "intermediate_size": 16,
-           "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    raw = {
+        "model_type": "modernbert",
+        "vocab_size": 100,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
     parse_config(raw)
     with pytest.raises(UserError, match=next(iter(changes))):
         parse_config({**raw, **changes})

@@ -64,14 +64,23 @@ def test_resume_drops_what_came_after_its_step(tmp_path: Path) -> None:
         writer.emit("step", 4, loss=44.0)
     found = list(read(path))
     assert [(e["event"], e.get("step")) for e in found] == [
-        ("start", None), ("step", 1), ("step", 2), ("step", 3), ("resume", 3), ("resume", 3), ("step", 4)]
+        ("start", None),
+        ("step", 1),
+        ("step", 2),
+        ("step", 3),
+        ("resume", 3),
+        ("resume", 3),
+        ("step", 4),
+    ]
     assert found[-1]["loss"] == 44.0
     assert list(read(tmp_path / "missing.jsonl")) == []
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 12), max_size=6))
-def test_after_any_resumes_each_step_stands_once(tmp_path_factory: pytest.TempPathFactory, stops: list[int]) -> None:
+def test_after_any_resumes_each_step_stands_once(
+    tmp_path_factory: pytest.TempPathFactory, stops: list[int]
+) -> None:
     path = tmp_path_factory.mktemp("e") / "events.jsonl"
     with EventWriter(path) as writer:
         at = 0
@@ -86,17 +95,40 @@ def test_after_any_resumes_each_step_stands_once(tmp_path_factory: pytest.TempPa
 def test_numbers_that_json_has_no_word_for_become_null(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventWriter(path, now=lambda: 12.3456789) as writer:
-        writer.emit("step", 1, loss=float("nan"), norm=np.float32("inf"), deep={"a": [1.0, float("-inf")]},
-                    count=np.int64(3), row=np.array([1.5, np.nan]), on=np.bool_(True), path=Path("x"), text="\udc80é")
+        writer.emit(
+            "step",
+            1,
+            loss=float("nan"),
+            norm=np.float32("inf"),
+            deep={"a": [1.0, float("-inf")]},
+            count=np.int64(3),
+            row=np.array([1.5, np.nan]),
+            on=np.bool_(True),
+            path=Path("x"),
+            text="\udc80é",
+        )
     line = path.read_text()
     record = json.loads(line, parse_constant=lambda word: pytest.fail(word))
-    assert record == {"t": 12.346, "event": "step", "step": 1, "loss": None, "norm": None, "deep": {"a": [1.0, None]},
-                      "count": 3, "row": [1.5, None], "on": True, "path": "x", "text": "\udc80é"}
+    assert record == {
+        "t": 12.346,
+        "event": "step",
+        "step": 1,
+        "loss": None,
+        "norm": None,
+        "deep": {"a": [1.0, None]},
+        "count": 3,
+        "row": [1.5, None],
+        "on": True,
+        "path": "x",
+        "text": "\udc80é",
+    }
     with pytest.raises(TypeError, match="set"):
         to_json({"a": {1}})
 
 
-def test_steps_wait_for_a_batch_and_other_events_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_wait_for_a_batch_and_other_events_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
     monkeypatch.setattr(events, "ticks", lambda: now)
     path = tmp_path / "events.jsonl"
@@ -162,7 +194,10 @@ def test_progress_without_a_terminal_is_plain_lines() -> None:
     out = io.StringIO()
     with Progress("sft", 10, first=4, stream=out) as progress:
         for step in range(5, 11):
-            progress.update(step, {"loss": 2.0, "lr": 3e-3, "tokens_per_second": 41234.0, "grad_norm": float("nan")})
+            progress.update(
+                step,
+                {"loss": 2.0, "lr": 3e-3, "tokens_per_second": 41234.0, "grad_norm": float("nan")},
+            )
         progress.note("saved")
     lines = out.getvalue().splitlines()
     assert lines[0].startswith("sft 5/10  loss 2.000  lr 3.0e-03  41.2k tok/s  norm –")
@@ -193,7 +228,14 @@ def test_progress_outlives_its_terminal() -> None:
 
 
 def test_numbers_are_short() -> None:
-    assert [number(x) for x in (0, 0.0, 1.23456, 0.00012, 512.3, 12345.0, 3_000_000, None, float("inf"))] == [
-        "0", "0.000", "1.235", "1.2e-04", "512", "12.3k", "3.0M", "–", "–"]
+    assert [
+        number(x) for x in (0, 0.0, 1.23456, 0.00012, 512.3, 12345.0, 3_000_000, None, float("inf"))
+    ] == ["0", "0.000", "1.235", "1.2e-04", "512", "12.3k", "3.0M", "–", "–"]
     assert numbers_line({"bits_per_byte": 1.5, "step": 3}) == "bpb 1.500  step 3"
-    assert [duration(s) for s in (7, 59.6, 750, 11100, 187200)] == ["0:07", "1:00", "12:30", "3:05:00", "2d 04h"]
+    assert [duration(s) for s in (7, 59.6, 750, 11100, 187200)] == [
+        "0:07",
+        "1:00",
+        "12:30",
+        "3:05:00",
+        "2d 04h",
+    ]

@@ -19,7 +19,9 @@ from ondevice.stages.fingerprint import compare, fingerprint_of
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_stages.make(tmp_path_factory.mktemp("fingerprint"), load_backend("torch", "cpu", "float32"))
+    return small_stages.make(
+        tmp_path_factory.mktemp("fingerprint"), load_backend("torch", "cpu", "float32")
+    )
 
 
 def of(files: Path, stage: str, out: Path, **changes: Any) -> dict[str, Any]:
@@ -52,9 +54,12 @@ def test_an_edited_reward_file_is_another_run(files: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("decides", [{"patience": 2}, {"take_best": True}])
-def test_what_is_measured_counts_where_a_measurement_decides(files: Path, tmp_path: Path,
-                                                             decides: dict[str, Any]) -> None:
-    """A save measures, too: where measurements end the stage or pick its weights, saves are a part of its settings."""
+def test_what_is_measured_counts_where_a_measurement_decides(
+    files: Path, tmp_path: Path, decides: dict[str, Any]
+) -> None:
+    """A save measures, too: where measurements end the stage or pick its weights, saves are a part
+    of its settings.
+    """
     for field in ("save_every", "eval_batches"):
         one, other = (of(files, "dpo", tmp_path, **decides, **{field: value}) for value in (2, 3))
         assert refused(one, other, tmp_path) == f"has a checkpoint, with {field} 2, not 3"

@@ -7,12 +7,21 @@ import resource
 import subprocess
 import sys
 
-START = [sys.executable, "-c", "import sys; from ondevice.cli import main; sys.exit(main())", "--help"]
+START = [
+    sys.executable,
+    "-c",
+    "import sys; from ondevice.cli import main; sys.exit(main())",
+    "--help",
+]
 
 
 def quiet() -> dict[str, str]:
     """This environment without what preloads libraries into every process."""
-    return {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "COVERAGE_PROCESS_START")}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("LD_PRELOAD", "COVERAGE_PROCESS_START")
+    }
 
 
 def cpu_seconds() -> float:
@@ -31,9 +40,22 @@ def test_help_takes_under_0_3_seconds() -> None:
 def test_help_loads_nothing_heavy() -> None:
     command = [START[0], "-X", "importtime", *START[1:]]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=quiet())
-    loaded = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+    loaded = {
+        line.rsplit("|", 1)[1].strip().split(".")[0]
+        for line in result.stderr.splitlines()
+        if "|" in line
+    }
     assert "ondevice" in loaded
-    assert not loaded & {"numpy", "torch", "mlx", "transformers", "tokenizers", "textual", "huggingface_hub", "tyro"}
+    assert not loaded & {
+        "numpy",
+        "torch",
+        "mlx",
+        "transformers",
+        "tokenizers",
+        "textual",
+        "huggingface_hub",
+        "tyro",
+    }
 
 
 def test_help_names_every_verb() -> None:

@@ -1,5 +1,6 @@
-"""Every hostile string through every command that shows what models and people wrote: what reaches the terminal, a file
-or a page cannot act. (`test_use.py` has a real model that writes such text; here the decoding is left out.)"""
+"""Every hostile string through every command that shows what models and people wrote: what reaches
+the terminal, a file or a page cannot act. (`test_use.py` has a real model that writes such text;
+here the decoding is left out.)"""
 
 from __future__ import annotations
 
@@ -28,16 +29,22 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Non
     """A model that answers with this text, in pieces of three characters."""
     said = {"text": ""}
 
-    def stream(generator: Any, model: Any, ids: Sequence[int], write: Callable[[str], None],
-               number: int) -> tuple[str, bool]:
+    def stream(
+        generator: Any, model: Any, ids: Sequence[int], write: Callable[[str], None], number: int
+    ) -> tuple[str, bool]:
         text = said["text"]
         for start in range(0, len(text), 3):
-            write(text[start:start + 3])
+            write(text[start : start + 3])
         return text, False
 
     tokenizer = SimpleNamespace(chat_template="x", encode_document=lambda text: [1])
-    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(max_position_embeddings=64), params={},
-                            network=SimpleNamespace(decoder_start_token_id=None), folder=tmp_path)
+    model = SimpleNamespace(
+        tokenizer=tokenizer,
+        cfg=SimpleNamespace(max_position_embeddings=64),
+        params={},
+        network=SimpleNamespace(decoder_start_token_id=None),
+        folder=tmp_path,
+    )
     monkeypatch.setattr(chat, "open_model", lambda cfg: (model, None))
     monkeypatch.setattr(chat, "generator_of", lambda *_: SimpleNamespace(is_cut=lambda ids: False))
     monkeypatch.setattr(chat, "chat_ids", lambda messages, model: [1])
@@ -52,12 +59,17 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("width", [60, 100])
 def test_compare(width: int) -> None:
     for text in WRITTEN:
-        found = {"models": [text, "b"], "answers": [{"prompt": text, "first": text, "second": text}], "same": 1}
+        found = {
+            "models": [text, "b"],
+            "answers": [{"prompt": text, "first": text, "second": text}],
+            "same": 1,
+        }
         assert not acts(side_by_side.render(found, width)), repr(text)
 
 
-def test_generate_and_chat(says: Callable[[str], None], capsys: pytest.CaptureFixture[str],
-                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_and_chat(
+    says: Callable[[str], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for text in WRITTEN:
         says(text)
         assert cli.main(("generate", "any", "hello")) == 0
@@ -68,14 +80,23 @@ def test_generate_and_chat(says: Callable[[str], None], capsys: pytest.CaptureFi
         assert out.count("\n") >= 2 and not acts(out), repr(text)
 
 
-def test_rate_and_what_votes_are_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_and_what_votes_are_worth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts, answers, sources, raters and notes are anybody's."""
     path = tmp_path / "r.db"
     with Ratings.open(path, create=True) as ratings, ratings.transaction():
         for n, text in enumerate(STRINGS):
-            ratings.add("b", text or "?", [Response(text, text), Response(f"{n} {text}", f"{n}{text}")], seed=0)
-    typed = "".join(f"n\n{text.splitlines()[0] if text.strip() else 'x'}\na\n" for text in WRITTEN) + "q\n"
+            ratings.add(
+                "b",
+                text or "?",
+                [Response(text, text), Response(f"{n} {text}", f"{n}{text}")],
+                seed=0,
+            )
+    typed = (
+        "".join(f"n\n{text.splitlines()[0] if text.strip() else 'x'}\na\n" for text in WRITTEN)
+        + "q\n"
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     assert cli.main(("rate", str(path), "--rater", WRITTEN[0])) == 0
     shown = capsys.readouterr()
@@ -112,4 +133,6 @@ def test_reports_and_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for tag, attributes in tags.found:
         assert tag not in ("script", "iframe", "object", "link", "img"), tag
         for name, value in attributes:
-            assert not name.startswith("on") and not str(value).startswith(("http", "javascript:")), (tag, name, value)
+            assert not name.startswith("on") and not str(value).startswith(
+                ("http", "javascript:")
+            ), (tag, name, value)

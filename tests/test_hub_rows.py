@@ -1,5 +1,5 @@
-"""Data sets of the Hub: pinned to a commit that is recorded, refused in one line; by the real client from a server on
-this machine."""
+"""Data sets of the Hub: pinned to a commit that is recorded, refused in one line; by the real
+client from a server on this machine."""
 
 from __future__ import annotations
 
@@ -36,17 +36,23 @@ for spec in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize(("spec", "parts"), [
-    ("hub:me/set", ("me/set", "", "", "train")),
-    ("hub:imdb:test", ("imdb", "", "", "test")),
-    ("hub:me/set/en:validation", ("me/set", "en", "", "validation")),
-    ("hub:me/set@v1.0", ("me/set", "", "v1.0", "train")),
-    ("hub:me/set/en@refs/pr/3:test", ("me/set", "en", "refs/pr/3", "test"))])
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("hub:me/set", ("me/set", "", "", "train")),
+        ("hub:imdb:test", ("imdb", "", "", "test")),
+        ("hub:me/set/en:validation", ("me/set", "en", "", "validation")),
+        ("hub:me/set@v1.0", ("me/set", "", "v1.0", "train")),
+        ("hub:me/set/en@refs/pr/3:test", ("me/set", "en", "refs/pr/3", "test")),
+    ],
+)
 def test_a_name_has_four_parts(spec: str, parts: tuple[str, ...]) -> None:
     assert HubSpec.parse(spec) == parts
 
 
-@pytest.mark.parametrize("spec", ["hub:", "hub:@main", "hub:me/set@", "hub:me/set@:train", "hub:me//x"])
+@pytest.mark.parametrize(
+    "spec", ["hub:", "hub:@main", "hub:me/set@", "hub:me/set@:train", "hub:me//x"]
+)
 def test_a_name_without_a_part_is_refused_before_anything_is_read(spec: str) -> None:
     with pytest.raises(UserError, match="is not the name of a data set"):
         read(spec)
@@ -61,7 +67,7 @@ def parquet(broken: bool) -> bytes:
     out = io.BytesIO()
     pq.write_table(arrow.table({"text": ["a", "b", "c", "d"]}), out)
     whole = out.getvalue()
-    return whole[:len(whole) // 2] + bytes(len(whole) // 2) if broken else whole
+    return whole[: len(whole) // 2] + bytes(len(whole) // 2) if broken else whole
 
 
 @pytest.mark.slow
@@ -71,30 +77,62 @@ def test_sets_are_read_at_a_commit_and_refused_in_a_line(tmp_path: Path) -> None
         repo = server.add("me/one", {"train.jsonl": lines(2, "old")}, "dataset")
         old = repo.commits[-1].id
         new = repo.commit("more", "", {"train.jsonl": lines(3, "new")}).id
-        configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("en", "de"))
+        configs = "".join(
+            f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("en", "de")
+        )
         card = f"---\nconfigs:\n{configs}---\n"
-        server.add("me/two", {"README.md": card.encode(), "en.jsonl": lines(1, "one"), "de.jsonl": lines(1, "ein")},
-                   "dataset")
+        server.add(
+            "me/two",
+            {"README.md": card.encode(), "en.jsonl": lines(1, "one"), "de.jsonl": lines(1, "ein")},
+            "dataset",
+        )
         shards = {f"data/train-0000{n}-of-00002.parquet": parquet(n == 1) for n in range(2)}
         server.add("me/bad", shards, "dataset")
-        said = shown(server, tmp_path, "hub:me/one", f"hub:me/one@{old}", "hub:me/one@main:train", "hub:me/two",
-                     "hub:me/two/de", "hub:me/bad", "hub:me/one:test", "hub:me/one@v9")
+        said = shown(
+            server,
+            tmp_path,
+            "hub:me/one",
+            f"hub:me/one@{old}",
+            "hub:me/one@main:train",
+            "hub:me/two",
+            "hub:me/two/de",
+            "hub:me/bad",
+            "hub:me/one:test",
+            "hub:me/one@v9",
+        )
         repo_bad = server.repo("me/bad", "dataset")
         repo_bad.commit("mended", "", {name: parquet(False) for name in shards})
         server.ask_for("GET", "train-00001", "status", status=500, times=1000)
         said.append(*shown(server, tmp_path, "hub:me/bad"))
-    assert said[:3] == [f"['new 0', 'new 1', 'new 2'] {new}", f"['old 0', 'old 1'] {old}",
-                        f"['new 0', 'new 1', 'new 2'] {new}"]
-    assert "has several configs, name one: en, de (hub:me/two/en:train)" in said[3] and said[4].startswith("['ein 0']")
-    assert "hub:me/bad: cannot be read after row 4: " in said[5] and "Available splits: ['train']" in said[6]
+    assert said[:3] == [
+        f"['new 0', 'new 1', 'new 2'] {new}",
+        f"['old 0', 'old 1'] {old}",
+        f"['new 0', 'new 1', 'new 2'] {new}",
+    ]
+    assert "has several configs, name one: en, de (hub:me/two/en:train)" in said[3] and said[
+        4
+    ].startswith("['ein 0']")
+    assert (
+        "hub:me/bad: cannot be read after row 4: " in said[5]
+        and "Available splits: ['train']" in said[6]
+    )
     assert "Revision 'v9' doesn't exist" in said[7]
-    assert "hub:me/bad: cannot be read after row 4: " in said[8] and "500 Internal Server Error" in said[8]
+    assert (
+        "hub:me/bad: cannot be read after row 4: " in said[8]
+        and "500 Internal Server Error" in said[8]
+    )
 
 
 def shown(server: HubServer, home: Path, *specs: str) -> list[str]:
     """A line for each."""
-    env = {**environment(server, home), "HF_DATASETS_CACHE": str(home / "datasets"), "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", SHOW, *specs], capture_output=True, text=True, env=env, timeout=300)
+    env = {
+        **environment(server, home),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
+        "PYTHONPATH": os.getcwd(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, *specs], capture_output=True, text=True, env=env, timeout=300
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     return done.stdout.splitlines()
 
@@ -114,19 +152,29 @@ def test_what_breaks_off_is_told_with_its_row(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: Builder())
     found = read("hub:me/one")
-    with pytest.raises(UserError, match="cannot be read after row 1: the server has gone") as caught:
+    with pytest.raises(
+        UserError, match="cannot be read after row 1: the server has gone"
+    ) as caught:
         list(found)
     assert caught.value.where == "hub:me/one" and found.commit == "ab" * 20
 
 
-@pytest.mark.parametrize(("said", "hint"), [
-    ("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)", "HF_HUB_OFFLINE"),
-    ("Couldn't reach 'a/b' on the Hub (ConnectionError)", "network"), ("Dataset 'a/b' doesn't exist", "hub:OWNER")])
-def test_a_hub_that_is_not_reached_is_no_wrong_name(said: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)", "HF_HUB_OFFLINE"),
+        ("Couldn't reach 'a/b' on the Hub (ConnectionError)", "network"),
+        ("Dataset 'a/b' doesn't exist", "hub:OWNER"),
+    ],
+)
+def test_a_hub_that_is_not_reached_is_no_wrong_name(
+    said: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets = pytest.importorskip("datasets")
 
     def fails(*_: Any, **__: Any) -> None:
         raise ConnectionError(said)
+
     monkeypatch.setattr(datasets, "load_dataset_builder", fails)
     with pytest.raises(UserError, match="cannot be loaded") as error:
         next(iter(read("hub:a/b")))
@@ -137,9 +185,13 @@ def test_a_card_names_the_commit_and_a_set_with_a_config(tmp_path: Path) -> None
     run = RunFolder(tmp_path / "run")
     write_stage(run.stage("sft"), 1, model="/somewhere/base")
     configure(run, "sft", data="hub:org/chats/en@main:train")
-    (run.stage("sft").path / "commits.json").write_text(json.dumps({"hub:org/chats/en@main:train": "cd" * 20}))
+    (run.stage("sft").path / "commits.json").write_text(
+        json.dumps({"hub:org/chats/en@main:train": "cd" * 20})
+    )
     card = run_card(run, "sft", "me/m").text
-    assert f"org/chats/en@main:train at {'cd' * 6}" in card and "- org/chats\n" in card.split("---")[1]
+    assert (
+        f"org/chats/en@main:train at {'cd' * 6}" in card and "- org/chats\n" in card.split("---")[1]
+    )
     from ondevice.publishing.history import history
 
     assert hub_datasets(history(run, "sft")) == ["org/chats"]

@@ -1,4 +1,6 @@
-"""`sanitize`: nothing that a model says acts on a terminal, hides from a reader or escapes from HTML."""
+"""`sanitize`: nothing that a model says acts on a terminal, hides from a reader or escapes from
+HTML.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ HOSTILE = [
     ("colours", "\x1b[31mred\x1b[0m", "␛[31mred␛[0m"),
     ("window title (OSC 0)", "\x1b]0;owned\x07", "␛]0;owned␇"),
     ("clipboard (OSC 52)", "\x1b]52;c;cm0gLXJm\x07", "␛]52;c;cm0gLXJm␇"),
-    ("hyperlink (OSC 8)", "\x1b]8;;http://x\x1b\\text\x1b]8;;\x1b\\", "␛]8;;http://x␛\\text␛]8;;␛\\"),
+    (
+        "hyperlink (OSC 8)",
+        "\x1b]8;;http://x\x1b\\text\x1b]8;;\x1b\\",
+        "␛]8;;http://x␛\\text␛]8;;␛\\",
+    ),
     ("device control (DCS)", "\x1bP$q\x22p\x1b\\", '␛P$q"p␛\\'),
     ("status report", "\x1b[6n\x1b[c", "␛[6n␛[c"),
     ("alternate screen", "\x1b[?1049h", "␛[?1049h"),
@@ -72,7 +78,10 @@ INNOCENT = [
 ]
 
 anything = st.text(st.characters(exclude_categories=()), max_size=80)  # surrogates too
-nasty = st.text(st.sampled_from("ab é\x1b\x00\t\n\r\x9b\u200c\u200d\u202e\u2028\ud800\ufeff\U000e0041م😀"), max_size=40)
+nasty = st.text(
+    st.sampled_from("ab é\x1b\x00\t\n\r\x9b\u200c\u200d\u202e\u2028\ud800\ufeff\U000e0041م😀"),
+    max_size=40,
+)
 
 
 def acts(text: str) -> set[str]:
@@ -80,7 +89,9 @@ def acts(text: str) -> set[str]:
     return {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c != "\n"}
 
 
-@pytest.mark.parametrize(("text", "shown"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
+@pytest.mark.parametrize(
+    ("text", "shown"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE]
+)
 def test_hostile_text_is_shown_not_obeyed(text: str, shown: str) -> None:
     assert sanitize(text) == shown
     shown.encode()  # goes through UTF-8
@@ -96,8 +107,21 @@ def test_there_are_forty_hostile_strings() -> None:
 
 
 def test_every_control_and_format_character_of_unicode_is_covered() -> None:
-    seen_before_numbers = {"\u0600", "\u0601", "\u0602", "\u0603", "\u0604", "\u0605", "\u06dd", "\u070f", "\u0890",
-                           "\u0891", "\u08e2", "\U000110bd", "\U000110cd"}
+    seen_before_numbers = {
+        "\u0600",
+        "\u0601",
+        "\u0602",
+        "\u0603",
+        "\u0604",
+        "\u0605",
+        "\u06dd",
+        "\u070f",
+        "\u0890",
+        "\u0891",
+        "\u08e2",
+        "\U000110bd",
+        "\U000110cd",
+    }
     missed = [
         f"{ord(c):x}"
         for c in map(chr, range(sys.maxunicode + 1))

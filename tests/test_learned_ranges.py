@@ -1,5 +1,6 @@
-"""What a chat teaches is what its assistant says: contents, thoughts, calls and stop tokens, and nothing else; held
-against the difference of two renderings (learned_oracle.py) on the chat templates that TRL ships."""
+"""What a chat teaches is what its assistant says: contents, thoughts, calls and stop tokens, and
+nothing else; held against the difference of two renderings (learned_oracle.py) on the chat
+templates that TRL ships."""
 
 from __future__ import annotations
 
@@ -38,7 +39,16 @@ from tokenizer_kinds import KINDS, of_kind
 
 # Of models that see; their templates want contents in a form that the oracle does not write.
 IN_PARTS = ("llava", "idefics", "smolvlm")
-FEW = ("qwen2_5", "qwen3", "qwen3_training", "deepseek_r1_distill", "gptoss", "llama3_1", "gemma3", "lfm2_2_5")
+FEW = (
+    "qwen2_5",
+    "qwen3",
+    "qwen3_training",
+    "deepseek_r1_distill",
+    "gptoss",
+    "llama3_1",
+    "gemma3",
+    "lfm2_2_5",
+)
 
 
 def folder() -> Path:
@@ -50,15 +60,23 @@ def shipped() -> list[str]:
     from importlib.util import find_spec
 
     spec = find_spec("trl")
-    files = (Path(str(spec.origin)).parent / "chat_templates").glob("*.jinja") if spec is not None else ()
+    files = (
+        (Path(str(spec.origin)).parent / "chat_templates").glob("*.jinja")
+        if spec is not None
+        else ()
+    )
     return sorted(file.stem for file in files if not file.stem.startswith(IN_PARTS))
 
 
 def of_template(template: str, kind: str = "byte-level") -> Tokenizer:
     """The small tokenizer of a kind, with the template and the special tokens that it spells."""
-    found = re.findall(r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template)
+    found = re.findall(
+        r"<\|[\w@]+\|>|<[｜|][^<>\n]{1,30}[｜|]>|<(?:start|end)_of_\w+>|<turn\|>|<\|turn>", template
+    )
     tokenizer = of_kind(kind).with_template(template, sorted(set(found)))
-    return Tokenizer(tokenizer.inner, {"bos_token": tokenizer.named["pad_token"], **tokenizer.config}, template)
+    return Tokenizer(
+        tokenizer.inner, {"bos_token": tokenizer.named["pad_token"], **tokenizer.config}, template
+    )
 
 
 def load(name: str, kind: str = "byte-level") -> Tokenizer:
@@ -88,18 +106,27 @@ def call(name: str = "get_weather", arguments: Any = None) -> dict[str, Any]:
 
 
 def only_answers_are_learned(row: ChatRow, chat: Spoken, tokenizer: Tokenizer, oracle: Any) -> bool:
-    """Asserts that the row's ids are transformers' of a beginning of the chat, and that the learned ones stand in its
-    answers alone, from where the prompt for each ends. False where the oracle cannot tell."""
+    """Asserts that the row's ids are transformers' of a beginning of the chat, and that the learned
+    ones stand in its answers alone, from where the prompt for each ends. False where the oracle
+    cannot tell."""
     template, length = tokenizer.chat_template or "", len(chat.messages)
-    texts = {until: render(template, tokenizer.named, chat, until=until) for until in range(length, 0, -1)
-             if until == length or chat.messages[until - 1]["role"] == "assistant"}
+    texts = {
+        until: render(template, tokenizer.named, chat, until=until)
+        for until in range(length, 0, -1)
+        if until == length or chat.messages[until - 1]["role"] == "assistant"
+    }
     if None in texts.values():
         return False  # some are written only in another form of the messages
-    found = {until: oracle(text, add_special_tokens=False, return_offsets_mapping=True)
-             for until, text in texts.items()}
+    found = {
+        until: oracle(text, add_special_tokens=False, return_offsets_mapping=True)
+        for until, text in texts.items()
+    }
     ids = row.ids.tolist()
-    [until, *_] = [until for until, encoded in found.items()
-                   if ids in (encoded["input_ids"], [*encoded["input_ids"], tokenizer.eos_id])]
+    [until, *_] = [
+        until
+        for until, encoded in found.items()
+        if ids in (encoded["input_ids"], [*encoded["input_ids"], tokenizer.eos_id])
+    ]
     text, places = texts[until] or "", answers_in(template, tokenizer.named, chat, until)
     if places is None or marks_itself(template):
         return False
@@ -110,8 +137,11 @@ def only_answers_are_learned(row: ChatRow, chat: Spoken, tokenizer: Tokenizer, o
     for a, b in places:
         inside = [n for n, (start, end) in enumerate(spans) if start < b and end > a]
         first = next((n for n in inside if row.mask[n]), inside[0])
-        # What opens a turn that goes on after a tool's answer, in Gemma's, is not in the prompt, nor learned.
-        assert first == inside[0] or re.fullmatch(r"\s*<\|turn>model\n", text[a:spans[first][0]]), text[a:b]
+        # What opens a turn that goes on after a tool's answer, in Gemma's, is not in the prompt,
+        # nor learned.
+        assert first == inside[0] or re.fullmatch(
+            r"\s*<\|turn>model\n", text[a : spans[first][0]]
+        ), text[a:b]
     return True
 
 
@@ -120,40 +150,64 @@ def marks_itself(template: str) -> bool:
     return re.search(r"\{%-?\s*generation\b", template) is not None
 
 
-def held_against_the_oracle(name: str, examples: int, where: Path, kind: str = "byte-level") -> None:
+def held_against_the_oracle(
+    name: str, examples: int, where: Path, kind: str = "byte-level"
+) -> None:
     tokenizer = load(name, kind)
     oracle: Any = transformers_tokenizer(tokenizer, where)
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(spoken_chats())
     def run(chat: Spoken) -> None:
         can = renderable(tokenizer.chat_template or "", tokenizer.named, chat)
         try:
-            rows = encode_chat(to_chat({"messages": chat.messages, "tools": chat.tools})["messages"], tokenizer)
+            rows = encode_chat(
+                to_chat({"messages": chat.messages, "tools": chat.tools})["messages"], tokenizer
+            )
         except BadRow as error:
             counts["refused"] += can
             assert "message" in str(error) or "tools" in str(error) or "refuses" in str(error)
             return
         counts["accepted"] += can
-        counts["placed"] += sum(only_answers_are_learned(row, chat, tokenizer, oracle) for row in rows)
+        counts["placed"] += sum(
+            only_answers_are_learned(row, chat, tokenizer, oracle) for row in rows
+        )
         answers = [message for message in chat.messages if message["role"] == "assistant"]
         text = " ".join(learned(rows, tokenizer))
         # A template may write a function's name twice; contents and thoughts stand once.
         assert set(words_of(text)) == {word for message in answers for word in words_of(message)}
-        contents = [word for message in answers for word in words_of({**message, "tool_calls": None})]
+        contents = [
+            word for message in answers for word in words_of({**message, "tool_calls": None})
+        ]
         assert all(Counter(words_of(text))[word] == 1 for word in contents)
-        if answers and chat.messages[-1]["role"] == "assistant":  # the last row ends where its answer stops
+        if (
+            answers and chat.messages[-1]["role"] == "assistant"
+        ):  # the last row ends where its answer stops
             ids = rows[-1].ids
             last = int(rows[-1].mask.nonzero()[0][-1])
             assert tokenizer.is_stop[ids[rows[-1].mask]].any()
-            assert not tokenizer.decode(ids[last + 1:], skip_special=False).strip() or tokenizer.is_stop[ids[last]]
+            assert (
+                not tokenizer.decode(ids[last + 1 :], skip_special=False).strip()
+                or tokenizer.is_stop[ids[last]]
+            )
 
     run()
-    assert counts["accepted"] and counts["refused"] <= 0.05 * (counts["accepted"] + counts["refused"])
+    assert counts["accepted"] and counts["refused"] <= 0.05 * (
+        counts["accepted"] + counts["refused"]
+    )
     # The prompts of DeepSeek's are not the beginnings of their answers.
-    assert counts["placed"] or name.startswith("deepseek") or marks_itself(tokenizer.chat_template or "")
+    assert (
+        counts["placed"]
+        or name.startswith("deepseek")
+        or marks_itself(tokenizer.chat_template or "")
+    )
 
 
 @pytest.mark.parametrize("name", FEW)
@@ -164,19 +218,24 @@ def test_the_learned_tokens_are_what_the_assistant_says(name: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "byte-level"])
 @pytest.mark.parametrize("name", ["qwen3", "llama3_1"])
 def test_the_learned_tokens_are_what_the_assistant_says_whatever_the_kind_of_tokenizer(
-        name: str, kind: str, tmp_path: Path) -> None:
+    name: str, kind: str, tmp_path: Path
+) -> None:
     held_against_the_oracle(name, 10, tmp_path, kind)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
-def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_says(name: str, tmp_path: Path) -> None:
+def test_the_learned_tokens_of_every_shipped_template_are_what_the_assistant_says(
+    name: str, tmp_path: Path
+) -> None:
     held_against_the_oracle(name, 100, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, name", list(enumerate(shipped())))
-def test_every_shipped_template_on_another_kind_of_tokenizer(number: int, name: str, tmp_path: Path) -> None:
+def test_every_shipped_template_on_another_kind_of_tokenizer(
+    number: int, name: str, tmp_path: Path
+) -> None:
     """The kinds in turn, so that each is met by every sixth template."""
     kinds = [kind for kind in KINDS if kind != "byte-level"]
     held_against_the_oracle(name, 25, tmp_path, kinds[number % len(kinds)])
@@ -185,23 +244,35 @@ def test_every_shipped_template_on_another_kind_of_tokenizer(number: int, name: 
 # ---- rows that people have ------------------------------------------------------------------------------------------
 
 CALL_TEXT = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-WITH_CALL = (said("Hello, how can I help?"), user("Cold in Oslo?"), said("Let me look.", tool_calls=[call()]),
-             {"role": "tool", "content": "2"}, said("Yes."))
+WITH_CALL = (
+    said("Hello, how can I help?"),
+    user("Cold in Oslo?"),
+    said("Let me look.", tool_calls=[call()]),
+    {"role": "tool", "content": "2"},
+    said("Yes."),
+)
 
 
 def test_a_call_and_its_stop_token_are_learned_where_the_assistant_speaks_first() -> None:
     tokenizer = load("qwen2_5")
     assert learned(encode_chat(chat_of(*WITH_CALL), tokenizer), tokenizer) == [
-        f"Hello, how can I help?<|im_end|>Let me look.\n{CALL_TEXT}<|im_end|>Yes.<|im_end|>"]
+        f"Hello, how can I help?<|im_end|>Let me look.\n{CALL_TEXT}<|im_end|>Yes.<|im_end|>"
+    ]
     tokenizer = load("qwen3")
     assert learned(encode_chat(chat_of(*WITH_CALL), tokenizer), tokenizer) == [
         "Hello, how can I help?<|im_end|>",  # the template thinks only after a question
-        f"<think>\n\n</think>\n\nLet me look.\n{CALL_TEXT}<|im_end|>", "<think>\n\n</think>\n\nYes.<|im_end|>"]
+        f"<think>\n\n</think>\n\nLet me look.\n{CALL_TEXT}<|im_end|>",
+        "<think>\n\n</think>\n\nYes.<|im_end|>",
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "gemma3", "llama3", "cohere", "phi3", "nemotron_3_nano"])
-def test_the_ids_and_words_learned_are_those_of_trls_training_template(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "qwen3", "gemma3", "llama3", "cohere", "phi3", "nemotron_3_nano"]
+)
+def test_the_ids_and_words_learned_are_those_of_trls_training_template(
+    name: str, tmp_path: Path
+) -> None:
     """Only white space and what stands for an empty thought may differ."""
     chat = [user("Is it cold?"), said("It is."), user("Very?"), said("Yes, very.")]
     ours, theirs = load(name), load(f"{name}_training")
@@ -211,32 +282,57 @@ def test_the_ids_and_words_learned_are_those_of_trls_training_template(name: str
 
     def words(text: str) -> list[str]:
         return re.findall(r"\w+", re.sub(r"</?think>|<\|?[\w|]+\|?>", " ", text))
-    assert words(" ".join(learned(encode_chat(chat, ours), ours))) == words(theirs.decode(marked, skip_special=False))
+
+    assert words(" ".join(learned(encode_chat(chat, ours), ours))) == words(
+        theirs.decode(marked, skip_special=False)
+    )
 
 
-@pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'], ids=["object", "JSON"])
-@pytest.mark.parametrize("name", [
-    "deepseek_r1_distill", "deepseek_r1_distill_training", "qwen2_5", "qwen3", "llama3_1"])
+@pytest.mark.parametrize(
+    "arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'], ids=["object", "JSON"]
+)
+@pytest.mark.parametrize(
+    "name", ["deepseek_r1_distill", "deepseek_r1_distill_training", "qwen2_5", "qwen3", "llama3_1"]
+)
 def test_a_call_without_content_is_learned(name: str, arguments: Any) -> None:
-    """DeepSeek's writes a call only where the content is null, and wants its arguments as JSON; others as an object."""
+    """DeepSeek's writes a call only where the content is null, and wants its arguments as JSON;
+    others as an object.
+    """
     tokenizer = load(name)
-    chat = chat_of(user("Cold in Oslo?"), said(None, tool_calls=[call(arguments=arguments)]),
-                   {"role": "tool", "content": "2"}, said("Yes."))
+    chat = chat_of(
+        user("Cold in Oslo?"),
+        said(None, tool_calls=[call(arguments=arguments)]),
+        {"role": "tool", "content": "2"},
+        said("Yes."),
+    )
     text = "".join(learned(encode_chat(chat, tokenizer), tokenizer))
-    assert text.count("get_weather") == 1 and text.count('{"city": "Oslo"}') == 1 and "None" not in text
+    assert (
+        text.count("get_weather") == 1
+        and text.count('{"city": "Oslo"}') == 1
+        and "None" not in text
+    )
 
 
 def test_a_null_is_not_learned_as_a_word() -> None:
     tokenizer = load("glm4moe")
-    [text] = learned(encode_chat(chat_of(user("a"), said(None, tool_calls=[call()])), tokenizer), tokenizer)
+    [text] = learned(
+        encode_chat(chat_of(user("a"), said(None, tool_calls=[call()])), tokenizer), tokenizer
+    )
     assert "get_weather" in text and "None" not in text
 
 
 @pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
-@pytest.mark.parametrize("name, text", [
-    ("qwen3", "<think>\nOslo in winter.\n</think>\n\nYes.<|im_end|>"),
-    ("gptoss", "<|channel|>analysis<|message|>Oslo in winter.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
-               "<|return|>")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("qwen3", "<think>\nOslo in winter.\n</think>\n\nYes.<|im_end|>"),
+        (
+            "gptoss",
+            "<|channel|>analysis<|message|>Oslo in winter.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+            "<|return|>",
+        ),
+    ],
+)
 def test_a_thought_is_learned_by_each_of_its_names(name: str, text: str, key: str) -> None:
     tokenizer = load(name)
     chat = chat_of(user("Is it cold?"), said("Yes.", **{key: "Oslo in winter."}))
@@ -247,19 +343,26 @@ def test_an_answer_that_begins_with_its_thought_is_learned_whole() -> None:
     answer = "<think>\nOne more than two.\n</think>\n\nIt is 3."
     tokenizer = load("deepseek_r1_distill")
     chat = chat_of(user("1 and 2?"), said(answer), user("And 4?"), said(answer))
-    assert learned(encode_chat(chat, tokenizer), tokenizer) == [f"{answer}<｜end▁of▁sentence｜>"] * 2
+    assert (
+        learned(encode_chat(chat, tokenizer), tokenizer) == [f"{answer}<｜end▁of▁sentence｜>"] * 2
+    )
     rows = encode_chat(chat, tokenizer)
     asked = prompt_ids(chat[:3], tokenizer)  # which opens the thought itself
-    assert rows[1].ids[:len(asked)].tolist() == asked
+    assert rows[1].ids[: len(asked)].tolist() == asked
 
 
-@pytest.mark.parametrize("name, message, what", [
-    ("llama3_1", said("Let me look.", tool_calls=[call()]), "its content"),
-    ("llama3", said("Yes.", thinking="Oslo in winter."), "its thought"),
-    ("gptoss", said(None, tool_calls=[call(), call("other")]), "its call 2"),
-    ("lfm2", said("", tool_calls=[call()]), "its call 1")])
+@pytest.mark.parametrize(
+    "name, message, what",
+    [
+        ("llama3_1", said("Let me look.", tool_calls=[call()]), "its content"),
+        ("llama3", said("Yes.", thinking="Oslo in winter."), "its thought"),
+        ("gptoss", said(None, tool_calls=[call(), call("other")]), "its call 2"),
+        ("lfm2", said("", tool_calls=[call()]), "its call 1"),
+    ],
+)
 def test_a_row_of_which_something_would_be_learned_nowhere_is_refused_by_name(
-        name: str, message: dict[str, Any], what: str) -> None:
+    name: str, message: dict[str, Any], what: str
+) -> None:
     with pytest.raises(BadRow, match=f"message 2: {what} leaves no trace"):
         encode_chat(chat_of(user("Cold?"), message), load(name))
 
@@ -280,7 +383,9 @@ def test_a_message_or_tools_that_the_template_drops_refuse_the_row() -> None:
 @pytest.mark.parametrize("name", ["own", "qwen2_5", "qwen3", "qwen3_training"])
 def test_a_turn_of_weight_zero_is_read_and_not_learned(name: str) -> None:
     tokenizer = small_tokenizer() if name == "own" else load(name)
-    chat = chat_of(user("Two and two?"), said("Five.", weight=0), user("Sure?"), said("No, four.", weight=1))
+    chat = chat_of(
+        user("Two and two?"), said("Five.", weight=0), user("Sure?"), said("No, four.", weight=1)
+    )
     rows = encode_chat(chat, tokenizer)
     assert "Five." in tokenizer.decode(rows[-1].ids)
     [text] = learned(rows, tokenizer)
@@ -291,40 +396,79 @@ def test_a_turn_of_weight_zero_is_read_and_not_learned(name: str) -> None:
         encode_chat(chat_of(user("Two?"), said("Five.", weight=0.5)), tokenizer)
 
 
-FLAGS = {"train": (False, True), "training": (False, True), "trainable": (0, 1), "train_on_turn": (False, True),
-         "loss": (False, True), "masked": (True, False), "mask": (1, 0), "weight": (0, 1)}
+FLAGS = {
+    "train": (False, True),
+    "training": (False, True),
+    "trainable": (0, 1),
+    "train_on_turn": (False, True),
+    "loss": (False, True),
+    "masked": (True, False),
+    "mask": (1, 0),
+    "weight": (0, 1),
+}
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_turn_that_says_in_another_programs_words_that_it_is_not_learned_is_not(flag: str) -> None:
+def test_a_turn_that_says_in_another_programs_words_that_it_is_not_learned_is_not(
+    flag: str,
+) -> None:
     no, yes = FLAGS[flag]
-    row = Record.of({"conversations": [{"from": "human", "value": "Two and two?", flag: no},
-                                       {"from": "gpt", "value": "Five.", flag: no}, user("Sure?"),
-                                       {"from": "gpt", "value": "No, four.", flag: yes}, user("And one?"),
-                                       said("Five.")]})
+    row = Record.of(
+        {
+            "conversations": [
+                {"from": "human", "value": "Two and two?", flag: no},
+                {"from": "gpt", "value": "Five.", flag: no},
+                user("Sure?"),
+                {"from": "gpt", "value": "No, four.", flag: yes},
+                user("And one?"),
+                said("Five."),
+            ]
+        }
+    )
     rows = encode_chat(to_chat(row)["messages"], small_tokenizer())
     [text] = learned(rows, small_tokenizer())
     assert "No, four." in text and text.count("Five.") == 1 and not list(row.unused())
-    with pytest.raises(BadRow, match="message 2 is not to be learned, and of plain text every token is"):
+    with pytest.raises(
+        BadRow, match="message 2 is not to be learned, and of plain text every token is"
+    ):
         to_text({"messages": [user("Two?"), said("Five.", **{flag: no})]})
     pair = {"prompt": "Two?", "chosen": [said("Two.")], "rejected": [said("Five.", **{flag: no})]}
     with pytest.raises(BadRow, match="all of a response is learned"):
         to_pair(pair)
     with pytest.raises(BadRow, match="all of a response is learned"):
         to_judged({"prompt": "Two?", "completion": pair["rejected"], "label": True})
-    assert to_prompt({"messages": [user("Two?"), said("Two.", **{flag: no}), user("Sure?")]})[0][1]["weight"] == 0
+    assert (
+        to_prompt({"messages": [user("Two?"), said("Two.", **{flag: no}), user("Sure?")]})[0][1][
+            "weight"
+        ]
+        == 0
+    )
 
 
-@pytest.mark.parametrize(("messages", "why"), [
-    ([user("a"), said("b", train=False, weight=1)], "train and weight contradict each other"),
-    ([user("a"), said("b", train=True, masked=True)], "train and masked contradict each other"),
-    ([user("a"), said("b", train=True, weight=0.5)], "has the weight 0.5"),
-    ([user("a"), said("b", train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}])],
-     "message 2 has train_detail: a part of a message cannot be learned"),
-    ([user("a"), said("b", train="no")], "messages.train is there"),
-    ([user("a"), said("b", masked="yes")], "messages.masked is there"),
-    ([{**user("a"), "train": True}, said("b")], r"message 1, of the user, is to be learned \(train\)")])
-def test_what_cannot_be_learned_as_it_says_refuses_the_row(messages: list[dict[str, Any]], why: str) -> None:
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([user("a"), said("b", train=False, weight=1)], "train and weight contradict each other"),
+        ([user("a"), said("b", train=True, masked=True)], "train and masked contradict each other"),
+        ([user("a"), said("b", train=True, weight=0.5)], "has the weight 0.5"),
+        (
+            [
+                user("a"),
+                said("b", train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}]),
+            ],
+            "message 2 has train_detail: a part of a message cannot be learned",
+        ),
+        ([user("a"), said("b", train="no")], "messages.train is there"),
+        ([user("a"), said("b", masked="yes")], "messages.masked is there"),
+        (
+            [{**user("a"), "train": True}, said("b")],
+            r"message 1, of the user, is to be learned \(train\)",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_as_it_says_refuses_the_row(
+    messages: list[dict[str, Any]], why: str
+) -> None:
     with pytest.raises(BadRow, match=why):
         to_chat({"messages": messages})
 
@@ -334,10 +478,18 @@ def test_a_loss_that_was_measured_is_no_flag() -> None:
     assert "weight" not in to_chat(row)["messages"][1] and list(row.unused()) == ["messages.loss"]
 
 
-def test_data_show_marks_nothing_of_a_turn_that_is_not_to_be_learned(tmp_path: Path, backend: Backend) -> None:
+def test_data_show_marks_nothing_of_a_turn_that_is_not_to_be_learned(
+    tmp_path: Path, backend: Backend
+) -> None:
     folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
-    row = {"messages": [{**user("Cold?"), "train": False}, said("Yes.", train=False), user("Sure?"),
-                        said("No.", train=True)]}
+    row = {
+        "messages": [
+            {**user("Cold?"), "train": False},
+            said("Yes.", train=False),
+            user("Sure?"),
+            said("No.", train=True),
+        ]
+    }
     (tmp_path / "chats.jsonl").write_text(json.dumps(row) + "\n")
     shown = show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=str(folder)))
     marked = "".join(text for text, is_learned in shown["examples"][0]["tokens"] if is_learned)
@@ -348,8 +500,12 @@ def test_a_rows_names_for_its_template_reach_it() -> None:
     tokenizer = load("qwen3")
     chat = chat_of(user("Is it cold?"), chat_template_kwargs={"enable_thinking": False})
     assert tokenizer.decode(prompt_ids(chat, tokenizer)).endswith("<think>\n\n</think>\n\n")
-    asked, known = to_prompt({"prompt": "Cold?", "chat_template_kwargs": '{"enable_thinking": false}'})
-    assert known == {} and tokenizer.decode(prompt_ids(asked, tokenizer)).endswith("<think>\n\n</think>\n\n")
+    asked, known = to_prompt(
+        {"prompt": "Cold?", "chat_template_kwargs": '{"enable_thinking": false}'}
+    )
+    assert known == {} and tokenizer.decode(prompt_ids(asked, tokenizer)).endswith(
+        "<think>\n\n</think>\n\n"
+    )
     with pytest.raises(BadRow, match="cannot give messages"):
         chat_of(user("a"), chat_template_kwargs={"messages": []})
     with pytest.raises(BadRow, match="not an object"):
@@ -358,8 +514,13 @@ def test_a_rows_names_for_its_template_reach_it() -> None:
 
 def test_what_a_row_tells_a_template_that_does_not_read_it_makes_the_row_bad() -> None:
     for value in ("Speak like a pirate.", True, 1, ["a"]):
-        row = chat_of(user("a"), said("b"), chat_template_kwargs={"enable_thinking": False, "custom": value})
-        with pytest.raises(BadRow, match="chat_template_kwargs gives 'custom', which the chat template does not read"):
+        row = chat_of(
+            user("a"), said("b"), chat_template_kwargs={"enable_thinking": False, "custom": value}
+        )
+        with pytest.raises(
+            BadRow,
+            match="chat_template_kwargs gives 'custom', which the chat template does not read",
+        ):
             encode_chat(row, load("qwen3"))
         with pytest.raises(BadRow, match="gives 'custom'"):
             prompt_ids(row[:1], load("qwen3"))
@@ -379,14 +540,20 @@ def test_a_setting_tells_every_template_and_a_row_wins() -> None:
         with_template_kwargs(load("qwen3"), '{"think": 1}')
     assert "enable_thinking" in str(error.value.hint)
     with pytest.raises(UserError, match="does not read"):
-        with_template_kwargs(Tokenizer(small_tokenizer().inner, small_tokenizer().config), '{"think": 1}')
+        with_template_kwargs(
+            Tokenizer(small_tokenizer().inner, small_tokenizer().config), '{"think": 1}'
+        )
 
 
 @pytest.mark.parametrize("config", [SFTConfig, GRPOConfig, SampleConfig, ChatConfig, EvalConfig])
 def test_the_setting_is_checked_before_anything_is_read(config: Any) -> None:
     given = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
     config(**given, chat_template_kwargs='{"enable_thinking": false}').check()
-    for value, why in (("{", "not JSON"), ("[1]", "not a JSON object"), ('{"tools": []}', "cannot give tools")):
+    for value, why in (
+        ("{", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"tools": []}', "cannot give tools"),
+    ):
         with pytest.raises(UserError, match=why):
             config(**given, chat_template_kwargs=value).check()
 
@@ -396,12 +563,18 @@ def test_the_setting_may_be_a_mapping(config: Any) -> None:
     given: dict[str, Any] = {"model": "m", **({"data": "d"} if config is not ChatConfig else {})}
     as_text = config(**given, chat_template_kwargs='{"enable_thinking": false}')
     as_mapping = {**given, "chat_template_kwargs": {"enable_thinking": False}}
-    assert config(**as_mapping) == from_mapping(config, as_mapping) == as_text and hash(config(**as_mapping))
+    assert config(**as_mapping) == from_mapping(config, as_mapping) == as_text and hash(
+        config(**as_mapping)
+    )
     assert from_mapping(config, to_mapping(as_text)) == as_text
     assert from_mapping(config, {**given, "chat_template_kwargs": {}}).chat_template_kwargs == ""
-    for value, why in (({1: "a"}, "1 is not a name"), ({"a": float("nan")}, "cannot be written as JSON"),
-                       ({"a": {1, 2}}, "cannot be written as JSON"), ({"tools": []}, "cannot give tools"),
-                       (["a"], "expected text")):
+    for value, why in (
+        ({1: "a"}, "1 is not a name"),
+        ({"a": float("nan")}, "cannot be written as JSON"),
+        ({"a": {1, 2}}, "cannot be written as JSON"),
+        ({"tools": []}, "cannot give tools"),
+        (["a"], "expected text"),
+    ):
         with pytest.raises(UserError, match=why) as error:
             from_mapping(config, {**given, "chat_template_kwargs": value}, "tiny.yaml: here")
         assert error.value.where == "tiny.yaml: here.chat_template_kwargs"
@@ -409,12 +582,16 @@ def test_the_setting_may_be_a_mapping(config: Any) -> None:
 
 def test_a_recipe_may_give_the_setting_as_keys_and_values(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("stages:\n  sft:\n    model: m\n    data: d\n    chat_template_kwargs:\n"
-                      "      enable_thinking: false\n      level: [1, high]\n")
+    recipe.write_text(
+        "stages:\n  sft:\n    model: m\n    data: d\n    chat_template_kwargs:\n"
+        "      enable_thinking: false\n      level: [1, high]\n"
+    )
     want = '{"enable_thinking": false, "level": [1, "high"]}'
     found = load_recipe(str(recipe))
     assert found.stages["sft"].chat_template_kwargs == want  # type: ignore[attr-defined]
-    assert parse_yaml(dump_yaml(found.mapping()), "")["stages"]["sft"]["chat_template_kwargs"] == want
+    assert (
+        parse_yaml(dump_yaml(found.mapping()), "")["stages"]["sft"]["chat_template_kwargs"] == want
+    )
     for change in ('={"enable_thinking": true}', ".enable_thinking=true"):
         change = f"sft.chat_template_kwargs{change}"
         kwargs = load_recipe(str(recipe), [change]).stages["sft"].chat_template_kwargs  # type: ignore[attr-defined]
@@ -441,34 +618,53 @@ def test_what_a_text_or_a_pair_cannot_say_is_refused(name: str) -> None:
 
 
 def test_a_key_of_a_message_that_a_template_reads_reaches_it() -> None:
-    tokenizer = of_template("{% for m in messages %}<|{{ m.role }}|>{{ m.mood }}: {{ m.content }}<|end|>{% endfor %}"
-                            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
-    text = tokenizer.decode(encode_chat(chat_of({**user("a"), "mood": "calm"}, said("b")), tokenizer)[0].ids)
+    tokenizer = of_template(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.mood }}: {{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    text = tokenizer.decode(
+        encode_chat(chat_of({**user("a"), "mood": "calm"}, said("b")), tokenizer)[0].ids
+    )
     assert "calm: a" in text
-    assert to_chat({"messages": [{**user("a"), "at": date(2026, 1, 2)}]})["messages"][0]["at"] == "2026-01-02"
+    assert (
+        to_chat({"messages": [{**user("a"), "at": date(2026, 1, 2)}]})["messages"][0]["at"]
+        == "2026-01-02"
+    )
 
 
-def test_weight_zero_and_all_tokens_learned_contradict_each_other(tmp_path: Path, backend: Backend) -> None:
+def test_weight_zero_and_all_tokens_learned_contradict_each_other(
+    tmp_path: Path, backend: Backend
+) -> None:
     import ondevice as od
 
     folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
     row = json.dumps({"messages": [user("a"), said("b", weight=0), user("c"), said("d")]})
     (tmp_path / "chats.jsonl").write_text("\n".join([row] * 20))
-    settings: dict[str, Any] = {"steps": 1, "batch_size": 1, "sequence_length": 24, "backend": backend.name,
-                                "device": "cpu"}
+    settings: dict[str, Any] = {
+        "steps": 1,
+        "batch_size": 1,
+        "sequence_length": 24,
+        "backend": backend.name,
+        "device": "cpu",
+    }
     with pytest.raises(UserError, match="a turn is not to be learned"):
         od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "all", loss_on="all", **settings)
     od.sft(folder, tmp_path / "chats.jsonl", out=tmp_path / "run", **settings)
 
 
 def of_training_template(name: str, examples: int) -> None:
-    """Learned is what TRL's training template of the same model marks, but for white space and the tags of a thought,
-    which some prompts write themselves."""
+    """Learned is what TRL's training template of the same model marks, but for white space and the
+    tags of a thought, which some prompts write themselves."""
     ours, theirs = load(name), load(f"{name}_training")
     counts: Counter[str] = Counter()
 
-    @settings(max_examples=examples, deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(spoken_chats())
     def run(chat: Spoken) -> None:
         messages = to_chat({"messages": chat.messages, "tools": chat.tools})["messages"]
@@ -480,7 +676,8 @@ def of_training_template(name: str, examples: int) -> None:
             return
         counts["compared"] += 1
         assert [re.sub(r"</?think>|\s", "", "".join(texts)) for texts in (found,)] == [
-            re.sub(r"</?think>|\s", "", "".join(wanted))]
+            re.sub(r"</?think>|\s", "", "".join(wanted))
+        ]
 
     run()
     assert counts["compared"] >= 0.1 * counts.total()
@@ -492,20 +689,35 @@ def test_what_is_learned_is_what_a_training_template_marks(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in shipped() if f"{name}_training" in shipped() and re.match(
-    r"cohere$|gemma3?$|lfm2|llama3|nemotron|qwen", name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in shipped()
+        if f"{name}_training" in shipped()
+        and re.match(r"cohere$|gemma3?$|lfm2|llama3|nemotron|qwen", name)
+    ],
+)
 def test_what_is_learned_is_what_every_training_template_marks(name: str) -> None:
-    """Left out: those that mark what opens a turn (gpt-oss, DeepSeek, Muse) or a second end of it (Phi-3, Cohere 2)."""
+    """Left out: those that mark what opens a turn (gpt-oss, DeepSeek, Muse) or a second end of it
+    (Phi-3, Cohere 2).
+    """
     of_training_template(name, 100)
 
 
 def test_a_call_is_learned_whole_where_the_template_lets_no_chat_end_after_it() -> None:
     """Qwen3.5's and later ones want a user's message in every chat that they render."""
     tokenizer = load("qwen3_6")
-    chat = chat_of(said(None, tool_calls=[call("find", {})]), {"role": "tool", "content": "2"}, user("c"), said("d"))
+    chat = chat_of(
+        said(None, tool_calls=[call("find", {})]),
+        {"role": "tool", "content": "2"},
+        user("c"),
+        said("d"),
+    )
     # The prompt for the last answer has opened a thought.
     assert "".join(learned(encode_chat(chat, tokenizer), tokenizer)) == (
-        "<tool_call>\n<function=find>\n</function>\n</tool_call><|im_end|>\n</think>\n\nd<|im_end|>")
+        "<tool_call>\n<function=find>\n</function>\n</tool_call><|im_end|>\n</think>\n\nd<|im_end|>"
+    )
 
 
 @pytest.mark.parametrize("name", ["nemotron_3_nano", "qwen3", "deepseek_r1_distill"])
@@ -520,14 +732,19 @@ def test_a_thought_inside_a_content_is_learned_in_every_turn(name: str) -> None:
 
 def test_two_tokens_that_end_a_turn_are_learned() -> None:
     tokenizer = load("cohere2")
-    tokenizer = Tokenizer(tokenizer.inner, {**tokenizer.config, "eos_token": "<|END_OF_TURN_TOKEN|>"},
-                          tokenizer.chat_template)
+    tokenizer = Tokenizer(
+        tokenizer.inner,
+        {**tokenizer.config, "eos_token": "<|END_OF_TURN_TOKEN|>"},
+        tokenizer.chat_template,
+    )
     [text] = learned(encode_chat(chat_of(user("a"), said("b")), tokenizer), tokenizer)
     assert text.endswith("b<|END_RESPONSE|><|END_OF_TURN_TOKEN|>")
 
 
 def test_a_call_of_a_prompts_history_is_written_or_the_prompt_is_refused() -> None:
-    history = chat_of(user("Cold?"), said(None, tool_calls=[call()]), {"role": "tool", "content": "2"})
+    history = chat_of(
+        user("Cold?"), said(None, tool_calls=[call()]), {"role": "tool", "content": "2"}
+    )
     for name in ("qwen2_5", "deepseek_r1_distill"):
         tokenizer = load(name)
         assert "get_weather" in tokenizer.decode(prompt_ids(history, tokenizer))

@@ -1,6 +1,8 @@
-"""The loop every stage uses: schedules by hand, early stopping, the best checkpoint, gradients that are not finite.
+"""The loop every stage uses: schedules by hand, early stopping, the best checkpoint, gradients that
+are not finite.
 
-The losses are scripted: what is trained is one number a parameter, what is measured is what the test says.
+The losses are scripted: what is trained is one number a parameter, what is measured is what the
+test says.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ondevice.training.lr_schedule import learning_rate
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
 
+
 def test_schedules_by_hand() -> None:
     """Ten steps, two of them warm-up, peak 1: the rates written out."""
     cfg = PretrainConfig(steps=10, warmup_steps=2, learning_rate=1.0)
@@ -38,14 +41,22 @@ def test_schedules_by_hand() -> None:
         return [learning_rate(step, replace(cfg, **changes)) for step in range(11)]
 
     assert rates(schedule="constant") == [0.5] + [1.0] * 10
-    assert rates(schedule="linear") == pytest.approx([0.5, 1, 1, .875, .75, .625, .5, .375, .25, .125, 0])
+    assert rates(schedule="linear") == pytest.approx(
+        [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0]
+    )
     assert rates(schedule="linear", final_lr_fraction=0.2)[2::4] == pytest.approx([1, 0.6, 0.2])
-    assert rates(schedule="cosine")[2::2] == pytest.approx([1, 0.5 + 0.5 * 2 ** -0.5, 0.5, 0.5 - 0.5 * 2 ** -0.5, 0])
+    assert rates(schedule="cosine")[2::2] == pytest.approx(
+        [1, 0.5 + 0.5 * 2**-0.5, 0.5, 0.5 - 0.5 * 2**-0.5, 0]
+    )
     assert rates(schedule="cosine", final_lr_fraction=0.1)[6] == pytest.approx(0.55)
-    assert rates(schedule="wsd", decay_fraction=0.5) == pytest.approx([.5, 1, 1, 1, 1, 1, 1, .75, .5, .25, 0])
+    assert rates(schedule="wsd", decay_fraction=0.5) == pytest.approx(
+        [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+    )
     assert rates(schedule="wsd", decay_fraction=0.0) == [0.5] + [1.0] * 10
     assert rates(schedule="linear", warmup_steps=0)[:2] == pytest.approx([1, 0.9])
-    assert rates(schedule="cosine", warmup_steps=50)[9] == pytest.approx(0.2)   # the warm-up is longer than the run
+    assert rates(schedule="cosine", warmup_steps=50)[9] == pytest.approx(
+        0.2
+    )  # the warm-up is longer than the run
 
 
 # ---- a stage whose losses are scripted ------------------------------------------------------------------------------
@@ -54,7 +65,9 @@ BEFORE = 9.0  # what is measured before the first step
 
 
 class Scripted:
-    """Both a source and what is held out. `factors`: the gradient's factor at each step, 1 where nothing is said."""
+    """Both a source and what is held out. `factors`: the gradient's factor at each step, 1 where
+    nothing is said.
+    """
 
     def __init__(self, held: Iterable[float] = (), factors: dict[int, float] | None = None) -> None:
         self.held, self.factors = list(held), factors or {}
@@ -89,17 +102,41 @@ class Stage:
         self.folder: StageFolder = RunFolder(path).create().stage("pretrain").create()
         self.said: list[str] = []
 
-    def fit(self, script: Scripted, *, resume: bool = False, changed: dict[str, tuple[float, float]] | None = None,
-            **settings: Any) -> dict[str, np.ndarray]:
-        cfg = PretrainConfig(**{"steps": 8, "schedule": "constant", "learning_rate": 1e-2, "eval_every": 1,
-                                "save_every": 0, **settings})
+    def fit(
+        self,
+        script: Scripted,
+        *,
+        resume: bool = False,
+        changed: dict[str, tuple[float, float]] | None = None,
+        **settings: Any,
+    ) -> dict[str, np.ndarray]:
+        cfg = PretrainConfig(
+            **{
+                "steps": 8,
+                "schedule": "constant",
+                "learning_rate": 1e-2,
+                "eval_every": 1,
+                "save_every": 0,
+                **settings,
+            }
+        )
         if not (resume and self.kept()):
             script.held.insert(0, BEFORE)
         stop = StopRequest()
         stop.begin(self.folder)
         with EventWriter(self.folder.events) as events:
-            ctx = Context("pretrain", self.folder, self.backend, events, stop, CorpusConfig(), (), resume,
-                          say=self.said.append, changed=changed or {})
+            ctx = Context(
+                "pretrain",
+                self.folder,
+                self.backend,
+                events,
+                stop,
+                CorpusConfig(),
+                (),
+                resume,
+                say=self.said.append,
+                changed=changed or {},
+            )
             params = fit(self.model, scripted_loss, script, script, ctx, cfg)
         return {n: self.backend.numpy(p).copy() for n, p in params.items()}
 
@@ -125,8 +162,11 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 # ---- measuring, stopping early, the best ----------------------------------------------------------------------------
 
+
 def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) -> None:
-    """After a resume it is that of the stage's beginning; it is no measurement that could be the best."""
+    """After a resume it is that of the stage's beginning; it is no measurement that could be the
+    best.
+    """
     stage.fit(Scripted([5, 4]), steps=2, save_every=1)
     assert [e["loss"] for e in stage.events("before")] == [BEFORE]
     assert [e["step"] for e in stage.events("eval")] == [1, 2]
@@ -137,13 +177,22 @@ def test_what_was_measured_before_the_first_step_is_told_and_kept(stage: Stage) 
 
 
 def test_a_checkpoint_that_cannot_be_read_back_is_told_and_the_old_one_stands(
-        stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = checkpoint.find_damage
-    monkeypatch.setattr(checkpoint, "find_damage",
-                        lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path))
+    monkeypatch.setattr(
+        checkpoint,
+        "find_damage",
+        lambda path: "a.bin has another hash" if path.name.endswith("4") else whole(path),
+    )
     stage.fit(Scripted([5, 4, 3, 2, 1]), steps=4, save_every=1)
-    assert "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay" in stage.said
-    assert [e["step"] for e in stage.events("checkpoint")] == [1, 2, 3] and {2, 3} <= set(stage.kept())
+    assert (
+        "pretrain: step-00000004 cannot be read back (a.bin has another hash): the ones before it stay"
+        in stage.said
+    )
+    assert [e["step"] for e in stage.events("checkpoint")] == [1, 2, 3] and {2, 3} <= set(
+        stage.kept()
+    )
 
 
 def test_patience_ends_the_stage_and_the_last_weights_are_its_result(stage: Stage) -> None:
@@ -167,13 +216,15 @@ def test_patience_0_never_stops(stage: Stage) -> None:
 def test_take_best_gives_the_best_weights_not_the_last(stage: Stage) -> None:
     got = stage.fit(Scripted([5, 4, 3, 3.5, 3.2, 3.1, 3.3, 3.4]), take_best=True)
     assert same(got, stage.weights_of(3)) and not same(got, stage.weights_of(8))
-    assert stage.kept() == [3, 8]      # 1 and 2 were the best of their time and made room
+    assert stage.kept() == [3, 8]  # 1 and 2 were the best of their time and made room
     assert (stage.folder.checkpoints / "best").resolve().name == "step-00000003"
     assert any("best checkpoint on held-out data, step 3" in text for text in stage.said)
 
 
 def test_take_best_and_patience_after_a_resume(stage: Stage) -> None:
-    """What was the best before the interruption is still known after it, and so is how long ago that was."""
+    """What was the best before the interruption is still known after it, and so is how long ago
+    that was.
+    """
     stage.fit(Scripted([5, 3, 3.5, 3.4]), steps=4, take_best=True, patience=4)
     got = stage.fit(Scripted([3.3, 3.2, 1, 1]), resume=True, take_best=True, patience=4)
     assert [e["step"] for e in stage.events("step")] == [1, 2, 3, 4, 5, 6]
@@ -206,7 +257,9 @@ class Steered(Scripted):
         self.memory = kept["memory"]
 
 
-def test_a_checkpoint_holds_what_the_next_work_follows_from_and_the_time_spent(stage: Stage) -> None:
+def test_a_checkpoint_holds_what_the_next_work_follows_from_and_the_time_spent(
+    stage: Stage,
+) -> None:
     stage.fit(Steered(), steps=3)
     record = checkpoint.load(stage.folder.checkpoints / "step-00000003").record
     assert record["feed"] == {"memory": 2.5} and record["spent"]["cpu_seconds"] > 0
@@ -241,10 +294,13 @@ def test_a_source_is_asked_for_each_step_once_and_never_past_the_end(stage: Stag
 
 # ---- stops ----------------------------------------------------------------------------------------------------------
 
-def test_a_stop_saves_the_step_and_going_on_ends_the_same(stage: Stage, tmp_path: Path, backend: Backend) -> None:
+
+def test_a_stop_saves_the_step_and_going_on_ends_the_same(
+    stage: Stage, tmp_path: Path, backend: Backend
+) -> None:
     class Stopping(Scripted):
         def batch(self, step: int) -> list[dict[str, np.ndarray]]:
-            if step == 4:   # asked for ahead, while step 3 is running
+            if step == 4:  # asked for ahead, while step 3 is running
                 stage.folder.stop.touch()
             return super().batch(step)
 
@@ -257,11 +313,12 @@ def test_a_stop_saves_the_step_and_going_on_ends_the_same(stage: Stage, tmp_path
     assert same(got, Stage(tmp_path / "whole", backend).fit(Scripted()))
 
 
-def test_a_save_file_asks_for_a_checkpoint_and_changes_nothing_else(stage: Stage, tmp_path: Path,
-                                                                     backend: Backend) -> None:
+def test_a_save_file_asks_for_a_checkpoint_and_changes_nothing_else(
+    stage: Stage, tmp_path: Path, backend: Backend
+) -> None:
     class Asking(Scripted):
         def batch(self, step: int) -> list[dict[str, np.ndarray]]:
-            if step == 4:   # asked for ahead, while step 3 is running
+            if step == 4:  # asked for ahead, while step 3 is running
                 stage.folder.save.touch()
             return super().batch(step)
 
@@ -270,22 +327,26 @@ def test_a_save_file_asks_for_a_checkpoint_and_changes_nothing_else(stage: Stage
     saved, last = stage.kept()
     assert saved in (3, 4, 5) and last == 8 and not stage.folder.save.exists()
     other = Stage(tmp_path / "whole", backend)
-    assert same(got, other.fit(Scripted(), eval_every=3, patience=2, keep=9)) and other.kept() == [8]
+    assert same(got, other.fit(Scripted(), eval_every=3, patience=2, keep=9)) and other.kept() == [
+        8
+    ]
     assert [e["step"] for e in stage.events("eval")] == [e["step"] for e in other.events("eval")]
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_step_without_a_finite_gradient_is_skipped_told_and_counted(stage: Stage, tmp_path: Path, backend: Backend,
-                                                                     bad: float) -> None:
+def test_a_step_without_a_finite_gradient_is_skipped_told_and_counted(
+    stage: Stage, tmp_path: Path, backend: Backend, bad: float
+) -> None:
     got = stage.fit(Scripted(factors={2: bad, 5: bad}))
     warned = stage.events("warning")
     assert [e["step"] for e in warned] == [3, 6] and "not finite" in warned[0]["message"]
     assert [e["step"] for e in stage.events("step")] == list(range(1, 9))
     assert all(np.isfinite(value).all() for value in got.values())
     six = Stage(tmp_path / "six", backend).fit(Scripted(), steps=6)
-    assert same(got, six)   # as if the two steps had not been
+    assert same(got, six)  # as if the two steps had not been
     lines = stage.folder.events.read_text().splitlines()
     assert all(json.loads(line) for line in lines) and "NaN" not in "".join(lines)
 
@@ -300,7 +361,8 @@ def test_nine_in_a_row_and_a_good_one_go_on_across_a_resume(stage: Stage) -> Non
 def test_steps_that_teach_nothing_are_told_at_once_and_again_where_they_go_on(stage: Stage) -> None:
     stage.fit(Scripted(factors={n: 0.0 for n in range(3)}), steps=5)
     assert [(e["step"], e["message"]) for e in stage.events("warning")] == [
-        (3, "3 steps in a row taught nothing: the gradient is 0")]
+        (3, "3 steps in a row taught nothing: the gradient is 0")
+    ]
     assert not [line for line in stage.said if "to the last digit" in line]
 
 
@@ -312,12 +374,18 @@ class Masked(Scripted):
 @pytest.mark.parametrize(("steps", "told"), [(1, [1]), (2, [2]), (8, [3]), (120, [3, 100])])
 def test_steps_without_a_token_to_learn_are_told(stage: Stage, steps: int, told: list[int]) -> None:
     stage.fit(Masked(), steps=steps, eval_every=0)
-    warned = [e for e in stage.events("warning") if "no token of their batches is one to learn" in e["message"]]
+    warned = [
+        e
+        for e in stage.events("warning")
+        if "no token of their batches is one to learn" in e["message"]
+    ]
     assert [e["step"] for e in warned] == told
 
 
 @pytest.mark.parametrize("held", [[BEFORE, BEFORE], [8, BEFORE], [BEFORE, 8]])
-def test_a_loss_that_training_has_not_changed_is_told_at_the_first_measurement(stage: Stage, held: list[float]) -> None:
+def test_a_loss_that_training_has_not_changed_is_told_at_the_first_measurement(
+    stage: Stage, held: list[float]
+) -> None:
     stage.fit(Scripted(held), steps=2)
     warned = [e["step"] for e in stage.events("warning") if "to the last digit" in e["message"]]
     assert warned == ([1] if held[0] == BEFORE else [])
@@ -325,6 +393,8 @@ def test_a_loss_that_training_has_not_changed_is_told_at_the_first_measurement(s
 
 def test_clipping_bounds_what_one_step_may_do(stage: Stage) -> None:
     """The norm that is told is the one before clipping."""
-    norm = 2 * np.sqrt(sum(float((stage.backend.numpy(p) ** 2).sum()) for p in stage.model.params.values()))
+    norm = 2 * np.sqrt(
+        sum(float((stage.backend.numpy(p) ** 2).sum()) for p in stage.model.params.values())
+    )
     stage.fit(Scripted(), steps=1, clip_norm=0.5)
     assert stage.events("step")[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)

@@ -1,4 +1,6 @@
-"""Adapters: what they compute, PEFT's folders both ways, merging, one on top of another, stages that train them."""
+"""Adapters: what they compute, PEFT's folders both ways, merging, one on top of another, stages
+that train them.
+"""
 
 from __future__ import annotations
 
@@ -55,24 +57,44 @@ RANK, SCALE = 3, 1.5
 def drawn(cfg: Any, names: Any, adapter: str = TRAINED, seed: int = 3) -> dict[str, Pair]:
     """An adapter of each of `names` in which both halves are something."""
     rng, known = np.random.default_rng(seed), matrices(cfg)
-    return {name: Pair(*(rng.standard_normal(shape).astype(np.float32) * np.float32(0.2) for shape in (
-        (RANK, known[name][1]), (known[name][0], RANK))), SCALE) for name in names}
+    return {
+        name: Pair(
+            *(
+                rng.standard_normal(shape).astype(np.float32) * np.float32(0.2)
+                for shape in ((RANK, known[name][1]), (known[name][0], RANK))
+            ),
+            SCALE,
+        )
+        for name in names
+    }
 
 
 def beside(found: dict[str, Pair], adapter: str = TRAINED) -> Weights:
-    return {f"{name}.{part}.{adapter}": np.asarray(x, np.float32) for name, pair in found.items()
-            for part, x in (("lora_A", pair.a), ("lora_B", pair.b), ("lora_scale", pair.scale))}
+    return {
+        f"{name}.{part}.{adapter}": np.asarray(x, np.float32)
+        for name, pair in found.items()
+        for part, x in (("lora_A", pair.a), ("lora_B", pair.b), ("lora_scale", pair.scale))
+    }
 
 
 def with_adapters(family: str) -> tuple[Any, Weights, Weights]:
-    """(config, weights, two adapters on top of each other of every matrix that a state goes through)."""
+    """(config, weights, two adapters on top of each other of every matrix that a state goes
+    through).
+    """
     cfg = models.config(family)
     names = matrices(cfg)
-    return cfg, models.weights(cfg), {**beside(drawn(cfg, names, seed=3), INHERITED),
-                                      **beside(drawn(cfg, names, seed=4), TRAINED)}
+    return (
+        cfg,
+        models.weights(cfg),
+        {
+            **beside(drawn(cfg, names, seed=3), INHERITED),
+            **beside(drawn(cfg, names, seed=4), TRAINED),
+        },
+    )
 
 
 # what an adapter computes
+
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "gpt2"])
 def test_an_adapter_is_what_is_added_to_the_weights(family: str, backend: Backend) -> None:
@@ -87,8 +109,12 @@ def test_an_adapter_is_what_is_added_to_the_weights(family: str, backend: Backen
             whole[f"{name}.weight"] = whole[f"{name}.weight"] + np.float32(SCALE) * (b @ a)
     want, dense = by_name(backend, lambda p, b: loss(backend.ops, p, b)[0], whole, batch)
     for checkpointed in (False, True):
-        got, grads = by_name(backend, lambda p, b, c=checkpointed: loss(backend.ops, p, b, checkpoint=c)[0],
-                             {**weights, **low}, batch)
+        got, grads = by_name(
+            backend,
+            lambda p, b, c=checkpointed: loss(backend.ops, p, b, checkpoint=c)[0],
+            {**weights, **low},
+            batch,
+        )
         assert got == pytest.approx(want, abs=2e-5)
         for name in matrices(cfg):
             a, b = (low[f"{name}.lora_{half}.{TRAINED}"] for half in "AB")
@@ -105,7 +131,14 @@ def test_both_backends_compute_the_same() -> None:
     for name in ("torch", "mlx"):
         backend = load_backend(name, device="cpu", dtype="float32")
         loss = partial(causal_lm_loss, model=decoder_of(cfg))
-        found.append(by_name(backend, lambda p, b, x=backend, f=loss: f(x.ops, p, b)[0], {**weights, **low}, batch))
+        found.append(
+            by_name(
+                backend,
+                lambda p, b, x=backend, f=loss: f(x.ops, p, b)[0],
+                {**weights, **low},
+                batch,
+            )
+        )
     (one, grads), (other, theirs) = found
     assert one == pytest.approx(other, abs=1e-6)
     for name in low:
@@ -117,28 +150,54 @@ def test_a_new_adapter_adds_nothing_and_is_one_on_both_backends(backend: Backend
     low = init_lora(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", backend)
     weights = {n: backend.array(w) for n, w in models.weights(cfg).items()}
     batch = on_device(backend, models.batch(cfg))
-    run = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0])
+    run = backend.inference_fn(
+        lambda p, b: causal_lm_loss(backend.ops, p, b, model=decoder_of(cfg))[0]
+    )
     assert float(run(weights, batch)) == float(run({**weights, **low}, batch))
     a = backend.numpy(low[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"])
     assert a.std() == pytest.approx((3 * cfg.hidden_size) ** -0.5, rel=0.2)
-    other = init_lora(dict(matrices(cfg)), 4, 2.0, 0, "sft lora", load_backend("torch", device="cpu"))
-    assert np.array_equal(a, load_backend("torch", device="cpu").numpy(
-        other[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"]))
+    other = init_lora(
+        dict(matrices(cfg)), 4, 2.0, 0, "sft lora", load_backend("torch", device="cpu")
+    )
+    assert np.array_equal(
+        a,
+        load_backend("torch", device="cpu").numpy(
+            other[f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"]
+        ),
+    )
 
 
-@pytest.mark.parametrize(("patterns", "count"), [
-    (("q_proj",), 2), (("self_attn.q_proj", "lm_head"), 3), (("model.layers.1.*",), 7), (("*.mlp.[gu]*_proj",), 4),
-    (("proj",), 0), (("layers.0",), 0)])
+@pytest.mark.parametrize(
+    ("patterns", "count"),
+    [
+        (("q_proj",), 2),
+        (("self_attn.q_proj", "lm_head"), 3),
+        (("model.layers.1.*",), 7),
+        (("*.mlp.[gu]*_proj",), 4),
+        (("proj",), 0),
+        (("layers.0",), 0),
+    ],
+)
 def test_patterns(patterns: tuple[str, ...], count: int) -> None:
     assert len(matching_modules(matrices(models.config("llama")), patterns)) == count
 
 
 # folders
 
-def model_with(backend: Backend, folder: Path, family: str = "llama", names: Any = None, **changes: Any) -> Model:
+
+def model_with(
+    backend: Backend, folder: Path, family: str = "llama", names: Any = None, **changes: Any
+) -> Model:
     """A folder with a base, and the model that it is with an adapter beside it."""
-    cfg = replace(small_stages.config(), **changes) if family == "llama" else models.config(
-        family, vocab_size=small_stages.small_tokenizer().vocab_size, max_position_embeddings=small_stages.CONTEXT)
+    cfg = (
+        replace(small_stages.config(), **changes)
+        if family == "llama"
+        else models.config(
+            family,
+            vocab_size=small_stages.small_tokenizer().vocab_size,
+            max_position_embeddings=small_stages.CONTEXT,
+        )
+    )
     small_stages.write(folder, backend, cfg)
     base = load_model(folder, backend)
     found = drawn(cfg, names or [n for n in matrices(cfg) if n != "lm_head"])
@@ -146,14 +205,19 @@ def model_with(backend: Backend, folder: Path, family: str = "llama", names: Any
     for name, pair in found.items():
         low |= lora_tensors(name, pair, TRAINED, backend)
     trained = frozenset(n for n in low if "scale" not in n)
-    return replace(base, params={**base.params, **low}, adapter=Adapter(str(folder), trained=trained))
+    return replace(
+        base, params={**base.params, **low}, adapter=Adapter(str(folder), trained=trained)
+    )
 
 
 def logits(model: Model, backend: Backend, ids: np.ndarray) -> np.ndarray:
     positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
     head = model.network.head
-    hidden = model.network.hidden(backend.ops, model.params, {"ids": backend.array(ids),
-                                                              "positions": backend.array(positions)})
+    hidden = model.network.hidden(
+        backend.ops,
+        model.params,
+        {"ids": backend.array(ids), "positions": backend.array(positions)},
+    )
     return np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
 
 
@@ -170,23 +234,31 @@ def test_a_folder_read_again_is_the_same_model(backend: Backend, tmp_path: Path)
     """Beside its base to the bit, and merged into it."""
     model = model_with(backend, tmp_path / "base")
     folder = written(model, backend, tmp_path / "adapter")
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors",
-                                                        "generation_config.json", "tokenizer.json",
-                                                        "tokenizer_config.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     again = load_model(folder, backend, merge=False)
     assert np.array_equal(logits(again, backend, IDS), logits(model, backend, IDS))
-    assert set(adapted_modules(again.params, INHERITED)) == set(adapted_modules(model.params, TRAINED))
+    assert set(adapted_modules(again.params, INHERITED)) == set(
+        adapted_modules(model.params, TRAINED)
+    )
     whole = load_model(folder, backend)
     assert whole.adapter is None and not adapted_modules(whole.params)
-    np.testing.assert_allclose(logits(whole, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(whole, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4
+    )
 
 
 SAID = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": True, "repetition_penalty": 1.1}
 
 
 def test_stops_and_settings_go_with_an_adapter(tmp_path: Path) -> None:
-    """The base's several stops and its settings of generation: beside it, merged, exported; the folder says to PEFT and
-    transformers where a turn ends."""
+    """The base's several stops and its settings of generation: beside it, merged, exported; the
+    folder says to PEFT and transformers where a turn ends."""
     from ondevice.config.hub import ExportConfig
     from ondevice.exports.export import export
 
@@ -194,10 +266,13 @@ def test_stops_and_settings_go_with_an_adapter(tmp_path: Path) -> None:
     model = model_with(backend, tmp_path / "base")
     listed = json.loads((tmp_path / "base" / "generation_config.json").read_text())
     stop = model.tokenizer.encode("pears")[0]
-    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(
-        {**listed, "eos_token_id": [model.tokenizer.eos_id, stop], **SAID}))
+    (tmp_path / "base" / "generation_config.json").write_text(
+        json.dumps({**listed, "eos_token_id": [model.tokenizer.eos_id, stop], **SAID})
+    )
     config = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "eos_token_id": model.tokenizer.eos_id}))
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps({**config, "eos_token_id": model.tokenizer.eos_id})
+    )
     base = load_model(tmp_path / "base", backend)
     end = base.tokenizer.inner.token_to_id("<|end|>")
     wanted = {base.tokenizer.eos_id, stop, end}
@@ -206,20 +281,32 @@ def test_stops_and_settings_go_with_an_adapter(tmp_path: Path) -> None:
     folder = written(model, backend, tmp_path / "adapter")
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|end|>"
     again = load_model(folder, backend, merge=False)
-    assert again.tokenizer.sha256() == base.tokenizer.sha256() and set(again.tokenizer.stop_ids) == wanted
+    assert (
+        again.tokenizer.sha256() == base.tokenizer.sha256()
+        and set(again.tokenizer.stop_ids) == wanted
+    )
     second = written(again, backend, tmp_path / "second")  # a stage later
     plain = tmp_path / "plain"  # PEFT's own folders hold no generation_config.json
     shutil.copytree(folder, plain)
     (plain / "generation_config.json").unlink()
     assert set(load_model(plain, backend).tokenizer.stop_ids) == wanted
     export(ExportConfig(model=str(folder), to="hf", out=str(tmp_path / "hf"), backend="torch"))
-    for made in (folder, second, merge(folder, tmp_path / "merged", backend=backend), tmp_path / "hf"):
+    for made in (
+        folder,
+        second,
+        merge(folder, tmp_path / "merged", backend=backend),
+        tmp_path / "hf",
+    ):
         said = json.loads((made / "generation_config.json").read_text())
         assert set(said["eos_token_id"]) == wanted and {name: said[name] for name in SAID} == SAID
         assert set(load_model(made, backend).tokenizer.stop_ids) == wanted
     text = modelfile("m.gguf", again.tokenizer, 60, False, generation_of(folder))[0].splitlines()
     assert {f'PARAMETER stop "{base.tokenizer.inner.id_to_token(i)}"' for i in wanted} <= set(text)
-    assert {"PARAMETER temperature 0.6", "PARAMETER repeat_penalty 1.1", "PARAMETER repeat_last_n -1"} <= set(text)
+    assert {
+        "PARAMETER temperature 0.6",
+        "PARAMETER repeat_penalty 1.1",
+        "PARAMETER repeat_last_n -1",
+    } <= set(text)
 
 
 @pytest.mark.slow
@@ -233,8 +320,11 @@ def test_peft_with_transformers_stops_where_a_turn_ends(tmp_path: Path) -> None:
     end = model.tokenizer.inner.token_to_id("<|end|>")
     head[end] = 1.0  # whatever is asked, this is the likeliest or the least likely
     assert model.adapter is not None
-    model = replace(model, params={**model.params, "lm_head.weight": head}, adapter=replace(
-        model.adapter, whole=frozenset({"lm_head.weight"})))
+    model = replace(
+        model,
+        params={**model.params, "lm_head.weight": head},
+        adapter=replace(model.adapter, whole=frozenset({"lm_head.weight"})),
+    )
     folder = written(model, backend, tmp_path / "adapter")
     loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -242,29 +332,45 @@ def test_peft_with_transformers_stops_where_a_turn_ends(tmp_path: Path) -> None:
     assert end in transformers.GenerationConfig.from_pretrained(folder).eos_token_id
     asked = (torch.tensor([[i]]) for i in range(5, 90))
     ids = next(one for one in asked if int(loaded(one).logits[0, -1].argmax()) == end)
-    out = loaded.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    out = loaded.generate(
+        ids, max_new_tokens=9, do_sample=False, eos_token_id=tokenizer.eos_token_id
+    )
     assert out[0].tolist() == [int(ids[0, 0]), end]
 
 
-def test_two_adapters_are_saved_as_the_one_that_adds_what_both_add(backend: Backend, tmp_path: Path) -> None:
+def test_two_adapters_are_saved_as_the_one_that_adds_what_both_add(
+    backend: Backend, tmp_path: Path
+) -> None:
     """Also where they are of different matrices, ranks and scales."""
     model = model_with(backend, tmp_path / "base")
     low = dict(model.params)
     rng = np.random.default_rng(8)
     for name in ("model.layers.0.self_attn.q_proj", "lm_head"):
         rows, columns = matrices(model.cfg)[name]
-        pair = Pair(rng.standard_normal((2, columns)).astype(np.float32) * np.float32(0.2),
-                    rng.standard_normal((rows, 2)).astype(np.float32) * np.float32(0.2), 4.0)
+        pair = Pair(
+            rng.standard_normal((2, columns)).astype(np.float32) * np.float32(0.2),
+            rng.standard_normal((rows, 2)).astype(np.float32) * np.float32(0.2),
+            4.0,
+        )
         low |= lora_tensors(name, pair, INHERITED, backend)
     model = model.with_params(low)
     folder = written(model, backend, tmp_path / "adapter")
     again = load_model(folder, backend, merge=False)
-    np.testing.assert_allclose(logits(again, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits(again, backend, IDS), logits(model, backend, IDS), rtol=1e-4, atol=1e-4
+    )
     found = dict(pairs(again.params, backend, INHERITED))
     assert found["model.layers.0.self_attn.q_proj"].rank == RANK + 2 and found["lm_head"].rank == 2
     own = dict(pairs(model.params, backend, TRAINED))
-    for name, pair in own.items():  # what is trained here comes back to the bit: a resume reads it from such a folder
-        assert np.array_equal(found[name].a[-RANK:], pair.a) and np.array_equal(found[name].b[:, -RANK:], pair.b)
+    for (
+        name,
+        pair,
+    ) in (
+        own.items()
+    ):  # what is trained here comes back to the bit: a resume reads it from such a folder
+        assert np.array_equal(found[name].a[-RANK:], pair.a) and np.array_equal(
+            found[name].b[:, -RANK:], pair.b
+        )
 
 
 def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -276,23 +382,40 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
     config = json.loads((folder / peft.CONFIG).read_text())
     (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "../moved"}))
     assert load_model(folder, backend).cfg.hidden_size == 32
-    (folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": "nobody/knows-this-model"}))
+    (folder / peft.CONFIG).write_text(
+        json.dumps({**config, "base_model_name_or_path": "nobody/knows-this-model"})
+    )
     with pytest.raises(UserError, match="nobody/knows-this-model is not here.*HF_HUB_OFFLINE"):
         load_model(folder, backend)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"peft_type": "IA3"}, "kind 'IA3'"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"),
-    ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"base_model_name_or_path": None}, "names no base"),
-    ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"alpha_pattern": {"(q|k_proj": 2}}, "(q|k_proj"),
-    ({"monteclora_config": {"samples": 2}}, "monteclora_config"), ({"some_new_scale": 2.0}, "some_new_scale"),
-    ({"lora_alpha": "x"}, "lora_alpha"), ({"r": 64}, f"is of rank {RANK}, adapter_config.json says 64"),
-    ({"rank_pattern": {"q_proj": 1}}, "adapter_config.json says 1"),
-    ({"target_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
-    ({"exclude_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
-    ({"layers_to_transform": [0]}, "which adapter_config.json leaves out"),
-    ({"modules_to_save": ["lm_head"]}, "lacks lm_head.weight, which adapter_config.json says was trained whole")])
-def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peft_type": "IA3"}, "kind 'IA3'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"base_model_name_or_path": None}, "names no base"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"alpha_pattern": {"(q|k_proj": 2}}, "(q|k_proj"),
+        ({"monteclora_config": {"samples": 2}}, "monteclora_config"),
+        ({"some_new_scale": 2.0}, "some_new_scale"),
+        ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"r": 64}, f"is of rank {RANK}, adapter_config.json says 64"),
+        ({"rank_pattern": {"q_proj": 1}}, "adapter_config.json says 1"),
+        ({"target_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
+        ({"exclude_modules": ["q_proj"]}, "which adapter_config.json leaves out"),
+        ({"layers_to_transform": [0]}, "which adapter_config.json leaves out"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "lacks lm_head.weight, which adapter_config.json says was trained whole",
+        ),
+    ],
+)
+def test_adapters_of_other_kinds_are_refused(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     backend = load_backend("torch", device="cpu")
     folder = written(model_with(backend, tmp_path / "base"), backend, tmp_path / "adapter")
     config = json.loads((folder / peft.CONFIG).read_text())
@@ -302,13 +425,23 @@ def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], said: str, 
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [
-    {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": [f"model.layers.{n}.mlp.up_proj" for n in (0, 2)]},
-    {"target_modules": r".*layers\.[01]\..*_proj"}, {"target_modules": ["q_proj"], "layers_to_transform": [1]},
-    {"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
-    {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "blocks"]},
-    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["mlp.up_proj"]},
-    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.0\..*"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": [f"model.layers.{n}.mlp.up_proj" for n in (0, 2)]},
+        {"target_modules": r".*layers\.[01]\..*_proj"},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+        {
+            "target_modules": ["q_proj"],
+            "layers_to_transform": [1],
+            "layers_pattern": ["h", "blocks"],
+        },
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["mlp.up_proj"]},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*\.0\..*"},
+    ],
+)
 def test_which_modules_a_config_means_is_what_peft_says(config: dict[str, Any]) -> None:
     theirs = pytest.importorskip("peft")
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -327,10 +460,15 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     tensors = backend.load(folder / peft.WEIGHTS)
     first = next(iter(tensors))
     for name, broken in {
-            "one half": {n: t for n, t in tensors.items() if n != first},
-            "not known here": {**tensors, "base_model.model.model.embed_tokens.lora_embedding_A": tensors[first] * 1},
-            "holds no tensor": {}, "lacks the adapter of": {n: t for n, t in tensors.items() if "q_proj" not in n},
-            "which the base": {**tensors, first: tensors[first][:, :-1]}}.items():
+        "one half": {n: t for n, t in tensors.items() if n != first},
+        "not known here": {
+            **tensors,
+            "base_model.model.model.embed_tokens.lora_embedding_A": tensors[first] * 1,
+        },
+        "holds no tensor": {},
+        "lacks the adapter of": {n: t for n, t in tensors.items() if "q_proj" not in n},
+        "which the base": {**tensors, first: tensors[first][:, :-1]},
+    }.items():
         backend.save(folder / peft.WEIGHTS, broken, {})
         with pytest.raises(UserError, match=name):
             load_model(folder, backend)
@@ -344,24 +482,33 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
 
 # PEFT
 
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_peft_reads_our_folders(family: str, backend: Backend, tmp_path: Path) -> None:
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     model = model_with(backend, tmp_path / "base", family)
     if family == "llama":  # a matrix that is trained whole, and ranks that differ
-        low = lora_tensors("model.layers.0.mlp.up_proj", drawn(model.cfg, ["model.layers.0.mlp.up_proj"], seed=9)
-                     ["model.layers.0.mlp.up_proj"], INHERITED, backend)
+        low = lora_tensors(
+            "model.layers.0.mlp.up_proj",
+            drawn(model.cfg, ["model.layers.0.mlp.up_proj"], seed=9)["model.layers.0.mlp.up_proj"],
+            INHERITED,
+            backend,
+        )
         head = {"lm_head.weight": model.params["lm_head.weight"] * 0.5}
         assert model.adapter is not None
-        model = replace(model, params={**model.params, **low, **head},
-                        adapter=replace(model.adapter, whole=frozenset(head)))
+        model = replace(
+            model,
+            params={**model.params, **low, **head},
+            adapter=replace(model.adapter, whole=frozenset(head)),
+        )
     folder = written(model, backend, tmp_path / "adapter")
     loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         want = loaded(input_ids=torch.tensor(IDS).long()).logits.numpy()
-    np.testing.assert_allclose(logits(load_model(folder, backend, merge=False), backend, IDS), want, rtol=1e-4,
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        logits(load_model(folder, backend, merge=False), backend, IDS), want, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -371,7 +518,11 @@ def test_peft_reads_tied_embeddings_that_were_trained(backend: Backend, tmp_path
     model = model_with(backend, tmp_path / "base", "llama-gqa-tied")
     whole = {"model.embed_tokens.weight": model.params["model.embed_tokens.weight"] * 1.5}
     assert model.adapter is not None
-    model = replace(model, params={**model.params, **whole}, adapter=replace(model.adapter, whole=frozenset(whole)))
+    model = replace(
+        model,
+        params={**model.params, **whole},
+        adapter=replace(model.adapter, whole=frozenset(whole)),
+    )
     folder = written(model, backend, tmp_path / "adapter")
     loaded = theirs.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
@@ -382,12 +533,25 @@ def test_peft_reads_tied_embeddings_that_were_trained(backend: Backend, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [
-    {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12},
-    {"target_modules": "all-linear", "r": 4, "use_rslora": True, "rank_pattern": {"up_proj": 2},
-     "alpha_pattern": {"layers.0.self_attn.q_proj": 3}},
-    {"target_modules": ["gate_proj"], "modules_to_save": ["lm_head"], "init_lora_weights": "gaussian"}],
-    ids=["two", "all, rslora, patterns", "head"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 12},
+        {
+            "target_modules": "all-linear",
+            "r": 4,
+            "use_rslora": True,
+            "rank_pattern": {"up_proj": 2},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 3},
+        },
+        {
+            "target_modules": ["gate_proj"],
+            "modules_to_save": ["lm_head"],
+            "init_lora_weights": "gaussian",
+        },
+    ],
+    ids=["two", "all, rslora, patterns", "head"],
+)
 def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_path: Path) -> None:
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
@@ -408,26 +572,39 @@ def test_we_read_pefts_folders(options: dict[str, Any], backend: Backend, tmp_pa
 
 
 HEADS: dict[str, dict[str, Any]] = {
-    "table": {"modules_to_save": ["embed_tokens"]}, "head": {"modules_to_save": ["lm_head"]},
-    "both": {"modules_to_save": ["embed_tokens", "lm_head"]}, "lora": {"target_modules": ["q_proj", "lm_head"]},
+    "table": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "lora": {"target_modules": ["q_proj", "lm_head"]},
     "table, lora": {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]},
     "table, kept tied": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
-    "patterns": {"target_modules": "all-linear", "rank_pattern": {"[qk]_proj": 3},
-                 # in the order that a file has them in: of two that fit the first counts
-                 "alpha_pattern": {r"(q|k|v)_proj": 3, r"layers\.0\.(self_attn|mlp)\.(q|up)_proj": 24}}}
+    "patterns": {
+        "target_modules": "all-linear",
+        "rank_pattern": {"[qk]_proj": 3},
+        # in the order that a file has them in: of two that fit the first counts
+        "alpha_pattern": {r"(q|k|v)_proj": 3, r"layers\.0\.(self_attn|mlp)\.(q|up)_proj": 24},
+    },
+}
 
 
 @pytest.mark.parametrize("saved", ["auto", True], ids=["", "with embeddings"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("which", HEADS)
-def test_embeddings_and_heads_of_pefts_folders(which: str, tied: bool, saved: Any, backend: Backend,
-                                               tmp_path: Path) -> None:
+def test_embeddings_and_heads_of_pefts_folders(
+    which: str, tied: bool, saved: Any, backend: Backend, tmp_path: Path
+) -> None:
     """PEFT's logits: beside the base, merged, and of the folder that we write of it."""
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     small_stages.write(tmp_path / "base", backend, small_stages.config(tie_word_embeddings=tied))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    options = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 4, "lora_alpha": 6, **HEADS[which]}
+    options = {
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj"],
+        "r": 4,
+        "lora_alpha": 6,
+        **HEADS[which],
+    }
     made = theirs.get_peft_model(base, theirs.LoraConfig(**options)).eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -439,11 +616,17 @@ def test_embeddings_and_heads_of_pefts_folders(which: str, tied: bool, saved: An
         want = made(input_ids=torch.tensor(IDS).long()).logits.numpy()
     beside = load_model(tmp_path / "adapter", backend, merge=False)
     again = written(beside, backend, tmp_path / "again")
-    for model in (beside, load_model(tmp_path / "adapter", backend), load_model(again, backend, merge=False)):
+    for model in (
+        beside,
+        load_model(tmp_path / "adapter", backend),
+        load_model(again, backend, merge=False),
+    ):
         np.testing.assert_allclose(logits(model, backend, IDS), want, rtol=1e-4, atol=1e-4)
     read = theirs.AutoPeftModelForCausalLM.from_pretrained(again).eval()
     with torch.no_grad():
-        np.testing.assert_allclose(read(input_ids=torch.tensor(IDS).long()).logits.numpy(), want, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            read(input_ids=torch.tensor(IDS).long()).logits.numpy(), want, rtol=1e-4, atol=1e-4
+        )
 
 
 # stages
@@ -453,41 +636,81 @@ LORA = {"adapter": "lora", "lora_rank": 4, "lora_alpha": 8.0}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_stages.make(tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32"))
+    return small_stages.make(
+        tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32")
+    )
 
 
 def sft(files: Path, out: Path, backend: str, **fields: Any) -> Path:
-    return od.sft(files / "policy", str(files / "chats.jsonl"), out=out, backend=backend, device="cpu", steps=4,
-                  batch_size=4, sequence_length=48, learning_rate=1e-2, eval_every=0, save_every=2, **fields)
+    return od.sft(
+        files / "policy",
+        str(files / "chats.jsonl"),
+        out=out,
+        backend=backend,
+        device="cpu",
+        steps=4,
+        batch_size=4,
+        sequence_length=48,
+        learning_rate=1e-2,
+        eval_every=0,
+        save_every=2,
+        **fields,
+    )
 
 
 @pytest.mark.slow
-def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(files: Path, tmp_path: Path, backend: Backend) -> None:
-    """The base is never touched; each reference is the stage's start; the last folder alone, with the base, is all."""
+def test_from_sft_to_dpo_to_grpo_each_on_top_of_the_last(
+    files: Path, tmp_path: Path, backend: Backend
+) -> None:
+    """The base is never touched; each reference is the stage's start; the last folder alone, with
+    the base, is all.
+    """
     name = backend.name
     before = sha256(files / "policy" / "model.safetensors")
     one = sft(files, tmp_path / "run", name, **LORA)
-    two = od.dpo(**settings(files, "dpo", tmp_path / "run", name, **LORA, model=one, steps=3, learning_rate=1e-2))
-    three = od.grpo(**settings(files, "grpo", tmp_path / "run", name, **LORA, model=two, steps=2, updates=1,
-                              learning_rate=1e-2))
+    two = od.dpo(
+        **settings(
+            files, "dpo", tmp_path / "run", name, **LORA, model=one, steps=3, learning_rate=1e-2
+        )
+    )
+    three = od.grpo(
+        **settings(
+            files,
+            "grpo",
+            tmp_path / "run",
+            name,
+            **LORA,
+            model=two,
+            steps=2,
+            updates=1,
+            learning_rate=1e-2,
+        )
+    )
     assert sha256(files / "policy" / "model.safetensors") == before
     ranks = [json.loads((m / peft.CONFIG).read_text())["r"] for m in (one, two, three)]
     assert ranks == [4, 8, 12]
-    assert {json.loads((m / peft.CONFIG).read_text())["base_model_name_or_path"] for m in (one, two, three)} == {
-        str(files / "policy")}
+    assert {
+        json.loads((m / peft.CONFIG).read_text())["base_model_name_or_path"]
+        for m in (one, two, three)
+    } == {str(files / "policy")}
     first = next(e for e in read(two.parent / "events.jsonl") if e["event"] == "step")
     assert first["loss"] == pytest.approx(np.log(2), abs=1e-6) and abs(first["margin"]) < 1e-6
     first = next(e for e in read(three.parent / "events.jsonl") if e["event"] == "step")
     assert abs(first["kl"]) < 1e-6
     kept = concat_all_lora(load_model(two, backend, merge=False).params, backend)
-    for module, pair in concat_all_lora(load_model(three, backend, merge=False).params, backend).items():
-        assert np.array_equal(pair.a[:8], kept[module].a) and np.array_equal(pair.b[:, :8], kept[module].b)
+    for module, pair in concat_all_lora(
+        load_model(three, backend, merge=False).params, backend
+    ).items():
+        assert np.array_equal(pair.a[:8], kept[module].a) and np.array_equal(
+            pair.b[:, :8], kept[module].b
+        )
         assert np.abs(pair.b[:, 8:]).max() > 0
 
 
 @pytest.mark.parametrize("start", ["whole", "adapter", "quantised with an adapter"])
-def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Path, tmp_path: Path,
-                                                           backend: Backend) -> None:
+def test_the_policy_is_the_reference_before_the_first_step(
+    start: str, files: Path, tmp_path: Path, backend: Backend
+) -> None:
     from ondevice.config.preference import DPOConfig
     from ondevice.stages.tuning import load_start, with_adapter
 
@@ -498,10 +721,15 @@ def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Pa
     if start != "whole":
         model = load_model(folder, backend)
         low: dict[str, Any] = {}
-        for name, pair in drawn(model.cfg, [n for n in matrices(model.cfg) if n != "lm_head"]).items():
+        for name, pair in drawn(
+            model.cfg, [n for n in matrices(model.cfg) if n != "lm_head"]
+        ).items():
             low |= lora_tensors(name, pair, TRAINED, backend)
-        folder = written(replace(model, params={**model.params, **low}, adapter=Adapter(str(folder))), backend,
-                         tmp_path / "adapter")
+        folder = written(
+            replace(model, params={**model.params, **low}, adapter=Adapter(str(folder))),
+            backend,
+            tmp_path / "adapter",
+        )
     cfg = DPOConfig(model=str(folder), **LORA)
     reference = load_start(cfg.model, cfg, ctx)
     policy = with_adapter(reference, cfg, ctx)
@@ -509,7 +737,9 @@ def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Pa
     rows = [Row([5, 6, 7], [8, 9, 10, 11]), Row([5, 9], [30, 31])]
     now, then = scorer.logprobs(policy.params, rows), scorer.logprobs(reference.params, rows)
     assert all(np.array_equal(a, b) for a, b in zip(now, then, strict=True))
-    assert adapted_modules(policy.params, TRAINED) and bool(adapted_modules(policy.params, INHERITED)) == (start != "whole")
+    assert adapted_modules(policy.params, TRAINED) and bool(
+        adapted_modules(policy.params, INHERITED)
+    ) == (start != "whole")
     plain = scorer.logprobs({n: p for n, p in policy.params.items() if ".lora_" not in n}, rows)
     same_as_base = all(np.allclose(a, b, atol=1e-6) for a, b in zip(now, plain, strict=True))
     assert same_as_base == (start == "whole")  # what was inherited is applied
@@ -517,15 +747,28 @@ def test_the_policy_is_the_reference_before_the_first_step(start: str, files: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "ppo", "grpo"])
-def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Path, tmp_path: Path,
-                                                           backend_name: str) -> None:
+def test_going_on_gives_the_run_that_was_never_interrupted(
+    stage: str, files: Path, tmp_path: Path, backend_name: str
+) -> None:
     """From an inherited adapter; stopped at its checkpoint in the middle; to the bit."""
     start = sft(files, tmp_path / "start", backend_name, **LORA)
 
     def run(out: str, **fields: Any) -> Path:
         if stage == "sft":
-            return sft(files, tmp_path / out, backend_name, **{**LORA, "lora_whole": ("lm_head",), **fields})
-        given = settings(files, stage, tmp_path / out, backend_name, model=start, **{**LORA, "steps": 4, **fields})
+            return sft(
+                files,
+                tmp_path / out,
+                backend_name,
+                **{**LORA, "lora_whole": ("lm_head",), **fields},
+            )
+        given = settings(
+            files,
+            stage,
+            tmp_path / out,
+            backend_name,
+            model=start,
+            **{**LORA, "steps": 4, **fields},
+        )
         return getattr(od, stage)(**given)
 
     whole = run("whole")
@@ -533,7 +776,12 @@ def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Pa
     folder = broken.parent
     # as a kill right after the checkpoint in the middle leaves it
     import shutil
-    for path in (folder / "model", folder / "value_model", folder / "checkpoints" / "step-00000004"):
+
+    for path in (
+        folder / "model",
+        folder / "value_model",
+        folder / "checkpoints" / "step-00000004",
+    ):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder / "done.json", folder / "checkpoints" / "best"):
         path.unlink(missing_ok=True)
@@ -541,6 +789,7 @@ def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Pa
     assert any(e["event"] == "resume" and e["step"] == 2 for e in read(folder / "events.jsonl"))
     assert steps(tmp_path / "broken", stage) == steps(tmp_path / "whole", stage)
     from safetensors.numpy import load_file
+
     for name in ("model", *(["value_model"] if stage == "ppo" else [])):
         one, other = (load_file(m.parent / name / peft.WEIGHTS) for m in (whole, broken))
         assert same(one, other)
@@ -548,7 +797,9 @@ def test_going_on_gives_the_run_that_was_never_interrupted(stage: str, files: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merge_writes_whole_weights(dtype: str, files: Path, tmp_path: Path, backend: Backend) -> None:
+def test_merge_writes_whole_weights(
+    dtype: str, files: Path, tmp_path: Path, backend: Backend
+) -> None:
     """What is added is added to the base as its file has it, whatever was computed in."""
     low = sft(files, tmp_path / "low", backend.name, **LORA, dtype=dtype)
     whole = sft(files, tmp_path / "whole", backend.name, **LORA, merge=True, dtype=dtype)
@@ -558,7 +809,9 @@ def test_merge_writes_whole_weights(dtype: str, files: Path, tmp_path: Path, bac
     for folder in (whole, later):
         other = load_model(folder, backend)
         for name, p in one.params.items():
-            np.testing.assert_allclose(backend.numpy(p), backend.numpy(other.params[name]), rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(
+                backend.numpy(p), backend.numpy(other.params[name]), rtol=1e-6, atol=1e-7
+            )
     with pytest.raises(UserError, match="nothing to merge"):
         merge(later, tmp_path / "again", backend=backend)
     assert merged(other, backend).params.keys() == other.params.keys()
@@ -575,7 +828,9 @@ def test_whole_weights_go_on_from_an_adapter(files: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_reward_models_head_is_trained_whole(files: Path, tmp_path: Path, backend: Backend) -> None:
+def test_a_reward_models_head_is_trained_whole(
+    files: Path, tmp_path: Path, backend: Backend
+) -> None:
     """And PEFT reads it; PPO takes it with a base of its own."""
     torch, theirs = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
@@ -584,39 +839,55 @@ def test_a_reward_models_head_is_trained_whole(files: Path, tmp_path: Path, back
     assert config["task_type"] == "SEQ_CLS" and config["modules_to_save"] == ["score"]
     model = load_model(judge, backend)
     assert model.cfg.num_labels == 1
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(files / "policy", num_labels=1)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        files / "policy", num_labels=1
+    )
     loaded = theirs.PeftModel.from_pretrained(base, judge).eval()
     text = [5, 6, 7, 8, 9]
     with torch.no_grad():
         want = loaded(input_ids=torch.tensor([text])).logits.item()
     assert Scorer(model, backend).scores(model.params, [text])[0] == pytest.approx(want, abs=1e-4)
-    made = od.ppo(**settings(files, "ppo", tmp_path / "run", backend.name, **LORA, reward_model=judge, steps=2))
+    made = od.ppo(
+        **settings(
+            files, "ppo", tmp_path / "run", backend.name, **LORA, reward_model=judge, steps=2
+        )
+    )
     assert (made / peft.CONFIG).is_file() and (made.parent / "value_model" / peft.CONFIG).is_file()
 
 
 @pytest.mark.parametrize("quantised_base", [False, True])
-def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base: bool, files: Path, tmp_path: Path,
-                                                                 backend_name: str) -> None:
-    """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add up. The loss is
-    float32's within bfloat16's noise."""
+def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(
+    quantised_base: bool, files: Path, tmp_path: Path, backend_name: str
+) -> None:
+    """The base is held in bfloat16, the adapter in float32: updates far below bfloat16's steps add
+    up. The loss is float32's within bfloat16's noise."""
     from ondevice.config.stages import SFTConfig
     from ondevice.seam.protocols import OptimSettings
     from ondevice.stages.tuning import load_start, with_adapter
 
-    folder = quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
+    folder = (
+        quantize(files / "policy", tmp_path / "low", 8, 32) if quantised_base else files / "policy"
+    )
     cfg = SFTConfig(model=str(folder), **LORA)
     losses, moved = {}, np.zeros(1)
     for dtype in ("float32", "bfloat16"):
         backend = load_backend(backend_name, device="cpu", dtype=dtype)
         ctx: Any = type("Ctx", (), {"backend": backend, "name": "sft"})
         model = with_adapter(load_start(cfg.model, cfg, ctx), cfg, ctx)
-        kept = {str(p.dtype).rpartition(".")[2] for n, p in model.params.items() if not model.trains(n)
-                and ".lora_" not in n}
+        kept = {
+            str(p.dtype).rpartition(".")[2]
+            for n, p in model.params.items()
+            if not model.trains(n) and ".lora_" not in n
+        }
         assert kept == {dtype, "uint32"} if quantised_base else {dtype}
         own = {n: p for n, p in model.params.items() if model.trains(n)}
         assert {str(p.dtype).rpartition(".")[2] for p in own.values()} == {"float32"}
-        trained = backend.trainer(partial(causal_lm_loss, model=model.network, checkpoint=True), own,
-                                  {n: p for n, p in model.params.items() if n not in own}, OptimSettings(clip_norm=0.0))
+        trained = backend.trainer(
+            partial(causal_lm_loss, model=model.network, checkpoint=True),
+            own,
+            {n: p for n, p in model.params.items() if n not in own},
+            OptimSettings(clip_norm=0.0),
+        )
         batch = models.batch(model.cfg, tokens=30)
         name = f"model.layers.0.mlp.up_proj.lora_A.{TRAINED}"
         before = backend.numpy(trained.params()[name]).copy()
@@ -628,13 +899,23 @@ def test_in_bfloat16_the_base_is_small_and_what_is_trained_exact(quantised_base:
 
 # what a person does wrong
 
-@pytest.mark.parametrize(("fields", "said"), [
-    ({"merge": True}, "merge: has no effect: there is no adapter"),
-    ({"lora_targets": ("q_proj",)}, "lora_targets: has no effect: there is no adapter"),
-    ({**LORA, "lora_targets": ("q_prj",)}, "no matrix 'q_prj' (did you mean 'q_proj'?)"),
-    ({**LORA, "chat_template": "chatml"}, "needs new tokens, for which an adapter's base has no room"),
-    ({**LORA, "lora_whole": ("embeddings",)}, "no matrix 'embeddings'"), ({**LORA, "lora_rank": 0}, "lora_rank"),
-    ({**LORA, "optimizer": "muon"}, "muon is for whole"), ({**LORA, "lora_alpha": 0}, "lora_alpha")])
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"merge": True}, "merge: has no effect: there is no adapter"),
+        ({"lora_targets": ("q_proj",)}, "lora_targets: has no effect: there is no adapter"),
+        ({**LORA, "lora_targets": ("q_prj",)}, "no matrix 'q_prj' (did you mean 'q_proj'?)"),
+        (
+            {**LORA, "chat_template": "chatml"},
+            "needs new tokens, for which an adapter's base has no room",
+        ),
+        ({**LORA, "lora_whole": ("embeddings",)}, "no matrix 'embeddings'"),
+        ({**LORA, "lora_rank": 0}, "lora_rank"),
+        ({**LORA, "optimizer": "muon"}, "muon is for whole"),
+        ({**LORA, "lora_alpha": 0}, "lora_alpha"),
+    ],
+)
 def test_wrong_settings(fields: dict[str, Any], said: str, files: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         sft(files, tmp_path / "run", "torch", **fields)
@@ -645,6 +926,8 @@ def test_settings_of_adapters_are_not_a_whole_runs_own(files: Path, tmp_path: Pa
     """A run without an adapter is the same run whatever later versions let an adapter have."""
     sft(files, tmp_path / "run", "torch")
     done = json.loads((tmp_path / "run" / "sft" / "done.json").read_text())
-    assert not [name for name in done["fingerprint"] if "lora" in name or name in ("adapter", "merge")]
+    assert not [
+        name for name in done["fingerprint"] if "lora" in name or name in ("adapter", "merge")
+    ]
     with pytest.raises(UserError, match="lora_rank: has no effect: there is no adapter"):
         sft(files, tmp_path / "run", "torch", lora_rank=8, resume=True)

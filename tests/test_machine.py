@@ -1,4 +1,6 @@
-"""`doctor`: what this machine can do, said without secrets and without failing on a broken installation."""
+"""`doctor`: what this machine can do, said without secrets and without failing on a broken
+installation.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_the_report_is_json_and_knows_this_machine() -> None:
     assert report["auto"]["why"] in text
 
 
-def test_a_token_is_present_or_not_and_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_token_is_present_or_not_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(doctor_module, "available", dict)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)

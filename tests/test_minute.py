@@ -1,4 +1,6 @@
-"""The recipe `minute`, whole, on both backends, as a newcomer runs it: the ladder climbs, all can load the folders."""
+"""The recipe `minute`, whole, on both backends, as a newcomer runs it: the ladder climbs, all can
+load the folders.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,23 @@ def finished(folder: Path, backend: str) -> tuple[Path, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
             done = subprocess.run(
-                [sys.executable, "-m", "ondevice", "run", "minute", "--out", str(out), "--backend", backend, "--device",
-                 "cpu"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
+                [
+                    sys.executable,
+                    "-m",
+                    "ondevice",
+                    "run",
+                    "minute",
+                    "--out",
+                    str(out),
+                    "--backend",
+                    backend,
+                    "--device",
+                    "cpu",
+                ],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "COLUMNS": "120"},
+            )
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stdout)
     return out, printed.read_text()
@@ -55,9 +72,14 @@ def marks(run: Path) -> dict[str, Any]:
 
 def test_the_recipe_has_every_stage_there_is() -> None:
     others = (load_recipe("minute", preference="dpo"), load_recipe("minute-encoder"))
-    modules = {found.name for found in pkgutil.iter_modules(stages.__path__)
-               if hasattr(importlib.import_module(f"ondevice.stages.{found.name}"), "run")}
-    assert {*STAGES, *(name for recipe in others for name in recipe.stages)} == modules - {"pipeline"}
+    modules = {
+        found.name
+        for found in pkgutil.iter_modules(stages.__path__)
+        if hasattr(importlib.import_module(f"ondevice.stages.{found.name}"), "run")
+    }
+    assert {*STAGES, *(name for recipe in others for name in recipe.stages)} == modules - {
+        "pipeline"
+    }
 
 
 def test_the_ladder_climbs_at_every_stage(folder: Path, backend_name: str) -> None:
@@ -115,19 +137,32 @@ def test_other_libraries_load_the_folder_and_say_the_same(folder: Path, backend_
 
     model = finished(folder, backend_name)[0] / "sft" / "model"
     prompt = "Take your time: what is 27+23?"
-    ours = od.generate(model=str(model), prompt=prompt, chat=True, temperature=0, max_new_tokens=40,
-                       backend=backend_name)[0]
+    ours = od.generate(
+        model=str(model),
+        prompt=prompt,
+        chat=True,
+        temperature=0,
+        max_new_tokens=40,
+        backend=backend_name,
+    )[0]
     assert ours.startswith("27+23: ")
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
-                                        return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
     with torch.no_grad():
         out = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).generate(
-            **ids, do_sample=False, max_new_tokens=40)
-    theirs = tokenizer.decode(out[0][ids["input_ids"].shape[1]:], skip_special_tokens=True)
+            **ids, do_sample=False, max_new_tokens=40
+        )
+    theirs = tokenizer.decode(out[0][ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert theirs == ours
 
     peer, peer_tokenizer = load(str(model))
-    chat = peer_tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    chat = peer_tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True
+    )
     assert generate(peer, peer_tokenizer, chat, max_tokens=40) == ours

@@ -48,7 +48,7 @@ def _rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 def _written(cache: np.ndarray, new: np.ndarray, at: np.ndarray) -> np.ndarray:
     out = cache.copy()
     for row, start in enumerate(at):
-        out[row, :, start:start + new.shape[2]] = new[row]
+        out[row, :, start : start + new.shape[2]] = new[row]
     return out
 
 
@@ -57,32 +57,64 @@ def _scores(p: dict[str, Any], x: Any, shift: Any) -> tuple[Any, ...]:
     return (z * z).reshape(-1, 6)[:, 0] + shift, z[:, 1]
 
 
-# name → (what is called, with ops first; the arrays; the same in numpy). Several cases of one operation: name:which
+# name → (what is called, with ops first; the arrays; the same in numpy). Several cases of one
+# operation: name:which
 CASES: dict[str, Case] = {
     "weight": (lambda o, w: o.weight({"a": w}, "a"), (W,), lambda w: w),
     "linear": (lambda o, x, w: o.linear({"a.weight": w}, "a", x), (X, W), lambda x, w: x @ w.T),
-    "linear:bias": (lambda o, x, w, b: o.linear({"a.weight": w, "a.bias": b}, "a", x), (X, W, BIAS),
-                    lambda x, w, b: x @ w.T + b),
+    "linear:bias": (
+        lambda o, x, w, b: o.linear({"a.weight": w, "a.bias": b}, "a", x),
+        (X, W, BIAS),
+        lambda x, w, b: x @ w.T + b,
+    ),
     "embed": (lambda o, t, i: o.embed({"a.weight": t}, "a", i), (TABLE, IDS), lambda t, i: t[i]),
-    "rms_norm": (lambda o, x, g: o.rms_norm({"a.weight": g}, "a", x, 1e-5), (X, GAIN),
-                 lambda x, g: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * g),
-    "layer_norm": (lambda o, x, g: o.layer_norm({"a.weight": g}, "a", x, 1e-5), (X, GAIN),
-                   lambda x, g: _standard(x) * g),
-    "layer_norm:bias": (lambda o, x, g, b: o.layer_norm({"a.weight": g, "a.bias": b}, "a", x, 1e-5), 
-                        (X, GAIN, GAIN[::-1].copy()),
-                        lambda x, g, b: _standard(x) * g + b),
-    "rope": (lambda o, x, c, s: o.rope(x, c, s), (X[:, None], np.cos(ANGLES), np.sin(ANGLES)), _rope),
-    "cache_write": (lambda o, c, n, at: o.cache_write(c, n, at),
-                    (np.zeros((3, 2, 9, 4), np.float32), RNG.standard_normal((3, 2, 2, 4)).astype(np.float32),
-                     np.array([0, 7, 3], np.int32)), _written),
+    "rms_norm": (
+        lambda o, x, g: o.rms_norm({"a.weight": g}, "a", x, 1e-5),
+        (X, GAIN),
+        lambda x, g: x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * g,
+    ),
+    "layer_norm": (
+        lambda o, x, g: o.layer_norm({"a.weight": g}, "a", x, 1e-5),
+        (X, GAIN),
+        lambda x, g: _standard(x) * g,
+    ),
+    "layer_norm:bias": (
+        lambda o, x, g, b: o.layer_norm({"a.weight": g, "a.bias": b}, "a", x, 1e-5),
+        (X, GAIN, GAIN[::-1].copy()),
+        lambda x, g, b: _standard(x) * g + b,
+    ),
+    "rope": (
+        lambda o, x, c, s: o.rope(x, c, s),
+        (X[:, None], np.cos(ANGLES), np.sin(ANGLES)),
+        _rope,
+    ),
+    "cache_write": (
+        lambda o, c, n, at: o.cache_write(c, n, at),
+        (
+            np.zeros((3, 2, 9, 4), np.float32),
+            RNG.standard_normal((3, 2, 2, 4)).astype(np.float32),
+            np.array([0, 7, 3], np.int32),
+        ),
+        _written,
+    ),
     "silu": (lambda o, x: o.silu(x), (X,), lambda x: x / (1 + np.exp(-x))),
-    "gelu": (lambda o, x: o.gelu(x), (X,), lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2),
-    "gelu:approximate": (lambda o, x: o.gelu(x, approximate=True), (X,),
-                         lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2),
+    "gelu": (
+        lambda o, x: o.gelu(x),
+        (X,),
+        lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2,
+    ),
+    "gelu:approximate": (
+        lambda o, x: o.gelu(x, approximate=True),
+        (X,),
+        lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    ),
     "softmax": (lambda o, x: o.softmax(x, -1), (50 * X,), lambda x: np.exp(x - _lse(x)[..., None])),
     "logsumexp": (lambda o, x: o.logsumexp(x, -1), (50 * X,), _lse),
-    "log_likelihood": (lambda o, x, t: o.log_likelihood(x, t), (9 * TABLE, np.arange(11, dtype=np.int32) % 8),
-                       lambda x, t: x[np.arange(11), t] - _lse(x)),
+    "log_likelihood": (
+        lambda o, x, t: o.log_likelihood(x, t),
+        (9 * TABLE, np.arange(11, dtype=np.int32) % 8),
+        lambda x, t: x[np.arange(11), t] - _lse(x),
+    ),
     "exp": (lambda o, x: o.exp(x), (X,), np.exp),
     "log": (lambda o, x: o.log(x * x + 1.0), (X,), lambda x: np.log(x * x + 1.0)),
     "tanh": (lambda o, x: o.tanh(x), (X,), np.tanh),
@@ -93,7 +125,11 @@ CASES: dict[str, Case] = {
     "max": (lambda o, x: o.max(x, 1), (X,), lambda x: x.max(1)),
     "max:keepdims": (lambda o, x: o.max(x, -1, True), (X,), lambda x: x.max(-1, keepdims=True)),
     "argmax": (lambda o, x: o.argmax(x, -1), (X,), lambda x: x.argmax(-1)),
-    "argmax:ties": (lambda o, x: o.argmax(x, -1), (np.ones((2, 4), np.float32),), lambda x: x.argmax(-1)),
+    "argmax:ties": (
+        lambda o, x: o.argmax(x, -1),
+        (np.ones((2, 4), np.float32),),
+        lambda x: x.argmax(-1),
+    ),
     "cumsum": (lambda o, x: o.cumsum(x, -1), (X,), lambda x: x.cumsum(-1)),
     "sort": (lambda o, x: o.sort(x, -1), (X,), lambda x: np.sort(x, -1)),
     "maximum": (lambda o, x, y: o.maximum(x, y), (X, Y), np.maximum),
@@ -103,7 +139,11 @@ CASES: dict[str, Case] = {
     "where": (lambda o, x, y: o.where(x < y, x, y), (X, Y), np.minimum),
     "where:numbers": (lambda o, x: o.where(x < 0, 0.0, x), (X,), lambda x: np.maximum(x, 0)),
     "take": (lambda o, t, i: o.take(t, i), (TABLE, IDS), lambda t, i: t[i]),
-    "take:flat": (lambda o, t, i: o.take(t, i), (GAIN, np.array([7, 0], np.int32)), lambda t, i: t[i]),
+    "take:flat": (
+        lambda o, t, i: o.take(t, i),
+        (GAIN, np.array([7, 0], np.int32)),
+        lambda t, i: t[i],
+    ),
     "concat": (lambda o, x, y: o.concat([x, y], 1), (X, Y), lambda x, y: np.concatenate([x, y], 1)),
     "stack": (lambda o, x, y: o.stack([x, y]), (X, Y), lambda x, y: np.stack([x, y])),
     "zeros": (lambda o: o.zeros((2, 3), "int32"), (), lambda: np.zeros((2, 3), np.int32)),
@@ -111,12 +151,21 @@ CASES: dict[str, Case] = {
     "cast:float": (lambda o, x: o.cast(x, "float32"), (IDS,), lambda x: x.astype(np.float32)),
     "constant": (lambda o: o.constant(TABLE), (), lambda: TABLE),
     "stop_gradient": (lambda o, x: o.stop_gradient(x), (X,), lambda x: x),
-    "checkpoint": (lambda o, x, y: o.checkpoint(lambda p, b: p["x"] * b)({"x": x}, y), (X, Y), lambda x, y: x * y),
-    "in_chunks": (lambda o, x, w, s: o.in_chunks(_scores, 4)({"w": w}, x, s)[0], (TABLE, W, np.arange(11)),
-                  lambda x, w, s: (x @ w.T)[:, 0] ** 2 + s),
-    "attention": (lambda o, q, k, v: o.attention(q, k, v, scale=0.5),
-                  tuple(RNG.standard_normal((2, 2, 5, 4)).astype(np.float32) for _ in range(3)),
-                  lambda q, k, v: attention(q, k, v)),
+    "checkpoint": (
+        lambda o, x, y: o.checkpoint(lambda p, b: p["x"] * b)({"x": x}, y),
+        (X, Y),
+        lambda x, y: x * y,
+    ),
+    "in_chunks": (
+        lambda o, x, w, s: o.in_chunks(_scores, 4)({"w": w}, x, s)[0],
+        (TABLE, W, np.arange(11)),
+        lambda x, w, s: (x @ w.T)[:, 0] ** 2 + s,
+    ),
+    "attention": (
+        lambda o, q, k, v: o.attention(q, k, v, scale=0.5),
+        tuple(RNG.standard_normal((2, 2, 5, 4)).astype(np.float32) for _ in range(3)),
+        lambda q, k, v: attention(q, k, v),
+    ),
 }
 
 
@@ -131,7 +180,9 @@ def test_every_operation_has_a_case() -> None:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_has_the_operations_of_the_protocol_and_no_more(name: str) -> None:
     ops = load_backend(name, device="cpu", dtype="float32").ops
-    assert {n for n in dir(ops) if callable(getattr(ops, n)) and not n.startswith("_")} - {"compute"} == operations()
+    assert {n for n in dir(ops) if callable(getattr(ops, n)) and not n.startswith("_")} - {
+        "compute"
+    } == operations()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,8 +203,18 @@ def test_softmax_of_huge_logits_is_finite(backend: Backend) -> None:
 
 # attention, against a loop over queries
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float = 0.5, causal: bool = True, window: int = 0,
-              segments: np.ndarray | None = None, lengths: np.ndarray | None = None) -> np.ndarray:
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float = 0.5,
+    causal: bool = True,
+    window: int = 0,
+    segments: np.ndarray | None = None,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
     """One query at a time; what it may see is said in words, not as a mask."""
     b, h, t_q, _ = q.shape
     out = np.zeros((b, h, t_q, v.shape[-1]), np.float64)
@@ -161,8 +222,11 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float = 0.5
         held = int(lengths[row]) if lengths is not None else k.shape[2]
         for i in range(t_q):
             at = i + held - t_q
-            seen = [j for j in range(held if not causal else max(at, 0) + 1)
-                    if not window or abs(j - at) < window]
+            seen = [
+                j
+                for j in range(held if not causal else max(at, 0) + 1)
+                if not window or abs(j - at) < window
+            ]
             if segments is not None:
                 seen = [j for j in seen if segments[row, j] == segments[row, at]]
             for head in range(h):
@@ -194,7 +258,9 @@ ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=["heads", "grouped", "one key head"])
+@pytest.mark.parametrize(
+    "heads", [(4, 4), (4, 2), (4, 1)], ids=["heads", "grouped", "one key head"]
+)
 @pytest.mark.parametrize("which", ATTENTION)
 def test_attention(backend: Backend, which: str, heads: tuple[int, int]) -> None:
     asked = dict(ATTENTION[which])
@@ -203,15 +269,22 @@ def test_attention(backend: Backend, which: str, heads: tuple[int, int]) -> None
     k, v = (rng.standard_normal((3, heads[1], 9, 8)).astype(np.float32) for _ in range(2))
     arrays = {n: backend.array(a) if isinstance(a, np.ndarray) else a for n, a in asked.items()}
     got = backend.ops.attention(*(backend.array(a) for a in (q, k, v)), scale=0.3, **arrays)
-    np.testing.assert_allclose(backend.numpy(got), attention(q, k, v, scale=0.3, **asked), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        backend.numpy(got), attention(q, k, v, scale=0.3, **asked), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_attention_of_padding_alone_has_finite_gradients(backend: Backend) -> None:
     rng = np.random.default_rng(6)
     q, k, v = (rng.standard_normal((3, 2, 9, 4)).astype(np.float32) for _ in range(3))
     segments = backend.array(np.zeros((3, 9), np.int32))
-    grads = gradient(backend, lambda p: backend.ops.sum(
-        backend.ops.attention(p["q"], p["k"], p["v"], scale=1.0, segments=segments)), {"q": q, "k": k, "v": v})
+    grads = gradient(
+        backend,
+        lambda p: backend.ops.sum(
+            backend.ops.attention(p["q"], p["k"], p["v"], scale=1.0, segments=segments)
+        ),
+        {"q": q, "k": k, "v": v},
+    )
     assert all(np.isfinite(g).all() for g in grads.values())
 
 
@@ -225,19 +298,28 @@ def test_a_row_that_holds_nothing_sees_something_finite(backend: Backend) -> Non
 
 # gradients of what concerns autograd
 
-def gradient(backend: Backend, fn: Callable[[dict[str, Any]], Any], params: dict[str, np.ndarray]) -> dict[str, Any]:
+
+def gradient(
+    backend: Backend, fn: Callable[[dict[str, Any]], Any], params: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """The gradient of a scalar by name, each backend in its own style."""
     if backend.name == "torch":
         leaves = {n: backend.array(p).requires_grad_() for n, p in params.items()}  # type: ignore[attr-defined]
         fn(leaves).backward()
-        return {n: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy() for n, p in leaves.items()}
+        return {
+            n: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+            for n, p in leaves.items()
+        }
     import mlx.core as mx
+
     grads = mx.grad(fn)({n: backend.array(p) for n, p in params.items()})
     return {n: np.array(g) for n, g in grads.items()}
 
 
 def test_stop_gradient_stops_it(backend: Backend) -> None:
-    got = gradient(backend, lambda p: backend.ops.sum(p["x"] * backend.ops.stop_gradient(p["x"])), {"x": X})
+    got = gradient(
+        backend, lambda p: backend.ops.sum(p["x"] * backend.ops.stop_gradient(p["x"])), {"x": X}
+    )
     np.testing.assert_allclose(got["x"], X)
 
 
@@ -249,8 +331,11 @@ def test_checkpoint_gives_every_argument_its_gradient(backend: Backend) -> None:
 
     def loss(p: dict[str, Any], wrap: Callable[[Any], Any]) -> Any:
         return ops.sum(wrap(body)({"a.weight": p["w"]}, p["x"]) * 2)
-    plain, again = (gradient(backend, lambda p, w=w: loss(p, w), {"x": X, "w": W})
-                    for w in (lambda f: f, ops.checkpoint))
+
+    plain, again = (
+        gradient(backend, lambda p, w=w: loss(p, w), {"x": X, "w": W})
+        for w in (lambda f: f, ops.checkpoint)
+    )
     for name in plain:
         assert np.abs(again[name]).max() > 0
         np.testing.assert_allclose(again[name], plain[name], rtol=1e-6, atol=1e-6)
@@ -264,22 +349,30 @@ def test_in_chunks_is_the_whole_with_its_gradients(backend: Backend, rows: int, 
     def loss(p: dict[str, Any], wrap: Callable[[Any], Any]) -> Any:
         a, b = wrap(_scores)({"w": p["w"]}, p["x"], shift)
         return ops.sum(a * b * shift)
-    plain, chunked = (gradient(backend, lambda p, w=w: loss(p, w), {"x": TABLE, "w": W})
-                      for w in (lambda f: f, lambda f: ops.in_chunks(f, rows, keep=keep)))
+
+    plain, chunked = (
+        gradient(backend, lambda p, w=w: loss(p, w), {"x": TABLE, "w": W})
+        for w in (lambda f: f, lambda f: ops.in_chunks(f, rows, keep=keep))
+    )
     for name in plain:
         np.testing.assert_allclose(chunked[name], plain[name], rtol=1e-5, atol=1e-4)
 
 
 def test_embedding_rows_asked_twice_add_their_gradients(backend: Backend) -> None:
     ids = backend.array(IDS)
-    for call in (lambda p: backend.ops.embed({"a.weight": p["t"]}, "a", ids), lambda p: backend.ops.take(p["t"], ids)):
+    for call in (
+        lambda p: backend.ops.embed({"a.weight": p["t"]}, "a", ids),
+        lambda p: backend.ops.take(p["t"], ids),
+    ):
         got = gradient(backend, lambda p, call=call: backend.ops.sum(call(p)), {"t": TABLE})
         np.testing.assert_array_equal(got["t"][:, 0], np.bincount(IDS.ravel(), minlength=11))
 
 
-def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Value, entropy, temperature and gradients of the seam between model and loss; entropy, which is only told, has no
-    gradient."""
+def test_log_probabilities_in_chunks_are_the_whole_ones(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value, entropy, temperature and gradients of the seam between model and loss; entropy, which
+    is only told, has no gradient."""
     from ondevice.seam.head import Head
     from ondevice.training import logprobs
 
@@ -293,13 +386,30 @@ def test_log_probabilities_in_chunks_are_the_whole_ones(backend: Backend, monkey
         monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
 
         def call(p: dict[str, Any]) -> tuple[Any, Any]:
-            return logprobs.token_logprobs(backend.ops, {"w.weight": p["w"]}, Head("w.weight"), p["x"],
-                                           backend.array(targets), temperature=0.7, entropy=True)
+            return logprobs.token_logprobs(
+                backend.ops,
+                {"w.weight": p["w"]},
+                Head("w.weight"),
+                p["x"],
+                backend.array(targets),
+                temperature=0.7,
+                entropy=True,
+            )
+
         got, entropy = call({"w": backend.array(TABLE), "x": backend.array(x)})
-        np.testing.assert_allclose(backend.numpy(got), logp[np.arange(150), targets], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(backend.numpy(entropy), -(np.exp(logp) * logp).sum(-1), rtol=1e-4, atol=1e-5)
-        grads.append(gradient(backend, lambda p, call=call: backend.ops.sum(call(p)[0]) + backend.ops.sum(call(p)[1]),
-                              {"w": TABLE, "x": x}))
+        np.testing.assert_allclose(
+            backend.numpy(got), logp[np.arange(150), targets], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            backend.numpy(entropy), -(np.exp(logp) * logp).sum(-1), rtol=1e-4, atol=1e-5
+        )
+        grads.append(
+            gradient(
+                backend,
+                lambda p, call=call: backend.ops.sum(call(p)[0]) + backend.ops.sum(call(p)[1]),
+                {"w": TABLE, "x": x},
+            )
+        )
     off = (np.eye(11)[targets] - np.exp(logp)) / 0.7
     for got in grads:
         np.testing.assert_allclose(got["w"], off.T @ x, rtol=1e-4, atol=1e-4)

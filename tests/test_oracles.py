@@ -33,49 +33,83 @@ TORCH = load_backend("torch", device="cpu", dtype="float32")
 
 
 def drawn_config(seed: int) -> DecoderConfig:
-    """A small config at random: family, heads, widths, depth, tied or not, and the family's switches."""
+    """A small config at random: family, heads, widths, depth, tied or not, and the family's
+    switches.
+    """
     rng = random.Random(seed)
     family = rng.choice(["llama", "llama", "mistral", "qwen2", "qwen3"])
     heads = rng.choice([1, 2, 4])
     raw: dict[str, Any] = {
-        "model_type": family, "vocab_size": rng.choice([67, 128]), "hidden_size": heads * rng.choice([8, 16]),
-        "intermediate_size": rng.choice([24, 40]), "num_hidden_layers": rng.choice([1, 2, 3]),
-        "num_attention_heads": heads, "num_key_value_heads": rng.choice([h for h in (1, 2, 4) if heads % h == 0]),
-        "max_position_embeddings": 64, "rms_norm_eps": rng.choice([1e-5, 1e-6]),
-        "rope_theta": rng.choice([10000.0, 500000.0]), "tie_word_embeddings": rng.random() < 0.5,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        "model_type": family,
+        "vocab_size": rng.choice([67, 128]),
+        "hidden_size": heads * rng.choice([8, 16]),
+        "intermediate_size": rng.choice([24, 40]),
+        "num_hidden_layers": rng.choice([1, 2, 3]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": rng.choice([h for h in (1, 2, 4) if heads % h == 0]),
+        "max_position_embeddings": 64,
+        "rms_norm_eps": rng.choice([1e-5, 1e-6]),
+        "rope_theta": rng.choice([10000.0, 500000.0]),
+        "tie_word_embeddings": rng.random() < 0.5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     if family == "llama":
         raw |= {"attention_bias": rng.random() < 0.5, "mlp_bias": rng.random() < 0.5}
-        raw["rope_scaling"] = rng.choice([None, models.FAMILIES["llama3-rope"]["rope_scaling"],
-                                          {"rope_type": "linear", "factor": 3.0}])
+        raw["rope_scaling"] = rng.choice(
+            [
+                None,
+                models.FAMILIES["llama3-rope"]["rope_scaling"],
+                {"rope_type": "linear", "factor": 3.0},
+            ]
+        )
     elif family == "mistral":
         raw["sliding_window"] = rng.choice([None, 3, 7])
     elif family == "qwen2":
-        raw |= {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": rng.choice([0, 1])}
+        raw |= {
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": rng.choice([0, 1]),
+        }
     else:
         raw["head_dim"] = rng.choice([8, 20])
     return DecoderConfig.parse(raw)
 
 
-CONFIGS = {**{name: models.config(name) for name in models.FAMILIES},
-           **{f"drawn {seed}": drawn_config(seed) for seed in range(16)}}
+CONFIGS = {
+    **{name: models.config(name) for name in models.FAMILIES},
+    **{f"drawn {seed}": drawn_config(seed) for seed in range(16)},
+}
 
 
 def theirs(cfg: DecoderConfig, weights: Weights) -> Any:
     """transformers' model of our config, as it reads it, with our weights."""
     raw = {k: v for k, v in cfg.to_json().items() if v is not None or k == "sliding_window"}
-    made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw),
-                                                         attn_implementation="eager").float().eval()
-    missing, unexpected = made.load_state_dict({n: torch.tensor(w) for n, w in transposed(weights).items()},
-                                               strict=False)
-    assert not unexpected and set(missing) <= ({"lm_head.weight"} if cfg.tie_word_embeddings else set())
+    made = (
+        transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(**raw), attn_implementation="eager"
+        )
+        .float()
+        .eval()
+    )
+    missing, unexpected = made.load_state_dict(
+        {n: torch.tensor(w) for n, w in transposed(weights).items()}, strict=False
+    )
+    assert not unexpected and set(missing) <= (
+        {"lm_head.weight"} if cfg.tie_word_embeddings else set()
+    )
     return made
 
 
 def ours(cfg: DecoderConfig, weights: Weights, batch: Weights) -> tuple[float, Weights]:
     leaves = {n: torch.tensor(w, requires_grad=True) for n, w in weights.items()}
-    loss, _ = causal_lm_loss(TORCH.ops, leaves, {n: TORCH.array(np.asarray(a)) for n, a in batch.items()},
-                             model=decoder_of(cfg))
+    loss, _ = causal_lm_loss(
+        TORCH.ops,
+        leaves,
+        {n: TORCH.array(np.asarray(a)) for n, a in batch.items()},
+        model=decoder_of(cfg),
+    )
     loss.backward()
     return loss.item(), {n: p.grad.numpy() for n, p in leaves.items()}
 
@@ -88,7 +122,8 @@ def assert_named_gradients(got: Weights, named: Weights) -> None:
     assert got.keys() == named.keys()
     top = max(np.abs(g).max() for g in named.values())
     for name, w in named.items():
-        # the gradient of a bias of keys is the dust of a sum that cancels: measured against the largest one
+        # the gradient of a bias of keys is the dust of a sum that cancels: measured against the
+        # largest one
         scale = max(np.abs(w).max(), 1e-3 * top)
         assert np.abs(got[name] - w).max() <= 1e-5 * scale, name
 
@@ -127,10 +162,28 @@ def test_packed_examples_are_transformers_example_by_example(name: str) -> None:
 
 # folders
 
+
 @lru_cache
 def tokenizer() -> Tokenizer:
-    words = ("the", "cat", "saw", "a", "red", "boat", "near", "Lima", "and", "Oslo", "while", "seven", "old", "men",
-             "sang", "12", "songs")
+    words = (
+        "the",
+        "cat",
+        "saw",
+        "a",
+        "red",
+        "boat",
+        "near",
+        "Lima",
+        "and",
+        "Oslo",
+        "while",
+        "seven",
+        "old",
+        "men",
+        "sang",
+        "12",
+        "songs",
+    )
     rng = random.Random(0)
     return train_tokenizer([" ".join(rng.choices(words, k=12)) + "." for _ in range(60)], 320)
 
@@ -144,7 +197,9 @@ def written(name: str, folder: Path, backend: Backend = TORCH) -> tuple[DecoderC
     cfg = models.config(name, vocab_size=tokenizer().vocab_size)
     weights = models.weights(cfg, seed=5)
     folder.mkdir()
-    write_model(folder, backend, cfg, {n: backend.array(w) for n, w in weights.items()}, tokenizer())
+    write_model(
+        folder, backend, cfg, {n: backend.array(w) for n, w in weights.items()}, tokenizer()
+    )
     return cfg, weights
 
 
@@ -155,12 +210,14 @@ TOKENS = 40
 def greedy(folder: Path, backend: Backend) -> list[list[int]]:
     model = load_model(folder, backend)
     prompts = [model.tokenizer.encode(p) for p in PROMPTS]
-    out = Generator(model, backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(model.params, prompts)
+    out = Generator(model, backend, Sampling(max_new_tokens=TOKENS, temperature=0.0)).run(
+        model.params, prompts
+    )
     return [c.ids for c in out]
 
 
 def until_stop(ids: list[int]) -> list[int]:
-    return ids[:next((i for i, t in enumerate(ids) if t in tokenizer().stop_ids), len(ids))]
+    return ids[: next((i for i, t in enumerate(ids) if t in tokenizer().stop_ids), len(ids))]
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)
@@ -176,15 +233,19 @@ def test_transformers_reads_our_folders(name: str, tmp_path: Path) -> None:
             ids = words(prompt, return_tensors="pt").input_ids
             assert ids[0].tolist() == tokenizer().encode(prompt)
             with torch.no_grad():
-                out = loaded.generate(ids, do_sample=False, max_new_tokens=TOKENS, attention_mask=torch.ones_like(ids))
-            texts.append(until_stop(out[0, ids.shape[1]:].tolist()))
+                out = loaded.generate(
+                    ids, do_sample=False, max_new_tokens=TOKENS, attention_mask=torch.ones_like(ids)
+                )
+            texts.append(until_stop(out[0, ids.shape[1] :].tolist()))
         for reader in backends():
             assert greedy(folder, reader) == texts
         assert max(len(t) for t in texts) > 5
 
 
 def reach(cfg: DecoderConfig, tokens: int) -> int:
-    """So many tokens, or as many as mlx-lm computes rightly: it reads a Mistral as a Llama without a window."""
+    """So many tokens, or as many as mlx-lm computes rightly: it reads a Mistral as a Llama without
+    a window.
+    """
     return min(cfg.windows) if cfg.model_type == "mistral" and cfg.windows else tokens
 
 
@@ -202,7 +263,9 @@ def test_mlx_lm_reads_our_folders(name: str, tmp_path: Path) -> None:
     ids = models.batch(cfg, rows=2, tokens=length)["ids"]
     positions = np.tile(np.arange(length, dtype=np.int32), (2, 1))
     params = {n: backend.array(w) for n, w in weights.items()}
-    hidden = decoder_of(cfg).hidden(backend.ops, params, {"ids": mx.array(ids), "positions": mx.array(positions)})
+    hidden = decoder_of(cfg).hidden(
+        backend.ops, params, {"ids": mx.array(ids), "positions": mx.array(positions)}
+    )
     mine = np.array(hidden @ params[decoder_of(cfg).head.name].T)
     np.testing.assert_allclose(mine, np.array(loaded(mx.array(ids))), rtol=1e-4, atol=1e-4)
     if cfg.model_type == "mistral":
@@ -225,11 +288,17 @@ def test_loss_and_gradients_are_mlx_lms(name: str, tmp_path: Path) -> None:
     reference, _ = mlx_lm.load(str(tmp_path / "m"))
     batch = models.batch(cfg, tokens=reach(cfg, 20), seed=7)
     ids, backend = mx.array(batch["ids"]), backends()[1]
-    want, theirs = nn.value_and_grad(reference, lambda m: nn.losses.cross_entropy(
-        m(ids)[:, :-1], ids[:, 1:], reduction="mean"))(reference)
-    loss, grads = mx.value_and_grad(lambda p: causal_lm_loss(
-        backend.ops, p, {n: backend.array(np.asarray(a)) for n, a in batch.items()}, model=decoder_of(cfg))[0])(
-        {n: backend.array(w) for n, w in weights.items()})
+    want, theirs = nn.value_and_grad(
+        reference, lambda m: nn.losses.cross_entropy(m(ids)[:, :-1], ids[:, 1:], reduction="mean")
+    )(reference)
+    loss, grads = mx.value_and_grad(
+        lambda p: causal_lm_loss(
+            backend.ops,
+            p,
+            {n: backend.array(np.asarray(a)) for n, a in batch.items()},
+            model=decoder_of(cfg),
+        )[0]
+    )({n: backend.array(w) for n, w in weights.items()})
     assert loss.item() == pytest.approx(want.item(), abs=1e-5)
     prefix = "transformer." if name == "gpt2" else "model."
     named = {n.replace("model.", prefix, 1): np.array(g) for n, g in tree_flatten(theirs)}
@@ -238,7 +307,9 @@ def test_loss_and_gradients_are_mlx_lms(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "llama3-rope", "qwen2", "qwen3"])
 def test_we_read_mlx_lms_folders(name: str, tmp_path: Path) -> None:
-    """As `mlx_lm.convert` and `mlx_lm.fuse` write them: the same greedy text from both our backends."""
+    """As `mlx_lm.convert` and `mlx_lm.fuse` write them: the same greedy text from both our
+    backends.
+    """
     pytest.importorskip("mlx_lm")
     from mlx_lm.utils import load, save
 
@@ -251,7 +322,9 @@ def test_we_read_mlx_lms_folders(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_we_read_transformers_folders(name: str, tmp_path: Path) -> None:
-    """As `save_pretrained` of version 5 writes them: rope under `rope_parameters` only, tied heads left out."""
+    """As `save_pretrained` of version 5 writes them: rope under `rope_parameters` only, tied heads
+    left out.
+    """
     cfg = models.config(name, vocab_size=tokenizer().vocab_size)
     reference = theirs(cfg, models.weights(cfg, seed=6))
     reference.save_pretrained(tmp_path)
@@ -264,8 +337,13 @@ def test_we_read_transformers_folders(name: str, tmp_path: Path) -> None:
         model = load_model(tmp_path, backend)
         assert (model.cfg.rope_theta, model.cfg.windows) == (cfg.rope_theta, cfg.windows)
         positions = np.tile(np.arange(30, dtype=np.int32), (2, 1))
-        hidden = backend.numpy(model.network.hidden(backend.ops, model.params, {
-            "ids": backend.array(ids), "positions": backend.array(positions)}))
+        hidden = backend.numpy(
+            model.network.hidden(
+                backend.ops,
+                model.params,
+                {"ids": backend.array(ids), "positions": backend.array(positions)},
+            )
+        )
         got = hidden @ backend.numpy(model.params[model.network.head.name]).T
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
@@ -274,7 +352,9 @@ def test_we_read_transformers_folders(name: str, tmp_path: Path) -> None:
 def test_a_round_trip_through_transformers_is_the_same_model(name: str, tmp_path: Path) -> None:
     """Ours → theirs → ours: config and weights."""
     cfg, weights = written(name, tmp_path / "a")
-    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(
+        tmp_path / "b"
+    )
     tokenizer().save(tmp_path / "b")
     one, two = (load_model(tmp_path / n, TORCH) for n in "ab")
     assert one.cfg == two.cfg

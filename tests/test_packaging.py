@@ -30,10 +30,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a fresh environment that holds the wheel; what it depends on is lent by this one.
+    """The interpreter of a fresh environment that holds the wheel; what it depends on is lent by
+    this one.
 
-    The loan is a .pth file: a path added by one is not searched for further .pth files, so that this environment's
-    editable install of the checkout is not lent with the rest.
+    The loan is a .pth file: a path added by one is not searched for further .pth files, so that
+    this environment's editable install of the checkout is not lent with the rest.
     """
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, with_pip=False)
@@ -42,9 +43,21 @@ def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     Path(own, "lent.pth").write_text("\n".join(sorted(lent)), encoding="utf-8")
     subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index",
-         "--force-reinstall", str(built["wheel"])],
-        check=True, capture_output=True,
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            str(python),
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--force-reinstall",
+            str(built["wheel"]),
+        ],
+        check=True,
+        capture_output=True,
     )
     return python
 
@@ -52,7 +65,9 @@ def installed(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 def run(python: Path, *arguments: str, cwd: Path) -> str:
     """Runs outside the checkout, with nothing of this process's paths."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    result = subprocess.run([str(python), *arguments], capture_output=True, text=True, cwd=cwd, env=env)
+    result = subprocess.run(
+        [str(python), *arguments], capture_output=True, text=True, cwd=cwd, env=env
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -61,22 +76,37 @@ def test_the_wheel_holds_the_four_packages_and_nothing_else(built: dict[str, Pat
     names = zipfile.ZipFile(built["wheel"]).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {t for t in tops if not t.endswith(".dist-info")} == {
-        "ondevice", "ondevice_torch", "ondevice_mlx", "ondevice_tui"
+        "ondevice",
+        "ondevice_torch",
+        "ondevice_mlx",
+        "ondevice_tui",
     }
     assert {"ondevice/recipes/minute.yaml", "ondevice/py.typed"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    checkout = {str(file.relative_to(above)) for above, package in (
-        (ROOT, "ondevice"), (ROOT / "backends", "ondevice_torch"), (ROOT / "backends", "ondevice_mlx"),
-        (ROOT / "tui", "ondevice_tui")) for file in (above / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts}
+    checkout = {
+        str(file.relative_to(above))
+        for above, package in (
+            (ROOT, "ondevice"),
+            (ROOT / "backends", "ondevice_torch"),
+            (ROOT / "backends", "ondevice_mlx"),
+            (ROOT / "tui", "ondevice_tui"),
+        )
+        for file in (above / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
     assert "ondevice_tui/app.tcss" in checkout and checkout <= set(names)
 
 
 def test_the_wheel_has_our_name_and_its_command(built: dict[str, Path]) -> None:
-    assert built["wheel"].name.startswith("ondevice_trainer-") and built["sdist"].name.startswith("ondevice_trainer-")
+    assert built["wheel"].name.startswith("ondevice_trainer-") and built["sdist"].name.startswith(
+        "ondevice_trainer-"
+    )
     with zipfile.ZipFile(built["wheel"]) as archive:
-        texts = {name.rsplit("/", 1)[-1]: archive.read(name).decode() for name in archive.namelist()
-                 if ".dist-info/" in name}
+        texts = {
+            name.rsplit("/", 1)[-1]: archive.read(name).decode()
+            for name in archive.namelist()
+            if ".dist-info/" in name
+        }
     assert "\nName: ondevice-trainer\n" in texts["METADATA"]
     assert "\nProvides-Extra: rewards\n" in texts["METADATA"]
     assert "ondevice = ondevice.cli:main" in texts["entry_points.txt"]
@@ -85,7 +115,14 @@ def test_the_wheel_has_our_name_and_its_command(built: dict[str, Path]) -> None:
 def test_the_sdist_can_be_tested(built: dict[str, Path]) -> None:
     with tarfile.open(built["sdist"]) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "scripts/test", "tests/conftest.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "scripts/test",
+        "tests/conftest.py",
+    } <= names
     assert not any(name.startswith((".venv", "runs/", "dist/")) for name in names)
 
 
@@ -97,7 +134,9 @@ def test_the_command_works_outside_the_checkout(installed: Path, tmp_path: Path)
 
 
 def test_the_version_and_hints_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
     assert run(installed.parent / "ondevice", "--version", cwd=tmp_path) == f"ondevice {version}\n"
     code = """
 from ondevice.common import distribution
@@ -107,7 +146,9 @@ print(with_pip, distribution.install_hint("rewards"), sep="\\n")
 """
     packages = "math-verify reasoning-gym jsonschema"
     assert run(installed, "-c", code, cwd=tmp_path).splitlines() == [  # pip is lent with the rest
-        f"{installed} -m pip install {packages}", f"uv pip install --python {installed} {packages}"]
+        f"{installed} -m pip install {packages}",
+        f"uv pip install --python {installed} {packages}",
+    ]
 
 
 def test_the_app_opens_outside_the_checkout(installed: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Preference and reasoning: both backends compute the same, and what transformers computes.
 
-Losses, every gradient by name, optimizer steps, sampled text, scores; and what a stage begins with is its reference.
+Losses, every gradient by name, optimizer steps, sampled text, scores; and what a stage begins with
+is its reference.
 """
 
 from __future__ import annotations
@@ -58,54 +59,84 @@ JUDGE = replace(CFG, num_labels=1)
 
 
 def on(backend: Backend, cfg: ModelConfig, weights: Weights) -> Model:
-    return Model(cfg, {n: backend.array(w) for n, w in weights.items()}, small_tokenizer(), Path("nowhere"))
+    return Model(
+        cfg, {n: backend.array(w) for n, w in weights.items()}, small_tokenizer(), Path("nowhere")
+    )
 
 
 def near(weights: Weights) -> Weights:
     """What a few steps ago may have been: log-probabilities a few hundredths apart."""
     rng = np.random.default_rng(9)
-    return {n: (w * (1 + 0.02 * rng.standard_normal(w.shape))).astype(np.float32) for n, w in weights.items()}
+    return {
+        n: (w * (1 + 0.02 * rng.standard_normal(w.shape))).astype(np.float32)
+        for n, w in weights.items()
+    }
 
 
 def rows(count: int, seed: int) -> list[Row]:
     rng = np.random.default_rng(seed)
-    return [Row(*(rng.integers(3, CFG.vocab_size, rng.integers(*lengths)) for lengths in ((2, 9), (1, 7))))
-            for _ in range(count)]
+    return [
+        Row(
+            *(
+                rng.integers(3, CFG.vocab_size, rng.integers(*lengths))
+                for lengths in ((2, 9), (1, 7))
+            )
+        )
+        for _ in range(count)
+    ]
 
 
 def logps_of(weights: Weights, given: list[Row], cfg: ModelConfig = CFG) -> list[Any]:
-    return Scorer(on(TORCH, cfg, weights), TORCH, batch_size=4).logprobs(on(TORCH, cfg, weights).params, given)
+    return Scorer(on(TORCH, cfg, weights), TORCH, batch_size=4).logprobs(
+        on(TORCH, cfg, weights).params, given
+    )
 
 
 def pair_batches(make: Callable[[list[TokenPair]], Any], step: int) -> list[Weights]:
     found = rows(16, step)
-    pairs = [TokenPair(c, Row(c.prompt, r.completion), 1 + n % 2) for n, (c, r) in enumerate(zip(found[:8], found[8:],
-                                                                                                 strict=True))]
+    pairs = [
+        TokenPair(c, Row(c.prompt, r.completion), 1 + n % 2)
+        for n, (c, r) in enumerate(zip(found[:8], found[8:], strict=True))
+    ]
     return PairSource(pairs, batch_size=4, seed=0, make=make(pairs), accumulate=2).batch(0)
 
 
 def reward_batches(step: int, reads: str = "last") -> list[Weights]:
-    return pair_batches(lambda _: partial(score_batch, cfg=RewardConfig(strength_margin=0.3), reads=reads), step)
+    return pair_batches(
+        lambda _: partial(score_batch, cfg=RewardConfig(strength_margin=0.3), reads=reads), step
+    )
 
 
 def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     def make(pairs: list[TokenPair]) -> Any:
         sides = sides_of(pairs, kind)
-        sums = [[part.sum() for part in logps_of(near(models.weights(cfg)), side, cfg)] for side in sides]
-        return partial(pair_batch, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start)
+        sums = [
+            [part.sum() for part in logps_of(near(models.weights(cfg)), side, cfg)]
+            for side in sides
+        ]
+        return partial(
+            pair_batch, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start
+        )
+
     return pair_batches(make, step)
 
 
 def sampled(step: int) -> tuple[list[Sampled], Any]:
-    return [Sampled(r.prompt, r.completion.tolist(), True, "") for r in rows(8, step)], np.random.default_rng(step)
+    return [
+        Sampled(r.prompt, r.completion.tolist(), True, "") for r in rows(8, step)
+    ], np.random.default_rng(step)
 
 
 def ppo_batches(step: int) -> list[Weights]:
     found, rng = sampled(step)
     old = logps_of(near(models.weights(CFG)), [s.row for s in found])
     values = [rng.normal(0, 0.1, len(o)).astype(np.float32) for o in old]
-    tokens = {"old_logps": old, "old_values": values, "advantages": [rng.normal(size=len(o)) for o in old],
-              "returns": [v + rng.normal(0, 0.5, len(v)) for v in values]}
+    tokens = {
+        "old_logps": old,
+        "old_values": values,
+        "advantages": [rng.normal(size=len(o)) for o in old],
+        "returns": [v + rng.normal(0, 0.5, len(v)) for v in values],
+    }
     made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens)]
     for batch in made:
         batch["denominator"] = np.float32(sum(b["weights"].sum() for b in made))
@@ -117,8 +148,11 @@ def ppo_batches(step: int) -> list[Weights]:
 def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
     found, rng = sampled(step)
     given, before = [s.row for s in found], near(models.weights(cfg))
-    tokens = {"advantages": repeat_per_token(rng.normal(size=8), found), "old_logps": logps_of(before, given, cfg),
-              "ref_logps": logps_of(near(before), given, cfg)}
+    tokens = {
+        "advantages": repeat_per_token(rng.normal(size=8), found),
+        "old_logps": logps_of(before, given, cfg),
+        "ref_logps": logps_of(near(before), given, cfg),
+    }
     made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens, network(cfg).start)]
     set_denominators(GRPOConfig(), made, 8)
     return made
@@ -130,21 +164,52 @@ def both_models() -> Weights:
 
 
 # name → (loss, weights, a step's micro-batches)
-CASES: dict[str, tuple[Callable[..., Any], Callable[[], Weights], Callable[[int], list[Weights]]]] = {
-    "reward": (partial(reward_loss, model=Decoder(JUDGE), center=0.05), lambda: models.weights(JUDGE), reward_batches),
-    "dpo": (partial(preference_loss, model=Decoder(CFG), kind="sigmoid", beta=0.3, smoothing=0.1),
-            lambda: models.weights(CFG), partial(dpo_batches, "sigmoid")),
-    "kto": (partial(preference_loss, model=Decoder(CFG), kind="kto", beta=0.3), lambda: models.weights(CFG),
-            partial(dpo_batches, "kto")),
-    "ppo": (partial(ppo_loss, model=Decoder(CFG), clip=0.05, value_clip=0.2, value_coef=0.3, sft_coef=0.2,
-                    temperature=0.9), both_models, ppo_batches),
-    "grpo": (partial(grpo_loss, model=Decoder(CFG), clip_low=0.05, clip_high=0.08, beta=0.1, temperature=0.9),
-             lambda: models.weights(CFG), grpo_batches),
+CASES: dict[
+    str, tuple[Callable[..., Any], Callable[[], Weights], Callable[[int], list[Weights]]]
+] = {
+    "reward": (
+        partial(reward_loss, model=Decoder(JUDGE), center=0.05),
+        lambda: models.weights(JUDGE),
+        reward_batches,
+    ),
+    "dpo": (
+        partial(preference_loss, model=Decoder(CFG), kind="sigmoid", beta=0.3, smoothing=0.1),
+        lambda: models.weights(CFG),
+        partial(dpo_batches, "sigmoid"),
+    ),
+    "kto": (
+        partial(preference_loss, model=Decoder(CFG), kind="kto", beta=0.3),
+        lambda: models.weights(CFG),
+        partial(dpo_batches, "kto"),
+    ),
+    "ppo": (
+        partial(
+            ppo_loss,
+            model=Decoder(CFG),
+            clip=0.05,
+            value_clip=0.2,
+            value_coef=0.3,
+            sft_coef=0.2,
+            temperature=0.9,
+        ),
+        both_models,
+        ppo_batches,
+    ),
+    "grpo": (
+        partial(
+            grpo_loss, model=Decoder(CFG), clip_low=0.05, clip_high=0.08, beta=0.1, temperature=0.9
+        ),
+        lambda: models.weights(CFG),
+        grpo_batches,
+    ),
 }
 
 
 def answer_batches(step: int, cfg: Seq2SeqConfig) -> list[Weights]:
-    made = [completion_batch(rows(4, 2 * step + n), 4, start=cfg.decoder_start_token_id) for n in range(2)]
+    made = [
+        completion_batch(rows(4, 2 * step + n), 4, start=cfg.decoder_start_token_id)
+        for n in range(2)
+    ]
     return set_denominator([{n: x for n, x in one.items() if n != "member"} for one in made])
 
 
@@ -154,19 +219,36 @@ def masked_batches(step: int) -> list[Weights]:
 
 # the other architectures, through the same losses
 ENCODER = models.encoder_config("modernbert")
-CASES["masked, modernbert"] = (partial(causal_lm_loss, model=network(ENCODER)), lambda: models.weights(ENCODER),
-                               masked_batches)
+CASES["masked, modernbert"] = (
+    partial(causal_lm_loss, model=network(ENCODER)),
+    lambda: models.weights(ENCODER),
+    masked_batches,
+)
 ENCODER_JUDGE = replace(ENCODER, num_labels=1)
-CASES["reward, modernbert"] = (partial(reward_loss, model=network(ENCODER_JUDGE), center=0.05),
-                               lambda: models.weights(ENCODER_JUDGE), partial(reward_batches, reads="first"))
+CASES["reward, modernbert"] = (
+    partial(reward_loss, model=network(ENCODER_JUDGE), center=0.05),
+    lambda: models.weights(ENCODER_JUDGE),
+    partial(reward_batches, reads="first"),
+)
 for family in ("t5-v1.1", "bart"):
     cfg = models.seq2seq_config(family)
-    CASES[f"sft, {family}"] = (partial(causal_lm_loss, model=network(cfg)), partial(models.weights, cfg),
-                               partial(answer_batches, cfg=cfg))
-    CASES[f"dpo, {family}"] = (partial(preference_loss, model=network(cfg), kind="sigmoid", beta=0.3),
-                               partial(models.weights, cfg), partial(dpo_batches, "sigmoid", cfg=cfg))
-    CASES[f"grpo, {family}"] = (partial(grpo_loss, model=network(cfg), clip_low=0.05, clip_high=0.08, beta=0.1,
-                                        temperature=0.9), partial(models.weights, cfg), partial(grpo_batches, cfg=cfg))
+    CASES[f"sft, {family}"] = (
+        partial(causal_lm_loss, model=network(cfg)),
+        partial(models.weights, cfg),
+        partial(answer_batches, cfg=cfg),
+    )
+    CASES[f"dpo, {family}"] = (
+        partial(preference_loss, model=network(cfg), kind="sigmoid", beta=0.3),
+        partial(models.weights, cfg),
+        partial(dpo_batches, "sigmoid", cfg=cfg),
+    )
+    CASES[f"grpo, {family}"] = (
+        partial(
+            grpo_loss, model=network(cfg), clip_low=0.05, clip_high=0.08, beta=0.1, temperature=0.9
+        ),
+        partial(models.weights, cfg),
+        partial(grpo_batches, cfg=cfg),
+    )
 
 
 @lru_cache(maxsize=1)
@@ -176,18 +258,32 @@ def batches_of(name: str) -> list[list[Weights]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients(name: str) -> None:
-    """On both backends, as written and compiled, with and without checkpointing; PPO's are of both models together."""
+    """On both backends, as written and compiled, with and without checkpointing; PPO's are of both
+    models together.
+    """
     loss, make, _ = CASES[name]
     weights, batch = make(), batches_of(name)[0][0]
     value, grads = by_name(TORCH, lambda p, b: loss(TORCH.ops, p, b)[0], weights, batch)
-    for backend, checkpoint, compiled in ((TORCH, True, False), (MLX, False, False), (MLX, True, False),
-                                          (MLX, False, True)):
-        other, theirs = by_name(backend, lambda p, b, o=backend.ops, c=checkpoint: loss(o, p, b, checkpoint=c)[0],
-                                weights, batch, compiled=compiled)
+    for backend, checkpoint, compiled in (
+        (TORCH, True, False),
+        (MLX, False, False),
+        (MLX, True, False),
+        (MLX, False, True),
+    ):
+        other, theirs = by_name(
+            backend,
+            lambda p, b, o=backend.ops, c=checkpoint: loss(o, p, b, checkpoint=c)[0],
+            weights,
+            batch,
+            compiled=compiled,
+        )
         assert abs(other - value) < 1e-5
-        # where gains of both signs nearly cancel, a sum is smaller than the rounding of its parts would have it
+        # where gains of both signs nearly cancel, a sum is smaller than the rounding of its parts
+        # would have it
         kept = everywhere_alive(grads)
-        assert len(grads) - len(kept) == sum("bart" in name and n.endswith("k_proj.bias") for n in grads)
+        assert len(grads) - len(kept) == sum(
+            "bart" in name and n.endswith("k_proj.bias") for n in grads
+        )
         assert_close({n: theirs[n] for n in kept}, kept, 2e-5 if name.startswith("grpo") else 1e-5)
 
 
@@ -197,7 +293,9 @@ def test_twenty_steps(name: str) -> None:
     loss, make, _ = CASES[name]
     weights, ends, curves = make(), [], []
     for backend in (TORCH, MLX):
-        trained = backend.trainer(loss, {n: backend.array(w) for n, w in weights.items()}, {}, OptimSettings())
+        trained = backend.trainer(
+            loss, {n: backend.array(w) for n, w in weights.items()}, {}, OptimSettings()
+        )
         outs = [trained.step(batches, rate(step)) for step, batches in enumerate(batches_of(name))]
         assert not any(o["skipped"] for o in outs)
         ends.append(host(backend, trained))
@@ -206,7 +304,9 @@ def test_twenty_steps(name: str) -> None:
         assert [n for n, _ in one] == [n for n, _ in other]
         np.testing.assert_allclose([x for _, x in other], [x for _, x in one], rtol=1e-4, atol=1e-4)
     # only rounding moves a bias of BART's keys: see everywhere_alive
-    weights = {n: w for n, w in weights.items() if not ("bart" in name and n.endswith("k_proj.bias"))}
+    weights = {
+        n: w for n, w in weights.items() if not ("bart" in name and n.endswith("k_proj.bias"))
+    }
     for n in weights:
         np.testing.assert_allclose(ends[1][n], ends[0][n], rtol=0, atol=1e-4, err_msg=n)
     moved = {n: float(np.abs(ends[0][n] - w).max()) for n, w in weights.items()}
@@ -215,9 +315,11 @@ def test_twenty_steps(name: str) -> None:
 
 # ---- text and scores ------------------------------------------------------------------------------------------------
 
+
 def test_both_backends_draw_the_same_text() -> None:
-    """The same uniforms and weights. A draw falls on another token only where its uniform is within rounding (about
-    1e-6) of an edge of the distribution: expect less than one in 100,000, so at most one row of these may differ."""
+    """The same uniforms and weights. A draw falls on another token only where its uniform is within
+    rounding (about 1e-6) of an edge of the distribution: expect less than one in 100,000, so at
+    most one row of these may differ."""
     cfg = small_stages.config()
     prompts = [[int(x) for x in r.prompt] for r in rows(24, 0)]
     found = []
@@ -231,19 +333,25 @@ def test_both_backends_draw_the_same_text() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_scorer_gives_transformers_log_softmax(backend: Backend, tmp_path: Path, temperature: float) -> None:
+def test_the_scorer_gives_transformers_log_softmax(
+    backend: Backend, tmp_path: Path, temperature: float
+) -> None:
     """Of rows of several lengths, of which the longest fills the context."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     cfg = small_stages.config()
     given = [*rows(6, 1), Row([5, 6, 7], list(range(3, small_stages.CONTEXT)))]
     small_stages.write(tmp_path / "m", backend, cfg)
     model = load_model(tmp_path / "m", backend)
-    got = Scorer(model, backend, temperature=temperature, batch_size=3).logprobs(model.params, given)
+    got = Scorer(model, backend, temperature=temperature, batch_size=3).logprobs(
+        model.params, given
+    )
     peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     for row, mine in zip(given, got, strict=True):
         text = prompt_and_completion(row)
         with torch.no_grad():
-            logp = torch.log_softmax(peer(torch.tensor(text[None]).long()).logits[0] / temperature, -1).numpy()
+            logp = torch.log_softmax(
+                peer(torch.tensor(text[None]).long()).logits[0] / temperature, -1
+            ).numpy()
         want = [logp[t - 1, text[t]] for t in range(len(row.prompt), len(text))]
         np.testing.assert_allclose(mine, want, rtol=1e-6, atol=1e-5)
 
@@ -251,7 +359,12 @@ def test_the_scorer_gives_transformers_log_softmax(backend: Backend, tmp_path: P
 def texts() -> list[np.ndarray]:
     """Of several lengths, half of them with the stop token at the end as a judged response has it."""
     stop = small_tokenizer().stop_ids[-1]
-    return [np.append(prompt_and_completion(r), stop).astype(np.int32) if n % 2 else prompt_and_completion(r) for n, r in enumerate(rows(7, 2))]
+    return [
+        np.append(prompt_and_completion(r), stop).astype(np.int32)
+        if n % 2
+        else prompt_and_completion(r)
+        for n, r in enumerate(rows(7, 2))
+    ]
 
 
 def peers_scores(folder: Path, given: list[np.ndarray]) -> np.ndarray:
@@ -260,7 +373,9 @@ def peers_scores(folder: Path, given: list[np.ndarray]) -> np.ndarray:
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert peer.config.num_labels == 1 and peer.config.pad_token_id == small_tokenizer().pad_id
     width = max(map(len, given))
-    ids = np.stack([np.pad(t, (0, width - len(t)), constant_values=peer.config.pad_token_id) for t in given])
+    ids = np.stack(
+        [np.pad(t, (0, width - len(t)), constant_values=peer.config.pad_token_id) for t in given]
+    )
     mask = np.arange(width) < np.array([len(t) for t in given])[:, None]
     with torch.no_grad():
         out = peer(torch.tensor(ids).long(), attention_mask=torch.tensor(mask).long()).logits
@@ -274,7 +389,13 @@ def test_a_reward_model_is_transformers(backend: Backend, tmp_path: Path, family
     transformers = pytest.importorskip("transformers")
     cfg = models.config(family, vocab_size=small_tokenizer().vocab_size, num_labels=1)
     (tmp_path / "ours").mkdir()
-    write_model(tmp_path / "ours", backend, cfg, on(backend, cfg, models.weights(cfg)).params, small_tokenizer())
+    write_model(
+        tmp_path / "ours",
+        backend,
+        cfg,
+        on(backend, cfg, models.weights(cfg)).params,
+        small_tokenizer(),
+    )
     given = texts()
     want = peers_scores(tmp_path / "ours", given)
     assert np.ptp(want) > 0.1
@@ -289,7 +410,9 @@ def test_a_reward_model_is_transformers(backend: Backend, tmp_path: Path, family
 
 
 def test_a_reward_model_pads_with_no_token_that_ends_a_text(tmp_path: Path) -> None:
-    """transformers scores the last token that is no padding, and many a model pads with its stop token (SmolLM2)."""
+    """transformers scores the last token that is no padding, and many a model pads with its stop
+    token (SmolLM2).
+    """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     words = small_tokenizer()
     stop = words.inner.id_to_token(words.stop_ids[-1])
@@ -315,11 +438,12 @@ def test_a_value_is_the_score_of_what_is_before_a_token(backend: Backend) -> Non
     scorer, given = Scorer(model, backend, batch_size=4), rows(5, 3)
     for row, values in zip(given, scorer.values(model.params, given), strict=True):
         text, n = prompt_and_completion(row), len(row.prompt)
-        before = [text[:n + t] for t in range(len(row.completion))]
+        before = [text[: n + t] for t in range(len(row.completion))]
         np.testing.assert_allclose(values, scorer.scores(model.params, before), rtol=0, atol=1e-5)
 
 
 # ---- what a stage begins with ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -330,9 +454,11 @@ def steps(out: Path, stage: str) -> list[dict[str, Any]]:
     return [e for e in read(out / stage / "events.jsonl") if e["event"] == "step"]
 
 
-def test_ppo_begins_at_its_reference_and_leaves_it(files: Path, tmp_path: Path, backend_name: str) -> None:
-    """The distance is exactly 0 at the first rollout, and not after. The value model begins from the reward model, and
-    neither of the two that are frozen has moved."""
+def test_ppo_begins_at_its_reference_and_leaves_it(
+    files: Path, tmp_path: Path, backend_name: str
+) -> None:
+    """The distance is exactly 0 at the first rollout, and not after. The value model begins from
+    the reward model, and neither of the two that are frozen has moved."""
     kept = {name: (files / name / "model.safetensors").read_bytes() for name in ("policy", "judge")}
     od.ppo(**small_stages.settings(files, "ppo", tmp_path, backend_name, steps=3, eval_every=0))
     first, *others = steps(tmp_path, "ppo")
@@ -340,12 +466,16 @@ def test_ppo_begins_at_its_reference_and_leaves_it(files: Path, tmp_path: Path, 
     assert kept == {name: (files / name / "model.safetensors").read_bytes() for name in kept}
     want = peers_scores(tmp_path / "ppo" / "value_model", texts())
     model = load_model(tmp_path / "ppo" / "value_model", TORCH)
-    np.testing.assert_allclose(Scorer(model, TORCH).scores(model.params, texts()), want, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        Scorer(model, TORCH).scores(model.params, texts()), want, rtol=0, atol=1e-5
+    )
     assert np.abs(want - peers_scores(files / "judge", texts())).max() > 1e-3
 
 
 @pytest.mark.parametrize("changes", [{}, {"loss_type": "kto"}])
-def test_dpo_begins_at_its_reference(files: Path, tmp_path: Path, backend_name: str, changes: dict[str, Any]) -> None:
+def test_dpo_begins_at_its_reference(
+    files: Path, tmp_path: Path, backend_name: str, changes: dict[str, Any]
+) -> None:
     """No margin, and a loss of log 2 (KTO: of 1/2 a completion)."""
     od.dpo(**small_stages.settings(files, "dpo", tmp_path, backend_name, steps=3, **changes))
     first, *others = steps(tmp_path, "dpo")
@@ -358,28 +488,46 @@ def test_dpo_begins_at_its_reference(files: Path, tmp_path: Path, backend_name: 
 def test_every_other_kind_of_pair_loss_trains(files: Path, tmp_path: Path, kind: str) -> None:
     """As a stage: with or without a reference, the loss falls and the pairs come apart."""
     smoothed = {"label_smoothing": 0.1} if kind in ("robust", "simpo") else {}
-    od.dpo(**small_stages.settings(files, "dpo", tmp_path, "torch", loss_type=kind, learning_rate=1e-2, **smoothed))
+    od.dpo(
+        **small_stages.settings(
+            files, "dpo", tmp_path, "torch", loss_type=kind, learning_rate=1e-2, **smoothed
+        )
+    )
     found = steps(tmp_path, "dpo")
-    assert found[-1]["loss"] < found[0]["loss"] - 0.05 and found[-1]["margin"] > found[0]["margin"] + 0.05
+    assert (
+        found[-1]["loss"] < found[0]["loss"] - 0.05
+        and found[-1]["margin"] > found[0]["margin"] + 0.05
+    )
     cached = list((tmp_path / "dpo" / "data").glob("reference-*.npy"))
     assert len(cached) == (0 if kind in ("simpo", "orpo") else 2)
 
 
 def test_grpo_begins_at_its_reference(files: Path, tmp_path: Path, backend_name: str) -> None:
-    """Of one update a rollout, whose ratio is 1: nothing is cut, and the distance (k3) is 0 but for rounding."""
+    """Of one update a rollout, whose ratio is 1: nothing is cut, and the distance (k3) is 0 but for
+    rounding.
+    """
     od.grpo(**small_stages.settings(files, "grpo", tmp_path, backend_name, steps=3, updates=1))
     first, *others = steps(tmp_path, "grpo")
-    assert first["kl"] == pytest.approx(0, abs=1e-6) and first["clip_fraction"] == 0 == first["approx_kl"]
+    assert (
+        first["kl"] == pytest.approx(0, abs=1e-6)
+        and first["clip_fraction"] == 0 == first["approx_kl"]
+    )
     assert all(e["kl"] > 1e-4 for e in others)
 
 
 def test_a_reward_model_that_was_trained_loads_elsewhere(files: Path, tmp_path: Path) -> None:
     od.reward(**small_stages.settings(files, "reward", tmp_path, "torch", steps=4))
     folder = tmp_path / "reward" / "model"
-    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForSequenceClassification"]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]
     model = load_model(folder, TORCH)
-    np.testing.assert_allclose(Scorer(model, TORCH).scores(model.params, texts()), peers_scores(folder, texts()),
-                               rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        Scorer(model, TORCH).scores(model.params, texts()),
+        peers_scores(folder, texts()),
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_the_tensors_of_the_value_model_are_its_own() -> None:

@@ -1,6 +1,8 @@
-"""Preference and reasoning stages that are interrupted: going on gives the run that was never interrupted, bit for bit.
+"""Preference and reasoning stages that are interrupted: going on gives the run that was never
+interrupted, bit for bit.
 
-As in test_resume, whose helpers are used: killed at random moments, between the updates of a rollout too.
+As in test_resume, whose helpers are used: killed at random moments, between the updates of a
+rollout too.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ MEASURED = ("t", "seconds", "tokens_per_second", "memory_bytes", "groups")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_stages.make(tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32"))
+    return small_stages.make(
+        tmp_path_factory.mktemp("files"), load_backend("torch", device="cpu", dtype="float32")
+    )
 
 
 def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[str]:
@@ -41,8 +45,12 @@ def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[st
         if name in ("model", "reward_model") or (name == "data" and stage != "ppo"):
             continue
         flags += [f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value)]
-    return subprocess.Popen([sys.executable, "-m", "ondevice", stage, *words, *flags, *more], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ondevice", stage, *words, *flags, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(file: Path, text: str, times: int, process: subprocess.Popen[str]) -> None:
@@ -57,8 +65,11 @@ def wait_for(file: Path, text: str, times: int, process: subprocess.Popen[str]) 
 
 def steps(out: Path, stage: str) -> list[dict[str, Any]]:
     """All that the steps' events say but for what is measured with a clock."""
-    return [{k: v for k, v in e.items() if k not in MEASURED} for e in read(out / stage / "events.jsonl")
-            if e["event"] == "step"]
+    return [
+        {k: v for k, v in e.items() if k not in MEASURED}
+        for e in read(out / stage / "events.jsonl")
+        if e["event"] == "step"
+    ]
 
 
 def told(out: Path, stage: str) -> list[dict[str, Any]]:
@@ -71,7 +82,10 @@ def check_same(stage: str, broken: Path, whole: Path) -> None:
     assert same(weights(broken, stage), weights(whole, stage))
     if stage == "ppo":
         from safetensors.numpy import load_file
-        one, other = (load_file(out / stage / "value_model" / "model.safetensors") for out in (broken, whole))
+
+        one, other = (
+            load_file(out / stage / "value_model" / "model.safetensors") for out in (broken, whole)
+        )
         assert same(one, other)
     if stage in ROLLOUTS:
         assert told(broken, stage) == told(whole, stage)
@@ -82,13 +96,20 @@ def check_same(stage: str, broken: Path, whole: Path) -> None:
                 assert line["step"] == event["step"]
                 assert line.get("held_out", False) == (event["event"] in ("before", "eval"))
                 if event["event"] == "eval":
-                    watched.add(tuple((group["prompt"], len(group["completions"])) for group in line["groups"]))
-        assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {1}  # always the same few prompts
+                    watched.add(
+                        tuple(
+                            (group["prompt"], len(group["completions"])) for group in line["groups"]
+                        )
+                    )
+        assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {
+            1
+        }  # always the same few prompts
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_again_and_again_the_curve_is_that_of_one_run(files: Path, tmp_path: Path, backend_name: str,
-                                                             stage: str) -> None:
+def test_killed_again_and_again_the_curve_is_that_of_one_run(
+    files: Path, tmp_path: Path, backend_name: str, stage: str
+) -> None:
     """Of a rollout stage, once after a rollout is on the disk and before its updates are all done."""
     getattr(od, stage)(**settings(files, stage, tmp_path / "whole", backend_name))
     broken = settings(files, stage, tmp_path / "broken", backend_name)
@@ -111,7 +132,9 @@ def test_killed_again_and_again_the_curve_is_that_of_one_run(files: Path, tmp_pa
 
 
 @pytest.mark.parametrize("stage", ROLLOUTS)
-def test_a_stop_falls_between_rollouts_and_loses_nothing(files: Path, tmp_path: Path, stage: str) -> None:
+def test_a_stop_falls_between_rollouts_and_loses_nothing(
+    files: Path, tmp_path: Path, stage: str
+) -> None:
     """By its stop file; then by Ctrl-C. No checkpoint but those of the stops."""
     getattr(od, stage)(**settings(files, stage, tmp_path / "whole", "torch", save_every=0))
     broken = settings(files, stage, tmp_path / "broken", "torch", save_every=0)
@@ -131,7 +154,9 @@ def test_a_stop_falls_between_rollouts_and_loses_nothing(files: Path, tmp_path: 
 
 
 def test_what_came_after_the_checkpoint_is_cut_from_the_groups(tmp_path: Path) -> None:
-    """Also where the line that was being written is torn; what is before stays where it was, byte for byte."""
+    """Also where the line that was being written is torn; what is before stays where it was, byte
+    for byte.
+    """
     from ondevice.rl.rollout_log import GroupLog
 
     first = GroupLog(tmp_path / "groups.jsonl")
@@ -147,8 +172,12 @@ def test_what_came_after_the_checkpoint_is_cut_from_the_groups(tmp_path: Path) -
 
 def items(file: Path) -> list[tuple[Any, ...]]:
     with sqlite3.connect(file) as found:
-        return list(found.execute("SELECT item.id, prompt, shown, item.meta, slot, text, response.meta "
-                                  "FROM item JOIN response ON item = item.id ORDER BY item.id, slot"))
+        return list(
+            found.execute(
+                "SELECT item.id, prompt, shown, item.meta, slot, text, response.meta "
+                "FROM item JOIN response ON item = item.id ORDER BY item.id, slot"
+            )
+        )
 
 
 def count(file: Path) -> int:
@@ -159,13 +188,29 @@ def count(file: Path) -> int:
         return 0
 
 
-def test_sampling_that_is_killed_halfway_queues_the_same_pairs(files: Path, tmp_path: Path, backend_name: str) -> None:
-    """More prompts than are committed at once; responses so short that some prompts have no choice of two."""
+def test_sampling_that_is_killed_halfway_queues_the_same_pairs(
+    files: Path, tmp_path: Path, backend_name: str
+) -> None:
+    """More prompts than are committed at once; responses so short that some prompts have no choice
+    of two.
+    """
     asked = tmp_path / "many.jsonl"
-    asked.write_text("\n".join(json.dumps({"prompt": f"{word} {n}"}) for n in range(150)
-                               for word in small_stages.WORDS[:4]))
-    fields = {"model": str(files / "policy"), "data": str(asked), "backend": backend_name, "device": "cpu",
-              "max_new_tokens": 3, "temperature": 0.5, "prompts": 0}
+    asked.write_text(
+        "\n".join(
+            json.dumps({"prompt": f"{word} {n}"})
+            for n in range(150)
+            for word in small_stages.WORDS[:4]
+        )
+    )
+    fields = {
+        "model": str(files / "policy"),
+        "data": str(asked),
+        "backend": backend_name,
+        "device": "cpu",
+        "max_new_tokens": 3,
+        "temperature": 0.5,
+        "prompts": 0,
+    }
     od.sample(**fields, out=str(tmp_path / "whole"))
     broken, ends = {**fields, "out": str(tmp_path / "broken")}, []
     for attempt in range(2):
@@ -180,5 +225,8 @@ def test_sampling_that_is_killed_halfway_queues_the_same_pairs(files: Path, tmp_
     od.sample(**broken, resume=True)
     one, other = (items(tmp_path / run / "ratings.db") for run in ("broken", "whole"))
     assert one == other and len(one) > 128
-    marks = [json.loads((tmp_path / run / "sample" / "done.json").read_text())["marks"] for run in ("broken", "whole")]
+    marks = [
+        json.loads((tmp_path / run / "sample" / "done.json").read_text())["marks"]
+        for run in ("broken", "whole")
+    ]
     assert marks[0] == marks[1] and marks[0]["alike"] > 0

@@ -1,5 +1,5 @@
-"""What is pushed tells of no folder, home or name of this machine, takes nothing from outside the folder, and claims
-nothing that is not so."""
+"""What is pushed tells of no folder, home or name of this machine, takes nothing from outside the
+folder, and claims nothing that is not so."""
 
 from __future__ import annotations
 
@@ -61,28 +61,44 @@ def refused(model: Path, **fields: Any) -> str:
 def everything(repo: Repo) -> str:
     """Every byte of every commit, its message and the tags."""
     texts = [f"{commit.title}\n{commit.message}" for commit in repo.commits] + list(repo.tags)
-    return "\n".join([*texts, *(f"{path}\n{content.decode('utf-8', 'replace')}"
-                                for commit in repo.commits for path, content in commit.files.items())])
+    return "\n".join(
+        [
+            *texts,
+            *(
+                f"{path}\n{content.decode('utf-8', 'replace')}"
+                for commit in repo.commits
+                for path, content in commit.files.items()
+            ),
+        ]
+    )
 
 
 # names
 
-@pytest.mark.parametrize("value, names, told", [
-    (MIXTURES[0], ["diary.jsonl"], "diary.jsonl"),
-    (MIXTURES[1], ["built-in corpus", "diary.jsonl"], "builtin:1,diary.jsonl:2"),
-    (MIXTURES[2], ["diary.jsonl", "built-in corpus"], "diary.jsonl:2,builtin:1"),
-    (MIXTURES[3], ["diary.jsonl", "sums.jsonl"], "diary.jsonl,sums.jsonl"),
-    (MIXTURES[4], ["diary.jsonl", "built-in corpus"], "diary.jsonl,builtin"),
-    (MIXTURES[5], ["diary.jsonl", "built-in corpus"], "diary.jsonl:1,builtin:recipe.yaml:2"),
-    (MIXTURES[6], ["owner/rows:train", "diary.jsonl"], "hub:owner/rows:train:3,diary.jsonl:1"),
-    (MIXTURES[7], ["diary.jsonl"], "diary.jsonl"),
-    (MIXTURES[8], ["gym:chain_sum", "diary.jsonl"], "gym:chain_sum,diary.jsonl"),
-    ("builtin:tiny", ["built-in corpus"], "builtin:tiny"), ("hub:a/b", ["a/b"], "hub:a/b")])
+
+@pytest.mark.parametrize(
+    "value, names, told",
+    [
+        (MIXTURES[0], ["diary.jsonl"], "diary.jsonl"),
+        (MIXTURES[1], ["built-in corpus", "diary.jsonl"], "builtin:1,diary.jsonl:2"),
+        (MIXTURES[2], ["diary.jsonl", "built-in corpus"], "diary.jsonl:2,builtin:1"),
+        (MIXTURES[3], ["diary.jsonl", "sums.jsonl"], "diary.jsonl,sums.jsonl"),
+        (MIXTURES[4], ["diary.jsonl", "built-in corpus"], "diary.jsonl,builtin"),
+        (MIXTURES[5], ["diary.jsonl", "built-in corpus"], "diary.jsonl:1,builtin:recipe.yaml:2"),
+        (MIXTURES[6], ["owner/rows:train", "diary.jsonl"], "hub:owner/rows:train:3,diary.jsonl:1"),
+        (MIXTURES[7], ["diary.jsonl"], "diary.jsonl"),
+        (MIXTURES[8], ["gym:chain_sum", "diary.jsonl"], "gym:chain_sum,diary.jsonl"),
+        ("builtin:tiny", ["built-in corpus"], "builtin:tiny"),
+        ("hub:a/b", ["a/b"], "hub:a/b"),
+    ],
+)
 def test_every_source_by_its_own_name(value: str, names: list[str], told: str) -> None:
     assert source_names(value) == names and sources_value(value) == told
 
 
-def test_a_file_with_a_comma_is_one_while_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_a_comma_is_one_while_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt,b:2").touch()
     assert [source.data for source in parts("a.txt,b:2")] == ["a.txt,b:2"]
@@ -92,16 +108,33 @@ def test_a_home_is_a_person_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", HOME)
     assert short_name(f"{HOME}/model") == "a folder" == short_name(HOME)
     assert without_places(f"read from {HOME}/x/y.txt, and {HOME}.") == "read from y.txt, and ~."
-    assert without_places("1/2 of https://a.b/c/d and and/or") == "1/2 of https://a.b/c/d and and/or"
+    assert (
+        without_places("1/2 of https://a.b/c/d and and/or") == "1/2 of https://a.b/c/d and and/or"
+    )
 
 
 def test_values_of_settings() -> None:
-    given = {"a": f"{HOME}/x", "b": ["me/model", f"file://{HOME}/y"], "c": "/no_think", "d": "C:\\Users\\jane\\z",
-             "e": MIXTURES[1], "f": "see /home/x\nand more", "g": 3, "h": "hub:a/b"}
-    assert plain_values(given) == {**given, "a": "x", "b": ["me/model", "y"], "d": "z", "e": "builtin:1,diary.jsonl:2"}
+    given = {
+        "a": f"{HOME}/x",
+        "b": ["me/model", f"file://{HOME}/y"],
+        "c": "/no_think",
+        "d": "C:\\Users\\jane\\z",
+        "e": MIXTURES[1],
+        "f": "see /home/x\nand more",
+        "g": 3,
+        "h": "hub:a/b",
+    }
+    assert plain_values(given) == {
+        **given,
+        "a": "x",
+        "b": ["me/model", "y"],
+        "d": "z",
+        "e": "builtin:1,diary.jsonl:2",
+    }
 
 
 # cards
+
 
 @pytest.mark.parametrize("value", MIXTURES[1:3] + MIXTURES[4:6])
 def test_a_mixture_is_not_the_corpus_alone(tmp_path: Path, value: str) -> None:
@@ -111,7 +144,10 @@ def test_a_mixture_is_not_the_corpus_alone(tmp_path: Path, value: str) -> None:
     configure(run, "pretrain", data=value, model=str(run.path / "init" / "model"))
     card = run_card(run, "sft", "me/m").text
     assert alone not in card and "diary.jsonl" in card and MARK not in card
-    assert "The built-in corpus is generated by ondevice" in card and "Licences of the other data are not" in card
+    assert (
+        "The built-in corpus is generated by ondevice" in card
+        and "Licences of the other data are not" in card
+    )
 
 
 def test_weights_from_elsewhere_are_not_the_corpus_alone(tmp_path: Path) -> None:
@@ -119,13 +155,25 @@ def test_weights_from_elsewhere_are_not_the_corpus_alone(tmp_path: Path) -> None
     run = write_run(tmp_path / "run")
     configure(run, "sft", data="builtin", model=f"{HOME}/runs/other/dpo/model")
     card = run_card(run, "sft", "me/m").text
-    assert "corpus alone" not in card and "It began from dpo; its stages: sft." in card and MARK not in card
+    assert (
+        "corpus alone" not in card
+        and "It began from dpo; its stages: sft." in card
+        and MARK not in card
+    )
 
 
-@pytest.mark.parametrize("raters, other, alone", [
-    (["simulated:right=1"], "", True), (["anna"], "", False), ([], "", False),
-    (["simulated:right=1"], "/x/other", False)])
-def test_ratings_of_people_may_be_of_any_text(tmp_path: Path, raters: list[str], other: str, alone: bool) -> None:
+@pytest.mark.parametrize(
+    "raters, other, alone",
+    [
+        (["simulated:right=1"], "", True),
+        (["anna"], "", False),
+        ([], "", False),
+        (["simulated:right=1"], "/x/other", False),
+    ],
+)
+def test_ratings_of_people_may_be_of_any_text(
+    tmp_path: Path, raters: list[str], other: str, alone: bool
+) -> None:
     run = write_run(tmp_path / "run")
     configure(run, "pretrain", data="", model="")  # learned from the run's ratings
     run.stage("init").path.rename(run.path / "sample")
@@ -143,7 +191,10 @@ def test_licences_of_every_source(tmp_path: Path) -> None:
         found.append(f"{tmp_path}/{name}/{name}.jsonl:1")
     configure(run, "sft", data=",".join(found))
     card = run_card(run, "sft", "me/m").text
-    assert "The licence of poems.jsonl is cc-by-4.0" in card and "The licence of sums.jsonl is mit" in card
+    assert (
+        "The licence of poems.jsonl is cc-by-4.0" in card
+        and "The licence of sums.jsonl is mit" in card
+    )
 
 
 def test_a_card_in_the_working_folder_is_not_that_of_data_from_another(
@@ -158,39 +209,90 @@ def test_a_card_in_the_working_folder_is_not_that_of_data_from_another(
 
 # a base is a stage's own start
 
+
 def test_a_stage_that_starts_from_nothing_names_no_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend_name: str
 ) -> None:
-    (tmp_path / ORIGIN).write_text(json.dumps({"repo": "someone/else", "commit": "0" * 40, "kind": "model"}))
+    (tmp_path / ORIGIN).write_text(
+        json.dumps({"repo": "someone/else", "commit": "0" * 40, "kind": "model"})
+    )
     (tmp_path / "text.txt").write_text("Anna lives in Rome.\n" * 200)
     monkeypatch.chdir(tmp_path)
-    ondevice.init("text.txt", out="run", vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                  num_attention_heads=2, num_key_value_heads=2, backend=backend_name, device="cpu")
+    ondevice.init(
+        "text.txt",
+        out="run",
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        backend=backend_name,
+        device="cpu",
+    )
     record = json.loads(Path("run/init/done.json").read_text())
-    assert "base" not in record and "someone" not in run_card(RunFolder(Path("run")), "init", "me/m").text
-    change(RunFolder(Path("run")), "init", base={"repo": "someone/else", "commit": "0" * 40})  # of an earlier version
+    assert (
+        "base" not in record
+        and "someone" not in run_card(RunFolder(Path("run")), "init", "me/m").text
+    )
+    change(
+        RunFolder(Path("run")), "init", base={"repo": "someone/else", "commit": "0" * 40}
+    )  # of an earlier version
     assert "someone" not in run_card(RunFolder(Path("run")), "init", "me/m").text
 
 
 # every pushed byte
 
+
 def marked_run(folder: Path, value: str) -> RunFolder:
     run = write_run(folder / MARK / "run")
     for stage in ("init", "pretrain", "sft"):
-        configure(run, stage, data=value, validation=value, replay=value, tokenizer=f"{HOME}/tok", out=str(run.path),
-                  model=f"{HOME}/x/model", other=f"{HOME}/y", reward_file=f"{HOME}/r.py",
-                  chat_template=f"{HOME}/t.jinja", rewards=[f"{HOME}/r.py"], model_name=f"{HOME}/z")
-        change(run, stage, notes=[f"rewarded by {HOME}/judge/model", f"copied to {run.path}/pairs.jsonl"])
+        configure(
+            run,
+            stage,
+            data=value,
+            validation=value,
+            replay=value,
+            tokenizer=f"{HOME}/tok",
+            out=str(run.path),
+            model=f"{HOME}/x/model",
+            other=f"{HOME}/y",
+            reward_file=f"{HOME}/r.py",
+            chat_template=f"{HOME}/t.jinja",
+            rewards=[f"{HOME}/r.py"],
+            model_name=f"{HOME}/z",
+        )
+        change(
+            run,
+            stage,
+            notes=[f"rewarded by {HOME}/judge/model", f"copied to {run.path}/pairs.jsonl"],
+        )
         checkpoint = run.stage(stage).checkpoints / "step-00000004"
         (checkpoint / "model").mkdir(parents=True)
         shutil.copy(run.stage(stage).model / "model.safetensors", checkpoint / "model")
-        shutil.copy(run.stage(stage).model / "model.safetensors", checkpoint / "optimizer.safetensors")
-        (checkpoint / "trainer.json").write_text(json.dumps(
-            {"step": 4, "fingerprint": {"sources": [value, value], "reward_file": f"{HOME}/r.py"}, "out": HOME}))
+        shutil.copy(
+            run.stage(stage).model / "model.safetensors", checkpoint / "optimizer.safetensors"
+        )
+        (checkpoint / "trainer.json").write_text(
+            json.dumps(
+                {
+                    "step": 4,
+                    "fingerprint": {"sources": [value, value], "reward_file": f"{HOME}/r.py"},
+                    "out": HOME,
+                }
+            )
+        )
         for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
             file = run.stage(stage).model / name
-            file.write_text(json.dumps({**json.loads(file.read_text()), "_name_or_path": f"{HOME}/base",
-                                        "name_or_path": f"{MARK}/x/base"}))
+            file.write_text(
+                json.dumps(
+                    {
+                        **json.loads(file.read_text()),
+                        "_name_or_path": f"{HOME}/base",
+                        "name_or_path": f"{MARK}/x/base",
+                    }
+                )
+            )
     return run
 
 
@@ -205,40 +307,64 @@ def test_no_place_of_this_machine_is_pushed(
     push(run.path, "me/all", all_stages=True)
     push(run.stage("sft").model, "me/model")
     shutil.copytree(run.stage("sft").model, tmp_path / MARK / "alone")
-    (tmp_path / MARK / "alone" / "README.md").write_text(f"---\nlicense: mit\n---\ntrained in {tmp_path / MARK}/here\n")
+    (tmp_path / MARK / "alone" / "README.md").write_text(
+        f"---\nlicense: mit\n---\ntrained in {tmp_path / MARK}/here\n"
+    )
     push(tmp_path / MARK / "alone", "me/alone")
     saved = Checkpoint(run.stage("sft").path, 4, {})
     os.link(run.stage("sft").model / "model.safetensors", run.stage("sft").path / "x")
     background.keep(run.stage("sft"), saved)
-    (run.stage("sft").path / "push" / "sft").rename(run.stage("sft").path / "push" / "step-00000004")
+    (run.stage("sft").path / "push" / "sft").rename(
+        run.stage("sft").path / "push" / "step-00000004"
+    )
     assert background.drain(run.stage("sft"), "me/beside", Hub()) == 1
     sent = {name: everything(repo) for (_, name), repo in server.repos.items()}
     assert sent.keys() == {"me/one", "me/all", "me/model", "me/alone", "me/beside"}
     for name, text in sent.items():
-        assert MARK not in text and str(tmp_path) not in text, (name, [line for line in text.splitlines()
-                                                                      if MARK in line or str(tmp_path) in line])
+        assert MARK not in text and str(tmp_path) not in text, (
+            name,
+            [line for line in text.splitlines() if MARK in line or str(tmp_path) in line],
+        )
     assert "diary.jsonl" in sent["me/one"] and '"sources"' in sent["me/one"]
 
 
 def test_no_place_in_a_data_set(server: HubServer, tmp_path: Path) -> None:
     folder = write_ratings(tmp_path / MARK / "run").parent
     with Ratings.open(folder) as ratings:
-        item = ratings.add("a", "q", [Response("x", f"{HOME}/m1"), Response("y", f"{HOME}/m2")], seed=0)
+        item = ratings.add(
+            "a", "q", [Response("x", f"{HOME}/m1"), Response("y", f"{HOME}/m2")], seed=0
+        )
         ratings.vote(item, "anna", "s", "ranked", [0])
     push(folder, "me/d", dataset=True, with_raters=True)
     text = everything(server.repo("me/d", "dataset"))
     assert MARK not in text and '"m1"' in text and "anna" in text
 
 
-@pytest.mark.parametrize("fields, said", [
-    ({"base_model_name_or_path": f"{HOME}/base"}, None), ({"base_model_name_or_path": "../base"}, "someone/base"),
-    ({"base_model_name_or_path": "{base}"}, "someone/base"), ({"base_model_name_or_path": "owner/name"}, "owner/name"),
-    ({"fine_tune_type": "lora", "model": "{base}", "data": f"{HOME}/data", "adapter_path": "/a/b"}, "someone/base")])
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"base_model_name_or_path": f"{HOME}/base"}, None),
+        ({"base_model_name_or_path": "../base"}, "someone/base"),
+        ({"base_model_name_or_path": "{base}"}, "someone/base"),
+        ({"base_model_name_or_path": "owner/name"}, "owner/name"),
+        (
+            {
+                "fine_tune_type": "lora",
+                "model": "{base}",
+                "data": f"{HOME}/data",
+                "adapter_path": "/a/b",
+            },
+            "someone/base",
+        ),
+    ],
+)
 def test_an_adapter_names_its_base_as_the_hub_does(
     server: HubServer, tmp_path: Path, fields: dict[str, str], said: str | None
 ) -> None:
     base, folder = write_model(tmp_path / MARK / "base"), write_model(tmp_path / MARK / "adapter")
-    (base / ORIGIN).write_text(json.dumps({"repo": "someone/base", "commit": "1" * 40, "kind": "model"}))
+    (base / ORIGIN).write_text(
+        json.dumps({"repo": "someone/base", "commit": "1" * 40, "kind": "model"})
+    )
     (folder / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     given = {key: value.format(base=base) for key, value in fields.items()}
@@ -258,15 +384,22 @@ def test_a_folder_is_no_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     folder = write_model(tmp_path / "adapter")
     (folder / "config.json").unlink()
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "runs/base"}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "runs/base"})
+    )
     monkeypatch.chdir(tmp_path)
     assert "whose base is a folder" in refused(folder)
 
 
 def test_tokens_and_classes_that_look_like_paths_stay(server: HubServer, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m")
-    for name, more in (("config.json", {"id2label": {"0": "/business/finance"}, "label2id": {"/business/finance": 0}}),
-                       ("tokenizer_config.json", {"pad_token": "/a/pad", "extra_special_tokens": {"x": "/b/c"}})):
+    for name, more in (
+        (
+            "config.json",
+            {"id2label": {"0": "/business/finance"}, "label2id": {"/business/finance": 0}},
+        ),
+        ("tokenizer_config.json", {"pad_token": "/a/pad", "extra_special_tokens": {"x": "/b/c"}}),
+    ):
         given = {**json.loads((folder / name).read_text()), **more, "_name_or_path": f"{HOME}/base"}
         (folder / name).write_text(json.dumps(given))
         push(folder)
@@ -292,7 +425,9 @@ def link(path: Path, to: Path | str) -> None:
     path.symlink_to(to)
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors"]
+)
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_link_out_of_a_model_is_refused(
     server: HubServer, tmp_path: Path, secret: Path, name: str, relative: bool
@@ -390,28 +525,50 @@ def test_a_link_put_there_after_the_plan(
         (folder / "LICENSE").write_text("x" * len(secret.read_text()))
         create = Hub.files
 
-        def swapped(self: Hub, repo: str, commit: str, name: str = name, create: Any = create) -> Any:
+        def swapped(
+            self: Hub, repo: str, commit: str, name: str = name, create: Any = create
+        ) -> Any:
             link(folder / name, secret)
             return create(self, repo, commit)
+
         monkeypatch.setattr(Hub, "files", swapped)
         assert OUT in refused(folder)
         monkeypatch.setattr(Hub, "files", create)
     assert all("hf_the_secret" not in everything(repo) for repo in server.repos.values())
 
 
-def test_a_record_of_a_push_takes_nothing_from_outside(server: HubServer, tmp_path: Path, secret: Path) -> None:
-    """`pending-push.json` in a folder from elsewhere names the files that are sent when it is resumed."""
+def test_a_record_of_a_push_takes_nothing_from_outside(
+    server: HubServer, tmp_path: Path, secret: Path
+) -> None:
+    """`pending-push.json` in a folder from elsewhere names the files that are sent when it is
+    resumed.
+    """
     folder = write_model(tmp_path / "m")
     plan = plan_push(ondevice.config.hub.PushConfig(model=str(folder), repo_id="me/m"))
     taken = PlannedFile("LICENSE", secret.stat().st_size, source=str(secret))
-    (folder / PENDING).write_text(json.dumps({"format": FORMAT, "repo": "me/m", "kind": "model", "tag": "",
-        "public": False, "folder": str(folder), "message": plan.message, "files": [vars(taken)], "parent": "",
-        "removed": []}))
+    (folder / PENDING).write_text(
+        json.dumps(
+            {
+                "format": FORMAT,
+                "repo": "me/m",
+                "kind": "model",
+                "tag": "",
+                "public": False,
+                "folder": str(folder),
+                "message": plan.message,
+                "files": [vars(taken)],
+                "parent": "",
+                "removed": [],
+            }
+        )
+    )
     assert pending(folder).files == (taken,)
     assert OUT in refused(folder, resume=True) and not server.repos
 
 
-def test_a_push_beside_training_takes_no_link(server: HubServer, tmp_path: Path, secret: Path) -> None:
+def test_a_push_beside_training_takes_no_link(
+    server: HubServer, tmp_path: Path, secret: Path
+) -> None:
     stage = write_run(tmp_path / "run").stage("sft")
     link(stage.model / "LICENSE", secret)
     with pytest.raises(UserError, match="is a link"):

@@ -1,4 +1,6 @@
-"""Pulls from a Hub on the loopback device: every byte as it was pushed, and nothing that could act on this machine."""
+"""Pulls from a Hub on the loopback device: every byte as it was pushed, and nothing that could act
+on this machine.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ def test_there_and_back_every_byte_is_equal(server: HubServer, tmp_path: Path) -
     ondevice.push(run.path, "me/m", all_stages=True, tell=lambda event: None)
     done = pull("me/m", tmp_path / "back")
     back = contents(tmp_path / "back")
-    assert json.loads(back.pop(ORIGIN)) == {"repo": "me/m", "commit": done["commit"], "kind": "model"}
+    assert json.loads(back.pop(ORIGIN)) == {
+        "repo": "me/m",
+        "commit": done["commit"],
+        "kind": "model",
+    }
     sent = dict(server.repo("me/m").commits[-1].files)
     sent.pop(".gitattributes")
     assert back == sent
@@ -52,8 +58,17 @@ def test_the_model_answers_the_same(server: HubServer, tmp_path: Path, backend: 
     run = write_run(tmp_path / "run")
     ondevice.push(run.path, "me/m", tell=lambda event: None)
     pull("me/m", tmp_path / "back")
-    said = [ondevice.generate(model=str(model), prompt="Anna likes 12", max_new_tokens=12, temperature=0.0,
-                              backend=backend.name, device="cpu") for model in (run.path, tmp_path / "back")]
+    said = [
+        ondevice.generate(
+            model=str(model),
+            prompt="Anna likes 12",
+            max_new_tokens=12,
+            temperature=0.0,
+            backend=backend.name,
+            device="cpu",
+        )
+        for model in (run.path, tmp_path / "back")
+    ]
     assert said[0] == said[1] and said[0][0]
 
 
@@ -74,16 +89,42 @@ def test_what_was_pulled_is_a_base_that_is_named(server: HubServer, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_stage_from_a_pulled_folder_tells_its_base(server: HubServer, tmp_path: Path, backend: Backend) -> None:
+def test_a_stage_from_a_pulled_folder_tells_its_base(
+    server: HubServer, tmp_path: Path, backend: Backend
+) -> None:
     ondevice.push(write_run(tmp_path / "run").path, "me/base", tell=lambda event: None)
     pull("me/base", tmp_path / "base")
-    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": [
-        {"role": "user", "content": f"Anna {n}"}, {"role": "assistant", "content": "12"}]}) + "\n" for n in range(20)))
-    ondevice.sft(tmp_path / "base", str(tmp_path / "chats.jsonl"), out=tmp_path / "mine", steps=1, batch_size=2,
-                 sequence_length=48, backend=backend.name, device="cpu")
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": f"Anna {n}"},
+                        {"role": "assistant", "content": "12"},
+                    ]
+                }
+            )
+            + "\n"
+            for n in range(20)
+        )
+    )
+    ondevice.sft(
+        tmp_path / "base",
+        str(tmp_path / "chats.jsonl"),
+        out=tmp_path / "mine",
+        steps=1,
+        batch_size=2,
+        sequence_length=48,
+        backend=backend.name,
+        device="cpu",
+    )
     ondevice.push(tmp_path / "mine", "me/mine", tell=lambda event: None)
     card = server.repo("me/mine").commits[-1].files["README.md"].decode()
-    assert "base_model: me/base\n" in card and "It began from me/base at" in card and "chats.jsonl" in card
+    assert (
+        "base_model: me/base\n" in card
+        and "It began from me/base at" in card
+        and "chats.jsonl" in card
+    )
 
 
 def test_a_revision(server: HubServer, tmp_path: Path) -> None:
@@ -98,10 +139,24 @@ def test_a_revision(server: HubServer, tmp_path: Path) -> None:
     assert "no such branch, tag or commit" in refused("me/m", tmp_path / "x", revision="v9")
 
 
-@pytest.mark.parametrize("path", [
-    "../evil.json", "a/../../evil.json", "/etc/evil.json", "a//evil.json", "./evil.json", "a\\..\\evil.json",
-    "C:evil.json", ".git/config.json", "a/evil.json\n", "\x1b[2Jevil.json", "a /evil.json", "con./evil.json",
-    "~/evil.json"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../evil.json",
+        "a/../../evil.json",
+        "/etc/evil.json",
+        "a//evil.json",
+        "./evil.json",
+        "a\\..\\evil.json",
+        "C:evil.json",
+        ".git/config.json",
+        "a/evil.json\n",
+        "\x1b[2Jevil.json",
+        "a /evil.json",
+        "con./evil.json",
+        "~/evil.json",
+    ],
+)
 def test_paths_that_leave_the_folder(server: HubServer, tmp_path: Path, path: str) -> None:
     server.add("me/m", {**WEIGHTS, path: b"{}"})
     said = refused("me/m", tmp_path / "out")
@@ -109,8 +164,12 @@ def test_paths_that_leave_the_folder(server: HubServer, tmp_path: Path, path: st
     assert not [p for p in tmp_path.rglob("*evil*")]
 
 
-@pytest.mark.parametrize("paths", [("a.json", "A.json"), ("a.json", "a.json/b.json"), ("A/x.json", "a")])
-def test_paths_that_are_one_on_some_disks(server: HubServer, tmp_path: Path, paths: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "paths", [("a.json", "A.json"), ("a.json", "a.json/b.json"), ("A/x.json", "a")]
+)
+def test_paths_that_are_one_on_some_disks(
+    server: HubServer, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
     server.add("me/m", {**WEIGHTS, **dict.fromkeys(paths, b"{}")})
     assert "stands there twice" in refused("me/m", tmp_path / "out")
 
@@ -123,17 +182,24 @@ def test_symbolic_links(server: HubServer, tmp_path: Path) -> None:
 def test_pickled_weights(server: HubServer, tmp_path: Path) -> None:
     server.add("me/m", {"config.json": b"{}", "pytorch_model.bin": b"cos\nsystem\n"})
     assert "its weights are pickled (pytorch_model.bin)" in refused("me/m", tmp_path / "out")
-    server.add("me/both", {**WEIGHTS, "pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"boom", ".env": b"x"})
+    server.add(
+        "me/both",
+        {**WEIGHTS, "pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"boom", ".env": b"x"},
+    )
     done = pull("me/both", tmp_path / "out")
     assert sorted(done["left_out"]) == [".env", "modeling.py", "pytorch_model.bin"]
     assert set(contents(tmp_path / "out")) == {*WEIGHTS, ORIGIN}
     assert not any("pytorch_model.bin" in line for line in server.log)
 
 
-@pytest.mark.parametrize(("path", "text"), [
-    ("config.json", '{"auto_map": {"AutoModelForCausalLM": "modeling.X"}}'),
-    ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["tok.X", null]}}'),
-    ("sub/config.json", '{"trust_remote_code": true}')])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("config.json", '{"auto_map": {"AutoModelForCausalLM": "modeling.X"}}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["tok.X", null]}}'),
+        ("sub/config.json", '{"trust_remote_code": true}'),
+    ],
+)
 def test_code_of_its_author(server: HubServer, tmp_path: Path, path: str, text: str) -> None:
     server.add("me/m", {**WEIGHTS, path: text.encode()})
     assert f"{path} asks for code of its author to be run" in refused("me/m", tmp_path / "out")
@@ -155,11 +221,25 @@ def test_other_bytes_than_the_commit_states(server: HubServer, tmp_path: Path, p
     assert (tmp_path / "out" / path).read_bytes() == whole
 
 
-@pytest.mark.parametrize("fields", [
-    {"kind": "status", "status": 500}, {"kind": "status", "status": 429}, {"kind": "drop"}, {"kind": "half"},
-    {"kind": "slow"}])
-@pytest.mark.parametrize(("method", "path"), [("GET", "/revision/"), ("GET", "/tree/"), ("HEAD", "/resolve/"),
-                                              ("GET", "/resolve/.*safetensors")])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "status", "status": 500},
+        {"kind": "status", "status": 429},
+        {"kind": "drop"},
+        {"kind": "half"},
+        {"kind": "slow"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/revision/"),
+        ("GET", "/tree/"),
+        ("HEAD", "/resolve/"),
+        ("GET", "/resolve/.*safetensors"),
+    ],
+)
 def test_what_did_not_come_is_asked_for_again(
     server: HubServer, tmp_path: Path, method: str, path: str, fields: dict[str, Any]
 ) -> None:
@@ -180,7 +260,9 @@ def test_a_folder_that_is_there_stays(server: HubServer, tmp_path: Path) -> None
     assert contents(tmp_path / "out") == {"mine": b"x"} and server.log == []
 
 
-def test_no_room_on_the_disk(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_on_the_disk(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add("me/m", WEIGHTS)
     monkeypatch.setattr("ondevice.hub.pull.ROOM", 1e15)
     assert "are needed" in refused("me/m", tmp_path / "out")
@@ -195,26 +277,37 @@ def test_private_and_missing_repositories(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add("others/secret", WEIGHTS)
-    assert "no such repository, or this account may not see it" in refused("others/secret", tmp_path / "out")
+    assert "no such repository, or this account may not see it" in refused(
+        "others/secret", tmp_path / "out"
+    )
     server.add("others/open", WEIGHTS, private=False)
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in refused("others/secret", tmp_path / "out")
     pull("others/open", tmp_path / "out")  # what is public needs no login
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["pull"], "REPO_ID is missing"),
-    (["pull", "../x"], "--repo-id: '../x' is no name of a repository"),
-    (["pull", "a/b", "--revision", "a..b"], "--revision: 'a..b' is no branch, tag or commit"),
-    (["pull", "a/b", "c"], "'c' is one word too many")])
-def test_wrong_input_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pull"], "REPO_ID is missing"),
+        (["pull", "../x"], "--repo-id: '../x' is no name of a repository"),
+        (["pull", "a/b", "--revision", "a..b"], "--revision: 'a..b' is no branch, tag or commit"),
+        (["pull", "a/b", "c"], "'c' is one word too many"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(words) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
 
 def test_the_command(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    server: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     server.add("me/m", WEIGHTS)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""Pushes to a Hub on the loopback device: what is sent, what never is, and what becomes of it if the network fails."""
+"""Pushes to a Hub on the loopback device: what is sent, what never is, and what becomes of it if
+the network fails.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,16 @@ def requests(server: HubServer, word: str) -> list[str]:
 
 def test_listed_files_alone_in_one_private_commit(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
-    for name in (".env", "notes.txt", "pytorch_model.bin", "optimizer.safetensors", "trainer.json", "train.jsonl",
-                 "modeling.py", "model.safetensors.bak"):
+    for name in (
+        ".env",
+        "notes.txt",
+        "pytorch_model.bin",
+        "optimizer.safetensors",
+        "trainer.json",
+        "train.jsonl",
+        "modeling.py",
+        "model.safetensors.bak",
+    ):
         (model / name).write_text("secret")
     (model / "LICENSE").write_text("Apache")
     (model / "sub").mkdir()
@@ -55,7 +65,9 @@ def test_listed_files_alone_in_one_private_commit(server: HubServer, tmp_path: P
     done = push(model)
     repo = server.repo("me/m")
     assert len(repo.commits) == 2 and done["commit"] == repo.commits[-1].id
-    assert sorted(repo.commits[-1].files) == sorted([*ALLOWED, "LICENSE", "README.md", ".gitattributes"])
+    assert sorted(repo.commits[-1].files) == sorted(
+        [*ALLOWED, "LICENSE", "README.md", ".gitattributes"]
+    )
     assert repo.private and done["private"]
     assert done["url"] == f"{server.address}/me/m"
     assert not (model / PENDING).exists()
@@ -77,17 +89,29 @@ def test_what_is_public_already_gets_nothing_by_accident(server: HubServer, tmp_
 def test_a_short_name_is_one_of_mine(server: HubServer, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     assert push(run.path, "short")["repo"] == "me/short"
-    assert 'from_pretrained("me/short")' in server.repo("me/short").commits[-1].files["README.md"].decode()
+    assert (
+        'from_pretrained("me/short")'
+        in server.repo("me/short").commits[-1].files["README.md"].decode()
+    )
 
 
-def test_a_second_push_goes_on_top_and_leaves_no_old_weights(server: HubServer, tmp_path: Path) -> None:
+def test_a_second_push_goes_on_top_and_leaves_no_old_weights(
+    server: HubServer, tmp_path: Path
+) -> None:
     """Two shards and their index beside one whole file would be neither model."""
-    old = {"model-00001-of-00002.safetensors": b"a", "model-00002-of-00002.safetensors": b"b",
-           "model.safetensors.index.json": b"{}", "adapter_config.json": b"{}", "own.txt": b"mine",
-           "other/model-00001-of-00002.safetensors": b"c"}
+    old = {
+        "model-00001-of-00002.safetensors": b"a",
+        "model-00002-of-00002.safetensors": b"b",
+        "model.safetensors.index.json": b"{}",
+        "adapter_config.json": b"{}",
+        "own.txt": b"mine",
+        "other/model-00001-of-00002.safetensors": b"c",
+    }
     repo = server.add("me/m", old)
     done = push(write_model(tmp_path / "m"))
-    assert done["removed"] == sorted(["adapter_config.json", *[name for name in old if name.startswith("model")]])
+    assert done["removed"] == sorted(
+        ["adapter_config.json", *[name for name in old if name.startswith("model")]]
+    )
     assert {"own.txt", "other/model-00001-of-00002.safetensors"} <= set(repo.commits[-1].files)
     assert not {"model.safetensors.index.json", "adapter_config.json"} & set(repo.commits[-1].files)
     assert len(repo.commits) == 3
@@ -96,7 +120,9 @@ def test_a_second_push_goes_on_top_and_leaves_no_old_weights(server: HubServer, 
 
 
 def test_an_adapter_goes_where_its_base_can_be_had(server: HubServer, tmp_path: Path) -> None:
-    """Its files and its base's name; a folder of this machine is of no use to others, and nobody's business."""
+    """Its files and its base's name; a folder of this machine is of no use to others, and nobody's
+    business.
+    """
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
@@ -106,10 +132,14 @@ def test_an_adapter_goes_where_its_base_can_be_had(server: HubServer, tmp_path: 
     mlx = tmp_path / "mlx"
     mlx.mkdir()
     (mlx / "adapters.safetensors").write_bytes(b"weights")
-    (mlx / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "model": str(tmp_path / "base")}))
+    (mlx / "adapter_config.json").write_text(
+        json.dumps({"fine_tune_type": "lora", "model": str(tmp_path / "base")})
+    )
     assert "whose base is a folder of this machine" in refused(mlx)
     assert not requests(server, "PUT") and not requests(server, "POST")
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base", "peft_type": "LORA"}')
+    (folder / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "org/base", "peft_type": "LORA"}'
+    )
     push(folder)
     files = server.repo("me/m").commits[-1].files
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(files)
@@ -129,8 +159,12 @@ def test_tags(server: HubServer, tmp_path: Path) -> None:
 
 def test_a_stage_and_the_last_one(server: HubServer, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    for given, stage, wanted in ((run.path, "pretrain", "pretrain"), (run.path, "", "sft"),
-                                 (run.path / "init", "", "init"), (run.path / "init" / "model", "", "init")):
+    for given, stage, wanted in (
+        (run.path, "pretrain", "pretrain"),
+        (run.path, "", "sft"),
+        (run.path / "init", "", "init"),
+        (run.path / "init" / "model", "", "init"),
+    ):
         push(given, stage=stage)
         weights = server.repo("me/m").commits[-1].files["model.safetensors"]
         assert weights == (run.path / wanted / "model" / "model.safetensors").read_bytes()
@@ -143,7 +177,10 @@ def test_every_stage_in_a_folder_of_its_name(server: HubServer, tmp_path: Path) 
     files = repo.commits[-1].files
     assert len(repo.commits) == 2
     for name in ("init", "pretrain", "sft"):
-        assert files[f"{name}/model.safetensors"] == (run.path / name / "model" / "model.safetensors").read_bytes()
+        assert (
+            files[f"{name}/model.safetensors"]
+            == (run.path / name / "model" / "model.safetensors").read_bytes()
+        )
         assert f'subfolder="{name}"' in files[f"{name}/README.md"].decode()
     assert files["model.safetensors"] == files["sft/model.safetensors"]
     assert len(server.uploaded) == 3  # the last one's weights stand there twice, and were sent once
@@ -159,11 +196,15 @@ def test_the_optimizer_s_state_of_these_very_weights(server: HubServer, tmp_path
         write_model(folder / "model", seed)
         (folder / "optimizer.safetensors").write_text(f"moments {step}")
         (folder / "trainer.json").write_text(f'{{"step": {step}}}')
-        listed = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)}
-                  for p in folder.rglob("*") if p.is_file()}
+        listed = {
+            str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)}
+            for p in folder.rglob("*")
+            if p.is_file()
+        }
         (folder / "MANIFEST.json").write_text(json.dumps({"format": 1, "files": listed}))
     assert (checkpoints / "step-00000002/model/model.safetensors").read_bytes() == (
-        model / "model.safetensors").read_bytes()
+        model / "model.safetensors"
+    ).read_bytes()
     push(run.path)
     assert "optimizer.safetensors" not in server.repo("me/m").commits[-1].files
     push(run.path, with_optimizer=True)
@@ -182,12 +223,19 @@ def test_ratings_as_a_data_set(server: HubServer, tmp_path: Path, with_raters: b
     assert named == with_raters
     assert set(rows[0]) >= {"prompt", "chosen", "rejected"} and ("raters" in rows[0]) == with_raters
     card = files["README.md"].decode()
-    assert "raters: 1 person, 1 program" in card and "of people 2, of programs (a rule, not a person) 1" in card
+    assert (
+        "raters: 1 person, 1 program" in card
+        and "of people 2, of programs (a rule, not a person) 1" in card
+    )
 
 
 def test_a_dry_run_sends_nothing(server: HubServer, tmp_path: Path) -> None:
     told = push(write_model(tmp_path / "m"), dry_run=True)
-    assert [f["path"] for f in told["files"]][-1] == "README.md" and told["private"] and told["login"]["name"] == "me"
+    assert (
+        [f["path"] for f in told["files"]][-1] == "README.md"
+        and told["private"]
+        and told["login"]["name"] == "me"
+    )
     assert told["bytes"] == sum(f["bytes"] for f in told["files"])
     assert server.log == ["GET /api/whoami-v2"] and not server.repos
 
@@ -199,7 +247,8 @@ def test_the_plan_is_what_is_sent(server: HubServer, tmp_path: Path) -> None:
     plan = events[0]
     sent = server.repo("me/m").commits[-1].files
     assert {f["path"]: f["bytes"] for f in plan["files"]} == {
-        path: len(content) for path, content in sent.items() if path != ".gitattributes"}
+        path: len(content) for path, content in sent.items() if path != ".gitattributes"
+    }
     assert [e["event"] for e in events][-3:] == ["commit", "verify", "done"]
 
 
@@ -213,9 +262,19 @@ def once(server: HubServer, repo: str = "me/m") -> Repo:
     return found
 
 
-@pytest.mark.parametrize("fields", [
-    {"kind": "status", "status": 500}, {"kind": "status", "status": 503, "times": 2}, {"kind": "status", "status": 429},
-    {"kind": "status", "status": 409}, {"kind": "drop"}, {"kind": "lose"}, {"kind": "half"}, {"kind": "slow"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "status", "status": 500},
+        {"kind": "status", "status": 503, "times": 2},
+        {"kind": "status", "status": 429},
+        {"kind": "status", "status": 409},
+        {"kind": "drop"},
+        {"kind": "lose"},
+        {"kind": "half"},
+        {"kind": "slow"},
+    ],
+)
 def test_a_commit_lands_once_whatever_happens_to_its_reply(
     server: HubServer, tmp_path: Path, fields: dict[str, Any]
 ) -> None:
@@ -228,16 +287,29 @@ def test_a_commit_lands_once_whatever_happens_to_its_reply(
 
 
 @pytest.mark.parametrize("path", ["/whoami-v2", "/repos/create", "/revision/", "/tree/"])
-@pytest.mark.parametrize("fields", [{"kind": "drop"}, {"kind": "status", "status": 502}, {"kind": "half"}])
-def test_a_question_is_asked_again(server: HubServer, tmp_path: Path, path: str, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields", [{"kind": "drop"}, {"kind": "status", "status": 502}, {"kind": "half"}]
+)
+def test_a_question_is_asked_again(
+    server: HubServer, tmp_path: Path, path: str, fields: dict[str, Any]
+) -> None:
     server.ask_for("POST" if "create" in path else "GET", path, **fields)
     push(write_model(tmp_path / "m"))
     once(server)
 
 
-@pytest.mark.parametrize("fields", [{"kind": "status", "status": 500}, {"kind": "drop"}, {"kind": "lose"},
-                                    {"kind": "status", "status": 429}])
-def test_large_files_are_sent_again(server: HubServer, tmp_path: Path, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "status", "status": 500},
+        {"kind": "drop"},
+        {"kind": "lose"},
+        {"kind": "status", "status": 429},
+    ],
+)
+def test_large_files_are_sent_again(
+    server: HubServer, tmp_path: Path, fields: dict[str, Any]
+) -> None:
     """The client itself does this."""
     server.ask_for("PUT", "/lfs/", **fields)
     push(write_model(tmp_path / "m"))
@@ -259,8 +331,13 @@ def test_it_waits_longer_each_time(
         monkeypatch.setattr(f"ondevice.{module}.time", SimpleNamespace(sleep=waits.append))
     monkeypatch.setattr(client, "WAITS_S", (1.0, 2.0, 4.0))
     server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=503, times=2)
-    server.ask_for("POST" if path == "/commit/" else "GET", path, "status", status=429,
-                   headers={"Retry-After": "9", "X-Error-Message": "slower"})
+    server.ask_for(
+        "POST" if path == "/commit/" else "GET",
+        path,
+        "status",
+        status=429,
+        headers={"Retry-After": "9", "X-Error-Message": "slower"},
+    )
     push(write_model(tmp_path / "m"))
     assert waits == [1.0, 2.0, 9.0]
     once(server)
@@ -269,7 +346,9 @@ def test_it_waits_longer_each_time(
 def test_somebody_else_s_commit_is_a_conflict(server: HubServer, tmp_path: Path) -> None:
     model = write_model(tmp_path / "m")
     repo = server.add("me/m", {"own.txt": b"mine"})
-    server.ask_for("POST", "/commit/", "pass", then=lambda: repo.commit("theirs", "", {"own.txt": b"theirs"}))
+    server.ask_for(
+        "POST", "/commit/", "pass", then=lambda: repo.commit("theirs", "", {"own.txt": b"theirs"})
+    )
     said = refused(model)
     assert "somebody has changed the repository" in said and "nothing was overwritten" in said
     assert [c.title for c in repo.commits] == ["initial commit", "files", "theirs"]
@@ -325,7 +404,9 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     refused(run.path)
     planned = {f.path: f.text for f in pending(run.path).files if f.text}
     server.trouble.clear()
-    write_stage(run.stage("dpo"), 4)  # the run has gone on: the card of the push is the one that was planned
+    write_stage(
+        run.stage("dpo"), 4
+    )  # the run has gone on: the card of the push is the one that was planned
     assert "goes to me/m" in refused(run.path, "me/other", resume=True)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[:-1] + b"x")
@@ -343,25 +424,40 @@ def interrupted(server: HubServer, path: Path, **fields: Any) -> None:
     server.trouble.clear()
 
 
-def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(server: HubServer, tmp_path: Path) -> None:
+def test_a_resume_takes_the_flags_of_the_push_and_refuses_others_by_name(
+    server: HubServer, tmp_path: Path
+) -> None:
     run = write_run(tmp_path / "run")
     asked: dict[str, Any] = {"stage": "sft", "public": True, "tag": "v1", "license": "mit"}
     interrupted(server, run.path, **asked)
-    for name, value, had in (("stage", "init", "'sft'"), ("tag", "v2", "'v1'"), ("license", "apache-2.0", "'mit'"),
-                             ("with_optimizer", True, "'none'"), ("dataset", True, "'none'")):
-        same = {key: given for key, given in asked.items() if not (name == "dataset" and key == "stage")}
+    for name, value, had in (
+        ("stage", "init", "'sft'"),
+        ("tag", "v2", "'v1'"),
+        ("license", "apache-2.0", "'mit'"),
+        ("with_optimizer", True, "'none'"),
+        ("dataset", True, "'none'"),
+    ):
+        same = {
+            key: given for key, given in asked.items() if not (name == "dataset" and key == "stage")
+        }
         said = refused(run.path, resume=True, **{**same, name: value})
-        assert said.startswith(f"{name}: ") and f"goes on as it was planned, and had {had}" in said, said
+        assert (
+            said.startswith(f"{name}: ") and f"goes on as it was planned, and had {had}" in said
+        ), said
         assert "push without --resume" in said
     assert not server.repo("me/m").tags
     push(run.path, resume=True, **asked)
     assert set(server.repo("me/m").tags) == {"v1"} and not server.repo("me/m").private
 
 
-def test_a_resume_of_all_stages_or_ratings_takes_their_flags(server: HubServer, tmp_path: Path) -> None:
+def test_a_resume_of_all_stages_or_ratings_takes_their_flags(
+    server: HubServer, tmp_path: Path
+) -> None:
     run = write_run(tmp_path / "run")
     interrupted(server, run.path, all_stages=True)
-    assert refused(run.path, resume=True, stage="sft").startswith("stage: the push that was interrupted")
+    assert refused(run.path, resume=True, stage="sft").startswith(
+        "stage: the push that was interrupted"
+    )
     push(run.path, "", resume=True, all_stages=True)
     interrupted(server, run.path)  # of the last stage, which was not named
     newest = pending(run.path).settings["stage"]
@@ -369,14 +465,18 @@ def test_a_resume_of_all_stages_or_ratings_takes_their_flags(server: HubServer, 
     push(run.path, "", resume=True, stage=newest)
 
 
-def test_a_record_that_does_not_say_what_was_asked_for_refuses_the_flag(server: HubServer, tmp_path: Path) -> None:
+def test_a_record_that_does_not_say_what_was_asked_for_refuses_the_flag(
+    server: HubServer, tmp_path: Path
+) -> None:
     model = write_model(tmp_path / "m")
     interrupted(server, model, tag="v1")
     record = json.loads((model / PENDING).read_text())
     del record["settings"]  # as an earlier version wrote it
     (model / PENDING).write_text(json.dumps(record))
-    assert "license: the push that was interrupted goes on as it was planned, and does not say what it had" in refused(
-        model, resume=True, license="mit")
+    assert (
+        "license: the push that was interrupted goes on as it was planned, and does not say what it had"
+        in refused(model, resume=True, license="mit")
+    )
     push(model, resume=True, tag="v1")
 
 
@@ -417,20 +517,26 @@ def test_hashes_are_compared_in_the_end(server: HubServer, tmp_path: Path) -> No
 # errors say what to do
 
 
-def test_nobody_is_logged_in(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_logged_in(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in refused(write_model(tmp_path / "m"))
     assert server.log == []
     assert "hf auth login" in push(tmp_path / "m", dry_run=True)["login"]["text"]
 
 
-def test_a_login_that_is_not_known(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_that_is_not_known(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_unknownunknownunknown")
     said = refused(write_model(tmp_path / "m"))
     assert "does not know this login" in said and "hf auth login" in said
 
 
-def test_a_token_that_may_only_read(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_may_only_read(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", READER)
     said = refused(write_model(tmp_path / "m"), "reader/m")
     assert "may only read" in said and "https://huggingface.co/settings/tokens" in said
@@ -446,12 +552,22 @@ def test_no_right_to_write_there(server: HubServer, tmp_path: Path) -> None:
 def test_a_name_that_is_taken(server: HubServer, tmp_path: Path) -> None:
     server.taken.add("me/m")
     assert "the name is taken by what this account may not see (give another name)" in refused(
-        write_model(tmp_path / "m"))
+        write_model(tmp_path / "m")
+    )
 
 
-@pytest.mark.parametrize(("status", "message"), [(402, "pay"), (403, "private storage limit reached"), (413, "large")])
+@pytest.mark.parametrize(
+    ("status", "message"), [(402, "pay"), (403, "private storage limit reached"), (413, "large")]
+)
 def test_no_room(server: HubServer, tmp_path: Path, status: int, message: str) -> None:
-    server.ask_for("POST", "/commit/", "status", status=status, message=message, headers={"X-Error-Message": message})
+    server.ask_for(
+        "POST",
+        "/commit/",
+        "status",
+        status=status,
+        message=message,
+        headers={"X-Error-Message": message},
+    )
     said = refused(write_model(tmp_path / "m"))
     assert "there is no room left" in said and "billing" in said
 
@@ -464,35 +580,51 @@ def test_no_network(server: HubServer, tmp_path: Path, monkeypatch: pytest.Monke
     assert "the Hub cannot be reached" in said and "is there a network?" in said
 
 
-def test_offline_is_told(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_told(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in refused(write_model(tmp_path / "m"))
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["push"], "MODEL is missing"),
-    (["push", "{m}"], "--repo-id: no repository was named"),
-    (["push", "{m}", "a/b/c"], "--repo-id: 'a/b/c' is no name of a repository"),
-    (["push", "{m}", "a--b"], "--repo-id: 'a--b' is no name"),
-    (["push", "{m}", "me/m", "--tag", "a b"], "--tag: 'a b' cannot be a tag"),
-    (["push", "{m}", "me/m", "--stage", "sft"], "is a model's folder: it has no stages"),
-    (["push", "{run}", "me/m", "--stage", "sfd"], "has no finished stage 'sfd' with a model (did you mean 'sft'?)"),
-    (["push", "{run}", "me/m", "--stage", "sft", "--all-stages"], "--all-stages: does not go with --stage"),
-    (["push", "{run}", "me/m", "--with-raters"], "--with-raters: is about ratings"),
-    (["push", "{run}", "me/m", "--dataset"], "no such ratings database"),
-    (["push", "{nothing}", "me/m"], "there is no such folder"),
-    (["push", "{empty}", "me/m"], "holds no model"),
-    (["push", "{pickled}", "me/m"], "pickled weights are not read"),
-    (["push", "{m}", "--resume"], "no push was interrupted here"),
-    (["push", "{m}", "me/m", "--publik"], "unknown flag '--publik' (did you mean '--public'?)"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["push"], "MODEL is missing"),
+        (["push", "{m}"], "--repo-id: no repository was named"),
+        (["push", "{m}", "a/b/c"], "--repo-id: 'a/b/c' is no name of a repository"),
+        (["push", "{m}", "a--b"], "--repo-id: 'a--b' is no name"),
+        (["push", "{m}", "me/m", "--tag", "a b"], "--tag: 'a b' cannot be a tag"),
+        (["push", "{m}", "me/m", "--stage", "sft"], "is a model's folder: it has no stages"),
+        (
+            ["push", "{run}", "me/m", "--stage", "sfd"],
+            "has no finished stage 'sfd' with a model (did you mean 'sft'?)",
+        ),
+        (
+            ["push", "{run}", "me/m", "--stage", "sft", "--all-stages"],
+            "--all-stages: does not go with --stage",
+        ),
+        (["push", "{run}", "me/m", "--with-raters"], "--with-raters: is about ratings"),
+        (["push", "{run}", "me/m", "--dataset"], "no such ratings database"),
+        (["push", "{nothing}", "me/m"], "there is no such folder"),
+        (["push", "{empty}", "me/m"], "holds no model"),
+        (["push", "{pickled}", "me/m"], "pickled weights are not read"),
+        (["push", "{m}", "--resume"], "no push was interrupted here"),
+        (["push", "{m}", "me/m", "--publik"], "unknown flag '--publik' (did you mean '--public'?)"),
+    ],
+)
 def test_wrong_input_is_one_line(
     tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"m": write_model(tmp_path / "m"), "run": write_run(tmp_path / "run").path, "empty": tmp_path / "empty",
-              "nothing": tmp_path / "nothing", "pickled": write_model(tmp_path / "pickled")}
+    places = {
+        "m": write_model(tmp_path / "m"),
+        "run": write_run(tmp_path / "run").path,
+        "empty": tmp_path / "empty",
+        "nothing": tmp_path / "nothing",
+        "pickled": write_model(tmp_path / "pickled"),
+    }
     places["empty"].mkdir()
     (places["pickled"] / "model.safetensors").rename(places["pickled"] / "pytorch_model.bin")
     assert cli.main([word.format(**places) for word in words]) == 2
@@ -504,8 +636,13 @@ def test_wrong_input_is_one_line(
 
 
 def command(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ondevice", *words], capture_output=True, text=True, env=env,
-                          timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "ondevice", *words],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+    )
 
 
 @pytest.mark.slow
@@ -517,30 +654,50 @@ def test_the_command_and_its_lines(server: HubServer, tmp_path: Path) -> None:
     assert "me/m  (model, private)" in done.stderr and "comparing hashes" in done.stderr
     lines = command(env, "push", str(run.path), "m", "--stage", "init", "--lines")
     events = [json.loads(line) for line in lines.stdout.splitlines()]
-    assert [e["event"] for e in events] == ["plan", "file", "commit", "verify", "done"] and lines.stderr == ""
+    assert [e["event"] for e in events] == [
+        "plan",
+        "file",
+        "commit",
+        "verify",
+        "done",
+    ] and lines.stderr == ""
     plain = json.loads(command(env, "push", str(run.path), "m", "--dry-run", "--json").stdout)
     assert plain["login"]["name"] == "me" and plain["files"]
 
 
 @pytest.mark.slow
 def test_the_token_is_nowhere(server: HubServer, tmp_path: Path) -> None:
-    """The canary: not on any outcome's output, nor in any file that is left, nor in a traceback of ours."""
+    """The canary: not on any outcome's output, nor in any file that is left, nor in a traceback of
+    ours.
+    """
     run = write_run(tmp_path / "run")
     env = environment(server, tmp_path / "hf")
     said = []
     outcomes: list[dict[str, Any]] = [
-        {}, {"kind": "status", "status": 400, "message": f"wrong {TOKEN}"}, {"kind": "status", "status": 412},
-        {"kind": "status", "status": 403, "headers": {"X-Error-Message": f"no {TOKEN}"}}]
+        {},
+        {"kind": "status", "status": 400, "message": f"wrong {TOKEN}"},
+        {"kind": "status", "status": 412},
+        {"kind": "status", "status": 403, "headers": {"X-Error-Message": f"no {TOKEN}"}},
+    ]
     for fields in outcomes:
         if fields:
             server.ask_for("POST", "/commit/", **fields)
-        done = command(env, "push", str(run.path), "m", "--stage", "init" if fields else "sft", "--lines")
+        done = command(
+            env, "push", str(run.path), "m", "--stage", "init" if fields else "sft", "--lines"
+        )
         said += [done.stdout, done.stderr]
-    ours = ("import sys, ondevice.hub.client as h\nfrom ondevice.cli import main\n"
-            f"def fail(*a, **k): raise KeyError('{TOKEN}')\n"
-            "h.Hub.look = fail\nsys.exit(main(sys.argv[1:]))")
-    broken = subprocess.run([sys.executable, "-c", ours, "push", str(run.path), "m"], capture_output=True, text=True,
-                            env=env, timeout=120)
+    ours = (
+        "import sys, ondevice.hub.client as h\nfrom ondevice.cli import main\n"
+        f"def fail(*a, **k): raise KeyError('{TOKEN}')\n"
+        "h.Hub.look = fail\nsys.exit(main(sys.argv[1:]))"
+    )
+    broken = subprocess.run(
+        [sys.executable, "-c", ours, "push", str(run.path), "m"],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=120,
+    )
     assert broken.returncode == 1 and "KeyError: 'hf_…'" in broken.stderr
     said += [broken.stdout, broken.stderr]
     assert TOKEN not in "".join(said) and "hf_…" in "".join(said)
@@ -551,10 +708,14 @@ def test_the_token_is_nowhere(server: HubServer, tmp_path: Path) -> None:
             assert all(TOKEN.encode() not in content for content in commit.files.values())
 
 
-def test_a_person_s_reward_file_gets_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_s_reward_file_gets_no_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    (tmp_path / "reward.py").write_text("import os\ndef reward(prompts, completions, **columns):\n"
-                                        "    return [float('HF_TOKEN' in os.environ) for _ in completions]\n")
+    (tmp_path / "reward.py").write_text(
+        "import os\ndef reward(prompts, completions, **columns):\n"
+        "    return [float('HF_TOKEN' in os.environ) for _ in completions]\n"
+    )
     host = Host(tmp_path / "reward.py", timeout=60)
     try:
         (function,) = host.start()
@@ -584,20 +745,26 @@ def test_killed_anywhere_the_remote_has_all_or_nothing(
     env = environment(server, tmp_path / "hf")
     server.kill_at = point
     words = [sys.executable, "-m", "ondevice", "push", str(run.path), "me/m", "--tag", "v1"]
-    with subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         server.victim = process.pid
         process.wait(timeout=120)
     assert server.killed, server.log
     planned = plan_push_of(run, env)
     repo = server.repos.get(("model", "me/m"))
     for commit in repo.commits[1:] if repo else ():
-        assert {path: len(c) for path, c in commit.files.items() if path != ".gitattributes"} == planned
+        assert {
+            path: len(c) for path, c in commit.files.items() if path != ".gitattributes"
+        } == planned
     sent = set(server.uploaded)
     began = (run.path / PENDING).is_file()
     again = command(env, *words[3:5], *(["--resume"] if began else ["me/m", "--tag", "v1"]))
     assert again.returncode == 0, again.stderr
     repo = once(server)
-    assert {path: len(c) for path, c in repo.commits[-1].files.items() if path != ".gitattributes"} == planned
+    assert {
+        path: len(c) for path, c in repo.commits[-1].files.items() if path != ".gitattributes"
+    } == planned
     assert repo.tags == {"v1": repo.commits[-1].id} and not (run.path / PENDING).exists()
     assert len(server.uploaded) == len(set(server.uploaded)) and sent <= set(server.uploaded)
 
@@ -616,5 +783,3 @@ def test_nothing_is_lost_in_the_record(tmp_path: Path) -> None:
     plan = plan_push(PushConfig(model=str(run.path), repo_id="me/m", tag="t", public=True)).hashed()
     plan.keep()
     assert pending(run.path) == plan and pending(run.path).mark == plan.mark
-
-

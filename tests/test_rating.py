@@ -1,4 +1,6 @@
-"""Rating in the terminal: lines from a pipe, single keys on a pseudo-terminal, and what a kill leaves."""
+"""Rating in the terminal: lines from a pipe, single keys on a pseudo-terminal, and what a kill
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,24 @@ HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"
 def fill(path: Path, count: int, width: int = 2) -> Path:
     with Ratings.open(path, create=True) as ratings, ratings.transaction():
         for n in range(count):
-            ratings.add("b", f"question {n}", [Response(f"text {s}", f"SECRET{s}") for s in range(width)], seed=0)
+            ratings.add(
+                "b",
+                f"question {n}",
+                [Response(f"text {s}", f"SECRET{s}") for s in range(width)],
+                seed=0,
+            )
     return path
 
 
 def rate(path: Path, typed: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ondevice", "rate", str(path), "--rater", "ann", *flags],
-                          input=typed, capture_output=True, text=True, timeout=60, errors="surrogateescape")
+    return subprocess.run(
+        [sys.executable, "-m", "ondevice", "rate", str(path), "--rater", "ann", *flags],
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        errors="surrogateescape",
+    )
 
 
 def best(ratings: Ratings, item: int, letter: str) -> tuple[int, ...]:
@@ -49,14 +62,26 @@ def test_lines_from_a_pipe(tmp_path: Path) -> None:
     path = fill(tmp_path / "r.db", 6)
     done = rate(path, "a\nB\nt\nx\nwhat\n\ns\nn\nodd one\nf\n?\nq\n")
     assert done.returncode == 0 and done.stderr == ""
-    assert "'what' means nothing here" in done.stdout and "bac " in done.stdout and "SECRET" not in done.stdout
+    assert (
+        "'what' means nothing here" in done.stdout
+        and "bac " in done.stdout
+        and "SECRET" not in done.stdout
+    )
     assert done.stdout.endswith("ann: 4 votes now, 4 of 6 rated, 2 usable pairs\n")
     with Ratings.open(path) as ratings:
         votes = ratings.votes()
         assert [(v.item, v.action, v.outcome, v.strength) for v in votes] == [
-            (1, "vote", "ranked", 1), (2, "vote", "ranked", 2), (3, "vote", "tie", None), (4, "vote", "all_bad", None),
-            (5, "skip", None, None), (6, "note", None, None), (6, "flag", None, None)]
-        assert votes[0].ranking == best(ratings, 1, "a") and votes[1].ranking == best(ratings, 2, "b")
+            (1, "vote", "ranked", 1),
+            (2, "vote", "ranked", 2),
+            (3, "vote", "tie", None),
+            (4, "vote", "all_bad", None),
+            (5, "skip", None, None),
+            (6, "note", None, None),
+            (6, "flag", None, None),
+        ]
+        assert votes[0].ranking == best(ratings, 1, "a") and votes[1].ranking == best(
+            ratings, 2, "b"
+        )
         assert votes[5].note == "odd one" and all(v.dwell_ms is not None for v in votes[:5])
         assert len({v.session for v in votes}) == 1 and votes[0].seen_end is True
 
@@ -75,11 +100,17 @@ def test_answers_stand_in_the_stored_order(tmp_path: Path) -> None:
 def test_an_order_of_more_than_two(tmp_path: Path) -> None:
     path = fill(tmp_path / "r.db", 3, width=4)
     said = rate(path, "dbac\nc\nab\ne\naa\naB\nq\n")
-    assert said.stdout.count("means nothing here") == 0 and "3 of 3 rated, 14 usable pairs" in said.stdout
+    assert (
+        said.stdout.count("means nothing here") == 0
+        and "3 of 3 rated, 14 usable pairs" in said.stdout
+    )
     with Ratings.open(path) as ratings:
         shown = [ratings.item(n).shown for n in (1, 2, 3)]
         assert [vote.ranking for vote in ratings.votes()] == [
-            tuple(shown[0]["abcd".index(x)] for x in "dbac"), (shown[1][2],), shown[2][:2]]
+            tuple(shown[0]["abcd".index(x)] for x in "dbac"),
+            (shown[1][2],),
+            shown[2][:2],
+        ]
 
 
 def test_the_keys_of_the_app_do_the_same_here(tmp_path: Path) -> None:
@@ -88,14 +119,21 @@ def test_the_keys_of_the_app_do_the_same_here(tmp_path: Path) -> None:
     with Ratings.open(path) as ratings:
         shown = [ratings.item(n).shown for n in (1, 2, 3)]
         assert [vote.ranking for vote in ratings.votes()] == [
-            tuple(shown[0]["abcd".index(x)] for x in "dbac"), (shown[1][2],), (shown[2][0],)]
+            tuple(shown[0]["abcd".index(x)] for x in "dbac"),
+            (shown[1][2],),
+            (shown[2][0],),
+        ]
 
 
-@pytest.mark.parametrize("wrong", ["3", "11", "1B", "c", "aa", "aB", "abc", "tt", "y", "\udcff", "\x1b[A"])
+@pytest.mark.parametrize(
+    "wrong", ["3", "11", "1B", "c", "aa", "aB", "abc", "tt", "y", "\udcff", "\x1b[A"]
+)
 def test_what_means_nothing_votes_nothing(tmp_path: Path, wrong: str) -> None:
     path = fill(tmp_path / "r.db", 1)
     done = rate(path, f"{wrong}\n")
-    assert "means nothing here" in done.stdout and done.returncode == 0 and "\x1b" not in done.stdout
+    assert (
+        "means nothing here" in done.stdout and done.returncode == 0 and "\x1b" not in done.stdout
+    )
     with Ratings.open(path) as ratings:
         assert ratings.votes() == []
 
@@ -109,7 +147,9 @@ def test_undo_over_sessions(tmp_path: Path) -> None:
     assert out.count("undone: here it is again (it was: A is better)") == 2
     assert out.count("nothing was asked") == 1 and "nothing to undo" in out
     with Ratings.open(path) as ratings:
-        assert [(v.item, v.ranking) for v in ratings.live_votes()] == [(n, best(ratings, n, "b")) for n in (1, 2, 3)]
+        assert [(v.item, v.ranking) for v in ratings.live_votes()] == [
+            (n, best(ratings, n, "b")) for n in (1, 2, 3)
+        ]
         assert len(ratings.votes()) == 7
 
 
@@ -132,25 +172,44 @@ def test_repeats_come_with_their_sides_swapped(tmp_path: Path) -> None:
         assert 6 <= len(repeats) <= 18 and len({item.repeat_of for item in repeats}) == len(repeats)
         order = [vote.item for vote in ratings.live_votes()]
         for item in repeats:
-            assert item.repeat_of is not None and item.shown == ratings.item(item.repeat_of).shown[::-1]
+            assert (
+                item.repeat_of is not None
+                and item.shown == ratings.item(item.repeat_of).shown[::-1]
+            )
             assert order.index(item.id) - order.index(item.repeat_of) > 5
         assert order[-1] == 40 or order[-1] in {item.id for item in repeats}
-        assert str(ratings.progress("ann")) == "40 of 40 rated, 40 usable pairs" and len(pairs_of(ratings)) == 40
-    assert rate(fill(tmp_path / "none.db", 20), "a\n" * 30, "--repeat-share", "0").stdout.count("[A]") == 20
+        assert (
+            str(ratings.progress("ann")) == "40 of 40 rated, 40 usable pairs"
+            and len(pairs_of(ratings)) == 40
+        )
+    assert (
+        rate(fill(tmp_path / "none.db", 20), "a\n" * 30, "--repeat-share", "0").stdout.count("[A]")
+        == 20
+    )
 
 
 def test_hostile_text_reaches_no_terminal(tmp_path: Path) -> None:
     path = tmp_path / "r.db"
     with Ratings.open(path, create=True) as ratings:
-        chat = [{"role": "system\x1b[31m", "content": HOSTILE}, {"role": "user", "content": "\ud800"}]
+        chat = [
+            {"role": "system\x1b[31m", "content": HOSTILE},
+            {"role": "user", "content": "\ud800"},
+        ]
         ratings.add("b\x1b", chat, [Response(HOSTILE), Response("x" * 1_000_000)], seed=0)
     done = rate(path, "n\n\x1b[2J\udcff\na\n", "--rater", "m\x1be")
-    assert done.returncode == 0 and not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr)
+    assert done.returncode == 0 and not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", done.stdout + done.stderr
+    )
     assert "│ [B]" in done.stdout and len(re.findall(r"(?m)^\[B\]$", done.stdout)) == 1
     assert "980," in done.stdout and "more characters" in done.stdout
     with Ratings.open(path) as ratings:
         note, vote = ratings.votes()
-        assert note.note and note.note.startswith("\x1b[2J") and vote.seen_end is False and vote.rater == "m\x1be"
+        assert (
+            note.note
+            and note.note.startswith("\x1b[2J")
+            and vote.seen_end is False
+            and vote.rater == "m\x1be"
+        )
 
 
 def test_an_unknown_batch_is_named(tmp_path: Path) -> None:
@@ -166,8 +225,13 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.modes = termios.tcgetattr(slave)
         self.slave = slave
-        self.process = subprocess.Popen([sys.executable, "-m", "ondevice", *arguments], stdin=slave, stdout=slave,
-                                        stderr=slave, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ondevice", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
         self.seen = b""
 
     def wait_for(self, text: bytes, count: int = 1) -> None:
@@ -221,7 +285,9 @@ class Typed:
         self.answers = list(answers)
 
 
-def test_a_vote_of_another_window_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_vote_of_another_window_is_not_replaced_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = fill(tmp_path / "r.db", 2)
     with Ratings.open(path) as ratings:
         session = rating.Session(ratings, Typed(), RateConfig(ratings=str(path), rater="ann"))  # type: ignore[arg-type]
@@ -232,7 +298,9 @@ def test_a_vote_of_another_window_is_not_replaced_unasked(tmp_path: Path, capsys
         assert session._do(item, "a", 1000) is item
         assert "you have rated this one in another window meanwhile: tie" in capsys.readouterr().out
         assert ratings.voted(1, "ann").outcome == "tie"  # type: ignore[union-attr]
-        assert session._do(item, "f", 1000) is item, "another key between the two: it is asked again"
+        assert session._do(item, "f", 1000) is item, (
+            "another key between the two: it is asked again"
+        )
         assert session._do(item, "a", 1000) is item
         assert session._do(item, "a", 1000) is None and session._next() == ratings.item(2)
         assert ratings.voted(1, "ann").ranking[:1] == (item.shown[0],)  # type: ignore[union-attr]
@@ -243,15 +311,24 @@ def test_a_vote_of_another_window_is_not_replaced_unasked(tmp_path: Path, capsys
         assert ratings.voted(2, "ann").outcome == "all_bad", "a skip takes no vote back"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("width, given, told", [
-    (2, {"outcome": "ranked", "ranking": [1]}, "B is better"), (2, {"outcome": "tie"}, "tie"),
-    (2, {"outcome": "ranked", "ranking": [0], "strength": 2}, "A is much better"),
-    (2, {"outcome": "all_bad"}, "all bad"),
-    (4, {"outcome": "ranked", "ranking": [2, 0]}, "C > A"), (4, {"outcome": "ranked", "ranking": [2]}, "C is better")])
+@pytest.mark.parametrize(
+    "width, given, told",
+    [
+        (2, {"outcome": "ranked", "ranking": [1]}, "B is better"),
+        (2, {"outcome": "tie"}, "tie"),
+        (2, {"outcome": "ranked", "ranking": [0], "strength": 2}, "A is much better"),
+        (2, {"outcome": "all_bad"}, "all bad"),
+        (4, {"outcome": "ranked", "ranking": [2, 0]}, "C > A"),
+        (4, {"outcome": "ranked", "ranking": [2]}, "C is better"),
+    ],
+)
 def test_a_vote_in_words(tmp_path: Path, width: int, given: dict[str, Any], told: str) -> None:
     with Ratings.open(fill(tmp_path / "r.db", 1, width)) as ratings:
         if "ranking" in given:
-            given = {**given, "ranking": [ratings.item(1).shown[place] for place in given["ranking"]]}
+            given = {
+                **given,
+                "ranking": [ratings.item(1).shown[place] for place in given["ranking"]],
+            }
         assert said(ratings.vote(1, "ann", "s", **given), "ABCD") == told
         assert said(ratings.newest("ann"), "ABCD") == told  # type: ignore[arg-type]
         assert ratings.newest("bob") is None
@@ -272,8 +349,12 @@ def test_single_keys_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     assert termios.tcgetattr(terminal.slave) == terminal.modes and b"SECRET" not in terminal.seen
     with Ratings.open(tmp_path / "r.db") as ratings:
         assert [(v.item, v.action, v.outcome, v.strength) for v in ratings.votes()] == [
-            (1, "vote", "ranked", 1), (2, "vote", "ranked", 2), (2, "undo", None, None), (2, "vote", "tie", None),
-            (3, "note", None, None)]
+            (1, "vote", "ranked", 1),
+            (2, "vote", "ranked", 2),
+            (2, "undo", None, None),
+            (2, "vote", "tie", None),
+            (3, "note", None, None),
+        ]
         assert ratings.votes()[-1].note == "größer"
 
 
@@ -308,13 +389,15 @@ def test_an_order_typed_key_by_key(tmp_path: Path) -> None:
     with Ratings.open(path) as ratings:
         shown = [ratings.item(n).shown for n in (1, 2, 3)]
         assert [vote.ranking for vote in ratings.votes()][:2] == [
-            (shown[0][2], shown[0][0], shown[0][1]), (shown[1][1],)]
+            (shown[0][2], shown[0][0], shown[0][1]),
+            (shown[1][1],),
+        ]
 
 
 @pytest.mark.slow
 def test_every_vote_outlives_a_kill(tmp_path: Path) -> None:
-    """After each vote, as soon as the next pair is asked for, the program is killed: the vote is there, and the next
-    start goes on at the next pair."""
+    """After each vote, as soon as the next pair is asked for, the program is killed: the vote is
+    there, and the next start goes on at the next pair."""
     path = fill(tmp_path / "r.db", 6)
     for count, key in enumerate((b"a", b"b", b"t", b"x"), 1):
         terminal = Terminal("rate", str(path), "--rater", "ann")
@@ -334,4 +417,6 @@ def test_every_vote_outlives_a_kill(tmp_path: Path) -> None:
 
 def test_a_program_that_rates_is_called_one(tmp_path: Path) -> None:
     done = rate(fill(tmp_path / "r.db", 2), "a\nq\n", "--rater", "simulated:first")
-    assert done.stdout.splitlines()[-1].startswith("simulated:first (simulated): 1 vote now, 1 of 2 rated")
+    assert done.stdout.splitlines()[-1].startswith(
+        "simulated:first (simulated): 1 vote now, 1 of 2 rated"
+    )

@@ -1,4 +1,6 @@
-"""A damaged ratings.db: what can be read is saved, the old file stays, and both are told; copies at each session."""
+"""A damaged ratings.db: what can be read is saved, the old file stays, and both are told; copies at
+each session.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,15 @@ def fill(file: Path, count: int = 120, rater: str = "ann") -> None:
 
 def rows(file: Path) -> tuple[dict[int, Any], dict[int, Any]]:
     with Ratings.open(file) as ratings:
-        return {item.id: item for item in ratings.items()}, {vote.id: vote for vote in ratings.votes()}
+        return {item.id: item for item in ratings.items()}, {
+            vote.id: vote for vote in ratings.votes()
+        }
 
 
 def spoil(file: Path, pages: list[int], seed: int = 0) -> None:
     data, draw = bytearray(file.read_bytes()), random.Random(seed)
     for page in pages:
-        data[page * PAGE:(page + 1) * PAGE] = draw.randbytes(PAGE)
+        data[page * PAGE : (page + 1) * PAGE] = draw.randbytes(PAGE)
     file.write_bytes(data)
 
 
@@ -65,7 +69,9 @@ def test_a_sound_database_is_left_alone(file: Path) -> None:
 def test_what_can_be_read_is_saved(file: Path, seed: int) -> None:
     items, votes = rows(file)
     draw = random.Random(seed)
-    pages = draw.sample(range(12, file.stat().st_size // PAGE), 1 + seed % 4)  # the first ones are roots: see below
+    pages = draw.sample(
+        range(12, file.stat().st_size // PAGE), 1 + seed % 4
+    )  # the first ones are roots: see below
     spoil(file, pages, seed)
     damaged = file.read_bytes()
     repair = repair_if_damaged(file)
@@ -75,10 +81,14 @@ def test_what_can_be_read_is_saved(file: Path, seed: int) -> None:
     assert all(items[number] == item for number, item in saved_items.items())
     assert all(votes[number] == vote for number, vote in saved_votes.items())
     assert (repair.items, repair.votes) == (len(saved_items), len(saved_votes))
-    assert repair.lost_votes == len(votes) - len(saved_votes) and repair.lost_items == len(items) - len(saved_items)
+    assert repair.lost_votes == len(votes) - len(saved_votes) and repair.lost_items == len(
+        items
+    ) - len(saved_items)
     assert len(saved_votes) > len(votes) - 40 * len(pages)  # a page holds some, the rest is saved
     # the old one is kept, byte for byte, and told of
-    assert repair.kept.read_bytes() == damaged and repair.kept.name.startswith("ratings.db.damaged-")
+    assert repair.kept.read_bytes() == damaged and repair.kept.name.startswith(
+        "ratings.db.damaged-"
+    )
     assert repair.kept.name in str(repair) and "\n" not in str(repair)
     # a vote that is lost gives its number to no other
     with Ratings.open(file) as ratings:
@@ -114,7 +124,11 @@ def test_a_copy_of_another_database_is_not_mixed_in(file: Path, tmp_path: Path) 
         Path(f"{other}{side}").unlink(missing_ok=True)
     spoil(file, [30])
     repair = repair_if_damaged(file)
-    assert repair is not None and repair.copied == 0 and "eve" not in {vote.rater for vote in rows(file)[1].values()}
+    assert (
+        repair is not None
+        and repair.copied == 0
+        and "eve" not in {vote.rater for vote in rows(file)[1].values()}
+    )
 
 
 def test_nothing_readable_is_left_as_it_is(file: Path) -> None:
@@ -123,11 +137,20 @@ def test_nothing_readable_is_left_as_it_is(file: Path) -> None:
     with pytest.raises(UserError, match="no pair in it can be read whole"):
         open_for_rating(file)
     assert file.read_bytes() == damaged
-    assert sorted(path.name for path in file.parent.iterdir() if "repair" in path.name or "damaged" in path.name) == []
+    assert (
+        sorted(
+            path.name
+            for path in file.parent.iterdir()
+            if "repair" in path.name or "damaged" in path.name
+        )
+        == []
+    )
 
 
 def test_a_text_that_is_none_is_left_out(file: Path) -> None:
-    """SQLite keeps any bytes as text, and finds nothing wrong with them; nor with JSON of another kind."""
+    """SQLite keeps any bytes as text, and finds nothing wrong with them; nor with JSON of another
+    kind.
+    """
     with sqlite3.connect(file) as raw:
         raw.execute("UPDATE item SET prompt = CAST(x'ff00fe' AS TEXT) WHERE id = 3")
         raw.execute("UPDATE item SET shown = '7' WHERE id = 4")
@@ -140,11 +163,13 @@ def test_a_text_that_is_none_is_left_out(file: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_is_damaged_is_saved_or_said(file: Path, seed: int) -> None:
-    """Zeros where rows were read as rows of NULL; flipped bits make numbers of rows that were never given."""
+    """Zeros where rows were read as rows of NULL; flipped bits make numbers of rows that were never
+    given.
+    """
     draw, data = random.Random(seed), bytearray(file.read_bytes())
     if seed % 2:
         start, count = draw.randrange(2 * PAGE, len(data)), draw.randrange(20_000)
-        data[start:start + count] = bytes(len(data[start:start + count]))
+        data[start : start + count] = bytes(len(data[start : start + count]))
     else:
         for _ in range(60):
             data[draw.randrange(2 * PAGE, len(data))] ^= 1 << draw.randrange(8)
@@ -178,7 +203,9 @@ def test_a_table_that_is_missing_is_damage(file: Path) -> None:
     assert repair_if_damaged(file) is not None and len(rows(file)[1]) == 121
 
 
-def test_nothing_is_repaired_under_another_program(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_repaired_under_another_program(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ondevice.preferences.repair.PATIENCE_S", 0.1)
     with Ratings.open(file):
         spoil(file, [30])
@@ -220,14 +247,24 @@ def test_a_repair_that_is_killed_anywhere_is_finished(tmp_path: Path) -> None:
         run = tmp_path / f"run-{kill_at}"
         run.mkdir()
         (run / "ratings.db").write_bytes(damaged)
-        code = subprocess.run([sys.executable, "-c", _KILLED, str(run / "ratings.db"), str(kill_at)]).returncode
+        code = subprocess.run(
+            [sys.executable, "-c", _KILLED, str(run / "ratings.db"), str(kill_at)]
+        ).returncode
         assert code in (0, -signal.SIGKILL)
         opened, _ = open_for_rating(run)
         with opened as ratings:
             found = {vote.id: vote for vote in ratings.votes()}
-        assert found and all(votes[number] == vote for number, vote in found.items()) and find_damage(opened.path) == ""
-        kept = [path for path in run.iterdir() if path.name.startswith("ratings.db.damaged-")
-                and not path.name.endswith(lock_file.SIDE_FILES)]
+        assert (
+            found
+            and all(votes[number] == vote for number, vote in found.items())
+            and find_damage(opened.path) == ""
+        )
+        kept = [
+            path
+            for path in run.iterdir()
+            if path.name.startswith("ratings.db.damaged-")
+            and not path.name.endswith(lock_file.SIDE_FILES)
+        ]
         assert [path.read_bytes() for path in kept] == [damaged]
         if code == 0:
             break
@@ -284,13 +321,17 @@ def test_copies_that_a_full_disk_left_empty_go_first(file: Path) -> None:
 
 
 def test_a_link_is_the_database_that_it_leads_to(file: Path, tmp_path: Path) -> None:
-    """One lock, one set of copies and one repair, by whichever name it is opened: else a repair would move the link,
-    and those who open the file itself would go on writing to what is damaged."""
+    """One lock, one set of copies and one repair, by whichever name it is opened: else a repair
+    would move the link, and those who open the file itself would go on writing to what is damaged.
+    """
     link = tmp_path / "elsewhere" / "ratings.db"
     link.parent.mkdir()
     link.symlink_to("../ratings.db")
-    with Ratings.open(file), pytest.raises(UserError, match="another program has it open"), \
-            lock_file.alone(ratings_file(link.parent), 0.0):
+    with (
+        Ratings.open(file),
+        pytest.raises(UserError, match="another program has it open"),
+        lock_file.alone(ratings_file(link.parent), 0.0),
+    ):
         pass
     spoil(file, [6])
     repair = repair_if_damaged(link)
@@ -299,19 +340,27 @@ def test_a_link_is_the_database_that_it_leads_to(file: Path, tmp_path: Path) -> 
     assert rows(link) == rows(file)
 
 
-def test_a_damaged_number_of_a_row_ends_the_search(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_number_of_a_row_ends_the_search(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ondevice.preferences.repair._GAP", 1000)
     with closing(sqlite3.connect(file)) as damaged:
-        damaged.execute("INSERT INTO item SELECT 1 << 60, batch, prompt, prompt_sha, shown, kind, gold, repeat_of, "
-                        "meta, created FROM item WHERE id = 1")
+        damaged.execute(
+            "INSERT INTO item SELECT 1 << 60, batch, prompt, prompt_sha, shown, kind, gold, repeat_of, "
+            "meta, created FROM item WHERE id = 1"
+        )
         damaged.commit()
-        root = damaged.execute("SELECT rootpage FROM sqlite_master WHERE name = 'item'").fetchone()[0]
+        root = damaged.execute("SELECT rootpage FROM sqlite_master WHERE name = 'item'").fetchone()[
+            0
+        ]
         damaged.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     data = file.read_bytes()
-    page = data[(root - 1) * PAGE:root * PAGE]
-    assert page[0] == 5  # it has children: the second of them is damaged, the last one holds that number
+    page = data[(root - 1) * PAGE : root * PAGE]
+    assert (
+        page[0] == 5
+    )  # it has children: the second of them is damaged, the last one holds that number
     cell = int.from_bytes(page[14:16], "big")
-    spoil(file, [int.from_bytes(page[cell:cell + 4], "big") - 1])
+    spoil(file, [int.from_bytes(page[cell : cell + 4], "big") - 1])
     repair = repair_if_damaged(file)
     assert repair is not None and 0 < repair.votes < 121
 

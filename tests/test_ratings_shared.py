@@ -36,7 +36,12 @@ def pairs(run: Path, count: int) -> None:
     run.mkdir(parents=True)
     with Ratings.open(run, create=True) as ratings, ratings.transaction():
         for n in range(count):
-            ratings.add("first", f"Question {n}?", [Response(f"one {n}", "a"), Response(f"two {n}", "b")], seed=0)
+            ratings.add(
+                "first",
+                f"Question {n}?",
+                [Response(f"one {n}", "a"), Response(f"two {n}", "b")],
+                seed=0,
+            )
 
 
 class App:
@@ -45,16 +50,30 @@ class App:
     def __init__(self, runs: Path, rater: str) -> None:
         self.rater, self.accepted = rater, Counter[str]()
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "rating_app.py"), str(runs)], env={**os.environ, "LOGNAME": rater},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [sys.executable, str(HERE / "rating_app.py"), str(runs)],
+            env={**os.environ, "LOGNAME": rater},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self._answer() == {"ready": True}
 
     def press(self, key: str) -> dict[str, Any]:
         self.send(key)
         said = self._answer()
-        done = {"left": "vote", "right": "vote", "t": "vote", "f": "flag", "s": "skip", "u": "undo"}.get(key)
-        if done and not said["told"].startswith("not saved") and (
-                said["pair"] is not None if key != "u" else "taken back" in said["told"]):
+        done = {
+            "left": "vote",
+            "right": "vote",
+            "t": "vote",
+            "f": "flag",
+            "s": "skip",
+            "u": "undo",
+        }.get(key)
+        if (
+            done
+            and not said["told"].startswith("not saved")
+            and (said["pair"] is not None if key != "u" else "taken back" in said["told"])
+        ):
             self.accepted[done] += 1
         return said
 
@@ -80,8 +99,14 @@ class App:
 
 
 def command(*words: str, said: str = "", env: dict[str, str] | None = None) -> str:
-    done = subprocess.run([sys.executable, "-m", "ondevice", *words], input=said, capture_output=True, text=True,
-                          env=env, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "ondevice", *words],
+        input=said,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return done.stdout
 
@@ -106,10 +131,18 @@ def run(tmp_path: Path) -> Path:
 
 def on_disk(run: Path, rater: str) -> int:
     """By a program of its own, that closes the file when it is done."""
-    ours = ("import sys; from ondevice.preferences.database import Ratings\n"
-            "with Ratings.open(sys.argv[1]) as r: print(len(r.votes(raters=[sys.argv[2]])))")
-    return int(subprocess.run([sys.executable, "-c", ours, str(run), rater], capture_output=True, text=True,
-                              check=True).stdout)
+    ours = (
+        "import sys; from ondevice.preferences.database import Ratings\n"
+        "with Ratings.open(sys.argv[1]) as r: print(len(r.votes(raters=[sys.argv[2]])))"
+    )
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", ours, str(run), rater],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
 
 
 def test_votes_beside_stats_are_on_the_disk(run: Path) -> None:
@@ -141,7 +174,10 @@ def test_votes_of_one_app_outlive_another_that_quits(run: Path) -> None:
 
 
 def test_an_import_beside_the_app_damages_nothing(run: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"imported {n}" + "y" * 300, "chosen": "a" * 400, "rejected": "b" * 400} for n in range(300)]
+    rows = [
+        {"prompt": f"imported {n}" + "y" * 300, "chosen": "a" * 400, "rejected": "b" * 400}
+        for n in range(300)
+    ]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
     app = App(run.parent, "ann")
     for _ in range(3):
@@ -158,7 +194,9 @@ def test_an_import_beside_the_app_damages_nothing(run: Path, tmp_path: Path) -> 
 
 
 class Programs(RuleBasedStateMachine):
-    """Apps and commands on one database, in any order. What each of them needs is made once (`Programs.files`)."""
+    """Apps and commands on one database, in any order. What each of them needs is made once
+    (`Programs.files`).
+    """
 
     files: Path
     server: HubServer
@@ -189,8 +227,12 @@ class Programs(RuleBasedStateMachine):
         self.apps.append(self.open[-1])
 
     @precondition(lambda self: self.open)
-    @rule(which=st.integers(0, 1), keys=st.lists(st.sampled_from(["left", "right", "t", "s", "f", "u", "look"]),
-                                                 min_size=2, max_size=5))
+    @rule(
+        which=st.integers(0, 1),
+        keys=st.lists(
+            st.sampled_from(["left", "right", "t", "s", "f", "u", "look"]), min_size=2, max_size=5
+        ),
+    )
     def press(self, which: int, keys: list[str]) -> None:
         for key in keys:
             self.open[which % len(self.open)].press(key)
@@ -218,16 +260,25 @@ class Programs(RuleBasedStateMachine):
     @rule()
     def import_pairs(self) -> None:
         file = Path(self.name("more.jsonl"))
-        rows = [{"prompt": f"{file.name} {n}", "chosen": "yes", "rejected": "no"} for n in range(30)]
+        rows = [
+            {"prompt": f"{file.name} {n}", "chosen": "yes", "rejected": "no"} for n in range(30)
+        ]
         file.write_text("\n".join(map(json.dumps, rows)))
         command("ratings", "import", str(self.run), str(file))
 
     @rule(after=st.floats(0.3, 1.0))
     def kill_an_import(self, after: float) -> None:
         file = Path(self.name("killed.jsonl"))
-        file.write_text("\n".join(json.dumps({"prompt": f"k{n}", "chosen": "a", "rejected": "b"}) for n in range(2000)))
-        process = subprocess.Popen([sys.executable, "-m", "ondevice", "ratings", "import", str(self.run), str(file)],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        file.write_text(
+            "\n".join(
+                json.dumps({"prompt": f"k{n}", "chosen": "a", "rejected": "b"}) for n in range(2000)
+            )
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ondevice", "ratings", "import", str(self.run), str(file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         time.sleep(after)
         process.kill()
         process.wait()
@@ -245,10 +296,30 @@ class Programs(RuleBasedStateMachine):
         out = self.name(stage)
         policy = str(self.files / "policy")
         small = ("--device", "cpu", "--out", out)
-        train = ("--steps", "1", "--batch_size", "2", "--sequence_length", "60", "--eval_every", "0", *small)
+        train = (
+            "--steps",
+            "1",
+            "--batch_size",
+            "2",
+            "--sequence_length",
+            "60",
+            "--eval_every",
+            "0",
+            *small,
+        )
         if stage == "sample":
-            command("sample", policy, str(self.files / "prompts.jsonl"), "--ratings", str(self.run / "ratings.db"),
-                    "--prompts", "2", "--max_new_tokens", "4", *small)
+            command(
+                "sample",
+                policy,
+                str(self.files / "prompts.jsonl"),
+                "--ratings",
+                str(self.run / "ratings.db"),
+                "--prompts",
+                "2",
+                "--max_new_tokens",
+                "4",
+                *small,
+            )
         else:
             self.some_votes()
             command(stage, policy, str(self.run / "ratings.db"), *train)
@@ -263,7 +334,14 @@ class Programs(RuleBasedStateMachine):
     @rule()
     def push(self) -> None:
         self.some_votes()
-        command("push", str(self.run), f"me/votes{Programs.count}-{self.calls}", "--dataset", "--yes", env=self.env)
+        command(
+            "push",
+            str(self.run),
+            f"me/votes{Programs.count}-{self.calls}",
+            "--dataset",
+            "--yes",
+            env=self.env,
+        )
         self.calls += 1
 
     @invariant()
@@ -286,7 +364,13 @@ def test_any_order_of_programs(tmp_path: Path) -> None:
         Programs.files, Programs.server = tmp_path, server
         Programs.env = environment(server, tmp_path / "home")
         machine = Programs.TestCase
-        machine.settings = settings(max_examples=5, stateful_step_count=16, deadline=None, derandomize=True,
-                                    suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        machine.settings = settings(
+            max_examples=5,
+            stateful_step_count=16,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
         machine("runTest").runTest()
     shutil.rmtree(tmp_path / "home", ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Weights that are ruined: the stage goes back once, by itself, and comes to the same weights whatever kills it.
+"""Weights that are ruined: the stage goes back once, by itself, and comes to the same weights
+whatever kills it.
 
 And results: the figure that is told is that of the very weights that a stage gives.
 """
@@ -70,7 +71,9 @@ class Shifted(Scripted):
         return super().batch(step + (step >= self.without))
 
 
-FACTORS = {n: 1.0 + n / 10 for n in range(12)}  # each batch another: leaving out one changes what comes after
+FACTORS = {
+    n: 1.0 + n / 10 for n in range(12)
+}  # each batch another: leaving out one changes what comes after
 
 
 @pytest.fixture
@@ -88,16 +91,25 @@ def test_numbers_are_counted_on_past_what_is_left_out() -> None:
 @pytest.mark.parametrize("compiled", ["auto", "never"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_update_that_overflows_is_told(backend: Backend, optimizer: str, compiled: str) -> None:
-    """The gradient is finite, and the rate so large that the update is not; large weights alone are no ruin."""
+    """The gradient is finite, and the rate so large that the update is not; large weights alone are
+    no ruin.
+    """
     weights = {"a.weight": np.full((4, 4), 100, np.float32), "b": np.full(3, 1e38, np.float32)}
-    settings = OptimSettings(optimizer=optimizer, weight_decay=0.1, clip_norm=0.0,
-                             muon_names=frozenset({"a.weight"} if optimizer == "muon" else ()))
+    settings = OptimSettings(
+        optimizer=optimizer,
+        weight_decay=0.1,
+        clip_norm=0.0,
+        muon_names=frozenset({"a.weight"} if optimizer == "muon" else ()),
+    )
 
     def loss(ops: Any, params: Any, batch: Any) -> Any:
         return ops.sum(params["a.weight"] * batch["x"]) + ops.sum(params["b"] * 0.0), {
-            "loss": (batch["x"], batch["x"])}
+            "loss": (batch["x"], batch["x"])
+        }
 
-    trained = backend.trainer(loss, {n: backend.array(w) for n, w in weights.items()}, {}, settings, compile=compiled)
+    trained = backend.trainer(
+        loss, {n: backend.array(w) for n, w in weights.items()}, {}, settings, compile=compiled
+    )
     out = trained.step([{"x": np.float32(1)}], 1e-3)
     assert (out["ruined"], out["skipped"], trained.not_finite()) == (0.0, 0.0, [])
     out = trained.step([{"x": np.float32(np.nan)}], 1e-3)
@@ -106,8 +118,9 @@ def test_an_update_that_overflows_is_told(backend: Backend, optimizer: str, comp
     assert (out["ruined"], out["skipped"]) == (1.0, 0.0) and "a.weight" in trained.not_finite()
 
 
-def test_one_ruined_step_goes_back_at_half_the_rate_without_its_batch(stage: Stage, tmp_path: Path,
-                                                                      backend: Backend) -> None:
+def test_one_ruined_step_goes_back_at_half_the_rate_without_its_batch(
+    stage: Stage, tmp_path: Path, backend: Backend
+) -> None:
     got = stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=2)
     other = Stage(tmp_path / "other", backend)
     other.fit(Shifted(5, FACTORS), steps=4, save_every=2)
@@ -120,30 +133,48 @@ def test_one_ruined_step_goes_back_at_half_the_rate_without_its_batch(stage: Sta
     assert told["tensor"] == tensor and told["batch"] == 5 and tensor in told["message"]
     assert "step 6" in told["message"] and "step-00000004" in told["message"]
     with np.load(told["file"]) as kept:
-        assert {name: float(kept[name].reshape(-1)[0]) for name in kept} == {"0.factor": RUINS, "0.weights": 1.0}
+        assert {name: float(kept[name].reshape(-1)[0]) for name in kept} == {
+            "0.factor": RUINS,
+            "0.weights": 1.0,
+        }
     record = checkpoint.load(stage.folder.checkpoints / "step-00000008").record
     assert (record["left_out"], record["rate_factor"]) == ([5], 0.5)
     assert record["rolled_back"] == {"at": 6, "to": 4, "tensor": tensor, "batch": 5}
 
 
 def test_a_checkpoint_of_an_earlier_version_is_a_way_back(stage: Stage) -> None:
-    """It does not say that it is sound: it is measured when it is gone back to, not thrown away for the start."""
+    """It does not say that it is sound: it is measured when it is gone back to, not thrown away for
+    the start.
+    """
     stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
     for path in checkpoint.steps(stage.folder.checkpoints):
         record = json.loads((path / checkpoint.RECORD).read_text())
-        for name in ("sound", "measured", "score", "last_update", "left_out", "rate_factor", "rolled_back", "changes"):
+        for name in (
+            "sound",
+            "measured",
+            "score",
+            "last_update",
+            "left_out",
+            "rate_factor",
+            "rolled_back",
+            "changes",
+        ):
             del record[name]
         (path / checkpoint.RECORD).write_text(json.dumps(record))
         manifest = json.loads((path / MANIFEST).read_text())
-        manifest["files"][checkpoint.RECORD] = {"size": (path / checkpoint.RECORD).stat().st_size,
-                                                "sha256": sha256(path / checkpoint.RECORD)}
+        manifest["files"][checkpoint.RECORD] = {
+            "size": (path / checkpoint.RECORD).stat().st_size,
+            "sha256": sha256(path / checkpoint.RECORD),
+        }
         (path / MANIFEST).write_text(json.dumps(manifest))
     stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True)
     [told] = [e for e in stage.events("warning") if "Back to" in e["message"]]
     assert "step-00000004" in told["message"] and told["batch"] == 5
 
 
-def test_before_the_first_checkpoint_it_goes_back_to_the_start(stage: Stage, tmp_path: Path, backend: Backend) -> None:
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(
+    stage: Stage, tmp_path: Path, backend: Backend
+) -> None:
     got = stage.fit(Scripted(factors={**FACTORS, 0: RUINS}), save_every=4)
     other = Stage(tmp_path / "other", backend)
     assert same(got, other.fit(Shifted(0, FACTORS), save_every=4, learning_rate=0.5e-2))
@@ -151,8 +182,8 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(stage: Stage, tmp
 
 
 def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(stage: Stage) -> None:
-    """The weights may be finite and too large for anything: it is the update before the ten that is left out, and no
-    checkpoint of good weights makes room for those of the ten."""
+    """The weights may be finite and too large for anything: it is the update before the ten that is
+    left out, and no checkpoint of good weights makes room for those of the ten."""
     bad = {n: float("nan") for n in range(5, 15)}
     batches = {**FACTORS, **bad}
 
@@ -171,23 +202,34 @@ def test_ten_steps_without_a_finite_gradient_go_back_to_before_what_led_there(st
 
 def test_the_second_time_it_stops_with_one_line_and_a_lower_rate_goes_on(stage: Stage) -> None:
     bad = {**FACTORS, **{n: RUINS for n in range(5, 40)}}
-    with pytest.raises(UserError, match="gone back once already; step-00000004 is the newest.*--learning_rate") as said:
+    with pytest.raises(
+        UserError, match="gone back once already; step-00000004 is the newest.*--learning_rate"
+    ) as said:
         stage.fit(Scripted(factors=bad), steps=20, save_every=2)
     assert min(stage.model.params) in str(said.value) and "batch 6" in str(said.value)
     assert stage.kept()[-1] == 4
     for step in stage.kept():
         assert all(np.isfinite(value).all() for value in stage.weights_of(step).values())
-    with pytest.raises(UserError, match="gone back once already"):   # once is once, in the next process too
+    with pytest.raises(
+        UserError, match="gone back once already"
+    ):  # once is once, in the next process too
         stage.fit(Scripted(factors=bad), steps=20, save_every=2, resume=True)
     stage.fit(Scripted(factors=FACTORS), steps=20, save_every=2, resume=True, learning_rate=1e-3)
     assert [e["step"] for e in stage.events("step")] == list(range(1, 21))
 
 
 def test_what_a_person_has_changed_stays_changed_when_the_stage_goes_back(stage: Stage) -> None:
-    """To a checkpoint that is older than the change: half of the new rate is what it goes on with, once."""
+    """To a checkpoint that is older than the change: half of the new rate is what it goes on with,
+    once.
+    """
     stage.fit(Scripted(factors=FACTORS), steps=4, save_every=2)
-    stage.fit(Scripted(factors={**FACTORS, 5: RUINS}), save_every=0, resume=True, learning_rate=2e-3,
-              changed={"learning_rate": (1e-2, 2e-3)})
+    stage.fit(
+        Scripted(factors={**FACTORS, 5: RUINS}),
+        save_every=0,
+        resume=True,
+        learning_rate=2e-3,
+        changed={"learning_rate": (1e-2, 2e-3)},
+    )
     assert [e["lr"] for e in stage.events("step")] == [1e-2] * 4 + [1e-3] * 4
     record = checkpoint.load(checkpoint.path_at(stage.folder.checkpoints, 8)).record
     assert record["changes"] == [{"step": 4, "field": "learning_rate", "before": 1e-2, "now": 2e-3}]
@@ -204,6 +246,7 @@ def test_ten_in_a_row_that_are_the_datas_end_the_stage_with_one_line(stage: Stag
 
 def test_a_stopped_runs_checkpoint_is_a_way_back_too(stage: Stage) -> None:
     """A stop does not measure; it is measured when it is gone back to."""
+
     class Stopping(Scripted):
         def batch(self, step: int) -> list[dict[str, np.ndarray]]:
             if step == 4:
@@ -232,7 +275,8 @@ KILLED = """
     sys.path.insert(0, TESTS)
     from pathlib import Path
     import numpy as np
-    # before a child is forked, for each of them; an optimizer of torch imports the second at its first step
+    # before a child is forked, for each of them; an optimizer of torch imports the second at its
+    # first step
     for module in {"torch": ("ondevice_torch.backend", "torch._dynamo"), "mlx": ("ondevice_mlx.backend",)}[sys.argv[2]]:
         importlib.import_module(module)
     from test_recovery import FACTORS, RUINS, ruining
@@ -278,10 +322,14 @@ KILLED = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "mlx"])
-def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(tmp_path: Path, name: str) -> None:
+def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(
+    tmp_path: Path, name: str
+) -> None:
     pytest.importorskip({"torch": "torch", "mlx": "mlx.core"}[name])
     code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), name, "7"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), name, "7"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     last = int(done.stdout)
     assert last > 60, "the hook saw too few operations to mean anything"
@@ -290,24 +338,49 @@ def test_killed_at_any_file_operation_of_going_back_the_weights_are_the_same(tmp
         place = tmp_path / str(deadly)
         assert same(dict(np.load(place / "got.npz")), whole), deadly
         steps = [e for e in read(place / "pretrain" / "events.jsonl") if e["event"] == "step"]
-        assert [e["step"] for e in steps] == list(range(1, 9)) and [e["lr"] for e in steps] == [1e-2] * 4 + [5e-3] * 4
-        assert checkpoint.load(checkpoint.path_at(place / "pretrain" / "checkpoints", 8)).record["left_out"] == [5]
+        assert [e["step"] for e in steps] == list(range(1, 9)) and [e["lr"] for e in steps] == [
+            1e-2
+        ] * 4 + [5e-3] * 4
+        assert checkpoint.load(checkpoint.path_at(place / "pretrain" / "checkpoints", 8)).record[
+            "left_out"
+        ] == [5]
 
 
 # ---- the stages themselves ------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = small_stages.make(tmp_path_factory.mktemp("files") / "f", load_backend("torch", "cpu", "float32"))
-    lines = [f"{word} {n} likes {n * 7 % 13} red pears in Oslo." for n in range(300) for word in small_stages.WORDS[:3]]
+    folder = small_stages.make(
+        tmp_path_factory.mktemp("files") / "f", load_backend("torch", "cpu", "float32")
+    )
+    lines = [
+        f"{word} {n} likes {n * 7 % 13} red pears in Oslo."
+        for n in range(300)
+        for word in small_stages.WORDS[:3]
+    ]
     (folder / "text.txt").write_text("\n".join(lines))
     return folder
 
 
 def pretrain(files: Path, out: Path, backend: str = "torch", **changes: Any) -> dict[str, Any]:
-    return {"model": str(files / "policy"), "data": str(files / "text.txt"), "out": str(out), "backend": backend,
-            "device": "cpu", "steps": 12, "batch_size": 4, "sequence_length": 32, "learning_rate": 3e-3, "seed": 1,
-            "schedule": "constant", "save_every": 4, "eval_every": 4, "eval_batches": 2, **changes}
+    return {
+        "model": str(files / "policy"),
+        "data": str(files / "text.txt"),
+        "out": str(out),
+        "backend": backend,
+        "device": "cpu",
+        "steps": 12,
+        "batch_size": 4,
+        "sequence_length": 32,
+        "learning_rate": 3e-3,
+        "seed": 1,
+        "schedule": "constant",
+        "save_every": 4,
+        "eval_every": 4,
+        "eval_batches": 2,
+        **changes,
+    }
 
 
 def done_of(out: Path, stage: str = "pretrain") -> dict[str, Any]:
@@ -329,29 +402,45 @@ def of_checkpoint(out: Path, step: int) -> Path:
     return out / "pretrain" / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors"
 
 
-BEST = {"steps": 12, "learning_rate": 0.3, "take_best": True, "save_every": 2, "eval_every": 2}  # it gets worse
+BEST = {
+    "steps": 12,
+    "learning_rate": 0.3,
+    "take_best": True,
+    "save_every": 2,
+    "eval_every": 2,
+}  # it gets worse
 
 
 @pytest.mark.slow
-def test_the_figure_that_is_told_is_that_of_the_weights(files: Path, tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figure_that_is_told_is_that_of_the_weights(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, changes in (("last", {}), ("best", BEST)):
         out = tmp_path / name
         model = od.pretrain(**pretrain(files, out, **changes))
         told = done_of(out)["outcome"]
-        assert told["loss"] == told["value"] == evals(out)[told["measured"]]["loss"] and told["figure"] == "loss"
+        assert (
+            told["loss"] == told["value"] == evals(out)[told["measured"]]["loss"]
+            and told["figure"] == "loss"
+        )
         assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
         assert f"loss {told['loss']:.4f}" in capsys.readouterr().err
         from ondevice.runs.folder import RunFolder
         from ondevice.runs.listing import stage_state
-        assert stage_state(RunFolder(out).stage("pretrain"))["numbers"]["heldout_loss"] == told["loss"]
+
+        assert (
+            stage_state(RunFolder(out).stage("pretrain"))["numbers"]["heldout_loss"] == told["loss"]
+        )
     assert told["measured"] < 12
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [BEST, {**BEST, "learning_rate": 1.0, "keep": 9}], ids=["last", "another"])
-def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(files: Path, tmp_path: Path,
-                                                                      changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [BEST, {**BEST, "learning_rate": 1.0, "keep": 9}], ids=["last", "another"]
+)
+def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(
+    files: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     out = tmp_path / "r"
     od.pretrain(**pretrain(files, out, **changes))
     best = done_of(out)["outcome"]["measured"]
@@ -364,9 +453,16 @@ def test_a_damaged_best_is_named_and_what_is_taken_has_its_own_figure(files: Pat
     assert told["measured"] != best and told["loss"] == evals(out)[told["measured"]]["loss"]
     assert (told["measured"] == 12) == (changes is BEST)
     assert loss_of(files, model, tmp_path) == pytest.approx(told["loss"], abs=1e-6)
-    [said] = [e["message"] for e in read(out / "pretrain" / "events.jsonl")
-              if e["event"] == "warning" and "the best on held-out data" in e["message"]]
-    assert f"step-{best:08d}" in said and f"step {told['measured']}" in said and f"{told['loss']:.4f}" in said
+    [said] = [
+        e["message"]
+        for e in read(out / "pretrain" / "events.jsonl")
+        if e["event"] == "warning" and "the best on held-out data" in e["message"]
+    ]
+    assert (
+        f"step-{best:08d}" in said
+        and f"step {told['measured']}" in said
+        and f"{told['loss']:.4f}" in said
+    )
 
 
 KILLED_AT_THE_END = """
@@ -390,33 +486,49 @@ KILLED_AT_THE_END = """
 
 
 @pytest.mark.slow
-def test_killed_between_the_last_checkpoint_and_the_end_the_result_is_the_same(files: Path, tmp_path: Path) -> None:
-    """At file operations after the last checkpoint has its name: the best, which it is, is taken whatever the link
-    says, and no more checkpoints are kept than one asks for."""
+def test_killed_between_the_last_checkpoint_and_the_end_the_result_is_the_same(
+    files: Path, tmp_path: Path
+) -> None:
+    """At file operations after the last checkpoint has its name: the best, which it is, is taken
+    whatever the link says, and no more checkpoints are kept than one asks for."""
     fields = pretrain(files, tmp_path / "whole", take_best=True, save_every=2, eval_every=2)
     whole = od.pretrain(**fields)
     told = done_of(tmp_path / "whole")["outcome"]
-    assert told["measured"] == 12   # else this tests nothing
+    assert told["measured"] == 12  # else this tests nothing
     kept = sorted(p.name for p in (tmp_path / "whole" / "pretrain" / "checkpoints").iterdir())
     for deadly in (1, 4, 9, 14, 20, 27, 36, 48):
         out = tmp_path / str(deadly)
-        process = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED_AT_THE_END),
-                                  json.dumps({**fields, "out": str(out)}), str(deadly)], capture_output=True)
+        process = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(KILLED_AT_THE_END),
+                json.dumps({**fields, "out": str(out)}),
+                str(deadly),
+            ],
+            capture_output=True,
+        )
         assert process.returncode == -9, process.stderr
         model = od.pretrain(**{**fields, "out": str(out), "resume": True})
         assert done_of(out)["outcome"] == told
-        assert (model / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+        assert (model / "model.safetensors").read_bytes() == (
+            whole / "model.safetensors"
+        ).read_bytes()
         assert sorted(p.name for p in (out / "pretrain" / "checkpoints").iterdir()) == kept
         assert not [p for p in (out / "pretrain").iterdir() if p.name.startswith(".tmp-")]
 
 
 @pytest.mark.slow
-def test_killed_before_the_first_checkpoint_the_curve_begins_once(files: Path, tmp_path: Path) -> None:
+def test_killed_before_the_first_checkpoint_the_curve_begins_once(
+    files: Path, tmp_path: Path
+) -> None:
     fields = pretrain(files, tmp_path / "r", save_every=0, eval_every=0, steps=4000)
     code = f"import ondevice as od; od.pretrain(**{fields!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     events = tmp_path / "r" / "pretrain" / "events.jsonl"
-    while process.poll() is None and not (events.exists() and '"step", "step": 3,' in events.read_text()):
+    while process.poll() is None and not (
+        events.exists() and '"step", "step": 3,' in events.read_text()
+    ):
         pass
     process.kill()
     process.wait()
@@ -429,12 +541,22 @@ def test_killed_before_the_first_checkpoint_the_curve_begins_once(files: Path, t
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["auto", "never"])
 def test_a_rate_beyond_all_measure_ends_with_one_line_and_a_lower_one_goes_on(
-        files: Path, tmp_path: Path, backend_name: str, compiled: str) -> None:
-    fields = pretrain(files, tmp_path / "r", backend_name, steps=30, save_every=5, learning_rate=1e38, clip_norm=0.0,
-                      compile=compiled)
+    files: Path, tmp_path: Path, backend_name: str, compiled: str
+) -> None:
+    fields = pretrain(
+        files,
+        tmp_path / "r",
+        backend_name,
+        steps=30,
+        save_every=5,
+        learning_rate=1e38,
+        clip_norm=0.0,
+        compile=compiled,
+    )
     with pytest.raises(UserError, match="gone back once already.*--learning_rate"):
         od.pretrain(**fields)
     from safetensors.numpy import load_file
+
     for path in checkpoint.steps(tmp_path / "r" / "pretrain" / "checkpoints"):
         for name, value in load_file(path / "model" / "model.safetensors").items():
             assert np.isfinite(value).all(), (path, name)
@@ -443,16 +565,23 @@ def test_a_rate_beyond_all_measure_ends_with_one_line_and_a_lower_one_goes_on(
     model = od.pretrain(**{**fields, "resume": True, "learning_rate": 1e-3, "clip_norm": 1.0})
     told = done_of(tmp_path / "r")
     assert told["outcome"]["steps"] == 30 and told["fingerprint"]["learning_rate"] == 1e-3
-    assert all(np.isfinite(value).all() for value in load_file(model / "model.safetensors").values())
-    said = [e["message"] for e in read(tmp_path / "r" / "pretrain" / "events.jsonl") if e["event"] == "warning"]
+    assert all(
+        np.isfinite(value).all() for value in load_file(model / "model.safetensors").values()
+    )
+    said = [
+        e["message"]
+        for e in read(tmp_path / "r" / "pretrain" / "events.jsonl")
+        if e["event"] == "warning"
+    ]
     assert any("learning_rate is 0.001 from here on; it was 1e+38" in text for text in said)
     assert any("clip_norm is 1 from here on; it was 0" in text for text in said)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "classify", "reward", "dpo", "ppo", "grpo"])
-def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_name: str,
-                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_goes_back(
+    files: Path, tmp_path: Path, stage: str, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The third step's first update ruins a tensor, the first time that it is done."""
     once: list[int] = []
 
@@ -467,7 +596,9 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
                 self.count += 1
                 per_step = {"ppo": 4, "grpo": 2}.get(stage, 1)
                 spoil = self.count == 2 * per_step + 1 and not once
-                marked = [{**batch, "factor": np.float32(RUINS if spoil else 0.0)} for batch in batches]
+                marked = [
+                    {**batch, "factor": np.float32(RUINS if spoil else 0.0)} for batch in batches
+                ]
                 once.extend([1] * spoil)
                 out: dict[str, float] = Ruining.step(self, marked, lr)
                 return out
@@ -478,31 +609,58 @@ def test_every_stage_goes_back(files: Path, tmp_path: Path, stage: str, backend_
     monkeypatch.setattr("ondevice.stages.runner.load_backend", load)
     fields = settings_of(files, stage, tmp_path / "r", backend_name)
     model = getattr(od, stage)(**fields)
-    steps = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "step"]
+    steps = [
+        e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "step"
+    ]
     assert once and steps == list(range(1, fields["steps"] + 1))
-    [told] = [e for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "warning" and "Back to" in
-              e["message"]]
+    [told] = [
+        e
+        for e in read(tmp_path / "r" / stage / "events.jsonl")
+        if e["event"] == "warning" and "Back to" in e["message"]
+    ]
     assert told["step"] == 2 and told["batch"] == 2 and Path(told["file"]).is_file()
     from safetensors.numpy import load_file
-    assert all(np.isfinite(value).all() for value in load_file(model / "model.safetensors").values())
+
+    assert all(
+        np.isfinite(value).all() for value in load_file(model / "model.safetensors").values()
+    )
     done = done_of(tmp_path / "r", stage)
     figures = evals(tmp_path / "r", stage)[done["outcome"]["measured"]]
     assert done["outcome"]["value"] == figures[done["outcome"]["figure"]]
-    measured = [e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "eval"]
-    assert measured == sorted(set(measured))   # none is told twice
+    measured = [
+        e["step"] for e in read(tmp_path / "r" / stage / "events.jsonl") if e["event"] == "eval"
+    ]
+    assert measured == sorted(set(measured))  # none is told twice
     if stage in ("ppo", "grpo"):
         assert done["outcome"]["figure"] == {"ppo": "score", "grpo": "reward"}[stage]
-        lines = [json.loads(line) for line in (tmp_path / "r" / stage / "groups.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / "r" / stage / "groups.jsonl").read_text().splitlines()
+        ]
         assert [line["step"] for line in lines if not line.get("held_out")] == steps
 
 
 def settings_of(files: Path, stage: str, out: Path, backend: str) -> dict[str, Any]:
     if stage not in ("sft", "classify"):
         return {**small_stages.settings(files, stage, out, backend), "steps": 5, "save_every": 2}
-    common = {"model": str(files / "policy"), "out": str(out), "backend": backend, "device": "cpu", "steps": 5,
-              "save_every": 2, "eval_every": 0, "eval_batches": 1, "batch_size": 4, "sequence_length": 32}
+    common = {
+        "model": str(files / "policy"),
+        "out": str(out),
+        "backend": backend,
+        "device": "cpu",
+        "steps": 5,
+        "save_every": 2,
+        "eval_every": 0,
+        "eval_batches": 1,
+        "batch_size": 4,
+        "sequence_length": 32,
+    }
     if stage == "sft":
         return {**common, "data": str(files / "chats.jsonl")}
-    rows = [{"text": f"{word} {n}", "label": "even" if n % 2 else "odd"} for n in range(30) for word in ("Anna", "Ben")]
+    rows = [
+        {"text": f"{word} {n}", "label": "even" if n % 2 else "odd"}
+        for n in range(30)
+        for word in ("Anna", "Ben")
+    ]
     (out.parent / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {**common, "data": str(out.parent / "classes.jsonl")}

@@ -1,4 +1,6 @@
-"""Whatever interrupts a run, going on gives the run that was never interrupted: the same curve, the same weights."""
+"""Whatever interrupts a run, going on gives the run that was never interrupted: the same curve, the
+same weights.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,27 @@ from ondevice.runs.events import read
 pytestmark = pytest.mark.slow
 
 STEPS = 40
-SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-                         "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64}
-LOOP: dict[str, Any] = {"steps": STEPS, "batch_size": 2, "accumulate": 2, "sequence_length": 32, "optimizer": "muon",
-                        "learning_rate": 3e-3, "warmup_steps": 5, "eval_every": 8, "eval_batches": 2, "save_every": 4}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
+LOOP: dict[str, Any] = {
+    "steps": STEPS,
+    "batch_size": 2,
+    "accumulate": 2,
+    "sequence_length": 32,
+    "optimizer": "muon",
+    "learning_rate": 3e-3,
+    "warmup_steps": 5,
+    "eval_every": 8,
+    "eval_batches": 2,
+    "save_every": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +54,34 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with text, chats and a model of random weights."""
     folder = tmp_path_factory.mktemp("files")
     rng = random.Random(0)
-    words = ["the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "two", "dogs", "run", "home", "to", "eat"]
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "red",
+        "mat",
+        "and",
+        "saw",
+        "two",
+        "dogs",
+        "run",
+        "home",
+        "to",
+        "eat",
+    ]
     lines = [" ".join(rng.choices(words, k=12)) + "." for _ in range(400)]
     (folder / "text.txt").write_text("\n".join(lines))
-    chats = [{"messages": [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(2, 6)))},
-                           {"role": "assistant", "content": " ".join(rng.choices(words, k=rng.randint(1, 5)))}]}
-             for _ in range(120)]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(2, 6)))},
+                {"role": "assistant", "content": " ".join(rng.choices(words, k=rng.randint(1, 5)))},
+            ]
+        }
+        for _ in range(120)
+    ]
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
     od.init(str(folder / "text.txt"), out=str(folder / "run"), backend="torch", **SMALL)
     return folder
@@ -48,8 +89,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(files: Path, stage: str, out: Path, backend: str, **changes: Any) -> dict[str, Any]:
     data = {"pretrain": "text.txt", "sft": "chats.jsonl"}[stage]
-    return {"model": str(files / "run" / "init" / "model"), "data": str(files / data), "out": str(out),
-            "backend": backend, "device": "cpu", **LOOP, **changes}
+    return {
+        "model": str(files / "run" / "init" / "model"),
+        "data": str(files / data),
+        "out": str(out),
+        "backend": backend,
+        "device": "cpu",
+        **LOOP,
+        **changes,
+    }
 
 
 def command(stage: str, fields: dict[str, Any], *more: str) -> list[str]:
@@ -59,7 +107,9 @@ def command(stage: str, fields: dict[str, Any], *more: str) -> list[str]:
 
 
 def begin(stage: str, fields: dict[str, Any], *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(stage, fields, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(stage, fields, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_step(out: Path, stage: str, step: int, process: subprocess.Popen[str]) -> None:
@@ -73,7 +123,11 @@ def wait_for_step(out: Path, stage: str, step: int, process: subprocess.Popen[st
 
 
 def curve(out: Path, stage: str) -> list[tuple[int, float, float]]:
-    return [(e["step"], e["loss"], e["grad_norm"]) for e in read(out / stage / "events.jsonl") if e["event"] == "step"]
+    return [
+        (e["step"], e["loss"], e["grad_norm"])
+        for e in read(out / stage / "events.jsonl")
+        if e["event"] == "step"
+    ]
 
 
 def weights(out: Path, stage: str) -> dict[str, np.ndarray]:
@@ -85,15 +139,18 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_killed_again_and_again_the_curve_is_that_of_one_run(files: Path, tmp_path: Path, backend_name: str,
-                                                             stage: str) -> None:
+def test_killed_again_and_again_the_curve_is_that_of_one_run(
+    files: Path, tmp_path: Path, backend_name: str, stage: str
+) -> None:
     whole = settings(files, stage, tmp_path / "whole", backend_name)
     getattr(od, stage)(**whole)
     broken = settings(files, stage, tmp_path / "broken", backend_name)
     for attempt, step in enumerate((6, 21)):
         process = begin(stage, broken, *(["--resume"] if attempt else []))
         wait_for_step(tmp_path / "broken", stage, step, process)
-        time.sleep(random.Random(step).random() * 0.05)  # somewhere between two checkpoints, or inside one
+        time.sleep(
+            random.Random(step).random() * 0.05
+        )  # somewhere between two checkpoints, or inside one
         process.send_signal(signal.SIGKILL)
         process.communicate()
     done = subprocess.run(command(stage, broken, "--resume"), capture_output=True, text=True)
@@ -104,10 +161,14 @@ def test_killed_again_and_again_the_curve_is_that_of_one_run(files: Path, tmp_pa
     assert any(e["event"] == "resume" for e in read(tmp_path / "broken" / stage / "events.jsonl"))
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(files: Path, tmp_path: Path, backend_name: str) -> None:
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(
+    files: Path, tmp_path: Path, backend_name: str
+) -> None:
     whole = settings(files, "pretrain", tmp_path / "whole", backend_name, save_every=0)
     od.pretrain(**whole)
-    broken = settings(files, "pretrain", tmp_path / "broken", backend_name, save_every=0, steps=STEPS)
+    broken = settings(
+        files, "pretrain", tmp_path / "broken", backend_name, save_every=0, steps=STEPS
+    )
     process = begin("pretrain", broken)
     events = tmp_path / "broken" / "pretrain" / "events.jsonl"
     while process.poll() is None and not (events.exists() and '"start"' in events.read_text()):
@@ -125,7 +186,9 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(files: Path, tmp_path:
 
 
 def test_a_stop_file_stops_as_ctrl_c_does(files: Path, tmp_path: Path) -> None:
-    fields = settings(files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0)
+    fields = settings(
+        files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0
+    )
     process = begin("pretrain", fields)
     folder = tmp_path / "r" / "pretrain"
     while process.poll() is None and not (folder / "events.jsonl").exists():
@@ -138,7 +201,9 @@ def test_a_stop_file_stops_as_ctrl_c_does(files: Path, tmp_path: Path) -> None:
 
 
 def test_two_ctrl_c_leave_at_once(files: Path, tmp_path: Path) -> None:
-    fields = settings(files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0)
+    fields = settings(
+        files, "pretrain", tmp_path / "r", "torch", save_every=0, steps=3000, eval_every=0
+    )
     process = begin("pretrain", fields)
     events = tmp_path / "r" / "pretrain" / "events.jsonl"
     while process.poll() is None and not (events.exists() and '"step"' in events.read_text()):
@@ -150,25 +215,32 @@ def test_two_ctrl_c_leave_at_once(files: Path, tmp_path: Path) -> None:
     assert "Traceback" not in stderr
 
 
-def test_a_checkpoint_of_one_backend_goes_on_in_the_other(files: Path, tmp_path: Path, backend_name: str) -> None:
+def test_a_checkpoint_of_one_backend_goes_on_in_the_other(
+    files: Path, tmp_path: Path, backend_name: str
+) -> None:
     pytest.importorskip("mlx.core")
     pytest.importorskip("torch")
     other = {"torch": "mlx", "mlx": "torch"}[backend_name]
     whole = settings(files, "pretrain", tmp_path / "whole", other)
     od.pretrain(**whole)
-    broken = settings(files, "pretrain", tmp_path / "broken", backend_name, steps=STEPS, save_every=8)
+    broken = settings(
+        files, "pretrain", tmp_path / "broken", backend_name, steps=STEPS, save_every=8
+    )
     process = begin("pretrain", broken)
     wait_for_step(tmp_path / "broken", "pretrain", 8, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     od.pretrain(**{**broken, "backend": other, "resume": True})
-    for (step, loss, _), (at, expected, _) in zip(curve(tmp_path / "broken", "pretrain"),
-                                                  curve(tmp_path / "whole", "pretrain"), strict=True):
+    for (step, loss, _), (at, expected, _) in zip(
+        curve(tmp_path / "broken", "pretrain"), curve(tmp_path / "whole", "pretrain"), strict=True
+    ):
         assert step == at and loss == pytest.approx(expected, abs=1e-4)
     ours, theirs = weights(tmp_path / "broken", "pretrain"), weights(tmp_path / "whole", "pretrain")
     assert max(float(np.abs(ours[n] - theirs[n]).max()) for n in ours) < 1e-3
-    assert any("not to the last digit" in e.get("message", "")
-               for e in read(tmp_path / "broken" / "pretrain" / "events.jsonl"))
+    assert any(
+        "not to the last digit" in e.get("message", "")
+        for e in read(tmp_path / "broken" / "pretrain" / "events.jsonl")
+    )
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(files: Path, tmp_path: Path) -> None:
@@ -204,7 +276,9 @@ def test_a_stage_folder_in_which_another_process_trains(files: Path, tmp_path: P
     fields = settings(files, "pretrain", tmp_path / "r", "torch", steps=3000, eval_every=0)
     process = begin("pretrain", fields)
     try:
-        while process.poll() is None and not (tmp_path / "r" / "pretrain" / "events.jsonl").exists():
+        while (
+            process.poll() is None and not (tmp_path / "r" / "pretrain" / "events.jsonl").exists()
+        ):
             time.sleep(0.01)
         second = subprocess.run(command("pretrain", fields), capture_output=True, text=True)
         assert second.returncode == 2
@@ -218,42 +292,77 @@ def test_a_stage_folder_in_which_another_process_trains(files: Path, tmp_path: P
 def test_redo_runs_a_stage_and_what_follows_from_it(files: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
     small = {**LOOP, "steps": 4, "warmup_steps": 2, "save_every": 2, "eval_every": 0}
-    recipe.write_text(json.dumps({"stages": {"init": {"data": str(files / "text.txt"), **SMALL},
-                                             "pretrain": {"data": str(files / "text.txt"), **small},
-                                             "sft": {"data": str(files / "chats.jsonl"), **small}}}))
+    recipe.write_text(
+        json.dumps(
+            {
+                "stages": {
+                    "init": {"data": str(files / "text.txt"), **SMALL},
+                    "pretrain": {"data": str(files / "text.txt"), **small},
+                    "sft": {"data": str(files / "chats.jsonl"), **small},
+                }
+            }
+        )
+    )
     out = tmp_path / "r"
     od.run(str(recipe), out=out, backend="torch")
     before = {s: (out / s / "done.json").stat().st_mtime_ns for s in ("init", "pretrain", "sft")}
     with pytest.raises(UserError, match="holds a run already"):
         od.run(str(recipe), out=out, backend="torch")
     with pytest.raises(UserError, match="learning_rate"):
-        od.run(str(recipe), out=out, backend="torch", resume=True, sets=["pretrain.learning_rate=1e-3"])
-    od.run(str(recipe), out=out, backend="torch", redo=["pretrain"], sets=["pretrain.learning_rate=1e-3"])
+        od.run(
+            str(recipe), out=out, backend="torch", resume=True, sets=["pretrain.learning_rate=1e-3"]
+        )
+    od.run(
+        str(recipe),
+        out=out,
+        backend="torch",
+        redo=["pretrain"],
+        sets=["pretrain.learning_rate=1e-3"],
+    )
     after = {s: (out / s / "done.json").stat().st_mtime_ns for s in before}
     assert after["init"] == before["init"]
     assert after["pretrain"] > before["pretrain"] and after["sft"] > before["sft"]
 
 
-def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(files: Path, tmp_path: Path) -> None:
-    fields = {**settings(files, "pretrain", tmp_path / "r", "torch"), "steps": 4, "warmup_steps": 2, "save_every": 2,
-              "eval_every": 0}
+def test_redo_trains_anew_where_the_checkpoints_are_a_link_to_another_disk(
+    files: Path, tmp_path: Path
+) -> None:
+    fields = {
+        **settings(files, "pretrain", tmp_path / "r", "torch"),
+        "steps": 4,
+        "warmup_steps": 2,
+        "save_every": 2,
+        "eval_every": 0,
+    }
     fields.pop("out")
     recipe, out, disk = tmp_path / "own.yaml", tmp_path / "r", tmp_path / "disk"
-    recipe.write_text(json.dumps({"stages": {"pretrain": {k: v for k, v in fields.items()
-                                                          if k not in ("backend", "device")}}}))
+    recipe.write_text(
+        json.dumps(
+            {
+                "stages": {
+                    "pretrain": {k: v for k, v in fields.items() if k not in ("backend", "device")}
+                }
+            }
+        )
+    )
     od.run(str(recipe), out=out, backend="torch")
     checkpoints = out / "pretrain" / "checkpoints"
     checkpoints.rename(disk)
-    (disk / "step-notes").mkdir()   # a person's
+    (disk / "step-notes").mkdir()  # a person's
     (out / "pretrain" / "model").rename(tmp_path / "model")
     (out / "pretrain" / "model").symlink_to(tmp_path / "model")
     checkpoints.symlink_to(disk)
     od.run(str(recipe), out=out, backend="torch", redo=["pretrain"], sets=["pretrain.steps=5"])
     events = [e["event"] for e in read(out / "pretrain" / "events.jsonl")]
     assert events.count("step") == 5 and "resume" not in events
-    assert checkpoints.is_symlink() and [p.name for p in checkpoint.steps(disk)] == ["step-00000004", "step-00000005"]
+    assert checkpoints.is_symlink() and [p.name for p in checkpoint.steps(disk)] == [
+        "step-00000004",
+        "step-00000005",
+    ]
     assert (disk / "step-notes").is_dir()
-    assert (tmp_path / "model" / "model.safetensors").is_file() and not (out / "pretrain" / "model").is_symlink()
+    assert (tmp_path / "model" / "model.safetensors").is_file() and not (
+        out / "pretrain" / "model"
+    ).is_symlink()
 
 
 def test_a_model_that_no_attempt_has_made_is_not_removed(files: Path, tmp_path: Path) -> None:

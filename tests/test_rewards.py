@@ -1,4 +1,6 @@
-"""Rewards: the built-in ones by hand and against TRL's, how they are weighed, and a person's own that misbehave."""
+"""Rewards: the built-in ones by hand and against TRL's, how they are weighed, and a person's own
+that misbehave.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,23 @@ WriteFile = Callable[[str], str]
 @pytest.fixture
 def write(tmp_path: Path) -> WriteFile:
     """Writes a reward.py and gives its path."""
+
     def write(code: str) -> str:
         file = tmp_path / "reward.py"
         file.write_text(code, encoding="utf-8")
         return str(file)
+
     return write
 
 
 def stage(completions: list[str], **columns: Any) -> dict[str, Any]:
     """The columns that a stage gives beside the data's."""
-    return {"completion_ids": [[1] * len(c) for c in completions], "truncated": [False] * len(completions),
-            "max_new_tokens": 10, **columns}
+    return {
+        "completion_ids": [[1] * len(c) for c in completions],
+        "truncated": [False] * len(completions),
+        "max_new_tokens": 10,
+        **columns,
+    }
 
 
 def judge(rewards: Rewards, completions: list[str], **columns: Any) -> Scores:
@@ -52,11 +60,17 @@ def one(name: str, completions: list[str], form: str = "number", **columns: Any)
 
 # Built-in rewards
 
+
 def test_correct_and_format() -> None:
     said = ["132", "so 131.", "It is 132.", ""]
     assert one("correct", said, answer=["132"] * 4) == [1, 0, 0, 0]
     assert one("format", said) == [1, 1, 0, 0]
-    tags = ["<answer>1</answer>", "<answer>1</answer><answer>1</answer>", "<answer>2</answer>.", "1"]
+    tags = [
+        "<answer>1</answer>",
+        "<answer>1</answer><answer>1</answer>",
+        "<answer>2</answer>.",
+        "1",
+    ]
     assert one("format", tags, form="tag") == [1, 0, 0, 0]
     assert one("correct", tags, form="tag", answer=["1"] * 4) == [1, 1, 0, 0]
 
@@ -66,11 +80,28 @@ def test_correct_says_nothing_where_the_answer_is_unknown() -> None:
 
 
 def test_choice_exact_and_think() -> None:
-    assert one("choice", ["B", "(b)", "B.", "C", "Both", "", "B or C"], answer=["B"] * 7) == [1, 1, 1, 0, 0, 0, 0]
+    assert one("choice", ["B", "(b)", "B.", "C", "Both", "", "B or C"], answer=["B"] * 7) == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert one("choice", ["<answer>B</answer>", "B"], form="tag", answer=["(B)", "B"]) == [1, 0]
-    assert one("exact", ["Arden.", " Arden", "arden", "In Arden", ""], answer=["Arden"] * 4 + [""]) == [1, 1, 0, 0, 0]
-    said = ["<think>a</think>b", "<think>a</think>", "<think></think>b", "b<think>a</think>b", "<think>a",
-            "<think>a</think><think>a</think>b", "b"]
+    assert one(
+        "exact", ["Arden.", " Arden", "arden", "In Arden", ""], answer=["Arden"] * 4 + [""]
+    ) == [1, 1, 0, 0, 0]
+    said = [
+        "<think>a</think>b",
+        "<think>a</think>",
+        "<think></think>b",
+        "b<think>a</think>b",
+        "<think>a",
+        "<think>a</think><think>a</think>b",
+        "b",
+    ]
     assert one("think", said) == [1, 0, 0, 0, 0, 0, 0]
 
 
@@ -86,51 +117,99 @@ def test_overlong_and_think_are_trls() -> None:
     rewards = pytest.importorskip("trl.rewards", reason="TRL is the oracle: the extra dev has it")
     ids = [[0] * n for n in range(0, 61)]
     with Rewards(("overlong",)) as ours:
-        found = ours.score([""] * 61, [""] * 61, {"completion_ids": ids, "max_new_tokens": 50}).by_name["overlong"]
+        found = ours.score(
+            [""] * 61, [""] * 61, {"completion_ids": ids, "max_new_tokens": 50}
+        ).by_name["overlong"]
     punish = rewards.get_soft_overlong_punishment(max_completion_len=50, soft_punish_cache=10)
     np.testing.assert_allclose(found, punish(completion_ids=ids))
     said = ["<think>a</think>b", "b", "<think>a", "x</think>", "<think>a</think><think>b</think>c"]
-    theirs = rewards.think_format_reward([[{"role": "assistant", "content": text}] for text in said])
+    theirs = rewards.think_format_reward(
+        [[{"role": "assistant", "content": text}] for text in said]
+    )
     assert one("think", said) == theirs
 
 
 # reward, prompt, completion, value: what a policy would try that is paid for something else
 ADVERSARIAL = [
-    ("format", "p", "#### 132", 1), ("format", "p", "#### 132\n#### 132", 0), ("format", "p", "####", 0),
-    ("format", "p", "End with #### and the number.", 0), ("format", "p", "#### 132\nor 131", 0),
-    ("correct", "p", "132\n####", 0), ("correct", "p", "#### 131\n#### 132", 0), ("correct", "p", "#### 132.0", 1),
-    ("correct", "p", "#### ١٣٢", 0), ("correct", "p", "#### 1.32e2", 0), ("correct", "p", "#### 264/2", 1),
-    ("correct", "p", "#### $132", 0), ("correct", "p", "<think>#### 132</think>", 0), ("correct", "p", "", 0),
-    ("exact", "p", "132 132", 0), ("exact", "p", "132\0", 0), ("exact", "p", "p 132", 0), ("exact", "p", "132..", 0),
-    ("think", "p", "<think>\n</think>132", 0), ("think", "p", "<think>a</think> \n", 0),
-    ("language", "What is it?", "It is 132.", 0), ("language", "What is it?", "Это 132", -1),
-    ("language", "What is it?", "It Это", -0.6), ("language", "What is it?", "132 = 132", 0),
-    ("language", "What is it?", "", 0), ("language", "1+1", "Это", 0), ("language", "これは何", "それは本", 0),
+    ("format", "p", "#### 132", 1),
+    ("format", "p", "#### 132\n#### 132", 0),
+    ("format", "p", "####", 0),
+    ("format", "p", "End with #### and the number.", 0),
+    ("format", "p", "#### 132\nor 131", 0),
+    ("correct", "p", "132\n####", 0),
+    ("correct", "p", "#### 131\n#### 132", 0),
+    ("correct", "p", "#### 132.0", 1),
+    ("correct", "p", "#### ١٣٢", 0),
+    ("correct", "p", "#### 1.32e2", 0),
+    ("correct", "p", "#### 264/2", 1),
+    ("correct", "p", "#### $132", 0),
+    ("correct", "p", "<think>#### 132</think>", 0),
+    ("correct", "p", "", 0),
+    ("exact", "p", "132 132", 0),
+    ("exact", "p", "132\0", 0),
+    ("exact", "p", "p 132", 0),
+    ("exact", "p", "132..", 0),
+    ("think", "p", "<think>\n</think>132", 0),
+    ("think", "p", "<think>a</think> \n", 0),
+    ("language", "What is it?", "It is 132.", 0),
+    ("language", "What is it?", "Это 132", -1),
+    ("language", "What is it?", "It Это", -0.6),
+    ("language", "What is it?", "132 = 132", 0),
+    ("language", "What is it?", "", 0),
+    ("language", "1+1", "Это", 0),
+    ("language", "これは何", "それは本", 0),
     ("language", "What is it?", "Іt іs", -0.5),  # its i's are Cyrillic
 ]
 
 
-@pytest.mark.parametrize(("name", "prompt", "completion", "value"), ADVERSARIAL,
-                         ids=[f"{name}-{text[:20]!a}" for name, _, text, _ in ADVERSARIAL])
+@pytest.mark.parametrize(
+    ("name", "prompt", "completion", "value"),
+    ADVERSARIAL,
+    ids=[f"{name}-{text[:20]!a}" for name, _, text, _ in ADVERSARIAL],
+)
 def test_adversarial_completions(name: str, prompt: str, completion: str, value: float) -> None:
     with Rewards((name,), form="hash") as rewards:
-        found = rewards.score([prompt], [completion], stage([completion], answer=["132"])).by_name[name]
+        found = rewards.score([prompt], [completion], stage([completion], answer=["132"])).by_name[
+            name
+        ]
     np.testing.assert_allclose(found, [value])
 
 
-SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}, "why": {"type": "string", "pattern": "^(a+)+$"}},
-          "required": ["sum"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer"}, "why": {"type": "string", "pattern": "^(a+)+$"}},
+    "required": ["sum"],
+    "additionalProperties": False,
+}
 
 
 @pytest.mark.slow
 def test_json_by_a_schema_of_each_row() -> None:
     pytest.importorskip("jsonschema", reason="the extra rewards has it, and so has dev")
-    table = [('{"sum": 132}', 1), (' {"sum": 132}\n', 1), ('<think>{}</think>{"sum": 1}', 1), ('{"sum": "132"}', 0),
-             ('{"sum": 1.5}', 0), ('{"sum": NaN}', 0), ('{"sum": 131, "sum": 132}', 0), ('{"sum": 132} {"sum": 1}', 0),
-             ('{"sum": 132, "x": 1}', 0), ('{"sum": 132', 0), ("132", 0), ("", 0), ('```json\n{"sum": 132}\n```', 0),
-             ('<think>{"sum": 132}', 0), ("[" * 100_000, 0), ('{"sum": 1, "why": "' + "a" * 60 + 'b"}', None)]
+    table = [
+        ('{"sum": 132}', 1),
+        (' {"sum": 132}\n', 1),
+        ('<think>{}</think>{"sum": 1}', 1),
+        ('{"sum": "132"}', 0),
+        ('{"sum": 1.5}', 0),
+        ('{"sum": NaN}', 0),
+        ('{"sum": 131, "sum": 132}', 0),
+        ('{"sum": 132} {"sum": 1}', 0),
+        ('{"sum": 132, "x": 1}', 0),
+        ('{"sum": 132', 0),
+        ("132", 0),
+        ("", 0),
+        ('```json\n{"sum": 132}\n```', 0),
+        ('<think>{"sum": 132}', 0),
+        ("[" * 100_000, 0),
+        ('{"sum": 1, "why": "' + "a" * 60 + 'b"}', None),
+    ]
     said = [text for text, _ in table] + ["1", "1", "1"]
-    schema = [SCHEMA] * len(table) + ['{"type": "number"}', None, {"$ref": "http://127.0.0.1:9/schema"}]
+    schema = [SCHEMA] * len(table) + [
+        '{"type": "number"}',
+        None,
+        {"$ref": "http://127.0.0.1:9/schema"},
+    ]
     with Rewards(("json",)) as rewards:
         found = judge(rewards, said, schema=schema).by_name["json"]
     wanted = [np.nan if value is None else value for _, value in table]
@@ -140,13 +219,19 @@ def test_json_by_a_schema_of_each_row() -> None:
 @pytest.mark.slow
 def test_regex_in_a_process_that_a_pattern_cannot_hang() -> None:
     with Rewards(("regex",)) as rewards:
-        scores = judge(rewards, ["aa", "ab", "x", "a" * 60 + "b"], pattern=["a+", "a+", None, "(a+)+"])
+        scores = judge(
+            rewards, ["aa", "ab", "x", "a" * 60 + "b"], pattern=["a+", "a+", None, "(a+)+"]
+        )
     np.testing.assert_equal(scores.by_name["regex"], [1, 0, np.nan, np.nan])
     assert scores.warnings == ["1 of 3 answers could not be judged by regex"]
 
 
-def test_a_row_that_brings_its_judge_down_costs_its_own_row(write: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ondevice.rewards.scorer._JUDGES", write("""
+def test_a_row_that_brings_its_judge_down_costs_its_own_row(
+    write: WriteFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "ondevice.rewards.scorer._JUDGES",
+        write("""
 import os, time
 def prepare(judge): return []
 def latex(completions): ...
@@ -155,13 +240,16 @@ def regex(completions, pattern):
     if "crash" in completions: os._exit(9)
     if "hang" in completions: time.sleep(1000)
     return [1] * len(completions)
-"""))
+"""),
+    )
     monkeypatch.setattr("ondevice.rewards.scorer._JUDGES_ROW_S", 0.5)
     with Rewards(("regex",)) as rewards:
         scores = judge(rewards, ["a", "crash", "b", "hang"], pattern=[""] * 4)
     np.testing.assert_equal(scores.total, [1, np.nan, 1, np.nan])
-    assert scores.warnings == ["judging answers by regex: its process ended with exit code 9; "
-                               "such rows have no such reward"]
+    assert scores.warnings == [
+        "judging answers by regex: its process ended with exit code 9; "
+        "such rows have no such reward"
+    ]
 
 
 @pytest.mark.slow
@@ -180,23 +268,52 @@ def test_latex(given: str, right: str, value: float, latex: Rewards) -> None:
 
 
 GROW = [
-    r"9^{9^{9^9}}", r"9^{99999999999}", r"(10^9)!", r"((4!)!)!", r"(2x)^{10^9}", r"\{2^{10^{10}}, 3\}",
-    r"[0, 2^{10^{10}}]", r"x = 2^{10^{10}}", r"\begin{pmatrix} 2^{10^{10}} \\ 0 \end{pmatrix}", r"2^{-2^{100}}",
-    r"\binom{10^9}{10^8}", r"\Gamma(10^{10})", r"3.5^{10^{10}}",
+    r"9^{9^{9^9}}",
+    r"9^{99999999999}",
+    r"(10^9)!",
+    r"((4!)!)!",
+    r"(2x)^{10^9}",
+    r"\{2^{10^{10}}, 3\}",
+    r"[0, 2^{10^{10}}]",
+    r"x = 2^{10^{10}}",
+    r"\begin{pmatrix} 2^{10^{10}} \\ 0 \end{pmatrix}",
+    r"2^{-2^{100}}",
+    r"\binom{10^9}{10^8}",
+    r"\Gamma(10^{10})",
+    r"3.5^{10^{10}}",
 ]
 DO_NOT_GROW = [
-    r"x^2y^3", r"2^{2024} - 1", r"\tfrac{n!}{2}", r"2^{2^{10}}", r"x^{y^{z}}", r"2^{n!}", r"x^{10^9}", r"1000!",
-    r"(-1)^{10^{20}}", r"\sqrt[1000000]{2}", r"10^{-20}", r"(1+\frac{1}{n})^{n}", r"\pi^{\pi}", r"1^{2^{100}}",
-    r"\frac{2^{1000}}{3^{1000}}", r"\binom{100}{50}",
+    r"x^2y^3",
+    r"2^{2024} - 1",
+    r"\tfrac{n!}{2}",
+    r"2^{2^{10}}",
+    r"x^{y^{z}}",
+    r"2^{n!}",
+    r"x^{10^9}",
+    r"1000!",
+    r"(-1)^{10^{20}}",
+    r"\sqrt[1000000]{2}",
+    r"10^{-20}",
+    r"(1+\frac{1}{n})^{n}",
+    r"\pi^{\pi}",
+    r"1^{2^{100}}",
+    r"\frac{2^{1000}}{3^{1000}}",
+    r"\binom{100}{50}",
 ]
 
 
 def test_only_what_grows_is_refused() -> None:
-    """And all else gets math-verify's own verdict, which for a formula and itself is that they are the same."""
-    math_verify = pytest.importorskip("math_verify", reason="the extra rewards has it, and so has dev")
+    """And all else gets math-verify's own verdict, which for a formula and itself is that they are
+    the same.
+    """
+    math_verify = pytest.importorskip(
+        "math_verify", reason="the extra rewards has it, and so has dev"
+    )
 
     def parsed(text: str) -> Any:
-        return math_verify.parse(rf"\boxed{{{text}}}", [math_verify.LatexExtractionConfig()], parsing_timeout=None)
+        return math_verify.parse(
+            rf"\boxed{{{text}}}", [math_verify.LatexExtractionConfig()], parsing_timeout=None
+        )
 
     assert [text for text in GROW if not any(map(grows, parsed(text)))] == []
     assert [text for text in DO_NOT_GROW if any(map(grows, parsed(text)))] == []
@@ -204,10 +321,18 @@ def test_only_what_grows_is_refused() -> None:
 
 @pytest.mark.slow
 def test_math_verify_and_we_agree() -> None:
-    math_verify = pytest.importorskip("math_verify", reason="the extra rewards has it, and so has dev")
+    math_verify = pytest.importorskip(
+        "math_verify", reason="the extra rewards has it, and so has dev"
+    )
     pairs = [(one, other) for one in DO_NOT_GROW for other in (one, "42", DO_NOT_GROW[0])]
-    theirs = [float(math_verify.verify(math_verify.parse(f"${right}$"), math_verify.parse(rf"\boxed{{{given}}}")))
-              for given, right in pairs]
+    theirs = [
+        float(
+            math_verify.verify(
+                math_verify.parse(f"${right}$"), math_verify.parse(rf"\boxed{{{given}}}")
+            )
+        )
+        for given, right in pairs
+    ]
     assert latex_judge([given for given, _ in pairs], [right for _, right in pairs]) == theirs
 
 
@@ -223,31 +348,45 @@ def test_boxed_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     hint = re.escape(install_hint("rewards"))
     with pytest.raises(UserError, match=rf"math-verify \({hint}\)"):
         Rewards(("correct",), form="boxed")
-    with pytest.raises(UserError, match=rf"reward json: is judged by the library jsonschema \({hint}"):
+    with pytest.raises(
+        UserError, match=rf"reward json: is judged by the library jsonschema \({hint}"
+    ):
         Rewards(("json",))
     Rewards(("format",), form="boxed").close()
 
 
 def test_every_builtin_has_a_line_of_help() -> None:
-    assert all(reward.help.endswith((".", "else 0")) and len(reward.help) < 120 for reward in BUILTIN.values())
+    assert all(
+        reward.help.endswith((".", "else 0")) and len(reward.help) < 120
+        for reward in BUILTIN.values()
+    )
 
 
 # Weights and missing values
 
+
 def test_totals_by_hand(write: WriteFile) -> None:
-    file = write("def mine(completions, **columns):\n    return [1, None, None]\n"
-                 "def other(completions, points, **columns):\n    return points\n")
+    file = write(
+        "def mine(completions, **columns):\n    return [1, None, None]\n"
+        "def other(completions, points, **columns):\n    return points\n"
+    )
     with Rewards(("correct", "other", "mine"), (2.0, 0.5, -1.0), user_file=file) as rewards:
         scores = judge(rewards, ["7", "8", "9"], answer=["7", "7", None], points=[3.0, 4.0, None])
     np.testing.assert_equal(scores.by_name["correct"], [1, 0, np.nan])
     np.testing.assert_equal(scores.by_name["mine"], [1, np.nan, np.nan])
     # 2·1 + 0.5·3 - 1·1; 2·0 + 0.5·4; nothing
     np.testing.assert_equal(scores.total, [2.5, 2.0, np.nan])
-    assert scores.total.dtype == np.float64 and scores.parsed == ["7", "8", "9"] and scores.warnings == []
+    assert (
+        scores.total.dtype == np.float64
+        and scores.parsed == ["7", "8", "9"]
+        and scores.warnings == []
+    )
 
 
 def test_weights_where_none_are_given(write: WriteFile) -> None:
-    with Rewards(("correct", "format"), user_file=write("def mine(completions):\n    return [1.0]\n")) as rewards:
+    with Rewards(
+        ("correct", "format"), user_file=write("def mine(completions):\n    return [1.0]\n")
+    ) as rewards:
         assert rewards.weights == {"correct": 1.0, "format": 0.1, "mine": 1.0}
         assert list(judge(rewards, ["7"], answer=["7"]).total) == [2.1]
 
@@ -268,15 +407,20 @@ def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> Non
 
 
 def test_a_column_that_is_lacking_is_told_before_the_run(write: WriteFile) -> None:
-    with Rewards(("correct",), user_file=write("def mine(completions, depth):\n    return []\n")) as rewards:
+    with Rewards(
+        ("correct",), user_file=write("def mine(completions, depth):\n    return []\n")
+    ) as rewards:
         with pytest.raises(UserError, match="reward correct: the data has no column 'answer'"):
             rewards.check(["depth"])
-        with pytest.raises(UserError, match="reward mine: the data has no column 'depth'.*it has answer"):
+        with pytest.raises(
+            UserError, match="reward mine: the data has no column 'depth'.*it has answer"
+        ):
             rewards.check(["answer"])
         rewards.check(["answer", "depth"])
 
 
 # A person's own file
+
 
 def test_what_a_person_writes_gets_everything(write: WriteFile, tmp_path: Path) -> None:
     (tmp_path / "beside.py").write_text("HALF = 0.5\n")
@@ -311,13 +455,18 @@ def takes_nothing(x):
     with Rewards((), user_file=file, log=log) as rewards:
         scores = judge(rewards, ["ü\ud800\0", "132"], answer=["1", "132"], kind=["a", "b"])
     assert {name: list(values) for name, values in scores.by_name.items()} == {
-        "seen": [0, 0.5], "later": [1, 1], "arrays": [1.5, 2.5]}
+        "seen": [0, 0.5],
+        "later": [1, 1],
+        "arrays": [1.5, 2.5],
+    }
     assert scores.warnings == [] and log.read_text().splitlines() == ["imported", "noise on stdout"]
 
 
 def test_functions_by_name(write: WriteFile) -> None:
-    file = write("def a(completions):\n    return [1]\ndef b(completions):\n    return [2]\n"
-                 "def c(completions):\n    raise\n")
+    file = write(
+        "def a(completions):\n    return [1]\ndef b(completions):\n    return [2]\n"
+        "def c(completions):\n    raise\n"
+    )
     with Rewards((), user_file=f"{file}:b,a") as rewards:
         assert list(rewards.weights) == ["b", "a"] and list(judge(rewards, ["x"]).total) == [3]
     with pytest.raises(UserError, match="reward.py: there is no function 'd'"):
@@ -330,7 +479,9 @@ def test_functions_by_name(write: WriteFile) -> None:
     ("1j", "but complex"),
 ])  # fmt: skip
 def test_values_that_are_no_numbers(returned: str, cause: str, write: WriteFile) -> None:
-    with Rewards(user_file=write(f"def mine(completions):\n    return [{returned}, 2]\n"), names=()) as rewards:
+    with Rewards(
+        user_file=write(f"def mine(completions):\n    return [{returned}, 2]\n"), names=()
+    ) as rewards:
         first, second = judge(rewards, ["a", "b"]), judge(rewards, ["a", "b"])
         np.testing.assert_equal(first.total, [np.nan, 2])
         assert len(first.warnings) == 1 and cause in first.warnings[0] and second.warnings == []
@@ -351,8 +502,12 @@ def test_values_that_are_no_numbers(returned: str, cause: str, write: WriteFile)
     ("os.close(1); os.write(2, b'x'); raise OSError('\\x1b[2J')", r"OSError: ␛\[2J"),
     ("f = lambda: f()\n    return f()", "RecursionError"),
 ])  # fmt: skip
-def test_a_failure_is_named_once_and_its_rows_are_missing(body: str, said: str, write: WriteFile) -> None:
-    file = write(f"import os, sys\ndef mine(completions):\n    {body}\ndef fine(completions):\n    return [1, 2]\n")
+def test_a_failure_is_named_once_and_its_rows_are_missing(
+    body: str, said: str, write: WriteFile
+) -> None:
+    file = write(
+        f"import os, sys\ndef mine(completions):\n    {body}\ndef fine(completions):\n    return [1, 2]\n"
+    )
     with Rewards((), user_file=file) as rewards:
         first, second = judge(rewards, ["a", "b"]), judge(rewards, ["a", "b"])
     for scores in (first, second):
@@ -362,7 +517,9 @@ def test_a_failure_is_named_once_and_its_rows_are_missing(body: str, said: str, 
     assert "\n" not in first.warnings[0]
 
 
-@pytest.mark.parametrize("body", ["while True: pass", "time.sleep(1000)", "subprocess.run(['sleep', '1000'])"])
+@pytest.mark.parametrize(
+    "body", ["while True: pass", "time.sleep(1000)", "subprocess.run(['sleep', '1000'])"]
+)
 def test_what_hangs_is_ended(body: str, write: WriteFile, tmp_path: Path) -> None:
     file = write(f"""
 import os, pathlib, subprocess, time
@@ -375,8 +532,10 @@ def mine(completions):
     with Rewards((), user_file=file, timeout=0.5) as rewards:
         scores = judge(rewards, ["hang"])
         assert np.isnan(scores.total).all()
-        assert scores.warnings == ["reward mine: gave no answer within 0.5 seconds and was ended; "
-                                   "its rows have no such reward"]
+        assert scores.warnings == [
+            "reward mine: gave no answer within 0.5 seconds and was ended; "
+            "its rows have no such reward"
+        ]
         assert not is_alive(int((tmp_path / "pid").read_text()))
         assert rewards._user is not None
         rewards._user.timeout = 60
@@ -385,8 +544,10 @@ def mine(completions):
 
 @pytest.mark.slow
 def test_a_process_that_is_gone_while_its_child_holds_the_pipe(write: WriteFile) -> None:
-    file = write("import os, time\ndef mine(completions):\n    if os.fork():\n        os._exit(4)\n"
-                 "    time.sleep(1000)\n")
+    file = write(
+        "import os, time\ndef mine(completions):\n    if os.fork():\n        os._exit(4)\n"
+        "    time.sleep(1000)\n"
+    )
     with Rewards((), user_file=file, timeout=60) as rewards:
         assert "exit code 4" in judge(rewards, ["a"]).warnings[0]
 
@@ -396,7 +557,10 @@ def test_failures_in_a_row_stop_the_run(write: WriteFile) -> None:
     with Rewards((), user_file=file) as rewards:
         for text in ["", "", "", "", "", "a", "", "", "", "", ""]:
             judge(rewards, [text])
-        with pytest.raises(UserError, match=r"reward.py: mine: ZeroDivisionError.*6 failures in a row \(mend the file"):
+        with pytest.raises(
+            UserError,
+            match=r"reward.py: mine: ZeroDivisionError.*6 failures in a row \(mend the file",
+        ):
             judge(rewards, [""])
 
 
@@ -435,8 +599,10 @@ def test_large_batches_do_not_block(write: WriteFile) -> None:
 @contextmanager
 def parent_of(file: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A process that holds rewards, and the process id of its helper."""
-    code = ("import sys; from ondevice.rewards.scorer import Rewards; r = Rewards((), user_file=sys.argv[1])\n"
-            "print(r._user._process.pid, flush=True); r.score(['p'], ['hang'], {})")
+    code = (
+        "import sys; from ondevice.rewards.scorer import Rewards; r = Rewards((), user_file=sys.argv[1])\n"
+        "print(r._user._process.pid, flush=True); r.score(['p'], ['hang'], {})"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code, file], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None

@@ -40,8 +40,10 @@ TABLE = [
     ("number", "also 132", None),
     ("number", "so 132\0", None),
     ("number", "\x00132", None),
-    ("number", "<think>so 132", None), ("number", "<think>so 131</think>so 132", "132"),
-    ("number", "<think>\nso 131\n</think>\n\n132", "132"), ("whole", "<think>a</think>\nParis", "Paris"),
+    ("number", "<think>so 132", None),
+    ("number", "<think>so 131</think>so 132", "132"),
+    ("number", "<think>\nso 131\n</think>\n\n132", "132"),
+    ("whole", "<think>a</think>\nParis", "Paris"),
     ("whole", "<think>Paris", None),
     ("number", "x<think>132", None),
     ("hash", "47+85=132\n#### 132", "132"),
@@ -147,11 +149,13 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("form", "completion", "answer"), TABLE, ids=[f"{f}-{c[:25]!a}" for f, c, _ in TABLE])
+@pytest.mark.parametrize(
+    ("form", "completion", "answer"), TABLE, ids=[f"{f}-{c[:25]!a}" for f, c, _ in TABLE]
+)
 def test_what_is_an_answer(form: str, completion: str, answer: str | None) -> None:
     found = find_answer(completion, form)
     assert final_answer(completion, form) == answer == (found.text if found else None)
-    assert found is None or completion[found.start:found.end] == found.text
+    assert found is None or completion[found.start : found.end] == found.text
 
 
 @pytest.mark.parametrize(("given", "right", "same"), [
@@ -216,10 +220,35 @@ def test_an_unknown_form_is_named() -> None:
         final_answer("132", "box")
 
 
-PIECES = st.sampled_from([
-    "so ", "132", "131", "####", "#### ", "\n", " ", "\\boxed{", "{", "}", "\\", "$", ".", "<answer>", "</answer>", "=",
-    ":", "<think>", "</think>", ",000", "1/2", "-", "\0", "٣", "x",
-])
+PIECES = st.sampled_from(
+    [
+        "so ",
+        "132",
+        "131",
+        "####",
+        "#### ",
+        "\n",
+        " ",
+        "\\boxed{",
+        "{",
+        "}",
+        "\\",
+        "$",
+        ".",
+        "<answer>",
+        "</answer>",
+        "=",
+        ":",
+        "<think>",
+        "</think>",
+        ",000",
+        "1/2",
+        "-",
+        "\0",
+        "٣",
+        "x",
+    ]
+)
 COMPLETIONS = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=12).map("".join))
 
 
@@ -228,21 +257,23 @@ def test_never_raises_and_is_a_part_of_the_text(completion: str) -> None:
     for form in FORMS:
         found = find_answer(completion, form)
         if found is not None:
-            assert completion[found.start:found.end] == found.text == found.text.strip() != ""
+            assert completion[found.start : found.end] == found.text == found.text.strip() != ""
             assert find_answer(completion, form) == found
 
 
 @given(COMPLETIONS, st.integers(0, 300))
 def test_number_agrees_with_the_corpus(completion: str, right: int) -> None:
-    completion = re.sub("</?think>", "", completion)   # the corpus knows no thoughts
+    completion = re.sub("</?think>", "", completion)  # the corpus knows no thoughts
     for text in (completion, f"{completion}{right}", f"{completion}so {right}."):
         if "think>" in text:
             continue
         found = final_answer(text, "number")
-        assert (found is not None and same_answer(found, str(right))) == score("sum", text, str(right))
+        assert (found is not None and same_answer(found, str(right))) == score(
+            "sum", text, str(right)
+        )
 
 
-@given(st.integers(-10**12, 10**12), st.integers(1, 10**6))
+@given(st.integers(-(10**12), 10**12), st.integers(1, 10**6))
 def test_numbers_are_exact(above: int, below: int) -> None:
     value = number(f"{above}/{below}")
     assert value is not None and value * below == above

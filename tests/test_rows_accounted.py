@@ -1,4 +1,6 @@
-"""Nothing that a row says is passed over in silence: it is used, or told of once, or the row is bad."""
+"""Nothing that a row says is passed over in silence: it is used, or told of once, or the row is
+bad.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "d", "param
 
 FORMS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "messages": (to_chat, {"messages": [USER, SAID]}),
-    "conversations": (to_chat, {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+    "conversations": (
+        to_chat,
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    ),
     "prompt and completion": (to_chat, {"prompt": "a", "completion": "b"}),
     "question and answer": (to_chat, {"question": "a", "answer": "b"}),
     "question and response": (to_chat, {"question": "a", "response": "b"}),
@@ -42,7 +47,10 @@ FORMS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "prompt of messages": (to_prompt, {"prompt": [USER]}),
     "chat as a prompt": (to_prompt, {"messages": [USER, SAID]}),
     "pair": (to_pair, {"prompt": "a", "chosen": "b", "rejected": "c"}),
-    "pair of chats": (to_pair, {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]}),
+    "pair of chats": (
+        to_pair,
+        {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
+    ),
 }
 SPOKEN = list(FORMS)
 
@@ -63,14 +71,22 @@ def test_a_key_that_no_form_knows_is_remembered(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("other", FORMS)
-def test_a_column_of_another_form_is_used_or_remembered_or_makes_the_row_bad(form: str, other: str) -> None:
-    """What is used changes what is made of the row: this finds a column that is asked for and then dropped."""
+def test_a_column_of_another_form_is_used_or_remembered_or_makes_the_row_bad(
+    form: str, other: str
+) -> None:
+    """What is used changes what is made of the row: this finds a column that is asked for and then
+    dropped.
+    """
     convert, row = FORMS[form]
     for name, value in FORMS[other][1].items():
         if name in row:
             continue
-        value = json.loads(json.dumps(value).replace('"a"', '"another a"').replace('"b"', '"another b"')
-                           .replace('"i"', '"another i"'))
+        value = json.loads(
+            json.dumps(value)
+            .replace('"a"', '"another a"')
+            .replace('"b"', '"another b"')
+            .replace('"i"', '"another i"')
+        )
         record = Record({**row, name: value})
         try:
             made = convert(record)
@@ -78,10 +94,23 @@ def test_a_column_of_another_form_is_used_or_remembered_or_makes_the_row_bad(for
             continue
         alone = convert(row)
         seen = [part if not isinstance(part, tuple) else part[0] for part in (made, alone)]
-        assert name in record.unused() or seen[0] != seen[1] or (form, name) in BY_DESIGN, (form, name)
+        assert name in record.unused() or seen[0] != seen[1] or (form, name) in BY_DESIGN, (
+            form,
+            name,
+        )
 
 
-SAYINGS: tuple[Any, ...] = ("said", 0, 2, True, [["x", "y"]], [SYSTEM, USER, SAID], [TOOL], [CALL], {"a": 1})
+SAYINGS: tuple[Any, ...] = (
+    "said",
+    0,
+    2,
+    True,
+    [["x", "y"]],
+    [SYSTEM, USER, SAID],
+    [TOOL],
+    [CALL],
+    {"a": 1},
+)
 """What a column or a key of a message may hold."""
 
 
@@ -95,13 +124,20 @@ def outcome(made: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_whatever_a_form_asks_of_a_row_makes_a_difference(form: str) -> None:
-    """A reader that asks for a column and drops it would hide it from the account: found here without its name."""
+    """A reader that asks for a column and drops it would hide it from the account: found here
+    without its name.
+    """
     convert, row = FORMS[form]
     record = Record(row)
     alone = repr(convert(record))
     for name in record.asked - set(row):
-        ways = {outcome(lambda name=name, value=value: convert({**row, name: value})) for value in SAYINGS}
-        assert ways != {alone} or (form, name) in BY_DESIGN or name == "kind", f"{name} is asked for and dropped"
+        ways = {
+            outcome(lambda name=name, value=value: convert({**row, name: value}))
+            for value in SAYINGS
+        }
+        assert ways != {alone} or (form, name) in BY_DESIGN or name == "kind", (
+            f"{name} is asked for and dropped"
+        )
 
 
 def test_whatever_is_asked_of_a_message_makes_a_difference() -> None:
@@ -110,19 +146,33 @@ def test_whatever_is_asked_of_a_message_makes_a_difference() -> None:
     made = to_chat(record)["messages"]
 
     def told(chat: Any) -> list[Any]:
-        return [(row.ids.tolist(), row.mask.tolist()) for row in encode_chat(to_chat(chat)["messages"],
-                                                                             small_tokenizer())]
+        return [
+            (row.ids.tolist(), row.mask.tolist())
+            for row in encode_chat(to_chat(chat)["messages"], small_tokenizer())
+        ]
 
     assert len(made) == 3
     for place, message in enumerate(record["messages"]):
         for name in message.asked - {"role", "from", "content", "value"}:
-            chats = [{"messages": [{**one, name: value} if n == place else one
-                                   for n, one in enumerate([SYSTEM, USER, SAID])]} for value in SAYINGS]
+            chats = [
+                {
+                    "messages": [
+                        {**one, name: value} if n == place else one
+                        for n, one in enumerate([SYSTEM, USER, SAID])
+                    ]
+                }
+                for value in SAYINGS
+            ]
             ways = {outcome(lambda chat=chat: told(chat)) for chat in chats}
-            assert ways != {repr(told(record))} or (name, place) in NOT_LEARNED, f"{name} is asked for and dropped"
+            assert ways != {repr(told(record))} or (name, place) in NOT_LEARNED, (
+                f"{name} is asked for and dropped"
+            )
 
 
-NOT_LEARNED = {("weight", 0), ("weight", 1)}  # what others than the assistant say is read, whatever its weight
+NOT_LEARNED = {
+    ("weight", 0),
+    ("weight", 1),
+}  # what others than the assistant say is read, whatever its weight
 BY_DESIGN = {(form, "answer") for form in FORMS}  # a prompt's answer goes to whatever judges it
 
 
@@ -140,18 +190,29 @@ def test_what_belongs_to_the_chat_is_in_it_or_the_row_is_bad(form: str, name: st
         assert made != messages_in(convert(row))
 
 
-@pytest.mark.parametrize("form", ["messages", "conversations", "prompt of messages", "pair of chats"])
+@pytest.mark.parametrize(
+    "form", ["messages", "conversations", "prompt of messages", "pair of chats"]
+)
 def test_keys_of_messages_are_remembered_too(form: str) -> None:
     convert, row = FORMS[form]
     lists = {name: value for name, value in row.items() if isinstance(value, list)}
-    record = Record({**row, **{name: [{**turns[0], "mood": "good"}, *turns[1:]] for name, turns in lists.items()}})
+    record = Record(
+        {
+            **row,
+            **{name: [{**turns[0], "mood": "good"}, *turns[1:]] for name, turns in lists.items()},
+        }
+    )
     convert(record)
     assert list(record.unused()) == [f"{name}.mood" for name in lists]
 
 
 def test_keys_of_messages_that_a_template_reads_are_used() -> None:
-    for template, unused in (("{{ message.mood }}", []), ("{{ message['mood'] }}", []), ("", ["messages.mood"]),
-                             ("{{ message.moody }}", ["messages.mood"])):
+    for template, unused in (
+        ("{{ message.mood }}", []),
+        ("{{ message['mood'] }}", []),
+        ("", ["messages.mood"]),
+        ("{{ message.moody }}", ["messages.mood"]),
+    ):
         record = Record({"messages": [{**USER, "mood": "good"}, SAID]})
         record.template = template
         assert to_chat(record)["messages"][0]["mood"] == "good" and list(record.unused()) == unused
@@ -197,49 +258,102 @@ def test_two_system_prompts_are_one_or_the_row_is_bad() -> None:
         to_chat({"prompt": "a", "completion": "b", "system": "s", "system_prompt": "t"})
 
 
-@pytest.mark.parametrize("row", [
-    {"prompt": "a", "chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
-    {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
-    {"prompt": [USER], "chosen": [SAID], "rejected": [{"role": "assistant", "content": "c"}]},
-    {"chosen": [SYSTEM, USER, SAID], "rejected": [SYSTEM, USER, {"role": "assistant", "content": "c"}]},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "prompt": "a",
+            "chosen": [USER, SAID],
+            "rejected": [USER, {"role": "assistant", "content": "c"}],
+        },
+        {"chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]},
+        {"prompt": [USER], "chosen": [SAID], "rejected": [{"role": "assistant", "content": "c"}]},
+        {
+            "chosen": [SYSTEM, USER, SAID],
+            "rejected": [SYSTEM, USER, {"role": "assistant", "content": "c"}],
+        },
+    ],
+)
 def test_prompts_are_taken_apart_as_trl_does(row: dict[str, Any]) -> None:
     right, found = maybe_extract_prompt(dict(row)), to_pair(row)
     assert found["prompt"] == right["prompt"]
     assert [{"role": "assistant", "content": found[side]} for side in ("chosen", "rejected")] == [
-        *right["chosen"], *right["rejected"]]
+        *right["chosen"],
+        *right["rejected"],
+    ]
 
 
 def test_a_prompt_beside_other_chats_makes_a_pair_bad() -> None:
     with pytest.raises(BadRow, match="not what chosen and rejected begin with"):
-        to_pair({"prompt": "z", "chosen": [USER, SAID], "rejected": [USER, {"role": "assistant", "content": "c"}]})
+        to_pair(
+            {
+                "prompt": "z",
+                "chosen": [USER, SAID],
+                "rejected": [USER, {"role": "assistant", "content": "c"}],
+            }
+        )
     with pytest.raises(BadRow, match="has a prompt"):
         to_pair({"chosen": "The sky is blue", "rejected": "The sky is green"})
 
 
-@pytest.mark.parametrize("prompt", [{}, {"prompt": "\n\nHuman: x\n\nAssistant: y\n\nHuman: a\n\nAssistant:"}])
+@pytest.mark.parametrize(
+    "prompt", [{}, {"prompt": "\n\nHuman: x\n\nAssistant: y\n\nHuman: a\n\nAssistant:"}]
+)
 def test_pairs_of_human_and_assistant_are_chats(prompt: dict[str, str]) -> None:
     before = "" if prompt else "\n\nHuman: x\n\nAssistant: y\n\nHuman: a\n\nAssistant: "
     found = to_pair({**prompt, "chosen": f"{before}b", "rejected": f"{before}c"})
-    assert found == {"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, USER],
-                     "chosen": "b", "rejected": "c"}
+    assert found == {
+        "prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}, USER],
+        "chosen": "b",
+        "rejected": "c",
+    }
 
 
 def test_calls_in_the_forms_of_others() -> None:
     call = json.dumps(CALL["function"])
-    sharegpt = {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": call},
-                                  {"from": "observation", "value": "2"}, {"from": "gpt", "value": "b"}],
-                "tools": json.dumps([TOOL["function"]])}
-    older = {"messages": [USER, {"role": "assistant", "content": None, "function_call": {
-        "name": "f", "arguments": json.dumps(CALL["function"]["arguments"])}},
-        {"role": "function", "content": "2"}, SAID], "functions": [TOOL["function"]]}
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": call},
+            {"from": "observation", "value": "2"},
+            {"from": "gpt", "value": "b"},
+        ],
+        "tools": json.dumps([TOOL["function"]]),
+    }
+    older = {
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "content": None,
+                "function_call": {
+                    "name": "f",
+                    "arguments": json.dumps(CALL["function"]["arguments"]),
+                },
+            },
+            {"role": "function", "content": "2"},
+            SAID,
+        ],
+        "functions": [TOOL["function"]],
+    }
     for row in (sharegpt, older):
         asked, called, told, said = to_chat(row)["messages"]
         assert asked == {**USER, "tools": [TOOL]} and (told["role"], said) == ("tool", SAID)
-        assert called["role"] == "assistant" and called["tool_calls"] == [CALL] and not called["content"]
+        assert (
+            called["role"] == "assistant"
+            and called["tool_calls"] == [CALL]
+            and not called["content"]
+        )
     for value in ("{", "5", '{"arguments": {}}', '{"name": "f", "arguments": "{"}'):
         with pytest.raises(BadRow, match="its call|arguments of its call"):
-            to_chat({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": value}]})
+            to_chat(
+                {
+                    "conversations": [
+                        {"from": "human", "value": "a"},
+                        {"from": "function_call", "value": value},
+                    ]
+                }
+            )
 
 
 def test_a_verdict_on_one_completion_is_not_learned_as_a_chat() -> None:
@@ -248,10 +362,15 @@ def test_a_verdict_on_one_completion_is_not_learned_as_a_chat() -> None:
             to_chat({"prompt": "a", "completion": "b", "label": good})
 
 
-@pytest.mark.parametrize(("row", "taken"), [({"messages": [USER, SAID]}, "these are chats: sft"),
-                                           ({"prompt": "a", "completion": "b"}, "these are chats: sft"),
-                                           ({"text": "a"}, "this is a text: pretrain"),
-                                           ({"words": "a"}, "it has words")])
+@pytest.mark.parametrize(
+    ("row", "taken"),
+    [
+        ({"messages": [USER, SAID]}, "these are chats: sft"),
+        ({"prompt": "a", "completion": "b"}, "these are chats: sft"),
+        ({"text": "a"}, "this is a text: pretrain"),
+        ({"words": "a"}, "it has words"),
+    ],
+)
 def test_what_is_no_pair_says_what_it_is(row: dict[str, Any], taken: str) -> None:
     with pytest.raises(BadRow, match=taken):
         to_pair(row)
@@ -274,76 +393,143 @@ def test_labels_remember_what_else_is_there() -> None:
 PAIR = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
 TRAINED: dict[str, Any] = {"steps": 1, "batch_size": 2, "sequence_length": 32}
 STAGES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "pretrain": ("text", {"text": "Anna likes pears and Bert likes figs and both like the sea"}, TRAINED),
+    "pretrain": (
+        "text",
+        {"text": "Anna likes pears and Bert likes figs and both like the sea"},
+        TRAINED,
+    ),
     "sft": ("chat", {"prompt": "Anna", "completion": "12"}, TRAINED),
     "classify": ("label", {"text": "Anna", "label": "a"}, TRAINED),
-    "dpo": ("preference", PAIR, TRAINED), "reward": ("preference", PAIR, TRAINED),
+    "dpo": ("preference", PAIR, TRAINED),
+    "reward": ("preference", PAIR, TRAINED),
     "sample": ("prompt", {"prompt": "Anna"}, {"prompts": 2, "max_new_tokens": 2}),
-    "grpo": ("prompt", {"prompt": "Anna", "answer": "12"}, {"steps": 1, "prompts": 2, "group_size": 2,
-                                                              "max_new_tokens": 2}),
+    "grpo": (
+        "prompt",
+        {"prompt": "Anna", "answer": "12"},
+        {"steps": 1, "prompts": 2, "group_size": 2, "max_new_tokens": 2},
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_stages.write(tmp_path_factory.mktemp("accounted") / "model", load_backend("torch", "cpu"),
-                              small_stages.config())
+    return small_stages.write(
+        tmp_path_factory.mktemp("accounted") / "model",
+        load_backend("torch", "cpu"),
+        small_stages.config(),
+    )
 
 
 def with_more(row: dict[str, Any], file: Path) -> Path:
     """30 rows of this form, each with a name for itself and a column that nobody knows."""
+
     def named(name: str, value: str, n: int) -> str:
         return value if name == "answer" else f"{value} {n % 2 if name == 'label' else n}"
 
-    file.write_text("\n".join(json.dumps({**{name: named(name, value, n) for name, value in row.items()}, "id": n,
-                                          "nobody_knows_this": n}) for n in range(30)))
+    file.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    **{name: named(name, value, n) for name, value in row.items()},
+                    "id": n,
+                    "nobody_knows_this": n,
+                }
+            )
+            for n in range(30)
+        )
+    )
     return file
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_and_data_show_say_the_same_of_what_is_not_used(stage: str, model: Path, tmp_path: Path,
-                                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_and_data_show_say_the_same_of_what_is_not_used(
+    stage: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     form, row, settings = STAGES[stage]
     data = with_more(row, tmp_path / "rows.jsonl")
     shown = od.show_data(data, model, form=form)
-    assert {name: found["count"] for name, found in shown["unused"].items()} == {"id": 30, "nobody_knows_this": 30}
+    assert {name: found["count"] for name, found in shown["unused"].items()} == {
+        "id": 30,
+        "nobody_knows_this": 30,
+    }
     said = [line for line in render(shown).splitlines() if "not used" in line]
     assert said == [f"not used: nobody_knows_this (30 rows, first {data}:1)"]
     capsys.readouterr()
-    getattr(od, stage)(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu", **settings)
+    getattr(od, stage)(
+        model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu", **settings
+    )
     told = capsys.readouterr().err
     assert told.count(said[0]) == told.count("not used") == 1
     events = (tmp_path / "run" / stage / "events.jsonl").read_text()
     assert events.count("not used: nobody_knows_this") == 1
 
 
-@pytest.mark.parametrize(("row", "tasks"), [
-    ({"text": "Anna likes pears"}, ()), ({"prompt": "Anna", "completion": "12"}, ()),
-    ({"question": "Anna", "answer": "12"}, ("problems",)), (PAIR, ("preference",))])
-def test_an_evaluation_says_it_too(row: dict[str, Any], tasks: tuple[str, ...], model: Path, tmp_path: Path,
-                                   capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("row", "tasks"),
+    [
+        ({"text": "Anna likes pears"}, ()),
+        ({"prompt": "Anna", "completion": "12"}, ()),
+        ({"question": "Anna", "answer": "12"}, ("problems",)),
+        (PAIR, ("preference",)),
+    ],
+)
+def test_an_evaluation_says_it_too(
+    row: dict[str, Any],
+    tasks: tuple[str, ...],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     data = with_more(row, tmp_path / "rows.jsonl")
-    more = {"reference": str(model)} if tasks == ("preference",) else {"max_new_tokens": 2} if tasks else {}
-    od.evaluate(model=str(model), data=str(data), tasks=tasks, backend="torch", device="cpu", **more)
-    assert capsys.readouterr().err.count(f"not used: nobody_knows_this (30 rows, first {data}:1)") == 1
+    more = (
+        {"reference": str(model)}
+        if tasks == ("preference",)
+        else {"max_new_tokens": 2}
+        if tasks
+        else {}
+    )
+    od.evaluate(
+        model=str(model), data=str(data), tasks=tasks, backend="torch", device="cpu", **more
+    )
+    assert (
+        capsys.readouterr().err.count(f"not used: nobody_knows_this (30 rows, first {data}:1)") == 1
+    )
 
 
-def test_comparing_and_importing_say_it_too(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparing_and_importing_say_it_too(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = with_more({"prompt": "Anna"}, tmp_path / "rows.jsonl")
-    od.compare(model=str(model), other=str(model), prompts=str(data), limit=2, max_new_tokens=2, backend="torch",
-               device="cpu")
+    od.compare(
+        model=str(model),
+        other=str(model),
+        prompts=str(data),
+        limit=2,
+        max_new_tokens=2,
+        backend="torch",
+        device="cpu",
+    )
     assert "not used: nobody_knows_this (30 rows" in capsys.readouterr().err
     pairs = with_more(PAIR, tmp_path / "p.jsonl")
     done = od.manage_ratings(action="import", ratings=tmp_path / "r.db", file=str(pairs))
-    assert done["items"] == 30 and done["not_used"] == f"nobody_knows_this (30 rows, first {pairs}:1)"
+    assert (
+        done["items"] == 30 and done["not_used"] == f"nobody_knows_this (30 rows, first {pairs}:1)"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(CONTENT))
-@pytest.mark.parametrize(("convert", "row"), [
-    (to_text, {"text": "a"}), (lambda row: to_label(row, "text", "label"), {"text": "a", "label": "x"}),
-    (to_judged, {"prompt": "a", "completion": "b", "label": True})], ids=["text", "label", "judged"])
+@pytest.mark.parametrize(
+    ("convert", "row"),
+    [
+        (to_text, {"text": "a"}),
+        (lambda row: to_label(row, "text", "label"), {"text": "a", "label": "x"}),
+        (to_judged, {"prompt": "a", "completion": "b", "label": True}),
+    ],
+    ids=["text", "label", "judged"],
+)
 def test_what_carries_content_is_taken_up_by_texts_and_labels_or_the_row_is_bad(
-        convert: Callable[[Any], Any], row: dict[str, Any], name: str) -> None:
+    convert: Callable[[Any], Any], row: dict[str, Any], name: str
+) -> None:
     values = {"history": [["x", "y"]], "tools": [TOOL], "functions": [TOOL["function"]]}
     try:
         made = convert({**row, name: values.get(name, "said")})
@@ -358,22 +544,55 @@ ONCE_LOST: list[tuple[Callable[[Any], Any], dict[str, Any], str]] = [
     (to_pair, {"prompt": "a", "chosen": "b", "rejected": [{**SAID, "weight": 0.5}]}, "weight 0.5"),
     (to_judged, {"prompt": "a", "completion": [{**SAID, "weight": 0}], "label": True}, "weight 0"),
     (to_text, {"messages": [USER, {**SAID, "weight": 0}]}, "of plain text every token is"),
-    (to_chat, {"system": "s", "history": [{**SYSTEM, "content": "t"}, USER, SAID], "prompt": "a", "completion": "b"},
-     "another system prompt"),
-    (to_chat, {"messages": [USER, {**SAID, "tool_calls": [CALL], "function_call": CALL["function"]}]}, "two places"),
-    (to_chat, {"conversations": [USER, {"from": "function_call", "value": "[]", "function_call": CALL["function"]}]},
-     "two places"),
-    (to_chat, {"messages": [{**USER, "content": [{"type": "image_url", "image_url": "x", "text": "a"}]}, SAID]},
-     "no text .'image_url'"),
-    (to_chat, {"messages": [USER, {**SAID, "content": [{"type": "thinking", "text": "hm"}]}]}, "no text .'thinking'"),
+    (
+        to_chat,
+        {
+            "system": "s",
+            "history": [{**SYSTEM, "content": "t"}, USER, SAID],
+            "prompt": "a",
+            "completion": "b",
+        },
+        "another system prompt",
+    ),
+    (
+        to_chat,
+        {"messages": [USER, {**SAID, "tool_calls": [CALL], "function_call": CALL["function"]}]},
+        "two places",
+    ),
+    (
+        to_chat,
+        {
+            "conversations": [
+                USER,
+                {"from": "function_call", "value": "[]", "function_call": CALL["function"]},
+            ]
+        },
+        "two places",
+    ),
+    (
+        to_chat,
+        {
+            "messages": [
+                {**USER, "content": [{"type": "image_url", "image_url": "x", "text": "a"}]},
+                SAID,
+            ]
+        },
+        "no text .'image_url'",
+    ),
+    (
+        to_chat,
+        {"messages": [USER, {**SAID, "content": [{"type": "thinking", "text": "hm"}]}]},
+        "no text .'thinking'",
+    ),
     (to_prompt, {"prompt": [USER, SAID]}, "ends with the assistant"),
     (to_prompt, {"messages": [SYSTEM, SAID]}, "nothing that a user says"),
 ]
 
 
 @pytest.mark.parametrize(("convert", "row", "said"), ONCE_LOST)
-def test_what_has_no_place_inside_a_message_makes_the_row_bad(convert: Callable[[Any], Any], row: dict[str, Any],
-                                                              said: str) -> None:
+def test_what_has_no_place_inside_a_message_makes_the_row_bad(
+    convert: Callable[[Any], Any], row: dict[str, Any], said: str
+) -> None:
     with pytest.raises(BadRow, match=said):
         convert(row)
 
@@ -387,7 +606,10 @@ def test_a_prompt_is_all_of_a_chat_but_the_answer_at_its_end() -> None:
 
 
 def test_names_of_speakers_are_told_of_where_the_template_does_not_write_them() -> None:
-    for template, unused in (("{{ message.name }}", []), ("{{ message.content }}", ["messages.name"])):
+    for template, unused in (
+        ("{{ message.name }}", []),
+        ("{{ message.content }}", ["messages.name"]),
+    ):
         record = Record({"messages": [{**USER, "name": "Ann"}, SAID]})
         record.template = template
         to_chat(record)
@@ -401,10 +623,13 @@ def test_calls_that_are_no_list_of_objects_make_the_row_bad(calls: Any) -> None:
     with pytest.raises(BadRow, match="tool_calls is no"):
         to_chat({"messages": [USER, {**SAID, "tool_calls": calls}]})
     assert to_chat({"messages": [USER, {**SAID, "tool_calls": json.dumps([CALL])}]}) == to_chat(
-        {"messages": [USER, {**SAID, "tool_calls": [CALL]}]})
+        {"messages": [USER, {**SAID, "tool_calls": [CALL]}]}
+    )
 
 
-@pytest.mark.parametrize(("raters", "unused"), [(["ann"], []), ("ann", ["raters"]), ([1], ["raters"]), (3, ["raters"])])
+@pytest.mark.parametrize(
+    ("raters", "unused"), [(["ann"], []), ("ann", ["raters"]), ([1], ["raters"]), (3, ["raters"])]
+)
 def test_raters_that_are_no_names_are_told_of(raters: Any, unused: list[str]) -> None:
     record = Record({"prompt": "a", "chosen": "b", "rejected": "c", "raters": raters})
     assert ("raters" in to_pair(record)) == (not unused) and list(record.unused()) == unused
@@ -412,13 +637,19 @@ def test_raters_that_are_no_names_are_told_of(raters: Any, unused: list[str]) ->
 
 @pytest.mark.parametrize("value", [0, 5, 0.5])
 def test_an_input_that_is_a_number_is_in_the_prompt(value: float) -> None:
-    asked = to_chat({"instruction": "Even?", "input": value, "output": "b"})["messages"][0]["content"]
+    asked = to_chat({"instruction": "Even?", "input": value, "output": "b"})["messages"][0][
+        "content"
+    ]
     assert asked == f"Even?\n\n{value}"
 
 
-@pytest.mark.parametrize("message", [{**USER, "thinking": "hm"}, {**USER, "tool_calls": [CALL]},
-                                     {**SYSTEM, "reasoning": "hm"}])
-def test_what_others_than_the_assistant_think_or_call_is_written_or_the_row_is_bad(message: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [{**USER, "thinking": "hm"}, {**USER, "tool_calls": [CALL]}, {**SYSTEM, "reasoning": "hm"}],
+)
+def test_what_others_than_the_assistant_think_or_call_is_written_or_the_row_is_bad(
+    message: dict[str, Any],
+) -> None:
     [chat] = [to_chat({"messages": [message, USER, SAID]})["messages"]]
     with pytest.raises(BadRow, match="message 1: its (thought|call 1) leaves no trace"):
         encode_chat(chat, small_tokenizer())
@@ -438,27 +669,60 @@ def test_rows_tell_names_of_the_last_row_too(tmp_path: Path) -> None:
     rows = read(data)
     for row, _ in rows:
         to_text(row)
-    assert rows.unused == {"x": (1, f"{data}:2")} and rows.telling() == f"not used: x (1 row, first {data}:2)"
+    assert (
+        rows.unused == {"x": (1, f"{data}:2")}
+        and rows.telling() == f"not used: x (1 row, first {data}:2)"
+    )
 
 
-def test_strength_and_margin_of_a_file_reach_the_loss(model: Path, tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:
+def test_strength_and_margin_of_a_file_reach_the_loss(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pair = {"prompt": "Anna", "chosen": "12", "rejected": "34"}
-    made = [to_pair({**pair, "strength": 2, "raters": ["ann"]}), to_pair({**pair, "margin": "-0.5"}), to_pair(pair)]
+    made = [
+        to_pair({**pair, "strength": 2, "raters": ["ann"]}),
+        to_pair({**pair, "margin": "-0.5"}),
+        to_pair(pair),
+    ]
     pairs = [to_tokens(row, small_tokenizer()) for row in made]
     batch = score_batch([0, 1, 2], pairs, 3, cfg=RewardConfig(strength_margin=0.3))
     assert batch["margin"].tolist() == pytest.approx([0.3, -0.5, 0])
-    for name, value in (("strength", 0), ("strength", True), ("margin", "wide"), ("margin", float("inf"))):
+    for name, value in (
+        ("strength", 0),
+        ("strength", True),
+        ("margin", "wide"),
+        ("margin", float("inf")),
+    ):
         with pytest.raises(BadRow, match=name):
             to_pair({**pair, name: value})
     data = tmp_path / "pairs.jsonl"
-    rows = [{**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)]
+    rows = [
+        {**pair, "prompt": f"Anna {n}", "strength": 1 + n % 2, "margin": n % 3} for n in range(40)
+    ]
     data.write_text("\n".join(map(json.dumps, rows)))
-    od.dpo(model, str(data), out=str(tmp_path / "run"), steps=1, batch_size=2, backend="torch", device="cpu")
-    assert "the strength of 20 pairs and the margin of 26 pairs are not used" in capsys.readouterr().err
+    od.dpo(
+        model,
+        str(data),
+        out=str(tmp_path / "run"),
+        steps=1,
+        batch_size=2,
+        backend="torch",
+        device="cpu",
+    )
+    assert (
+        "the strength of 20 pairs and the margin of 26 pairs are not used"
+        in capsys.readouterr().err
+    )
     data.write_text("\n".join(json.dumps({**pair, "prompt": f"Anna {n}"}) for n in range(40)))
     with pytest.raises(UserError, match="strength_margin: no pair is of a strength above 1"):
-        od.reward(model, str(data), out=str(tmp_path / "other"), strength_margin=0.5, backend="torch", device="cpu")
+        od.reward(
+            model,
+            str(data),
+            out=str(tmp_path / "other"),
+            strength_margin=0.5,
+            backend="torch",
+            device="cpu",
+        )
 
 
 def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_path: Path) -> None:
@@ -466,15 +730,31 @@ def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_pat
     data.write_text("\n".join(json.dumps({"messages": [USER, SAID]}) for _ in range(200)))
     with pytest.raises(UserError, match="these are chats: sft takes them") as error:
         od.dpo(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu")
-    assert "are bad" not in str(error.value) and "data show" in str(error.value.hint)  # nothing to mend in the rows
+    assert "are bad" not in str(error.value) and "data show" in str(
+        error.value.hint
+    )  # nothing to mend in the rows
 
 
-def test_chats_whose_answers_are_empty_are_told(model: Path, tmp_path: Path,
-                                                capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"messages": [{"role": "user", "content": f"a {n}"}, {"role": "assistant", "content": ""}]}
-            for n in range(20)]
+def test_chats_whose_answers_are_empty_are_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"a {n}"}, {"role": "assistant", "content": ""}]}
+        for n in range(20)
+    ]
     file = tmp_path / "silent.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    od.sft(model, str(file), out=str(tmp_path / "run"), steps=1, batch_size=2, sequence_length=16, backend="torch",
-           device="cpu")
-    assert "18 of 18 chats have empty answers: of them the stop token alone is learned" in capsys.readouterr().err
+    od.sft(
+        model,
+        str(file),
+        out=str(tmp_path / "run"),
+        steps=1,
+        batch_size=2,
+        sequence_length=16,
+        backend="torch",
+        device="cpu",
+    )
+    assert (
+        "18 of 18 chats have empty answers: of them the stop token alone is learned"
+        in capsys.readouterr().err
+    )

@@ -22,11 +22,16 @@ from ondevice.training.lr_schedule import learning_rate
 
 
 def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) -> int:
-    """Traces after `steps` steps under a schedule; the batches' shapes come in turn, two micro-batches a step."""
+    """Traces after `steps` steps under a schedule; the batches' shapes come in turn, two
+    micro-batches a step.
+    """
     cfg = models.config("qwen3")
     params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
-    settings = OptimSettings(optimizer="muon", weight_decay=0.1, muon_names=frozenset(
-        n for n in params if n.endswith("proj.weight")))
+    settings = OptimSettings(
+        optimizer="muon",
+        weight_decay=0.1,
+        muon_names=frozenset(n for n in params if n.endswith("proj.weight")),
+    )
     trained = backend.trainer(partial(causal_lm_loss, model=Decoder(cfg)), params, {}, settings)
     schedule = PretrainConfig(steps=steps, warmup_steps=5, schedule="cosine", learning_rate=1e-3)
     rates = set()
@@ -34,15 +39,23 @@ def run_steps(backend: Backend, shapes: list[tuple[int, int]], steps: int = 20) 
         rows, tokens = shapes[step % len(shapes)]
         lr = learning_rate(step, schedule)
         rates.add(lr)
-        trained.step([models.batch(cfg, rows, tokens, seed=2 * step + i) | {"denominator": np.float32(70 + step)}
-                      for i in range(2)], lr)
+        trained.step(
+            [
+                models.batch(cfg, rows, tokens, seed=2 * step + i)
+                | {"denominator": np.float32(70 + step)}
+                for i in range(2)
+            ],
+            lr,
+        )
     assert len(rates) > steps / 2
     return trained.traces()
 
 
 @pytest.mark.parametrize("shapes", [[(2, 16)], [(2, 16), (2, 24)], [(2, 16), (3, 16), (2, 24)]])
 def test_one_trace_a_bucket(shapes: list[tuple[int, int]]) -> None:
-    """One gradient for each shape of batch and one update, however the rate and the denominator change."""
+    """One gradient for each shape of batch and one update, however the rate and the denominator
+    change.
+    """
     pytest.importorskip("mlx.core")
     assert run_steps(load_backend("mlx", device="cpu", dtype="float32"), shapes) == len(shapes) + 1
 
@@ -56,8 +69,10 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     torch._dynamo.reset()
     backend = load_backend("torch", device="cpu", dtype="float32")
     cfg = models.config("qwen3", num_hidden_layers=12)
-    params = {n: backend.array(w).requires_grad_()  # type: ignore[attr-defined]
-              for n, w in models.weights(cfg).items()}
+    params = {
+        n: backend.array(w).requires_grad_()  # type: ignore[attr-defined]
+        for n, w in models.weights(cfg).items()
+    }
     batch = models.batch(cfg, segments=True)
     decoder = Decoder(cfg)
     turn = decoder._turns(backend.ops, backend.array(batch["positions"]))[0]
@@ -72,7 +87,8 @@ def test_one_graph_serves_all_layers(checkpoint: bool) -> None:
     assert all(p.grad is not None for n, p in params.items() if n.startswith("model.layers."))
 
 
-# No (B, T, V) array: what memory grows by between N and 2 N targets is no multiple of the vocabulary.
+# No (B, T, V) array: what memory grows by between N and 2 N targets is no multiple of the
+# vocabulary.
 
 VOCABULARY, TARGETS = 16384, 1024
 LOGITS = VOCABULARY * TARGETS * 4  # bytes that the logits of the N further targets would take
@@ -80,16 +96,34 @@ LOGITS = VOCABULARY * TARGETS * 4  # bytes that the logits of the N further targ
 
 def train_one_step(backend: Backend, targets: int, tied: bool = True) -> None:
     """A step of the trainer, compiled as in training, of a model that is little but its head."""
-    cfg = models.config("llama", vocab_size=VOCABULARY, max_position_embeddings=64, num_hidden_layers=1,
-                        hidden_size=16, intermediate_size=16, head_dim=4, tie_word_embeddings=tied)
+    cfg = models.config(
+        "llama",
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        num_hidden_layers=1,
+        hidden_size=16,
+        intermediate_size=16,
+        head_dim=4,
+        tie_word_embeddings=tied,
+    )
     params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
-    trained = backend.trainer(partial(causal_lm_loss, model=Decoder(cfg)), params, {}, OptimSettings())
+    trained = backend.trainer(
+        partial(causal_lm_loss, model=Decoder(cfg)), params, {}, OptimSettings()
+    )
     rng, rows = np.random.default_rng(0), targets // 64
-    trained.step([{
-        "ids": rng.integers(0, VOCABULARY, (rows, 64)).astype(np.int32),
-        "positions": np.tile(np.arange(64, dtype=np.int32), (rows, 1)),
-        "targets": rng.integers(0, VOCABULARY, targets).astype(np.int32), "index": np.arange(targets, dtype=np.int32),
-        "weights": np.ones(targets, np.float32), "denominator": np.float32(targets)}], 1e-3)
+    trained.step(
+        [
+            {
+                "ids": rng.integers(0, VOCABULARY, (rows, 64)).astype(np.int32),
+                "positions": np.tile(np.arange(64, dtype=np.int32), (rows, 1)),
+                "targets": rng.integers(0, VOCABULARY, targets).astype(np.int32),
+                "index": np.arange(targets, dtype=np.int32),
+                "weights": np.ones(targets, np.float32),
+                "denominator": np.float32(targets),
+            }
+        ],
+        1e-3,
+    )
 
 
 def small_chunks() -> None:
@@ -100,7 +134,9 @@ def small_chunks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_memory_does_not_grow_with_the_vocabulary_on_mlx(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_vocabulary_on_mlx(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mx = pytest.importorskip("mlx.core")
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", logprobs.CHUNK_ELEMENTS)
     monkeypatch.setattr(logprobs, "KEEP_ELEMENTS", logprobs.KEEP_ELEMENTS)
@@ -119,8 +155,8 @@ def test_memory_does_not_grow_with_the_vocabulary_on_mlx(tied: bool, monkeypatch
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_vocabulary_on_torch() -> None:
-    """By the process's peak: a fresh one, which gives every freed array back at once (glibc else keeps holes in its
-    heap that the next chunk does not always fit)."""
+    """By the process's peak: a fresh one, which gives every freed array back at once (glibc else
+    keeps holes in its heap that the next chunk does not always fit)."""
     pytest.importorskip("torch")
     code = """
 import resource, sys
@@ -133,7 +169,14 @@ for targets in (128, t.TARGETS, 2 * t.TARGETS):
     t.train_one_step(backend, targets)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 """
-    out = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True,
-                         check=True, timeout=300, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"})
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},
+    )
     _, first, second = map(int, out.stdout.split())
     assert second - first < 0.15 * LOGITS, f"{out.stdout.split()} bytes; logits would add {LOGITS}"

@@ -111,8 +111,10 @@ STEPS = """
 """
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"),
-                                                (signal.SIGHUP, "SIGHUP")])
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")],
+)
 def test_one_signal_lets_the_work_be_saved(number: int, reason: str) -> None:
     process = started(STEPS.replace("SAVING", "0").replace("HANGUP", "signal.SIG_DFL"))
     process.send_signal(number)

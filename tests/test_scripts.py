@@ -1,11 +1,12 @@
 """Every Python script of scripts/ is run once, on its small case, in a process of its own.
 
-A script that is not named here fails by its name. The shell scripts (setup, quickstart, test, test-hub) install things
-and are left to those who call them; what scripts/setup does with extras is in test_distribution.py.
+A script that is not named here fails by its name. The shell scripts (setup, quickstart, test,
+test-hub) install things and are left to those who call them; what scripts/setup does with extras is
+in test_distribution.py.
 
-What a peer needs may be missing: TRL 1.12 and mlx-lm-lora want other versions than ours and lie in folders of their own
-(`pip install --no-deps --target DIR …`, as scripts/bench/preference.py says). ONDEVICE_TRL112 and ONDEVICE_MLX_LM_LORA
-name these folders; without them their scripts are skipped.
+What a peer needs may be missing: TRL 1.12 and mlx-lm-lora want other versions than ours and lie in
+folders of their own (`pip install --no-deps --target DIR …`, as scripts/bench/preference.py says).
+ONDEVICE_TRL112 and ONDEVICE_MLX_LM_LORA name these folders; without them their scripts are skipped.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ stages:
 
 @dataclass(frozen=True)
 class Place:
-    """`runs/small` is a complete run, `bench` the material of the benchmarks; scripts run in `here`."""
+    """`runs/small` is a complete run, `bench` the material of the benchmarks; scripts run in
+    `here`.
+    """
 
     here: Path
     runs: Path
@@ -69,17 +72,32 @@ class Place:
         return self.run / "sft" / "model"
 
     def script(self, name: str, *arguments: object, path: str = "") -> str:
-        """Standard output and error of a script. What a library warns of in a process of ours is not asked for."""
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TERM": "xterm-256color",
-               "PYTHONPATH": os.pathsep.join(filter(None, [path, str(SCRIPTS / "bench"),
-                                                           os.environ.get("PYTHONPATH", "")]))}
-        done = subprocess.run([sys.executable, str(SCRIPTS / name), *map(str, arguments)], cwd=self.here, env=env,
-                              capture_output=True, text=True)
+        """Standard output and error of a script. What a library warns of in a process of ours is
+        not asked for.
+        """
+        env = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+            "TERM": "xterm-256color",
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [path, str(SCRIPTS / "bench"), os.environ.get("PYTHONPATH", "")])
+            ),
+        }
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / name), *map(str, arguments)],
+            cwd=self.here,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
     def job(self, what: str, backend: str = "torch") -> str:
-        return json.dumps({"what": what, "size": "tiny", "work": str(self.bench), "backend": backend, "steps": 4})
+        return json.dumps(
+            {"what": what, "size": "tiny", "work": str(self.bench), "backend": backend, "steps": 4}
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +107,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("scripts")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     run = folder / "runs" / "small"
-    od.run(str(folder / "recipe.yaml"), out=run, sets=[f"grpo.model={run}/sft/model"], backend="torch", device="cpu")
+    od.run(
+        str(folder / "recipe.yaml"),
+        out=run,
+        sets=[f"grpo.model={run}/sft/model"],
+        backend="torch",
+        device="cpu",
+    )
     common = bench_common()
     common.prepare(folder / "bench", "tiny", "torch", 4)
     common.prepare_preference(folder / "bench", "tiny", "torch", 4)
@@ -120,6 +144,7 @@ def missing(variable: str, package: str) -> str:
 
 # The small cases
 
+
 def train(place: Place) -> None:
     told = place.script("bench/train.py", *TINY, "--only", "text", "blocks", "--backend", "mlx")
     for title in ("all weights on full rows, against mlx-lm's train", "blocks alone on full rows"):
@@ -129,7 +154,9 @@ def train(place: Place) -> None:
 def preference(place: Place) -> None:
     told = place.script("bench/preference.py", *TINY, "--only", "reward", "--backend", "torch")
     compared(told, "reward model, against TRL's RewardTrainer")
-    assert "left out: PPO, 4 epochs" in told and re.search(r"\| tiny \| reward \(torch\) \| ours \|", told)
+    assert "left out: PPO, 4 epochs" in told and re.search(
+        r"\| tiny \| reward \(torch\) \| ours \|", told
+    )
 
 
 def compared(told: str, title: str) -> None:
@@ -149,7 +176,10 @@ def measured(told: str) -> dict[str, float]:
 
 
 def peer_transformers(place: Place) -> None:
-    assert measured(place.script("bench/peer_transformers.py", place.job("generate")))["tokens"] == 64 * 8
+    assert (
+        measured(place.script("bench/peer_transformers.py", place.job("generate")))["tokens"]
+        == 64 * 8
+    )
 
 
 def peer_trl(place: Place) -> None:
@@ -168,32 +198,54 @@ def peer_mlx_lm_lora(place: Place) -> None:
 
 
 def golden_ppo(place: Place) -> None:
-    assert "--only" in place.script("golden/ppo.py", "--help")  # this much, with all that it imports, needs no TRL
+    assert "--only" in place.script(
+        "golden/ppo.py", "--help"
+    )  # this much, with all that it imports, needs no TRL
     folder, out = missing("ONDEVICE_TRL112", "TRL 1.12.0"), place.here / "golden.json"
     place.script("golden/ppo.py", folder, "--only", "k1", "--out", out)
     known = json.loads((ROOT / "tests" / "golden" / "ppo_trl_1_12.json").read_text())["cases"]["k1"]
     found = json.loads(out.read_text())["cases"]["k1"]
-    assert [u["loss"] for u in found["updates"]] == pytest.approx([u["loss"] for u in known["updates"]], rel=1e-4)
+    assert [u["loss"] for u in found["updates"]] == pytest.approx(
+        [u["loss"] for u in known["updates"]], rel=1e-4
+    )
 
 
 def tui(place: Place) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("it reads CPU and memory of another process from Linux's /proc")
-    told = json.loads(place.script("bench/tui.py", "--lines", 500, "--rate", 100, "--seconds", 0.5, "--repeats", 1,
-                                   "--rounds", 1))
+    told = json.loads(
+        place.script(
+            "bench/tui.py",
+            "--lines",
+            500,
+            "--rate",
+            100,
+            "--seconds",
+            0.5,
+            "--repeats",
+            1,
+            "--rounds",
+            1,
+        )
+    )
     assert told["lines"] == 500 and told["read_all_s"] < 60 and 0 < told["key_ms_median"] < 10_000
 
 
 def control(place: Place) -> None:
     told = place.script("control.py", place.run, "--steps", 1)
-    assert "4 held-out problems" in told and re.findall(r"^(start|grpo|control) +\d", told, re.M) == [
-        "start", "grpo", "control"]
+    assert "4 held-out problems" in told and re.findall(
+        r"^(start|grpo|control) +\d", told, re.M
+    ) == ["start", "grpo", "control"]
 
 
 def interop(place: Place) -> None:
     out = place.here / "interop.md"
     place.script("interop.py", place.model, "--out", out, "--tokens", 4)
-    rows = [line.split(" | ") for line in out.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][2:]
+    rows = [
+        line.split(" | ")
+        for line in out.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ][2:]
     for program, version, form, said in rows:
         if version == "–":
             assert said.startswith("not run")
@@ -207,7 +259,9 @@ def picture(place: Place) -> None:
     out = place.here / "run.svg"
     place.script("picture.py", place.run, out)
     drawn = out.read_text(encoding="utf-8")
-    assert drawn.startswith("<svg") and all(word in drawn for word in ("sft", "loss", "grpo", "reward", "init"))
+    assert drawn.startswith("<svg") and all(
+        word in drawn for word in ("sft", "loss", "grpo", "reward", "init")
+    )
 
 
 def house(place: Place) -> None:
@@ -216,8 +270,12 @@ def house(place: Place) -> None:
 
 
 def screenshots(place: Place) -> None:
-    place.script("screenshots.py", place.runs, place.here / "shots", "--run", "small", "--size", "80x24")
-    found = {file.stem: file.read_text(encoding="utf-8") for file in (place.here / "shots").iterdir()}
+    place.script(
+        "screenshots.py", place.runs, place.here / "shots", "--run", "small", "--size", "80x24"
+    )
+    found = {
+        file.stem: file.read_text(encoding="utf-8") for file in (place.here / "shots").iterdir()
+    }
     assert set(found) == {"road", "train", "reasoning", "rate", "ladder"}
     assert all(text.startswith("<svg") and "@font-face" not in text for text in found.values())
 
@@ -233,8 +291,19 @@ def smollm2(place: Place) -> None:
 def beside_trl(place: Place) -> None:
     rows = [{"prompt": f"What is {n}+1?", "completion": f"{n + 1}."} for n in range(8)]
     (place.here / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = place.script("real/beside_trl.py", "sft", place.model, "sums.jsonl", "out", "--steps", 3, "--rows", 1,
-                        "--held", 4)
+    told = place.script(
+        "real/beside_trl.py",
+        "sft",
+        place.model,
+        "sums.jsonl",
+        "out",
+        "--steps",
+        3,
+        "--rows",
+        1,
+        "--held",
+        4,
+    )
     found = re.search(r"largest difference of the loss of a step: (\S+),", told)
     assert found and float(found.group(1)) < 1e-4 and "| peak memory, MB |" in told
 
@@ -264,11 +333,15 @@ SMALL: dict[str, Callable[[Place], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(str(file.relative_to(SCRIPTS)) for file in SCRIPTS.rglob("*.py")))
+@pytest.mark.parametrize(
+    "name", sorted(str(file.relative_to(SCRIPTS)) for file in SCRIPTS.rglob("*.py"))
+)
 def test_it_runs(name: str, request: pytest.FixtureRequest) -> None:
     if name in RUN_BY:
         starter = (SCRIPTS / RUN_BY[name]).read_text(encoding="utf-8")
-        assert RUN_BY[name] in SMALL and re.search(rf"\b{Path(name).stem.removeprefix('peer_')}\b", starter)
+        assert RUN_BY[name] in SMALL and re.search(
+            rf"\b{Path(name).stem.removeprefix('peer_')}\b", starter
+        )
         return
     assert name in SMALL, f"scripts/{name} has no small case in {Path(__file__).name}"
     SMALL[name](request.getfixturevalue("place"))
@@ -278,7 +351,9 @@ def test_the_peak_of_memory_is_of_the_process_alone() -> None:
     """getrusage's begins at what the process held that started it: this one, with 400 MB and more."""
     held = bytearray(os.urandom(1)) * 400_000_000
     code = "from common import peak_rss; print(peak_rss())"
-    said = subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS / "bench", capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPTS / "bench", capture_output=True, text=True
+    )
     assert len(held) == 400_000_000 and 5 < float(said.stdout) < 200, said.stderr
 
 
@@ -290,4 +365,6 @@ def test_all_scripts_are_type_checked() -> None:
     mypy = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
     assert mypy["strict"] and "scripts" in mypy["files"] and "exclude" not in mypy
     for file in ("scripts/test", ".pre-commit-config.yaml"):  # without a path: pyproject's files
-        assert re.search(r"/mypy\"? --strict$", (ROOT / file).read_text(encoding="utf-8"), re.M), file
+        assert re.search(r"/mypy\"? --strict$", (ROOT / file).read_text(encoding="utf-8"), re.M), (
+            file
+        )

@@ -1,4 +1,6 @@
-"""Texts that spell a special token: read as text, counted, shown apart from the token, and ended there if asked."""
+"""Texts that spell a special token: read as text, counted, shown apart from the token, and ended
+there if asked.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,33 @@ def test_what_only_spells_a_token_is_shown_with_a_sign() -> None:
 
 def test_rows_are_counted_once_for_each_token_that_they_spell() -> None:
     spelt = Spelt(small_tokenizer())
-    for row in ("<|end|> <|end|>", [{"role": "user", "content": "<|end|>"}], ("<|user|>", "x"), "none"):
+    for row in (
+        "<|end|> <|end|>",
+        [{"role": "user", "content": "<|end|>"}],
+        ("<|user|>", "x"),
+        "none",
+    ):
         spelt.look(row)
-    assert spelt.told() == ["2 rows spell <|end|>, a special token's name, which is read as text",
-                            "1 row spells <|user|>, a special token's name, which is read as text"]
+    assert spelt.told() == [
+        "2 rows spell <|end|>, a special token's name, which is read as text",
+        "1 row spells <|user|>, a special token's name, which is read as text",
+    ]
     assert "--separator '<|end|>' ends a document there" in spelt.told(separator=True)[0]
 
 
 def test_a_separator_ends_documents() -> None:
-    assert list(separated([STORIES], "<|endoftext|>")) == ["Anna lives in Rome.", "Ben lives in Oslo."]
+    assert list(separated([STORIES], "<|endoftext|>")) == [
+        "Anna lives in Rome.",
+        "Ben lives in Oslo.",
+    ]
     assert list(separated(["a\n", "b"], "<|endoftext|>")) == ["a\n", "b"]
     assert list(separated([STORIES], "")) == [STORIES]
     parts = list(separated([Part.of("a<|x|>\nb", True), Part.of("c<|x|>", False)], "<|x|>"))
-    assert parts == ["a", "b", "c"] and [getattr(part, "more", False) for part in parts] == [False, True, False]
+    assert parts == ["a", "b", "c"] and [getattr(part, "more", False) for part in parts] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_data_show_tells_and_shows_what_a_stage_reads(tmp_path: Path, backend: Backend) -> None:
@@ -49,20 +65,43 @@ def test_data_show_tells_and_shows_what_a_stage_reads(tmp_path: Path, backend: B
     (tmp_path / "stories.txt").write_text(STORIES)
     said = show(DataConfig(action="show", data=str(tmp_path / "stories.txt"), model=folder))
     text = render(said, color="never")
-    assert "1 row spells <|endoftext|>" in text and "--separator" in text and "Rome.\n\\<|endoftext|>" in text
-    ended = show(DataConfig(action="show", data=str(tmp_path / "stories.txt"), model=folder,
-                            separator="<|endoftext|>"))
+    assert (
+        "1 row spells <|endoftext|>" in text
+        and "--separator" in text
+        and "Rome.\n\\<|endoftext|>" in text
+    )
+    ended = show(
+        DataConfig(
+            action="show",
+            data=str(tmp_path / "stories.txt"),
+            model=folder,
+            separator="<|endoftext|>",
+        )
+    )
     assert ended["used"] == 2 and not ended["spelt"]
-    assert [piece for piece, _ in ended["examples"][0]["tokens"]] == ["Anna lives in Rome.<|endoftext|>"]
+    assert [piece for piece, _ in ended["examples"][0]["tokens"]] == [
+        "Anna lives in Rome.<|endoftext|>"
+    ]
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b<|end|>"}]
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}))
-    text = render(show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=folder)), color="never")
-    assert "1 row spells <|end|>" in text and "b\\<|end|><|end|>" in text and "--separator" not in text
+    text = render(
+        show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=folder)),
+        color="never",
+    )
+    assert (
+        "1 row spells <|end|>" in text and "b\\<|end|><|end|>" in text and "--separator" not in text
+    )
     with pytest.raises(UserError, match="read as chat"):
-        show(DataConfig(action="show", data=str(tmp_path / "chats.jsonl"), model=folder, separator="x"))
+        show(
+            DataConfig(
+                action="show", data=str(tmp_path / "chats.jsonl"), model=folder, separator="x"
+            )
+        )
 
 
-def test_pretraining_ends_documents_there_or_says_that_it_does_not(tmp_path: Path, backend: Backend) -> None:
+def test_pretraining_ends_documents_there_or_says_that_it_does_not(
+    tmp_path: Path, backend: Backend
+) -> None:
     import ondevice as od
     from ondevice.runs.events import read as events
 
@@ -70,9 +109,22 @@ def test_pretraining_ends_documents_there_or_says_that_it_does_not(tmp_path: Pat
     (tmp_path / "stories.txt").write_text(STORIES * 40)
     for separator in ("", "<|endoftext|>"):
         out = tmp_path / f"run{len(separator)}"
-        od.pretrain(folder, tmp_path / "stories.txt", out=out, steps=1, batch_size=1, sequence_length=16,
-                    separator=separator, backend=backend.name, device="cpu")
-        told = [e["message"] for e in events(out / "pretrain" / "events.jsonl") if e["event"] == "warning"]
+        od.pretrain(
+            folder,
+            tmp_path / "stories.txt",
+            out=out,
+            steps=1,
+            batch_size=1,
+            sequence_length=16,
+            separator=separator,
+            backend=backend.name,
+            device="cpu",
+        )
+        told = [
+            e["message"]
+            for e in events(out / "pretrain" / "events.jsonl")
+            if e["event"] == "warning"
+        ]
         assert any("spells <|endoftext|>" in message for message in told) is (not separator)
         [kept] = (out / "pretrain" / "data").glob("tokens-*")
         ends = int((np.fromfile(kept, np.uint16) == small_tokenizer().eos_id).sum())
@@ -88,7 +140,20 @@ def test_a_separator_without_effect_is_named(tmp_path: Path, backend: Backend) -
         PretrainConfig(model="m", data="builtin", separator="x").check()
     folder = small_stages.write(tmp_path / "model", backend, small_stages.config())
     (tmp_path / "a.txt").write_text("Anna lives in Rome. " * 40)
-    od.pretrain(folder, tmp_path / "a.txt", out=tmp_path / "r", steps=1, batch_size=1, sequence_length=16,
-                separator="###", backend=backend.name, device="cpu")
-    told = [e["message"] for e in events(tmp_path / "r" / "pretrain" / "events.jsonl") if e["event"] == "warning"]
+    od.pretrain(
+        folder,
+        tmp_path / "a.txt",
+        out=tmp_path / "r",
+        steps=1,
+        batch_size=1,
+        sequence_length=16,
+        separator="###",
+        backend=backend.name,
+        device="cpu",
+    )
+    told = [
+        e["message"]
+        for e in events(tmp_path / "r" / "pretrain" / "events.jsonl")
+        if e["event"] == "warning"
+    ]
     assert any("holds the separator '###'" in message for message in told)

@@ -1,4 +1,6 @@
-"""A head that a config says is tied, beside one of its own in the file: transformers' logits, never the table's."""
+"""A head that a config says is tied, beside one of its own in the file: transformers' logits, never
+the table's.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,31 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
 IDS = np.random.default_rng(0).integers(3, 90, (2, 24)).astype(np.int32)
-TIED = {"llama-gqa-tied": "lm_head.weight", "gemma3": "lm_head.weight", "gpt2": "lm_head.weight",
-        "bert": "cls.predictions.decoder.weight", "modernbert": "decoder.weight", "t5": "lm_head.weight"}
+TIED = {
+    "llama-gqa-tied": "lm_head.weight",
+    "gemma3": "lm_head.weight",
+    "gpt2": "lm_head.weight",
+    "bert": "cls.predictions.decoder.weight",
+    "modernbert": "decoder.weight",
+    "t5": "lm_head.weight",
+}
 
 
 def config(family: str) -> Any:
-    make = models.config if family in models.FAMILIES else (
-        models.encoder_config if family in models.ENCODERS else models.seq2seq_config)
+    make = (
+        models.config
+        if family in models.FAMILIES
+        else (models.encoder_config if family in models.ENCODERS else models.seq2seq_config)
+    )
     return make(family, vocab_size=small_tokenizer().vocab_size)
 
 
-def folder_with(folder: Path, family: str, backend: Backend, head: Any, **more: Any) -> tuple[Path, str]:
-    """A tied model's folder, whose file holds the head `head` makes of the table too, and further tensors."""
+def folder_with(
+    folder: Path, family: str, backend: Backend, head: Any, **more: Any
+) -> tuple[Path, str]:
+    """A tied model's folder, whose file holds the head `head` makes of the table too, and further
+    tensors.
+    """
     cfg = config(family)
     params = {n: backend.array(w) for n, w in models.weights(cfg).items()}
     table = next(iter(shapes(cfg)))
@@ -40,8 +55,17 @@ def folder_with(folder: Path, family: str, backend: Backend, head: Any, **more: 
     if family == "gpt2":  # as transformers writes it where a head stands beside
         found = {f"transformer.{n}": p for n, p in found.items()}
     folder.mkdir()
-    backend.save(folder / "model.safetensors", {**found, **more, TIED.get(family, "lm_head.weight"): backend.array(
-        np.ascontiguousarray(head(backend.numpy(params[table]))))}, {})
+    backend.save(
+        folder / "model.safetensors",
+        {
+            **found,
+            **more,
+            TIED.get(family, "lm_head.weight"): backend.array(
+                np.ascontiguousarray(head(backend.numpy(params[table])))
+            ),
+        },
+        {},
+    )
     (folder / "config.json").write_text(json.dumps(cfg.to_json()))
     small_tokenizer().save(folder)
     return folder, table
@@ -51,11 +75,18 @@ def logits(model: Any, backend: Backend) -> np.ndarray:
     positions = np.tile(np.arange(IDS.shape[1], dtype=np.int32), (2, 1))
     batch = {"ids": IDS, "positions": positions, "segments": np.ones_like(IDS)}
     if hasattr(model.cfg, "decoder_start_token_id"):
-        batch = {"ids": IDS, "positions": positions, "source_ids": IDS, "source_lengths": np.full(2, 24, np.int32)}
+        batch = {
+            "ids": IDS,
+            "positions": positions,
+            "source_ids": IDS,
+            "source_lengths": np.full(2, 24, np.int32),
+        }
     elif not hasattr(model.cfg, "type_vocab_size"):
         batch.pop("segments")
     ops = backend.ops
-    hidden = model.network.hidden(ops, model.params, {n: backend.array(x) for n, x in batch.items()})
+    hidden = model.network.hidden(
+        ops, model.params, {n: backend.array(x) for n, x in batch.items()}
+    )
     return np.array(backend.numpy(model.network.head.logits(ops, model.params, hidden)))
 
 
@@ -67,8 +98,11 @@ def theirs(folder: Path) -> np.ndarray:
     made = getattr(transformers, kind).from_pretrained(folder, attn_implementation="eager").eval()
     ids = torch.tensor(IDS).long()
     with torch.no_grad():
-        return np.array((made(input_ids=ids, decoder_input_ids=ids) if "T5" in kind else made(input_ids=ids))
-                        .logits.numpy())
+        return np.array(
+            (
+                made(input_ids=ids, decoder_input_ids=ids) if "T5" in kind else made(input_ids=ids)
+            ).logits.numpy()
+        )
 
 
 @pytest.mark.parametrize("family", TIED)
@@ -96,18 +130,35 @@ def test_a_copy_of_the_table_is_no_head(family: str, backend: Backend, tmp_path:
 def test_another_bias_of_a_tied_berts_head_counts(backend: Backend, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     bias = np.random.default_rng(1).standard_normal(small_tokenizer().vocab_size).astype(np.float32)
-    folder, _ = folder_with(tmp_path / "model", "bert", backend, lambda w: w,
-                            **{"cls.predictions.decoder.bias": backend.array(bias)})
-    np.testing.assert_allclose(logits(load_model(folder, backend), backend), theirs(folder), rtol=1e-4, atol=1e-4)
+    folder, _ = folder_with(
+        tmp_path / "model",
+        "bert",
+        backend,
+        lambda w: w,
+        **{"cls.predictions.decoder.bias": backend.array(bias)},
+    )
+    np.testing.assert_allclose(
+        logits(load_model(folder, backend), backend), theirs(folder), rtol=1e-4, atol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("family", "name"), [
-    ("t5", "encoder.embed_tokens.weight"), ("bart", "model.decoder.embed_tokens.weight"), ("bart", "lm_head.weight")])
-def test_tables_that_are_one_in_every_model_of_a_family(family: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("t5", "encoder.embed_tokens.weight"),
+        ("bart", "model.decoder.embed_tokens.weight"),
+        ("bart", "lm_head.weight"),
+    ],
+)
+def test_tables_that_are_one_in_every_model_of_a_family(
+    family: str, name: str, tmp_path: Path
+) -> None:
     backend = load_backend("torch", device="cpu", dtype="float32")
     cfg = config(family)
     table = models.weights(cfg)[next(iter(shapes(cfg)))]
-    folder, _ = folder_with(tmp_path / "model", family, backend, lambda w: w, **{name: backend.array(table * 2)})
+    folder, _ = folder_with(
+        tmp_path / "model", family, backend, lambda w: w, **{name: backend.array(table * 2)}
+    )
     if name == "lm_head.weight":  # the same name that holds the copy
         params = backend.load(folder / "model.safetensors", None)
         backend.save(folder / "model.safetensors", {**params, name: backend.array(table * 2)}, {})

@@ -1,4 +1,6 @@
-"""The terminal UI by its keys, at the smallest size and a large one: what stands on the screen, and what a key does."""
+"""The terminal UI by its keys, at the smallest size and a large one: what stands on the screen, and
+what a key does.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def play(folder: Path, script: Script, size: tuple[int, int] = (80, 24)) -> None
 
 @pytest.fixture(autouse=True)
 def no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is pushed in these tests: opening the screen starts no process that loads the Hub's client."""
+    """Nothing is pushed in these tests: opening the screen starts no process that loads the Hub's
+    client.
+    """
 
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
         raise push_process.PlanFailed("not asked")
@@ -87,7 +91,10 @@ def test_home_shows_the_road_and_the_runs(tmp_path: Path, size: tuple[int, int])
         assert fits(text, size)
         rows = [row for row in text.splitlines() if "│" in row]
         assert any("0 init" in row and "✓ done" in row for row in rows)
-        assert any("1 pretrain" in row and "✓ done" in row and "held-out" in row and "0:50" in row for row in rows)
+        assert any(
+            "1 pretrain" in row and "✓ done" in row and "held-out" in row and "0:50" in row
+            for row in rows
+        )
         assert any("2 sft" in row and "✗ died" in row for row in rows)
         for i, stage in enumerate(ROAD):
             assert f"{i} {stage}" in text
@@ -107,7 +114,10 @@ def test_an_empty_folder_says_what_to_do(tmp_path: Path, size: tuple[int, int]) 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         text = await until_shown(pilot, "No run yet. n begins one")
         assert fits(text, size)
-        for key, says in (("2", "Nothing to watch yet"), ("5", "No stage of this run is complete yet")):
+        for key, says in (
+            ("2", "Nothing to watch yet"),
+            ("5", "No stage of this run is complete yet"),
+        ):
             await pilot.press(key)
             await until_shown(pilot, says)
             await pilot.press("escape")
@@ -150,10 +160,19 @@ def test_a_click_chooses_and_opens(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_r_resumes_by_the_recipe_or_by_the_stages_own_command(tmp_path: Path, started: list[list[str]]) -> None:
+def test_r_resumes_by_the_recipe_or_by_the_stages_own_command(
+    tmp_path: Path, started: list[list[str]]
+) -> None:
     first = a_run(tmp_path)
     alone = a_run(tmp_path, "alone", recipe="")
-    config = {"out": "", "model": "m", "data": "d.jsonl", "steps": 70, "packing": False, "resume": False}
+    config = {
+        "out": "",
+        "model": "m",
+        "data": "d.jsonl",
+        "steps": 70,
+        "packing": False,
+        "resume": False,
+    }
     stage = alone.stage("sft")
     stage.events.unlink()
     with EventWriter(stage.events) as events:
@@ -375,7 +394,9 @@ def test_every_stage_has_a_form_with_its_help(tmp_path: Path, stage: str) -> Non
         await pilot.pause()
         fields = list(app.screen.query(Field))
         assert {field.spec.name for field in fields} >= {"seed", "backend", "out"}
-        assert all(field.spec.help for field in fields), [f.spec.name for f in fields if not f.spec.help]
+        assert all(field.spec.help for field in fields), [
+            f.spec.name for f in fields if not f.spec.help
+        ]
         text = await until_shown(pilot, f"start {stage}", f"$ ondevice {stage}")
         assert fits(text, (80, 24))
 
@@ -383,8 +404,9 @@ def test_every_stage_has_a_form_with_its_help(tmp_path: Path, stage: str) -> Non
 
 
 @pytest.mark.slow
-def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: list[list[str]],
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_checks_says_the_command_and_starts(
+    tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     runs = Path("runs")
     run = a_run(runs)
@@ -395,7 +417,9 @@ def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: li
         await until_shown(pilot, "start pretrain", "✓ ready")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         assert fields["model"].entry == str(run.stage("init").model)
-        assert fields["steps"].entry == str(load_recipe("minute").stages["pretrain"].steps)  # the run's own recipe's
+        assert fields["steps"].entry == str(
+            load_recipe("minute").stages["pretrain"].steps
+        )  # the run's own recipe's
         fields["learning_rate"].put("0")
         await until_shown(pilot, "✗ learning_rate: 0.0 is too small")
         await pilot.press("ctrl+g")
@@ -413,27 +437,45 @@ def test_the_form_checks_says_the_command_and_starts(tmp_path: Path, started: li
         await pilot.press("ctrl+y")
         assert "--learning_rate=0.002" in app.clipboard and "fresh one'" in app.clipboard
         await pilot.press("ctrl+f", *"weight")
-        await until(pilot, lambda: [f.spec.name for f in app.screen.query(Field) if f.display] == ["weight_decay"])
+        await until(
+            pilot,
+            lambda: [f.spec.name for f in app.screen.query(Field) if f.display] == ["weight_decay"],
+        )
         await pilot.press("escape", "ctrl+g")
         await until(pilot, lambda: app.current_mode == "train")
 
     play(runs, script)
     (words,) = started
     assert words[:2] == ["pretrain", str(run.stage("init").model)]
-    assert set(words[2:]) == {f"--recipe={run.path}", "--steps=7", "--learning_rate=0.002", "--isolate_documents",
-                              "--out=fresh one"}
+    assert set(words[2:]) == {
+        f"--recipe={run.path}",
+        "--steps=7",
+        "--learning_rate=0.002",
+        "--isolate_documents",
+        "--out=fresh one",
+    }
 
 
 @pytest.mark.slow
-def test_the_form_refuses_what_has_no_effect_but_for_what_a_recipe_filled_in(tmp_path: Path) -> None:
+def test_the_form_refuses_what_has_no_effect_but_for_what_a_recipe_filled_in(
+    tmp_path: Path,
+) -> None:
     run = a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x"), "recipe": "minute",
-                                                       "model": str(run.stage("init").model)}))
+        await app.push_screen(
+            StartScreen(
+                "pretrain",
+                {
+                    "out": str(tmp_path / "x"),
+                    "recipe": "minute",
+                    "model": str(run.stage("init").model),
+                },
+            )
+        )
         await until_shown(pilot, "✓ ready")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
-        fields["optimizer"].put("adamw")   # the recipe's rate of Muon is nobody's wish
+        fields["optimizer"].put("adamw")  # the recipe's rate of Muon is nobody's wish
         await until(pilot, lambda: "--optimizer=adamw" in app.screen._words)  # type: ignore[attr-defined]
         assert not any("muon_learning_rate" in word for word in app.screen._words)  # type: ignore[attr-defined]
         await until_shown(pilot, "✓ ready")
@@ -460,7 +502,9 @@ def test_a_stage_begins_from_a_model_of_another_run(tmp_path: Path) -> None:
         await pilot.press("ctrl+t")
         await until_shown(pilot, "which model", "first · pretrain", "second · init")
         rows = app.screen.query_one(Rows)
-        rows.highlighted = next(i for i, row in enumerate(rows.options) if "first · pretrain" in str(row.prompt))
+        rows.highlighted = next(
+            i for i, row in enumerate(rows.options) if "first · pretrain" in str(row.prompt)
+        )
         await pilot.press("enter")
         await until_shown(pilot, "reward_model: name the folder of a model")
         assert fields["model"].entry == str(tmp_path / "first" / "pretrain" / "model")
@@ -489,7 +533,9 @@ def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]])
         await pilot.press("n", "enter")
         await until_shown(pilot, "✓ ready")
         await pilot.press("x")
-        await until_shown(pilot, "✗ recipe: unknown recipe 'x'")  # typed over the one that stood there
+        await until_shown(
+            pilot, "✗ recipe: unknown recipe 'x'"
+        )  # typed over the one that stood there
         await pilot.press("backspace", *"minute")
         await until_shown(pilot, "✓ ready")
         await pilot.press("ctrl+g")
@@ -531,11 +577,17 @@ def test_the_foot_shows_every_action(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         for mode in ("road", "train", "ladder"):
             app.action_go(mode)
-            await until(pilot, lambda: [key for key in app.screen.query(FooterKey) if key.size], mode)
+            await until(
+                pilot, lambda: [key for key in app.screen.query(FooterKey) if key.size], mode
+            )
             await pilot.pause()
             keys = list(app.screen.query(FooterKey))
             wanted = {verb(binding.action) for binding, _ in own_bindings(app.screen)}
-            textuals = {"focus_next", "focus_previous", "screen.copy_text"}  # tab and ctrl+c, as everywhere
+            textuals = {
+                "focus_next",
+                "focus_previous",
+                "screen.copy_text",
+            }  # tab and ctrl+c, as everywhere
             assert wanted - textuals <= {verb(key.action) for key in keys}, mode
             assert all(app.screen.region.contains_region(key.region) for key in keys), mode
             assert max(key.region.y for key in keys) == 23
@@ -604,7 +656,9 @@ def test_a_started_process_is_detached(tmp_path: Path) -> None:
 
 
 def test_a_complete_stage_is_proposed_anew_with_the_votes_that_are_there(tmp_path: Path) -> None:
-    """In a run of its own, whose ratings.db does not exist: the votes are those of the run that was looked at."""
+    """In a run of its own, whose ratings.db does not exist: the votes are those of the run that was
+    looked at.
+    """
     run = RunFolder(tmp_path / "first")
     write_done(run.stage("sft"), [])
     Ratings.open(run.path, create=True).close()
@@ -638,7 +692,9 @@ def test_the_start_of_rating_is_the_screen_where_people_rate(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(tmp_path: Path) -> None:
+def test_yes_and_no_are_told_in_characters_and_pasted_lines_are_joined_and_told(
+    tmp_path: Path,
+) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await app.push_screen(StartScreen("sft", {"out": "x"}))
         await until_shown(pilot, "start sft")

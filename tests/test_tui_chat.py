@@ -1,4 +1,6 @@
-"""Chat: a model in a process of its own, streamed, stopped, asked beside another, and gone when it is not needed."""
+"""Chat: a model in a process of its own, streamed, stopped, asked beside another, and gone when it
+is not needed.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,17 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def quick_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(
+        worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
+    )
 
 
 def pids(app: OndeviceApp) -> list[int]:
-    return [pane.process._process.pid for pane in app.screen.query(Pane) if pane.process and pane.process._process]
+    return [
+        pane.process._process.pid
+        for pane in app.screen.query(Pane)
+        if pane.process and pane.process._process
+    ]
 
 
 async def say(pilot: Pilot[Any], text: str) -> None:
@@ -107,7 +115,9 @@ def test_two_models_side_by_side_and_the_settings(tmp_path: Path) -> None:
         await pilot.press("enter")
         await until_shown(pilot, "top-p 0.9 · seed 42")
         await say(pilot, "hello")
-        await until_shown(pilot, "1 hello 42", "0 hello 42")  # init has no chat format: it is given the text
+        await until_shown(
+            pilot, "1 hello 42", "0 hello 42"
+        )  # init has no chat format: it is given the text
         await pilot.press("ctrl+o")
         await until(pilot, lambda: "first · init" not in shown(app))
 
@@ -208,7 +218,9 @@ def test_an_answer_is_kept_as_a_pair(tmp_path: Path) -> None:
     assert item.meta["blind"] is False and pair.source_chosen == "first-pretrain"
 
 
-def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(tmp_path: Path) -> None:
+def test_of_two_models_the_better_answer_is_kept_while_both_were_asked_the_same(
+    tmp_path: Path,
+) -> None:
     run = a_run(tmp_path)
     write_done(run.stage("sft"), [])
 
@@ -255,7 +267,10 @@ def test_several_lines_are_pasted_typed_and_sent(tmp_path: Path, size: tuple[int
         await until_shown(pilot, "second", "last")
         await pilot.press("enter")
         await until_shown(pilot, "tok/s")
-        assert area.text == "" and app.screen.query_one(Pane).turns[0]["content"] == "first\nsecond\n\tthird\nlast"
+        assert (
+            area.text == ""
+            and app.screen.query_one(Pane).turns[0]["content"] == "first\nsecond\n\tthird\nlast"
+        )
         long = "word " * 1000
         paste(pilot, long + "\n" + "\x1b[31mred\x07 \u202e" * 3)
         await until(pilot, lambda: len(area.text) > 5000)
@@ -267,9 +282,14 @@ def test_several_lines_are_pasted_typed_and_sent(tmp_path: Path, size: tuple[int
     play(tmp_path, script, size)
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("refuse", "your message: has 99 tokens"), ("crash", "out of memory"),
-    ("crash later", "had begun: half an answer")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("refuse", "your message: has 99 tokens"),
+        ("crash", "out of memory"),
+        ("crash later", "had begun: half an answer"),
+    ],
+)
 def test_what_was_refused_stands_in_the_input_again(tmp_path: Path, text: str, says: str) -> None:
     a_run(tmp_path)
 
@@ -305,7 +325,9 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         await until_shown(pilot, "▸ second")
         rows.highlighted = 1
         await pilot.press("c")
-        text = await until_shown(pilot, "second · pretrain", "From here on second · pretrain answers", "hello")
+        text = await until_shown(
+            pilot, "second · pretrain", "From here on second · pretrain answers", "hello"
+        )
         assert "init" in text, "what init said is still said to be init's"
         pane = app.screen.query_one(Pane)
         assert pane.speakers == ["first · init"] * 2 and len(pane.turns) == 2
@@ -320,7 +342,10 @@ def test_it_talks_with_the_model_of_the_run_and_stage_one_comes_from(tmp_path: P
         await pilot.press("escape")
         rows.highlighted = 2  # it died, and left no model
         await pilot.press("c")
-        await until(pilot, lambda: any("sft of this run has no model" in n.message for n in app._notifications))
+        await until(
+            pilot,
+            lambda: any("sft of this run has no model" in n.message for n in app._notifications),
+        )
         await until_shown(pilot, "second · pretrain")
 
     play(tmp_path, script)
@@ -354,7 +379,9 @@ def test_another_model_takes_the_conversation_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_what_the_chat_template_is_told_is_seen_and_changed(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     run = a_run(tmp_path)
     write_done(run.stage("sft"), [])  # its template reads a name, and was told it in training
 
@@ -371,7 +398,9 @@ def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size
         await until_shown(pilot, "1 told nothing", "first · sft · thinks false")
         await setting(pilot, '{"wings": 1}')
         await until_shown(pilot, "does not read 'wings'")
-        assert app.focused is app.screen.query_one("#set-chat_template_kwargs"), "the cursor stands where it is wrong"
+        assert app.focused is app.screen.query_one("#set-chat_template_kwargs"), (
+            "the cursor stands where it is wrong"
+        )
         await until_shown(pilot, "told in training:")
         await pilot.press("escape")
         await setting(pilot, '{"thinks": true}')
@@ -386,7 +415,9 @@ def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size
         one, two = app.screen.query(Pane)
         await until(pilot, lambda: len(one.turns) == len(two.turns) == 6)
         assert one.turns[-1]["content"].startswith('5 told {"thinks": true}')
-        assert two.turns[-1]["content"].startswith("5 told {}"), "its template does not read the name"
+        assert two.turns[-1]["content"].startswith("5 told {}"), (
+            "its template does not read the name"
+        )
         await pilot.press("ctrl+t")
         await until_shown(pilot, "which model")
         await pilot.press("down", "enter")
@@ -394,7 +425,9 @@ def test_what_the_chat_template_is_told_is_seen_and_changed(tmp_path: Path, size
         assert app.screen.sampling["chat_template_kwargs"] == ""  # type: ignore[attr-defined]
 
     play(tmp_path, script, size)
-    assert Remembered().get("sampling", lambda _: True)["chat_template_kwargs"] == "", "it is for one model"
+    assert Remembered().get("sampling", lambda _: True)["chat_template_kwargs"] == "", (
+        "it is for one model"
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -410,7 +443,9 @@ def test_a_conversation_is_saved_and_taken_up_again(tmp_path: Path, size: tuple[
         await pilot.press("ctrl+s")
         await until_shown(pilot, "nothing to save yet")
         await pilot.press("ctrl+l")
-        await until(pilot, lambda: any("no saved conversation yet" in n.message for n in app._notifications))
+        await until(
+            pilot, lambda: any("no saved conversation yet" in n.message for n in app._notifications)
+        )
         await say(pilot, "hello")
         await until_shown(pilot, "1 hello 0")
         await pilot.press("ctrl+s")
@@ -421,7 +456,9 @@ def test_a_conversation_is_saved_and_taken_up_again(tmp_path: Path, size: tuple[
         await pilot.press("ctrl+l")
         await until(pilot, lambda: any("is not saved" in n.message for n in app._notifications))
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: len(conversations.load(kept()[0]).messages) == 4, "it grows in its file")
+        await until(
+            pilot, lambda: len(conversations.load(kept()[0]).messages) == 4, "it grows in its file"
+        )
         assert len(kept()) == 1
         app.clear_notifications()
         await pilot.press("ctrl+n")

@@ -1,4 +1,6 @@
-"""The form that starts a stage: what is typed lands where it is meant to, and nothing that was typed is lost."""
+"""The form that starts a stage: what is typed lands where it is meant to, and nothing that was
+typed is lost.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,29 @@ from test_tui import play
 from tui_runs import a_run, until, until_shown
 
 
-@pytest.mark.parametrize("part, found", [
-    ("out", "out"), ("reward", "reward_model"), ("reward-t", "reward_timeout"), ("time", "reward_timeout"),
-    (" OUT ", "out"), ("nothing", None), ("", None)])
+@pytest.mark.parametrize(
+    "part, found",
+    [
+        ("out", "out"),
+        ("reward", "reward_model"),
+        ("reward-t", "reward_timeout"),
+        ("time", "reward_timeout"),
+        (" OUT ", "out"),
+        ("nothing", None),
+        ("", None),
+    ],
+)
 def test_the_field_that_is_meant(part: str, found: str | None) -> None:
     """The whole name before one that begins with it, before one that has it inside."""
-    assert best_field(["reward_timeout", "reward_model", "out"] if part != "reward" else ["reward_model", "out"],
-                      part) == found
+    assert (
+        best_field(
+            ["reward_timeout", "reward_model", "out"]
+            if part != "reward"
+            else ["reward_model", "out"],
+            part,
+        )
+        == found
+    )
 
 
 def entries(app: OndeviceApp) -> dict[str, Any]:
@@ -59,8 +77,9 @@ def test_what_is_looked_for_is_found_and_every_field_is_shown_again(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_is_typed_while_fields_are_coming_reaches_its_field(tmp_path: Path,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_typed_while_fields_are_coming_reaches_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = asyncio.Event()
     fill = StartScreen._fill
 
@@ -79,7 +98,10 @@ def test_what_is_typed_while_fields_are_coming_reaches_its_field(tmp_path: Path,
         await until(pilot, lambda: app.screen.query_one("#find", Input).value == "elsewh")
         go.set()
         await until(pilot, lambda: "seed" in entries(app) and entries(app)["out"] == "elsewh")
-        await until(pilot, lambda: isinstance(app.focused, Input) and not form(app).query_one("#find").display)
+        await until(
+            pilot,
+            lambda: isinstance(app.focused, Input) and not form(app).query_one("#find").display,
+        )
         await pilot.press(*"ere")
         await until(pilot, lambda: entries(app)["out"] == "elsewhere")
         assert entries(app)["seed"] == "12"
@@ -100,7 +122,9 @@ def test_a_wrong_form_has_no_command_and_leads_to_the_field_at_fault(tmp_path: P
         text = await until_shown(pilot, "✗ steps: expected", "no command while")
         assert "$ ondevice" not in text
         await pilot.press("ctrl+y")
-        await until(pilot, lambda: any("nothing copied" in note.message for note in app._notifications))
+        await until(
+            pilot, lambda: any("nothing copied" in note.message for note in app._notifications)
+        )
         assert not app.clipboard
         await pilot.press("ctrl+f", *"seed")
         await pilot.press("ctrl+g")
@@ -122,18 +146,33 @@ def test_a_form_that_was_changed_asks_before_it_is_left(tmp_path: Path) -> None:
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, Question))
         await pilot.press("y")
-        await until(pilot, lambda: app.current_mode == "road" and not isinstance(app.screen, (StartScreen, Question)))
+        await until(
+            pilot,
+            lambda: (
+                app.current_mode == "road" and not isinstance(app.screen, (StartScreen, Question))
+            ),
+        )
         await app.push_screen(StartScreen("pretrain", {"out": str(tmp_path / "x")}))
         await until(pilot, lambda: "seed" in entries(app))
         await pilot.press("escape")
-        await until(pilot, lambda: not isinstance(app.screen, (StartScreen, Question)), "nothing was changed")
+        await until(
+            pilot,
+            lambda: not isinstance(app.screen, (StartScreen, Question)),
+            "nothing was changed",
+        )
 
     play(tmp_path, script)
 
 
-@pytest.mark.parametrize("steps, rows, told", [
-    (1000, 61, "≈ 262 times through 61 rows"), (10, 64, "≈ 2.5 times through 64 rows"),
-    (1, 800, "≈ 0.02 times through 800 rows"), (1, 1, "≈ 16 times through 1 row")])
+@pytest.mark.parametrize(
+    "steps, rows, told",
+    [
+        (1000, 61, "≈ 262 times through 61 rows"),
+        (10, 64, "≈ 2.5 times through 64 rows"),
+        (1, 800, "≈ 0.02 times through 800 rows"),
+        (1, 1, "≈ 16 times through 1 row"),
+    ],
+)
 def test_how_often_the_data_is_gone_through(steps: int, rows: int, told: str) -> None:
     assert epochs.told(steps, 16, rows) == told
 
@@ -147,14 +186,28 @@ def test_rows_that_are_counted(tmp_path: Path) -> None:
         ratings.vote(1, "ann", "s", "ranked", [0])
         ratings.vote(2, "ann", "s", "tie")
     values = {"data": str(pairs), "out": str(votes), "batch_size": 4, "accumulate": 2, "prompts": 5}
-    assert epochs.count(pairs) == 2 and epochs.source_of(values) == (pairs, pairs.stat().st_mtime_ns)
-    assert epochs.source_of({**values, "data": ""}) == epochs.source_of({**values, "data": str(votes)})
+    assert epochs.count(pairs) == 2 and epochs.source_of(values) == (
+        pairs,
+        pairs.stat().st_mtime_ns,
+    )
+    assert epochs.source_of({**values, "data": ""}) == epochs.source_of(
+        {**values, "data": str(votes)}
+    )
     source = epochs.source_of({**values, "data": ""})
     assert source is not None and epochs.count(source[0]) == 1, "a tie is no pair"
-    for data in ("builtin", "hub:some/where", f"{pairs}:2,{pairs}:1", "x" * 5000, "a\0b",
-                 str(tmp_path / "none.jsonl"), str(tmp_path)):
+    for data in (
+        "builtin",
+        "hub:some/where",
+        f"{pairs}:2,{pairs}:1",
+        "x" * 5000,
+        "a\0b",
+        str(tmp_path / "none.jsonl"),
+        str(tmp_path),
+    ):
         assert epochs.source_of({**values, "data": data}) is None
-    assert [epochs.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")] == [8, 8, 5, None]
+    assert [
+        epochs.rows_a_step(STAGES[name], values) for name in ("dpo", "reward", "grpo", "sft")
+    ] == [8, 8, 5, None]
     (tmp_path / "odd.db").write_text("no database")
     assert epochs.count(tmp_path / "odd.db") is None
 
@@ -167,7 +220,9 @@ def test_the_form_says_how_often_the_data_is_gone_through(tmp_path: Path) -> Non
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         model = str(run.stage("pretrain").model)
-        await app.push_screen(StartScreen("dpo", {"out": str(tmp_path / "x"), "model": model, "data": str(pairs)}))
+        await app.push_screen(
+            StartScreen("dpo", {"out": str(tmp_path / "x"), "model": model, "data": str(pairs)})
+        )
         await until_shown(pilot, "✓ ready", "≈ 262 times through 61 rows")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         assert "≈ 262 times" in fields["steps"].about.plain
@@ -196,7 +251,9 @@ def test_enter_goes_to_the_field_that_is_wrong_and_says_why(tmp_path: Path) -> N
             return next(name for name, field in fields.items() if field.control is app.focused)
 
         names = list(fields)
-        assert await enter_in("steps") == names[names.index("steps") + 1], "nothing is wrong: the next field"
+        assert await enter_in("steps") == names[names.index("steps") + 1], (
+            "nothing is wrong: the next field"
+        )
         assert isinstance(last.control, YesNo) and await enter_in(last.spec.name) == last.spec.name
         assert last.control.value == last.begun, "Enter changes nothing"
         await pilot.press("space")

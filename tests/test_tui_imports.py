@@ -1,4 +1,6 @@
-"""One thread imports: two at the same time can wait for each other's module locks, and the app would end."""
+"""One thread imports: two at the same time can wait for each other's module locks, and the app
+would end.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def a_tour(tmp_path: Path, slow: float, wait: float) -> list[tuple[str, str]]:
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "Which?", "a": "this one", "b": "that one"}) + "\n")
     script = Path(__file__).parent / "tui_imports.py"
-    done = subprocess.run([sys.executable, str(script), str(run.path.parent), str(file), str(slow), str(wait)],
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(script), str(run.path.parent), str(file), str(slow), str(wait)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[tuple[str, str]] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -36,7 +42,9 @@ def a_tour(tmp_path: Path, slow: float, wait: float) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("slow", "wait"), [(0.0, 0.0), (0.02, 0.0), (0.02, 0.6)])
 def test_no_thread_of_the_app_imports(tmp_path: Path, slow: float, wait: float) -> None:
-    """Slow imports are what a busy machine or a cold disk makes of them; Rate is opened in the middle of them."""
+    """Slow imports are what a busy machine or a cold disk makes of them; Rate is opened in the
+    middle of them.
+    """
     assert a_tour(tmp_path, slow, wait) == []
 
 

@@ -1,4 +1,6 @@
-"""A run that cannot be read takes neither the app nor the other runs with it; an error of the app's own is told."""
+"""A run that cannot be read takes neither the app nor the other runs with it; an error of the app's
+own is told.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,15 @@ def stage(folder: Path, *lines: str) -> StageFolder:
 def odd_types(folder: Path) -> None:
     rows: list[Any] = [
         {"t": "noon", "event": ["start"], "step": {}, "steps": "many", "config": 3},
-        {"t": 1e999, "event": "step", "step": "x", "loss": "low"}, {"event": "resume", "step": "y"},
-        {"t": 10 ** 400, "event": None, "step": None, "loss": float("nan")}, [], 3]
-    stage(folder, *map(json.dumps, rows), "[" * 100_000).done.write_text(json.dumps({"marks": [], "seconds": "long"}))
+        {"t": 1e999, "event": "step", "step": "x", "loss": "low"},
+        {"event": "resume", "step": "y"},
+        {"t": 10**400, "event": None, "step": None, "loss": float("nan")},
+        [],
+        3,
+    ]
+    stage(folder, *map(json.dumps, rows), "[" * 100_000).done.write_text(
+        json.dumps({"marks": [], "seconds": "long"})
+    )
 
 
 def events_folder(folder: Path) -> None:
@@ -86,12 +94,21 @@ def bad_recipe(folder: Path) -> None:
     RunFolder(folder / "odd").recipe.write_bytes(b"\xff\xfe: [\0")
 
 
-ODD: list[Callable[[Path], None]] = [odd_types, events_folder, pipes, pipe_for_a_lock, folders_for_files, loop,
-                                     bad_recipe]
+ODD: list[Callable[[Path], None]] = [
+    odd_types,
+    events_folder,
+    pipes,
+    pipe_for_a_lock,
+    folders_for_files,
+    loop,
+    bad_recipe,
+]
 
 
 @pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
-def test_an_odd_run_is_listed_and_hides_no_other(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_an_odd_run_is_listed_and_hides_no_other(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     runs = tmp_path / "runs"
     a_run(runs)
     make(runs)
@@ -113,8 +130,9 @@ def test_an_odd_run_is_listed_and_hides_no_other(tmp_path: Path, make: Callable[
     play(runs, script)
 
 
-def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(tmp_path: Path, log: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(
+    tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
     a_run(runs)
     stage(runs)
@@ -133,7 +151,9 @@ def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(tmp_path: Path, log: Pat
     assert odd["wrong"] == "ZeroDivisionError: who wrote this?"
     text = log.read_text()
     assert text.count("Traceback") == 1 and "in broken" in text and str(runs / "odd") in text
-    assert "odd  (cannot be read: ZeroDivisionError: who wrote this?)" in listing.runs_text(listing.list_runs(runs))
+    assert "odd  (cannot be read: ZeroDivisionError: who wrote this?)" in listing.runs_text(
+        listing.list_runs(runs)
+    )
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await until_shown(pilot, "✗ cannot be read: ZeroDiv")
@@ -143,7 +163,9 @@ def test_a_mistake_of_ours_is_on_the_row_and_in_the_log(tmp_path: Path, log: Pat
     play(runs, script)
 
 
-def test_a_folder_of_runs_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_runs_that_cannot_be_read_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
     a_run(runs)
 
@@ -162,7 +184,9 @@ def test_a_folder_of_runs_that_cannot_be_read_says_so(tmp_path: Path, monkeypatc
 # pairs alone
 
 
-def test_a_folder_with_nothing_but_ratings_is_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_nothing_but_ratings_is_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`ratings import` makes one, and its pairs can be rated."""
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"prompt": "Which?", "a": "this one", "b": "that one"}) + "\n")
@@ -170,7 +194,9 @@ def test_a_folder_with_nothing_but_ratings_is_a_run(tmp_path: Path, capsys: pyte
     assert main(["ratings", "import", str(runs / "new"), str(file)]) == 0
     assert main(["ratings", "import", str(tmp_path / "alone.db"), str(file)]) == 0
     assert (runs / "new" / "ratings.db").is_file() and (tmp_path / "alone.db").is_file()
-    assert main(["ratings", "import", str(runs / "new"), str(file)]) == 0  # the same again, now that it is there
+    assert (
+        main(["ratings", "import", str(runs / "new"), str(file)]) == 0
+    )  # the same again, now that it is there
     capsys.readouterr()
     assert main(["runs", "list", f"--folder={runs}"]) == 0
     assert str(runs / "new") in capsys.readouterr().out
@@ -198,7 +224,9 @@ async def boom() -> None:
     raise ZeroDivisionError("of a task")
 
 
-def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(tmp_path: Path, log: Path) -> None:
+def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(
+    tmp_path: Path, log: Path
+) -> None:
     run = a_run(tmp_path / "runs")
     with Ratings.open(run.path, create=True) as ratings:
         ratings.add("a", "Which?", [Response("this", "x"), Response("that", "y")], seed=0)
@@ -226,7 +254,9 @@ def test_what_fails_in_a_task_a_thread_or_a_key_is_told_and_the_app_goes_on(tmp_
 
     asyncio.run(play_())
     text = log.read_text()
-    assert [text.count(said) for said in ("of a task\n", "KeyError: 'thread'\n", "division by zero\n")] == [1, 1, 1]
+    assert [
+        text.count(said) for said in ("of a task\n", "KeyError: 'thread'\n", "division by zero\n")
+    ] == [1, 1, 1]
 
 
 def test_under_a_test_an_error_is_raised(tmp_path: Path) -> None:

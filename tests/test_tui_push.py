@@ -20,9 +20,18 @@ from test_tui import fits, play
 from test_tui_safe import STRINGS, harmless
 from tui_runs import shown, until, until_shown
 
-PLAN = {"repo": "me/first", "kind": "model", "private": True, "tag": "", "bytes": 4_500_700,
-        "files": [{"path": "config.json", "bytes": 700}, {"path": "model.safetensors", "bytes": 4_500_000}],
-        "login": {"name": "me", "text": "logged in as me"}}
+PLAN = {
+    "repo": "me/first",
+    "kind": "model",
+    "private": True,
+    "tag": "",
+    "bytes": 4_500_700,
+    "files": [
+        {"path": "config.json", "bytes": 700},
+        {"path": "model.safetensors", "bytes": 4_500_000},
+    ],
+    "login": {"name": "me", "text": "logged in as me"},
+}
 
 
 class Process:
@@ -48,7 +57,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[dict[str, Any], push_process.Push]]:
+def begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> list[tuple[dict[str, Any], push_process.Push]]:
     """The pushes that were begun; their process and log are the test's."""
     calls: list[tuple[dict[str, Any], push_process.Push]] = []
 
@@ -77,8 +88,15 @@ def test_everything_is_seen_before_it_is_sent(
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("p")
-        text = await until_shown(pilot, "4.5 MB  model.safetensors", "700 B  config.json", "2 files, 4.5 MB", "private",
-                                 "logged in as me", "g sends")
+        text = await until_shown(
+            pilot,
+            "4.5 MB  model.safetensors",
+            "700 B  config.json",
+            "2 files, 4.5 MB",
+            "private",
+            "logged in as me",
+            "g sends",
+        )
         assert fits(text, size) and "PUBLIC" not in text and not begun
         await pilot.press("g")
         await until_shown(pilot, "Send 2 files, 4.5 MB to me/first (private)?")
@@ -88,14 +106,27 @@ def test_everything_is_seen_before_it_is_sent(
         await pilot.press("g", "y")
         await until(pilot, lambda: begun)
         values, push = begun[0]
-        assert values == {"model": str(tmp_path / "first"), "repo_id": "first", "public": False, "all_stages": False,
-                          "dataset": False, "stage": "sft", "with_optimizer": False}
-        told(push, {"event": "plan", "bytes": 200},
-             {"event": "file", "path": "model.safetensors", "sent": 100, "of": 200})
+        assert values == {
+            "model": str(tmp_path / "first"),
+            "repo_id": "first",
+            "public": False,
+            "all_stages": False,
+            "dataset": False,
+            "stage": "sft",
+            "with_optimizer": False,
+        }
+        told(
+            push,
+            {"event": "plan", "bytes": 200},
+            {"event": "file", "path": "model.safetensors", "sent": 100, "of": 200},
+        )
         await until_shown(pilot, "100 B of 200 B", "sent model.safetensors")
         told(push, {"event": "wait", "reason": "503 later"})
         await until_shown(pilot, "waiting: 503 later")
-        told(push, {"event": "done", "url": "https://hub/me/first", "commit": "ab" * 20, "private": True})
+        told(
+            push,
+            {"event": "done", "url": "https://hub/me/first", "commit": "ab" * 20, "private": True},
+        )
         push.child.process.code = 0
         await until_shown(pilot, "✓ https://hub/me/first", "commit abababababab, private")
         assert fits(shown(app), size)
@@ -110,9 +141,15 @@ def test_what_is_sent_is_chosen(tmp_path: Path, asked: list[Any], begun: list[An
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("7")
         await until(pilot, lambda: asked)
-        for key, field, value in (("t", "stage", "pretrain"), ("t", "stage", "init"), ("t", "all_stages", True),
-                                  ("t", "dataset", True), ("t", "stage", "sft"), ("o", "with_optimizer", True),
-                                  ("v", "public", True)):
+        for key, field, value in (
+            ("t", "stage", "pretrain"),
+            ("t", "stage", "init"),
+            ("t", "all_stages", True),
+            ("t", "dataset", True),
+            ("t", "stage", "sft"),
+            ("o", "with_optimizer", True),
+            ("v", "public", True),
+        ):
             count = len(asked)
             await pilot.press(key)
             await until(pilot, lambda count=count: len(asked) > count)  # type: ignore[misc]
@@ -120,7 +157,11 @@ def test_what_is_sent_is_chosen(tmp_path: Path, asked: list[Any], begun: list[An
         await until_shown(pilot, "PUBLIC: everyone can see it", "with the optimizer's state")
         await pilot.press("n", "ctrl+u", *"team/m", "enter")
         await until(pilot, lambda: asked[-1]["repo_id"] == "team/m")
-        assert app.current_mode == "push" and app.focused is not None and app.focused.id == "push-files"
+        assert (
+            app.current_mode == "push"
+            and app.focused is not None
+            and app.focused.id == "push-files"
+        )
 
     play(tmp_path, script)
 
@@ -131,7 +172,10 @@ def test_without_a_login_nothing_is_sent(
     write_run(tmp_path / "first")
 
     async def ask(values: dict[str, Any]) -> dict[str, Any]:
-        return {**PLAN, "login": {"name": "", "text": "nobody is logged in (`hf auth login`, or set HF_TOKEN)"}}
+        return {
+            **PLAN,
+            "login": {"name": "", "text": "nobody is logged in (`hf auth login`, or set HF_TOKEN)"},
+        }
 
     monkeypatch.setattr(push_process, "ask_plan", ask)
 
@@ -160,7 +204,9 @@ def test_a_plan_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     play(tmp_path, script)
 
 
-def test_a_push_that_failed_is_gone_on_with(tmp_path: Path, asked: list[Any], begun: list[Any]) -> None:
+def test_a_push_that_failed_is_gone_on_with(
+    tmp_path: Path, asked: list[Any], begun: list[Any]
+) -> None:
     run = write_run(tmp_path / "first")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -194,9 +240,18 @@ def test_nothing_to_send(tmp_path: Path, asked: list[Any]) -> None:
     play(tmp_path, script)
 
 
-@pytest.mark.parametrize(("name", "repo"), [
-    ("first", "first"), ("a b", "a-b"), ("--x--y..z", "x-y-z"), ("\x1b[2J", "2J"), ("é", "model"), ("[b]", "b"),
-    ("x" * 200, "x" * 90)])
+@pytest.mark.parametrize(
+    ("name", "repo"),
+    [
+        ("first", "first"),
+        ("a b", "a-b"),
+        ("--x--y..z", "x-y-z"),
+        ("\x1b[2J", "2J"),
+        ("é", "model"),
+        ("[b]", "b"),
+        ("x" * 200, "x" * 90),
+    ],
+)
 def test_a_run_s_name_as_the_hub_takes_it(name: str, repo: str) -> None:
     from ondevice.config.hub import check_repo_id
 
@@ -206,7 +261,9 @@ def test_a_run_s_name_as_the_hub_takes_it(name: str, repo: str) -> None:
 
 
 @pytest.mark.slow
-def test_hostile_text(tmp_path: Path, asked: list[Any], begun: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_text(
+    tmp_path: Path, asked: list[Any], begun: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the Hub, a log or a folder says is drawn as text."""
     write_run(tmp_path / "first")
 
@@ -218,8 +275,12 @@ def test_hostile_text(tmp_path: Path, asked: list[Any], begun: list[Any], monkey
         screen: Any = app.screen
         push = begun[0][1]
         for text in STRINGS:
-            screen.plan = {**PLAN, "repo": text, "login": {"name": "", "text": text},
-                           "files": [{"path": text, "bytes": 1}]}
+            screen.plan = {
+                **PLAN,
+                "repo": text,
+                "login": {"name": "", "text": text},
+                "files": [{"path": text, "bytes": 1}],
+            }
             screen.trouble = ""
             told(push, {"event": "wait", "reason": text}, {"event": text}, text.replace("\n", " "))
             push.read()
@@ -243,7 +304,9 @@ def test_hostile_text(tmp_path: Path, asked: list[Any], begun: list[Any], monkey
 
 @pytest.mark.slow
 def test_a_real_push(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's own process, a Hub on the loopback device; no token on the screen, in a log or in the run."""
+    """The command's own process, a Hub on the loopback device; no token on the screen, in a log or
+    in the run.
+    """
     run = write_run(tmp_path / "runs" / "first")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     for name, value in environment(server, tmp_path / "hf").items():

@@ -42,8 +42,13 @@ def no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
 def queue(run: RunFolder, count: int = 5, width: int = 2, long: bool = False) -> None:
     with Ratings.open(run.path, create=True) as ratings:
         for i in range(count):
-            responses = [Response(f"answer {'xyzw'[slot]} to {i}" + "\nand more" * (80 * long), source=f"secret-{slot}")
-                         for slot in range(width)]
+            responses = [
+                Response(
+                    f"answer {'xyzw'[slot]} to {i}" + "\nand more" * (80 * long),
+                    source=f"secret-{slot}",
+                )
+                for slot in range(width)
+            ]
             ratings.add("first", f"Question {i}?", responses, seed=0)
 
 
@@ -94,7 +99,11 @@ def test_every_key_votes_as_it_says(tmp_path: Path) -> None:
     found = votes(run)
     with Ratings.open(run.path) as ratings:
         items = [ratings.item(vote.item) for vote in found]
-    picked = [item.shown.index(vote.ranking[0]) for vote, item in zip(found, items, strict=True) if vote.ranking]
+    picked = [
+        item.shown.index(vote.ranking[0])
+        for vote, item in zip(found, items, strict=True)
+        if vote.ranking
+    ]
     assert picked == [0, 1, 0, 1]
     assert [vote.strength for vote in found] == [1, 1, 2, 2, None, None]
     assert [vote.outcome for vote in found] == ["ranked"] * 4 + ["tie", "all_bad"]
@@ -112,8 +121,15 @@ def test_a_letter_of_the_plain_terminal_is_no_vote(tmp_path: Path, key: str) -> 
 def test_skip_undo_note_flag_reasons(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     queue(run, 3)
-    text = rate(tmp_path, ["r", "1", "3", "enter", "left", "u", "u", "right", "f", "n", *"why", "enter", "s", "left"])
-    assert "Everything here is rated" in text and "1 skipped" in text and "a reward model wants about 100" in text
+    text = rate(
+        tmp_path,
+        ["r", "1", "3", "enter", "left", "u", "u", "right", "f", "n", *"why", "enter", "s", "left"],
+    )
+    assert (
+        "Everything here is rated" in text
+        and "1 skipped" in text
+        and "a reward model wants about 100" in text
+    )
     with Ratings.open(run.path) as ratings:
         rows = ratings.votes()
     assert [row.action for row in rows] == ["vote", "undo", "vote", "flag", "note", "skip", "vote"]
@@ -148,7 +164,12 @@ def test_four_answers_are_ranked(tmp_path: Path) -> None:
     rate(tmp_path, ["3", "1", "4", "2", "enter"])
     first, second = votes(run)
     with Ratings.open(run.path) as ratings:
-        assert [ratings.item(first.item).shown.index(slot) for slot in first.ranking] == [2, 0, 3, 1]
+        assert [ratings.item(first.item).shown.index(slot) for slot in first.ranking] == [
+            2,
+            0,
+            3,
+            1,
+        ]
         assert [ratings.item(second.item).shown.index(slot) for slot in second.ranking] == [1]
 
 
@@ -182,10 +203,15 @@ def test_an_end_that_was_not_read_is_asked_for(tmp_path: Path) -> None:
     assert votes(run)[1].seen_end is True
 
 
-CHAT = [{"role": "system", "content": "You are terse. " * 40},
-        {"role": "user", "content": f"Read this:\n\ndef f(x):\n    return x + 7\n{'filler ' * 120}\nLAST OF FIRST"},
-        {"role": "assistant", "content": "I have read it."},
-        {"role": "user", "content": "Now explain it.\n" + "\n".join(f"- point {n}" for n in range(30))}]
+CHAT = [
+    {"role": "system", "content": "You are terse. " * 40},
+    {
+        "role": "user",
+        "content": f"Read this:\n\ndef f(x):\n    return x + 7\n{'filler ' * 120}\nLAST OF FIRST",
+    },
+    {"role": "assistant", "content": "I have read it."},
+    {"role": "user", "content": "Now explain it.\n" + "\n".join(f"- point {n}" for n in range(30))},
+]
 
 
 def a_chat(run: RunFolder, messages: list[dict[str, str]]) -> None:
@@ -200,7 +226,9 @@ def test_the_question_is_in_view_and_scrolls(tmp_path: Path, size: tuple[int, in
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
-        text = await until_shown(pilot, "Now explain it.", "question · 3 earlier messages: c", "more: J")
+        text = await until_shown(
+            pilot, "Now explain it.", "question · 3 earlier messages: c", "more: J"
+        )
         assert "terse" not in text and "point 29" not in text
         await pilot.press("left")
         await until_shown(pilot, "the end of the question was not read: J scrolls it")
@@ -241,7 +269,13 @@ def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
         for _ in range(3):
             await pilot.press("space")
             text += "\n" + shown(app)
-        for whole in ("def f(x):", "    return x + 7", "LAST OF FIRST", "I have read it.", "assistant"):
+        for whole in (
+            "def f(x):",
+            "    return x + 7",
+            "LAST OF FIRST",
+            "I have read it.",
+            "assistant",
+        ):
             assert whole in text, whole
         await pilot.press("home")
         await until_shown(pilot, "You are terse.")
@@ -254,7 +288,9 @@ def test_the_whole_conversation_on_a_key(tmp_path: Path) -> None:
     assert votes(run)[0].seen_end is True
 
 
-def test_a_key_that_comes_too_soon_is_not_a_vote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_comes_too_soon_is_not_a_vote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(RateScreen, "GUARD_S", 1e9)
     run = a_run(tmp_path)
     queue(run)
@@ -293,7 +329,9 @@ def test_another_rater_layout_diff_and_statistics(tmp_path: Path) -> None:
 
 def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    assert "No pairs to rate in this run yet" in rate(tmp_path, ["left", "u", "s", "n", "f", "r", "d", "w", "S"])
+    assert "No pairs to rate in this run yet" in rate(
+        tmp_path, ["left", "u", "s", "n", "f", "r", "d", "w", "S"]
+    )
     (run.path / "ratings.db").write_text("no database")
     assert "is not a ratings database" in rate(tmp_path, ["left", "u"])
 
@@ -304,7 +342,9 @@ def test_nothing_to_rate_says_what_to_do(tmp_path: Path) -> None:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What opens and closes models in the place of real workers, in turn."""
-    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+    monkeypatch.setattr(
+        worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
+    )
     monkeypatch.setattr(live_sampling, "IDLE_S", 0.05)
     log: list[str] = []
     opened, closed = ModelProcess.open, ModelProcess.close
@@ -364,9 +404,14 @@ def test_pairs_are_sampled_while_a_person_rates(tmp_path: Path, workers: list[st
 
     play(tmp_path, script)
     items = all_items(run)
-    assert [[r.source for r in item.responses] for item in items] == [["first-pretrain@0.7", "first-pretrain@1.2"]] * 16
+    assert [[r.source for r in item.responses] for item in items] == [
+        ["first-pretrain@0.7", "first-pretrain@1.2"]
+    ] * 16
     assert [item.prompt for item in items] == [f"Question {n}?" for n in range(16)]
-    assert all(" at 0.7" in item.responses[0].text and " at 1.2" in item.responses[1].text for item in items)
+    assert all(
+        " at 0.7" in item.responses[0].text and " at 1.2" in item.responses[1].text
+        for item in items
+    )
     assert workers == ["open pretrain", "close pretrain"]
     assert len({item.shown for item in items}) == 2  # sides are drawn
 
@@ -385,7 +430,12 @@ def test_two_checkpoints_take_turns_and_four_answers(tmp_path: Path, workers: li
     write_done(run.stage("sft"), [])
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await plan(pilot, prompts=questions(tmp_path, 6), second=str(run.stage("pretrain").model), answers="4")
+        await plan(
+            pilot,
+            prompts=questions(tmp_path, 6),
+            second=str(run.stage("pretrain").model),
+            answers="4",
+        )
         await until(pilot, lambda: len(all_items(run)) == 6)
         await until_shown(pilot, "every prompt was answered once")
         await pilot.press("g", "ctrl+x")
@@ -397,11 +447,19 @@ def test_two_checkpoints_take_turns_and_four_answers(tmp_path: Path, workers: li
     assert workers[:8] == first * 2  # never two at a time
 
 
-@pytest.mark.parametrize(("texts", "says"), [
-    ({"answers": "5"}, "answers: 2 to 4"), ({"temperatures": "hot"}, "'hot' is not a number"),
-    ({"temperatures": "0"}, "temperatures"), ({"longest": "0"}, "longest"), ({"file": "none.jsonl"}, "none.jsonl"),
-])
-def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str, str], says: str) -> None:
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ({"answers": "5"}, "answers: 2 to 4"),
+        ({"temperatures": "hot"}, "'hot' is not a number"),
+        ({"temperatures": "0"}, "temperatures"),
+        ({"longest": "0"}, "longest"),
+        ({"file": "none.jsonl"}, "none.jsonl"),
+    ],
+)
+def test_a_plan_that_is_none_is_said_on_the_card(
+    tmp_path: Path, texts: dict[str, str], says: str
+) -> None:
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -409,7 +467,9 @@ def test_a_plan_that_is_none_is_said_on_the_card(tmp_path: Path, texts: dict[str
         await until_shown(pilot, "✗ ", says)
         assert isinstance(app.screen, MorePairs)
         (wrong,) = texts
-        assert app.focused is app.screen.query_one(f"#more-{wrong}"), "the cursor stands where it is wrong"
+        assert app.focused is app.screen.query_one(f"#more-{wrong}"), (
+            "the cursor stands where it is wrong"
+        )
 
     play(tmp_path, script, (120, 36))
 
@@ -419,7 +479,9 @@ def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers:
     queue(run, 2)
     file = tmp_path / "asked.jsonl"
     message = {"role": "user", "content": "Question 9?", "mood": "sad"}
-    file.write_text("".join(json.dumps({"messages": [message]}) + "\n" for _ in range(200)) + '{"other": 1}\n')
+    file.write_text(
+        "".join(json.dumps({"messages": [message]}) + "\n" for _ in range(200)) + '{"other": 1}\n'
+    )
     _, remarks = live_sampling.prompts(str(file), run)
     bad, unused = remarks
     assert bad.startswith(f"{file}: 1 of 201 rows could not be used (first: {file}:201: ")
@@ -427,19 +489,28 @@ def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers:
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await plan(pilot, prompts=str(file))
-        await until(pilot, lambda: [n.message for n in app._notifications if str(file) in n.message] == remarks)
+        await until(
+            pilot,
+            lambda: [n.message for n in app._notifications if str(file) in n.message] == remarks,
+        )
 
     play(tmp_path, script, (120, 36))
 
 
-def test_what_stops_the_sampling_is_told(tmp_path: Path, workers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stops_the_sampling_is_told(
+    tmp_path: Path, workers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = a_run(tmp_path)
     queue(run, 2)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        monkeypatch.setattr(live_sampling, "memory_warning", lambda folder: "9.0 GB are wanted, 1.0 GB are free")
+        monkeypatch.setattr(
+            live_sampling, "memory_warning", lambda folder: "9.0 GB are wanted, 1.0 GB are free"
+        )
         await plan(pilot, prompts=questions(tmp_path, 3))
-        await until_shown(pilot, "nothing is loaded beside what runs: 9.0 GB are wanted", "Question 0?")
+        await until_shown(
+            pilot, "nothing is loaded beside what runs: 9.0 GB are wanted", "Question 0?"
+        )
         assert not workers
         await pilot.press("g", "ctrl+x", "escape")
         monkeypatch.setattr(live_sampling, "memory_warning", lambda folder: "")
@@ -470,16 +541,22 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
     run = a_run(tmp_path)
     queue(run, 5)
     write_done(run.stage("reward"), [])
-    (run.stage("reward").path / "pairs.jsonl").write_text(json.dumps({"item": 1, "held": False}) + "\n")
+    (run.stage("reward").path / "pairs.jsonl").write_text(
+        json.dumps({"item": 1, "held": False}) + "\n"
+    )
     with Ratings.open(run.path) as ratings:
-        gold = ratings.add("gold", "Known?", [Response("x"), Response("y")], kind="gold", gold=0, seed=0)
+        gold = ratings.add(
+            "gold", "Known?", [Response("x"), Response("y")], kind="gold", gold=0, seed=0
+        )
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
         await until(pilot, lambda: len(app.screen.pairing.doubts) == 5)  # type: ignore[attr-defined]
         await pilot.press("p")
-        await until_shown(pilot, "0.06 of 1 bit", "it gives one of the two 99%", "more doubt in 1 of the 4")
+        await until_shown(
+            pilot, "0.06 of 1 bit", "it gives one of the two 99%", "more doubt in 1 of the 4"
+        )
         await pilot.press("escape", "left")
         await until_shown(pilot, "Question 3?")  # of which it knows nothing
         await pilot.press("p")
@@ -495,7 +572,9 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
             await pilot.press("left")
         await until_shown(pilot, "Everything here is rated")
         await pilot.press("S")
-        await until_shown(pilot, "the reward model", "it has not learned from", "position", "Bradley", "gold")
+        await until_shown(
+            pilot, "the reward model", "it has not learned from", "position", "Bradley", "gold"
+        )
 
     play(tmp_path, script, (120, 60))
     assert workers == ["open reward", "close reward"]
@@ -503,7 +582,9 @@ def test_the_reward_model_says_what_comes_first_and_why(tmp_path: Path, workers:
         assert ratings.item(gold).kind == "gold" and len(pairs_of(ratings)) == 5
 
 
-def test_a_reward_model_that_cannot_be_used_is_told_once(tmp_path: Path, workers: list[str]) -> None:
+def test_a_reward_model_that_cannot_be_used_is_told_once(
+    tmp_path: Path, workers: list[str]
+) -> None:
     run = a_run(tmp_path, "broken")
     queue(run, 2)
     write_done(run.stage("reward"), [])
@@ -521,11 +602,15 @@ def test_a_reward_model_that_cannot_be_used_is_told_once(tmp_path: Path, workers
 def test_differences_are_marked() -> None:
     made = differences("the big [/] cat", "the small [/] cat")
     assert made.plain == "the big [/] cat"
-    assert [made.plain[span.start:span.end] for span in made.spans if "underline" in str(span.style)] == ["big"]
+    assert [
+        made.plain[span.start : span.end] for span in made.spans if "underline" in str(span.style)
+    ] == ["big"]
 
 
 def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
-    """The app votes in a process of its own and is killed in the middle of the screen after several of the votes."""
+    """The app votes in a process of its own and is killed in the middle of the screen after several
+    of the votes.
+    """
     run = a_run(tmp_path)
     queue(run, 20)
     code = textwrap.dedent("""
@@ -551,8 +636,13 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
     """)
     wanted: list[str] = []
     for keys in (["left"], ["right", "t", "left"], ["x"] * 5, ["right"] * 11):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path), ",".join(keys)], timeout=120, text=True,
-                              capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), ",".join(keys)],
+            timeout=120,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
         wanted += ["tie" if key == "t" else "all_bad" if key == "x" else "ranked" for key in keys]
         assert [vote.outcome for vote in votes(run)] == wanted
@@ -560,10 +650,15 @@ def test_twenty_votes_survive_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["left", "t", "s", "u", "f"])
-def test_a_held_database_freezes_nothing_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                          key: str) -> None:
-    """Another program holds it for longer than anyone waits, then lets it go: the same key does its deed."""
-    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 5.0})
+def test_a_held_database_freezes_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Another program holds it for longer than anyone waits, then lets it go: the same key does its
+    deed.
+    """
+    monkeypatch.setattr(
+        Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 5.0}
+    )
     run = a_run(tmp_path)
     queue(run, 3)
 
@@ -593,11 +688,18 @@ def test_a_held_database_freezes_nothing_and_loses_nothing(tmp_path: Path, monke
             return [row.action for row in ratings.votes()]
 
     play(tmp_path, script)
-    assert acts() == ["vote", {"left": "vote", "t": "vote", "s": "skip", "u": "undo", "f": "flag"}[key]]
+    assert acts() == [
+        "vote",
+        {"left": "vote", "t": "vote", "s": "skip", "u": "undo", "f": "flag"}[key],
+    ]
 
 
-def test_a_note_that_cannot_be_stored_stays_in_its_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 0.2})
+def test_a_note_that_cannot_be_stored_stays_in_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Ratings.open.__func__, "__kwdefaults__", {"create": False, "patience_s": 0.2}
+    )
     run = a_run(tmp_path)
     queue(run, 3)
 
@@ -636,8 +738,11 @@ def test_an_odd_database_is_named_and_repaired(tmp_path: Path) -> None:
 
     play(tmp_path, script, (120, 36))
     assert len(votes(run)) == 1
-    assert [path.suffix[:9] for path in run.path.glob("*.damaged-*") if "-wal" not in path.name
-            and "-shm" not in path.name] == [".damaged-"]
+    assert [
+        path.suffix[:9]
+        for path in run.path.glob("*.damaged-*")
+        if "-wal" not in path.name and "-shm" not in path.name
+    ] == [".damaged-"]
 
 
 def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path) -> None:
@@ -645,7 +750,9 @@ def test_a_damaged_database_that_another_program_has_open_is_told(tmp_path: Path
     queue(run, 3)
     with Ratings.open(run.path) as held:
         held.connection.execute("DROP VIEW live")
-        assert "another program has it open" in " ".join(rate(tmp_path, ["left", "u"], (120, 36)).split())
+        assert "another program has it open" in " ".join(
+            rate(tmp_path, ["left", "u"], (120, 36)).split()
+        )
     assert "pair 2/3" in rate(tmp_path, ["left"])
 
 
@@ -663,8 +770,11 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
             await settled(app, pilot)
             await pilot.press(key)
         await settled(app, pilot)
-        for said in ("taken back (1): it was skipped", "taken back (2): it was all bad",
-                     "taken back (3): it was 2 is much better"):
+        for said in (
+            "taken back (1): it was skipped",
+            "taken back (2): it was all bad",
+            "taken back (3): it was 2 is much better",
+        ):
             await pilot.press("u")
             await until_shown(pilot, said)
             await settled(app, pilot)
@@ -674,7 +784,9 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
         await pilot.press("n")
         await settled(app, pilot)
         assert [vote.outcome for vote in votes(run)] == ["tie"]
-        await pilot.press("left")  # the first one is rated anew, so that only the other two come back
+        await pilot.press(
+            "left"
+        )  # the first one is rated anew, so that only the other two come back
         await until_shown(pilot, "Question 2?")
         await pilot.press("U")
         await until(pilot, lambda: len(votes(run)) == 3)
@@ -710,7 +822,9 @@ def test_a_vote_of_another_window_is_told_before_it_is_replaced(tmp_path: Path) 
     play(tmp_path, script)
 
 
-def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_moved_away_takes_no_votes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A vote into a file that has no name any more would be shown as saved, and lost."""
     monkeypatch.setattr("ondevice_tui.screens.rating_page.RETRY_S", 0.5)
     run = a_run(tmp_path)
@@ -735,8 +849,9 @@ def test_a_database_that_is_moved_away_takes_no_votes(tmp_path: Path, monkeypatc
     assert len(votes(run)) == 2
 
 
-def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(tmp_path: Path,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_damaged_while_a_person_rates_is_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ondevice_tui.screens.rating_page.RETRY_S", 0.5)
     run = a_run(tmp_path)
     queue(run, 3)

@@ -24,15 +24,37 @@ from tui_runs import until, until_shown
 pytestmark = pytest.mark.slow
 
 
-def test_a_stage_outlives_the_app_and_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_outlives_the_app_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("The cat sat on the mat. The dog sat on the log.\n" * 400)
-    model = od.init(data="text.txt", out="runs/mine", vocab_size=300, hidden_size=16, intermediate_size=32,
-                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, device="cpu", backend="torch")
+    model = od.init(
+        data="text.txt",
+        out="runs/mine",
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        device="cpu",
+        backend="torch",
+    )
     stage = RunFolder("runs/mine").stage("pretrain")
-    values = {"model": str(model), "data": "text.txt", "out": "runs/mine", "steps": 60, "batch_size": 4,
-              "sequence_length": 32, "device": "cpu", "backend": "torch", "eval_every": 20, "save_every": 20}
+    values = {
+        "model": str(model),
+        "data": "text.txt",
+        "out": "runs/mine",
+        "steps": 60,
+        "batch_size": 4,
+        "sequence_length": 32,
+        "device": "cpu",
+        "backend": "torch",
+        "eval_every": 20,
+        "save_every": 20,
+    }
 
     async def begin(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await app.push_screen(StartScreen("pretrain", {"out": "runs/mine"}))
@@ -42,10 +64,16 @@ def test_a_stage_outlives_the_app_and_is_found_again(tmp_path: Path, monkeypatch
                 field.put(values[field.spec.name])
         await until_shown(pilot, "✓ ready")
         await pilot.press("ctrl+g")
-        await until(pilot, lambda: stage.holder() is not None or stage.done.is_file(), "the stage's process works")
+        await until(
+            pilot,
+            lambda: stage.holder() is not None or stage.done.is_file(),
+            "the stage's process works",
+        )
 
     async def find(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await until(pilot, lambda: stage.done.is_file(), "the stage goes on without the app that began it")
+        await until(
+            pilot, lambda: stage.done.is_file(), "the stage goes on without the app that began it"
+        )
         app.look()
         await until_shown(pilot, "1 pretrain   ✓ done")
         await pilot.press("w" if app.screen.highlighted.stage == "pretrain" else "2")  # type: ignore[attr-defined]
@@ -58,18 +86,44 @@ def test_a_stage_outlives_the_app_and_is_found_again(tmp_path: Path, monkeypatch
     assert "held-out loss" in (stage.path.parent / "pretrain.log").read_text()
 
 
-def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun from the command line, killed with -9 in the middle; the app shows its last events, and R ends it."""
+def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun from the command line, killed with -9 in the middle; the app shows its last events, and
+    R ends it.
+    """
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("The cat sat on the mat. The dog sat on the log.\n" * 400)
-    model = od.init(data="text.txt", out="runs/mine", vocab_size=300, hidden_size=16, intermediate_size=32,
-                    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, device="cpu", backend="torch")
+    model = od.init(
+        data="text.txt",
+        out="runs/mine",
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        device="cpu",
+        backend="torch",
+    )
     stage = RunFolder("runs/mine").stage("pretrain")
-    words = ["pretrain", str(model), "text.txt", "--out=runs/mine", "--steps=400", "--batch_size=4",
-             "--sequence_length=32", "--device=cpu", "--backend=torch", "--eval_every=0", "--save_every=20"]
-    process = subprocess.Popen([sys.executable, "-m", "ondevice", *words], stderr=subprocess.DEVNULL)
+    words = [
+        "pretrain",
+        str(model),
+        "text.txt",
+        "--out=runs/mine",
+        "--steps=400",
+        "--batch_size=4",
+        "--sequence_length=32",
+        "--device=cpu",
+        "--backend=torch",
+        "--eval_every=0",
+        "--save_every=20",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ondevice", *words], stderr=subprocess.DEVNULL
+    )
     while len(list(stage.checkpoints.glob("step-*"))) < 1:
         assert process.poll() is None, "it ended by itself"
         time.sleep(0.05)
@@ -91,9 +145,13 @@ def test_a_run_that_was_killed_is_shown_as_died_and_goes_on_by_a_key(tmp_path: P
     assert len(resumed) == 1 and resumed[0]["step"] >= 20
 
 
-def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_help_elsewhere(tmp_path: Path) -> None:
+def test_without_arguments_the_command_opens_the_app_on_a_terminal_and_prints_help_elsewhere(
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, "-m", "ondevice"]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=tmp_path
+    )
     assert done.returncode == 0 and done.stdout.startswith("usage: ondevice")
     pid, master = pty.fork()
     if pid == 0:

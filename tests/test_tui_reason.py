@@ -29,14 +29,24 @@ def test_rewards_and_the_newest_group(tmp_path: Path, size: tuple[int, int]) -> 
         await pilot.press("3")
         text = await until_shown(pilot, "first · grpo", "step 20 · group 3 of 3 · 2 of 4 right")
         assert fits(text, size)
-        assert "reward 1 ±0.200" in text.replace("1.000", "1") and "correct" in text and "no spread" in text
-        assert "66% of the groups taught nothing" in text and "What is 20+truncated?" in text and "truth 43" in text
+        assert (
+            "reward 1 ±0.200" in text.replace("1.000", "1")
+            and "correct" in text
+            and "no spread" in text
+        )
+        assert (
+            "66% of the groups taught nothing" in text
+            and "What is 20+truncated?" in text
+            and "truth 43" in text
+        )
         rows = [row for row in text.splitlines() if "0.87 " in row]
         assert ["✓" in row for row in rows[:4]] == [True, False, False, True]
         assert "✗…" in rows[2] and "+0.87 ███" in rows[0] and "-0.87 ▒▒▒" in rows[1]
         assert ("completion 1 · 5 tokens" in text) == (size[0] >= 110)
         await pilot.press("down", "enter")
-        text = await until_shown(pilot, "step 20 · completion 2", "20 and 1 make 33", "advantage  -0.87")
+        text = await until_shown(
+            pilot, "step 20 · completion 2", "20 and 1 make 33", "advantage  -0.87"
+        )
         await pilot.press("escape")
 
     play(tmp_path, script, size)
@@ -50,12 +60,22 @@ def test_the_keys_of_the_groups(tmp_path: Path) -> None:
         await pilot.press("g")
         await until_shown(pilot, "step 20 · group 3 of 3", "newest  f: all")
         back = "left_square_bracket"
-        for key, says in ((back, "group 2 of 3 · 0 of 4 right"), (back, "group 1 of 3"),
-                          (back, "step 19 · group 3 of 3"), ("n", "step 20 · group 3 of 3")):
+        for key, says in (
+            (back, "group 2 of 3 · 0 of 4 right"),
+            (back, "group 1 of 3"),
+            (back, "step 19 · group 3 of 3"),
+            ("n", "step 20 · group 3 of 3"),
+        ):
             await pilot.press(key)
             await until_shown(pilot, says)
-        wanted = {"all right": "step 19 · group 2", "all wrong": "step 20 · group 2", "mixed": "step 20 · group 3",
-                  "truncated": "step 20 · group 3", "no spread": "step 20 · group 2", "all": "step 20 · group 3"}
+        wanted = {
+            "all right": "step 19 · group 2",
+            "all wrong": "step 20 · group 2",
+            "mixed": "step 20 · group 3",
+            "truncated": "step 20 · group 3",
+            "no spread": "step 20 · group 2",
+            "all": "step 20 · group 3",
+        }
         for name in [*list(FILTERS)[1:], "all"]:
             await pilot.press("f")
             await until_shown(pilot, f"f: {name}", wanted[name])
@@ -120,8 +140,14 @@ def test_a_held_out_problem_is_watched_over_the_steps(tmp_path: Path) -> None:
         await until_shown(pilot, "No held-out problem measured yet")
         write_held_out(stage, 10, False)
         write_held_out(stage, 20, True)
-        text = await until_shown(pilot, "held-out problem 1 of 2 · right at 1 of 2 measurements", "o held-out")
-        assert text.index("20 ✓") < text.index("10 ✗") and "+0.00" not in text and "What is 5+1?" in text
+        text = await until_shown(
+            pilot, "held-out problem 1 of 2 · right at 1 of 2 measurements", "o held-out"
+        )
+        assert (
+            text.index("20 ✓") < text.index("10 ✗")
+            and "+0.00" not in text
+            and "What is 5+1?" in text
+        )
         write_held_out(stage, 30, False, said="now it is")
         await until_shown(pilot, "right at 1 of 3", "step 30 · ")  # the newest is followed
         await pilot.press("right_square_bracket")
@@ -132,7 +158,9 @@ def test_a_held_out_problem_is_watched_over_the_steps(tmp_path: Path) -> None:
         text = await until_shown(pilot, "f: all right")
         assert "now it is" not in text
         await pilot.press("f", "down", "enter")
-        text = await until_shown(pilot, "step 10 · held-out problem 1", "reward  0.2", "so it is 33")
+        text = await until_shown(
+            pilot, "step 10 · held-out problem 1", "reward  0.2", "so it is 33"
+        )
         assert "advantage" not in text
         await pilot.press("escape", "h", "z")
         await until_shown(pilot, "step 20 · group 2 of 3")
@@ -147,29 +175,78 @@ def test_a_run_without_rewards_says_so(tmp_path: Path) -> None:
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("3")
         await until_shown(pilot, "No stage with rewards in this run yet")
-        await pilot.press("left_square_bracket", "f", "p", "n", "v", "z", "enter", "h",
-                          "right_square_bracket", "n", "enter")
+        await pilot.press(
+            "left_square_bracket",
+            "f",
+            "p",
+            "n",
+            "v",
+            "z",
+            "enter",
+            "h",
+            "right_square_bracket",
+            "n",
+            "enter",
+        )
 
     play(tmp_path, script)
 
 
 def test_groups_are_read_defensively(tmp_path: Path) -> None:
-    odd = {"step": 1, "groups": [group(1, "mixed"), 7, {"prompt": None, "completions": 3}, {"completions": [
-        3, {"text": 5, "tokens": "x", "rewards": {"correct": None, "b": "c"}, "span": [5, 1], "advantage": "high"},
-        {"text": "abc", "span": [0, 99], "parsed": 43, "rewards": None}], "answer": 43}]}
+    odd = {
+        "step": 1,
+        "groups": [
+            group(1, "mixed"),
+            7,
+            {"prompt": None, "completions": 3},
+            {
+                "completions": [
+                    3,
+                    {
+                        "text": 5,
+                        "tokens": "x",
+                        "rewards": {"correct": None, "b": "c"},
+                        "span": [5, 1],
+                        "advantage": "high",
+                    },
+                    {"text": "abc", "span": [0, 99], "parsed": 43, "rewards": None},
+                ],
+                "answer": 43,
+            },
+        ],
+    }
     with LineFile(tmp_path / "groups.jsonl") as file:
         offset = file.append(odd)
     good, empty, strange = groups_at(tmp_path / "groups.jsonl", 1, offset)
-    assert good.right == 2 and good.spread == pytest.approx(0.577, abs=1e-3) and good.answers[0].span == (13, 15)
+    assert (
+        good.right == 2
+        and good.spread == pytest.approx(0.577, abs=1e-3)
+        and good.answers[0].span == (13, 15)
+    )
     assert empty.answers == () and not FILTERS["all right"](empty) and not FILTERS["mixed"](empty)
-    unread = {"text": "4", "rewards": {"score": 0.5}, "reward": 0.5, "parsed": None}  # as PPO writes it
+    unread = {
+        "text": "4",
+        "rewards": {"score": 0.5},
+        "reward": 0.5,
+        "parsed": None,
+    }  # as PPO writes it
     with LineFile(tmp_path / "groups.jsonl") as file:
-        offset = file.append({"step": 2, "groups": [{"answer": "4", "completions": [unread, unread]}]})
-    assert [a.right for a in groups_at(tmp_path / "groups.jsonl", 2, offset)[0].answers] == [None, None]
+        offset = file.append(
+            {"step": 2, "groups": [{"answer": "4", "completions": [unread, unread]}]}
+        )
+    assert [a.right for a in groups_at(tmp_path / "groups.jsonl", 2, offset)[0].answers] == [
+        None,
+        None,
+    ]
     first, second = strange.answers
-    assert first.right is False and first.span is None and first.advantage == 0 and first.tokens == 0
+    assert (
+        first.right is False and first.span is None and first.advantage == 0 and first.tokens == 0
+    )
     assert second.right is True and second.span is None
-    assert groups_at(tmp_path / "groups.jsonl", 1, 999) == [] and groups_at(tmp_path / "none", 1, 0) == []
+    assert (
+        groups_at(tmp_path / "groups.jsonl", 1, 999) == []
+        and groups_at(tmp_path / "none", 1, 0) == []
+    )
 
 
 def test_the_browser_stops_at_both_ends(tmp_path: Path) -> None:
@@ -189,7 +266,13 @@ def test_the_browser_stops_at_both_ends(tmp_path: Path) -> None:
     with LineFile(path) as file:
         for step in range(3, 60):
             two = [group(step, "all right"), group(step, "mixed")]
-            history.take({"event": "step", "step": step, "groups": file.append({"step": step, "groups": two})})
+            history.take(
+                {
+                    "event": "step",
+                    "step": step,
+                    "groups": file.append({"step": step, "groups": two}),
+                }
+            )
     assert browser.go_to(0) and browser.place == (1, 0)
     assert browser.go_to(40) and browser.place == (40, 0)
     browser.filter = "mixed"
@@ -211,8 +294,20 @@ def test_words_for_what_goes_wrong(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with open(path, "w") as file:
         for step in range(1, 51):
-            file.write(json.dumps({"event": "step", "step": step, "zero_spread": 0.9, "completion_length": 10 + step,
-                                   "accuracy": 0.01, "entropy": 1 / step**2, "reward/format": 0.99}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "event": "step",
+                        "step": step,
+                        "zero_spread": 0.9,
+                        "completion_length": 10 + step,
+                        "accuracy": 0.01,
+                        "entropy": 1 / step**2,
+                        "reward/format": 0.99,
+                    }
+                )
+                + "\n"
+            )
     follower = Follower(path)
     follower.read()
     told = warnings(follower.history)
@@ -231,4 +326,6 @@ def test_rewards_that_are_all_alike_have_no_spread() -> None:
     same = Answer("133.", 4, False, {"correct": 1.0}, 1.1, 0.0, "133", None, True)
     alike = Group(30, "55+78", "133", (same,) * 8)
     assert alike.spread == 0 and FILTERS["no spread"](alike)
-    assert not FILTERS["no spread"](replace(alike, answers=(*alike.answers, replace(same, reward=0.1))))
+    assert not FILTERS["no spread"](
+        replace(alike, answers=(*alike.answers, replace(same, reward=0.1)))
+    )

@@ -27,7 +27,9 @@ def test_two_windows_remember_beside_each_other(tmp_path: Path) -> None:
     assert one.get("rater", lambda _: True) is None and one.trouble == ""
     assert one.keep("rater", "Ada") == "" and two.keep("smoothing", 0.0) == ""
     both = Remembered(file)
-    assert both.get("rater", lambda _: True) == "Ada" and both.get("smoothing", lambda _: True) == 0.0
+    assert (
+        both.get("rater", lambda _: True) == "Ada" and both.get("smoothing", lambda _: True) == 0.0
+    )
     assert both.get("rater", lambda value: value == "Bob") is None
     assert [path.name for path in file.parent.iterdir()] == ["app.json"]
 
@@ -37,7 +39,9 @@ def test_a_damaged_file_is_told_and_set_aside(tmp_path: Path, text: str) -> None
     file = tmp_path / "app.json"
     file.write_text(text, encoding="latin-1")
     found = Remembered(file)
-    assert "is damaged and is not used" in found.trouble and found.get("rater", lambda _: True) is None
+    assert (
+        "is damaged and is not used" in found.trouble and found.get("rater", lambda _: True) is None
+    )
     assert found.keep("rater", "Ada") == ""
     assert json.loads(file.read_text()) == {"rater": "Ada"}
     assert (tmp_path / "app.json.damaged").read_text(encoding="latin-1") == text
@@ -48,8 +52,15 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert "cannot be written" in Remembered(tmp_path / "config" / "app.json").keep("rater", "Ada")
 
 
-@pytest.mark.parametrize("values", [None, {}, {"temperature": 1}, {"temperature": "hot", "top_p": 1.0, "top_k": 0,
-                                                                  "max_new_tokens": 1, "seed": 0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        {},
+        {"temperature": 1},
+        {"temperature": "hot", "top_p": 1.0, "top_k": 0, "max_new_tokens": 1, "seed": 0},
+    ],
+)
 def test_odd_settings_of_answers_are_not_taken(values: Any) -> None:
     assert not _samples(values)
     assert _samples({"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 9, "seed": 3})

@@ -1,4 +1,6 @@
-"""The road of a run: what is ready, what waits and for what, how much time is left, and what is looked at how often."""
+"""The road of a run: what is ready, what waits and for what, how much time is left, and what is
+looked at how often.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage
 
 
 def rows(run: RunFolder, *starting: str) -> dict[str, Row]:
-    (read,) = [found for found in RunsReader(run.path.parent).read() if found["run"] == run.path.name]
+    (read,) = [
+        found for found in RunsReader(run.path.parent).read() if found["run"] == run.path.name
+    ]
     return {row.stage: row for row in run_status.rows(read, starting)}
 
 
@@ -67,7 +71,10 @@ def test_after_a_stop_what_is_ready_has_what_it_needs(tmp_path: Path) -> None:
 def test_the_rest_of_a_recipe_that_stopped_comes_by_itself(tmp_path: Path) -> None:
     run = a_run(tmp_path)  # sft died
     found = rows(run)
-    assert found["reward"].told == "comes by itself once sft goes on" and found["reward"].state == "waits"
+    assert (
+        found["reward"].told == "comes by itself once sft goes on"
+        and found["reward"].state == "waits"
+    )
     assert found["dpo"].told != "comes by itself once sft goes on", "the recipe goes by ppo"
 
 
@@ -86,14 +93,20 @@ def test_pairs_of_a_model_of_elsewhere_are_rated_and_then_learned_from(tmp_path:
     write_stage(run.stage("sample"), 0)
     pairs(run, 3)
     read = list(rows(run).values())
-    assert read[next_row(read)].stage == "rate" and read[next_row(read)].told == "a person's choice among 3 pairs"
+    assert (
+        read[next_row(read)].stage == "rate"
+        and read[next_row(read)].told == "a person's choice among 3 pairs"
+    )
     with Ratings.open(run.path) as ratings:
         for n in (1, 2, 3):
             ratings.vote(n, "ann", "s", "tie")
         ratings.repeat(1, "ann")
         ratings.vote(4, "ann", "s", "tie")
     read = list(rows(run).values())
-    assert read[next_row(read)].stage in ("reward", "dpo") and "form asks for the model" in read[next_row(read)].told
+    assert (
+        read[next_row(read)].stage in ("reward", "dpo")
+        and "form asks for the model" in read[next_row(read)].told
+    )
     rate = next(row for row in read if row.stage == "rate")
     assert rate.told == "3 rated by a person" and rate.enter == "rate", "a repeat counts for none"
 
@@ -130,10 +143,14 @@ def test_the_pause_between_a_stop_and_its_resume_is_no_work(tmp_path: Path) -> N
     assert found["since"] == (72_050.0, 5) and found["paused"] == 72_000.0
     assert run_status.left(found) == "15:30 left"  # 93 steps of ten seconds
     assert run_status._seconds({**found, "state": "died"}) == 70.0
-    assert run_status.left({**found, "step": 5, "last": 72_050.0}) == "", "nothing is known of the pace"
+    assert run_status.left({**found, "step": 5, "last": 72_050.0}) == "", (
+        "nothing is known of the pace"
+    )
 
 
-def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(30):
         write_stage(RunFolder(tmp_path / f"run-{n:02}").stage("pretrain"), 5)
     now = [100.0]
@@ -156,7 +173,9 @@ def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(tmp_path: Path, monk
 
     assert len(read()) == 30
     assert read() == ["run-03"], "the chosen one"
-    write_stage(RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died")  # something new in its folder
+    write_stage(
+        RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died"
+    )  # something new in its folder
     assert read() == ["run-03", "run-20"]
     most = 0
     seen: set[str] = set()
@@ -174,7 +193,10 @@ def test_a_child_has_begun_once_its_stage_is_seen(tmp_path: Path) -> None:
             return None
 
     child = stage_processes.Child("x", Alive(), tmp_path / "run" / "sft.log")  # type: ignore[arg-type]
-    state = {"stages": [{"stage": "pretrain", "state": "done", "last": child.at - 50}], "recipe": ["pretrain", "sft"]}
+    state = {
+        "stages": [{"stage": "pretrain", "state": "done", "last": child.at - 50}],
+        "recipe": ["pretrain", "sft"],
+    }
     assert child.run == tmp_path / "run" and child.starts(None) == "sft"
     child.look(state)
     assert not child.begun
@@ -186,8 +208,9 @@ def test_a_child_has_begun_once_its_stage_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_key_starts_nothing_and_the_road_says_that_it_starts(tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_key_starts_nothing_and_the_road_says_that_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a_run(tmp_path)
     calls: list[list[str]] = []
 
@@ -205,7 +228,9 @@ def test_a_second_key_starts_nothing_and_the_road_says_that_it_starts(tmp_path: 
         await until_shown(pilot, "▶ starting", "its process was started and loads")
         await pilot.press("R")
         app.start(["runs", "resume", str(tmp_path / "first")], tmp_path / "first")
-        await until(pilot, lambda: any("it is starting already" in n.message for n in app._notifications))
+        await until(
+            pilot, lambda: any("it is starting already" in n.message for n in app._notifications)
+        )
         assert len(calls) == 1
         (child,) = app.started
         child.process.kill()
@@ -234,7 +259,12 @@ def test_a_stop_means_the_stage_that_is_meant(tmp_path: Path) -> None:
     asked: list[Any] = []
 
     class Ui:
-        run_state: Any = {"stages": [{"stage": "sft", "state": "training"}, {"stage": "grpo", "state": "training"}]}
+        run_state: Any = {
+            "stages": [
+                {"stage": "sft", "state": "training"},
+                {"stage": "grpo", "state": "training"},
+            ]
+        }
         run_folder = RunFolder(tmp_path / "run")
 
         def say(self, text: str) -> None:
@@ -247,7 +277,11 @@ def test_a_stop_means_the_stage_that_is_meant(tmp_path: Path) -> None:
     ask_to_stop(Ui(), "pretrain")  # type: ignore[arg-type]
     Ui.run_state = {"stages": [{"stage": "sft", "state": "training"}]}
     ask_to_stop(Ui(), "pretrain")  # type: ignore[arg-type]
-    assert "stop grpo?" in asked[0] and asked[1].startswith("which one? sft and grpo train") and "stop sft?" in asked[2]
+    assert (
+        "stop grpo?" in asked[0]
+        and asked[1].startswith("which one? sft and grpo train")
+        and "stop sft?" in asked[2]
+    )
 
 
 @pytest.mark.slow
@@ -257,7 +291,9 @@ def test_ctrl_c_says_how_to_leave_and_help_names_the_keys(tmp_path: Path) -> Non
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
         await pilot.press("ctrl+c")
-        await until(pilot, lambda: any(n.message.startswith("q closes the app") for n in app._notifications))
+        await until(
+            pilot, lambda: any(n.message.startswith("q closes the app") for n in app._notifications)
+        )
         await pilot.press("r")
         await until_shown(pilot, "Question 0?")
         await pilot.resize_terminal(120, 40)
@@ -267,18 +303,25 @@ def test_ctrl_c_says_how_to_leave_and_help_names_the_keys(tmp_path: Path) -> Non
         assert "Focus" not in text and "Copy selected" not in text
         await pilot.press("escape", "c", "ctrl+c")
         await pilot.press("escape", "6", "ctrl+c")
-        await until(pilot, lambda: any(n.message.startswith("ctrl+q closes the app") for n in app._notifications))
+        await until(
+            pilot,
+            lambda: any(n.message.startswith("ctrl+q closes the app") for n in app._notifications),
+        )
 
     play(tmp_path, script)
 
 
 @pytest.mark.slow
-def test_the_form_says_what_a_stage_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_says_what_a_stage_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = a_run(tmp_path)
     model = str(run.stage("pretrain").model)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        await app.push_screen(StartScreen("reward", {"out": str(tmp_path / "other"), "model": model}))
+        await app.push_screen(
+            StartScreen("reward", {"out": str(tmp_path / "other"), "model": model})
+        )
         await until_shown(pilot, "✗ data: this run has no ratings to learn from")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         fields["data"].put("builtin")

@@ -1,5 +1,5 @@
-"""What models, files and programs say cannot act on the app, nor on the terminal: hostile text on every screen, and a
-look at the source for a widget that is fed by another door."""
+"""What models, files and programs say cannot act on the app, nor on the terminal: hostile text on
+every screen, and a look at the source for a widget that is fed by another door."""
 
 from __future__ import annotations
 
@@ -38,19 +38,37 @@ from test_tui import ROAD, no_plans, play  # noqa: F401
 from tui_runs import a_run, completion, until, until_shown, write_done
 
 ROOT = Path(__file__).parent.parent
-MARKUP = ["[/]", "[/b]", "[@click=app.quit]x[/]", "[bold", "[link='http://x']y[/link]", "\\[", "[$primary]",
-          "[red]a[/red]", "[@click=app.bell]" * 50, "a" * 50_000, "é" + "\u0301" * 500,
-          "👩\u200d👩\u200d👧\u200d👦", "", "\n" * 300]
+MARKUP = [
+    "[/]",
+    "[/b]",
+    "[@click=app.quit]x[/]",
+    "[bold",
+    "[link='http://x']y[/link]",
+    "\\[",
+    "[$primary]",
+    "[red]a[/red]",
+    "[@click=app.bell]" * 50,
+    "a" * 50_000,
+    "é" + "\u0301" * 500,
+    "👩\u200d👩\u200d👧\u200d👦",
+    "",
+    "\n" * 300,
+]
 STRINGS = [text for _, text, _ in HOSTILE] + MARKUP
 
 
 def harmless(app: App[Any], what: str) -> None:
-    """No control, no bidi, no surrogate in what is drawn, no action on it, and a picture can be made of it."""
+    """No control, no bidi, no surrogate in what is drawn, no action on it, and a picture can be
+    made of it.
+    """
     for strip in app.screen._compositor.render_strips():
         for segment in strip:
             assert not acts(segment.text), (what, segment.text)
             meta = segment.style.meta if segment.style is not None else {}
-            assert "@click" not in meta and not (segment.style and segment.style.link), (what, segment.text)
+            assert "@click" not in meta and not (segment.style and segment.style.link), (
+                what,
+                segment.text,
+            )
 
 
 def hostile_run(folder: Path) -> RunFolder:
@@ -62,21 +80,37 @@ def hostile_run(folder: Path) -> RunFolder:
     stage = run.stage("grpo")
     stage.create().lock.touch()
     (run.path / "grpo.log").write_text("\n".join(STRINGS), encoding="utf-8", errors="surrogatepass")
-    with EventWriter(stage.events) as events, LineFile(stage.samples) as samples, \
-            LineFile(stage.path / "groups.jsonl") as groups:
+    with (
+        EventWriter(stage.events) as events,
+        LineFile(stage.samples) as samples,
+        LineFile(stage.path / "groups.jsonl") as groups,
+    ):
         events.emit("start", 0, stage="grpo", steps=len(STRINGS), config={})
         for step, text in enumerate(STRINGS, 1):
             sampled = samples.append({"step": step, "answers": [{"prompt": text, "answer": text}]})
-            made = [{**completion("a b", True, 0.5), "text": text, "parsed": text, "span": [0, 1],
-                     "rewards": {text: 1.0}}]
-            grouped = groups.append({"step": step, "groups": [{"prompt": text, "answer": text, "completions": made}]})
-            events.emit("step", step, loss=1.0, reward=0.5, groups=grouped, **{f"reward/{text[:40]}": 0.5})
+            made = [
+                {
+                    **completion("a b", True, 0.5),
+                    "text": text,
+                    "parsed": text,
+                    "span": [0, 1],
+                    "rewards": {text: 1.0},
+                }
+            ]
+            grouped = groups.append(
+                {"step": step, "groups": [{"prompt": text, "answer": text, "completions": made}]}
+            )
+            events.emit(
+                "step", step, loss=1.0, reward=0.5, groups=grouped, **{f"reward/{text[:40]}": 0.5}
+            )
             events.emit("sample", step, offset=sampled)
             events.emit("warning", step, message=text)
         events.emit("failed", reason="x", message=STRINGS[3])
     with Ratings.open(run.path, create=True) as ratings:
         for number, text in enumerate(STRINGS):
-            ratings.add("a", text, [Response(text, text), Response(f"{number} {text}", text)], seed=0)
+            ratings.add(
+                "a", text, [Response(text, text), Response(f"{number} {text}", text)], seed=0
+            )
     return run
 
 
@@ -124,8 +158,12 @@ def test_hostile_text_on_every_screen(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py")))
+def test_hostile_text_in_the_chat_and_the_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        worker_client, "COMMAND", (sys.executable, str(Path(__file__).parent / "tui_worker.py"))
+    )
     a_run(tmp_path)
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -147,7 +185,11 @@ def test_hostile_text_in_the_chat_and_the_form(tmp_path: Path, monkeypatch: pyte
             harmless(app, f"chat: {text!r}")
         await app.push_screen(StartScreen("sft", {"out": "x"}))
         await until_shown(pilot, "start sft")
-        fields = [field for field in app.screen.query(Field) if field.spec.name in ("out", "model", "data")]
+        fields = [
+            field
+            for field in app.screen.query(Field)
+            if field.spec.name in ("out", "model", "data")
+        ]
         for text in STRINGS:
             for field in fields:
                 field.put(text[:2000])
@@ -165,23 +207,48 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
     nothing, alone = asdict(wilson(0, 0)), asdict(cohen_kappa([]))
     rater = {"votes": 1, "median_dwell_ms": 5.0, "hasty": 1, "repeats": alone, "gold": nothing}
     count = len(names)
-    found = {"votes": 1, "simulated_votes": 0, "outcomes": dict.fromkeys(names, 1),
-             "raters": dict.fromkeys(names, rater),
-             "agreement": {"pairs_of_raters": [{"raters": [name, name], **alone} for name in names], "fleiss": alone,
-                           "krippendorff": alone},
-             "first_shown": nothing, "longer": nothing, "win_rate": dict.fromkeys(names, nothing),
-             "strengths": {"sources": names, "strength": [1.0] * count, "low": [0.0] * count, "high": [2.0] * count,
-                           "beats": [(0.7, 0.4, 0.9)] * (count - 1)}}
+    found = {
+        "votes": 1,
+        "simulated_votes": 0,
+        "outcomes": dict.fromkeys(names, 1),
+        "raters": dict.fromkeys(names, rater),
+        "agreement": {
+            "pairs_of_raters": [{"raters": [name, name], **alone} for name in names],
+            "fleiss": alone,
+            "krippendorff": alone,
+        },
+        "first_shown": nothing,
+        "longer": nothing,
+        "win_rate": dict.fromkeys(names, nothing),
+        "strengths": {
+            "sources": names,
+            "strength": [1.0] * count,
+            "low": [0.0] * count,
+            "high": [2.0] * count,
+            "beats": [(0.7, 0.4, 0.9)] * (count - 1),
+        },
+    }
     judged = {name: {"new": nothing, "learned": nothing} for name in names}
     whole = "\n".join(names)
-    kept = Kept(run.path, [{"role": "user", "content": whole}], (Response(whole, whole), Response("b", whole)))
+    kept = Kept(
+        run.path,
+        [{"role": "user", "content": whole}],
+        (Response(whole, whole), Response("b", whole)),
+    )
     item: Any = SimpleNamespace(id=1, kind="normal")
 
     async def script(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-        pairing: Any = SimpleNamespace(judge=Judge(whole, "", frozenset(), 0), scores={1: [1.0, 0.0]}, doubts={1: 0.8})
+        pairing: Any = SimpleNamespace(
+            judge=Judge(whole, "", frozenset(), 0), scores={1: [1.0, 0.0]}, doubts={1: 0.8}
+        )
         app.runs = [{"run": name, "path": str(run.path), "stages": []} for name in names]
-        for card in (Details(whole, told_of(found, judged)), Keep(kept), MorePairs(app, None), Ask(whole, whole),
-                     Details("why", why_this(item, pairing, [1]))):
+        for card in (
+            Details(whole, told_of(found, judged)),
+            Keep(kept),
+            MorePairs(app, None),
+            Ask(whole, whole),
+            Details("why", why_this(item, pairing, [1])),
+        ):
             app.push_screen(card)
             await pilot.pause()
             harmless(app, type(card).__name__)
@@ -197,8 +264,17 @@ def test_hostile_text_on_the_cards_of_rating_and_chat(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_folders_of_any_name(tmp_path: Path) -> None:
-    """Runs and stages are folders: their names are whatever a disk takes, bytes that are no UTF-8 included."""
-    for name in ("[@click=app.quit]x", "\x1b[2J", "a\nb", "txt.\u202egnp", os.fsdecode(b"\xff\xfe"), "[b]"):
+    """Runs and stages are folders: their names are whatever a disk takes, bytes that are no UTF-8
+    included.
+    """
+    for name in (
+        "[@click=app.quit]x",
+        "\x1b[2J",
+        "a\nb",
+        "txt.\u202egnp",
+        os.fsdecode(b"\xff\xfe"),
+        "[b]",
+    ):
         run = a_run(tmp_path, name)
         os.rename(run.path / "pretrain", run.path / name)
 
@@ -222,12 +298,20 @@ def test_folders_of_any_name(tmp_path: Path) -> None:
 
 # the source
 
-ALLOWED = {"Checkbox", "Footer", "Input", "OptionList", "Select"}  # what they are given is checked below
+ALLOWED = {
+    "Checkbox",
+    "Footer",
+    "Input",
+    "OptionList",
+    "Select",
+}  # what they are given is checked below
 DOORS = {"content", "line", "lines", "cell"}
 
 
 def wrong_doors(source: str, path: str) -> list[str]:
-    """Where a module of the UI feeds a widget, a title or a toast otherwise than through `widgets.safe`."""
+    """Where a module of the UI feeds a widget, a title or a toast otherwise than through
+    `widgets.safe`.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
@@ -238,47 +322,67 @@ def wrong_doors(source: str, path: str) -> list[str]:
             if node.module in ("rich.text", "rich.markdown", "textual.markup", "rich.markup"):
                 found.append(f"{where} imports {node.module}")
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
             if name in ("Static", "Label", "Input", "Text", "from_markup", "render_markup") or (
-                    name == "notify" and path != "app.py"):
+                name == "notify" and path != "app.py"
+            ):
                 found.append(f"{where} calls {name}")
             if name == "Content" and not (node.args and isinstance(node.args[0], ast.Constant)):
                 found.append(f"{where} makes Content of what is no constant")
-            if name in ("Option", "Select", "update", "add_row") and path.startswith("screens") and any(
-                    isinstance(arg, ast.JoinedStr | ast.Name) for arg in node.args):
+            if (
+                name in ("Option", "Select", "update", "add_row")
+                and path.startswith("screens")
+                and any(isinstance(arg, ast.JoinedStr | ast.Name) for arg in node.args)
+            ):
                 found.append(f"{where} gives {name} bare text")
         if isinstance(node, ast.Assign):
             for target in node.targets:
-                if isinstance(target, ast.Attribute) and target.attr in (
-                        "border_title", "border_subtitle", "tooltip", "title", "sub_title") and not (
-                        isinstance(node.value, ast.Call) and getattr(node.value.func, "id", "") in DOORS):
+                if (
+                    isinstance(target, ast.Attribute)
+                    and target.attr
+                    in ("border_title", "border_subtitle", "tooltip", "title", "sub_title")
+                    and not (
+                        isinstance(node.value, ast.Call)
+                        and getattr(node.value.func, "id", "") in DOORS
+                    )
+                ):
                     found.append(f"{where} sets {target.attr}")
     return found
 
 
 def modules() -> list[tuple[str, str]]:
     root = ROOT / "tui" / "ondevice_tui"
-    return [(str(file.relative_to(root)), file.read_text(encoding="utf-8")) for file in sorted(root.rglob("*.py"))
-            if file.relative_to(root).as_posix() != "widgets/safe.py"]
+    return [
+        (str(file.relative_to(root)), file.read_text(encoding="utf-8"))
+        for file in sorted(root.rglob("*.py"))
+        if file.relative_to(root).as_posix() != "widgets/safe.py"
+    ]
 
 
 def test_no_widget_is_fed_by_another_door() -> None:
     assert [wrong for path, source in modules() for wrong in wrong_doors(source, path)] == []
 
 
-@pytest.mark.parametrize("line", [
-    "from textual.widgets import Static",
-    "from textual.widgets import Input, Markdown",
-    "from rich.text import Text",
-    "widget.border_title = name",
-    "widget.tooltip = f'{name}'",
-    "self.app.notify(text)",
-    "Content(text)",
-    "Input(text)",
-    "Content.from_markup(text)",
-    "Option(text)",
-    "self.query_one(Static).update(text)",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from textual.widgets import Static",
+        "from textual.widgets import Input, Markdown",
+        "from rich.text import Text",
+        "widget.border_title = name",
+        "widget.tooltip = f'{name}'",
+        "self.app.notify(text)",
+        "Content(text)",
+        "Input(text)",
+        "Content.from_markup(text)",
+        "Option(text)",
+        "self.query_one(Static).update(text)",
+    ],
+)
 def test_the_look_at_the_source_sees_it(line: str) -> None:
     assert wrong_doors(line, "screens/x.py"), line
 
@@ -306,8 +410,18 @@ async def main():
 asyncio.run(main())
 print(json.dumps(sorted({m.split(".")[0] for m in sys.modules})))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert "ondevice_tui" in loaded
-    assert not loaded & {"torch", "mlx", "mlx_lm", "transformers", "huggingface_hub", "tokenizers", "ondevice_torch",
-                         "ondevice_mlx"}
+    assert not loaded & {
+        "torch",
+        "mlx",
+        "mlx_lm",
+        "transformers",
+        "huggingface_hub",
+        "tokenizers",
+        "ondevice_torch",
+        "ondevice_mlx",
+    }

@@ -57,7 +57,11 @@ def test_a_window_and_the_value_at_a_place() -> None:
 def test_smoothing_has_no_bias_at_its_beginning() -> None:
     assert smooth([5.0] * 4, 0.9) == pytest.approx([5.0] * 4)
     out = smooth([1.0, math.nan, 3.0], 0.5)
-    assert out[0] == 1.0 and math.isnan(out[1]) and out[2] == pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75)
+    assert (
+        out[0] == 1.0
+        and math.isnan(out[1])
+        and out[2] == pytest.approx((0.25 * 1 + 0.5 * 3) / 0.75)
+    )
 
 
 def test_sparks() -> None:
@@ -117,7 +121,10 @@ def test_a_torn_line_waits_and_a_damaged_one_is_told(tmp_path: Path) -> None:
     follower = follow(path)
     assert means(follower) == {1.0: 2.0}
     with open(path, "ab") as file:
-        file.write(b'ep", "step": 2, "loss": 3.0}\nnonsense\n[1, 2]\n' + b'{"event": "step", "step": 3, "loss": NaN}\n')
+        file.write(
+            b'ep", "step": 2, "loss": 3.0}\nnonsense\n[1, 2]\n'
+            + b'{"event": "step", "step": 3, "loss": NaN}\n'
+        )
     while follower.read():
         pass
     assert follower.history.steps["loss"].points == 3
@@ -140,10 +147,25 @@ def test_a_file_that_begins_anew_is_read_anew(tmp_path: Path) -> None:
 
 def test_what_is_odd_in_an_event_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    odd = {"event": "step", "step": 1, "loss": True, "text": "[/]", "list": [1], "reward": 0.5,
-           **{f"f{i}": i for i in range(200)}}
-    lines = [json.dumps(odd), '{"event": "step", "step": "x"}', '{"event": 3}', "{}", '"text"', "[" * 9000,
-             '{"event": "warning"}', '{"event": "eval", "step": 2, "loss": "none"}']
+    odd = {
+        "event": "step",
+        "step": 1,
+        "loss": True,
+        "text": "[/]",
+        "list": [1],
+        "reward": 0.5,
+        **{f"f{i}": i for i in range(200)},
+    }
+    lines = [
+        json.dumps(odd),
+        '{"event": "step", "step": "x"}',
+        '{"event": 3}',
+        "{}",
+        '"text"',
+        "[" * 9000,
+        '{"event": "warning"}',
+        '{"event": "eval", "step": 2, "loss": "none"}',
+    ]
     path.write_text("\n".join(lines) + "\n")
     history = follow(path).history
     assert set(history.steps) >= {"reward"} and not {"loss", "text", "list"} & set(history.steps)

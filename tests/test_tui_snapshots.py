@@ -1,11 +1,12 @@
-"""Every screen as a picture, at the smallest size and a large one: what is drawn stays as it was found good.
+"""Every screen as a picture, at the smallest size and a large one: what is drawn stays as it was
+found good.
 
 The pictures are in tests/snapshots. After a change that is meant, draw them anew and look at them:
 
     UPDATE_SNAPSHOTS=1 python -m pytest tests/test_tui_snapshots.py
 
-They hold for one version of Textual (the extra `dev` pins it): another one draws borders, scroll bars and the footer in
-its own way.
+They hold for one version of Textual (the extra `dev` pins it): another one draws borders, scroll
+bars and the footer in its own way.
 """
 
 from __future__ import annotations
@@ -29,14 +30,26 @@ from ondevice_tui.screens import rate, train
 from ondevice_tui.screens.chat import Pane
 from ondevice_tui.screens.start import StartScreen
 from test_tui_push import PLAN
-from tui_runs import SIZES, START, Clock, app_on, until, until_shown, write_done, write_grpo, write_stage
+from tui_runs import (
+    SIZES,
+    START,
+    Clock,
+    app_on,
+    until,
+    until_shown,
+    write_done,
+    write_grpo,
+    write_stage,
+)
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 DRAWN_BY = "8.2.8"  # the version of Textual
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(version("textual") != DRAWN_BY, reason=f"the pictures were drawn by textual {DRAWN_BY}"),
+    pytest.mark.skipif(
+        version("textual") != DRAWN_BY, reason=f"the pictures were drawn by textual {DRAWN_BY}"
+    ),
 ]
 
 
@@ -60,13 +73,25 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_stage(run.stage("init"), 0, answer="xq zz")
     write_stage(run.stage("pretrain"), warning="half of the rows were cut")
     write_stage(run.stage("sft"), 40, of=100, end="died")
-    write_done(run.stage("dpo"), [{"prompt": "Leo lives in…", "answer": "In a small house. I hope that helps!"}])
+    write_done(
+        run.stage("dpo"),
+        [{"prompt": "Leo lives in…", "answer": "In a small house. I hope that helps!"}],
+    )
     write_grpo(run.stage("grpo"))
     with Ratings.open(run.path, create=True) as ratings:
         for n in range(5):
-            ratings.add("a", f"Tell me about {n} cats.", [
-                Response("Once there was a cat called Tim. Tim did not like the pond. " * 3, "first-sft"),
-                Response("The cat water the water. The cat was was afraid.", "first-pretrain")], seed=n)
+            ratings.add(
+                "a",
+                f"Tell me about {n} cats.",
+                [
+                    Response(
+                        "Once there was a cat called Tim. Tim did not like the pond. " * 3,
+                        "first-sft",
+                    ),
+                    Response("The cat water the water. The cat was was afraid.", "first-pretrain"),
+                ],
+                seed=n,
+            )
 
 
 async def road_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
@@ -74,7 +99,9 @@ async def road_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
 
 
 async def start_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
-    await app.push_screen(StartScreen("sft", {"out": "runs/first", "model": "runs/first/pretrain/model"}))
+    await app.push_screen(
+        StartScreen("sft", {"out": "runs/first", "model": "runs/first/pretrain/model"})
+    )
     await until_shown(pilot, "start sft", "ready")
 
 
@@ -115,8 +142,16 @@ async def push_(app: OndeviceApp, pilot: Pilot[Any]) -> None:
     await until_shown(pilot, "model.safetensors", "logged in as me")
 
 
-SCREENS = {"road": road_, "start": start_, "train": train_, "rate": rate_, "reason": reason_, "ladder": ladder_,
-           "chat": chat_, "push": push_}
+SCREENS = {
+    "road": road_,
+    "start": start_,
+    "train": train_,
+    "rate": rate_,
+    "reason": reason_,
+    "ladder": ladder_,
+    "chat": chat_,
+    "push": push_,
+}
 
 
 def picture(app: OndeviceApp) -> str:
@@ -142,7 +177,8 @@ def test_the_screen_is_drawn_as_it_was(screen: str, size: tuple[int, int]) -> No
             for field in (*app.screen.query(Input), *app.screen.query(TextArea)):
                 field.cursor_blink = False
             before, still = "", 0
-            # Until nothing moves any more; a busy machine may stand still for a while before its files are read.
+            # Until nothing moves any more; a busy machine may stand still for a while before its
+            # files are read.
             while still < (5 if update else 50) and (update or drawn[-1:] != [wanted]):
                 before = drawn[-1] if drawn else ""
                 await pilot.pause(0.2)

@@ -1,4 +1,6 @@
-"""Using what was trained: the documented examples as they are written, every command at its pipe, hostile text."""
+"""Using what was trained: the documented examples as they are written, every command at its pipe,
+hostile text.
+"""
 
 from __future__ import annotations
 
@@ -37,31 +39,51 @@ from ondevice.seam.select import load_backend
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLE = textwrap.dedent("\n".join(re.findall(r"^(?: {4}.*)?$", (od.__doc__ or "").split("\n\n", 1)[1], re.M))).strip()
+EXAMPLE = textwrap.dedent(
+    "\n".join(re.findall(r"^(?: {4}.*)?$", (od.__doc__ or "").split("\n\n", 1)[1], re.M))
+).strip()
 STEPS = 2
 
 
 def command(*arguments: str, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "ondevice", *arguments], input=typed, capture_output=True, text=True,
-                          timeout=120, cwd=cwd)
+    return subprocess.run(
+        [sys.executable, "-m", "ondevice", *arguments],
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+    )
 
 
 def strict_json(text: str) -> Any:
     """The value of `text`, which has nothing in it that JSON does not know."""
+
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")
+
     return json.loads(text, parse_constant=refuse)
 
 
 # ---- the documented examples ----------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """(folder, names, printed) of the Python example, which was run there as it is written but for the steps."""
+    """(folder, names, printed) of the Python example, which was run there as it is written but for
+    the steps.
+    """
     folder = tmp_path_factory.mktemp("trained")
     (folder / "book.txt").write_text("Once upon a time Anna lived in Rome. " * 300)
-    chats = [{"messages": [{"role": "user", "content": f"{n}+1?"}, {"role": "assistant", "content": f"It is {n + 1}."}]}
-             for n in range(40)]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{n}+1?"},
+                {"role": "assistant", "content": f"It is {n + 1}."},
+            ]
+        }
+        for n in range(40)
+    ]
     (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
     names: dict[str, Any] = {}
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -70,10 +92,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 @pytest.mark.slow
-def test_the_example_of_the_api_runs_as_it_is_written(trained: tuple[Path, dict[str, Any], str],
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_api_runs_as_it_is_written(
+    trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, names, printed = trained
-    assert (names["base"], names["model"]) == (Path("runs/mine/pretrain/model"), Path("runs/mine/sft/model"))
+    assert (names["base"], names["model"]) == (
+        Path("runs/mine/pretrain/model"),
+        Path("runs/mine/sft/model"),
+    )
     assert EXAMPLE.count("steps=") == 2
     monkeypatch.chdir(folder)
     said = od.generate(model=names["model"], prompt="Once upon a time", max_new_tokens=40)
@@ -84,13 +110,16 @@ def test_the_readme_shows_the_same_example() -> None:
     assert re.findall(r"```python\n(.*?)\n```", README, re.DOTALL) == [EXAMPLE]
 
 
-TEXTS = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md")))]
+TEXTS = [
+    README,
+    *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").rglob("*.md"))),
+]
 QUOTED = [quoted for text in TEXTS for quoted in re.findall(r"`(ondevice [a-z][^`\n]*)`", text)]
 
 
 def documented_commands() -> list[str]:
-    """Every command line of this program that the README and the documents show; a verb that stands alone in a
-    sentence is a name and no command."""
+    """Every command line of this program that the README and the documents show; a verb that stands
+    alone in a sentence is a name and no command."""
     blocks = [block for text in TEXTS for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     found = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found += [quoted for quoted in QUOTED if len(quoted.split()) > 2]
@@ -103,14 +132,22 @@ def test_a_verb_that_is_named_is_there() -> None:
 
 
 @pytest.mark.parametrize("line", documented_commands())
-def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_documented_command_is_accepted(
+    line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     words = shlex.split(line, comments=True)[1:]
     verb, given = cli.VERBS[words[0]], []
 
     def stand_in(*arguments: Any, **keywords: Any) -> Any:
         given.append((*arguments, *keywords.values()))
-        nothing: dict[str, Any] = {"doctor": {}, "chat": None, "evaluate": {}, "generate": [], "rate": None,
-                                   "manage_ratings": {}}
+        nothing: dict[str, Any] = {
+            "doctor": {},
+            "chat": None,
+            "evaluate": {},
+            "generate": [],
+            "rate": None,
+            "manage_ratings": {},
+        }
         return nothing.get(verb.function, tmp_path)
 
     monkeypatch.chdir(tmp_path)
@@ -132,22 +169,49 @@ def test_a_documented_command_is_accepted(line: str, monkeypatch: pytest.MonkeyP
 
 def test_the_documents_show_most_commands() -> None:
     shown = {line.split()[1] for line in documented_commands()}
-    assert len(documented_commands()) >= 9 and {"run", "init", "pretrain", "sft", "chat", "generate", "doctor"} <= shown
+    assert (
+        len(documented_commands()) >= 9
+        and {"run", "init", "pretrain", "sft", "chat", "generate", "doctor"} <= shown
+    )
 
 
 # ---- the commands, from a shell -------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
-def test_generate_from_a_shell(trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_from_a_shell(
+    trained: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = trained[0]
     monkeypatch.chdir(folder)
-    want = od.generate(model="runs/mine", prompt="Once upon", max_new_tokens=20, samples=2, top_k=50, seed=3)
+    want = od.generate(
+        model="runs/mine", prompt="Once upon", max_new_tokens=20, samples=2, top_k=50, seed=3
+    )
     assert len(set(want)) == 2
-    line = ["generate", "runs/mine", "--max-new-tokens", "20", "--samples", "2", "--top-k", "50", "--seed", "3"]
+    line = [
+        "generate",
+        "runs/mine",
+        "--max-new-tokens",
+        "20",
+        "--samples",
+        "2",
+        "--top-k",
+        "50",
+        "--seed",
+        "3",
+    ]
     done = command(*line, "Once upon", cwd=folder)
-    assert (done.returncode, done.stdout, done.stderr) == (0, sanitize("\n\n".join(want)) + "\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        sanitize("\n\n".join(want)) + "\n",
+        "",
+    )
     done = command(*line, "--json", cwd=folder, typed="Once upon")
-    assert (done.returncode, strict_json(done.stdout), done.stderr) == (0, {"completions": want}, "")
+    assert (done.returncode, strict_json(done.stdout), done.stderr) == (
+        0,
+        {"completions": want},
+        "",
+    )
 
 
 @pytest.mark.slow
@@ -159,11 +223,20 @@ def test_eval_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
     assert 0.1 < found["bits_per_byte"] < 10
     done = command("eval", "runs/mine/pretrain", "book.txt", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (f"bits_per_byte: {found['bits_per_byte']:.4g}\nperplexity: {found['perplexity']:.4g}\n"
-                           "sequence_length: 128\n")
-    said = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello to you."}]}
+    assert done.stdout == (
+        f"bits_per_byte: {found['bits_per_byte']:.4g}\nperplexity: {found['perplexity']:.4g}\n"
+        "sequence_length: 128\n"
+    )
+    said = {
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hello to you."},
+        ]
+    }
     (folder / "said.jsonl").write_text(f"{json.dumps(said)}\n" * 2)
-    found = strict_json(command("eval", "runs/mine/pretrain", "said.jsonl", "--json", cwd=folder).stdout)
+    found = strict_json(
+        command("eval", "runs/mine/pretrain", "said.jsonl", "--json", cwd=folder).stdout
+    )
     tokenizer = Tokenizer.load(folder / "runs" / "mine" / "pretrain" / "model")
     answered = len(tokenizer.encode("Hello to you.")) + 1  # and the stop token
     assert (found["chats"], found["cut"], found["tokens"]) == (2, 0, 2 * answered)
@@ -187,11 +260,17 @@ def test_runs_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
     (run,) = strict_json(done.stdout)
     assert (done.returncode, done.stderr, run["path"]) == (0, "", "runs/mine")
     assert [(s["stage"], s["state"], s["step"]) for s in run["stages"]] == [
-        ("init", "done", 0), ("pretrain", "done", STEPS), ("sft", "done", STEPS)]
+        ("init", "done", 0),
+        ("pretrain", "done", STEPS),
+        ("sft", "done", STEPS),
+    ]
     done = command("runs", cwd=folder)
     lines = [line.split()[:4] for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr, lines[0]) == (0, "", ["runs/mine"])
-    assert lines[2:] == [["pretrain", "done", "step", f"{STEPS}/{STEPS}"], ["sft", "done", "step", f"{STEPS}/{STEPS}"]]
+    assert lines[2:] == [
+        ["pretrain", "done", "step", f"{STEPS}/{STEPS}"],
+        ["sft", "done", "step", f"{STEPS}/{STEPS}"],
+    ]
 
 
 @pytest.mark.slow
@@ -199,9 +278,14 @@ def test_runs_from_a_shell(trained: tuple[Path, dict[str, Any], str]) -> None:
 def test_streamed_pieces_are_the_answers_that_are_not_streamed(
     trained: tuple[Path, dict[str, Any], str], backend_name: str, temperature: float
 ) -> None:
-    settings: dict[str, Any] = {"model": trained[0] / "runs" / "mine", "prompt": "Anna lived",
-                                "samples": 3 if temperature else 1, "temperature": temperature, "max_new_tokens": 24,
-                                "backend": backend_name}
+    settings: dict[str, Any] = {
+        "model": trained[0] / "runs" / "mine",
+        "prompt": "Anna lived",
+        "samples": 3 if temperature else 1,
+        "temperature": temperature,
+        "max_new_tokens": 24,
+        "backend": backend_name,
+    }
     pieces: list[str] = []
     whole = od.generate(**settings)
     assert od.generate(**settings, write=pieces.append) == whole
@@ -211,28 +295,44 @@ def test_streamed_pieces_are_the_answers_that_are_not_streamed(
 
 # ---- hostile text ---------------------------------------------------------------------------------------------------
 
-# A terminal's sequence, a C1 control, an override of the direction, a mark that shows nothing, Markdown. No byte twice:
-# the model that says it knows the last byte alone.
+# A terminal's sequence, a C1 control, an override of the direction, a mark that shows nothing,
+# Markdown. No byte twice: the model that says it knows the last byte alone.
 HOSTILE = "\x1b[2J\r\0\x07\u202e\x9b\ufeff`|<b>"
 BAD_NAME = "x\x1b[31m\u202e"
 
 
 def parrot(folder: Path) -> Path:
-    """A model that answers whatever it is asked, or continues a text that ends in `o`, with HOSTILE and then stops."""
+    """A model that answers whatever it is asked, or continues a text that ends in `o`, with HOSTILE
+    and then stops.
+    """
     tokenizer = train_tokenizer(["no pair of letters"], 262)
     said = tokenizer.encode(HOSTILE)
     assert len(set(said)) == len(said) == len(HOSTILE.encode())
     ids = [*said, tokenizer.inner.token_to_id("<|end|>")]
     after = dict(zip(ids, ids[1:], strict=False))
-    after |= {tokenizer.inner.token_to_id("<|assistant|>"): ids[0], tokenizer.encode("o")[0]: ids[0]}
+    after |= {
+        tokenizer.inner.token_to_id("<|assistant|>"): ids[0],
+        tokenizer.encode("o")[0]: ids[0],
+    }
     return chain(folder, tokenizer, after)
 
 
 def chain(folder: Path, tokenizer: Tokenizer, after: dict[int, int]) -> Path:
-    """A model that writes `after[id]` after each id: the blocks add nothing, the embedding is the identity."""
+    """A model that writes `after[id]` after each id: the blocks add nothing, the embedding is the
+    identity.
+    """
     size = tokenizer.vocab_size + tokenizer.vocab_size % 2
-    cfg = DecoderConfig.parse({"model_type": "llama", "vocab_size": size, "hidden_size": size, "intermediate_size": 8,
-                               "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 128})
+    cfg = DecoderConfig.parse(
+        {
+            "model_type": "llama",
+            "vocab_size": size,
+            "hidden_size": size,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "max_position_embeddings": 128,
+        }
+    )
     weights = {name: np.zeros(shape, np.float32) for name, shape in shapes(cfg).items()}
     weights |= {name: w + 1 for name, w in weights.items() if name.endswith("norm.weight")}
     weights["model.embed_tokens.weight"] = np.eye(size, dtype=np.float32)
@@ -240,7 +340,9 @@ def chain(folder: Path, tokenizer: Tokenizer, after: dict[int, int]) -> Path:
         weights["lm_head.weight"][following, token] = 1
     backend = load_backend("torch", "cpu", "float32")
     folder.mkdir()
-    write_model(folder, backend, cfg, {name: backend.array(w) for name, w in weights.items()}, tokenizer)
+    write_model(
+        folder, backend, cfg, {name: backend.array(w) for name, w in weights.items()}, tokenizer
+    )
     return folder
 
 
@@ -252,14 +354,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def typed(place: Path, monkeypatch: pytest.MonkeyPatch,
-          capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def typed(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in this process; returns its exit code, stdout and stderr."""
     monkeypatch.chdir(place)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(arguments)
         return (code, *capfd.readouterr())
+
     return run
 
 
@@ -272,7 +376,9 @@ def harmless(text: str) -> bool:
 
 
 @pytest.mark.parametrize("arguments", [("hello",), ("Hi!", "--chat")])
-def test_what_a_model_writes_is_made_visible_before_it_is_shown(typed: Typed, arguments: tuple[str, ...]) -> None:
+def test_what_a_model_writes_is_made_visible_before_it_is_shown(
+    typed: Typed, arguments: tuple[str, ...]
+) -> None:
     assert not harmless(HOSTILE)
     code, out, err = typed("generate", "parrot", *arguments, *LIKELIEST)
     assert (code, out, err) == (0, sanitize(HOSTILE) + "\n", "")
@@ -296,10 +402,17 @@ def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.Mon
 
 
 def test_a_pipe_that_knows_no_unicode_gets_escapes(place: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST], cwd=place,
-                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    done = subprocess.run(
+        [sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST],
+        cwd=place,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode("ascii") == sanitize(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
+    assert (
+        done.stdout.decode("ascii")
+        == sanitize(HOSTILE).encode("ascii", "backslashreplace").decode() + "\n"
+    )
 
 
 class Screen(io.StringIO):
@@ -307,7 +420,9 @@ class Screen(io.StringIO):
         return True
 
 
-def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_is_too_long_does_not_end_the_conversation(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown, told = Screen(), Screen()
     for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
         monkeypatch.setattr(sys, name, stream)
@@ -317,16 +432,21 @@ def test_a_message_that_is_too_long_does_not_end_the_conversation(place: Path, m
     assert "That is too long: " in told.getvalue() and "fewer words" in told.getvalue()
 
 
-def test_nothing_is_forgotten_for_a_message_of_a_pipe_that_is_refused(place: Path,
-                                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_forgotten_for_a_message_of_a_pipe_that_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = iter(["Hi!", "Hi! " * 5000])
     with pytest.raises(UserError, match="the model's context holds"):
         chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
     assert "forgotten" not in capsys.readouterr().err
 
 
-def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message that is too long is as if it had not been said: what stands before it is still there."""
+def test_a_full_context_is_told_and_forgets_no_more_than_it_must(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that is too long is as if it had not been said: what stands before it is still
+    there.
+    """
     shown, told = Screen(), Screen()
     for name, stream in (("stdin", Screen()), ("stdout", shown), ("stderr", told)):
         monkeypatch.setattr(sys, name, stream)
@@ -337,20 +457,27 @@ def test_a_full_context_is_told_and_forgets_no_more_than_it_must(place: Path, mo
         ids, kept = fits(first, turns, model, longest)
         seen.append((len(turns), len(kept)))
         return ids, kept
+
     monkeypatch.setattr(chat, "fitting_ids", watched)
     said = iter(["Hi!", "Hi! " * 5000, "Hi!", "H" * 95, ""])
-    chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=20), lambda _: next(said))
+    chat.chat(
+        ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=20),
+        lambda _: next(said),
+    )
     assert seen == [(1, 1), (3, 1), (3, 3), (5, 1)]  # the third is asked with the first before it
     err = told.getvalue()
     assert err.count("That is too long: ") == 1 and "the first 4 turns are forgotten" in err
     assert "the answer ends here" not in err
-    said = iter(["H" * 118, ""])  # 128 hold a start, this, an end, the answer's opening and a few tokens
+    said = iter(
+        ["H" * 118, ""]
+    )  # 128 hold a start, this, an end, the answer's opening and a few tokens
     chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
     assert "The context is full: the answer ends here." in told.getvalue()
 
 
-def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                       capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_conversation_is_kept_in_a_file_and_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "kept" / "chat.jsonl"
     asked: list[list[dict[str, Any]]] = []
     fits = chat.fitting_ids
@@ -358,19 +485,26 @@ def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Pat
     def watched(first: Any, turns: Any, model: Any, longest: int) -> Any:
         asked.append([*first, *turns])
         return fits(first, turns, model, longest)
+
     monkeypatch.setattr(chat, "fitting_ids", watched)
 
     def speak(*said: str, **more: Any) -> None:
         lines = iter([*said, ""])
-        chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0, max_new_tokens=3, save=str(file), **more),
-                  lambda _: next(lines))
+        chat.chat(
+            ChatConfig(
+                model=str(place / "parrot"), temperature=0, max_new_tokens=3, save=str(file), **more
+            ),
+            lambda _: next(lines),
+        )
 
     speak("Hi!", system="Be kind.")
     speak("And?")
     assert [turn["role"] for turn in asked[1]] == ["system", "user", "assistant", "user"]
     assert "goes on, after 2 turns" in capsys.readouterr().err
     row = json.loads(file.read_text())
-    assert [turn["content"] for turn in row["messages"]][:2] == ["Be kind.", "Hi!"] and len(row["messages"]) == 5
+    assert [turn["content"] for turn in row["messages"]][:2] == ["Be kind.", "Hi!"] and len(
+        row["messages"]
+    ) == 5
     assert row["model"] == str(place / "parrot") and row["sampling"]["max_new_tokens"] == 3
     with pytest.raises(UserError, match="has other instructions"):
         speak("Hi!", system="Be rude.")
@@ -379,19 +513,41 @@ def test_a_conversation_is_kept_in_a_file_and_goes_on(place: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_run_shows_and_reports_nothing_raw(typed: Typed, place: Path) -> None:
-    """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and in report.md."""
+    """Model text, prompts, and the names of the run, the recipe and the data, on stdout, stderr and
+    in report.md.
+    """
     data, out = place / f"{BAD_NAME}.jsonl", f"{BAD_NAME}|<i>"
-    chat = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": HOSTILE}]}
+    chat = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": HOSTILE}]
+    }
     data.write_text(f"{json.dumps(chat)}\n" * 150 + "{\n")
     recipe = place / f"{BAD_NAME}.yaml"
-    recipe.write_text(json.dumps({"prompts": [f"say {HOSTILE}", "o…"], "stages": {"sft": {
-        "model": "parrot", "data": data.name, "steps": 1, "sequence_length": 64, "learning_rate": 1e-9}}}))
+    recipe.write_text(
+        json.dumps(
+            {
+                "prompts": [f"say {HOSTILE}", "o…"],
+                "stages": {
+                    "sft": {
+                        "model": "parrot",
+                        "data": data.name,
+                        "steps": 1,
+                        "sequence_length": 64,
+                        "learning_rate": 1e-9,
+                    }
+                },
+            }
+        )
+    )
     code, printed, err = typed("run", recipe.name, "--out", out)
     assert code == 0, err
     assert harmless(printed) and printed.count(sanitize(HOSTILE)) == 3  # a prompt and two answers
     assert harmless(err) and sanitize(BAD_NAME) in err and "1 of 151 rows could not be used" in err
     report = (place / out / "report.md").read_text()
-    assert harmless(report) and report.startswith("# x␛\\[31m\\\\u202e\\|\\<i\\>\n") and report.count("␛\\[2J␍") == 3
+    assert (
+        harmless(report)
+        and report.startswith("# x␛\\[31m\\\\u202e\\|\\<i\\>\n")
+        and report.count("␛\\[2J␍") == 3
+    )
     kept = json.loads((place / out / "sft" / "done.json").read_text())
     assert kept["answers"][0]["answer"] == HOSTILE  # as it is
 
@@ -409,9 +565,16 @@ def test_errors_quote_files_and_words_harmlessly(typed: Typed, place: Path) -> N
     (place / f"{BAD_NAME}.txt").write_bytes(b"\xff")
     (place / BAD_NAME).mkdir()
     (place / BAD_NAME / "config.json").write_text(json.dumps({"model_type": HOSTILE}))
-    for arguments in (["eval", "parrot", f"{BAD_NAME}.txt"], ["eval", "parrot", f"{BAD_NAME}.gone"],
-                      ["generate", BAD_NAME, "hi"], [BAD_NAME], ["run", BAD_NAME], ["sft", f"--{BAD_NAME}"],
-                      ["run", "tiny", "--set", f"{BAD_NAME}=1"], ["runs", "report", BAD_NAME[:3]]):
+    for arguments in (
+        ["eval", "parrot", f"{BAD_NAME}.txt"],
+        ["eval", "parrot", f"{BAD_NAME}.gone"],
+        ["generate", BAD_NAME, "hi"],
+        [BAD_NAME],
+        ["run", BAD_NAME],
+        ["sft", f"--{BAD_NAME}"],
+        ["run", "tiny", "--set", f"{BAD_NAME}=1"],
+        ["runs", "report", BAD_NAME[:3]],
+    ):
         code, out, err = typed(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert harmless(err) and re.search(r"x(␛|\\x1b)", err), err
@@ -423,7 +586,9 @@ def test_a_vocabulary_cannot_smuggle_in_a_sequence(typed: Typed, place: Path) ->
     tokenizer.inner.add_tokens([HOSTILE])
     tokenizer = Tokenizer(tokenizer.inner, tokenizer.config, tokenizer.chat_template)
     token = tokenizer.inner.token_to_id(HOSTILE)
-    chain(place / "vocabulary", tokenizer, {tokenizer.encode("o")[0]: token, token: tokenizer.eos_id})
+    chain(
+        place / "vocabulary", tokenizer, {tokenizer.encode("o")[0]: token, token: tokenizer.eos_id}
+    )
     assert od.generate(model=place / "vocabulary", prompt="hello", temperature=0) == [HOSTILE]
     assert typed("generate", "vocabulary", "hello", *LIKELIEST) == (0, sanitize(HOSTILE) + "\n", "")
 
@@ -434,7 +599,11 @@ def test_a_traceback_quotes_harmlessly(typed: Typed, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(od, "evaluate", broken)
     code, out, err = typed("eval", "parrot")
-    assert (code, out) == (1, "") and harmless(err) and err.endswith(f"RuntimeError: {sanitize(HOSTILE)}\n")
+    assert (
+        (code, out) == (1, "")
+        and harmless(err)
+        and err.endswith(f"RuntimeError: {sanitize(HOSTILE)}\n")
+    )
 
 
 def test_a_model_that_went_wrong_still_gives_json(typed: Typed, place: Path) -> None:
@@ -452,23 +621,40 @@ def test_a_model_that_went_wrong_still_gives_json(typed: Typed, place: Path) -> 
 
 def test_what_a_template_refuses_is_the_person_s_to_know(place: Path) -> None:
     """The Python API says it as the commands do."""
-    folder = chain(place / "refusing", train_tokenizer(["no pair of letters"], 262).with_template(
-        "{{ raise_exception('no system, please') }}"), {})
+    folder = chain(
+        place / "refusing",
+        train_tokenizer(["no pair of letters"], 262).with_template(
+            "{{ raise_exception('no system, please') }}"
+        ),
+        {},
+    )
     with pytest.raises(UserError, match="no system, please"):
         od.generate(model=folder, prompt="hello", chat=True)
 
 
 def test_each_setting_of_generation_that_transformers_knows_is_read_or_harmless_or_named() -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers says what there is to ask for")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers says what there is to ask for"
+    )
     names = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
     assert len(names) > 50
     searched = {field.name for field in dataclasses.fields(Search)}
-    for without, read in ((chat._LEFT_OUT, ()), (beam_search._LEFT_OUT, {*searched, *beam_search._DRAWING})):
+    for without, read in (
+        (chat._LEFT_OUT, ()),
+        (beam_search._LEFT_OUT, {*searched, *beam_search._DRAWING}),
+    ):
         for name in sorted(names | {"not_invented_yet"}):
             told = left_out({name: 7}, without, dict.fromkeys(read))
-            assert told == ([] if name not in without and (name in HARMLESS or name in read) else [name])
+            assert told == (
+                [] if name not in without and (name in HARMLESS or name in read) else [name]
+            )
     assert all(HARMLESS.values()) and not {*HARMLESS} & {*chat._LEFT_OUT}
-    unsaid = {**chat._LEFT_OUT, "not_invented_yet": None, "_from_model_config": True, "watermarking_config": {}}
+    unsaid = {
+        **chat._LEFT_OUT,
+        "not_invented_yet": None,
+        "_from_model_config": True,
+        "watermarking_config": {},
+    }
     assert left_out(unsaid, chat._LEFT_OUT) == []
 
 
@@ -480,14 +666,30 @@ def test_what_generation_config_asks_for_is_kept_or_named(typed: Typed, place: P
         file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 1e-9}))
         code, _, err = typed("generate", "parrot", "hello", *LIKELIEST)
         assert code == 2 and "repetition_penalty is 1e-09" in err
-        file.write_text(json.dumps({**json.loads(before), "repetition_penalty": 50.0, "min_new_tokens": 2,
-                                    "do_sample": True, "temperature": 0.6}))
+        file.write_text(
+            json.dumps(
+                {
+                    **json.loads(before),
+                    "repetition_penalty": 50.0,
+                    "min_new_tokens": 2,
+                    "do_sample": True,
+                    "temperature": 0.6,
+                }
+            )
+        )
         code, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3", *LIKELIEST)
-        assert code == 0 and "generation_config.json asks for min_new_tokens: what is drawn here does without" in err
+        assert (
+            code == 0
+            and "generation_config.json asks for min_new_tokens: what is drawn here does without"
+            in err
+        )
         assert "temperature" not in err  # greedy: nothing is drawn
         model = load_model(place / "parrot", load_backend("torch", "cpu", "float32"))
         assert chat.sampling(ChatConfig(model="-"), model).repetition_penalty == 50
-        assert chat.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty == 1.1
+        assert (
+            chat.sampling(ChatConfig(model="-", repetition_penalty=1.1), model).repetition_penalty
+            == 1.1
+        )
         _, _, err = typed("generate", "parrot", "hello", "--max-new-tokens", "3")
         assert "asks for temperature 0.6; here the settings decide: temperature 0.8" in err
     finally:

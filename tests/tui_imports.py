@@ -1,7 +1,7 @@
 """Who imports what while the app runs: a finder that looks on, and may make every import slow.
 
-As a program it opens the app on a folder of runs, goes through every screen and all that it does in threads, and prints
-as JSON what a thread other than the main one has imported:
+As a program it opens the app on a folder of runs, goes through every screen and all that it does in
+threads, and prints as JSON what a thread other than the main one has imported:
 
     python tests/tui_imports.py RUNS FILE [seconds that each import takes [seconds before Rate is opened]]
 """
@@ -23,14 +23,19 @@ ALONE = ("pyarrow", "datasets")
 
 
 class Onlooker:
-    """First of `sys.meta_path`: it finds nothing, and notes each module that a thread of the app looks for."""
+    """First of `sys.meta_path`: it finds nothing, and notes each module that a thread of the app
+    looks for.
+    """
 
     def __init__(self, slow: float = 0.0) -> None:
         self.slow = slow
         self.seen: list[tuple[str, str]] = []  # (module, thread)
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
-        if threading.current_thread() is not threading.main_thread() and name.split(".")[0] not in ALONE:
+        if (
+            threading.current_thread() is not threading.main_thread()
+            and name.split(".")[0] not in ALONE
+        ):
             self.seen.append((name, threading.current_thread().name))
         if self.slow:
             time.sleep(self.slow)  # other threads run meanwhile, as they do while a disk is read
@@ -50,7 +55,10 @@ async def until_shown(pilot: Any, text: str) -> None:
     """As in `tui_runs`, which is not imported here: it imports much of what the app would."""
     for _ in range(600):
         await pilot.pause()
-        rows = ["".join(segment.text for segment in strip) for strip in pilot.app.screen._compositor.render_strips()]
+        rows = [
+            "".join(segment.text for segment in strip)
+            for strip in pilot.app.screen._compositor.render_strips()
+        ]
         if any(text in row for row in rows):
             return
         await asyncio.sleep(0.05)

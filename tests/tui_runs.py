@@ -1,4 +1,6 @@
-"""Run folders with fixed contents for the tests of the terminal UI, and what a screen shows as text."""
+"""Run folders with fixed contents for the tests of the terminal UI, and what a screen shows as
+text.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,44 @@ class Clock:
         return Clock.now
 
 
-def write_stage(stage: StageFolder, steps: int = 100, *, of: int = 0,
-                fields: Callable[[int], dict[str, Any]] | None = None, answer: str = "in a small house",
-                end: str = "done", warning: str = "") -> None:
-    """A stage with `steps` steps, held-out losses, a sample; `end`: done, died, or the reason of a failure."""
+def write_stage(
+    stage: StageFolder,
+    steps: int = 100,
+    *,
+    of: int = 0,
+    fields: Callable[[int], dict[str, Any]] | None = None,
+    answer: str = "in a small house",
+    end: str = "done",
+    warning: str = "",
+) -> None:
+    """A stage with `steps` steps, held-out losses, a sample; `end`: done, died, or the reason of a
+    failure.
+    """
     stage.create()
     stage.lock.touch()
     answers = [{"prompt": "Leo lives in…", "answer": answer}, {"prompt": "2 + 2 =", "answer": "4"}]
     with EventWriter(stage.events, now=Clock()) as events:
-        events.emit("start", 0, stage=stage.name, steps=of or steps, config={"steps": of or steps, "seed": 7})
+        events.emit(
+            "start",
+            0,
+            stage=stage.name,
+            steps=of or steps,
+            config={"steps": of or steps, "seed": 7},
+        )
         for step in range(1, steps + 1):
             numbers = fields(step) if fields else {}
-            events.emit("step", step, loss=6 * math.exp(-step / 30) + 1, lr=1e-3, grad_norm=0.5, tokens=step * 512,
-                        tokens_per_second=900.0, seconds=0.5, memory_bytes=10**9, **numbers)
+            events.emit(
+                "step",
+                step,
+                loss=6 * math.exp(-step / 30) + 1,
+                lr=1e-3,
+                grad_norm=0.5,
+                tokens=step * 512,
+                tokens_per_second=900.0,
+                seconds=0.5,
+                memory_bytes=10**9,
+                **numbers,
+            )
             if step % 25 == 0:
                 events.emit("eval", step, loss=6 * math.exp(-step / 30) + 1.1, tokens=512)
             if step % 50 == 0:
@@ -62,9 +89,19 @@ def write_stage(stage: StageFolder, steps: int = 100, *, of: int = 0,
 
 
 def write_done(stage: StageFolder, answers: list[dict[str, str]]) -> None:
-    record = {"fingerprint": {}, "answers": answers, "seconds": 50.0, "cpu_seconds": 60.0, "peak_bytes": 10**9,
-              "marks": {"bits_per_byte": 1.25, "exact_match": 0.731, "by_kind": {"sum": [3, 4], "facts": [1, 2]}},
-              "outcome": {"steps": 100, "tokens": 51200, "loss": 1.31}}
+    record = {
+        "fingerprint": {},
+        "answers": answers,
+        "seconds": 50.0,
+        "cpu_seconds": 60.0,
+        "peak_bytes": 10**9,
+        "marks": {
+            "bits_per_byte": 1.25,
+            "exact_match": 0.731,
+            "by_kind": {"sum": [3, 4], "facts": [1, 2]},
+        },
+        "outcome": {"steps": 100, "tokens": 51200, "loss": 1.31},
+    }
     stage.create()
     stage.done.write_text(json.dumps(record))
     stage.model.mkdir(exist_ok=True)
@@ -88,8 +125,10 @@ def app_on(folder: Path) -> OndeviceApp:
 
 def shown(app: OndeviceApp) -> str:
     """What stands on the screen, line by line."""
-    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in
-                     app.screen._compositor.render_strips())
+    return "\n".join(
+        "".join(segment.text for segment in strip).rstrip()
+        for strip in app.screen._compositor.render_strips()
+    )
 
 
 async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str = "") -> None:
@@ -109,26 +148,48 @@ async def until_shown(pilot: Pilot[Any], *texts: str) -> str:
     return shown(pilot.app)  # type: ignore[arg-type]
 
 
-def completion(text: str, right: bool, advantage: float, *, truncated: bool = False) -> dict[str, Any]:
+def completion(
+    text: str, right: bool, advantage: float, *, truncated: bool = False
+) -> dict[str, Any]:
     """A completion as GRPO writes it; the answer is its last word."""
     parsed = text.rsplit(" ", 1)[-1]
-    return {"text": text, "tokens": len(text.split()), "truncated": truncated, "advantage": advantage,
-            "rewards": {"correct": float(right), "format": 0.2}, "reward": right + 0.2, "parsed": parsed,
-            "span": [len(text) - len(parsed), len(text)]}
+    return {
+        "text": text,
+        "tokens": len(text.split()),
+        "truncated": truncated,
+        "advantage": advantage,
+        "rewards": {"correct": float(right), "format": 0.2},
+        "reward": right + 0.2,
+        "parsed": parsed,
+        "span": [len(text) - len(parsed), len(text)],
+    }
 
 
 def group(step: int, kind: str) -> dict[str, Any]:
     """A group of four: all right, all wrong, mixed or truncated."""
     rights = {"all right": [1, 1, 1, 1], "all wrong": [0, 0, 0, 0]}.get(kind, [1, 0, 0, 1])
-    made = [completion(f"{step} and {i} make {43 if right else 33}", bool(right), 0.87 if right else -0.87,
-                       truncated=kind == "truncated" and i == 2) for i, right in enumerate(rights)]
+    made = [
+        completion(
+            f"{step} and {i} make {43 if right else 33}",
+            bool(right),
+            0.87 if right else -0.87,
+            truncated=kind == "truncated" and i == 2,
+        )
+        for i, right in enumerate(rights)
+    ]
     return {"prompt": f"What is {step}+{kind}?", "answer": "43", "completions": made}
 
 
 def write_held_out(stage: StageFolder, step: int, right: bool, *, said: str = "so it is") -> None:
     """A measurement of two held-out problems after this step, as GRPO and PPO write it."""
-    groups = [{"prompt": f"What is {n}+1?", "answer": "43", "completions": [
-        completion(f"{said} {43 if right else 33}", right, 0.0)]} for n in (5, 6)]
+    groups = [
+        {
+            "prompt": f"What is {n}+1?",
+            "answer": "43",
+            "completions": [completion(f"{said} {43 if right else 33}", right, 0.0)],
+        }
+        for n in (5, 6)
+    ]
     with LineFile(stage.path / "groups.jsonl") as file:
         place = file.append({"held_out": True, "step": step, "groups": groups})
     with EventWriter(stage.events, now=Clock()) as events:
@@ -136,13 +197,34 @@ def write_held_out(stage: StageFolder, step: int, right: bool, *, said: str = "s
 
 
 def write_grpo(stage: StageFolder, steps: int = 20) -> None:
-    """A finished GRPO stage; a step has a mixed group, one all right or wrong, and one mixed or (every fourth) cut."""
+    """A finished GRPO stage; a step has a mixed group, one all right or wrong, and one mixed or
+    (every fourth) cut.
+    """
     offsets = []
     with LineFile(stage.create().path / "groups.jsonl") as file:
         for step in range(1, steps + 1):
-            kinds = ["mixed", "all right" if step % 2 else "all wrong", "truncated" if step % 4 == 0 else "mixed"]
-            offsets.append(file.append({"step": step, "groups": [group(step, kind) for kind in kinds]}))
-    write_stage(stage, steps, fields=lambda step: {
-        "reward": step / steps, "reward_std": 0.2, "accuracy": step / steps, "kl": 0.01, "entropy": 1.2,
-        "completion_length": 40 + step, "clip_fraction": 0.02, "zero_spread": 0.66, "reward/correct": step / steps,
-        "reward/format": 0.2, "groups": offsets[step - 1]})
+            kinds = [
+                "mixed",
+                "all right" if step % 2 else "all wrong",
+                "truncated" if step % 4 == 0 else "mixed",
+            ]
+            offsets.append(
+                file.append({"step": step, "groups": [group(step, kind) for kind in kinds]})
+            )
+    write_stage(
+        stage,
+        steps,
+        fields=lambda step: {
+            "reward": step / steps,
+            "reward_std": 0.2,
+            "accuracy": step / steps,
+            "kl": 0.01,
+            "entropy": 1.2,
+            "completion_length": 40 + step,
+            "clip_fraction": 0.02,
+            "zero_spread": 0.66,
+            "reward/correct": step / steps,
+            "reward/format": 0.2,
+            "groups": offsets[step - 1],
+        },
+    )

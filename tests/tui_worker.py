@@ -1,4 +1,5 @@
-"""Stands in for `ondevice worker` where a test needs no model: it says the last message back, word by word.
+"""Stands in for `ondevice worker` where a test needs no model: it says the last message back, word
+by word.
 
     slow …        one word, then it waits for a cancel
     crash         it ends with a complaint; crash later: after a word
@@ -7,7 +8,8 @@
     Question …    another answer to each number that is asked for
     \\x1b…         whatever is asked comes back as it is
 
-As a reward model it gives every answer the same score where the prompt has a 3 in it, else the first one 5 more.
+As a reward model it gives every answer the same score where the prompt has a 3 in it, else the
+first one 5 more.
 """
 
 from __future__ import annotations
@@ -25,8 +27,15 @@ def main() -> None:
     if "broken" in sys.argv[1]:
         sys.exit("ondevice: broken: is no checkpoint")
     thinks = "sft" in sys.argv[1]
-    tell(event="ready", model=sys.argv[1], parameters=10, context=64, chat="init" not in sys.argv[1],
-         template_kwargs={"thinks": False} if thinks else {}, template_reads=["thinks"] if thinks else [])
+    tell(
+        event="ready",
+        model=sys.argv[1],
+        parameters=10,
+        context=64,
+        chat="init" not in sys.argv[1],
+        template_kwargs={"thinks": False} if thinks else {},
+        template_reads=["thinks"] if thinks else [],
+    )
     for raw in sys.stdin:
         request = json.loads(raw)
         if request["op"] == "cancel":
@@ -35,7 +44,12 @@ def main() -> None:
         said = messages[-1]["content"] if messages else request["text"]
         if request["op"] == "score":
             first = 0.0 if "3" in said else 5.0
-            tell(event="done", id=name, scores=[first] + [0.0] * (len(request["responses"]) - 1), seconds=0.1)
+            tell(
+                event="done",
+                id=name,
+                scores=[first] + [0.0] * (len(request["responses"]) - 1),
+                seconds=0.1,
+            )
             continue
         if said.startswith("crash"):
             if said != "crash":
@@ -57,9 +71,17 @@ def main() -> None:
         if cancelled:
             while json.loads(sys.stdin.readline())["op"] != "cancel":
                 pass
-        tell(event="done", id=name, text=" ".join(words), tokens=len(words), stopped=said not in ("long", "full"),
-             prompt_tokens=64 - len(words) if said == "full" else 3,
-             cancelled=cancelled, forgotten=2 if said == "forget" else 0, seconds=0.5)
+        tell(
+            event="done",
+            id=name,
+            text=" ".join(words),
+            tokens=len(words),
+            stopped=said not in ("long", "full"),
+            prompt_tokens=64 - len(words) if said == "full" else 3,
+            cancelled=cancelled,
+            forgotten=2 if said == "forget" else 0,
+            seconds=0.5,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""MLX on Apple GPUs (and its CPU build): files, steps, memory. Read beside `ondevice_torch/backend.py`."""
+"""MLX on Apple GPUs (and its CPU build): files, steps, memory. Read beside
+`ondevice_torch/backend.py`.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,18 @@ FLOATS = (mx.float32, mx.bfloat16, mx.float16)
 
 
 def make(device: str, dtype: str) -> MLXBackend:
-    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is no such device."""
+    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is
+    no such device.
+    """
     gpu = mx.is_available(mx.gpu)
     if device == "gpu" and not gpu:
         raise UserError("MLX sees no GPU here", where="device", hint="take --device cpu or auto")
     on_gpu = gpu and device != "cpu"
     mx.set_default_device(mx.gpu if on_gpu else mx.cpu)
-    return MLXBackend("gpu" if on_gpu else "cpu", ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype)
+    return MLXBackend(
+        "gpu" if on_gpu else "cpu",
+        ("bfloat16" if on_gpu else "float32") if dtype == "auto" else dtype,
+    )
 
 
 class MLXBackend:
@@ -40,13 +47,27 @@ class MLXBackend:
     # files
     def load(self, file: Path, dtype: str | None = "float32") -> dict[str, mx.array]:
         params: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
-        return {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
+        return {
+            n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p
+            for n, p in params.items()
+        }
 
-    def save(self, file: Path, params: dict[str, mx.array], metadata: dict[str, str], dtype: str | None = None) -> None:
-        cast = {n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p for n, p in params.items()}
+    def save(
+        self,
+        file: Path,
+        params: dict[str, mx.array],
+        metadata: dict[str, str],
+        dtype: str | None = None,
+    ) -> None:
+        cast = {
+            n: p.astype(DTYPES[dtype]) if dtype and p.dtype in FLOATS else p
+            for n, p in params.items()
+        }
         mx.save_safetensors(str(file), cast, {"format": "pt", **metadata})
 
-    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, mx.array]]:
+    def open_library(
+        self, folder: Path, raw: dict[str, Any], dtype: str
+    ) -> tuple[Library, dict[str, mx.array]]:
         from .libraries import load
 
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
@@ -58,8 +79,15 @@ class MLXBackend:
         return np.array(x.astype(mx.float32) if x.dtype == mx.bfloat16 else x)
 
     # work
-    def trainer(self, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array], optim: OptimSettings, *,
-                compile: str = "auto") -> MLXTrainer:
+    def trainer(
+        self,
+        loss: Loss,
+        trainable: dict[str, mx.array],
+        frozen: dict[str, mx.array],
+        optim: OptimSettings,
+        *,
+        compile: str = "auto",
+    ) -> MLXTrainer:
         return MLXTrainer(self, loss, trainable, frozen, optim, compile != "never")
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
@@ -67,6 +95,7 @@ class MLXBackend:
 
         def run(*args: Any) -> Any:
             return body(*(self._place(a) for a in args))
+
         return run
 
     def _place(self, x: Any) -> Any:
@@ -89,21 +118,34 @@ class MLXBackend:
 
 
 def _together(metrics: Mapping[str, tuple[mx.array, mx.array]]) -> dict[str, mx.array]:
-    """Every name with one and the same array (M, 2) of all (sum, count), in the names' order. One array: where two
-    outputs of a compiled function are the same computation, as two metrics' counts are, MLX 0.32 raises IndexError."""
+    """Every name with one and the same array (M, 2) of all (sum, count), in the names' order. One
+    array: where two outputs of a compiled function are the same computation, as two metrics' counts
+    are, MLX 0.32 raises IndexError."""
     pairs = [mx.stack([x.astype(mx.float32) for x in metrics[name]]) for name in sorted(metrics)]
     return dict.fromkeys(metrics, mx.stack(pairs))
 
 
 class MLXTrainer:
-    def __init__(self, backend: MLXBackend, loss: Loss, trainable: dict[str, mx.array], frozen: dict[str, mx.array],
-                 optim: OptimSettings, compiled: bool) -> None:
-        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a resume
+    def __init__(
+        self,
+        backend: MLXBackend,
+        loss: Loss,
+        trainable: dict[str, mx.array],
+        frozen: dict[str, mx.array],
+        optim: OptimSettings,
+        compiled: bool,
+    ) -> None:
+        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
+        # resume
         self.backend, self.trainable, self.frozen = backend, dict(sorted(trainable.items())), frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._traces = 0
 
-        def whole(trainable: dict[str, mx.array], frozen: dict[str, mx.array], arrays: Mapping[str, mx.array]) -> Any:
+        def whole(
+            trainable: dict[str, mx.array],
+            frozen: dict[str, mx.array],
+            arrays: Mapping[str, mx.array],
+        ) -> Any:
             self._traces += 1
             value, metrics = loss(backend.ops, {**trainable, **frozen}, arrays)  # type: ignore[arg-type]
             return value, _together(metrics)  # type: ignore[arg-type]
@@ -112,7 +154,8 @@ class MLXTrainer:
             self._traces += 1
             return self.optimizer.update(params, grads, state, step, lr)
 
-        # parameters, state, rate and step are arguments: whatever a compiled function captures is a constant
+        # parameters, state, rate and step are arguments: whatever a compiled function captures is a
+        # constant
         self._gradient = mx.value_and_grad(whole)
         self._update: Callable[..., Any] = update
         if compiled:
@@ -130,7 +173,9 @@ class MLXTrainer:
             if len(batches) > 1:  # else the graphs of all micro-batches would be alive together
                 mx.eval(grads, totals)
         step = mx.array(self.optimizer.steps + 1, mx.int32)
-        new_params, state, norm, finite = self._update(self.trainable, grads, self.optimizer.state, step, mx.array(lr))
+        new_params, state, norm, finite = self._update(
+            self.trainable, grads, self.optimizer.state, step, mx.array(lr)
+        )
         sums = {n: mx.sum(mx.stack(pairs), 0) for n, pairs in totals.items()}
         size = self._size(new_params)
         mx.eval(new_params, state, norm, finite, sums, size)
@@ -141,11 +186,16 @@ class MLXTrainer:
         out = {n: total / count if count else float("nan") for n, (total, count) in pairs.items()}
         # finite weights can be so large that their sum is not
         ruined = done and not bool(mx.isfinite(size).item()) and bool(self.not_finite())
-        return {**out, "grad_norm": float(norm.item()), "skipped": 0.0 if done else 1.0, "ruined": float(ruined)}
+        return {
+            **out,
+            "grad_norm": float(norm.item()),
+            "skipped": 0.0 if done else 1.0,
+            "ruined": float(ruined),
+        }
 
     def _size(self, params: dict[str, mx.array]) -> mx.array:
-        """A sum over the parameters: not finite where one of them is not. Not compiled with the update, whose
-        numbers it is not to touch."""
+        """A sum over the parameters: not finite where one of them is not. Not compiled with the
+        update, whose numbers it is not to touch."""
         return mx.sum(mx.stack([mx.sum(p).astype(mx.float32) for p in params.values()]))
 
     def not_finite(self) -> list[str]:

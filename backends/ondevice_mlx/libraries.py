@@ -1,4 +1,6 @@
-"""An mlx-lm model behind our face (`ondevice/models/library.py`). Read beside `ondevice_torch/libraries.py`."""
+"""An mlx-lm model behind our face (`ondevice/models/library.py`). Read beside
+`ondevice_torch/libraries.py`.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,18 @@ _BODIES = ("model", "transformer", "backbone")
 
 
 def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[MLXLibrary, Params]:
-    """The model of a folder, and its weights in `dtype`. Raises UserError: mlx-lm is not there, does not know the
-    architecture, or finds other weights than it looks for."""
+    """The model of a folder, and its weights in `dtype`. Raises UserError: mlx-lm is not there,
+    does not know the architecture, or finds other weights than it looks for."""
     try:
         from mlx_lm.utils import _get_classes, load_model
     except ImportError:
         from ondevice.common.distribution import install_hint
 
-        raise UserError(f"mlx-lm is not installed, which knows {raw['model_type']}", where=str(folder),
-                        hint=install_hint("mlx")) from None
+        raise UserError(
+            f"mlx-lm is not installed, which knows {raw['model_type']}",
+            where=str(folder),
+            hint=install_hint("mlx"),
+        ) from None
     try:
         _get_classes(raw)
     except (ValueError, AttributeError) as error:  # no module of that name, or one that is no model
@@ -42,42 +47,64 @@ def load(folder: Path, raw: dict[str, Any], ops: MLXOps, dtype: str) -> tuple[ML
         model, _ = load_model(folder, lazy=True, trust_remote_code=False)
     except Exception as error:  # of whatever kind: it is the folder's
         said = " ".join(str(error).split())[:300]
-        raise UserError(f"mlx-lm cannot load it: {said}", where=str(folder),
-                        hint="is the download whole?") from error
+        raise UserError(
+            f"mlx-lm cannot load it: {said}", where=str(folder), hint="is the download whole?"
+        ) from error
     may = getattr(model, "cast_predicate", lambda _: True)
-    cast = {n: p.astype(DTYPES[dtype]) if mx.issubdtype(p.dtype, mx.floating) and may(n) else p
-            for n, p in tree_flatten(model.parameters())}
+    cast = {
+        n: p.astype(DTYPES[dtype]) if mx.issubdtype(p.dtype, mx.floating) and may(n) else p
+        for n, p in tree_flatten(model.parameters())
+    }
     library = MLXLibrary(model, cast, raw, ops, str(folder))
     _need_head(folder, library, cast)
     return library, {n: cast[n] for n in library.shapes}
 
 
 def _need_head(folder: Path, library: MLXLibrary, weights: Params) -> None:
-    """Raises UserError where the folder's head is no copy of the table that mlx-lm takes in its place."""
+    """Raises UserError where the folder's head is no copy of the table that mlx-lm takes in its
+    place.
+    """
     table = weights[library.head.name]
     if library.head.name == "lm_head.weight":
         return
     for file in weight_files(folder):
         head = dict(mx.load(str(file))).get("lm_head.weight")  # type: ignore[call-overload]
-        if head is not None and not (head.shape == table.shape and mx.array_equal(head.astype(table.dtype), table)):
-            raise UserError("holds a head apart from its embeddings, which mlx-lm would leave out", where=str(folder),
-                            hint='where it is the model\'s, say "tie_word_embeddings": false in config.json')
+        if head is not None and not (
+            head.shape == table.shape and mx.array_equal(head.astype(table.dtype), table)
+        ):
+            raise UserError(
+                "holds a head apart from its embeddings, which mlx-lm would leave out",
+                where=str(folder),
+                hint='where it is the model\'s, say "tie_word_embeddings": false in config.json',
+            )
 
 
 class MLXLibrary:
     """The modules; between two calls they hold no weights."""
 
-    def __init__(self, model: Any, weights: Params, raw: dict[str, Any], ops: MLXOps, where: str) -> None:
+    def __init__(
+        self, model: Any, weights: Params, raw: dict[str, Any], ops: MLXOps, where: str
+    ) -> None:
         self._model, self._ops = model, ops
         self._may = getattr(model, "cast_predicate", lambda _: True)
-        self._body = next((getattr(model, name) for name in _BODIES if isinstance(getattr(model, name, None),
-                                                                                 nn.Module)), None)
-        tables = [f"{n}.weight" for n, module in model.named_modules() if isinstance(module, nn.Embedding)]
+        self._body = next(
+            (
+                getattr(model, name)
+                for name in _BODIES
+                if isinstance(getattr(model, name, None), nn.Module)
+            ),
+            None,
+        )
+        tables = [
+            f"{n}.weight" for n, module in model.named_modules() if isinstance(module, nn.Embedding)
+        ]
         first = max(tables, key=lambda n: weights[n].shape[0], default=None)
         if self._body is None or first is None:
             raise odd_head(raw, where)
         self._beside: dict[str, Params] = {}
-        self.shapes = {n: tuple(weights[n].shape) for n in (first, *(n for n in weights if n != first))}
+        self.shapes = {
+            n: tuple(weights[n].shape) for n in (first, *(n for n in weights if n != first))
+        }
         self._nothing = tree_unflatten([(n, mx.zeros((0,))) for n in self.shapes])
         self.linears: dict[str, tuple[int, int]] = {}
         for name, module in model.named_modules():
@@ -89,7 +116,9 @@ class MLXLibrary:
         self.head = self._checked(Head(head), weights, raw, where)
 
     def _checked(self, head: Head, weights: Params, raw: dict[str, Any], where: str) -> Head:
-        """The head with its scale. Raises UserError where it does not give the library's own logits."""
+        """The head with its scale. Raises UserError where it does not give the library's own
+        logits.
+        """
         ids = mx.array([[1, 2, 3]])
         with self._with(weights):
             told = self._model(ids)[0].astype(mx.float32)
@@ -105,12 +134,24 @@ class MLXLibrary:
 
     @contextmanager
     def _with(self, params: Params) -> Iterator[None]:
-        """Within, the modules hold the weights in the compute type, and their layers add their adapters."""
+        """Within, the modules hold the weights in the compute type, and their layers add their
+        adapters.
+        """
         self._beside, cast = by_module(params), self._ops.compute  # type: ignore[arg-type,assignment]
         try:
-            self._model.update(tree_unflatten([
-                (n, p.astype(cast) if mx.issubdtype(p.dtype, mx.floating) and self._may(n) else p)
-                for n, p in ((n, params[n]) for n in self.shapes)]))
+            self._model.update(
+                tree_unflatten(
+                    [
+                        (
+                            n,
+                            p.astype(cast)
+                            if mx.issubdtype(p.dtype, mx.floating) and self._may(n)
+                            else p,
+                        )
+                        for n, p in ((n, params[n]) for n in self.shapes)
+                    ]
+                )
+            )
             yield
         finally:
             self._model.update(self._nothing)
@@ -133,14 +174,19 @@ class MLXLibrary:
                 last: mx.array = self._body(ids, cache=cache)[:, -1]
             mx.eval(last)
             return last
+
         return read
 
     def save(self, folder: Path, params: Params, dtype: str) -> None:
         """Under mlx-lm's names, which it takes as they are when it loads them again."""
         from mlx_lm.utils import save_model
 
-        cast = {n: params[n].astype(DTYPES[dtype]) if mx.issubdtype(params[n].dtype, mx.floating) and self._may(n)
-                else params[n] for n in self.shapes}
+        cast = {
+            n: params[n].astype(DTYPES[dtype])
+            if mx.issubdtype(params[n].dtype, mx.floating) and self._may(n)
+            else params[n]
+            for n in self.shapes
+        }
         with self._with(params):
             self._model.update(tree_unflatten(list(cast.items())))
             save_model(folder, self._model, donate_model=False)

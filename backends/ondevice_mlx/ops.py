@@ -13,8 +13,14 @@ from ondevice.models.lora import add_adapters
 
 from .quant import dequantize, format_of
 
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16, "int32": mx.int32,
-          "int64": mx.int64, "bool": mx.bool_}
+DTYPES = {
+    "float32": mx.float32,
+    "bfloat16": mx.bfloat16,
+    "float16": mx.float16,
+    "int32": mx.int32,
+    "int64": mx.int64,
+    "bool": mx.bool_,
+}
 Params = dict[str, mx.array]
 
 
@@ -29,9 +35,13 @@ class MLXOps:
     def linear(self, params: Params, name: str, x: mx.array) -> mx.array:
         if f"{name}.scales" in params:
             packed = params[f"{name}.weight"]
-            scales, biases = (self.weight(params, f"{name}.{part}") for part in ("scales", "biases"))
+            scales, biases = (
+                self.weight(params, f"{name}.{part}") for part in ("scales", "biases")
+            )
             bits, group_size = format_of(packed, scales, x.shape[-1])
-            y = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=group_size, bits=bits)
+            y = mx.quantized_matmul(
+                x, packed, scales, biases, transpose=True, group_size=group_size, bits=bits
+            )
         else:
             y = x @ self.weight(params, f"{name}.weight").T
         if f"{name}.bias" in params:
@@ -41,14 +51,21 @@ class MLXOps:
     def embed(self, params: Params, name: str, ids: mx.array, width: int = 0) -> mx.array:
         table = params[f"{name}.weight"]
         if f"{name}.scales" in params:
-            scales, biases = (self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases"))
+            scales, biases = (
+                self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases")
+            )
             return dequantize(table[ids], scales, biases, width)
-        # the gather comes before the cast: the gradient of a cast table would be a second dense table
+        # the gather comes before the cast: the gradient of a cast table would be a second dense
+        # table
         return table[ids].astype(self.compute)
 
-    def rms_norm(self, params: Params, name: str, x: mx.array, eps: float, shift: float = 0.0) -> mx.array:
+    def rms_norm(
+        self, params: Params, name: str, x: mx.array, eps: float, shift: float = 0.0
+    ) -> mx.array:
         weight = params[f"{name}.weight"].astype(mx.float32)
-        return mx.fast.rms_norm(x.astype(mx.float32), weight + shift if shift else weight, eps).astype(x.dtype)
+        return mx.fast.rms_norm(
+            x.astype(mx.float32), weight + shift if shift else weight, eps
+        ).astype(x.dtype)
 
     def layer_norm(self, params: Params, name: str, x: mx.array, eps: float) -> mx.array:
         bias = params[f"{name}.bias"].astype(mx.float32) if f"{name}.bias" in params else None
@@ -60,9 +77,19 @@ class MLXOps:
         a, b = mx.split(x.astype(mx.float32), 2, -1)
         return mx.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
-    def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: mx.array | None = None, lengths: mx.array | None = None,
-                  bias: mx.array | None = None) -> mx.array:
+    def attention(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        *,
+        scale: float,
+        causal: bool = True,
+        window: int = 0,
+        segments: mx.array | None = None,
+        lengths: mx.array | None = None,
+        bias: mx.array | None = None,
+    ) -> mx.array:
         plain = segments is None and lengths is None and not window and (bias is None or not causal)
         mask: Any = "causal" if causal else None
         if not plain:
@@ -155,15 +182,21 @@ class MLXOps:
 
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(block: Params, *args: Any) -> Any:
-            # what is packed has no gradient, and MLX refuses it as an argument of what is differentiated
+            # what is packed has no gradient, and MLX refuses it as an argument of what is
+            # differentiated
             packed, floats = _apart(block)
-            return mx.checkpoint(lambda floats, *args: fn({**floats, **packed}, *args))(floats, *args)
+            return mx.checkpoint(lambda floats, *args: fn({**floats, **packed}, *args))(
+                floats, *args
+            )
+
         return run
 
-    def in_chunks(self, fn: Callable[..., tuple[mx.array, ...]], rows: int, *,
-                  keep: bool = False) -> Callable[..., tuple[mx.array, ...]]:
-        # an own gradient, not mx.checkpoint of each chunk: a graph has no order but its edges, and a compiler that
-        # sees independent chunks computes many of them again at once. `depends` draws the missing edges, both ways
+    def in_chunks(
+        self, fn: Callable[..., tuple[mx.array, ...]], rows: int, *, keep: bool = False
+    ) -> Callable[..., tuple[mx.array, ...]]:
+        # an own gradient, not mx.checkpoint of each chunk: a graph has no order but its edges, and
+        # a compiler that sees independent chunks computes many of them again at once. `depends`
+        # draws the missing edges, both ways
         def run(params: Params, x: mx.array, *others: mx.array) -> tuple[mx.array, ...]:
             packed, params = _apart(params)
             parts = [slice(start, start + rows) for start in range(0, x.shape[0], rows)]
@@ -181,15 +214,21 @@ class MLXOps:
                 params, x = primals
                 names, total, grads = list(params), list[mx.array](), list[mx.array]()
                 for part in parts:
+
                     def chunk(*arrays: mx.array, part: slice = part) -> list[mx.array]:
                         held = {**dict(zip(names, arrays[:-1], strict=True)), **packed}
                         return list(fn(held, arrays[-1], *(o[part] for o in others)))
+
                     piece = mx.depends(x[part], [*total, grads[-1]]) if grads else x[part]
                     _, new = mx.vjp(chunk, [*params.values(), piece], [c[part] for c in cotangents])
-                    total = [a + b for a, b in zip(total, new[:-1], strict=True)] if total else new[:-1]
+                    total = (
+                        [a + b for a, b in zip(total, new[:-1], strict=True)] if total else new[:-1]
+                    )
                     grads.append(new[-1])
                 return dict(zip(names, total, strict=True)), mx.concatenate(grads)
+
             return forward(params, x)
+
         return run
 
 
@@ -199,8 +238,14 @@ def _apart(block: Params) -> tuple[Params, Params]:
     return packed, {n: p for n, p in block.items() if n not in packed}
 
 
-def attention_mask(t_q: int, t_k: int, causal: bool, window: int,
-                   segments: mx.array | None, lengths: mx.array | None) -> mx.array:
+def attention_mask(
+    t_q: int,
+    t_k: int,
+    causal: bool,
+    window: int,
+    segments: mx.array | None,
+    lengths: mx.array | None,
+) -> mx.array:
     """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
 
     Causal is bottom-right: the last query is at the last key, or at `lengths - 1` of its row.
@@ -210,7 +255,11 @@ def attention_mask(t_q: int, t_k: int, causal: bool, window: int,
     last = lengths[:, None] if lengths is not None else t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
     at = mx.maximum(queries + (last - t_q), 0)[..., :, None].reshape(-1, t_q, 1)
-    mask = keys <= at if causal else keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
+    mask = (
+        keys <= at
+        if causal
+        else keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
+    )
     if window:
         mask = mask & (keys > at - window)
         if not causal:

@@ -14,21 +14,33 @@ from .ops import MLXOps
 
 
 class Optimizer:
-    """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon), float32."""
+    """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon),
+    float32.
+    """
 
     def __init__(self, params: dict[str, mx.array], settings: OptimSettings, ops: MLXOps) -> None:
         self.settings, self.ops = settings, ops
         self.muon = [n for n in params if n in settings.muon_names]
         self.rest = [n for n in params if n not in settings.muon_names]
-        self.state: dict[str, mx.array] = {f"{n}.momentum": mx.zeros_like(params[n]) for n in self.muon}
+        self.state: dict[str, mx.array] = {
+            f"{n}.momentum": mx.zeros_like(params[n]) for n in self.muon
+        }
         for n in self.rest:
             self.state[f"{n}.exp_avg"] = mx.zeros_like(params[n])
             self.state[f"{n}.exp_avg_sq"] = mx.zeros_like(params[n])
         self.steps = 0
 
-    def update(self, params: dict[str, mx.array], grads: dict[str, mx.array], state: dict[str, mx.array],
-               step: mx.array, lr: mx.array) -> tuple[dict[str, mx.array], dict[str, mx.array], mx.array, mx.array]:
-        """(new parameters, new state, global norm, finite); where it is not finite, the old ones come back."""
+    def update(
+        self,
+        params: dict[str, mx.array],
+        grads: dict[str, mx.array],
+        state: dict[str, mx.array],
+        step: mx.array,
+        lr: mx.array,
+    ) -> tuple[dict[str, mx.array], dict[str, mx.array], mx.array, mx.array]:
+        """(new parameters, new state, global norm, finite); where it is not finite, the old ones
+        come back.
+        """
         s = self.settings
         norm = mx.sqrt(sum((mx.sum(mx.square(g)) for g in grads.values()), mx.array(0.0)))
         finite = mx.isfinite(norm)
@@ -44,11 +56,21 @@ class Optimizer:
         held = {n: mx.where(finite, fresh[n], old) for n, old in state.items()}
         return kept, held, norm, finite
 
-    def _adamw(self, params: dict[str, mx.array], grads: dict[str, mx.array], state: dict[str, mx.array],
-               step: mx.array, lr: mx.array, new: dict[str, mx.array], fresh: dict[str, mx.array]) -> None:
+    def _adamw(
+        self,
+        params: dict[str, mx.array],
+        grads: dict[str, mx.array],
+        state: dict[str, mx.array],
+        step: mx.array,
+        lr: mx.array,
+        new: dict[str, mx.array],
+        fresh: dict[str, mx.array],
+    ) -> None:
         s = self.settings
         for decay in {s.weight_decay, 0.0}:
-            library = optim.AdamW(0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True)
+            library = optim.AdamW(
+                0.0, betas=[s.beta1, s.beta2], eps=s.eps, weight_decay=decay, bias_correction=True
+            )
             library.state["step"], library.state["learning_rate"] = step, lr
             for n in self.rest:
                 if s.decay(n, params[n].ndim) != decay:
@@ -57,8 +79,15 @@ class Optimizer:
                 new[n] = library.apply_single(grads[n], params[n], held)
                 fresh[f"{n}.exp_avg"], fresh[f"{n}.exp_avg_sq"] = held["m"], held["v"]
 
-    def _muon(self, params: dict[str, mx.array], grads: dict[str, mx.array], state: dict[str, mx.array],
-              lr: mx.array, new: dict[str, mx.array], fresh: dict[str, mx.array]) -> None:
+    def _muon(
+        self,
+        params: dict[str, mx.array],
+        grads: dict[str, mx.array],
+        state: dict[str, mx.array],
+        lr: mx.array,
+        new: dict[str, mx.array],
+        fresh: dict[str, mx.array],
+    ) -> None:
         for n in self.muon:
             old = state[f"{n}.momentum"]
             fresh[f"{n}.momentum"] = old + (1 - MOMENTUM) * (grads[n] - old)

@@ -23,12 +23,23 @@ from .optim import Optimizer
 
 
 def make(device: str, dtype: str) -> TorchBackend:
-    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is no such device."""
-    gpu = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is
+    no such device.
+    """
+    gpu = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else None
+    )
     if device == "gpu" and gpu is None:
         raise UserError("torch sees no GPU here", where="device", hint="take --device cpu or auto")
     name = "cpu" if device == "cpu" or gpu is None else gpu
-    return TorchBackend(torch.device(name), ("float32" if name == "cpu" else "bfloat16") if dtype == "auto" else dtype)
+    return TorchBackend(
+        torch.device(name),
+        ("float32" if name == "cpu" else "bfloat16") if dtype == "auto" else dtype,
+    )
 
 
 class TorchBackend:
@@ -43,26 +54,47 @@ class TorchBackend:
     # files
     def load(self, file: Path, dtype: str | None = "float32") -> dict[str, Tensor]:
         params = safetensors.torch.load_file(file, device=self.device)
-        return {n: p.to(DTYPES[dtype]) if dtype and p.is_floating_point() else p for n, p in params.items()}
+        return {
+            n: p.to(DTYPES[dtype]) if dtype and p.is_floating_point() else p
+            for n, p in params.items()
+        }
 
-    def save(self, file: Path, params: dict[str, Tensor], metadata: dict[str, str], dtype: str | None = None) -> None:
+    def save(
+        self,
+        file: Path,
+        params: dict[str, Tensor],
+        metadata: dict[str, str],
+        dtype: str | None = None,
+    ) -> None:
         cast = DTYPES[dtype] if dtype else None
-        host = {n: p.detach().to("cpu", cast if cast and p.is_floating_point() else p.dtype).contiguous()
-                for n, p in params.items()}
+        host = {
+            n: p.detach()
+            .to("cpu", cast if cast and p.is_floating_point() else p.dtype)
+            .contiguous()
+            for n, p in params.items()
+        }
         held: set[int] = set()
-        for name, p in host.items():  # safetensors refuses two names of one memory, as a head begins as a table's copy
+        for (
+            name,
+            p,
+        ) in (
+            host.items()
+        ):  # safetensors refuses two names of one memory, as a head begins as a table's copy
             host[name] = p.clone() if p.data_ptr() in held and p.numel() else p
             held.add(p.data_ptr())
         safetensors.torch.save_file(host, file, metadata={"format": "pt", **metadata})
 
-    def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, dict[str, Tensor]]:
+    def open_library(
+        self, folder: Path, raw: dict[str, Any], dtype: str
+    ) -> tuple[Library, dict[str, Tensor]]:
         from .libraries import load
 
         return load(folder, raw, self.ops, dtype)  # type: ignore[return-value]
 
     def array(self, x: np.ndarray) -> Tensor:
         host = torch.from_numpy(np.asarray(x, order="C"))
-        # from pinned memory alone may a copy go on behind us; on MPS one from other memory reads what is there later
+        # from pinned memory alone may a copy go on behind us; on MPS one from other memory reads
+        # what is there later
         if self.device == "cuda":
             return host.pin_memory().to(self._device, non_blocking=True)
         return host.to(self._device)
@@ -72,8 +104,15 @@ class TorchBackend:
         return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
 
     # work
-    def trainer(self, loss: Loss, trainable: dict[str, Tensor], frozen: dict[str, Tensor], optim: OptimSettings, *,
-                compile: str = "auto") -> TorchTrainer:
+    def trainer(
+        self,
+        loss: Loss,
+        trainable: dict[str, Tensor],
+        frozen: dict[str, Tensor],
+        optim: OptimSettings,
+        *,
+        compile: str = "auto",
+    ) -> TorchTrainer:
         return TorchTrainer(self, loss, trainable, frozen, optim, self._compiled(compile))
 
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
@@ -82,6 +121,7 @@ class TorchBackend:
         def run(*args: Any) -> Any:
             with torch.no_grad():
                 return body(*(self._place(a) for a in args))
+
         return run
 
     def _compiled(self, compile: str) -> bool:
@@ -116,23 +156,36 @@ class TorchBackend:
 
 
 class TorchTrainer:
-    def __init__(self, backend: TorchBackend, loss: Loss, trainable: dict[str, Tensor], frozen: dict[str, Tensor],
-                 optim: OptimSettings, compiled: bool) -> None:
+    def __init__(
+        self,
+        backend: TorchBackend,
+        loss: Loss,
+        trainable: dict[str, Tensor],
+        frozen: dict[str, Tensor],
+        optim: OptimSettings,
+        compiled: bool,
+    ) -> None:
         self.backend = backend
-        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a resume
-        self.trainable = {n: p.detach().clone().requires_grad_() for n, p in sorted(trainable.items())}
+        # in one order, whatever a file's is: sums over tensors are then the same to the bit after a
+        # resume
+        self.trainable = {
+            n: p.detach().clone().requires_grad_() for n, p in sorted(trainable.items())
+        }
         self.frozen = frozen
         self.optimizer = Optimizer(self.trainable, optim, backend.ops)
         self._traces = 0
 
         def whole(arrays: Mapping[str, Tensor]) -> Any:
             return loss(backend.ops, {**self.trainable, **self.frozen}, arrays)  # type: ignore[arg-type]
+
         self._loss = torch.compile(whole) if compiled else whole
 
     def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
         totals: dict[str, list[Tensor]] = {}
         for batch in batches:
-            value, metrics = self._loss({k: self.backend.array(np.asarray(v)) for k, v in batch.items()})
+            value, metrics = self._loss(
+                {k: self.backend.array(np.asarray(v)) for k, v in batch.items()}
+            )
             value.backward()
             for name, (total, count) in metrics.items():
                 pair = torch.stack((total.detach().float(), count.detach().float()))
@@ -147,12 +200,19 @@ class TorchTrainer:
         out = {n: total / count if count else float("nan") for n, total, count in pairs}
         # finite weights can be so large that their norm is not
         ruined = finite and not size < float("inf") and bool(self.not_finite())
-        return {**out, "grad_norm": norm, "skipped": 0.0 if finite else 1.0, "ruined": float(ruined)}
+        return {
+            **out,
+            "grad_norm": norm,
+            "skipped": 0.0 if finite else 1.0,
+            "ruined": float(ruined),
+        }
 
     @torch.no_grad()
     def _size(self) -> Tensor:
         """The global norm of the parameters: not finite where one of them is not."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(self.trainable.values())))).float()
+        return torch.linalg.vector_norm(
+            torch.stack(torch._foreach_norm(list(self.trainable.values())))
+        ).float()
 
     @torch.no_grad()
     def not_finite(self) -> list[str]:

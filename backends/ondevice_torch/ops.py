@@ -15,8 +15,14 @@ from ondevice.models.lora import add_adapters
 
 from .quant import QuantizedLinear, dequantize
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int32": torch.int32,
-          "int64": torch.int64, "bool": torch.bool}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
 Params = dict[str, Tensor]
 
 
@@ -32,7 +38,9 @@ class TorchOps:
     def linear(self, params: Params, name: str, x: Tensor) -> Tensor:
         bias = self.weight(params, f"{name}.bias") if f"{name}.bias" in params else None
         if f"{name}.scales" in params:
-            scales, biases = (self.weight(params, f"{name}.{part}") for part in ("scales", "biases"))
+            scales, biases = (
+                self.weight(params, f"{name}.{part}") for part in ("scales", "biases")
+            )
             y: Tensor = QuantizedLinear.apply(x, params[f"{name}.weight"], scales, biases)  # type: ignore[no-untyped-call]
             y = y if bias is None else y + bias
         else:
@@ -42,43 +50,83 @@ class TorchOps:
     def embed(self, params: Params, name: str, ids: Tensor, width: int = 0) -> Tensor:
         table = params[f"{name}.weight"]
         if f"{name}.scales" in params:
-            scales, biases = (self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases"))
+            scales, biases = (
+                self.weight(params, f"{name}.{part}")[ids] for part in ("scales", "biases")
+            )
             return dequantize(table.view(torch.int32)[ids], scales, biases, width)
-        # the gather comes before the cast: the gradient of a cast table would be a second dense table
+        # the gather comes before the cast: the gradient of a cast table would be a second dense
+        # table
         return F.embedding(ids, table).to(self.compute)
 
-    def rms_norm(self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0) -> Tensor:
+    def rms_norm(
+        self, params: Params, name: str, x: Tensor, eps: float, shift: float = 0.0
+    ) -> Tensor:
         weight = params[f"{name}.weight"].float()
-        return F.rms_norm(x.float(), (x.shape[-1],), weight + shift if shift else weight, eps).to(x.dtype)
+        return F.rms_norm(x.float(), (x.shape[-1],), weight + shift if shift else weight, eps).to(
+            x.dtype
+        )
 
     def layer_norm(self, params: Params, name: str, x: Tensor, eps: float) -> Tensor:
         bias = params[f"{name}.bias"].float() if f"{name}.bias" in params else None
-        return F.layer_norm(x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), bias, eps).to(x.dtype)
+        return F.layer_norm(
+            x.float(), (x.shape[-1],), params[f"{name}.weight"].float(), bias, eps
+        ).to(x.dtype)
 
     # blocks
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         a, b = x.float().chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: Tensor | None = None, lengths: Tensor | None = None,
-                  bias: Tensor | None = None) -> Tensor:
-        plain = segments is None and lengths is None and not window and (
-            not causal or (q.shape[2] == k.shape[2] and bias is None))
-        mask = None if plain else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        causal: bool = True,
+        window: int = 0,
+        segments: Tensor | None = None,
+        lengths: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        plain = (
+            segments is None
+            and lengths is None
+            and not window
+            and (not causal or (q.shape[2] == k.shape[2] and bias is None))
+        )
+        mask = (
+            None
+            if plain
+            else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
+        )
         if bias is not None:
             mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
-        if q.shape[2] == 1 and q.shape[1] != k.shape[1]:  # the heads of a group ask as so many queries of one head
+        if (
+            q.shape[2] == 1 and q.shape[1] != k.shape[1]
+        ):  # the heads of a group ask as so many queries of one head
             b, h, _, c = q.shape
             asked = q.reshape(b, k.shape[1], h // k.shape[1], c)
-            return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(b, h, 1, c)
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and plain, scale=scale,
-                                              enable_gqa=q.shape[1] != k.shape[1])
+            return F.scaled_dot_product_attention(asked, k, v, mask, scale=scale).reshape(
+                b, h, 1, c
+            )
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            mask,
+            is_causal=causal and plain,
+            scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
 
     def cache_write(self, cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
         # in place: decoding records no gradient, and the caller only uses what is returned
         rows = torch.arange(cache.shape[0], device=cache.device)
-        cache[rows[:, None], :, at[:, None] + torch.arange(new.shape[2], device=cache.device)] = new.transpose(1, 2)
+        cache[rows[:, None], :, at[:, None] + torch.arange(new.shape[2], device=cache.device)] = (
+            new.transpose(1, 2)
+        )
         return cache
 
     def silu(self, x: Tensor) -> Tensor:
@@ -152,7 +200,10 @@ class TorchOps:
     def constant(self, x: np.ndarray) -> Tensor:
         held = self._constants.get(id(x))
         if held is None:  # the array is kept beside its copy, so that its id stays its own
-            held = self._constants[id(x)] = (x, torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
+            held = self._constants[id(x)] = (
+                x,
+                torch.from_numpy(np.ascontiguousarray(x)).to(self.device),
+            )
         return held[1]
 
     # autograd
@@ -162,19 +213,32 @@ class TorchOps:
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             return torch_checkpoint(fn, *args, use_reentrant=False, preserve_rng_state=False)
+
         return run
 
-    def in_chunks(self, fn: Callable[..., tuple[Tensor, ...]], rows: int, *,
-                  keep: bool = False) -> Callable[..., tuple[Tensor, ...]]:
+    def in_chunks(
+        self, fn: Callable[..., tuple[Tensor, ...]], rows: int, *, keep: bool = False
+    ) -> Callable[..., tuple[Tensor, ...]]:
         def run(params: Params, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             body = self.checkpoint(fn) if torch.is_grad_enabled() and not keep else fn
-            out = [body(params, *(a[start:start + rows] for a in (x, *others))) for start in range(0, x.shape[0], rows)]
+            out = [
+                body(params, *(a[start : start + rows] for a in (x, *others)))
+                for start in range(0, x.shape[0], rows)
+            ]
             return tuple(torch.cat(column) for column in zip(*out, strict=True))
+
         return run
 
 
-def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, window: int,
-                   segments: Tensor | None, lengths: Tensor | None) -> Tensor:
+def attention_mask(
+    t_q: int,
+    t_k: int,
+    device: torch.device,
+    causal: bool,
+    window: int,
+    segments: Tensor | None,
+    lengths: Tensor | None,
+) -> Tensor:
     """Boolean (B or 1, 1, t_q, t_k), True where a query may look; every query sees at least itself.
 
     Causal is bottom-right: the last query is at the last key, or at `lengths - 1` of its row.
@@ -184,7 +248,11 @@ def attention_mask(t_q: int, t_k: int, device: torch.device, causal: bool, windo
     last = lengths[:, None] if lengths is not None else t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
     at = (queries + (last - t_q)).clamp(min=0)[..., :, None].reshape(-1, t_q, 1)
-    mask = keys <= at if causal else keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
+    mask = (
+        keys <= at
+        if causal
+        else keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
+    )
     if window:
         mask = mask & (keys > at - window)
         if not causal:

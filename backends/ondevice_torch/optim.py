@@ -12,7 +12,9 @@ from .ops import TorchOps
 
 
 class Optimizer:
-    """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon), float32."""
+    """State is kept per tensor name: `exp_avg` and `exp_avg_sq` (AdamW) or `momentum` (Muon),
+    float32.
+    """
 
     def __init__(self, params: dict[str, Tensor], settings: OptimSettings, ops: TorchOps) -> None:
         self.params, self.settings, self.ops = params, settings, ops
@@ -20,10 +22,17 @@ class Optimizer:
         self.momentum = {n: torch.zeros_like(params[n]) for n in self.muon}
         rest = [n for n in params if n not in settings.muon_names]
         decays = {n: settings.decay(n, params[n].ndim) for n in rest}
-        groups = [{"params": [params[n] for n in rest if decays[n] == rate], "weight_decay": rate}
-                  for rate in sorted({*decays.values()}, reverse=True)]
-        self.adamw = torch.optim.AdamW(groups, lr=1.0, fused=True, eps=settings.eps,
-                                       betas=(settings.beta1, settings.beta2)) if rest else None
+        groups = [
+            {"params": [params[n] for n in rest if decays[n] == rate], "weight_decay": rate}
+            for rate in sorted({*decays.values()}, reverse=True)
+        ]
+        self.adamw = (
+            torch.optim.AdamW(
+                groups, lr=1.0, fused=True, eps=settings.eps, betas=(settings.beta1, settings.beta2)
+            )
+            if rest
+            else None
+        )
         self.rest = rest
         self.steps = 0
 
@@ -51,7 +60,9 @@ class Optimizer:
 
     def _muon(self, lr: float) -> None:
         buffers = [self.momentum[n].lerp_(self.params[n].grad, 1 - MOMENTUM) for n in self.muon]
-        looked = [self.params[n].grad.lerp(b, MOMENTUM) for n, b in zip(self.muon, buffers, strict=True)]
+        looked = [
+            self.params[n].grad.lerp(b, MOMENTUM) for n, b in zip(self.muon, buffers, strict=True)
+        ]
         for name, update in zip(self.muon, muon_updates(self.ops, looked), strict=True):
             p = self.params[name]
             p.mul_(1 - lr * self.settings.weight_decay).add_(update, alpha=-lr)
@@ -62,7 +73,9 @@ class Optimizer:
             for n in self.rest:
                 held = self.adamw.state.get(self.params[n], {})
                 for key in ("exp_avg", "exp_avg_sq"):
-                    out[f"{n}.{key}"] = held[key] if key in held else torch.zeros_like(self.params[n])
+                    out[f"{n}.{key}"] = (
+                        held[key] if key in held else torch.zeros_like(self.params[n])
+                    )
         return out
 
     def restore(self, state: dict[str, Tensor], steps: int) -> None:
@@ -72,5 +85,9 @@ class Optimizer:
         if self.adamw is not None:
             for n in self.rest:
                 p = self.params[n]
-                self.adamw.state[p] = {"step": torch.tensor(float(steps), device=p.device),
-                                       **{k: state[f"{n}.{k}"].to(p.device).clone() for k in ("exp_avg", "exp_avg_sq")}}
+                self.adamw.state[p] = {
+                    "step": torch.tensor(float(steps), device=p.device),
+                    **{
+                        k: state[f"{n}.{k}"].to(p.device).clone() for k in ("exp_avg", "exp_avg_sq")
+                    },
+                }

@@ -5,17 +5,19 @@
         .new                       what is being made, a file or a folder: at the end it is renamed to NAME
         .old                       what stood at NAME, while it is being replaced
 
-Nothing is deleted by its name alone. A folder is removed only where two things are proved: that we made it (the marker
-is inside) and that its maker is dead (the marker can be locked: the kernel frees a lock when its holder dies in any
-way, and a number of a process is given out again). Where a file system has no locks nothing is proved, and what a
-killed process left there stays. What is moved into place never holds a marker, so there is none to take out of it and
-no kill between the two: the marker stands one level higher.
+Nothing is deleted by its name alone. A folder is removed only where two things are proved: that we
+made it (the marker is inside) and that its maker is dead (the marker can be locked: the kernel
+frees a lock when its holder dies in any way, and a number of a process is given out again). Where a
+file system has no locks nothing is proved, and what a killed process left there stays. What is
+moved into place never holds a marker, so there is none to take out of it and no kill between the
+two: the marker stands one level higher.
 
 A process may be killed at any line:
 - before `.new` is renamed: NAME is as it was; the next write beside it removes the folder;
 - between the two renames of a replacement: NAME is missing, and the next write beside it puts `.old` back and says so;
 - after the second: NAME is the new one; the next write removes the folder with the old one in it.
-A folder is emptied before its marker goes, so that what is half removed can still be proved to be ours.
+A folder is emptied before its marker goes, so that what is half removed can still be proved to be
+ours.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ _HELD: weakref.WeakSet[_Lock] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """In a forked child: it would hold its parent's locks after that one's death. Started programs inherit none."""
+    """In a forked child: it would hold its parent's locks after that one's death. Started programs
+    inherit none.
+    """
     for lock in list(_HELD):
         lock.close()
 
@@ -77,8 +81,9 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def aside(target: Path, say: Say = to_stderr) -> Iterator[Path]:
-    """Yields a path near `target`, on its disk, at which a file or a folder can be made; the body moves it to `target`.
-    What is left there at the end is removed, and so is what killed processes have left beside `target`.
+    """Yields a path near `target`, on its disk, at which a file or a folder can be made; the body
+    moves it to `target`. What is left there at the end is removed, and so is what killed processes
+    have left beside `target`.
 
     Raises UserError on a full disk, or where the place was deleted while it was used.
     """
@@ -88,13 +93,20 @@ def aside(target: Path, say: Say = to_stderr) -> Iterator[Path]:
         yield place / NEW
     except BaseException as error:
         if is_full(error, target.parent):
-            raise UserError("the disk is full; nothing that was complete is lost", where=str(target),
-                            hint="free some space and try again; a stage goes on with --resume") from error
+            raise UserError(
+                "the disk is full; nothing that was complete is lost",
+                where=str(target),
+                hint="free some space and try again; a stage goes on with --resume",
+            ) from error
         if isinstance(error, FileNotFoundError) and not (place / MARKER).exists():
-            raise UserError("was deleted while it was being written", where=str(place), hint="try again") from error
+            raise UserError(
+                "was deleted while it was being written", where=str(place), hint="try again"
+            ) from error
         raise
     finally:
-        if os.path.lexists(target) or not os.path.lexists(place / OLD):  # else the next sweep puts that back
+        if os.path.lexists(target) or not os.path.lexists(
+            place / OLD
+        ):  # else the next sweep puts that back
             _remove(place, say)
         lock.close()
 
@@ -114,28 +126,34 @@ def replace(new: Path, target: Path) -> None:
 
 
 def place(new: Path, target: Path) -> None:
-    """Moves a folder that `aside` gave to `target`. Raises UserError where something stands there by now that is not an
-    empty folder."""
+    """Moves a folder that `aside` gave to `target`. Raises UserError where something stands there
+    by now that is not an empty folder."""
     try:
         os.rename(new, target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise UserError("is there already: another process made it meanwhile", where=str(target),
-                        hint="give another --out") from None
+        raise UserError(
+            "is there already: another process made it meanwhile",
+            where=str(target),
+            hint="give another --out",
+        ) from None
     sync(target.parent)
 
 
 def remove(path: Path, say: Say = to_stderr) -> None:
-    """Deletes a file, a link (not what it points to) or a folder, if it is there: after a kill it is whole at its name,
-    or not at its name at all. The caller knows that it is ours. Raises OSError where it cannot be moved."""
+    """Deletes a file, a link (not what it points to) or a folder, if it is there: after a kill it
+    is whole at its name, or not at its name at all. The caller knows that it is ours. Raises
+    OSError where it cannot be moved."""
     if os.path.lexists(path):
         with aside(path, say) as new, suppress(FileNotFoundError):  # another process was quicker
             os.rename(path, new)
 
 
 def sweep(folder: Path, say: Say = to_stderr) -> None:
-    """Removes what processes that are dead now have left in `folder`, and puts back what one of them was replacing."""
+    """Removes what processes that are dead now have left in `folder`, and puts back what one of
+    them was replacing.
+    """
     try:
         names = sorted(os.listdir(folder))
     except PermissionError:  # a folder that may be written to and not listed
@@ -150,7 +168,9 @@ def _sweep(place: Path, target: Path, say: Say) -> None:
     try:
         lock = _Lock(os.open(place / MARKER, os.O_RDWR | os.O_NOFOLLOW))
     except FileNotFoundError:
-        with suppress(OSError):  # its maker came no further than that; only an empty folder can be removed like this
+        with suppress(
+            OSError
+        ):  # its maker came no further than that; only an empty folder can be removed like this
             place.rmdir()
         return
     except OSError:  # not ours, or another person's
@@ -162,13 +182,19 @@ def _sweep(place: Path, target: Path, say: Say) -> None:
         if os.path.lexists(old) and not os.path.lexists(target):
             os.rename(old, target)
             sync(target.parent)
-            say(f"{target}: a process was killed while it replaced this; what stood there before is back")
+            say(
+                f"{target}: a process was killed while it replaced this; what stood there before is back"
+            )
         elif os.path.lexists(old) and os.path.lexists(place / NEW):
-            say(f"{old}: what stood at {target} before a process was killed; something else stands there now")
+            say(
+                f"{old}: what stood at {target} before a process was killed; something else stands there now"
+            )
             return
         _remove(place, say)
     except OSError as error:  # whoever writes beside it can do so all the same
-        say(f"{place}, which a process that was killed has left, cannot be put in order ({error.strerror})")
+        say(
+            f"{place}, which a process that was killed has left, cannot be put in order ({error.strerror})"
+        )
     finally:
         lock.close()
 
@@ -203,7 +229,9 @@ def _claim(target: Path) -> tuple[Path, _Lock]:
 
 
 def _locked(lock: _Lock) -> bool:
-    """Whether the marker is ours alone: not where another process took it for abandoned before it was locked."""
+    """Whether the marker is ours alone: not where another process took it for abandoned before it
+    was locked.
+    """
     try:
         fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -235,8 +263,8 @@ def _delete(path: Path) -> None:
 
 
 def is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error says that the disk of `folder`, or a person's share of it, is full: safetensors' and MLX's are
-    no OSError."""
+    """Whether an error says that the disk of `folder`, or a person's share of it, is full:
+    safetensors' and MLX's are no OSError."""
     if isinstance(error, UserError):
         return False
     if isinstance(error, OSError) and error.errno in _FULL or _FULL_TEXT.search(str(error)):

@@ -6,7 +6,9 @@ import time
 
 
 def clock() -> float:
-    """Seconds since 1970: what events are stamped with. May jump; never subtract two of them to measure speed."""
+    """Seconds since 1970: what events are stamped with. May jump; never subtract two of them to
+    measure speed.
+    """
     return time.time()
 
 

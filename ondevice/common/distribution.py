@@ -1,7 +1,8 @@
 """Our distribution by its name, and how to add an extra's packages to the interpreter in use.
 
-The name `ondevice` on the public package index is somebody else's program, so that no hint may name a package of ours
-there: hints name the third-party packages themselves, or `scripts/setup` where this is a checkout in its own .venv.
+The name `ondevice` on the public package index is somebody else's program, so that no hint may name
+a package of ours there: hints name the third-party packages themselves, or `scripts/setup` where
+this is a checkout in its own .venv.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-DISTRIBUTION = "ondevice-trainer"  # what is installed; the import name and the command are `ondevice`
+DISTRIBUTION = (
+    "ondevice-trainer"  # what is installed; the import name and the command are `ondevice`
+)
 
 _MLX = "mlx[cpu]" if sys.platform == "linux" else "mlx"
 
-# The packages of each extra of pyproject.toml on this system (a test compares them), without their versions: a hint is
-# for packages that are missing, and the newest is right.
+# The packages of each extra of pyproject.toml on this system (a test compares them), without their
+# versions: a hint is for packages that are missing, and the newest is right.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "mlx": (_MLX, "mlx-lm"),
     "mlx-cuda": ("mlx[cuda13]", "mlx-lm") if sys.platform == "linux" else ("mlx-lm",),
@@ -41,8 +44,8 @@ def own_version() -> str:
 def _has_pip() -> bool:
     """Whether this interpreter has pip.
 
-    Not by importlib.util.find_spec: setuptools watches for that name, and then takes the process for pip's own. torch's
-    compiler, which imports setuptools, would fail from there on.
+    Not by importlib.util.find_spec: setuptools watches for that name, and then takes the process
+    for pip's own. torch's compiler, which imports setuptools, would fail from there on.
     """
     return PathFinder.find_spec("pip") is not None
 
@@ -50,8 +53,8 @@ def _has_pip() -> bool:
 def install_hint(extra: str) -> str:
     """The command line that adds an extra to the interpreter in use, quoted for a shell.
 
-    `scripts/setup EXTRA` in a checkout that runs in its own .venv, else pip of this interpreter, else uv. Raises
-    KeyError for an extra that EXTRAS does not have.
+    `scripts/setup EXTRA` in a checkout that runs in its own .venv, else pip of this interpreter,
+    else uv. Raises KeyError for an extra that EXTRAS does not have.
     """
     packages = EXTRAS[extra]
     has_pip = _has_pip()
@@ -61,5 +64,9 @@ def install_hint(extra: str) -> str:
     if has_pip and setup.is_file() and Path(sys.prefix).resolve() == checkout / ".venv":
         return shlex.join(["scripts/setup" if Path.cwd() == checkout else str(setup), extra])
     python = sys.executable or "python3"
-    installer = [python, "-m", "pip", "install"] if has_pip else ["uv", "pip", "install", "--python", python]
+    installer = (
+        [python, "-m", "pip", "install"]
+        if has_pip
+        else ["uv", "pip", "install", "--python", python]
+    )
     return shlex.join([*installer, *packages])

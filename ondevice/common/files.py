@@ -18,13 +18,16 @@ FORMAT = 1
 
 
 @contextmanager
-def whole_folder(target: Path, manifest: dict[str, Any] | None = None, *, replacing: bool = True) -> Iterator[Path]:
-    """Yields an empty folder to fill; at the end it stands at `target`, or, after an error, nothing does.
+def whole_folder(
+    target: Path, manifest: dict[str, Any] | None = None, *, replacing: bool = True
+) -> Iterator[Path]:
+    """Yields an empty folder to fill; at the end it stands at `target`, or, after an error, nothing
+    does.
 
-    A folder that already stands there is replaced only once the new one is complete; without `replacing` only an empty
-    one is. With `replacing` one process at a time writes to a target: the caller holds a lock. Raises UserError on a
-    full disk, where the folder was deleted while it was filled and, without `replacing`, where another process was
-    quicker.
+    A folder that already stands there is replaced only once the new one is complete; without
+    `replacing` only an empty one is. With `replacing` one process at a time writes to a target: the
+    caller holds a lock. Raises UserError on a full disk, where the folder was deleted while it was
+    filled and, without `replacing`, where another process was quicker.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.aside(target) as folder:
@@ -34,8 +37,13 @@ def whole_folder(target: Path, manifest: dict[str, Any] | None = None, *, replac
         for file in files:
             atomic.sync(file)
         if manifest is not None:
-            listed = {str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)} for p in files}
-            (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n")
+            listed = {
+                str(p.relative_to(folder)): {"size": p.stat().st_size, "sha256": sha256(p)}
+                for p in files
+            }
+            (folder / MANIFEST).write_text(
+                json.dumps({"format": FORMAT, **manifest, "files": listed}, indent=1) + "\n"
+            )
             atomic.sync(folder / MANIFEST)
         for inner in [p for p in folder.rglob("*") if p.is_dir()]:
             atomic.sync(inner)
@@ -64,7 +72,11 @@ def digest(value: Any) -> str:
 
 def digest_path(path: Path) -> str:
     """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
+    )
     return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
 
 

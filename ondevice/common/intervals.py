@@ -18,8 +18,8 @@ class Share:
 
 
 def wilson(count: float, of: int, z: float = 1.959964, *, independent: float = 0) -> Share:
-    """Wilson's score interval of a share (Wilson 1927). `independent`: how many independent ones these are worth (0:
-    all of them)."""
+    """Wilson's score interval of a share (Wilson 1927). `independent`: how many independent ones
+    these are worth (0: all of them)."""
     if not of:
         return Share(count, of, None, None, None)
     worth = independent or of
@@ -27,4 +27,6 @@ def wilson(count: float, of: int, z: float = 1.959964, *, independent: float = 0
     middle = (share + square / 2) / (1 + square)
     half = z * math.sqrt(share * (1 - share) / worth + square / (4 * worth)) / (1 + square)
     # at the ends the interval reaches them, but for rounding
-    return Share(count, of, share, 0.0 if not count else middle - half, 1.0 if count == of else middle + half)
+    return Share(
+        count, of, share, 0.0 if not count else middle - half, 1.0 if count == of else middle + half
+    )

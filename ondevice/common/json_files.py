@@ -26,7 +26,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:
-    """Strict JSON, one line of it without `indent`: NaN and the infinities become null (JSON has no word for them)."""
+    """Strict JSON, one line of it without `indent`: NaN and the infinities become null (JSON has no
+    word for them).
+    """
     try:
         return json.dumps(record, allow_nan=False, default=_plain, indent=indent)
     except ValueError:  # rare, so only then is every value looked at

@@ -1,8 +1,9 @@
-"""Runs one of our modules as a program: `python -P launch.py MODULE WORDS…`, as `processes.py` starts every Python.
+"""Runs one of our modules as a program: `python -P launch.py MODULE WORDS…`, as `processes.py`
+starts every Python.
 
-With -P nothing is imported from the working folder, whatever lies there (`yaml.py`, `numpy.py`). A checkout that is not
-installed would then not be found either: `keep_own_packages` finds our own packages where this file lies, and
-nothing else there.
+With -P nothing is imported from the working folder, whatever lies there (`yaml.py`, `numpy.py`). A
+checkout that is not installed would then not be found either: `keep_own_packages` finds our own
+packages where this file lies, and nothing else there.
 
 Run by its path, before anything of ours can be imported: it uses the standard library only.
 """
@@ -20,14 +21,19 @@ PACKAGES = ("ondevice", "ondevice_torch", "ondevice_mlx", "ondevice_tui")
 
 
 class OwnPackages:
-    """Finds our packages beside this one: in one folder once they are installed, in three of a checkout."""
+    """Finds our packages beside this one: in one folder once they are installed, in three of a
+    checkout.
+    """
 
     folders = [os.path.join(CHECKOUT, part) for part in ("", "backends", "tui")]
 
     @classmethod
-    def find_spec(cls, name: str, path: Sequence[str] | None = None,
-                  target: ModuleType | None = None) -> ModuleSpec | None:
-        """None for every other name, and for a package that is not beside this one: the usual search goes on."""
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """None for every other name, and for a package that is not beside this one: the usual
+        search goes on.
+        """
         return PathFinder.find_spec(name, cls.folders) if name in PACKAGES else None
 
 
@@ -38,7 +44,8 @@ def keep_own_packages() -> None:
 
 
 def leave_working_folder() -> None:
-    """What `-P` does, for a process that was started without it: the working folder is searched no more.
+    """What `-P` does, for a process that was started without it: the working folder is searched no
+    more.
 
     For a program started with `-m`, whose search path begins with that folder.
     """

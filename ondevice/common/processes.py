@@ -1,7 +1,9 @@
-"""The one place that starts processes: their command line, and what they see of this one's environment.
+"""The one place that starts processes: their command line, and what they see of this one's
+environment.
 
-Every Python of ours runs with `-P`, so that a `yaml.py` or `huggingface_hub.py` in the working folder is never
-imported. The environment is a list of what is passed on, never a list of what is not:
+Every Python of ours runs with `-P`, so that a `yaml.py` or `huggingface_hub.py` in the working
+folder is never imported. The environment is a list of what is passed on, never a list of what is
+not:
 
     HUB      pulls or pushes: everything below, and the Hub's token
     OWN      trains, holds a model, or looks at the machine: everything below, and no token
@@ -27,11 +29,14 @@ from ondevice.common import launch
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 """Variables that hold a token of the Hub."""
 KEEP, REWARD_KEEP = "ONDEVICE_KEEP_ENV", "ONDEVICE_REWARD_ENV"
-"""Variables by which a person names more that is passed on (A,B,C): to our processes, and to reward code."""
+"""Variables by which a person names more that is passed on (A,B,C): to our processes, and to reward
+code.
+"""
 
 _START = re.compile(
     "PATH|HOME|TMPDIR|TEMP|TMP|TZ|LANG|LANGUAGE|LC_.+|LD_LIBRARY_PATH|DYLD_.+|"
-    "PYTHONHOME|PYTHONUSERBASE|PYTHONNOUSERSITE|PYTHONUTF8|PYTHONIOENCODING|PYTHONDONTWRITEBYTECODE")
+    "PYTHONHOME|PYTHONUSERBASE|PYTHONNOUSERSITE|PYTHONUTF8|PYTHONIOENCODING|PYTHONDONTWRITEBYTECODE"
+)
 """What a Python needs to start and to find what is installed."""
 _USUAL = re.compile(
     # a person's session and terminal
@@ -46,8 +51,11 @@ _USUAL = re.compile(
     "USE)_.+|GLIBC_TUNABLES|"
     # the compiler that torch and MLX call
     "CC|CXX|CPATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH|LIBRARY_PATH|CFLAGS|CXXFLAGS|LDFLAGS|SDKROOT|DEVELOPER_DIR|"
-    "MACOSX_DEPLOYMENT_TARGET|NIX_LD|NIX_LD_LIBRARY_PATH|NIX_SSL_CERT_FILE|NIX_CFLAGS_COMPILE|NIX_LDFLAGS")
-_SECRET = re.compile(r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
+    "MACOSX_DEPLOYMENT_TARGET|NIX_LD|NIX_LD_LIBRARY_PATH|NIX_SSL_CERT_FILE|NIX_CFLAGS_COMPILE|NIX_LDFLAGS"
+)
+_SECRET = re.compile(
+    r"TOKEN(?!IZERS)|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE
+)
 
 
 class Access(Enum):
@@ -59,7 +67,9 @@ class Access(Enum):
 
 
 def command(module: str, *words: str) -> list[str]:
-    """The command line that runs one of our modules (`ondevice` is the command itself) with this Python."""
+    """The command line that runs one of our modules (`ondevice` is the command itself) with this
+    Python.
+    """
     return [sys.executable, "-P", os.path.abspath(launch.__file__), module, *words]
 
 
@@ -85,8 +95,8 @@ def _passes(name: str, access: Access) -> bool:
 
 
 def _installed(paths: str) -> list[str]:
-    """The folders of a PYTHONPATH in which packages are installed, as on a cluster whose modules put them there. A
-    folder of loose files, as a working folder is, is not one."""
+    """The folders of a PYTHONPATH in which packages are installed, as on a cluster whose modules
+    put them there. A folder of loose files, as a working folder is, is not one."""
     folders = [Path(path) for path in paths.split(os.pathsep) if os.path.isabs(path)]
     return [str(folder) for folder in folders if any(folder.glob("*.dist-info"))]
 
@@ -96,12 +106,15 @@ def start(words: Sequence[str], access: Access, **how: Any) -> subprocess.Popen[
     return subprocess.Popen(list(words), env=environment(access), **how)
 
 
-async def start_async(words: Sequence[str], access: Access, **how: Any) -> asyncio.subprocess.Process:
+async def start_async(
+    words: Sequence[str], access: Access, **how: Any
+) -> asyncio.subprocess.Process:
     """The same on the event loop. Raises OSError."""
     return await asyncio.create_subprocess_exec(*words, env=environment(access), **how)
 
 
 def output_of(program: str, *words: str) -> str:
     """What a program of the system says on stdout, whatever its exit code. Raises OSError."""
-    return subprocess.run([program, *words], capture_output=True, text=True, check=False,
-                          env=environment(Access.OWN)).stdout
+    return subprocess.run(
+        [program, *words], capture_output=True, text=True, check=False, env=environment(Access.OWN)
+    ).stdout

@@ -1,4 +1,6 @@
-"""Progress on stderr: a bar with rate, time left and the stage's numbers on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a bar with rate, time left and the stage's numbers on a terminal, plain lines
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,25 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 5.0
 PATIENCE_S = 2.0
 T = TypeVar("T")
-_SHORT = {"tokens_per_second": "tok/s", "learning_rate": "lr", "bits_per_byte": "bpb", "grad_norm": "norm"}
+_SHORT = {
+    "tokens_per_second": "tok/s",
+    "learning_rate": "lr",
+    "bits_per_byte": "bpb",
+    "grad_norm": "norm",
+}
 
 
 class Progress:
-    """with Progress("pretrain", total=1464, first=0) as p: p.update(step, {"loss": 2.3, "lr": 3e-3}); p.note("saved")
+    """with Progress("pretrain", total=1464, first=0) as p: p.update(step, {"loss": 2.3, "lr":
+    3e-3}); p.note("saved")
 
-    `total` steps in all (0: unknown), `first` of them done before this start: the rate counts only what came after.
+    `total` steps in all (0: unknown), `first` of them done before this start: the rate counts only
+    what came after.
     """
 
-    def __init__(self, title: str, total: int, first: int = 0, *, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, title: str, total: int, first: int = 0, *, stream: TextIO | None = None
+    ) -> None:
         self.title, self.total, self.first = title, total, first
         self._stream = stream or sys.stderr
         self._began = ticks()
@@ -57,7 +68,13 @@ class Progress:
         rate = (step - self.first) / elapsed if elapsed > 0 else 0.0
         shown = numbers_line(numbers or {})
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, numbers=shown, pace=_pace(rate), left=self._left(step, rate))
+            self._bar.update(
+                self._task,
+                completed=step,
+                numbers=shown,
+                pace=_pace(rate),
+                left=self._left(step, rate),
+            )
             return
         count = f"{step}/{self.total}" if self.total else str(step)
         pieces = [f"{self.title} {count}", shown, _pace(rate), self._left(step, rate)]
@@ -68,7 +85,9 @@ class Progress:
             self._line = ""
 
     def note(self, text: str) -> None:
-        """A line of its own above the bar. The text is shown as it is: make a model's words inert first."""
+        """A line of its own above the bar. The text is shown as it is: make a model's words inert
+        first.
+        """
         if self._bar is None:
             self._write(text)
             return
@@ -78,7 +97,9 @@ class Progress:
             self._gone = True
 
     def _left(self, step: int, rate: float) -> str:
-        return f"{duration((self.total - step) / rate)} left" if self.total > step and rate > 0 else ""
+        return (
+            f"{duration((self.total - step) / rate)} left" if self.total > step and rate > 0 else ""
+        )
 
     def _write(self, line: str) -> None:
         if self._gone:
@@ -98,12 +119,20 @@ class Progress:
             return TextColumn(format, markup=False, table_column=Column(no_wrap=True, ratio=ratio))
 
         console = Console(file=self._stream, force_terminal=True)
-        self._bar = Progress(text("{task.description}"), BarColumn(bar_width=24),
-                             text("{task.completed:.0f}/{task.total:.0f}" if self.total else "{task.completed:.0f}"),
-                             text("{task.fields[left]}"), text("{task.fields[pace]}"), text("{task.fields[numbers]}"),
-                             console=console, refresh_per_second=5, expand=False)
-        self._task = self._bar.add_task(self.title, total=self.total or None, completed=self.first,
-                                        numbers="", pace="", left="")
+        self._bar = Progress(
+            text("{task.description}"),
+            BarColumn(bar_width=24),
+            text("{task.completed:.0f}/{task.total:.0f}" if self.total else "{task.completed:.0f}"),
+            text("{task.fields[left]}"),
+            text("{task.fields[pace]}"),
+            text("{task.fields[numbers]}"),
+            console=console,
+            refresh_per_second=5,
+            expand=False,
+        )
+        self._task = self._bar.add_task(
+            self.title, total=self.total or None, completed=self.first, numbers="", pace="", left=""
+        )
         self._bar.start()
 
 
@@ -124,7 +153,9 @@ def numbers_line(numbers: Mapping[str, float | None]) -> str:
     pieces = []
     for name, value in numbers.items():
         short = _SHORT.get(name, name.replace("_", " "))
-        pieces.append(f"{number(value)} {short}" if short.endswith("/s") else f"{short} {number(value)}")
+        pieces.append(
+            f"{number(value)} {short}" if short.endswith("/s") else f"{short} {number(value)}"
+        )
     return "  ".join(pieces)
 
 

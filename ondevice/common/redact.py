@@ -12,7 +12,9 @@ _TOKEN = re.compile(r"\b(?:hf|api_org)_[A-Za-z0-9]{6,}")
 
 
 def redacted(text: str) -> str:
-    """`text` without a token: what looks like one, and the one that is in use, whatever it looks like."""
+    """`text` without a token: what looks like one, and the one that is in use, whatever it looks
+    like.
+    """
     for name in TOKENS:
         text = _without(text, os.environ.get(name, ""))
     client = sys.modules.get("huggingface_hub")  # not imported for this

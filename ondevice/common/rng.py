@@ -1,7 +1,7 @@
 """The only source of random numbers: numpy's Philox, keyed by what a number is for.
 
-A draw depends on (seed, what, …) alone, never on what was drawn before: a resume has no generator to restore,
-a row's text does not depend on its neighbours, and both backends see the same numbers.
+A draw depends on (seed, what, …) alone, never on what was drawn before: a resume has no generator
+to restore, a row's text does not depend on its neighbours, and both backends see the same numbers.
 """
 
 from __future__ import annotations

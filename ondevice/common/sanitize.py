@@ -1,4 +1,5 @@
-"""Untrusted text made safe to show: the one door between what a model (or a file) says and a screen.
+"""Untrusted text made safe to show: the one door between what a model (or a file) says and a
+screen.
 
 Everything that could act on a terminal or hide from a reader is replaced by something to look at:
 
@@ -10,8 +11,8 @@ Everything that could act on a terminal or hide from a reader is replaced by som
     joiners (U+200C, U+200D)       kept between two visible characters outside ASCII, where scripts and emoji need them
     text beyond `limit`            cut, and the cut is said
 
-No escape sequence survives, since none can begin. It does not quote markup: a widget that reads markup must be given
-plain text all the same, and HTML goes through `sanitize_html`.
+No escape sequence survives, since none can begin. It does not quote markup: a widget that reads
+markup must be given plain text all the same, and HTML goes through `sanitize_html`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import re
 LIMIT = 20_000  # characters: a widget lays this out in 0.1 s, and a million of them in seconds
 
 _JOINERS = "\u200c\u200d"
-# Unicode's Cc, Cf, Cs, Zl and Zp without the prepended marks of Arabic, Syriac and Kaithi (which are visible), and the
-# characters outside these categories that show nothing and can carry hidden text: the grapheme joiner, two Khmer
-# vowels, the variation selectors' supplement.
+# Unicode's Cc, Cf, Cs, Zl and Zp without the prepended marks of Arabic, Syriac and Kaithi (which
+# are visible), and the characters outside these categories that show nothing and can carry hidden
+# text: the grapheme joiner, two Khmer vowels, the variation selectors' supplement.
 _ACTIVE = (
     "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ud800-\udfff\ufeff\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
@@ -58,8 +59,9 @@ def _safe(text: str, newlines: bool) -> str:
 def sanitize(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
     """`text` with nothing in it that acts on a terminal or hides from a reader.
 
-    `newlines` False makes a single line of it. The result has at most `limit` characters, the note on what was cut
-    included; None for no limit, where the text goes to a file or a pipe. Applying it twice changes nothing more.
+    `newlines` False makes a single line of it. The result has at most `limit` characters, the note
+    on what was cut included; None for no limit, where the text goes to a file or a pipe. Applying
+    it twice changes nothing more.
     """
     if limit is None or len(text) <= limit:
         shown = _safe(text, newlines)
@@ -68,27 +70,33 @@ def sanitize(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> 
     note = f"… {len(text):,} more characters"
     room = max(limit - len(note), 0)
     # The longest beginning that fits: what is replaced may grow tenfold.
-    fits = bisect.bisect_right(range(room + 1), room, key=lambda n: len(_safe(text[:n], newlines))) - 1
+    fits = (
+        bisect.bisect_right(range(room + 1), room, key=lambda n: len(_safe(text[:n], newlines))) - 1
+    )
     return (_safe(text[:fits], newlines) + f"… {len(text) - fits:,} more characters")[:limit]
 
 
 def sanitize_html(text: str, *, newlines: bool = True, limit: int | None = LIMIT) -> str:
     """`inert(text)` as HTML text or an attribute's value: no tag, entity or quote survives.
 
-    `limit` counts characters before they are quoted. Newlines stay newlines: set `white-space: pre-wrap`.
+    `limit` counts characters before they are quoted. Newlines stay newlines: set `white-space:
+    pre-wrap`.
     """
     return html.escape(sanitize(text, newlines=newlines, limit=limit), quote=True)
 
 
 class SanitizedStream:
-    """`sanitize` for text that arrives in pieces: the pieces' results, joined, are the whole text's result, without limit.
+    """`sanitize` for text that arrives in pieces: the pieces' results, joined, are the whole text's
+    result, without limit.
 
     A joiner at a piece's end is held back until its right neighbour is known.
     """
 
     def __init__(self, *, newlines: bool = True) -> None:
         self._newlines = newlines
-        self._before = "a"  # stands for the last character: "é" where a joiner may follow it, else "a"
+        self._before = (
+            "a"  # stands for the last character: "é" where a joiner may follow it, else "a"
+        )
         self._held = ""
 
     def push(self, piece: str) -> str:
@@ -104,7 +112,8 @@ class SanitizedStream:
         return rest
 
     def _show(self, text: str, after: str) -> str:
-        # A character on either side, so that joiners at the edges see their true neighbours; both are taken off again.
+        # A character on either side, so that joiners at the edges see their true neighbours; both
+        # are taken off again.
         if not text:
             return ""
         shown = _safe(self._before + text + after, self._newlines)

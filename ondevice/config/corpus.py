@@ -1,13 +1,15 @@
 """The settings of the built-in corpus. Standard library only.
 
-Everything that the corpus holds follows from these fields: the same fields give the same bytes in every process.
+Everything that the corpus holds follows from these fields: the same fields give the same bytes in
+every process.
 
-What the instruction data covers of arithmetic (so that a later reasoning stage has something to gain): sums asked
-for *slowly* ("Add 47 and 85 step by step.") are answered with the written-out steps, for operands up to
-`max_operand`. Sums asked for *quickly* ("What is 47+85?") make up `quick_share` of the arithmetic chats and have no
-operand above `quick_operand`; their answers show the number alone, but for `quick_steps_share` of them, which show the
-steps all the same: without any, a policy would never try what it is to find out. Quick requests with larger operands
-are asked by `problems()` only, about sums that stand nowhere else in the corpus.
+What the instruction data covers of arithmetic (so that a later reasoning stage has something to
+gain): sums asked for *slowly* ("Add 47 and 85 step by step.") are answered with the written-out
+steps, for operands up to `max_operand`. Sums asked for *quickly* ("What is 47+85?") make up
+`quick_share` of the arithmetic chats and have no operand above `quick_operand`; their answers show
+the number alone, but for `quick_steps_share` of them, which show the steps all the same: without
+any, a policy would never try what it is to find out. Quick requests with larger operands are asked
+by `problems()` only, about sums that stand nowhere else in the corpus.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class _Shares:
         weights: dict[str, float] = {item.name: getattr(self, item.name) for item in fields(self)}
         for kind, weight in weights.items():
             if not 0 <= weight < float("inf"):
-                raise UserError(f"{weight} is no weight", where=f"{where}.{kind}".lstrip("."), hint="give 0 or more")
+                raise UserError(
+                    f"{weight} is no weight",
+                    where=f"{where}.{kind}".lstrip("."),
+                    hint="give 0 or more",
+                )
         if not any(weights.values()):
             hint = f"give one of {', '.join(weights)} more than 0"
             raise UserError("every kind has weight 0", where=where, hint=hint)
@@ -61,8 +67,8 @@ class DocumentShares(_Shares):
     reading: float = 18
     """A few sentences, then questions that only these sentences answer."""
     words: float = 30
-    """Lists of words: repeated (this teaches to copy, without which no task on the prompt's words is learned), counted,
-    reversed, written in capitals."""
+    """Lists of words: repeated (this teaches to copy, without which no task on the prompt's words
+    is learned), counted, reversed, written in capitals."""
     sums: float = 10
     """Sums written out digit by digit."""
 
@@ -102,7 +108,8 @@ class CorpusConfig:
     seed: int = 0
     """Decides the world and every draw."""
     people: int = 30
-    """People of the world: each has a home, a job, a pet, a favourite food and a favourite colour."""
+    """People of the world: each has a home, a job, a pet, a favourite food and a favourite colour.
+    """
     places: int = 12
     """Places of the world."""
     animals: int = 14
@@ -114,9 +121,13 @@ class CorpusConfig:
     chat_count: int = 34_000
     """Instruction chats of the train split."""
     courtesy_share: float = 0.25
-    """Part of the chats whose answer ends with a line of courtesy: manners that preference learning can change."""
+    """Part of the chats whose answer ends with a line of courtesy: manners that preference learning
+    can change.
+    """
     prompt_count: int = 6_000
-    """Prompts of the preference stage's train split: of the chats' kinds, but none of the chats' own."""
+    """Prompts of the preference stage's train split: of the chats' kinds, but none of the chats'
+    own.
+    """
     held_prompt_count: int = 400
     """Prompts of its validation split, and of its held-out split."""
     problem_count: int = 2_400
@@ -134,7 +145,9 @@ class CorpusConfig:
     quick_steps_share: float = 0.1
     """Part of these that show the steps all the same."""
     quick_operand: int = 29
-    """Largest operand of the sums that arithmetic chats ask quickly; larger ones are left to the reasoning stage."""
+    """Largest operand of the sums that arithmetic chats ask quickly; larger ones are left to the
+    reasoning stage.
+    """
     problem_quick_share: float = 0.5
     """Part of the reasoning stage's problems that ask quickly, with operands up to max_operand."""
     max_words: int = 6
@@ -149,8 +162,14 @@ class CorpusConfig:
         for name, most in POOLS.items():
             _between(self, name, LEAST.get(name, 4), most)
         _between(self, "seed", 0, None)
-        for name in ("document_bytes", "chat_count", "prompt_count", "held_prompt_count", "problem_count",
-                     "held_problem_count"):
+        for name in (
+            "document_bytes",
+            "chat_count",
+            "prompt_count",
+            "held_prompt_count",
+            "problem_count",
+            "held_problem_count",
+        ):
             _between(self, name, 1000 if name == "document_bytes" else 1, None)
         for name in ("validation_share", "heldout_share"):
             _between(self, name, 0.001, 0.5)

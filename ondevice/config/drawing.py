@@ -9,10 +9,15 @@ COLDEST, HOTTEST = 1e-6, 1e6
 
 
 def check_temperature(value: float, *, greedy: bool = True) -> None:
-    """Raises UserError for a temperature that cannot be drawn at. `greedy`: 0 is one, and takes the likeliest."""
+    """Raises UserError for a temperature that cannot be drawn at. `greedy`: 0 is one, and takes the
+    likeliest.
+    """
     if value == 0 and greedy:
         return
     if not COLDEST <= value <= HOTTEST:
         zero = ", or 0 for the likeliest token" if greedy else ""
-        raise UserError(f"{value} is out of range", where="temperature",
-                        hint=f"give {COLDEST:g} to {HOTTEST:g}{zero}")
+        raise UserError(
+            f"{value} is out of range",
+            where="temperature",
+            hint=f"give {COLDEST:g} to {HOTTEST:g}{zero}",
+        )

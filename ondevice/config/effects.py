@@ -4,9 +4,10 @@ A field says when it has one, where it is declared:
 
     gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "the margin is simpo's")
 
-and a class says which inherited fields it has no use for (`without_effect`: name → why), and which of them have an
-effect only beside others there (`inherited_effects`: name → `Effect`). A value that differs from the field's default
-and has no effect is refused by name: nobody is to believe that it did something.
+and a class says which inherited fields it has no use for (`without_effect`: name → why), and which
+of them have an effect only beside others there (`inherited_effects`: name → `Effect`). A value that
+differs from the field's default and has no effect is refused by name: nobody is to believe that it
+did something.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _KEY = "has_effect"
 
 @dataclass(frozen=True)
 class Effect:
-    """`holds(config)`: whether the field has an effect there; `why` it has none otherwise, and what to do."""
+    """`holds(config)`: whether the field has an effect there; `why` it has none otherwise, and what
+    to do.
+    """
 
     holds: Callable[[Any], bool]
     why: str
@@ -40,7 +43,11 @@ def effects(cls: type) -> dict[str, Effect]:
     found = {f.name: f.metadata[_KEY] for f in dataclasses.fields(cls) if _KEY in f.metadata}
     inherited: Mapping[str, Effect] = getattr(cls, "inherited_effects", {})
     never: Mapping[str, str] = getattr(cls, "without_effect", {})
-    return {**found, **inherited, **{name: Effect(lambda cfg: False, why) for name, why in never.items()}}
+    return {
+        **found,
+        **inherited,
+        **{name: Effect(lambda cfg: False, why) for name, why in never.items()},
+    }
 
 
 def idle(config: Any) -> Iterator[tuple[str, Effect]]:
@@ -58,8 +65,9 @@ def refuse_idle(config: Any) -> None:
 
 
 def without_idle(cls: type, values: Mapping[str, Any], filled: Iterable[str]) -> dict[str, Any]:
-    """`values` (of the fields' own types) without those of `filled`, which a recipe has filled in, that have no effect
-    beside what a person has given: `--recipe tiny --optimizer adamw` asks for no rate of Muon."""
+    """`values` (of the fields' own types) without those of `filled`, which a recipe has filled in,
+    that have no effect beside what a person has given: `--recipe tiny --optimizer adamw` asks for
+    no rate of Muon."""
     left, names = dict(values), set(filled)
     while gone := names & {name for name, _ in idle(cls(**left))} & set(left):
         left = {name: value for name, value in left.items() if name not in gone}

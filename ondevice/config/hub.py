@@ -15,15 +15,32 @@ from ondevice.config.effects import only, refuse_idle
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO = re.compile(rf"(?:{_PART}/)?{_PART}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-PLANNED = ("stage", "public", "with_optimizer", "tag", "all_stages", "dataset", "with_raters", "license")
+PLANNED = (
+    "stage",
+    "public",
+    "with_optimizer",
+    "tag",
+    "all_stages",
+    "dataset",
+    "with_raters",
+    "license",
+)
 """Settings of a push that are decided when it begins: one that goes on has them already."""
 
 
 def check_repo_id(repo_id: str, where: str = "repo_id") -> None:
     """Raises UserError for what the Hub takes as no name."""
-    if not _REPO.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
-        raise UserError(f"{repo_id!r} is no name of a repository", where=where,
-                        hint="give NAME, or OWNER/NAME: letters, digits, - _ and .")
+    if (
+        not _REPO.fullmatch(repo_id)
+        or "--" in repo_id
+        or ".." in repo_id
+        or repo_id.endswith(".git")
+    ):
+        raise UserError(
+            f"{repo_id!r} is no name of a repository",
+            where=where,
+            hint="give NAME, or OWNER/NAME: letters, digits, - _ and .",
+        )
 
 
 def check_tag(tag: str) -> None:
@@ -37,7 +54,9 @@ class PushConfig:
     """Send a model, a run or its ratings to the Hugging Face Hub: the listed files, in one commit."""
 
     model: str
-    """Folder of a model, of a stage, or of a run (its last stage's model); with --dataset a ratings.db or its run."""
+    """Folder of a model, of a stage, or of a run (its last stage's model); with --dataset a
+    ratings.db or its run.
+    """
     repo_id: str = ""
     """Repository: NAME (yours) or OWNER/NAME. It is made where it is not there yet."""
     stage: str = ""
@@ -51,7 +70,9 @@ class PushConfig:
     all_stages: bool = False
     """Send every stage's model, each in a folder of its name, and the last one's at the top too."""
     resume: bool = False
-    """Go on, as it was planned, with the push that was interrupted here; what has arrived is not sent again."""
+    """Go on, as it was planned, with the push that was interrupted here; what has arrived is not
+    sent again.
+    """
     dataset: bool = False
     """Send the ratings as a preference data set instead of a model."""
     with_raters: bool = False
@@ -62,24 +83,45 @@ class PushConfig:
     """Show what would be sent, and send nothing."""
     yes: bool = False
     """Do not ask before sending."""
-    lines: bool = only(False, lambda cfg: not cfg.dry_run, "a dry run takes no steps",
-                       "leave it out; --json prints the plan")
+    lines: bool = only(
+        False,
+        lambda cfg: not cfg.dry_run,
+        "a dry run takes no steps",
+        "leave it out; --json prints the plan",
+    )
     """Tell each step as a line of JSON on stdout, for programs."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         if not self.model:
-            raise UserError("nothing to send was named", where="model", hint="give the folder of a model or of a run")
+            raise UserError(
+                "nothing to send was named",
+                where="model",
+                hint="give the folder of a model or of a run",
+            )
         if self.repo_id:
             check_repo_id(self.repo_id)
         elif not self.resume:
-            raise UserError("no repository was named", where="repo_id", hint="ondevice push MODEL_OR_RUN REPO_ID")
+            raise UserError(
+                "no repository was named",
+                where="repo_id",
+                hint="ondevice push MODEL_OR_RUN REPO_ID",
+            )
         if self.tag:
             check_tag(self.tag)
-        for one, other in (("all_stages", "stage"), ("dataset", "stage"), ("dataset", "all_stages"),
-                           ("dataset", "with_optimizer"), ("all_stages", "with_optimizer")):
+        for one, other in (
+            ("all_stages", "stage"),
+            ("dataset", "stage"),
+            ("dataset", "all_stages"),
+            ("dataset", "with_optimizer"),
+            ("all_stages", "with_optimizer"),
+        ):
             if getattr(self, one) and getattr(self, other):
-                raise UserError(f"does not go with --{other.replace('_', '-')}", where=one, hint="give one of the two")
+                raise UserError(
+                    f"does not go with --{other.replace('_', '-')}",
+                    where=one,
+                    hint="give one of the two",
+                )
         if self.with_raters and not self.dataset:
             raise UserError("is about ratings", where="with_raters", hint="give --dataset too")
         refuse_idle(self)
@@ -101,7 +143,11 @@ class PullConfig:
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         check_repo_id(self.repo_id)
-        if self.revision.startswith("-") or any(sign in self.revision for sign in " \\^~:?*[") or ".." in self.revision:
+        if (
+            self.revision.startswith("-")
+            or any(sign in self.revision for sign in " \\^~:?*[")
+            or ".." in self.revision
+        ):
             raise UserError(f"{self.revision!r} is no branch, tag or commit", where="revision")
 
 
@@ -109,18 +155,24 @@ _TYPES = {"hf": ("float32", "bfloat16", "float16"), "gguf": ("f16", "q8_0", "f32
 """What `dtype` may be for a form that has a choice."""
 _PACKED = ("mlx",)  # the forms whose weights are packed into a few bits
 _DEFAULT = {"hf": "bfloat16", "gguf": "f16"}
-_PACKS = (lambda cfg: cfg.to in _PACKED), "it is for weights of a few bits", "leave it out, or give --to mlx"
+_PACKS = (
+    (lambda cfg: cfg.to in _PACKED),
+    "it is for weights of a few bits",
+    "leave it out, or give --to mlx",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a model for other programs, then load what was written and compare its logits with the model's own."""
+    """Write a model for other programs, then load what was written and compare its logits with the
+    model's own.
+    """
 
     model: str
     """Folder of a model or of an adapter, or a run folder: its last stage's model."""
     to: Literal["hf", "gguf", "mlx", "peft", "mlx-adapter"]
-    """hf: whole weights in another type; gguf: for llama.cpp, Ollama and LM Studio; mlx: 4 or 8 bits for mlx-lm and LM
-    Studio; peft and mlx-adapter: an adapter in either library's form."""
+    """hf: whole weights in another type; gguf: for llama.cpp, Ollama and LM Studio; mlx: 4 or 8
+    bits for mlx-lm and LM Studio; peft and mlx-adapter: an adapter in either library's form."""
     out: str = ""
     """Folder to make. Empty: the model's name and the form, here."""
     dtype: Literal["", "f16", "q8_0", "f32", "float32", "bfloat16", "float16"] = ""
@@ -129,7 +181,9 @@ class ExportConfig:
     """mlx: bits a weight, 4 or 8."""
     group_size: int = only(64, *_PACKS)
     """mlx: weights that share a scale, 32, 64 or 128."""
-    data: str = only("builtin", lambda cfg: cfg.rounds, "nothing is rounded, and so no perplexity is measured")
+    data: str = only(
+        "builtin", lambda cfg: cfg.rounds, "nothing is rounded, and so no perplexity is measured"
+    )
     """Text on which perplexity is measured before and after: a file, a folder, or builtin."""
     backend: Literal["auto", "mlx", "torch"] = "auto"
     """What computes the comparison. auto takes MLX on Apple Silicon, else torch."""
@@ -141,19 +195,28 @@ class ExportConfig:
         known = _TYPES.get(self.to, ())
         if self.dtype and self.dtype not in known:
             hint = f"known: {', '.join(known)}" if known else "leave it out"
-            raise UserError(f"{self.dtype} does not go with --to {self.to}", where="dtype", hint=hint)
+            raise UserError(
+                f"{self.dtype} does not go with --to {self.to}", where="dtype", hint=hint
+            )
         for name, values in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
             if getattr(self, name) not in values:
-                raise UserError(f"{getattr(self, name)} is none of its values", where=name,
-                                hint=f"known: {', '.join(map(str, values))}")
+                raise UserError(
+                    f"{getattr(self, name)} is none of its values",
+                    where=name,
+                    hint=f"known: {', '.join(map(str, values))}",
+                )
         refuse_idle(self)
 
     @property
     def written_type(self) -> str:
         """`dtype`, or what it means where it is empty."""
-        return self.dtype or (f"{self.bits} bits" if self.to in _PACKED else _DEFAULT.get(self.to, ""))
+        return self.dtype or (
+            f"{self.bits} bits" if self.to in _PACKED else _DEFAULT.get(self.to, "")
+        )
 
     @property
     def rounds(self) -> bool:
-        """Whether what is written may differ from the model: perplexity is measured then, before and after."""
+        """Whether what is written may differ from the model: perplexity is measured then, before
+        and after.
+        """
         return self.written_type not in ("", "float32", "f32")

@@ -1,7 +1,9 @@
-"""Mappings (YAML, --set) into frozen dataclasses and back. Standard library only; yaml is imported where it is read.
+"""Mappings (YAML, --set) into frozen dataclasses and back. Standard library only; yaml is imported
+where it is read.
 
-What a person wrote is checked here, once: unknown keys name the nearest known one, a value of the wrong type names its
-field and what it should be. After that a config is right by its type and by its own `check()`.
+What a person wrote is checked here, once: unknown keys name the nearest known one, a value of the
+wrong type names its field and what it should be. After that a config is right by its type and by
+its own `check()`.
 """
 
 from __future__ import annotations
@@ -19,28 +21,36 @@ from ondevice.config.effects import without_idle
 T = TypeVar("T")
 
 
-def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "", *, filled: Iterable[str] = ()) -> T:
+def from_mapping(
+    cls: type[T], mapping: Mapping[str, Any], where: str = "", *, filled: Iterable[str] = ()
+) -> T:
     """A dataclass from a mapping of its fields; fields not named keep their defaults.
 
-    `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). `filled`: fields that a recipe has filled
-    in; those that have no effect beside the others are left at their defaults. What a class `reads` (field → function)
-    may be given in another form than it is kept in. Raises UserError: unknown key, missing key, wrong type, `check()`
-    not passed.
+    `where` goes before a field's name in errors ("tiny.yaml: stages.sft"). `filled`: fields that a
+    recipe has filled in; those that have no effect beside the others are left at their defaults.
+    What a class `reads` (field → function) may be given in another form than it is kept in. Raises
+    UserError: unknown key, missing key, wrong type, `check()` not passed.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"expected keys and values, got {mapping!r}", where=where)
     hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    fields = {
+        field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init
+    }
     for key in mapping:
         if key not in fields:
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), fields))
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and name not in mapping:
             raise UserError("is missing", where=join(where, name))
     reads: Mapping[str, Callable[[Any], Any]] = getattr(cls, "reads", {})
     try:
-        given = {key: reads[key](value) if key in reads else value for key, value in mapping.items()}
+        given = {
+            key: reads[key](value) if key in reads else value for key, value in mapping.items()
+        }
     except UserError as error:
         raise UserError(error.message, where=join(where, error.where), hint=error.hint) from None
     values = {key: convert(value, hints[key], join(where, key)) for key, value in given.items()}
@@ -50,18 +60,23 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "", *, f
         try:
             check()
         except UserError as error:
-            raise UserError(error.message, where=join(where, error.where), hint=error.hint) from None
+            raise UserError(
+                error.message, where=join(where, error.where), hint=error.hint
+            ) from None
     return made
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The opposite of `from_mapping`: plain dicts, lists, strings, numbers, in the order of the fields."""
+    """The opposite of `from_mapping`: plain dicts, lists, strings, numbers, in the order of the
+    fields.
+    """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as the type `kind`: str, int, float, bool, None, Path, Literal, tuple[X, ...], dict[str, X], unions of
-    these, dataclasses. Text like 3e-4 is a number where one is wanted (YAML reads it as text). Raises UserError."""
+    """`value` as the type `kind`: str, int, float, bool, None, Path, Literal, tuple[X, ...],
+    dict[str, X], unions of these, dataclasses. Text like 3e-4 is a number where one is wanted (YAML
+    reads it as text). Raises UserError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -84,7 +99,10 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise _wrong(value, "keys and values", where)
-        return {str(key): convert(item, arguments[1], join(where, str(key))) for key, item in value.items()}
+        return {
+            str(key): convert(item, arguments[1], join(where, str(key)))
+            for key, item in value.items()
+        }
     return _convert_scalar(value, kind, where)
 
 
@@ -97,13 +115,19 @@ def join(where: str, name: str) -> str:
 
 
 def apply_set(mapping: dict[str, Any], assignment: str) -> None:
-    """`a.b=c` changes mapping["a"]["b"] in place; the value is read as YAML, folders on the way are made."""
+    """`a.b=c` changes mapping["a"]["b"] in place; the value is read as YAML, folders on the way are
+    made.
+    """
     import yaml
 
     path, equals, text = assignment.partition("=")
     keys = [key.strip().replace("-", "_") for key in path.split(".")]
     if not equals or not all(keys):
-        raise UserError(f"{assignment!r} is not KEY=VALUE", where="--set", hint="for example sft.learning_rate=1e-3")
+        raise UserError(
+            f"{assignment!r} is not KEY=VALUE",
+            where="--set",
+            hint="for example sft.learning_rate=1e-3",
+        )
     try:
         value = yaml.safe_load(text) if text.strip() else ""
     except yaml.YAMLError:
@@ -112,17 +136,23 @@ def apply_set(mapping: dict[str, Any], assignment: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         child = inner.setdefault(key, {})
         if not isinstance(child, dict):
-            raise UserError(f"{'.'.join(keys[:depth + 1])} has no keys inside", where=f"--set {assignment}")
+            raise UserError(
+                f"{'.'.join(keys[: depth + 1])} has no keys inside", where=f"--set {assignment}"
+            )
         inner = child
     inner[keys[-1]] = value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError: missing, unreadable, not YAML, no mapping, a key twice."""
+    """The mapping in a YAML file. Raises UserError: missing, unreadable, not YAML, no mapping, a
+    key twice.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError("no such file", where=str(path), hint="give the path of a .yaml file") from None
+        raise UserError(
+            "no such file", where=str(path), hint="give the path of a .yaml file"
+        ) from None
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text", where=str(path)) from None
     except OSError as error:
@@ -135,15 +165,20 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     import yaml
 
     class OnceLoader(yaml.SafeLoader):
-        """Safe, and a key that stands twice in one mapping is an error: YAML would silently take the last."""
+        """Safe, and a key that stands twice in one mapping is an error: YAML would silently take
+        the last.
+        """
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        def construct_mapping(
+            self, node: yaml.MappingNode, deep: bool = False
+        ) -> dict[Hashable, Any]:
             seen: set[Any] = set()
             for key_node, _ in node.value:
                 key = self.construct_object(key_node, deep=True)
                 if isinstance(key, Hashable) and key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice",
-                                                            key_node.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    )
                 if isinstance(key, Hashable):
                     seen.add(key)
             return super().construct_mapping(node, deep)
@@ -151,8 +186,13 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         value = yaml.load(text, OnceLoader)
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "cannot be read"
-        raise UserError(f"is not valid YAML: {problem}", where=f"{where}:{mark.line + 1}" if mark else where) from None
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or "cannot be read",
+        )
+        raise UserError(
+            f"is not valid YAML: {problem}", where=f"{where}:{mark.line + 1}" if mark else where
+        ) from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -190,7 +230,12 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
         raise _wrong(value, "true or false", where)
     if kind is int:
         number = _number(value)
-        if number is None or number != number or number in (float("inf"), float("-inf")) or number != int(number):
+        if (
+            number is None
+            or number != number
+            or number in (float("inf"), float("-inf"))
+            or number != int(number)
+        ):
             raise _wrong(value, "a whole number", where)
         return int(number)
     if kind is float:

@@ -1,4 +1,5 @@
-"""The settings of preference fine-tuning: sampling pairs, rating them, reward model, PPO, DPO. Standard library only.
+"""The settings of preference fine-tuning: sampling pairs, rating them, reward model, PPO, DPO.
+Standard library only.
 
 As in `stages`: a field's name is the flag's, the string under it is its help everywhere.
 """
@@ -20,14 +21,18 @@ PairKind = Literal["sigmoid", "robust", "hinge", "ipo", "kto", "orpo", "simpo"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
-    """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to choose among them."""
+    """Stage 3, first step: several responses to each prompt, queued in ratings.db for somebody to
+    choose among them.
+    """
 
     model: str = ""
     """The checkpoint that writes: any decoder folder with a chat template."""
     other: str = ""
     """A second checkpoint: then each writes one response. Empty: all are the first one's."""
     data: str = "builtin"
-    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
+    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows:
+    a.jsonl:2,b.jsonl:1.
+    """
     ratings: str = ""
     """Where the pairs go: a ratings.db. Empty: the run folder's."""
     prompts: int = 1000
@@ -45,8 +50,8 @@ class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
     batch_size: int = 256
     """Responses written at the same time."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in a recipe also as
-    keys and values. A row's own column of this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in
+    a recipe also as keys and values. A row's own column of this name wins."""
 
     gives = "ratings"
 
@@ -61,7 +66,9 @@ class SampleConfig(RowsConfig, StageConfig, WithTemplateKwargs):
         self._between(2, 4, "responses")
         parse_template_kwargs(self.chat_template_kwargs)
         if self.other and self.responses != 2:
-            raise UserError("two checkpoints write one response each", where="responses", hint="leave it at 2")
+            raise UserError(
+                "two checkpoints write one response each", where="responses", hint="leave it at 2"
+            )
 
 
 _OTHER_START = "the reference is a stage's start, and would be another one; begin with the finished stage as the model"
@@ -69,21 +76,27 @@ _OTHER_START = "the reference is a stage's start, and would be another one; begi
 
 @dataclass(frozen=True, kw_only=True)
 class RaterConfig(StageConfig):
-    """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended, a rule's.
+    """Stage 3, second step: a choice among the responses to each prompt, a person's or, unattended,
+    a rule's.
 
-    The rule gives an answer `right` points where it is the right one and `courtesy` points where it ends with a line of
-    courtesy; the one with more points is chosen. What it says is labelled simulated wherever it appears.
+    The rule gives an answer `right` points where it is the right one and `courtesy` points where it
+    ends with a line of courtesy; the one with more points is chosen. What it says is labelled
+    simulated wherever it appears.
     """
 
     rater: Literal["simulated", "person"] = "simulated"
-    """simulated: the rule rates at once. person: the run stops here until enough pairs are rated with ondevice rate."""
+    """simulated: the rule rates at once. person: the run stops here until enough pairs are rated
+    with ondevice rate.
+    """
     ratings: str = ""
     """The ratings.db. Empty: the run folder's."""
     right: float = only(1.0, lambda cfg: cfg.rater == "simulated", "a person rates")
     """Points of the rule for the right answer."""
     courtesy: float = only(1.5, lambda cfg: cfg.rater == "simulated", "a person rates")
     """Points of the rule for a line of courtesy after an answer."""
-    needed: int = only(100, lambda cfg: cfg.rater == "person", "the rule rates all pairs", "give rater: person too")
+    needed: int = only(
+        100, lambda cfg: cfg.rater == "person", "the rule rates all pairs", "give rater: person too"
+    )
     """Usable pairs that a person must have rated before the run goes on."""
 
     gives = "ratings"
@@ -101,13 +114,15 @@ class PairsConfig(TuningConfig):
     model: str = ""
     """The instruction-tuned folder to start from."""
     data: str = ""
-    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected (for the loss kto also of prompt,
-    completion, label), builtin[:RECIPE] (right answers and others), or several with their shares of the pairs:
-    mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
+    """Pairs: a ratings.db, a run folder, a file of prompt, chosen, rejected (for the loss kto also
+    of prompt, completion, label), builtin[:RECIPE] (right answers and others), or several with
+    their shares of the pairs: mine.db:2,b.jsonl:1. Empty: the run folder's ratings.db."""
     validation: str = ""
     """Held-out pairs; empty: a part of the data, no prompt of which is in the other part."""
     held_share: float = only(0.1, lambda cfg: not cfg.validation, "all of validation is held out")
-    """About which part of the prompts is held out where no validation is given: each prompt's text decides."""
+    """About which part of the prompts is held out where no validation is given: each prompt's text
+    decides.
+    """
     sequence_length: int = 256
     """Longest prompt and response together; longer pairs are left out and counted."""
     batch_size: int = 16
@@ -121,12 +136,16 @@ class PairsConfig(TuningConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(PairsConfig):
-    """Stage 3, reward model: a score whose differences say which response would be chosen (Bradley–Terry)."""
+    """Stage 3, reward model: a score whose differences say which response would be chosen
+    (Bradley–Terry).
+    """
 
     center: float = 0.01
     """Weight of (r_chosen + r_rejected)², which keeps rewards around 0; 0: off."""
     strength_margin: float = 0.0
-    """The margin that a vote of strength 2 asks for between the two rewards; one of strength 1 asks for none."""
+    """The margin that a vote of strength 2 asks for between the two rewards; one of strength 1 asks
+    for none.
+    """
 
     gives = "reward"
     without_effect = {"sample_every": "a reward model writes no answers"}
@@ -137,28 +156,44 @@ class RewardConfig(PairsConfig):
 
 
 _KTO_ALONE: tuple[Callable[[Any], bool], str, str] = (
-    lambda cfg: cfg.loss_type == "kto", "only kto weighs good and bad completions", "give --loss-type kto too")
+    lambda cfg: cfg.loss_type == "kto",
+    "only kto weighs good and bad completions",
+    "give --loss-type kto too",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(PairsConfig):
-    """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's start, frozen."""
+    """Stage 3 without a reward model: learn from the pairs directly. The reference is the stage's
+    start, frozen.
+    """
 
     loss_type: PairKind = "sigmoid"
     """sigmoid (DPO), robust, hinge, ipo, kto; without a reference: orpo, simpo."""
     beta: float = 0.1
-    """How far the policy may move: larger stays closer (simpo: the scale, orpo: the weight of the odds)."""
-    label_smoothing: float = only(0.0, lambda cfg: cfg.loss_type in ("sigmoid", "robust", "simpo"),
-                                  "this loss has no label smoothing", "sigmoid, robust and simpo have it")
+    """How far the policy may move: larger stays closer (simpo: the scale, orpo: the weight of the
+    odds).
+    """
+    label_smoothing: float = only(
+        0.0,
+        lambda cfg: cfg.loss_type in ("sigmoid", "robust", "simpo"),
+        "this loss has no label smoothing",
+        "sigmoid, robust and simpo have it",
+    )
     """Share of pairs whose labels are taken to be wrong (sigmoid, robust, simpo)."""
-    gamma: float = only(0.5, lambda cfg: cfg.loss_type == "simpo", "only simpo has a margin",
-                        "give --loss-type simpo too")
+    gamma: float = only(
+        0.5,
+        lambda cfg: cfg.loss_type == "simpo",
+        "only simpo has a margin",
+        "give --loss-type simpo too",
+    )
     """The margin of simpo."""
     desirable_weight: float = only(1.0, *_KTO_ALONE)
     """Weight of the loss of good completions (kto)."""
     undesirable_weight: float = only(1.0, *_KTO_ALONE)
-    """Weight of the loss of bad completions (kto). Where good and bad ones are not equally many, one of the two weights
-    is to even that out: good completions should count 1 to 1.33 times as much as bad ones in all."""
+    """Weight of the loss of bad completions (kto). Where good and bad ones are not equally many,
+    one of the two weights is to even that out: good completions should count 1 to 1.33 times as
+    much as bad ones in all."""
 
     without_effect = {"continue_from": _OTHER_START}
 
@@ -171,7 +206,9 @@ class DPOConfig(PairsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(TuningConfig):
-    """What every stage that learns from its own text has. One step is one rollout with all its updates."""
+    """What every stage that learns from its own text has. One step is one rollout with all its
+    updates.
+    """
 
     model: str = ""
     """The folder to start from; it is the reference too."""
@@ -186,9 +223,11 @@ class RolloutConfig(TuningConfig):
     batch_size: int = 64
     """Completions of one micro-batch."""
 
-    without_effect = {"continue_from": _OTHER_START,
-                      "accumulate": "all micro-batches of a rollout are added before an update",
-                      "eval_batches": "it is measured on 64 held-out prompts"}
+    without_effect = {
+        "continue_from": _OTHER_START,
+        "accumulate": "all micro-batches of a rollout are added before an update",
+        "eval_batches": "it is measured on 64 held-out prompts",
+    }
 
     def check(self) -> None:
         super().check()
@@ -196,7 +235,10 @@ class RolloutConfig(TuningConfig):
         check_temperature(self.temperature, greedy=False)
 
 
-_FIRST_UPDATE = "in the only update of a rollout the ratio is 1", "give --epochs or --minibatches too"
+_FIRST_UPDATE = (
+    "in the only update of a rollout the ratio is 1",
+    "give --epochs or --minibatches too",
+)
 
 
 def _updates(cfg: Any) -> int:
@@ -206,12 +248,16 @@ def _updates(cfg: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(RolloutConfig):
-    """Stage 3 with a reward model: proximal policy optimization. The reference is the stage's start, frozen."""
+    """Stage 3 with a reward model: proximal policy optimization. The reference is the stage's
+    start, frozen.
+    """
 
     reward_model: str = ""
     """The reward model's folder. The value model begins from it."""
     data: str = "builtin"
-    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
+    """Prompts: a file, a folder, builtin[:RECIPE], or several with their shares of the rows:
+    a.jsonl:2,b.jsonl:1.
+    """
     steps: int = 20
     """Rollouts."""
     epochs: int = 4
@@ -222,7 +268,9 @@ class PPOConfig(RolloutConfig):
     """Peak rate of AdamW, policy and value model."""
     kl_coef: float = 0.05
     """Price of moving away from the reference: taken from the reward of each token."""
-    target_kl: float = only(0.0, lambda cfg: cfg.kl_coef, "kl_coef is 0, and stays so", "give --kl-coef too")
+    target_kl: float = only(
+        0.0, lambda cfg: cfg.kl_coef, "kl_coef is 0, and stays so", "give --kl-coef too"
+    )
     """Distance (nats a completion) that kl_coef is steered towards; 0: kl_coef stays as it is."""
     gamma: float = 1.0
     """Discount a token."""
@@ -230,9 +278,12 @@ class PPOConfig(RolloutConfig):
     """Lambda of the generalized advantage estimate."""
     clip: float = only(0.2, lambda cfg: _updates(cfg) > 1, *_FIRST_UPDATE)
     """How far a token's probability ratio counts."""
-    value_clip: float = only(0.2, lambda cfg: cfg.value_coef and _updates(cfg) > 1,
-                             "the value loss counts nothing, or there is one update, before which no value has moved",
-                             "give --value-coef, and --epochs or --minibatches")
+    value_clip: float = only(
+        0.2,
+        lambda cfg: cfg.value_coef and _updates(cfg) > 1,
+        "the value loss counts nothing, or there is one update, before which no value has moved",
+        "give --value-coef, and --epochs or --minibatches",
+    )
     """How far a value counts from what it was at the rollout."""
     value_coef: float = 0.1
     """Weight of the value loss."""
@@ -240,17 +291,24 @@ class PPOConfig(RolloutConfig):
     """Taken from the score of a completion that did not stop."""
     sft_coef: float = 0.0
     """Weight of the loss on chats beside it (PPO-ptx), which keeps earlier skills; 0: off."""
-    sft_data: str = only("builtin", lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too")
+    sft_data: str = only(
+        "builtin", lambda cfg: cfg.sft_coef, "no chats are learned from", "give --sft-coef too"
+    )
     """These chats: a file, a folder, or builtin[:RECIPE]."""
     most_kl: float = 50.0
-    """The stage stops with a diagnosis where the distance to the reference (nats a completion) passes this."""
+    """The stage stops with a diagnosis where the distance to the reference (nats a completion)
+    passes this.
+    """
 
     def check(self) -> None:
         super().check()
         self._at_least(1, "epochs", "minibatches")
         if self.minibatches > self.prompts:
-            raise UserError(f"{self.prompts} completions do not fill {self.minibatches} parts", where="minibatches",
-                            hint="lower it, or raise prompts")
+            raise UserError(
+                f"{self.prompts} completions do not fill {self.minibatches} parts",
+                where="minibatches",
+                hint="lower it, or raise prompts",
+            )
         self._at_least(0, "kl_coef", "target_kl", "value_coef", "sft_coef", "missing_eos_penalty")
         self._between(0, 1, "gamma", "lam")
         self._above(0, "clip", "value_clip", "most_kl")
@@ -258,21 +316,29 @@ class PPOConfig(RolloutConfig):
 
 def _judged_apart(cfg: Any) -> bool:
     """Whether some reward runs in a process of its own: a person's, or what text could hang."""
-    return bool(cfg.reward_file or {"regex", "json"} & set(cfg.judges())
-                or ("correct" in cfg.judges() and (cfg.answer == "boxed" or "gym:" in cfg.data)))
+    return bool(
+        cfg.reward_file
+        or {"regex", "json"} & set(cfg.judges())
+        or ("correct" in cfg.judges() and (cfg.answer == "boxed" or "gym:" in cfg.data))
+    )
 
 
 _SEVERAL: tuple[Callable[[Any], bool], str, str] = (
-    lambda cfg: cfg.updates > 1, "in the only update of a rollout the ratio is 1", "give --updates 2 or more too")
+    lambda cfg: cfg.updates > 1,
+    "in the only update of a rollout the ratio is 1",
+    "give --updates 2 or more too",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(RolloutConfig):
-    """Stage 4: reasoning from verifiable rewards. A completion is better or worse than the others of its group."""
+    """Stage 4: reasoning from verifiable rewards. A completion is better or worse than the others
+    of its group.
+    """
 
     data: str = "builtin"
-    """Problems with answers: builtin[:RECIPE], a file of prompt and answer, gym:NAME (reasoning-gym), or several with
-    their shares: a.jsonl:2,gym:NAME:1."""
+    """Problems with answers: builtin[:RECIPE], a file of prompt and answer, gym:NAME
+    (reasoning-gym), or several with their shares: a.jsonl:2,gym:NAME:1."""
     validation: str = ""
     """Held-out problems; empty: a part of the data (builtin and gym have their own)."""
     steps: int = 60
@@ -284,10 +350,14 @@ class GRPOConfig(RolloutConfig):
     learning_rate: float = 1e-5
     """Peak rate of AdamW."""
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "gspo"] = "dapo"
-    """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo), tokens of the
-    micro-batch (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a completion."""
+    """What divides what: tokens of the whole rollout (dapo), each completion by its length (grpo),
+    tokens of the micro-batch (bnpo), completions times max_new_tokens (dr_grpo); gspo: one ratio a
+    completion."""
     scale_rewards: Literal["group", "batch", "none"] = only(
-        "group", lambda cfg: cfg.loss_type != "dr_grpo" or cfg.scale_rewards == "none", "dr_grpo divides by none")
+        "group",
+        lambda cfg: cfg.loss_type != "dr_grpo" or cfg.scale_rewards == "none",
+        "dr_grpo divides by none",
+    )
     """Whose standard deviation divides an advantage; dr_grpo means none."""
     updates: int = 1
     """Times that a rollout is learned from."""
@@ -300,16 +370,21 @@ class GRPOConfig(RolloutConfig):
     mask_truncated: bool = False
     """Learn nothing from completions that did not stop."""
     rewards: tuple[str, ...] = ()
-    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length, overlong, language.
-    Unset: those of reward_file alone, or without one correct, format, truncated."""
+    """Rewards by name: correct, format, truncated, exact, choice, regex, json, think, length,
+    overlong, language. Unset: those of reward_file alone, or without one correct, format,
+    truncated."""
     reward_weights: tuple[float, ...] = ()
     """A weight for each; none named: each one's own."""
     reward_file: str = ""
-    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count beside those that rewards
-    names, or alone."""
+    """Rewards of your own: reward.py, or reward.py:NAME for some of its functions. They count
+    beside those that rewards names, or alone."""
     answer: str = "number"
-    """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number, whole."""
-    reward_timeout: float = only(10.0, _judged_apart, "no reward of this run has a process of its own")
+    """Where a completion's answer stands: number, hash (####), boxed, tag (<answer>), last_number,
+    whole.
+    """
+    reward_timeout: float = only(
+        10.0, _judged_apart, "no reward of this run has a process of its own"
+    )
     """Seconds that a reward of your own, or one that text could hang, may take for one rollout."""
 
     def check(self) -> None:
@@ -319,13 +394,20 @@ class GRPOConfig(RolloutConfig):
         self._above(0, "clip", "clip_high", "reward_timeout")
         self._at_least(0, "beta")
         if self.reward_weights and len(self.judges()) != len(self.reward_weights):
-            raise UserError(f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",
-                            where="reward_weights", hint="give one for each of --rewards, your own among them")
+            raise UserError(
+                f"{len(self.reward_weights)} weights for {len(self.judges())} rewards that are named",
+                where="reward_weights",
+                hint="give one for each of --rewards, your own among them",
+            )
         if self.reward_weights and not any(self.reward_weights):
-            raise UserError("all are 0: no completion would be better than another", where="reward_weights",
-                            hint="give one that is not 0")
+            raise UserError(
+                "all are 0: no completion would be better than another",
+                where="reward_weights",
+                hint="give one that is not 0",
+            )
 
     def judges(self) -> tuple[str, ...]:
-        """The rewards that are named, or else the usual ones; none where a file of one's own counts alone (as in TRL).
+        """The rewards that are named, or else the usual ones; none where a file of one's own counts
+        alone (as in TRL).
         """
         return self.rewards or (() if self.reward_file else ("correct", "format", "truncated"))

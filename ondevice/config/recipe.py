@@ -1,4 +1,5 @@
-"""A recipe: the whole road as one YAML file. Standard library only; yaml is imported where it is read.
+"""A recipe: the whole road as one YAML file. Standard library only; yaml is imported where it is
+read.
 
     describe: what it is for
     seed: 0
@@ -23,13 +24,34 @@ from typing import Any, Literal
 from ondevice.common.errors import UserError, nearest
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.load import apply_set, from_mapping, join, parse_yaml, read_yaml, to_mapping
-from ondevice.config.preference import DPOConfig, GRPOConfig, PPOConfig, RaterConfig, RewardConfig, SampleConfig
-from ondevice.config.stages import ClassifyConfig, InitConfig, PretrainConfig, SFTConfig, StageConfig
+from ondevice.config.preference import (
+    DPOConfig,
+    GRPOConfig,
+    PPOConfig,
+    RaterConfig,
+    RewardConfig,
+    SampleConfig,
+)
+from ondevice.config.stages import (
+    ClassifyConfig,
+    InitConfig,
+    PretrainConfig,
+    SFTConfig,
+    StageConfig,
+)
 
 STAGES: Mapping[str, type[StageConfig]] = {
-    "init": InitConfig, "pretrain": PretrainConfig, "classify": ClassifyConfig, "sft": SFTConfig,
-    "sample": SampleConfig, "rate": RaterConfig, "reward": RewardConfig, "ppo": PPOConfig, "dpo": DPOConfig,
-    "grpo": GRPOConfig}
+    "init": InitConfig,
+    "pretrain": PretrainConfig,
+    "classify": ClassifyConfig,
+    "sft": SFTConfig,
+    "sample": SampleConfig,
+    "rate": RaterConfig,
+    "reward": RewardConfig,
+    "ppo": PPOConfig,
+    "dpo": DPOConfig,
+    "grpo": GRPOConfig,
+}
 """Every stage that a recipe can name, and its settings."""
 WAYS: Mapping[str, tuple[str, ...]] = {"ppo": ("reward", "ppo"), "dpo": ("dpo",)}
 """The ways through preference fine-tuning, and the stages that belong to each alone."""
@@ -40,22 +62,29 @@ RECORDED = ("versions", "machine")
 
 @dataclass(frozen=True, kw_only=True)
 class ExamConfig:
-    """What is measured after every stage that leaves a model which writes, on sets that no stage trains on."""
+    """What is measured after every stage that leaves a model which writes, on sets that no stage
+    trains on.
+    """
 
     split: Literal["heldout", "validation"] = "heldout"
-    """Take validation while settings are being looked for, so that the held-out sets stay unseen."""
+    """Take validation while settings are being looked for, so that the held-out sets stay unseen.
+    """
     problems: int = 200
     """Problems of the reasoning stage, asked greedily and at temperature 1; 0: none."""
     passes: int = 8
     """Answers to each at temperature 1: pass@k says how often one of them is right."""
     duels: int = 300
-    """Prompts answered at temperature 1 and compared with the answers of the stage sft by the rater's rule; 0: none."""
+    """Prompts answered at temperature 1 and compared with the answers of the stage sft by the
+    rater's rule; 0: none.
+    """
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         for name, least in (("problems", 0), ("passes", 1), ("duels", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"{getattr(self, name)} is too small", where=name, hint=f"give {least} or more")
+                raise UserError(
+                    f"{getattr(self, name)} is too small", where=name, hint=f"give {least} or more"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +102,26 @@ class Recipe:
 
     def mapping(self) -> dict[str, Any]:
         """What `recipe.yaml` in a run folder holds; `load_recipe` reads it back to an equal recipe."""
-        return {"name": self.name, "describe": self.describe, "seed": self.seed, "corpus": to_mapping(self.corpus),
-                "exam": to_mapping(self.exam), **({"preference": self.preference} if self.preference else {}),
-                "prompts": list(self.prompts), "stages": {name: to_mapping(cfg) for name, cfg in self.stages.items()}}
+        return {
+            "name": self.name,
+            "describe": self.describe,
+            "seed": self.seed,
+            "corpus": to_mapping(self.corpus),
+            "exam": to_mapping(self.exam),
+            **({"preference": self.preference} if self.preference else {}),
+            "prompts": list(self.prompts),
+            "stages": {name: to_mapping(cfg) for name, cfg in self.stages.items()},
+        }
 
 
 def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **shared: Any) -> Recipe:
     """A recipe by its name or by the path of a YAML file, with `--set` changes applied in turn.
 
-    A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage (sft.steps=5). `shared`
-    (seed, backend, device, dtype; None and "auto" are no change) goes over what the recipe says at the top and in its
-    stages; `preference` over its way through stage 3. Raises UserError: unknown recipe, key or stage (naming the
-    nearest), wrong types, values out of range.
+    A change names a key from the top (corpus.people=9, stages.sft.steps=5) or from a stage
+    (sft.steps=5). `shared` (seed, backend, device, dtype; None and "auto" are no change) goes over
+    what the recipe says at the top and in its stages; `preference` over its way through stage 3.
+    Raises UserError: unknown recipe, key or stage (naming the nearest), wrong types, values out of
+    range.
     """
     where, mapping = _read(name)
     changes = [_from_top(assignment, mapping) for assignment in sets]
@@ -97,21 +134,29 @@ def load_recipe(name: str, sets: Sequence[str] = (), preference: str = "", **sha
 
 
 def recipe_for(name: str, arch: str) -> str:
-    """The recipe of that name for an architecture: `tiny-encoder` for `tiny`. Raises UserError where there is none."""
+    """The recipe of that name for an architecture: `tiny-encoder` for `tiny`. Raises UserError
+    where there is none.
+    """
     if arch == "decoder":
         return name
     wanted, known = f"{name}-{arch}", recipe_names()
     if wanted not in known:
         able = [one.removesuffix(f"-{arch}") for one in known if one.endswith(f"-{arch}")]
-        raise UserError(f"{name} has no recipe for an {arch}", where="arch", hint=f"known: {', '.join(able)}")
+        raise UserError(
+            f"{name} has no recipe for an {arch}", where="arch", hint=f"known: {', '.join(able)}"
+        )
     return wanted
 
 
 def stage_defaults(stage: str, recipe: str) -> StageConfig:
-    """A stage's settings as a recipe has them, for the stage's own command: `builtin` is that recipe's corpus."""
+    """A stage's settings as a recipe has them, for the stage's own command: `builtin` is that
+    recipe's corpus.
+    """
     found = load_recipe(recipe)
     ways = [way for way, names in WAYS.items() if stage in names and way != found.preference]
-    if stage not in found.stages and found.preference and ways:  # of the way that the recipe does not take
+    if (
+        stage not in found.stages and found.preference and ways
+    ):  # of the way that the recipe does not take
         found = load_recipe(recipe, preference=ways[0])
     if stage not in found.stages:
         raise UserError(f"has no stage {stage!r}", where=recipe, hint=nearest(stage, found.stages))
@@ -127,7 +172,9 @@ def recipe_names() -> list[str]:
     from importlib.resources import files
 
     entries = files("ondevice").joinpath("recipes").iterdir()
-    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml")
+    )
 
 
 def _read(name: str) -> tuple[str, dict[str, Any]]:
@@ -142,8 +189,10 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
     known = recipe_names()
     if name not in known:
         near = nearest(name, known)
-        raise UserError(f"unknown recipe {name!r}",
-                        hint=f"{near}{' Or' if near.endswith('?') else '; or'} give a .yaml file")
+        raise UserError(
+            f"unknown recipe {name!r}",
+            hint=f"{near}{' Or' if near.endswith('?') else '; or'} give a .yaml file",
+        )
     text = files("ondevice").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     return f"{name}.yaml", {"name": name, **parse_yaml(text, f"{name}.yaml")}
 
@@ -153,27 +202,59 @@ def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
     first = assignment.partition("=")[0].partition(".")[0].strip()
     stages = mapping.get("stages")
     known = isinstance(stages, Mapping) and first in stages
-    return f"stages.{assignment}" if known and "=" in assignment else assignment  # else it is told as it was typed
+    return (
+        f"stages.{assignment}" if known and "=" in assignment else assignment
+    )  # else it is told as it was typed
 
 
-def _resolve(mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any], changes: Sequence[str]) -> Recipe:
-    known = ("name", "describe", "corpus", "exam", "preference", "prompts", "stages", *SHARED, *RECORDED)
+def _resolve(
+    mapping: Mapping[str, Any], where: str, wanted: Mapping[str, Any], changes: Sequence[str]
+) -> Recipe:
+    known = (
+        "name",
+        "describe",
+        "corpus",
+        "exam",
+        "preference",
+        "prompts",
+        "stages",
+        *SHARED,
+        *RECORDED,
+    )
     for key in mapping:
         if key not in known:
             stages = mapping.get("stages")
-            known += tuple(stages) if isinstance(stages, Mapping) else ()  # --set stf.steps=5 meant a stage
+            known += (
+                tuple(stages) if isinstance(stages, Mapping) else ()
+            )  # --set stf.steps=5 meant a stage
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
     common = {key: mapping[key] for key in SHARED if key in mapping}
-    named: dict[str, Any] = {key: mapping[key] for key in ("name", "describe", "seed", "prompts", "preference")
-                             if key in mapping}
-    head = from_mapping(_Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where)
+    named: dict[str, Any] = {
+        key: mapping[key]
+        for key in ("name", "describe", "seed", "prompts", "preference")
+        if key in mapping
+    }
+    head = from_mapping(
+        _Head, {**named, **{key: wanted[key] for key in ("seed",) if key in wanted}}, where
+    )
     corpus = from_mapping(CorpusConfig, mapping.get("corpus") or {}, join(where, "corpus"))
     exam = from_mapping(ExamConfig, mapping.get("exam") or {}, join(where, "exam"))
-    stages = _one_way(_stages(mapping.get("stages"), join(where, "stages"), common, wanted, _touched(changes)),
-                      head.preference, where)
+    stages = _one_way(
+        _stages(mapping.get("stages"), join(where, "stages"), common, wanted, _touched(changes)),
+        head.preference,
+        where,
+    )
     _for_one_architecture(stages, where)
-    return Recipe(name=head.name, describe=head.describe, seed=head.seed, corpus=corpus, exam=exam,
-                  preference=head.preference, prompts=head.prompts, stages=stages)
+    return Recipe(
+        name=head.name,
+        describe=head.describe,
+        seed=head.seed,
+        corpus=corpus,
+        exam=exam,
+        preference=head.preference,
+        prompts=head.prompts,
+        stages=stages,
+    )
 
 
 def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, StageConfig]:
@@ -182,16 +263,21 @@ def _one_way(stages: dict[str, StageConfig], way: str, where: str) -> dict[str, 
         return stages
     missing = [name for name in WAYS[way] if name not in stages]
     if missing:
-        raise UserError(f"has no stage {missing[0]!r} for the way {way!r}", where=join(where, "preference"),
-                        hint="add it to the recipe, or take the other way")
+        raise UserError(
+            f"has no stage {missing[0]!r} for the way {way!r}",
+            where=join(where, "preference"),
+            hint="add it to the recipe, or take the other way",
+        )
     left_out = {name for other, names in WAYS.items() if other != way for name in names}
     return {name: cfg for name, cfg in stages.items() if name not in left_out}
 
 
-# Architecture → (its families, the stages that it has not): what would else be found out after minutes of training.
+# Architecture → (its families, the stages that it has not): what would else be found out after
+# minutes of training.
 _HAS_NOT: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "encoder": (("bert", "modernbert"), ("sft", "sample", "dpo", "ppo", "grpo")),
-    "seq2seq": (("t5", "bart"), ("classify", "reward", "ppo"))}
+    "seq2seq": (("t5", "bart"), ("classify", "reward", "ppo")),
+}
 
 
 def _for_one_architecture(stages: Mapping[str, StageConfig], where: str) -> None:
@@ -204,8 +290,11 @@ def _for_one_architecture(stages: Mapping[str, StageConfig], where: str) -> None
         if arch == "seq2seq" and isinstance(sft, SFTConfig) and sft.replay:
             found.append("sft.replay")
         if init.family in families and found:
-            raise UserError(f"a {init.family} model has no {found[0]}", where=join(where, "stages.init.family"),
-                            hint=f"--arch {arch} has recipes for it")
+            raise UserError(
+                f"a {init.family} model has no {found[0]}",
+                where=join(where, "stages.init.family"),
+                hint=f"--arch {arch} has recipes for it",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +322,21 @@ def _touched(changes: Sequence[str]) -> dict[str, set[str]]:
     return found
 
 
-def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str, Any],
-            touched: Mapping[str, set[str]]) -> dict[str, StageConfig]:
-    """What a recipe says for itself, and a change leaves without effect, is left out; what it says so without any
-    change is refused."""
+def _stages(
+    raw: Any,
+    where: str,
+    common: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    touched: Mapping[str, set[str]],
+) -> dict[str, StageConfig]:
+    """What a recipe says for itself, and a change leaves without effect, is left out; what it says
+    so without any change is refused."""
     if isinstance(raw, list):
-        raise UserError("is a list", where=where, hint="write each stage as a key with its settings: sft: {steps: 500}")
+        raise UserError(
+            "is a list",
+            where=where,
+            hint="write each stage as a key with its settings: sft: {steps: 500}",
+        )
     if not isinstance(raw, Mapping) or not raw:
         raise UserError("names no stage", where=where, hint=f"known: {', '.join(STAGES)}")
     made = {}
@@ -248,11 +346,14 @@ def _stages(raw: Any, where: str, common: Mapping[str, Any], wanted: Mapping[str
         if not isinstance(settings, Mapping | None):
             raise UserError("expected keys and values", where=join(where, name))
         filled = set(settings or {}) - touched[name] if name in touched else ()
-        made[name] = from_mapping(STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name),
-                                  filled=filled)
+        made[name] = from_mapping(
+            STAGES[name], {**common, **(settings or {}), **wanted}, join(where, name), filled=filled
+        )
         for setting in ("out", "resume"):
             if getattr(made[name], setting):
-                raise UserError("has no effect in a recipe: it is a whole run's",
-                                where=join(where, f"{name}.{setting}"),
-                                hint=f"give it to the run: ondevice run RECIPE --{setting}")
+                raise UserError(
+                    "has no effect in a recipe: it is a whole run's",
+                    where=join(where, f"{name}.{setting}"),
+                    hint=f"give it to the run: ondevice run RECIPE --{setting}",
+                )
     return made

@@ -1,7 +1,8 @@
 """The settings of every stage: frozen dataclasses, one a stage. Standard library only.
 
-A field's name is the flag's and the YAML key's name; the string under it is its help everywhere (command line,
-forms). `check()` answers a value out of range with a `UserError` that names the field.
+A field's name is the flag's and the YAML key's name; the string under it is its help everywhere
+(command line, forms). `check()` answers a value out of range with a `UserError` that names the
+field.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class StageConfig:
     without_effect = dict[str, str]()  # fields of its bases that this stage has no use for, and why
 
     def check(self) -> None:
-        """Raises UserError naming the first field that is out of range, or that has no effect beside the others."""
+        """Raises UserError naming the first field that is out of range, or that has no effect
+        beside the others.
+        """
         self._at_least(0, "seed")
         refuse_idle(self)
 
@@ -59,7 +62,9 @@ class StageConfig:
         for name in names:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise UserError(f"{value} is out of range", where=name, hint=f"give {low} to {high}")
+                raise UserError(
+                    f"{value} is out of range", where=name, hint=f"give {low} to {high}"
+                )
 
 
 def _measured_often(cfg: Any) -> bool:
@@ -68,10 +73,22 @@ def _measured_often(cfg: Any) -> bool:
 
 
 def _reads_rows(cfg: Any) -> bool:
-    """Whether any of its sources are a person's rows: not the built-in corpus, a gym, or a run's ratings."""
-    named = (getattr(cfg, name, "") for name in ("data", "validation", "replay", "sft_data", "prompts"))
-    sources = (part.partition(":")[0] for data in named if isinstance(data, str) for part in data.split(","))
-    return any(source and source not in ("builtin", "gym") and not source.endswith(".db") for source in sources)
+    """Whether any of its sources are a person's rows: not the built-in corpus, a gym, or a run's
+    ratings.
+    """
+    named = (
+        getattr(cfg, name, "") for name in ("data", "validation", "replay", "sft_data", "prompts")
+    )
+    sources = (
+        part.partition(":")[0]
+        for data in named
+        if isinstance(data, str)
+        for part in data.split(",")
+    )
+    return any(
+        source and source not in ("builtin", "gym") and not source.endswith(".db")
+        for source in sources
+    )
 
 
 _ROWS = (_reads_rows, "it is about a person's rows, and none are read")
@@ -84,16 +101,24 @@ class RowsConfig:
     columns: tuple[str, ...] = only((), *_ROWS)
     """What columns of your data are called otherwise: prompt=question,completion=reply."""
     bad_share: float = only(0.01, *_ROWS)
-    """Part of the rows that may be unreadable: these are left out and counted; more of them are an error."""
+    """Part of the rows that may be unreadable: these are left out and counted; more of them are an
+    error.
+    """
 
     def check_rows(self) -> None:
         """Raises UserError naming the field that is out of range."""
         if not 0 <= self.bad_share < 1:
-            raise UserError(f"{self.bad_share:g} is out of range", where="bad_share", hint="give 0 to 1, less than 1")
+            raise UserError(
+                f"{self.bad_share:g} is out of range",
+                where="bad_share",
+                hint="give 0 to 1, less than 1",
+            )
         for column in self.columns:
             name, equals, there = column.partition("=")
             if not (name and equals and there):
-                raise UserError(f"{column!r} does not say what is what", where="columns", hint="prompt=question")
+                raise UserError(
+                    f"{column!r} does not say what is what", where="columns", hint="prompt=question"
+                )
         names = [column.partition("=")[0] for column in self.columns]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{twice[0]!r} is there twice", where="columns", hint="name each once")
@@ -106,8 +131,8 @@ class TrainingConfig(RowsConfig, StageConfig):
     steps: int = 1000
     """Optimizer steps."""
     continue_from: str = ""
-    """A finished stage of the same kind, or its run: its weights and its optimizer's state go on here for further
-    steps, with a schedule of their own."""
+    """A finished stage of the same kind, or its run: its weights and its optimizer's state go on
+    here for further steps, with a schedule of their own."""
     limit: int = 0
     """Rows read of each source of the data at most, the first ones; 0: all."""
     batch_size: int = 16
@@ -118,8 +143,12 @@ class TrainingConfig(RowsConfig, StageConfig):
     """muon: Muon for the blocks' matrices, AdamW for everything else."""
     learning_rate: float = 3e-4
     """Peak rate of AdamW."""
-    muon_learning_rate: float = only(0.02, lambda cfg: cfg.optimizer == "muon", "the optimizer is not muon",
-                                     "give --optimizer muon too")
+    muon_learning_rate: float = only(
+        0.02,
+        lambda cfg: cfg.optimizer == "muon",
+        "the optimizer is not muon",
+        "give --optimizer muon too",
+    )
     """Peak rate of Muon."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
@@ -133,20 +162,32 @@ class TrainingConfig(RowsConfig, StageConfig):
     """Largest global norm of the gradient; 0 turns clipping off."""
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """How the rate falls after the warm-up; wsd: constant, then linear over the last part."""
-    warmup_steps: int = only(0, lambda cfg: cfg.warmup_steps <= cfg.steps, "so long a warm-up never ends in this run",
-                             "give no more than --steps")
+    warmup_steps: int = only(
+        0,
+        lambda cfg: cfg.warmup_steps <= cfg.steps,
+        "so long a warm-up never ends in this run",
+        "give no more than --steps",
+    )
     """Steps over which the rate rises from 0."""
-    decay_fraction: float = only(0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd",
-                                 "give --schedule wsd too")
+    decay_fraction: float = only(
+        0.2, lambda cfg: cfg.schedule == "wsd", "the schedule is not wsd", "give --schedule wsd too"
+    )
     """Part of the steps over which wsd decays."""
     final_lr_fraction: float = only(
-        0.0, lambda cfg: cfg.schedule != "constant" and not (cfg.schedule == "wsd" and cfg.decay_fraction == 0),
-        "the rate stays constant", "give --schedule cosine, linear or wsd too")
+        0.0,
+        lambda cfg: (
+            cfg.schedule != "constant" and not (cfg.schedule == "wsd" and cfg.decay_fraction == 0)
+        ),
+        "the rate stays constant",
+        "give --schedule cosine, linear or wsd too",
+    )
     """The rate at the end, as a part of the peak."""
     checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """auto: compile the step on MLX and CUDA; always: on torch's CPU too, which needs a C++ compiler."""
+    """auto: compile the step on MLX and CUDA; always: on torch's CPU too, which needs a C++
+    compiler.
+    """
     eval_every: int = 100
     """Steps between measurements on held-out data; 0: only at the end."""
     eval_batches: int = 20
@@ -158,12 +199,20 @@ class TrainingConfig(RowsConfig, StageConfig):
     keep: int = 2
     """Newest checkpoints kept, beside the best one."""
     push_every: int = 0
-    """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its own; 0: none."""
-    push_to: str = only("", lambda cfg: cfg.push_every, "nothing is pushed", "give --push-every too")
+    """Steps between pushes of a finished checkpoint to the Hugging Face Hub, from a process of its
+    own; 0: none.
+    """
+    push_to: str = only(
+        "", lambda cfg: cfg.push_every, "nothing is pushed", "give --push-every too"
+    )
     """Repository that checkpoints are pushed to: NAME or OWNER/NAME; it is private."""
-    patience: int = only(0, _measured_often, "it is measured at the end alone", "give --eval-every too")
+    patience: int = only(
+        0, _measured_often, "it is measured at the end alone", "give --eval-every too"
+    )
     """Early stopping: measurements that were not the best so far before the stage ends; 0: off."""
-    take_best: bool = only(False, _measured_often, "it is measured at the end alone", "give --eval-every too")
+    take_best: bool = only(
+        False, _measured_often, "it is measured at the end alone", "give --eval-every too"
+    )
     """The stage's result is the best checkpoint on held-out data, not the last."""
 
     def check(self) -> None:
@@ -171,8 +220,18 @@ class TrainingConfig(RowsConfig, StageConfig):
         self.check_rows()
         self._at_least(1, "steps", "batch_size", "accumulate", "eval_batches")
         self._at_least(2, "keep")
-        self._at_least(0, "limit", "warmup_steps", "eval_every", "save_every", "sample_every", "push_every", "patience",
-                       "clip_norm", "weight_decay")
+        self._at_least(
+            0,
+            "limit",
+            "warmup_steps",
+            "eval_every",
+            "save_every",
+            "sample_every",
+            "push_every",
+            "patience",
+            "clip_norm",
+            "weight_decay",
+        )
         self._above(0, "learning_rate", "muon_learning_rate", "eps")
         self._between(0, 1, "beta1", "beta2", "decay_fraction", "final_lr_fraction")
         if self.push_every and not self.push_to:
@@ -182,15 +241,22 @@ class TrainingConfig(RowsConfig, StageConfig):
 
 
 _ADAPTER: tuple[Callable[[Any], bool], str, str] = (
-    lambda cfg: cfg.adapter == "lora", "there is no adapter", "give --adapter lora too")
+    lambda cfg: cfg.adapter == "lora",
+    "there is no adapter",
+    "give --adapter lora too",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(TrainingConfig, WithTemplateKwargs):
-    """What every stage has that tunes a model which is there already: all of its weights, or an adapter beside them."""
+    """What every stage has that tunes a model which is there already: all of its weights, or an
+    adapter beside them.
+    """
 
     adapter: Literal["none", "lora"] = "none"
-    """none: train all weights. lora: leave them as they are, 4- and 8-bit ones too, and train small matrices beside."""
+    """none: train all weights. lora: leave them as they are, 4- and 8-bit ones too, and train small
+    matrices beside.
+    """
     lora_rank: int = only(16, *_ADAPTER)
     """Rank of the matrices."""
     lora_alpha: float = only(32.0, *_ADAPTER)
@@ -198,15 +264,17 @@ class TuningConfig(TrainingConfig, WithTemplateKwargs):
     lora_rslora: bool = only(False, *_ADAPTER)
     """Multiply by alpha / sqrt(rank) instead (rsLoRA), which suits large ranks."""
     lora_targets: tuple[str, ...] = only((), *_ADAPTER)
-    """Matrices that get an adapter: ends of names (q_proj,v_proj), or whole names with * (model.layers.2?.mlp.*).
-    Unset: all matrices of the blocks."""
+    """Matrices that get an adapter: ends of names (q_proj,v_proj), or whole names with *
+    (model.layers.2?.mlp.*). Unset: all matrices of the blocks."""
     lora_whole: tuple[str, ...] = only((), *_ADAPTER)
-    """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's head always is."""
+    """Matrices trained whole beside it, named likewise (embed_tokens,lm_head). A reward model's
+    head always is.
+    """
     merge: bool = only(False, *_ADAPTER)
     """Leave whole weights with the adapter in them, not the adapter's folder."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in a recipe also as
-    keys and values. A row's own column of this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'; in
+    a recipe also as keys and values. A row's own column of this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -214,16 +282,23 @@ class TuningConfig(TrainingConfig, WithTemplateKwargs):
         self._above(0, "lora_alpha")
         parse_template_kwargs(self.chat_template_kwargs)
         if self.adapter == "lora" and self.optimizer == "muon":
-            raise UserError("muon is for whole matrices of the blocks", where="optimizer",
-                            hint="adapters take adamw")
+            raise UserError(
+                "muon is for whole matrices of the blocks",
+                where="optimizer",
+                hint="adapters take adamw",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(RowsConfig, StageConfig):
     """Stage 0: a tokenizer and a model of random weights."""
 
-    data: str = only("builtin", lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
-    """Text that the tokenizer learns from: a file, a folder, builtin[:RECIPE], or several as for pretrain."""
+    data: str = only(
+        "builtin", lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read"
+    )
+    """Text that the tokenizer learns from: a file, a folder, builtin[:RECIPE], or several as for
+    pretrain.
+    """
     limit: int = only(0, lambda cfg: not cfg.tokenizer, "the tokenizer is ready: no text is read")
     """Documents read of each source at most, the first ones; 0: all."""
     tokenizer: str = ""
@@ -253,56 +328,80 @@ class InitConfig(RowsConfig, StageConfig):
     tie_word_embeddings: bool = False
     """Share the head's weights with the embeddings; bart always does."""
     sliding_window: int = 0
-    """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides together); 0: whole
-    context."""
+    """Window of attention in tokens (mistral; modernbert: of two layers in three, both sides
+    together); 0: whole context."""
     init: Literal["fan_in", "normal"] = "fan_in"
-    """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers). normal: GPT-2's."""
+    """fan_in: linear layers at 1/sqrt(inputs), outputs of blocks also divided by sqrt(2 layers).
+    normal: GPT-2's.
+    """
     initializer_range: float = 0.02
     """Standard deviation of the head, and of everything where init is normal."""
     embedding_std: float = only(
-        0.5, lambda cfg: cfg.init == "fan_in" and not cfg.tie_word_embeddings and cfg.family != "bart",
-        "the embeddings are as the head, or all is normal", "leave it out, or untie them and give --init fan_in")
+        0.5,
+        lambda cfg: cfg.init == "fan_in" and not cfg.tie_word_embeddings and cfg.family != "bart",
+        "the embeddings are as the head, or all is normal",
+        "leave it out, or untie them and give --init fan_in",
+    )
     """Standard deviation of the embeddings where init is fan_in and the head is untied."""
 
     def check(self) -> None:
         super().check()
         self.check_rows()
-        self._at_least(1, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                       "num_key_value_heads", "max_position_embeddings")
+        self._at_least(
+            1,
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        )
         self._at_least(0, "limit", "head_dim", "sliding_window")
         self._at_least(300, "vocab_size")
         self._above(0, "rope_theta", "rms_norm_eps", "initializer_range", "embedding_std")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise UserError("must divide num_attention_heads", where="num_key_value_heads",
-                            hint=f"{self.num_attention_heads} query heads were asked for")
+            raise UserError(
+                "must divide num_attention_heads",
+                where="num_key_value_heads",
+                hint=f"{self.num_attention_heads} query heads were asked for",
+            )
         if not self.head_dim and self.hidden_size % self.num_attention_heads:
-            raise UserError("must divide hidden_size", where="num_attention_heads", hint="or give head_dim")
+            raise UserError(
+                "must divide hidden_size", where="num_attention_heads", hint="or give head_dim"
+            )
         if (self.head_dim or self.hidden_size // self.num_attention_heads) % 2:
             raise UserError("heads must have an even width for rotary positions", where="head_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainingConfig):
-    """Stage 1: a model learns from plain text: to predict the next token, or to guess what is hidden."""
+    """Stage 1: a model learns from plain text: to predict the next token, or to guess what is
+    hidden.
+    """
 
     model: str = ""
     """The folder to start from: any decoder of the Llama kind, BERT, ModernBERT, T5 or BART."""
     data: str = "builtin"
-    """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens: a.txt:2,b.jsonl:1."""
+    """Text: a file, a folder, builtin[:RECIPE], or several with their shares of the tokens:
+    a.txt:2,b.jsonl:1.
+    """
     validation: str = ""
     """Held-out text; empty: the last part of the data (builtin has its own)."""
     separator: str = ""
-    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not
+    learned as text.
+    """
     sequence_length: int = 128
     """Tokens of a row."""
     isolate_documents: bool = False
     """Keep attention inside each document of a row (an encoder always does)."""
     objective: Literal["auto", "causal", "masked", "spans", "infilling"] = "auto"
-    """causal: predict the next token. masked: guess hidden tokens from both sides. spans: write what hidden spans held
-    (T5). infilling: write the whole text, whose spans are hidden and sentences shuffled (BART). auto: what the
-    architecture is made for."""
+    """causal: predict the next token. masked: guess hidden tokens from both sides. spans: write
+    what hidden spans held (T5). infilling: write the whole text, whose spans are hidden and
+    sentences shuffled (BART). auto: what the architecture is made for."""
     mask_share: float = 0.0
-    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART."""
+    """Part of the tokens that is hidden. 0: the family's own, 0.15, or 0.3 for ModernBERT and BART.
+    """
     mean_span: float = 3.0
     """Mean length of a hidden span in tokens (spans, infilling)."""
     whole_words: bool = False
@@ -324,7 +423,9 @@ class SFTConfig(TuningConfig):
     model: str = ""
     """The pre-trained folder to start from."""
     data: str = "builtin"
-    """Chats: a file, a folder, builtin[:RECIPE], or several with their shares of the rows: a.jsonl:2,b.jsonl:1."""
+    """Chats: a file, a folder, builtin[:RECIPE], or several with their shares of the rows:
+    a.jsonl:2,b.jsonl:1.
+    """
     validation: str = ""
     """Held-out chats; empty: the last part of the data (builtin has its own)."""
     sequence_length: int = 256
@@ -334,9 +435,11 @@ class SFTConfig(TuningConfig):
     loss_on: Literal["assistant", "all"] = "assistant"
     """Which tokens are learned."""
     replay: str = ""
-    """Plain text learned beside the chats, so that the model keeps what it knew: a file, a folder, or builtin[:RECIPE].
-    Empty: none."""
-    replay_share: float = only(0.1, lambda cfg: cfg.replay, "there is no replay", "give --replay too")
+    """Plain text learned beside the chats, so that the model keeps what it knew: a file, a folder,
+    or builtin[:RECIPE]. Empty: none."""
+    replay_share: float = only(
+        0.1, lambda cfg: cfg.replay, "there is no replay", "give --replay too"
+    )
     """Part of the tokens that are of this text."""
     chat_template: str = ""
     """Template for a base model that has none: chatml, plain or bare.
@@ -347,27 +450,38 @@ class SFTConfig(TuningConfig):
         self._at_least(2, "sequence_length")
         self._between(0, 0.9, "replay_share")
         if self.replay and not self.replay_share:
-            raise UserError("has no effect: replay_share is 0", where="replay", hint="leave it out, or give a share")
+            raise UserError(
+                "has no effect: replay_share is 0",
+                where="replay",
+                hint="leave it out, or give a share",
+            )
         if self.chat_template and self.chat_template_kwargs:
-            raise UserError(f"the template {self.chat_template} reads no further names", where="chat_template_kwargs",
-                            hint="leave one of the two out")
+            raise UserError(
+                f"the template {self.chat_template} reads no further names",
+                where="chat_template_kwargs",
+                hint="leave one of the two out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifyConfig(TrainingConfig):
-    """Fine-tuning to tell texts apart: a class for each text, read off under a head of one score a class."""
+    """Fine-tuning to tell texts apart: a class for each text, read off under a head of one score a
+    class.
+    """
 
     model: str = ""
     """The pre-trained folder to start from: an encoder, or a decoder."""
     data: str = "builtin"
-    """Rows of text and label: a file, a folder, builtin[:RECIPE] (what kind of task a request is), or several with
-    their shares of the rows: a.csv:2,b.csv:1."""
+    """Rows of text and label: a file, a folder, builtin[:RECIPE] (what kind of task a request is),
+    or several with their shares of the rows: a.csv:2,b.csv:1."""
     validation: str = ""
     """Held-out rows; empty: the last part of the data (builtin has its own)."""
     text: str = "text"
     """Column of the text."""
     pair: str = ""
-    """Column of a second text that is read beside the first (a question and its answer, two sentences). Empty: none."""
+    """Column of a second text that is read beside the first (a question and its answer, two
+    sentences). Empty: none.
+    """
     label: str = "label"
     """Column of the class."""
     sequence_length: int = 128

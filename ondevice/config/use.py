@@ -1,4 +1,5 @@
-"""The settings of what is not a stage: the whole road, and the ways to use a model. Standard library only.
+"""The settings of what is not a stage: the whole road, and the ways to use a model. Standard
+library only.
 
 As in `stages`: a field's name is the flag's, the string under it is its help everywhere.
 """
@@ -18,9 +19,15 @@ from ondevice.config.template_kwargs import WithTemplateKwargs, parse_template_k
 
 def _one_of(field: str, *values: str) -> Callable[[Any], bool]:
     """Holds where the field is one of the values, or (a tuple) has one of them."""
+
     def holds(cfg: Any) -> bool:
         value = getattr(cfg, field)
-        return bool({value} & set(values)) if isinstance(value, str) else bool(set(value) & set(values))
+        return (
+            bool({value} & set(values))
+            if isinstance(value, str)
+            else bool(set(value) & set(values))
+        )
+
     return holds
 
 
@@ -31,8 +38,8 @@ class RunConfig:
     recipe: str = "minute"
     """A recipe that comes with the program (minute, tiny) or a YAML file."""
     arch: Literal["decoder", "encoder", "seq2seq"] = "decoder"
-    """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands one) or seq2seq (it
-    reads one and writes another)."""
+    """Architecture that walks the road: decoder (it goes on with a text), encoder (it understands
+    one) or seq2seq (it reads one and writes another)."""
     out: str = ""
     """Run folder. Empty: runs/<recipe>-<date and time>."""
     backend: Literal["auto", "mlx", "torch"] = "auto"
@@ -44,18 +51,26 @@ class RunConfig:
     seed: int | None = None
     """Decides initial weights, the order of the data and every draw. Unset: the recipe's."""
     resume: bool = False
-    """Go on with the run in --out: complete stages are kept, the unfinished one goes on from its newest checkpoint."""
+    """Go on with the run in --out: complete stages are kept, the unfinished one goes on from its
+    newest checkpoint.
+    """
     redo: tuple[str, ...] = ()
     """Stages to run again although they are complete."""
     preference: Literal["", "ppo", "dpo"] = ""
-    """The way through preference fine-tuning: a reward model and ppo, or dpo instead of both. Unset: the recipe's."""
+    """The way through preference fine-tuning: a reward model and ppo, or dpo instead of both.
+    Unset: the recipe's.
+    """
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         if self.seed is not None and self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
         if (self.resume or self.redo) and not self.out:
-            raise UserError("needs the run folder", where="resume" if self.resume else "redo", hint="give --out FOLDER")
+            raise UserError(
+                "needs the run folder",
+                where="resume" if self.resume else "redo",
+                hint="give --out FOLDER",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +104,9 @@ _NOTHING_DRAWN = "nothing is drawn, what is likeliest is taken"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(UseConfig, WithTemplateKwargs):
-    """What every use that writes text has. A program sends these to the worker with each request: settings that stand,
-    of which some wait for others (top_p for a temperature). The commands refuse what has no effect."""
+    """What every use that writes text has. A program sends these to the worker with each request:
+    settings that stand, of which some wait for others (top_p for a temperature). The commands
+    refuse what has no effect."""
 
     max_new_tokens: int = 256
     """Longest answer in tokens."""
@@ -101,13 +117,14 @@ class SamplingConfig(UseConfig, WithTemplateKwargs):
     top_p: float = only(1.0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Draw among the likeliest tokens that together have this probability."""
     repetition_penalty: float | None = None
-    """More than 1 makes tokens that stand in the prompt or the answer already less likely. Empty: as the model's
-    generation_config.json says, else 1, which changes nothing."""
+    """More than 1 makes tokens that stand in the prompt or the answer already less likely. Empty:
+    as the model's generation_config.json says, else 1, which changes nothing."""
     seed: int = only(0, lambda cfg: cfg.draws, _NOTHING_DRAWN)
     """Decides every draw."""
     chat_template_kwargs: str = ""
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
-    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'.
+    Empty: what it was told in the stage that made the model; '{}': nothing. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -118,7 +135,11 @@ class SamplingConfig(UseConfig, WithTemplateKwargs):
             self._between(0.01, 100, "repetition_penalty")
         self._between(0, 1, "top_p")
         if self.top_p == 0:
-            raise UserError("nothing is left to draw from", where="top_p", hint="temperature 0 takes the likeliest")
+            raise UserError(
+                "nothing is left to draw from",
+                where="top_p",
+                hint="temperature 0 takes the likeliest",
+            )
         parse_template_kwargs(self.chat_template_kwargs)
 
     @property
@@ -133,24 +154,38 @@ class GenerateConfig(SamplingConfig):
 
     prompt: str = ""
     """Text to continue. Empty: read it from stdin."""
-    samples: int = only(1, lambda cfg: cfg.draws or cfg.beams > 1, "without draws all answers are the same",
-                        "leave it out, or give a temperature above 0")
+    samples: int = only(
+        1,
+        lambda cfg: cfg.draws or cfg.beams > 1,
+        "without draws all answers are the same",
+        "leave it out, or give a temperature above 0",
+    )
     """Answers to the prompt, each with draws of its own."""
     chat: bool = False
     """Send the prompt as a user's message through the chat template."""
     beams: int = 1
-    """More than 1: search for the likeliest text with so many beams, as the model's generation_config.json asks; the
-    best `samples` of them are shown. Nothing is drawn then: temperature, top_k, top_p and seed say nothing."""
-    length_penalty: float | None = only(None, lambda cfg: cfg.beams > 1, "it is for a search with beams",
-                                        "give --beams 4, or leave it out")
-    """Of a search: more favours long texts. A finished text's log-probability is divided by its length to this power.
-    Empty: as the model's generation_config.json says, else 1."""
+    """More than 1: search for the likeliest text with so many beams, as the model's
+    generation_config.json asks; the best `samples` of them are shown. Nothing is drawn then:
+    temperature, top_k, top_p and seed say nothing."""
+    length_penalty: float | None = only(
+        None,
+        lambda cfg: cfg.beams > 1,
+        "it is for a search with beams",
+        "give --beams 4, or leave it out",
+    )
+    """Of a search: more favours long texts. A finished text's log-probability is divided by its
+    length to this power. Empty: as the model's generation_config.json says, else 1."""
 
     inherited_effects = {
-        "temperature": Effect(lambda cfg: cfg.beams == 1 or cfg.temperature == 0, "a search with beams draws nothing",
-                              "leave it out, or leave beams out"),
-        "chat_template_kwargs": Effect(lambda cfg: cfg.chat, "a text that is continued has no chat template",
-                                       "give --chat too")}
+        "temperature": Effect(
+            lambda cfg: cfg.beams == 1 or cfg.temperature == 0,
+            "a search with beams draws nothing",
+            "leave it out, or leave beams out",
+        ),
+        "chat_template_kwargs": Effect(
+            lambda cfg: cfg.chat, "a text that is continued has no chat template", "give --chat too"
+        ),
+    }
 
     @property
     def draws(self) -> bool:
@@ -160,7 +195,11 @@ class GenerateConfig(SamplingConfig):
         super().check()
         self._between(1, float("inf"), "samples", "beams")
         if self.beams > 1 and self.samples > self.beams:
-            raise UserError(f"{self.samples} are more than the beams", where="samples", hint=f"give 1 to {self.beams}")
+            raise UserError(
+                f"{self.samples} are more than the beams",
+                where="samples",
+                hint=f"give 1 to {self.beams}",
+            )
         refuse_idle(self)
 
 
@@ -171,7 +210,8 @@ class ChatConfig(SamplingConfig):
     system: str = ""
     """Instructions that stand before the conversation."""
     save: str = ""
-    """File that keeps the conversation, as a row that sft reads. One that is there already goes on."""
+    """File that keeps the conversation, as a row that sft reads. One that is there already goes on.
+    """
 
     def check(self) -> None:
         super().check()
@@ -232,23 +272,42 @@ class CompareConfig(RowsConfig, SamplingConfig):
         self._between(0, float("inf"), "limit")
         for name in ("other", "prompts"):
             if not getattr(self, name):
-                raise UserError("is missing", where=name, hint="ondevice compare MODEL OTHER PROMPTS")
+                raise UserError(
+                    "is missing", where=name, hint="ondevice compare MODEL OTHER PROMPTS"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(UseConfig):
-    """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with each request."""
+    """A model behind JSON lines on stdin and stdout, for programs. Its answers' settings come with
+    each request.
+    """
 
 
-BY_ITSELF = ("problems", "preference", "win", "classes")  # tasks of `eval` whose data serves no other
+BY_ITSELF = (
+    "problems",
+    "preference",
+    "win",
+    "classes",
+)  # tasks of `eval` whose data serves no other
 TOGETHER = ("text", "instructions", "reasoning")
-_PROBLEMS = _one_of("tasks", "problems"), "it is about problems", "give --tasks problems too, or leave it out"
-_PREFERENCE = _one_of("tasks", "preference"), "it is about pairs", "give --tasks preference too, or leave it out"
+_PROBLEMS = (
+    _one_of("tasks", "problems"),
+    "it is about problems",
+    "give --tasks problems too, or leave it out",
+)
+_PREFERENCE = (
+    _one_of("tasks", "preference"),
+    "it is about pairs",
+    "give --tasks preference too, or leave it out",
+)
 _WIN = _one_of("tasks", "win"), "it is about a win rate", "give --tasks win too, or leave it out"
 
 
 def _of_classes(cfg: Any) -> bool:
-    return not cfg.tasks or "classes" in cfg.tasks  # a classifier is measured by classes without naming them
+    return (
+        not cfg.tasks or "classes" in cfg.tasks
+    )  # a classifier is measured by classes without naming them
 
 
 _CLASSES = _of_classes, "it is for a classifier's rows (classes)"
@@ -265,11 +324,15 @@ class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     data: str = "builtin"
     """Held-out text, chats, problems, pairs or prompts: a file, a folder,
     hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT], builtin[:RECIPE], for problems gym:NAME too."""
-    tasks: tuple[Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"], ...] = ()
-    """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems solved, greedily and
-    in 8 tries (both of the built-in corpus); problems: those of your data, rows of question and answer; preference: how
-    often the chosen response of a pair is preferred; win: how often the answers to your prompts beat those of another
-    model; classes: a classifier's, rows of text and label. None named: what the model is for and the data allows."""
+    tasks: tuple[
+        Literal["text", "instructions", "reasoning", "problems", "preference", "win", "classes"],
+        ...,
+    ] = ()
+    """text: bits per byte and perplexity; instructions: exact match by kind; reasoning: problems
+    solved, greedily and in 8 tries (both of the built-in corpus); problems: those of your data,
+    rows of question and answer; preference: how often the chosen response of a pair is preferred;
+    win: how often the answers to your prompts beat those of another model; classes: a classifier's,
+    rows of text and label. None named: what the model is for and the data allows."""
     limit: int = 0
     """Examples of each task at most; 0: all."""
     text: str = only("text", *_CLASSES)
@@ -279,30 +342,45 @@ class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
     label: str = only("label", *_CLASSES)
     """Column of the class (classes)."""
     answer: str = only("number", *_PROBLEMS)
-    """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number, whole; any: as
-    hash, boxed, tag or last_number."""
+    """Where an answer to a problem stands: number, hash (####), boxed, tag (<answer>), last_number,
+    whole; any: as hash, boxed, tag or last_number."""
     shots: int = only(0, *_PROBLEMS)
     """The first so many problems are shown with their answers before each of the others."""
     tries: int = only(0, *_PROBLEMS)
     """Answers to each problem at temperature 1 beside the greedy one, for pass@k; 0: none."""
-    max_new_tokens: int = only(256, _one_of("tasks", "problems", "win"), "no answer is written whose length it bounds",
-                               "give --tasks problems or win too, or leave it out")
+    max_new_tokens: int = only(
+        256,
+        _one_of("tasks", "problems", "win"),
+        "no answer is written whose length it bounds",
+        "give --tasks problems or win too, or leave it out",
+    )
     """Longest answer to a problem or prompt, in tokens."""
     system: str = only("", *_PROBLEMS)
     """Instructions that stand before each problem."""
     reference: str = only("", *_PREFERENCE)
-    """preference: the model from which a policy was tuned; with it the policy is judged by DPO's implicit reward."""
+    """preference: the model from which a policy was tuned; with it the policy is judged by DPO's
+    implicit reward.
+    """
     against: str = only("", *_WIN)
     """win: the other model."""
     judge: str = only("", *_WIN)
     """win: the reward model that says which answer is better."""
-    seed: int = only(0, _draws_problems, "nothing is drawn", "give --tasks problems and --tries too, or leave it out")
+    seed: int = only(
+        0,
+        _draws_problems,
+        "nothing is drawn",
+        "give --tasks problems and --tries too, or leave it out",
+    )
     """Decides the draws of `tries`, and a gym's problems."""
     chat_template_kwargs: str = only(
-        "", lambda cfg: not cfg.tasks or bool(set(cfg.tasks) - {"text", "classes"}),
-        "text and classes are measured without a chat template", "leave it out, or name other tasks")
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. Empty: what it was
-    told in the stage that made the model; '{}': nothing. A row's own column of this name wins."""
+        "",
+        lambda cfg: not cfg.tasks or bool(set(cfg.tasks) - {"text", "classes"}),
+        "text and classes are measured without a chat template",
+        "leave it out, or name other tasks",
+    )
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'.
+    Empty: what it was told in the stage that made the model; '{}': nothing. A row's own column of
+    this name wins."""
 
     def check(self) -> None:
         super().check()
@@ -311,15 +389,23 @@ class EvalConfig(RowsConfig, UseConfig, WithTemplateKwargs):
         self._between(1, float("inf"), "max_new_tokens")
         parse_template_kwargs(self.chat_template_kwargs)
         if len(self.tasks) > 1 and set(BY_ITSELF) & set(self.tasks):
-            raise UserError("problems, preference, win and classes are measured by themselves", where="tasks",
-                            hint="name one task")
+            raise UserError(
+                "problems, preference, win and classes are measured by themselves",
+                where="tasks",
+                hint="name one task",
+            )
         refuse_idle(self)
 
 
-_LABELLED = (_one_of("form", "auto", "label"), "it names a column of rows of the form label",
-             "give --form label, or leave it out")
-_THROUGH_TEMPLATE = (_one_of("form", "auto", "chat", "preference", "judged", "prompt"),
-                     "text and label are read without a chat template")
+_LABELLED = (
+    _one_of("form", "auto", "label"),
+    "it names a column of rows of the form label",
+    "give --form label, or leave it out",
+)
+_THROUGH_TEMPLATE = (
+    _one_of("form", "auto", "chat", "preference", "judged", "prompt"),
+    "text and label are read without a chat template",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,12 +419,12 @@ class DataConfig(RowsConfig, WithTemplateKwargs):
     model: str = ""
     """The model that is to learn from it: its tokenizer and chat template decide what it sees."""
     validation: str = ""
-    """What a stage is to measure on: rows that are in it are counted apart, as no stage learns from them. Empty: none
-    are."""
+    """What a stage is to measure on: rows that are in it are counted apart, as no stage learns from
+    them. Empty: none are."""
     form: Literal["auto", "text", "label", "chat", "preference", "judged", "prompt"] = "auto"
-    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward, dpo), judged (dpo
-    with loss_type kto) or prompt (grpo, ppo). auto: what the first row of a known form is; for an encoder or a
-    classifier text with a label is label."""
+    """What the rows are to be: text (pretrain), label (classify), chat (sft), preference (reward,
+    dpo), judged (dpo with loss_type kto) or prompt (grpo, ppo). auto: what the first row of a known
+    form is; for an encoder or a classifier text with a label is label."""
     text: str = only("text", *_LABELLED)
     """Column of the text (label)."""
     pair: str = only("", *_LABELLED)
@@ -353,26 +439,42 @@ class DataConfig(RowsConfig, WithTemplateKwargs):
     """Tokens of a row, beyond which it is cut; 0: what the stage has by default."""
     chat_template: str = only("", *_THROUGH_TEMPLATE)
     """Name of a template for a model that has none: chatml, plain or bare."""
-    separator: str = only("", _one_of("form", "auto", "text"), "it ends documents of text",
-                          "leave it out, or give --form text")
-    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not learned as text."""
+    separator: str = only(
+        "",
+        _one_of("form", "auto", "text"),
+        "it ends documents of text",
+        "leave it out, or give --form text",
+    )
+    """Text that ends a document, such as '<|endoftext|>': it becomes the end token, and is not
+    learned as text.
+    """
     chat_template_kwargs: str = only("", *_THROUGH_TEMPLATE)
-    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A row's own column of
-    this name wins."""
+    """What the chat template is told beside the messages, as JSON: '{"enable_thinking": false}'. A
+    row's own column of this name wins."""
     color: Literal["auto", "always", "never"] = "auto"
-    """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours: by brackets."""
+    """Mark what is learned by colour. auto: on a terminal, unless NO_COLOR is set. Without colours:
+    by brackets.
+    """
 
     def check(self) -> None:
         """Raises UserError naming the first field that is missing or out of range."""
         if not self.data:
-            raise UserError("no data was named", where="data", hint="ondevice data show FILE --model MODEL")
+            raise UserError(
+                "no data was named", where="data", hint="ondevice data show FILE --model MODEL"
+            )
         if not self.model:
-            raise UserError("no model was named", where="model", hint="give the model that is to learn from this data")
+            raise UserError(
+                "no model was named",
+                where="model",
+                hint="give the model that is to learn from this data",
+            )
         parse_template_kwargs(self.chat_template_kwargs)
         self.check_rows()
         for name in ("examples", "limit", "sequence_length"):
             if getattr(self, name) < 0:
-                raise UserError(f"{getattr(self, name)} is too small", where=name, hint="give 0 or more")
+                raise UserError(
+                    f"{getattr(self, name)} is too small", where=name, hint="give 0 or more"
+                )
         refuse_idle(self)
 
 
@@ -382,8 +484,12 @@ class RunsConfig:
 
     action: Literal["list", "report", "resume"] = "list"
     """list: every run with its stages; report: print a run's ladder; resume: go on with a run."""
-    run: str = only("", lambda cfg: cfg.action != "list", "all runs are listed",
-                    "leave it out, or give report or resume before it")
+    run: str = only(
+        "",
+        lambda cfg: cfg.action != "list",
+        "all runs are listed",
+        "leave it out, or give report or resume before it",
+    )
     """Name or path of the run (report, resume)."""
     folder: str = "runs"
     """Where the runs are."""
@@ -392,12 +498,16 @@ class RunsConfig:
         """Raises UserError where the run is missing, or named without need."""
         refuse_idle(self)
         if self.action != "list" and not self.run:
-            raise UserError("no run was named", where="run", hint=f"ondevice runs {self.action} RUN")
+            raise UserError(
+                "no run was named", where="run", hint=f"ondevice runs {self.action} RUN"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RateConfig:
-    """Say which of two to four answers is better, one prompt after the other. Every vote is saved at once."""
+    """Say which of two to four answers is better, one prompt after the other. Every vote is saved
+    at once.
+    """
 
     ratings: str
     """File of ratings, or a run folder that holds a ratings.db."""
@@ -406,17 +516,26 @@ class RateConfig:
     batch: str = ""
     """Only what was queued under this name. Empty: everything."""
     repeat_share: float = 0.1
-    """How often an earlier pair comes again, its sides swapped, as a share of your votes: it shows whether you agree
-    with yourself. 0: never."""
-    seed: int = only(0, lambda cfg: cfg.repeat_share > 0, "no pair comes again", "leave it out, or give a repeat-share")
+    """How often an earlier pair comes again, its sides swapped, as a share of your votes: it shows
+    whether you agree with yourself. 0: never."""
+    seed: int = only(
+        0,
+        lambda cfg: cfg.repeat_share > 0,
+        "no pair comes again",
+        "leave it out, or give a repeat-share",
+    )
     """Decides when a pair comes again, and which."""
 
     def check(self) -> None:
         """Raises UserError naming the first field that is out of range."""
         if not self.ratings:
-            raise UserError("no ratings were named", where="ratings", hint="give a ratings.db or a run folder")
+            raise UserError(
+                "no ratings were named", where="ratings", hint="give a ratings.db or a run folder"
+            )
         if not 0 <= self.repeat_share <= 0.5:
-            raise UserError(f"{self.repeat_share} is out of range", where="repeat_share", hint="give 0 to 0.5")
+            raise UserError(
+                f"{self.repeat_share} is out of range", where="repeat_share", hint="give 0 to 0.5"
+            )
         if self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
         refuse_idle(self)
@@ -431,27 +550,40 @@ class RatingsConfig:
     """Ratings in and out of files, and what they are worth."""
 
     action: Literal["stats", "export", "import", "repair"]
-    """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from one; repair: a damaged
-    database is made anew of what can be read."""
+    """stats: agreement, biases, strengths; export: votes to a file; import: pairs or votes from
+    one; repair: a damaged database is made anew of what can be read."""
     ratings: str
-    """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is missing."""
+    """File of ratings, or a run folder that holds a ratings.db. An import makes it where it is
+    missing.
+    """
     file: str = only("", *_for("export", "import"))
     """JSON lines to write (export; empty: stdout), or data to read (import)."""
     form: Literal["preference", "kto", "votes"] = only("preference", *_for("export"))
-    """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes: everything."""
+    """What to export. preference: prompt, chosen, rejected; kto: prompt, completion, label; votes:
+    everything.
+    """
     batch: str = only("", *_for("stats", "export", "import"))
-    """Only what was queued under this name; for an import the name to queue under (empty: the file's)."""
+    """Only what was queued under this name; for an import the name to queue under (empty: the
+    file's).
+    """
     raters: tuple[str, ...] = only(
-        (), lambda cfg: cfg.action != "repair" and not (cfg.action == "import" and cfg.gold),
-        "a repair keeps all raters, and gold has none")
-    """Count these raters only (separated by commas). For an import: who gave votes that come without a name."""
+        (),
+        lambda cfg: cfg.action != "repair" and not (cfg.action == "import" and cfg.gold),
+        "a repair keeps all raters, and gold has none",
+    )
+    """Count these raters only (separated by commas). For an import: who gave votes that come
+    without a name.
+    """
     gold: bool = only(False, *_for("import"))
-    """Imported pairs whose votes all name the same answer are gold: the better answer is known. They come now and then
-    among the others to measure raters, and nothing is learned from them."""
+    """Imported pairs whose votes all name the same answer are gold: the better answer is known.
+    They come now and then among the others to measure raters, and nothing is learned from them."""
     simulated: bool = only(True, *_for("stats", "export"))
     """Count raters that are programs (their names begin with simulated:) too."""
-    with_raters: bool = only(False, lambda cfg: cfg.action == "export" and cfg.form != "votes",
-                             "it is for exported pairs; votes name their raters anyway")
+    with_raters: bool = only(
+        False,
+        lambda cfg: cfg.action == "export" and cfg.form != "votes",
+        "it is for exported pairs; votes name their raters anyway",
+    )
     """Exported pairs say their item, raters, strength and sources too."""
     seed: int = only(0, *_for("stats", "import"))
     """Decides the sides of imported pairs, and the intervals of stats."""
@@ -459,9 +591,13 @@ class RatingsConfig:
     def check(self) -> None:
         """Raises UserError naming the first field that is missing or out of range."""
         if not self.ratings:
-            raise UserError("no ratings were named", where="ratings", hint="give a ratings.db or a run folder")
+            raise UserError(
+                "no ratings were named", where="ratings", hint="give a ratings.db or a run folder"
+            )
         if self.action == "import" and not self.file:
-            raise UserError("nothing to import was named", where="file", hint="ondevice ratings import DB FILE")
+            raise UserError(
+                "nothing to import was named", where="file", hint="ondevice ratings import DB FILE"
+            )
         if self.seed < 0:
             raise UserError(f"{self.seed} is too small", where="seed", hint="give 0 or more")
         refuse_idle(self)

@@ -1,14 +1,16 @@
 """Which characters of what a chat template writes are the assistant's.
 
-A turn's range is where the template's text differs from that of the same chat with this message changed: contents,
-thoughts and calls are replaced by a mark, one after another, and each change must show inside the range and nowhere
-before it. The range begins where the prompt for the turn ends, so that what the model itself writes before its answer
-(an empty thought, the name of a channel) is learned with it, and goes on to the stop token. A template's own
-`{% generation %}` ranges are kept to the letter, and tested in the same way.
+A turn's range is where the template's text differs from that of the same chat with this message
+changed: contents, thoughts and calls are replaced by a mark, one after another, and each change
+must show inside the range and nowhere before it. The range begins where the prompt for the turn
+ends, so that what the model itself writes before its answer (an empty thought, the name of a
+channel) is learned with it, and goes on to the stop token. A template's own `{% generation %}`
+ranges are kept to the letter, and tested in the same way.
 
-A chat is one row where each of its beginnings is also the beginning of the whole; else each turn is a row of its own,
-with the chat cut after it (Qwen3 and gpt-oss write earlier turns without their thoughts). A chat of which something
-that it says would be learned nowhere is refused: nothing that a message says is dropped in silence.
+A chat is one row where each of its beginnings is also the beginning of the whole; else each turn is
+a row of its own, with the chat cut after it (Qwen3 and gpt-oss write earlier turns without their
+thoughts). A chat of which something that it says would be learned nowhere is refused: nothing that
+a message says is dropped in silence.
 """
 
 from __future__ import annotations
@@ -41,23 +43,29 @@ _SPACE = re.compile(r"\s+")
 
 
 def render_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[Rendered]:
-    """Rows of one chat, with the assistant's ranges. Raises BadRow for a chat that the template refuses, or of which
-    it does not show or not write something; UserError without a template."""
+    """Rows of one chat, with the assistant's ranges. Raises BadRow for a chat that the template
+    refuses, or of which it does not show or not write something; UserError without a template."""
     weights = [_weight(message, number) for number, message in enumerate(messages)]
     return _first_form(messages, tokenizer, lambda chat: _rows(chat, weights, tokenizer))
 
 
-def checked_context(messages: Sequence[Message], tokenizer: Tokenizer, *, prompt: bool = False) -> str:
-    """The text of a chat that is only read, in the first form in which the template writes all of it. Raises BadRow
-    and UserError as `render_chat` does."""
+def checked_context(
+    messages: Sequence[Message], tokenizer: Tokenizer, *, prompt: bool = False
+) -> str:
+    """The text of a chat that is only read, in the first form in which the template writes all of
+    it. Raises BadRow and UserError as `render_chat` does."""
+
     def read(chat: Sequence[Message]) -> str:
         text = spans_of(rendered(tokenizer, chat, prompt=prompt))[0]
         check_context(chat, text, tokenizer, prompt=prompt)
         return text
+
     return _first_form(messages, tokenizer, read)
 
 
-def _first_form(messages: Sequence[Message], tokenizer: Tokenizer, made: Callable[[Sequence[Message]], T]) -> T:
+def _first_form(
+    messages: Sequence[Message], tokenizer: Tokenizer, made: Callable[[Sequence[Message]], T]
+) -> T:
     """What is made of the chat in the first form of which the template writes everything."""
     errors: list[BadRow] = []
     for chat in forms(messages, tokenizer):
@@ -65,14 +73,17 @@ def _first_form(messages: Sequence[Message], tokenizer: Tokenizer, made: Callabl
             return made(chat)
         except BadRow as error:
             errors.append(error)
-    # What a template that takes the chat does not write says more than that another form is refused.
+    # What a template that takes the chat does not write says more than that another form is
+    # refused.
     raise next((error for error in errors if "no trace" in str(error)), errors[0])
 
 
 def _weight(message: Message, number: int) -> bool:
     weight = message.get("weight")
     if weight not in (None, 0, 1):
-        raise BadRow(f"message {number + 1} has the weight {weight!r:.40}: it is 0 (read, not learned) or 1")
+        raise BadRow(
+            f"message {number + 1} has the weight {weight!r:.40}: it is 0 (read, not learned) or 1"
+        )
     return weight != 0
 
 
@@ -86,12 +97,21 @@ def _rows(chat: Sequence[Message], weights: Sequence[bool], tokenizer: Tokenizer
     marked = _marks(tokenizer, chat)
     if marked and len(learned) == len(turns) and _all_inside(chat, turns, text, spans):
         return [Rendered(text, spans, exact=True)]
-    rows = [_marked_turn(chat, n, tokenizer) if marked else _turn(chat, n, tokenizer) for n in learned]
+    rows = [
+        _marked_turn(chat, n, tokenizer) if marked else _turn(chat, n, tokenizer) for n in learned
+    ]
     if not all(text.startswith(row.text) for row in rows):
         return rows
     # The ranges of a chat's beginnings are those of the whole.
-    return [Rendered(text, tuple(s for row in rows for s in row.spans), tuple(e for row in rows for e in row.said),
-                     exact=marked, open=any(row.open for row in rows))]
+    return [
+        Rendered(
+            text,
+            tuple(s for row in rows for s in row.spans),
+            tuple(e for row in rows for e in row.said),
+            exact=marked,
+            open=any(row.open for row in rows),
+        )
+    ]
 
 
 def _marks(tokenizer: Tokenizer, chat: Sequence[Message]) -> bool:
@@ -101,28 +121,49 @@ def _marks(tokenizer: Tokenizer, chat: Sequence[Message]) -> bool:
 
 # ---- what is read ---------------------------------------------------------------------------------------------------
 
-def check_context(chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, prompt: bool = False) -> None:
-    """Raises BadRow where the template drops a message that is read, or the row's tools, spells JSON as a string of
-    JSON, or null as a word."""
+
+def check_context(
+    chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, prompt: bool = False
+) -> None:
+    """Raises BadRow where the template drops a message that is read, or the row's tools, spells
+    JSON as a string of JSON, or null as a word."""
     if spelt_twice(chat, text):
-        raise BadRow("the chat template writes the arguments of a call, which are JSON, as a string of JSON")
+        raise BadRow(
+            "the chat template writes the arguments of a call, which are JSON, as a string of JSON"
+        )
     if any(message.get("content", "") is None for message in chat):
-        other = tried(tokenizer, [{**m, "content": m.get("content") or ""} for m in chat], prompt=prompt)
+        other = tried(
+            tokenizer, [{**m, "content": m.get("content") or ""} for m in chat], prompt=prompt
+        )
         if other is not None and text.count("None") > other.count("None"):
             raise BadRow("the chat template writes a content that is null as the word None")
-    marks = {n: f"{MARK}{n}{MARK}" for n, message in enumerate(chat)
-             if message.get("role") != "assistant" and content_of(message).strip()}
+    marks = {
+        n: f"{MARK}{n}{MARK}"
+        for n, message in enumerate(chat)
+        if message.get("role") != "assistant" and content_of(message).strip()
+    }
     contents = [content_of(message).strip() for message in chat]
     if all(_is_written(contents[n], contents, text) for n in marks):
         marks = {}
-    marked = tried(tokenizer, [with_content(m, marks[n]) if n in marks else m for n, m in enumerate(chat)],
-                   prompt=prompt) if marks else None
+    marked = (
+        tried(
+            tokenizer,
+            [with_content(m, marks[n]) if n in marks else m for n, m in enumerate(chat)],
+            prompt=prompt,
+        )
+        if marks
+        else None
+    )
     for n, mark in marks.items():
         if marked is not None and mark in marked:
             continue
-        other = tried(tokenizer, [*chat[:n], with_content(chat[n], mark), *chat[n + 1:]], prompt=prompt)
+        other = tried(
+            tokenizer, [*chat[:n], with_content(chat[n], mark), *chat[n + 1 :]], prompt=prompt
+        )
         if other == text:
-            raise BadRow(f"message {n + 1} ({chat[n].get('role')}) leaves no trace in what the chat template writes")
+            raise BadRow(
+                f"message {n + 1} ({chat[n].get('role')}) leaves no trace in what the chat template writes"
+            )
     for n, message in enumerate(chat):
         own = message.get("role") == "assistant"
         if own and not (prompt and message.get("tool_calls")):
@@ -130,34 +171,49 @@ def check_context(chat: Sequence[Message], text: str, tokenizer: Tokenizer, *, p
         for what, changed in _changes(message):
             if what == ("thought" if own else "content"):
                 continue  # a thought that was thought is left out by many; contents are tested above
-            if tried(tokenizer, [*chat[:n], changed, *chat[n + 1:]], prompt=prompt) == text:
+            if tried(tokenizer, [*chat[:n], changed, *chat[n + 1 :]], prompt=prompt) == text:
                 raise _missing(chat, n, what)
     if chat and (tools := chat[0].get(TOOLS)):
-        other = tried(tokenizer, [{**chat[0], TOOLS: [_renamed(tool) for tool in tools]}, *chat[1:]], prompt=prompt)
+        other = tried(
+            tokenizer,
+            [{**chat[0], TOOLS: [_renamed(tool) for tool in tools]}, *chat[1:]],
+            prompt=prompt,
+        )
         if other == text:
             raise BadRow("the row's tools leave no trace in what the chat template writes")
 
 
 def _is_written(content: str, contents: Sequence[str], text: str) -> bool:
-    """Whether a content that is too long to stand in the text by chance stands there as often as in the chat."""
-    return len(content) >= 12 and text.count(content) >= sum(other.count(content) for other in contents)
+    """Whether a content that is too long to stand in the text by chance stands there as often as in
+    the chat.
+    """
+    return len(content) >= 12 and text.count(content) >= sum(
+        other.count(content) for other in contents
+    )
 
 
 def _renamed(tool: Any) -> Any:
     if not isinstance(tool, Mapping):
         return tool
     inner = tool.get("function")
-    return {**tool, "function": _renamed(inner)} if isinstance(inner, Mapping) else {**tool, "name": MARK}
+    return (
+        {**tool, "function": _renamed(inner)}
+        if isinstance(inner, Mapping)
+        else {**tool, "name": MARK}
+    )
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------
+
 
 def _thoughts(message: Message) -> list[str]:
     return [key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()]
 
 
 def _changes(message: Message) -> Iterator[tuple[str, Message]]:
-    """(what is changed, the message with a mark in place of it) for each thing that an assistant's message says."""
+    """(what is changed, the message with a mark in place of it) for each thing that an assistant's
+    message says.
+    """
     if content_of(message).strip():
         yield "content", with_content(message, MARK)
     if thoughts := _thoughts(message):
@@ -167,7 +223,10 @@ def _changes(message: Message) -> Iterator[tuple[str, Message]]:
         for name in ("name", "arguments"):
             changed = _changed_call(call, name)
             if changed != call:
-                yield f"call {n + 1}", {**message, "tool_calls": [*calls[:n], changed, *calls[n + 1:]]}
+                yield (
+                    f"call {n + 1}",
+                    {**message, "tool_calls": [*calls[:n], changed, *calls[n + 1 :]]},
+                )
 
 
 def _changed_call(call: Any, name: str) -> Any:
@@ -185,7 +244,11 @@ def _marked_leaves(value: Any) -> Any:
         return {key: _marked_leaves(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_marked_leaves(entry) for entry in value]
-    return f'{{"{MARK}": "{MARK}"}}' if isinstance(value, str) and value.lstrip().startswith("{") else MARK
+    return (
+        f'{{"{MARK}": "{MARK}"}}'
+        if isinstance(value, str) and value.lstrip().startswith("{")
+        else MARK
+    )
 
 
 def _wholly_changed(message: Message) -> Message:
@@ -195,8 +258,16 @@ def _wholly_changed(message: Message) -> Message:
     if thoughts := _thoughts(message):
         message = {**message, **dict.fromkeys(thoughts, MARK)}
     calls = message.get("tool_calls")
-    return {**message, "tool_calls": [_changed_call(_changed_call(call, "name"), "arguments") for call in calls]
-            } if calls else message
+    return (
+        {
+            **message,
+            "tool_calls": [
+                _changed_call(_changed_call(call, "name"), "arguments") for call in calls
+            ],
+        }
+        if calls
+        else message
+    )
 
 
 def _shared(one: str, other: str) -> int:
@@ -221,29 +292,38 @@ def _bare(text: str) -> str:
 
 
 def _missing(chat: Sequence[Message], turn: int, what: str) -> BadRow:
-    return BadRow(f"message {turn + 1}: its {what} leaves no trace in what the chat template writes")
+    return BadRow(
+        f"message {turn + 1}: its {what} leaves no trace in what the chat template writes"
+    )
 
 
 def _outside(chat: Sequence[Message], turn: int, what: str) -> BadRow:
-    return BadRow(f"message {turn + 1}: the chat template does not show which tokens the assistant wrote of its {what}"
-                  " (mark them with {% generation %}, or take the chatml template)")
+    return BadRow(
+        f"message {turn + 1}: the chat template does not show which tokens the assistant wrote of its {what}"
+        " (mark them with {% generation %}, or take the chatml template)"
+    )
 
 
 # ---- templates without marks ----------------------------------------------------------------------------------------
 
+
 def _turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
     """The chat cut after an assistant's turn, with the turn's range."""
     message = chat[turn]
-    text = tried(tokenizer, chat[:turn + 1])
+    text = tried(tokenizer, chat[: turn + 1])
     rest: Sequence[Message] = ()
     if text is None:  # the template does not let a chat end here
-        rest, text = chat[turn + 1:], spans_of(rendered(tokenizer, chat))[0]
+        rest, text = chat[turn + 1 :], spans_of(rendered(tokenizer, chat))[0]
     prompt = tried(tokenizer, chat[:turn], prompt=True)
     content = content_of(message).strip()
     if content and not rest and prompt is not None and text.startswith(prompt):
         at = text.find(content, len(prompt))
         if at >= 0 and not (_thoughts(message) or message.get("tool_calls")):
-            return Rendered(text, ((_begin(chat, turn, text, prompt, at, tokenizer), len(text)),), (at + len(content),))
+            return Rendered(
+                text,
+                ((_begin(chat, turn, text, prompt, at, tokenizer), len(text)),),
+                (at + len(content),),
+            )
 
     def change(other: Message) -> str | None:
         return tried(tokenizer, [*chat[:turn], other, *rest])
@@ -252,8 +332,11 @@ def _turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
     least = 0 if before is None else _shared(text, before)
     held = _with_whole_content(text, least, message, change)
     if held is None:
-        raise _missing(chat, turn, "content") if change(with_content(message, MARK)) == text else _outside(
-            chat, turn, "content")
+        raise (
+            _missing(chat, turn, "content")
+            if change(with_content(message, MARK)) == text
+            else _outside(chat, turn, "content")
+        )
     text, base = held
     found = _where_said(chat, turn, text, base, change, tokenizer, prompt)
     start, said = _begin(chat, turn, text, prompt, found[0], tokenizer), found[1]
@@ -263,16 +346,18 @@ def _turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Rendered:
         start -= 1  # a thought's opening, which the prompt has written already, is the content's own where it has one
     end = len(text)
     if rest:  # what follows the turn is not its own from where the next message says something
-        other = tried(tokenizer, [*chat[:turn + 1], _wholly_changed(rest[0]), *rest[1:]])
+        other = tried(tokenizer, [*chat[: turn + 1], _wholly_changed(rest[0]), *rest[1:]])
         end = said if other is None else max(said, _shared(text, other))
     return Rendered(text, ((start, end),), (said,), open=bool(rest))
 
 
-def _with_whole_content(text: str, least: int, message: Message,
-                        change: Callable[[Message], str | None]) -> tuple[str, Message] | None:
-    """(the text, the message whose changes are compared) where a template writes a content whole after the place
-    `least`, or a part of it alone: DeepSeek-R1's leaves the thought out of an answer that it was itself given, and then
-    the content is put in its place. None where it writes something else."""
+def _with_whole_content(
+    text: str, least: int, message: Message, change: Callable[[Message], str | None]
+) -> tuple[str, Message] | None:
+    """(the text, the message whose changes are compared) where a template writes a content whole
+    after the place `least`, or a part of it alone: DeepSeek-R1's leaves the thought out of an
+    answer that it was itself given, and then the content is put in its place. None where it writes
+    something else."""
     content = content_of(message)
     if not content.strip() or _bare(content) in _bare(text[least:]):
         return text, message
@@ -283,14 +368,21 @@ def _with_whole_content(text: str, least: int, message: Message,
     head, tail = other.split(MARK)
     if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
         return None
-    part = text[len(head):len(text) - len(tail)]
+    part = text[len(head) : len(text) - len(tail)]
     return (f"{head}{content}{tail}", marked) if _bare(part) in _bare(content) else None
 
 
-def _where_said(chat: Sequence[Message], turn: int, text: str, message: Message,
-                change: Callable[[Message], str | None], tokenizer: Tokenizer, prompt: str | None) -> tuple[int, int]:
-    """(first, end) of all that the message says. `message` is `chat[turn]`, or that with a mark as its content where
-    `text` has the content in the mark's place."""
+def _where_said(
+    chat: Sequence[Message],
+    turn: int,
+    text: str,
+    message: Message,
+    change: Callable[[Message], str | None],
+    tokenizer: Tokenizer,
+    prompt: str | None,
+) -> tuple[int, int]:
+    """(first, end) of all that the message says. `message` is `chat[turn]`, or that with a mark as
+    its content where `text` has the content in the mark's place."""
     before = tried(tokenizer, chat[:turn])
     least = 0 if before is None else _shared(text, before)
     least = least if prompt is None else max(0, min(least, _shared(text, prompt)))
@@ -311,7 +403,10 @@ def _where_said(chat: Sequence[Message], turn: int, text: str, message: Message,
         at = _shared(base, other)
         if at < least:
             raise _outside(chat, turn, what)
-        first, end = min(first, at), max(end, len(base) - min(_tail(base, other), len(base) - at) + moved)
+        first, end = (
+            min(first, at),
+            max(end, len(base) - min(_tail(base, other), len(base) - at) + moved),
+        )
     if not end:  # an empty turn
         other = change(_wholly_changed(message))
         first = len(text) if other is None else _shared(text, other)
@@ -319,13 +414,21 @@ def _where_said(chat: Sequence[Message], turn: int, text: str, message: Message,
     return first, end
 
 
-def _begin(chat: Sequence[Message], turn: int, text: str, prompt: str | None, first: int, tokenizer: Tokenizer) -> int:
-    """Where the turn's range begins: where its prompt ends, at the latest where the turn says something. What opens
-    the turn is before it, also where a prompt after a tool's answer leaves it out."""
+def _begin(
+    chat: Sequence[Message],
+    turn: int,
+    text: str,
+    prompt: str | None,
+    first: int,
+    tokenizer: Tokenizer,
+) -> int:
+    """Where the turn's range begins: where its prompt ends, at the latest where the turn says
+    something. What opens the turn is before it, also where a prompt after a tool's answer leaves it
+    out."""
     whole = prompt is not None and text.startswith(prompt)
     before = prompt if whole else tried(tokenizer, chat[:turn])
     least = 0 if before is None else _shared(text, before)
-    for opening in _openings(tokenizer)[:1 if whole else None]:
+    for opening in _openings(tokenizer)[: 1 if whole else None]:
         if (at := text.rfind(opening, min(least, first), first)) >= 0:
             return at + len(opening)
     return min(least, first) if whole else first
@@ -333,33 +436,42 @@ def _begin(chat: Sequence[Message], turn: int, text: str, prompt: str | None, fi
 
 @lru_cache(maxsize=8)
 def _openings(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """What the template opens an assistant's turn with when it asks, and the beginnings of it, the longest first, that
-    end with a special token or a line: with a history it may leave out the opening of a thought. Empty where it is not
-    to be told apart."""
+    """What the template opens an assistant's turn with when it asks, and the beginnings of it, the
+    longest first, that end with a special token or a line: with a history it may leave out the
+    opening of a thought. Empty where it is not to be told apart."""
     asked: list[Message] = [{"role": "user", "content": "hello"}]
     if takes_parts(tokenizer):
         asked = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     text, prompt = tried(tokenizer, asked), tried(tokenizer, asked, prompt=True)
     if text is None or prompt is None or not prompt.startswith(text) or prompt == text:
         return ()
-    opening = prompt[len(text):]
+    opening = prompt[len(text) :]
     words = [word for word in [*sorted(tokenizer.special), "\n"] if word in opening]
-    ends = {match.end() for word in words for match in re.finditer(re.escape(word), opening)} | {len(opening)}
+    ends = {match.end() for word in words for match in re.finditer(re.escape(word), opening)} | {
+        len(opening)
+    }
     # What the prompt begins with as every message does says nothing of who speaks.
-    usual = _shared(opening, plain_turn) if (plain_turn := _asked_again(tokenizer, asked, text)) else 0
+    usual = (
+        _shared(opening, plain_turn) if (plain_turn := _asked_again(tokenizer, asked, text)) else 0
+    )
     return tuple(opening[:end] for end in sorted(ends, reverse=True) if end > usual)
 
 
 def _asked_again(tokenizer: Tokenizer, asked: Sequence[Message], text: str) -> str:
     """What the template writes of a second message of the user's."""
     more = tried(tokenizer, [*asked, *asked])
-    return more[len(text):] if more is not None and more.startswith(text) else ""
+    return more[len(text) :] if more is not None and more.startswith(text) else ""
 
 
 # ---- templates that mark the assistant's tokens ---------------------------------------------------------------------
 
-def _all_inside(chat: Sequence[Message], turns: Sequence[int], text: str, spans: Sequence[Span]) -> bool:
-    """Whether each turn says nothing but its content, and all contents stand inside the marks, in order."""
+
+def _all_inside(
+    chat: Sequence[Message], turns: Sequence[int], text: str, spans: Sequence[Span]
+) -> bool:
+    """Whether each turn says nothing but its content, and all contents stand inside the marks, in
+    order.
+    """
     inside, place = "".join(text[a:b] for a, b in spans), 0
     for turn in turns:
         if _thoughts(chat[turn]) or chat[turn].get("tool_calls"):
@@ -384,7 +496,7 @@ def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Re
 
     made = change(message)
     if made is None:  # the template does not let a chat end here
-        rest = chat[turn + 1:]
+        rest = chat[turn + 1 :]
         made = spans_of(rendered(tokenizer, chat))
     own = _own_spans(*made, change(_wholly_changed(message)))
     inside, outside = _apart(*made)
@@ -400,7 +512,9 @@ def _marked_turn(chat: Sequence[Message], turn: int, tokenizer: Tokenizer) -> Re
     return Rendered(made[0], own, exact=True)
 
 
-def _own_spans(text: str, spans: Sequence[Span], other: tuple[str, tuple[Span, ...]] | None) -> tuple[Span, ...]:
+def _own_spans(
+    text: str, spans: Sequence[Span], other: tuple[str, tuple[Span, ...]] | None
+) -> tuple[Span, ...]:
     """The ranges from the first to the last one whose text changes with the turn."""
     if other is None:
         return tuple(spans[-1:])
@@ -410,7 +524,7 @@ def _own_spans(text: str, spans: Sequence[Span], other: tuple[str, tuple[Span, .
         same += 1
     while after < most - same and ours[-1 - after] == theirs[-1 - after]:
         after += 1
-    return tuple(spans[same:len(spans) - after])
+    return tuple(spans[same : len(spans) - after])
 
 
 def _apart(text: str, spans: Sequence[Span]) -> tuple[str, str]:
@@ -420,8 +534,11 @@ def _apart(text: str, spans: Sequence[Span]) -> tuple[str, str]:
     return MARK.join(parts[1::2]), MARK.join(parts[::2])
 
 
-def _put_in(chat: Sequence[Message], turn: int,
-            change: Callable[[Message], tuple[str, tuple[Span, ...]] | None]) -> Rendered:
+def _put_in(
+    chat: Sequence[Message],
+    turn: int,
+    change: Callable[[Message], tuple[str, tuple[Span, ...]] | None],
+) -> Rendered:
     """The turn with its content in place of the part that the template writes of it."""
     message, content = chat[turn], content_of(chat[turn])
 

@@ -1,9 +1,11 @@
-"""What a stage trains on: micro-batches that are a pure function of (seed, step), so a resume restores nothing.
+"""What a stage trains on: micro-batches that are a pure function of (seed, step), so a resume
+restores nothing.
 
-Keys of a batch, all numpy: ids (B, T) int32; positions (B, T) int32, beginning anew in each segment; segments (B, T)
-int32, 0 for padding, only where attention is kept inside examples; targets (K,) int32; index (K,) int32, the flat
-place b·T+t whose hidden state predicts the target; weights (K,) float32, 0 where K was padded; denominator () float32,
-the sum of the weights over the whole accumulation window, at least 1.
+Keys of a batch, all numpy: ids (B, T) int32; positions (B, T) int32, beginning anew in each
+segment; segments (B, T) int32, 0 for padding, only where attention is kept inside examples; targets
+(K,) int32; index (K,) int32, the flat place b·T+t whose hidden state predicts the target; weights
+(K,) float32, 0 where K was padded; denominator () float32, the sum of the weights over the whole
+accumulation window, at least 1.
 """
 
 from __future__ import annotations
@@ -37,7 +39,13 @@ class RowSource:
 
     def __init__(self, rows: int, batch_size: int, accumulate: int, seed: int, name: str) -> None:
         assert rows > 0 and batch_size > 0 and accumulate > 0
-        self.rows, self.batch_size, self.accumulate, self.seed, self.name = rows, batch_size, accumulate, seed, name
+        self.rows, self.batch_size, self.accumulate, self.seed, self.name = (
+            rows,
+            batch_size,
+            accumulate,
+            seed,
+            name,
+        )
         # Two epochs: a step may end one and begin the next.
         self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, name, epoch, rows))
 
@@ -46,18 +54,22 @@ class RowSource:
         count = self.batch_size * self.accumulate
         places = np.arange(step * count, (step + 1) * count)
         epochs, places = places // self.rows, places % self.rows
-        chosen = [(int(epoch), int(self._order(int(epoch))[place]))
-                  for epoch, place in zip(epochs, places, strict=True)]
-        groups = (chosen[n:n + self.batch_size] for n in range(0, count, self.batch_size))
+        chosen = [
+            (int(epoch), int(self._order(int(epoch))[place]))
+            for epoch, place in zip(epochs, places, strict=True)
+        ]
+        groups = (chosen[n : n + self.batch_size] for n in range(0, count, self.batch_size))
         return self._set_denominators([self._collate(group) for group in groups])
 
     def eval_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Batches in a fixed order; the last one is filled up with empty rows, so that all have one shape."""
+        """Batches in a fixed order; the last one is filled up with empty rows, so that all have one
+        shape.
+        """
         count = self.rows if limit is None else min(self.rows, limit * self.batch_size)
         order = self._eval_order()
         chosen = order[np.linspace(0, self.rows, count, endpoint=False).astype(np.int64)]
         for start in range(0, count, self.batch_size):
-            group = [(0, int(row)) for row in chosen[start:start + self.batch_size]]
+            group = [(0, int(row)) for row in chosen[start : start + self.batch_size]]
             yield self._set_denominators([self._collate(group)])[0]
 
     def _eval_order(self) -> NDArray[np.int64]:
@@ -69,35 +81,61 @@ class RowSource:
         return packing.set_denominator(batches)
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
-        """A micro-batch of `batch_size` rows from (epoch, row) pairs, fewer of them leaving rows empty."""
+        """A micro-batch of `batch_size` rows from (epoch, row) pairs, fewer of them leaving rows
+        empty.
+        """
         raise NotImplementedError
 
 
 class TextSource(RowSource):
     """Windows over one stream of tokens, in which documents end with `eos`.
 
-    Row r reads tokens r·T … r·T+T-1 and predicts r·T+1 … r·T+T, so that every token but the first is a target once an
-    epoch; the last row is padded. With `isolate_documents` the end token opens the next document's segment: it is
-    predicted from the text that it ends, and the document after it is predicted from it alone.
+    Row r reads tokens r·T … r·T+T-1 and predicts r·T+1 … r·T+T, so that every token but the first
+    is a target once an epoch; the last row is padded. With `isolate_documents` the end token opens
+    the next document's segment: it is predicted from the text that it ends, and the document after
+    it is predicted from it alone.
     """
 
-    def __init__(self, tokens: NDArray[Any], *, sequence_length: int, batch_size: int, accumulate: int = 1,
-                 seed: int = 0, isolate_documents: bool = False, eos: int | None = None) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        *,
+        sequence_length: int,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        isolate_documents: bool = False,
+        eos: int | None = None,
+    ) -> None:
         if len(tokens) < 2:
-            raise UserError("too little text to learn from", where="data", hint="two tokens are the least")
+            raise UserError(
+                "too little text to learn from", where="data", hint="two tokens are the least"
+            )
         assert eos is not None or not isolate_documents
-        self.tokens, self.length, self.isolate, self.eos = tokens, sequence_length, isolate_documents, eos
-        super().__init__(-(-(len(tokens) - 1) // sequence_length), batch_size, accumulate, seed, "text")
+        self.tokens, self.length, self.isolate, self.eos = (
+            tokens,
+            sequence_length,
+            isolate_documents,
+            eos,
+        )
+        super().__init__(
+            -(-(len(tokens) - 1) // sequence_length), batch_size, accumulate, seed, "text"
+        )
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         rows, width = self.batch_size, self.length
-        first = np.full(rows, len(self.tokens), np.int64)   # an empty row begins past the end
-        first[:len(group)] = np.array([row for _, row in group], np.int64) * width
+        first = np.full(rows, len(self.tokens), np.int64)  # an empty row begins past the end
+        first[: len(group)] = np.array([row for _, row in group], np.int64) * width
         places = first[:, None] + np.arange(width + 1)
         there = places < len(self.tokens)
-        window = np.where(there, self.tokens[np.minimum(places, len(self.tokens) - 1)], 0).astype(np.int32)
+        window = np.where(there, self.tokens[np.minimum(places, len(self.tokens) - 1)], 0).astype(
+            np.int32
+        )
         ids, weights = window[:, :-1].copy(), there[:, 1:]
-        batch: Batch = {"ids": ids, "positions": np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape).copy()}
+        batch: Batch = {
+            "ids": ids,
+            "positions": np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape).copy(),
+        }
         if self.isolate:
             opens = (ids == self.eos) & there[:, :-1]
             begun = np.maximum.accumulate(np.where(opens, np.arange(width), 0), axis=1)
@@ -111,12 +149,29 @@ class TextSource(RowSource):
 
 
 class PackedSource(RowSource):
-    """Examples of known lengths, several a row (attention is kept inside each) or, not `packed`, each in its own."""
+    """Examples of known lengths, several a row (attention is kept inside each) or, not `packed`,
+    each in its own.
+    """
 
-    def __init__(self, lengths: NDArray[np.int64], width: int, packed: bool, batch_size: int, accumulate: int,
-                 seed: int, name: str) -> None:
-        self.length, self.packed, self.examples, self._lengths = width, packed, len(lengths), lengths
-        self._plan = packing.best_fit(lengths, width) if packed else packing.one_per_row(self.examples)
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        width: int,
+        packed: bool,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        name: str,
+    ) -> None:
+        self.length, self.packed, self.examples, self._lengths = (
+            width,
+            packed,
+            len(lengths),
+            lengths,
+        )
+        self._plan = (
+            packing.best_fit(lengths, width) if packed else packing.one_per_row(self.examples)
+        )
         self._name = f"{name} examples"
         self._plan_of = lru_cache(maxsize=2)(self._epoch_plan)
         super().__init__(self._plan.rows, batch_size, accumulate, seed, f"{name} rows")
@@ -143,17 +198,30 @@ class PackedSource(RowSource):
 class ChatSource(PackedSource):
     """Chats with the loss on the assistant's tokens, or on all.
 
-    An example of n tokens takes n-1 places: the last token is only predicted. What follows its last target is left
-    out, which changes no loss. `truncated` chats were longer than a row and are cut at the end; `skipped` ones have
-    no target within a row. With packing the segments keep attention inside each example; without it each example has a
-    row, padded at the end, where causal attention cannot reach, to the bucket of the longest.
+    An example of n tokens takes n-1 places: the last token is only predicted. What follows its last
+    target is left out, which changes no loss. `truncated` chats were longer than a row and are cut
+    at the end; `skipped` ones have no target within a row. With packing the segments keep attention
+    inside each example; without it each example has a row, padded at the end, where causal
+    attention cannot reach, to the bucket of the longest.
     """
 
-    def __init__(self, rows: Iterable[ChatRow], *, sequence_length: int, batch_size: int, accumulate: int = 1,
-                 seed: int = 0, packing: bool = True, loss_on: Literal["assistant", "all"] = "assistant") -> None:
+    def __init__(
+        self,
+        rows: Iterable[ChatRow],
+        *,
+        sequence_length: int,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        packing: bool = True,
+        loss_on: Literal["assistant", "all"] = "assistant",
+    ) -> None:
         self.truncated = self.skipped = 0
         flat = ChatRows.of(rows)
-        starts, sizes = array("q"), array("q")   # numbers of a list would take more memory than all else
+        starts, sizes = (
+            array("q"),
+            array("q"),
+        )  # numbers of a list would take more memory than all else
         for start, end in zip(map(int, flat.starts), map(int, flat.ends), strict=True):
             mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
             needed, cut = fitted_length(mask, sequence_length)
@@ -164,19 +232,33 @@ class ChatSource(PackedSource):
             starts.append(start)
             sizes.append(needed - 1)
         if not starts:
-            raise UserError("no chat has a token to learn", where="data",
-                            hint=f"of {self.skipped} that were read {self.truncated} are longer than "
-                                 "sequence_length before an answer begins" if self.truncated else
-                                 "none has a message of the assistant's that is to be learned")
+            raise UserError(
+                "no chat has a token to learn",
+                where="data",
+                hint=f"of {self.skipped} that were read {self.truncated} are longer than "
+                "sequence_length before an answer begins"
+                if self.truncated
+                else "none has a message of the assistant's that is to be learned",
+            )
         self._ids, self._mask = flat.ids, None if loss_on == "all" else flat.mask
         self._starts = np.array(starts, np.int64)
-        super().__init__(np.array(sizes, np.int64), sequence_length, packing, batch_size, accumulate, seed, "chat")
+        super().__init__(
+            np.array(sizes, np.int64),
+            sequence_length,
+            packing,
+            batch_size,
+            accumulate,
+            seed,
+            "chat",
+        )
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen, row_of, column, number = self._members(group)
         lengths = self._lengths[chosen]
         width = self.length if self.packed else min(self.length, packing.bucket(int(lengths.max())))
-        source, destination, position = packing.lay_out(self._starts[chosen], lengths, row_of, column, width)
+        source, destination, position = packing.lay_out(
+            self._starts[chosen], lengths, row_of, column, width
+        )
         shape = (self.batch_size, width)
         batch: Batch = {"ids": np.zeros(shape, np.int32), "positions": np.zeros(shape, np.int32)}
         batch["ids"].reshape(-1)[destination] = self._ids[source]
@@ -191,21 +273,25 @@ class ChatSource(PackedSource):
 
 
 def fitted_length(mask: NDArray[np.bool_], sequence_length: int) -> tuple[int, bool]:
-    """(how many tokens of an example are kept, whether that is a cut): up to the last target within a row. 0: none."""
+    """(how many tokens of an example are kept, whether that is a cut): up to the last target within
+    a row. 0: none.
+    """
     learned = np.flatnonzero(mask[1:])
     cut = bool(len(learned)) and int(learned[-1]) >= sequence_length
     if cut:
-        learned = np.flatnonzero(mask[1:sequence_length + 1])
+        learned = np.flatnonzero(mask[1 : sequence_length + 1])
     return (int(learned[-1]) + 2 if len(learned) else 0), cut
 
 
-def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
-                    key: str | None = None) -> NDArray[Any]:
-    """All texts as one stream of ids (N,), each document closed by the end token, and opened by what the tokenizer
-    puts before a text: a memory map of a file in `folder`.
+def tokenize_corpus(
+    texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *, key: str | None = None
+) -> NDArray[Any]:
+    """All texts as one stream of ids (N,), each document closed by the end token, and opened by
+    what the tokenizer puts before a text: a memory map of a file in `folder`.
 
-    The file is named by a digest of the tokenizer and of `key`, or of the texts where no key is given, and is reused
-    when it exists. A `Part` that goes on in the next text gets no end token. Raises UserError where there is no text.
+    The file is named by a digest of the tokenizer and of `key`, or of the texts where no key is
+    given, and is reused when it exists. A `Part` that goes on in the next text gets no end token.
+    Raises UserError where there is no text.
     """
     if key is None:
         texts = texts if isinstance(texts, Sequence) else list(texts)
@@ -224,30 +310,37 @@ def tokenize_corpus(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, *,
 
 def tokens_at(folder: Path, tokenizer: Tokenizer, key: str) -> Path:
     """The file of `tokenize_corpus`."""
-    return place_of(Path(folder), "tokens", tokenizer, key).with_suffix(f".{_dtype(tokenizer).name}")
+    return place_of(Path(folder), "tokens", tokenizer, key).with_suffix(
+        f".{_dtype(tokenizer).name}"
+    )
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32)
 
 
-def hold_out(tokens: NDArray[Any], fraction: float, eos: int, least: int = 2) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(train, validation): the last part of a stream, cut after a document where one ends near the place.
+def hold_out(
+    tokens: NDArray[Any], fraction: float, eos: int, least: int = 2
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(train, validation): the last part of a stream, cut after a document where one ends near the
+    place.
 
     Both are views. Raises UserError where the stream is too short to be cut.
     """
     place = len(tokens) - max(least, int(len(tokens) * fraction))
     if place < least:
-        raise UserError("too little text to hold a part of it back", where="data", hint="give validation")
-    near = np.flatnonzero(tokens[max(0, place - len(tokens) // 50):place] == eos)
+        raise UserError(
+            "too little text to hold a part of it back", where="data", hint="give validation"
+        )
+    near = np.flatnonzero(tokens[max(0, place - len(tokens) // 50) : place] == eos)
     if len(near):
         place = max(0, place - len(tokens) // 50) + int(near[-1]) + 1
     return tokens[:place], tokens[place:]
 
 
 def mixed_stream(parts: Sequence[Any], weights: Sequence[float | None], eos: int) -> Any:
-    """Several streams as one, of which nothing is copied: each as often as its weight says, the last time cut after a
-    document's end where one is near. One stream is itself."""
+    """Several streams as one, of which nothing is copied: each as often as its weight says, the
+    last time cut after a document's end where one is near. One stream is itself."""
     if len(parts) == 1:
         return parts[0]
     found: list[Any] = []
@@ -255,14 +348,14 @@ def mixed_stream(parts: Sequence[Any], weights: Sequence[float | None], eos: int
         whole, rest = divmod(count, len(part))
         found += [part] * whole
         if rest:
-            near = np.flatnonzero(part[max(0, rest - len(part) // 50):rest] == eos)
+            near = np.flatnonzero(part[max(0, rest - len(part) // 50) : rest] == eos)
             kept = max(0, rest - len(part) // 50) + int(near[-1]) + 1 if len(near) else rest
             found.append(part.beginning(kept) if isinstance(part, Joined) else part[:kept])
     return Joined(found, parts[0].dtype)
 
 
-_PIECE = 1 << 16    # characters that are encoded at once; a longer document is cut at a line's end
-_CALL = 1 << 20     # characters of one call of the tokenizer: enough to keep its threads busy
+_PIECE = 1 << 16  # characters that are encoded at once; a longer document is cut at a line's end
+_CALL = 1 << 20  # characters of one call of the tokenizer: enough to keep its threads busy
 
 
 def _streams(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
@@ -285,7 +378,9 @@ def _streams(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield _joined(pieces, begins, ends, tokenizer)
 
 
-def _joined(pieces: list[str], begins: list[bool], ends: list[bool], tokenizer: Tokenizer) -> list[int]:
+def _joined(
+    pieces: list[str], begins: list[bool], ends: list[bool], tokenizer: Tokenizer
+) -> list[int]:
     joined: list[int] = []
     for ids, begin, end in zip(tokenizer.encode_batch(pieces), begins, ends, strict=True):
         if begin:
@@ -297,8 +392,8 @@ def _joined(pieces: list[str], begins: list[bool], ends: list[bool], tokenizer: 
 
 
 def _cut(text: str) -> list[str]:
-    """Pieces of a long text, each ending with a line break before a line that begins with a letter or sign: no word
-    and no run of white space is cut there, so the ids are those of the whole."""
+    """Pieces of a long text, each ending with a line break before a line that begins with a letter
+    or sign: no word and no run of white space is cut there, so the ids are those of the whole."""
     pieces, start = [], 0
     while len(text) - start > _PIECE:
         end = start + _PIECE
@@ -307,7 +402,7 @@ def _cut(text: str) -> list[str]:
             if end <= start or not text[end].isspace():
                 break
             end -= 1
-        if end <= start:   # no line to cut at: after a piece's length, at a space if there is one
+        if end <= start:  # no line to cut at: after a piece's length, at a space if there is one
             end = text.rfind(" ", start + 1, start + _PIECE)
             end = end if end > start else start + _PIECE
         pieces.append(text[start:end])

@@ -1,7 +1,8 @@
 """Chats to ids and loss masks, through the model's own chat template.
 
-The ids are those of transformers' `apply_chat_template`; learned_ranges.py finds which characters the assistant wrote.
-The stop token is always inside the mask: a model that is not trained on it never stops.
+The ids are those of transformers' `apply_chat_template`; learned_ranges.py finds which characters
+the assistant wrote. The stop token is always inside the mask: a model that is not trained on it
+never stops.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from ondevice.data.tokenizer import Tokenizer
 
 
 class ChatRow(NamedTuple):
-    """One row to train on: ids (T,) int32 and mask (T,) bool, true where the assistant wrote the token."""
+    """One row to train on: ids (T,) int32 and mask (T,) bool, true where the assistant wrote the
+    token.
+    """
 
     ids: NDArray[np.int32]
     mask: NDArray[np.bool_]
@@ -45,17 +48,23 @@ class ChatRow(NamedTuple):
 def encode_chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[ChatRow]:
     """Rows of one chat: one, or one per assistant turn where the template needs it.
 
-    Raises BadRow where the template refuses the chat, drops something that it says, or does not show which tokens the
-    assistant wrote; UserError where there is no template.
+    Raises BadRow where the template refuses the chat, drops something that it says, or does not
+    show which tokens the assistant wrote; UserError where there is no template.
     """
     return _encode(_readable(render_chat(messages, tokenizer), tokenizer), tokenizer)
 
 
-def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
-                 reject: Callable[[int, str], None] | None = None, batch: int = 1000,
-                 numbers: array[int] | None = None) -> Iterator[ChatRow]:
-    """`encode_chat` of many chats, tokenised in batches. `reject(number of the chat, reason)` takes the bad ones;
-    without it the first one raises BadRow. `numbers` gets the number of each row's chat, before the row is given."""
+def encode_chats(
+    chats: Iterable[Sequence[Message]],
+    tokenizer: Tokenizer,
+    *,
+    reject: Callable[[int, str], None] | None = None,
+    batch: int = 1000,
+    numbers: array[int] | None = None,
+) -> Iterator[ChatRow]:
+    """`encode_chat` of many chats, tokenised in batches. `reject(number of the chat, reason)` takes
+    the bad ones; without it the first one raises BadRow. `numbers` gets the number of each row's
+    chat, before the row is given."""
     waiting: list[Rendered] = []
     for number, messages in enumerate(chats):
         before = len(waiting)
@@ -74,7 +83,9 @@ def encode_chats(chats: Iterable[Sequence[Message]], tokenizer: Tokenizer, *,
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Ids after which the assistant's next turn begins. Raises BadRow and UserError as `encode_chat` does."""
+    """Ids after which the assistant's next turn begins. Raises BadRow and UserError as
+    `encode_chat` does.
+    """
     text = checked_context(messages, tokenizer, prompt=True)
     ids, _ = _tokens(_readable([Rendered(text, ())], tokenizer), tokenizer)[0]
     return [int(i) for i in ids]
@@ -84,32 +95,39 @@ def _readable(texts: list[Rendered], tokenizer: Tokenizer) -> list[Rendered]:
     """Raises BadRow for a text in which the template writes a token that the model has no row for."""
     for word in tokenizer.beyond_rows:
         if any(word in item.text for item in texts):
-            raise BadRow(f"the chat template writes {word!r}, a token that the model has no row for")
+            raise BadRow(
+                f"the chat template writes {word!r}, a token that the model has no row for"
+            )
     return texts
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, prompt: bool = False) -> str:
-    """What the template writes for a chat; `prompt`: with what opens the assistant's turn. Contents are trusted: one
-    that spells a special token is one. Raises BadRow and UserError as `encode_chat` does."""
+    """What the template writes for a chat; `prompt`: with what opens the assistant's turn. Contents
+    are trusted: one that spells a special token is one. Raises BadRow and UserError as
+    `encode_chat` does."""
     return plain(rendered(tokenizer, next(forms(messages, tokenizer, escape=False)), prompt=prompt))
 
 
 def add_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    """A copy of `tokenizer` with the named template; chatml adds its two special tokens where they are missing, and
-    the model's embeddings must then grow to `vocab_size`. Raises UserError for an unknown name."""
+    """A copy of `tokenizer` with the named template; chatml adds its two special tokens where they
+    are missing, and the model's embeddings must then grow to `vocab_size`. Raises UserError for an
+    unknown name."""
     if name not in TEMPLATES:
-        raise UserError(f"unknown chat template {name!r}", where="chat_template", hint=nearest(name, TEMPLATES))
+        raise UserError(
+            f"unknown chat template {name!r}", where="chat_template", hint=nearest(name, TEMPLATES)
+        )
     return tokenizer.with_template(TEMPLATES[name], BROUGHT[name])
 
 
 def with_template_kwargs(tokenizer: Tokenizer, setting: str) -> Tokenizer:
-    """The tokenizer whose template is given what the setting `chat_template_kwargs` says. Raises UserError for a name
-    that the template does not read."""
+    """The tokenizer whose template is given what the setting `chat_template_kwargs` says. Raises
+    UserError for a name that the template does not read."""
     kwargs = parse_template_kwargs(setting)
     return tokenizer.with_kwargs(kwargs) if kwargs else tokenizer
 
 
 # ---- ids and masks --------------------------------------------------------------------------------------------------
+
 
 def _encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
     stops, special = tokenizer.is_stop, tokenizer.is_special
@@ -117,30 +135,48 @@ def _encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
     for item, (ids, ranges) in zip(texts, _tokens(texts, tokenizer), strict=True):
         mask = np.zeros(len(ids), np.bool_)
         many = len(item.spans)
-        for number, ((start, end), (_, said)) in enumerate(zip(ranges[:many], ranges[many:], strict=True)):
+        for number, ((start, end), (_, said)) in enumerate(
+            zip(ranges[:many], ranges[many:], strict=True)
+        ):
             last = number == many - 1
             end = said if item.open and not stops[ids[said:end]].any() else end
             end = _with_stop(ids, start, said, end, stops, special, item.exact)
-            if end < len(ids) and ids[end] == tokenizer.eos_id and stops[ids[end - 1]] and ids[end - 1] != ids[end]:
-                end += 1  # Cohere's turns end with two tokens, of which the second is the end of text
+            if (
+                end < len(ids)
+                and ids[end] == tokenizer.eos_id
+                and stops[ids[end - 1]]
+                and ids[end - 1] != ids[end]
+            ):
+                end += (
+                    1  # Cohere's turns end with two tokens, of which the second is the end of text
+                )
             mask[start:end] = True
             if last and not stops[ids[start:end]].any() and not _goes_on(ids, end, tokenizer):
-                # The template ends a chat with nothing at all: the model learns to stop by end of text.
+                # The template ends a chat with nothing at all: the model learns to stop by end of
+                # text.
                 ids = np.append(ids[:end], np.int32(tokenizer.eos_id))
                 mask = np.append(mask[:end], True)
         rows.append(ChatRow(ids, mask))
     return rows
 
 
-def _with_stop(ids: NDArray[np.int32], start: int, said: int, end: int, stops: NDArray[np.bool_],
-               special: NDArray[np.bool_], exact: bool) -> int:
-    """End of the assistant's tokens [start, end), of which what is said ends at `said`, with the stop token as the last
-    one, where there is one."""
+def _with_stop(
+    ids: NDArray[np.int32],
+    start: int,
+    said: int,
+    end: int,
+    stops: NDArray[np.bool_],
+    special: NDArray[np.bool_],
+    exact: bool,
+) -> int:
+    """End of the assistant's tokens [start, end), of which what is said ends at `said`, with the
+    stop token as the last one, where there is one."""
     inside = np.flatnonzero(stops[ids[said:end]])
     if len(inside):
-        # After the stop token a template may write a line break or end of text, which the model never does.
+        # After the stop token a template may write a line break or end of text, which the model
+        # never does.
         return end if exact else said + int(inside[0]) + 1
-    following = np.flatnonzero(special[ids[end:end + 4]])
+    following = np.flatnonzero(special[ids[end : end + 4]])
     if len(following) and stops[ids[end + following[0]]]:
         return end + int(following[0]) + 1
     return end
@@ -151,11 +187,17 @@ def _goes_on(ids: NDArray[np.int32], end: int, tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.decode(ids[end:], skip_special=False).strip())
 
 
-def _tokens(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[tuple[NDArray[np.int32], list[Span]]]:
-    """Ids of each text and its spans as ranges of tokens; behind them the spans that end where `said` says."""
+def _tokens(
+    texts: Sequence[Rendered], tokenizer: Tokenizer
+) -> list[tuple[NDArray[np.int32], list[Span]]]:
+    """Ids of each text and its spans as ranges of tokens; behind them the spans that end where
+    `said` says.
+    """
     easy = [n for n, item in enumerate(texts) if ESCAPE not in item.text]
     results: dict[int, tuple[NDArray[np.int32], list[Span]]] = {}
-    for n, encoding in zip(easy, tokenizer.encode_spans([texts[n].text for n in easy]), strict=True):
+    for n, encoding in zip(
+        easy, tokenizer.encode_spans([texts[n].text for n in easy]), strict=True
+    ):
         if tokenizer.inner.normalizer is None or _honest(encoding.ids, texts[n].text, tokenizer):
             results[n] = _result(encoding.ids, encoding.offsets, _all_spans(texts[n]))
     for n, item in enumerate(texts):
@@ -170,13 +212,16 @@ def _all_spans(item: Rendered) -> list[Span]:
 
 
 def _honest(ids: Sequence[int], text: str, tokenizer: Tokenizer) -> bool:
-    """Whether there are as many special ids as the text spells: a normaliser may make them out of look-alikes."""
+    """Whether there are as many special ids as the text spells: a normaliser may make them out of
+    look-alikes.
+    """
     spelt = sum(1 for _ in _special_pattern(tokenizer).finditer(text))
     return int(tokenizer.is_special[np.array(ids, np.int64)].sum()) == spelt
 
 
-def _result(ids: Sequence[int], offsets: Sequence[Span] | NDArray[np.int64],
-            spans: Sequence[Span]) -> tuple[NDArray[np.int32], list[Span]]:
+def _result(
+    ids: Sequence[int], offsets: Sequence[Span] | NDArray[np.int64], spans: Sequence[Span]
+) -> tuple[NDArray[np.int32], list[Span]]:
     if not spans or not len(ids):
         return np.array(ids, np.int32), []
     bounds = np.asarray(offsets, np.int64)
@@ -189,17 +234,20 @@ def _result(ids: Sequence[int], offsets: Sequence[Span] | NDArray[np.int64],
 
 
 def _careful(item: Rendered, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], list[Span]]:
-    """The template's special tokens become ids by name; everything between them, escapes undone, is plain text.
+    """The template's special tokens become ids by name; everything between them, escapes undone, is
+    plain text.
 
-    Exactly what the whole text gives for byte-level tokenizers; one that puts a mark before a text's first word does
-    so after each special token here.
+    Exactly what the whole text gives for byte-level tokenizers; one that puts a mark before a
+    text's first word does so after each special token here.
     """
     words = guarded(tokenizer)
     pieces = _pieces(item.text, tokenizer, words)
-    encodings = tokenizer._text_only.encode_batch([text for text, _, _ in pieces], add_special_tokens=False)
+    encodings = tokenizer._text_only.encode_batch(
+        [text for text, _, _ in pieces], add_special_tokens=False
+    )
     ids: list[int] = []
     offsets: list[Span] = []
-    old, new = [0], [0]   # places of the rendered text and of the text with its escapes undone
+    old, new = [0], [0]  # places of the rendered text and of the text with its escapes undone
     place = 0
     for (text, raw, token), encoding in zip(pieces, encodings, strict=True):
         ids += encoding.ids
@@ -215,7 +263,7 @@ def _careful(item: Rendered, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], l
             old.append(old[-1] + len(token[1]))
             new.append(place)
 
-    def moved(at: int) -> int:   # no span begins or ends inside an escape
+    def moved(at: int) -> int:  # no span begins or ends inside an escape
         n = int(np.searchsorted(old, at, side="right")) - 1
         return new[n] + at - old[n]
 
@@ -226,13 +274,21 @@ def _restored(text: str, words: Sequence[str]) -> str:
     return ESCAPED.sub(lambda m: words[int(m.group(1))], text)
 
 
-def _pieces(text: str, tokenizer: Tokenizer, words: tuple[str, ...]) -> list[tuple[str, str, tuple[str, str] | None]]:
+def _pieces(
+    text: str, tokenizer: Tokenizer, words: tuple[str, ...]
+) -> list[tuple[str, str, tuple[str, str] | None]]:
     """(plain text, the same with its escapes, (special token, the text it took) or None) in order."""
     pieces: list[tuple[str, str, tuple[str, str] | None]] = []
     place = 0
     for match in _special_pattern(tokenizer).finditer(text):
-        raw, taken = text[place:match.start()], match.group()
-        pieces.append((_restored(raw, words), raw, (taken if taken in tokenizer.special else taken.strip(), taken)))
+        raw, taken = text[place : match.start()], match.group()
+        pieces.append(
+            (
+                _restored(raw, words),
+                raw,
+                (taken if taken in tokenizer.special else taken.strip(), taken),
+            )
+        )
         place = match.end()
     pieces.append((_restored(text[place:], words), text[place:], None))
     return pieces
@@ -245,6 +301,8 @@ def _special_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
 @lru_cache(maxsize=16)
 def _special_words(special: tuple[tuple[str, bool, bool], ...]) -> re.Pattern[str]:
     # A special token may take the white space beside it.
-    forms = [r"\s*" * left + re.escape(word) + r"\s*" * right
-             for word, left, right in sorted(special, key=lambda entry: (-len(entry[0]), entry[0]))]
+    forms = [
+        r"\s*" * left + re.escape(word) + r"\s*" * right
+        for word, left, right in sorted(special, key=lambda entry: (-len(entry[0]), entry[0]))
+    ]
     return re.compile("|".join(forms) if forms else r"(?!)")

@@ -1,7 +1,8 @@
 """What a chat template writes for a chat: messages made ready for it, and its text with markers.
 
-Templates differ in the form in which they take a message: contents as texts or lists of parts, a call without content
-as null, "" or without the key, a call's arguments as an object or as JSON. Each form is tried in turn.
+Templates differ in the form in which they take a message: contents as texts or lists of parts, a
+call without content as null, "" or without the key, a call's arguments as an object or as JSON.
+Each form is tried in turn.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from ondevice.data.template_sandbox import CLOSE, OPEN, names_read, run_template
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
-# Templates for base models that have none. chatml brings two special tokens; plain needs none beside end of text. bare
-# is for what reads a prompt and writes an answer apart from it: each content stands between the tokens that open and
-# close a text, as those models were trained, and nothing says who spoke. pair is for an encoder that judges: one text,
-# a separator behind each content (Devlin 2018).
+# Templates for base models that have none. chatml brings two special tokens; plain needs none
+# beside end of text. bare is for what reads a prompt and writes an answer apart from it: each
+# content stands between the tokens that open and close a text, as those models were trained, and
+# nothing says who spoke. pair is for an encoder that judges: one text, a separator behind each
+# content (Devlin 2018).
 TEMPLATES = {
     "chatml": (
         "{%- for message in messages -%}"
@@ -64,7 +66,8 @@ TEMPLATES = {
 }
 BROUGHT = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": (), "bare": (), "pair": ()}
 
-# Noncharacters of Unicode as those of template.py; where a content holds one of them all the same it is escaped.
+# Noncharacters of Unicode as those of template.py; where a content holds one of them all the same
+# it is escaped.
 ESCAPE = "\ufdd2"
 ESCAPED = re.compile(f"{ESCAPE}([0-9]+){ESCAPE}")
 MARK = "\ufdd4"
@@ -93,9 +96,9 @@ class HasChatTemplate(Hashable, Protocol):
 class Rendered:
     """What a template wrote, its escapes still in it, and the assistant's character ranges.
 
-    said: where what the assistant says ends in each range; the stop token comes after it.
-    exact: the ranges are the template's own, kept to the letter as transformers reads them.
-    open: no range is known to end with its turn; it ends at the stop token, or else where all is said.
+    said: where what the assistant says ends in each range; the stop token comes after it. exact:
+    the ranges are the template's own, kept to the letter as transformers reads them. open: no range
+    is known to end with its turn; it ends at the stop token, or else where all is said.
     """
 
     text: str
@@ -105,8 +108,11 @@ class Rendered:
     open: bool = False
 
 
-def rendered(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str:
-    """What the template writes, markers of `{% generation %}` included; `prompt`: with what opens the assistant's turn.
+def rendered(
+    tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False
+) -> str:
+    """What the template writes, markers of `{% generation %}` included; `prompt`: with what opens
+    the assistant's turn.
 
     Raises BadRow where the template refuses the chat, UserError where there is no template.
     """
@@ -116,22 +122,46 @@ def rendered(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt:
         messages = [first, *messages[1:]]
     template = tokenizer.template_for(bool(tools))
     if template is None:
-        raise UserError("the model has no chat template", where="chat_template",
-                        hint=f"name one: {', '.join(TEMPLATES)}")
+        raise UserError(
+            "the model has no chat template",
+            where="chat_template",
+            hint=f"name one: {', '.join(TEMPLATES)}",
+        )
     # what is false or empty says nothing to a template that does not read it
-    if unread := [name for name, value in (kwargs or {}).items() if value and name not in names_read(template)]:
+    if unread := [
+        name for name, value in (kwargs or {}).items() if value and name not in names_read(template)
+    ]:
         raise BadRow(f"{KWARGS} gives {unread[0]!r}, which the chat template does not read")
     try:
-        return run_template(template, {
-            **tokenizer.named, **tokenizer.template_kwargs, **(kwargs or {}), "messages": list(messages),
-            "tools": tools or None, "documents": None, "add_generation_prompt": prompt})
-    # Templates are programs: beside jinja's own errors they raise what the wrong type in a message makes them raise.
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
-            RecursionError) as error:
+        return run_template(
+            template,
+            {
+                **tokenizer.named,
+                **tokenizer.template_kwargs,
+                **(kwargs or {}),
+                "messages": list(messages),
+                "tools": tools or None,
+                "documents": None,
+                "add_generation_prompt": prompt,
+            },
+        )
+    # Templates are programs: beside jinja's own errors they raise what the wrong type in a message
+    # makes them raise.
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise BadRow(f"the chat template refuses this chat: {error}") from error
 
 
-def tried(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False) -> str | None:
+def tried(
+    tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bool = False
+) -> str | None:
     """`rendered` without its markers; None where the template refuses."""
     try:
         return plain(rendered(tokenizer, messages, prompt=prompt))
@@ -139,11 +169,17 @@ def tried(tokenizer: HasChatTemplate, messages: Sequence[Message], *, prompt: bo
         return None
 
 
-def forms(messages: Sequence[Message], tokenizer: HasChatTemplate, *, escape: bool = True) -> Iterator[list[Message]]:
+def forms(
+    messages: Sequence[Message], tokenizer: HasChatTemplate, *, escape: bool = True
+) -> Iterator[list[Message]]:
     """The chat in each form that templates take, as it stands first; special tokens in it escaped."""
     guard = Escape(tokenizer) if escape else None
     for contents in range(3 if any(_is_silent_call(m) for m in messages) else 1):
-        for arguments in ("as they are", "the other form") if any(m.get("tool_calls") for m in messages) else ("",):
+        for arguments in (
+            ("as they are", "the other form")
+            if any(m.get("tool_calls") for m in messages)
+            else ("",)
+        ):
             chat = [_thought(_without_content(m, contents)) for m in messages]
             chat = [_other_arguments(m) for m in chat] if arguments == "the other form" else chat
             chat = [guard(m) for m in chat] if guard else chat
@@ -162,7 +198,9 @@ def _without_content(message: Message, form: int) -> Message:
 
 
 def _thought(message: Message) -> Message:
-    """transformers' aliases: `reasoning_content` from each of the names, and `thinking` where it is missing."""
+    """transformers' aliases: `reasoning_content` from each of the names, and `thinking` where it is
+    missing.
+    """
     thought = next((message[key] for key in THOUGHTS if message.get(key) is not None), None)
     kept = {key: value for key, value in message.items() if key != "weight"}
     return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
@@ -184,7 +222,10 @@ def _other_arguments(message: Message) -> Message:
                 return {**call, "arguments": json.loads(value)}
             except (ValueError, RecursionError):
                 return call
-        return call if value is None else {**call, "arguments": json.dumps(value, ensure_ascii=False)}
+        return (
+            call if value is None else {**call, "arguments": json.dumps(value, ensure_ascii=False)}
+        )
+
     return {**message, "tool_calls": [other(call) for call in message["tool_calls"]]}
 
 
@@ -195,8 +236,9 @@ def spelt_twice(messages: Sequence[Message], text: str) -> bool:
             call = call.get("function", call) if isinstance(call, Mapping) else {}
             value = call.get("arguments") if isinstance(call, Mapping) else None
             if isinstance(value, str) and any(
-                    (twice := json.dumps(value, ensure_ascii=ascii)) != f'"{value}"' and twice in text
-                    for ascii in (False, True)):
+                (twice := json.dumps(value, ensure_ascii=ascii)) != f'"{value}"' and twice in text
+                for ascii in (False, True)
+            ):
                 return True
     return False
 
@@ -208,13 +250,15 @@ def in_parts(chat: Sequence[Message]) -> list[Message]:
 
 @lru_cache(maxsize=8)
 def takes_parts(tokenizer: HasChatTemplate) -> bool:
-    """Whether the template wants contents as lists of parts: some of models that see write no others, or drop them
-    without a word."""
+    """Whether the template wants contents as lists of parts: some of models that see write no
+    others, or drop them without a word."""
     return after_content(tokenizer, False) is None and after_content(tokenizer, True) is not None
 
 
 def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
-    """What the template writes after the last content of a chat; None where the content is not to be found."""
+    """What the template writes after the last content of a chat; None where the content is not to
+    be found.
+    """
     mark = f"{ESCAPE}0{ESCAPE}"
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": mark}]
     text = tried(tokenizer, in_parts(chat) if parts else chat)
@@ -222,15 +266,25 @@ def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
 
 
 def markup(tokenizer: HasChatTemplate, words: Sequence[str]) -> list[str]:
-    """Those of the words that the template writes around the messages of a plain chat, where they are written as
-    markup: no line break and no plain word, of which vocabularies have some as tokens; of `<x>` and `</x>` neither."""
-    chat: list[Message] = [{"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")]
+    """Those of the words that the template writes around the messages of a plain chat, where they
+    are written as markup: no line break and no plain word, of which vocabularies have some as
+    tokens; of `<x>` and `</x>` neither."""
+    chat: list[Message] = [
+        {"role": role, "content": f"{MARK}{role}{MARK}"} for role in ("user", "assistant", "user")
+    ]
     try:
-        texts = [tried(tokenizer, in_parts(some) if takes_parts(tokenizer) else some) for some in (chat, chat[:2])]
+        texts = [
+            tried(tokenizer, in_parts(some) if takes_parts(tokenizer) else some)
+            for some in (chat, chat[:2])
+        ]
     except UserError:  # a template that cannot be run is named where it is used
         return []
     around = "".join(re.sub(f"{MARK}[a-z]*{MARK}", "", text) for text in texts if text is not None)
-    return [word for word in words if word in around and _MARKUP.fullmatch(word) and not _is_tag(word, words)]
+    return [
+        word
+        for word in words
+        if word in around and _MARKUP.fullmatch(word) and not _is_tag(word, words)
+    ]
 
 
 def _is_tag(word: str, words: Sequence[str]) -> bool:
@@ -242,7 +296,9 @@ def content_of(message: Message) -> str:
     """What a message says, of either form; "" where it says nothing."""
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+        content = "".join(
+            str(part.get("text") or "") for part in content if isinstance(part, Mapping)
+        )
     return content if isinstance(content, str) else ""
 
 
@@ -253,7 +309,9 @@ def with_content(message: Message, text: str) -> Message:
 
 
 class Escape:
-    """Puts numbered placeholders where a message spells a special token, so that no text becomes one."""
+    """Puts numbered placeholders where a message spells a special token, so that no text becomes
+    one.
+    """
 
     def __init__(self, tokenizer: HasChatTemplate) -> None:
         self.words = guarded(tokenizer)
@@ -275,7 +333,9 @@ def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:
 
 @lru_cache(maxsize=16)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word))))
+    return re.compile(
+        "|".join(re.escape(word) for word in sorted(words, key=lambda word: (-len(word), word)))
+    )
 
 
 def spans_of(marked: str) -> tuple[str, tuple[Span, ...]]:

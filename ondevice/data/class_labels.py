@@ -1,5 +1,5 @@
-"""Classes of texts: what a file says of them (names, numbers, none at all), in which order they are the scores of a
-head, and which of them are those of another model."""
+"""Classes of texts: what a file says of them (names, numbers, none at all), in which order they are
+the scores of a head, and which of them are those of another model."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 from ondevice.common.errors import UserError
 
 NO_LABEL = -1
-"""What data sets write where nobody has said the class, as the library datasets and the test splits of the Hub do."""
+"""What data sets write where nobody has said the class, as the library datasets and the test splits
+of the Hub do.
+"""
 _INTEGER = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _NUMBERED = re.compile(r"(?:LABEL_)?(0|[1-9]\d*)", re.ASCII)
 
 
 class ClassName(str):
-    """A class that a data set stores as a number and names beside it (a `ClassLabel` of the library datasets)."""
+    """A class that a data set stores as a number and names beside it (a `ClassLabel` of the library
+    datasets).
+    """
 
     number: int
     names: tuple[str, ...]
@@ -39,30 +43,44 @@ class LabelledText(NamedTuple):
 
 
 def class_columns(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Names of the classes by column, of features as the library datasets writes them into a file: JSON objects with
-    `_type`."""
-    return {column: tuple(map(str, feature["names"])) for column, feature in features.items()
-            if isinstance(feature, Mapping) and feature.get("_type") == "ClassLabel" and feature.get("names")}
+    """Names of the classes by column, of features as the library datasets writes them into a file:
+    JSON objects with `_type`."""
+    return {
+        column: tuple(map(str, feature["names"]))
+        for column, feature in features.items()
+        if isinstance(feature, Mapping)
+        and feature.get("_type") == "ClassLabel"
+        and feature.get("names")
+    }
 
 
 def with_names(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """The row with names in place of the numbers of its classes; a number without a name stays."""
-    named = {column: ClassName.of(value, names) for column, names in columns.items()
-             if isinstance(value := row.get(column), int) and 0 <= value < len(names)}
+    named = {
+        column: ClassName.of(value, names)
+        for column, names in columns.items()
+        if isinstance(value := row.get(column), int) and 0 <= value < len(names)
+    }
     return {**row, **named} if named else row
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """The classes of some rows, as a head's scores stand: as a data set declares its names, whole numbers and other
-    numbers by their size, anything else as text. Raises UserError where one source names its classes and another one
-    numbers them."""
+    """The classes of some rows, as a head's scores stand: as a data set declares its names, whole
+    numbers and other numbers by their size, anything else as text. Raises UserError where one
+    source names its classes and another one numbers them."""
     found = dict.fromkeys(labels)
     sets = dict.fromkeys(label.names for label in found if isinstance(label, ClassName))
-    declared = list(dict.fromkeys(ClassName.of(n, names) for names in sets for n in range(len(names))))
+    declared = list(
+        dict.fromkeys(ClassName.of(n, names) for names in sets for n in range(len(names)))
+    )
     others = [label for label in found if label not in set(declared)]
     if declared and (numbers := [label for label in others if is_integer(label)]):
-        raise UserError(f"one source has the class {numbers[0]!r}, another one names its classes: "
-                        f"{', '.join(declared[:8])}", where="data", hint="write names in both, or numbers in both")
+        raise UserError(
+            f"one source has the class {numbers[0]!r}, another one names its classes: "
+            f"{', '.join(declared[:8])}",
+            where="data",
+            hint="write names in both, or numbers in both",
+        )
     others.sort()
     if all(map(_is_number, others)):
         others.sort(key=int if all(map(is_integer, others)) else float)
@@ -70,18 +88,21 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def missing_numbers(names: Sequence[str]) -> list[int]:
-    """Whole numbers that are left out between 0 and the largest class, where classes are whole numbers."""
+    """Whole numbers that are left out between 0 and the largest class, where classes are whole
+    numbers.
+    """
     if not names or not all(map(is_integer, names)):
         return []
     numbers = set(map(int, names))
-    return [n for n in range(max(numbers, default=0) + 1) if n not in numbers][:len(names)]
+    return [n for n in range(max(numbers, default=0) + 1) if n not in numbers][: len(names)]
 
 
 def same_classes(known: Sequence[str], labels: Iterable[str]) -> dict[str, str] | None:
-    """{label of some rows: the class of a model}, or None where the model does not know all of them.
+    """{label of some rows: the class of a model}, or None where the model does not know all of
+    them.
 
-    By name; by name whatever its capitals; by number where the rows say numbers, or the model has no names (or those
-    that transformers gives: LABEL_0).
+    By name; by name whatever its capitals; by number where the rows say numbers, or the model has
+    no names (or those that transformers gives: LABEL_0).
     """
     found = list(dict.fromkeys(labels))
     if set(found) <= set(known):
@@ -93,7 +114,11 @@ def same_classes(known: Sequence[str], labels: Iterable[str]) -> dict[str, str] 
     numbers = [_number(label, len(known) if nameless else 0) for label in found]
     if any(number is None or number >= len(known) for number in numbers):
         return None
-    return {label: known[number] for label, number in zip(found, numbers, strict=True) if number is not None}
+    return {
+        label: known[number]
+        for label, number in zip(found, numbers, strict=True)
+        if number is not None
+    }
 
 
 def _number(label: str, classes: int) -> int | None:

@@ -1,7 +1,8 @@
-"""Prompts with completions as batches: every token of a completion is a target, its stop token included.
+"""Prompts with completions as batches: every token of a completion is a target, its stop token
+included.
 
-Shapes: R rows of a batch, T tokens of a row, K targets, padded. Row r reads prompt and completion but for the last
-token; rows are padded at the end, where causal attention cannot reach.
+Shapes: R rows of a batch, T tokens of a row, K targets, padded. Row r reads prompt and completion
+but for the last token; rows are padded at the end, where causal attention cannot reach.
 """
 
 from __future__ import annotations
@@ -36,22 +37,28 @@ class Row(NamedTuple):
 
 
 def context_length(prompt: Any, completion: Any, start: int | None) -> Any:
-    """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both together, or, where
-    the completion is written after `start` and the prompt read beside it, the longer one."""
+    """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both
+    together, or, where the completion is written after `start` and the prompt read beside it, the
+    longer one."""
     return prompt + completion if start is None else np.maximum(prompt, completion + 1)
 
 
 def shortened(ids: NDArray[np.int32], most: int) -> NDArray[np.int32]:
     """At most so many of a text's tokens, the one that closes it among them."""
-    return ids if len(ids) <= most else np.append(ids[:most - 1], ids[-1:])
+    return ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1:])
 
 
-def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
-                     start: int | None = None) -> Batch:
-    """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index, weights (K,),
-    member (R, K). `tokens` are further values, one array a row with one value a token of its completion; they come out
-    as (K,) under their names, 0 where padded. With `start` the completions are written after that token and the prompts
-    are read beside them: source_ids (R, S), source_lengths (R,)."""
+def completion_batch(
+    rows: Sequence[Row],
+    size: int,
+    tokens: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+    start: int | None = None,
+) -> Batch:
+    """A batch of `size` ≥ len(rows) rows, those added empty: ids, positions (R, T), targets, index,
+    weights (K,), member (R, K). `tokens` are further values, one array a row with one value a token
+    of its completion; they come out as (K,) under their names, 0 where padded. With `start` the
+    completions are written after that token and the prompts are read beside them: source_ids (R,
+    S), source_lengths (R,)."""
     beside = {} if start is None else source_batch([row.prompt for row in rows], size)
     if start is not None:
         rows = [Row([start], row.completion) for row in rows]
@@ -60,8 +67,8 @@ def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequen
     targets, index = [], []
     for r, (prompt, completion) in enumerate(rows):
         text = np.concatenate([prompt, completion]).astype(np.int32)
-        ids[r, :len(text) - 1] = text[:-1]
-        targets.append(text[len(prompt):])
+        ids[r, : len(text) - 1] = text[:-1]
+        targets.append(text[len(prompt) :])
         index.append(np.arange(len(prompt) - 1, len(text) - 1, dtype=np.int32) + r * width)
     counts = np.array([len(t) for t in targets])
     total = int(counts.sum())
@@ -77,12 +84,16 @@ def completion_batch(rows: Sequence[Row], size: int, tokens: Mapping[str, Sequen
 
 
 def answers_of(chats: ChatRows) -> Sequence[Row]:
-    """Every answer of every chat, with all that stands before it as its prompt, made when it is asked for."""
+    """Every answer of every chat, with all that stands before it as its prompt, made when it is
+    asked for.
+    """
     return counted_answers(chats)[0]
 
 
 def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
-    """(`answers_of` the chats, how many cannot be learned: answers with nothing before them, chats without one)."""
+    """(`answers_of` the chats, how many cannot be learned: answers with nothing before them, chats
+    without one).
+    """
     bounds = array("q")  # where the chat, the answer and what follows it begin
     skipped = 0
     for start, end in zip(map(int, chats.starts), map(int, chats.ends), strict=True):
@@ -100,24 +111,37 @@ def counted_answers(chats: ChatRows) -> tuple[Sequence[Row], int]:
     def row(number: int) -> Row:
         start, begin, end = each[number]
         return Row(chats.ids[start:begin], chats.ids[begin:end])
+
     return Lazy(row, np.arange(len(each))), skipped
 
 
 def fitted_row(row: Row, most: int, tokenizer: Tokenizer) -> Row:
-    """A prompt that is read beside its answer, and the answer, each within `most` tokens: the prompt is cut as
-    `truncated` cuts a text, the answer at its end."""
+    """A prompt that is read beside its answer, and the answer, each within `most` tokens: the
+    prompt is cut as `truncated` cuts a text, the answer at its end."""
     return Row(truncated(row.prompt, most, tokenizer), row.completion[:most])
 
 
 class CompletionSource(RowSource):
-    """Answers to prompts that are read beside them, in an order of their own each epoch; `fitted_row` says what becomes
-    of one that is too long. `truncated`: how many are, `cut_prompts` those of them whose prompt is; `skipped`: what
-    `counted_answers` leaves out."""
+    """Answers to prompts that are read beside them, in an order of their own each epoch;
+    `fitted_row` says what becomes of one that is too long. `truncated`: how many are, `cut_prompts`
+    those of them whose prompt is; `skipped`: what `counted_answers` leaves out."""
 
-    def __init__(self, rows: Sequence[Row], *, start: int, tokenizer: Tokenizer, sequence_length: int, batch_size: int,
-                 accumulate: int = 1, seed: int = 0, skipped: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        *,
+        start: int,
+        tokenizer: Tokenizer,
+        sequence_length: int,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        skipped: int = 0,
+    ) -> None:
         if not rows:
-            raise UserError("no chat has a token to learn", where="data", hint="give chats with answers")
+            raise UserError(
+                "no chat has a token to learn", where="data", hint="give chats with answers"
+            )
         self.start, self.examples, self.skipped = start, len(rows), skipped
         self.truncated = sum(max(len(r.prompt), len(r.completion)) > sequence_length for r in rows)
         self.cut_prompts = sum(len(r.prompt) > sequence_length for r in rows)
@@ -126,39 +150,49 @@ class CompletionSource(RowSource):
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         chosen = (self._rows[row] for _, row in group)
-        batch = completion_batch([fitted_row(r, self._most, self._tokenizer) for r in chosen], self.batch_size,
-                                 start=self.start)
+        batch = completion_batch(
+            [fitted_row(r, self._most, self._tokenizer) for r in chosen],
+            self.batch_size,
+            start=self.start,
+        )
         del batch["member"]
         return batch
 
 
 def source_batch(sources: Sequence[Ids], size: int) -> Batch:
-    """What an encoder-decoder reads: source_ids (R, S), padded at the right, and source_lengths (R,), at least 1."""
+    """What an encoder-decoder reads: source_ids (R, S), padded at the right, and source_lengths
+    (R,), at least 1.
+    """
     ids = np.zeros((size, bucket(max(len(source) for source in sources), finer=2)), np.int32)
     lengths = np.ones(size, np.int32)
     for r, source in enumerate(sources):
-        ids[r, :len(source)] = source
+        ids[r, : len(source)] = source
         lengths[r] = len(source)
     return {"source_ids": ids, "source_lengths": lengths}
 
 
-def text_batch(rows: Sequence[Ids], size: int, reads: str = "last", types: Sequence[Ids] | None = None) -> Batch:
-    """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or `last` token. Who
-    reads the first sees what follows it, so segments (R, T) say where a text ends and padding begins. `types` say of
-    each token which of two texts it is of; they come out as (R, T)."""
+def text_batch(
+    rows: Sequence[Ids], size: int, reads: str = "last", types: Sequence[Ids] | None = None
+) -> Batch:
+    """Whole texts: ids, positions (R, T) and `read` (R,), the flat place of each text's `first` or
+    `last` token. Who reads the first sees what follows it, so segments (R, T) say where a text ends
+    and padding begins. `types` say of each token which of two texts it is of; they come out as (R,
+    T)."""
     width = bucket(max(len(row) for row in rows), finer=2)
     ids = np.zeros((size, width), np.int32)
     for r, row in enumerate(rows):
-        ids[r, :len(row)] = row
+        ids[r, : len(row)] = row
     batch: Batch = {"ids": ids, "positions": _positions(size, width)}
     if types is not None:
         batch["types"] = np.zeros((size, width), np.int32)
         for r, row in enumerate(types):
-            batch["types"][r, :len(row)] = row
+            batch["types"][r, : len(row)] = row
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
     if reads == "first":
         batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)
-        batch["positions"] = batch["positions"] * batch["segments"]  # padding may stand beyond the last position
+        batch["positions"] = (
+            batch["positions"] * batch["segments"]
+        )  # padding may stand beyond the last position
         last = last * 0
     return {**batch, "read": (np.arange(size) * width + last).astype(np.int32)}
 
@@ -167,7 +201,7 @@ def group_by_length(lengths: Sequence[int], size: int) -> Iterator[NDArray[np.in
     """Groups of at most `size` numbers of rows, like lengths together: less padding."""
     order = np.argsort(np.asarray(lengths), kind="stable")
     for start in range(0, len(order), size):
-        yield order[start:start + size]
+        yield order[start : start + size]
 
 
 def _positions(rows: int, width: int) -> NDArray[np.int32]:

@@ -1,4 +1,6 @@
-"""A stream of tokens as the documents that it is made of, to compare and to choose them; no token is copied."""
+"""A stream of tokens as the documents that it is made of, to compare and to choose them; no token
+is copied.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents of the stream `tokens` (N,): their `starts`, `ends` and a hash of the tokens of each (D,)."""
+    """Documents of the stream `tokens` (N,): their `starts`, `ends` and a hash of the tokens of
+    each (D,).
+    """
 
     tokens: NDArray[Any]
     starts: NDArray[np.int64]
@@ -26,13 +30,15 @@ class Documents:
     keys: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, tokens: NDArray[Any], eos: int, watch: Callable[[Iterable[int]], Iterable[int]] = iter) -> Documents:
-        """The documents of a stream in which each ends with `eos`; what follows the last end is one more. `watch` sees
-        their numbers pass."""
+    def of(
+        cls, tokens: NDArray[Any], eos: int, watch: Callable[[Iterable[int]], Iterable[int]] = iter
+    ) -> Documents:
+        """The documents of a stream in which each ends with `eos`; what follows the last end is one
+        more. `watch` sees their numbers pass."""
         tokens = np.asarray(tokens)
         ends = _ends(tokens, eos)
         starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-        keys = (_key(tokens[starts[n]:ends[n]]) for n in watch(range(len(ends))))
+        keys = (_key(tokens[starts[n] : ends[n]]) for n in watch(range(len(ends))))
         return cls(tokens, starts, ends, np.fromiter(keys, np.uint64, len(ends)))
 
     def __len__(self) -> int:
@@ -43,19 +49,21 @@ class Documents:
         return Documents(self.tokens, self.starts[which], self.ends[which], self.keys[which])
 
     def parted(self, place: int) -> tuple[Documents, Documents]:
-        """What stands before a place of the stream, and what stands behind it. A document that is cut there is one on
-        either side."""
+        """What stands before a place of the stream, and what stands behind it. A document that is
+        cut there is one on either side."""
         first, last = self.only(self.starts < place), self.only(self.ends > place)
         if len(first) and len(last) and first.ends[-1] > place:
             first.ends[-1] = last.starts[0] = place
             for part, n in ((first, -1), (last, 0)):
-                part.keys[n] = _key(self.tokens[part.starts[n]:part.ends[n]])
+                part.keys[n] = _key(self.tokens[part.starts[n] : part.ends[n]])
         return first, last
 
     def followed_by(self, other: Documents) -> Documents:
         """These, and behind them others of the same stream."""
-        starts, ends, keys = (np.concatenate([getattr(self, name), getattr(other, name)])
-                              for name in ("starts", "ends", "keys"))
+        starts, ends, keys = (
+            np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("starts", "ends", "keys")
+        )
         return Documents(self.tokens, starts, ends, keys)
 
     @property
@@ -65,7 +73,9 @@ class Documents:
             return self.tokens[:0]
         begins = np.concatenate([[True], self.starts[1:] != self.ends[:-1]])
         closes = np.concatenate([begins[1:], [True]])
-        pieces = [self.tokens[a:b] for a, b in zip(self.starts[begins], self.ends[closes], strict=True)]
+        pieces = [
+            self.tokens[a:b] for a, b in zip(self.starts[begins], self.ends[closes], strict=True)
+        ]
         return pieces[0] if len(pieces) == 1 else Joined(pieces, self.tokens.dtype)
 
 
@@ -74,8 +84,12 @@ def _key(tokens: NDArray[Any]) -> int:
 
 
 def _ends(tokens: NDArray[Any], eos: int) -> NDArray[np.int64]:
-    """Where documents end (D,). An end token right behind another one opens a text, as some tokenizers have it."""
-    found = [np.flatnonzero(tokens[n:n + _CHUNK] == eos) + n for n in range(0, len(tokens), _CHUNK)]
+    """Where documents end (D,). An end token right behind another one opens a text, as some
+    tokenizers have it.
+    """
+    found = [
+        np.flatnonzero(tokens[n : n + _CHUNK] == eos) + n for n in range(0, len(tokens), _CHUNK)
+    ]
     places = np.concatenate([np.zeros(0, np.int64), *found])
     places = places[(places > 0) & (tokens[places - 1] != eos)] + 1
     if not len(places) or places[-1] < len(tokens):

@@ -1,7 +1,8 @@
-"""Which files of a folder are read: rows or else texts, of the split that is wanted, and what is left out and why.
+"""Which files of a folder are read: rows or else texts, of the split that is wanted, and what is
+left out and why.
 
-Files called train, valid (validation, dev, val) or test (eval, …), or in folders of these names, are splits, as mlx-lm
-and datasets read them: nobody learns from what is there to test on.
+Files called train, valid (validation, dev, val) or test (eval, …), or in folders of these names,
+are splits, as mlx-lm and datasets read them: nobody learns from what is there to test on.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from ondevice.common.errors import UserError
 ROWS = {".jsonl", ".ndjson", ".json", ".csv", ".parquet"}
 TEXTS = {".txt", ".md", ".text"}
 PACKED = ".gz"
-SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
-          "test": ("test", "testing", "eval", "evaluation")}
-_WORDS = {split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.IGNORECASE)
-          for split, words in SPLITS.items()}
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_WORDS = {
+    split: re.compile(rf"(?:^|[-._ 0-9])(?:{'|'.join(words)})(?:[-._ 0-9]|$)", re.IGNORECASE)
+    for split, words in SPLITS.items()
+}
 _ABOUT = re.compile(r"(?:readme|licen[cs]e|dataset_infos?|dataset_dict)(?:\..*)?$", re.IGNORECASE)
 """Files that tell people or libraries about a data set and hold none of it."""
 
@@ -40,22 +46,42 @@ def kind_of(file: Path) -> str:
 
 
 def listing(folder: Path, split: str = "train") -> Listing:
-    """The files of `split` in a folder that has splits; `test` is `validation` where there is none, and all files where
-    it has neither. Raises UserError for a folder without data, or without any to learn from."""
-    inside = sorted(f for f in folder.rglob("*") if f.is_file()
-                    and not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    """The files of `split` in a folder that has splits; `test` is `validation` where there is none,
+    and all files where it has neither. Raises UserError for a folder without data, or without any
+    to learn from."""
+    inside = sorted(
+        f
+        for f in folder.rglob("*")
+        if f.is_file() and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+    )
     data = {f for f in inside if kind_of(f) in ROWS and not _ABOUT.match(f.name)}
     data = data or {f for f in inside if kind_of(f) in TEXTS}
     if not data:
-        raise UserError("no data in this folder", where=str(folder), hint=f"known: {known()}{_kinds(inside)}")
+        raise UserError(
+            "no data in this folder", where=str(folder), hint=f"known: {known()}{_kinds(inside)}"
+        )
     parts = _parts(folder, [f for f in inside if f in data])
-    other = {"train": "train", "validation": "validation", "test": "test" if parts["test"] else "validation"}[split]
+    other = {
+        "train": "train",
+        "validation": "validation",
+        "test": "test" if parts["test"] else "validation",
+    }[split]
     files = parts[other] or parts["train"]
     if not files:
-        raise UserError("holds no file to learn from, only what is held out", where=str(folder),
-                        hint="call one train.jsonl, or give a file")
-    beside = [f"{len(found)} of the split {name} ({_few(folder, found)})" for name, found in parts.items()
-              if found and found is not files and name] if len(files) < len(data) else []
+        raise UserError(
+            "holds no file to learn from, only what is held out",
+            where=str(folder),
+            hint="call one train.jsonl, or give a file",
+        )
+    beside = (
+        [
+            f"{len(found)} of the split {name} ({_few(folder, found)})"
+            for name, found in parts.items()
+            if found and found is not files and name
+        ]
+        if len(files) < len(data)
+        else []
+    )
     if parts[""] and parts[""] is not files:
         beside.append(f"{len(parts[''])} of no split ({_few(folder, parts[''])})")
     kinds: dict[str, list[Path]] = {}
@@ -73,8 +99,13 @@ def holds_split(data: str, split: str) -> bool:
     folder = Path(os.path.expanduser(data))
     if not folder.is_dir():
         return False
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and kind_of(f) in ROWS | TEXTS
-                   and not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    files = sorted(
+        f
+        for f in folder.rglob("*")
+        if f.is_file()
+        and kind_of(f) in ROWS | TEXTS
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+    )
     rows = [f for f in files if kind_of(f) in ROWS and not _ABOUT.match(f.name)]
     return bool(_parts(folder, rows or [f for f in files if kind_of(f) in TEXTS])[split])
 
@@ -93,8 +124,9 @@ def known() -> str:
 
 
 def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The files by split. Without any for training the files of no split are those; of texts, whose names may be words
-    like any other, none is then of a split. Files that all are of one split are what somebody wants of this folder."""
+    """The files by split. Without any for training the files of no split are those; of texts, whose
+    names may be words like any other, none is then of a split. Files that all are of one split are
+    what somebody wants of this folder."""
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": [], "": []}
     for file in files:
         found[split_of(file.relative_to(folder))].append(file)

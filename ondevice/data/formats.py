@@ -1,4 +1,6 @@
-"""Rows of the known forms, made into text or chats. Anything else is a `BadRow` that says what is missing."""
+"""Rows of the known forms, made into text or chats. Anything else is a `BadRow` that says what is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -20,29 +22,64 @@ Chat = dict[str, Any]
 
 # What the speakers are called in ShareGPT's exports and their descendants.
 _SPEAKERS = {
-    "system": "system", "developer": "system", "human": "user", "user": "user", "prompter": "user",
-    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant", "bing": "assistant",
-    "model": "assistant", "function_call": "assistant", "tool": "tool", "function": "tool", "observation": "tool",
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
 _READ = ("role", "from", "content", "value", "function_call")
 _JSON = (str, int, float, bool, list, Mapping)
-_SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")  # what a message says beside its content
+_SAID = (
+    "tool_calls",
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # what a message says beside its content
 _TEMPLATES_READ = ("weight", *_SAID)
-"""What every template is helped to read of a message, or the loss: see rendering.py and learned_ranges.py."""
+"""What every template is helped to read of a message, or the loss: see rendering.py and
+learned_ranges.py.
+"""
 _PARTS = ("text", "input_text", "output_text")
 """What a part of a content is called that is a text, also in OpenAI's Responses API."""
-_FLAGS = {"train": True, "training": True, "trainable": True, "train_on_turn": True, "loss": True, "masked": False,
-          "mask": False}
-"""Keys of a message that say by a truth whether it is learned (axolotl's train, ms-swift's and XTuner's loss) or not
-(torchtune's masked). They become its weight, OpenAI's key for it."""
+_FLAGS = {
+    "train": True,
+    "training": True,
+    "trainable": True,
+    "train_on_turn": True,
+    "loss": True,
+    "masked": False,
+    "mask": False,
+}
+"""Keys of a message that say by a truth whether it is learned (axolotl's train, ms-swift's and
+XTuner's loss) or not (torchtune's masked). They become its weight, OpenAI's key for it."""
 _IN_PARTS = ("train_detail",)  # axolotl's: which characters of a message are learned
 TOOLS = "tools"
-"""A row's column, and the key of its first message, by which a chat's tools reach the template: so they stay with every
-part of the chat that is asked or answered."""
+"""A row's column, and the key of its first message, by which a chat's tools reach the template: so
+they stay with every part of the chat that is asked or answered."""
 KWARGS = "chat_template_kwargs"
-"""A row's column of further names that its chat's template reads, as in TRL; it travels as the tools do."""
-_PAIRS = (("prompt", "completion"), ("question", "answer"), ("prompt", "answer"), ("prompt", "response"),
-          ("question", "response"), ("query", "response"), ("query", "answer"))  # OpenOrca's, MetaMath's
+"""A row's column of further names that its chat's template reads, as in TRL; it travels as the
+tools do.
+"""
+_PAIRS = (
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("prompt", "answer"),
+    ("prompt", "response"),
+    ("question", "response"),
+    ("query", "response"),
+    ("query", "answer"),
+)  # OpenOrca's, MetaMath's
 _FORMS = "text, messages, prompt and completion, prompt and answer, instruction and output, or conversations"
 _ASKED = ("prompt", "question", "query")
 _CHATS = ("messages", "conversations", "conversation")
@@ -59,26 +96,32 @@ class Unlabelled(BadRow):
 
 
 def accounted(convert: Callable[[Record], T]) -> Callable[[Row], T]:
-    """A form whose rows are bad where they say a part of a chat that it has not taken up. What else it has not asked
-    for, the row itself remembers."""
+    """A form whose rows are bad where they say a part of a chat that it has not taken up. What else
+    it has not asked for, the row itself remembers."""
+
     @wraps(convert)
     def door(row: Row) -> T:
         record = Record.of(row)
         made = convert(record)
         nothing_lost(record)
         return made
+
     return door
 
 
 def nothing_lost(row: Record) -> None:
     """Raises BadRow where a part of a chat was not asked for."""
     if lost := [name for name in row.unused() if carries(name)]:
-        raise BadRow(f"{lost[0]} is there, and cannot be taken up in this form of row (leave it out)")
+        raise BadRow(
+            f"{lost[0]} is there, and cannot be taken up in this form of row (leave it out)"
+        )
 
 
 @accounted
 def to_text(row: Record) -> str:
-    """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line between them."""
+    """Text to pre-train on: the row's `text`, or the contents of its chat with an empty line
+    between them.
+    """
     if "text" in row:
         text = text_of(row["text"], "text")
         if not text:
@@ -93,8 +136,8 @@ def to_text(row: Record) -> str:
 
 
 def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
-    """A row's text and class, and the second text of the column `pair` where one is named. Raises Unlabelled where the
-    class is -1."""
+    """A row's text and class, and the second text of the column `pair` where one is named. Raises
+    Unlabelled where the class is -1."""
     row = Record.of(row)
     if not isinstance(row.get(text), str) or not row[text].strip():
         raise BadRow(f"the column {text!r} holds no text{_columns(row, text, 'text')}")
@@ -107,8 +150,11 @@ def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
     if str(found) == str(NO_LABEL):
         raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
     nothing_lost(row)
-    return LabelledText(text_of(row[text], text), found if isinstance(found, str) else str(found),
-                        text_of(beside, pair) if pair else None)
+    return LabelledText(
+        text_of(row[text], text),
+        found if isinstance(found, str) else str(found),
+        text_of(beside, pair) if pair else None,
+    )
 
 
 def _columns(row: Row, wanted: str, setting: str) -> str:
@@ -119,23 +165,31 @@ def _columns(row: Row, wanted: str, setting: str) -> str:
 
 
 def to_chat(row: Row) -> Chat:
-    """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction, prompt or question;
-    what its columns say of a system prompt, of earlier turns and of tools is in it. A message that is read and not
-    learned has the weight 0."""
+    """{"messages": [{"role", "content"}, …]} of a row with messages, conversations, instruction,
+    prompt or question; what its columns say of a system prompt, of earlier turns and of tools is in
+    it. A message that is read and not learned has the weight 0."""
     made = _whole_chat(row)
     for number, message in enumerate(made["messages"], 1):
-        said = [name for name, learned in _FLAGS.items() if _is_flag(message.get(name)) and message[name] == learned]
+        said = [
+            name
+            for name, learned in _FLAGS.items()
+            if _is_flag(message.get(name)) and message[name] == learned
+        ]
         if said and message["role"] != "assistant":
-            raise BadRow(f"message {number}, of the {message['role']}, is to be learned ({said[0]}): only what an "
-                         "assistant says is")
+            raise BadRow(
+                f"message {number}, of the {message['role']}, is to be learned ({said[0]}): only what an "
+                "assistant says is"
+            )
     return made
 
 
 @accounted
 def _whole_chat(row: Record) -> Chat:
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
-        raise BadRow("label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
-                     " learn the bad ones too")
+        raise BadRow(
+            "label says whether this completion is good: dpo --loss-type kto learns from such rows, sft would"
+            " learn the bad ones too"
+        )
     return {"messages": with_tools(before(_chat(row), row), row)}
 
 
@@ -148,7 +202,10 @@ def _chat(row: Record) -> list[Chat]:
             return _said(row[asked], "user", asked) + _said(row[answered], "assistant", answered)
     for answered in ("output", "response"):
         if "instruction" in row and answered in row:
-            return [{"role": "user", "content": _instruction(row)}, *_said(row[answered], "assistant", answered)]
+            return [
+                {"role": "user", "content": _instruction(row)},
+                *_said(row[answered], "assistant", answered),
+            ]
     if "chosen" in row and "rejected" in row:
         raise BadRow("this is a pair, of chosen and rejected: reward and dpo take it")
     if "text" in row:
@@ -157,8 +214,10 @@ def _chat(row: Record) -> list[Chat]:
         if row.get(key) is not None:
             raise BadRow(f"{key} is no list of messages")
     alone = any(row.get(name) is not None for name in _ASKED)
-    raise BadRow(f"none of the known forms: {_FORMS}{it_has(row)}"
-                 + "; a prompt alone is for sample, ppo and grpo" * alone)
+    raise BadRow(
+        f"none of the known forms: {_FORMS}{it_has(row)}"
+        + "; a prompt alone is for sample, ppo and grpo" * alone
+    )
 
 
 def it_has(row: Record) -> str:
@@ -167,13 +226,17 @@ def it_has(row: Record) -> str:
 
 
 def before(messages: list[Chat], row: Record) -> list[Chat]:
-    """The chat after what the row's columns say came before it: `system` (or `system_prompt`), and `history`, a list of
-    messages or of [what was asked, what was answered]."""
+    """The chat after what the row's columns say came before it: `system` (or `system_prompt`), and
+    `history`, a list of messages or of [what was asked, what was answered]."""
     earlier, history = [], row.get("history")
     if isinstance(history, list) and history:
         if all(isinstance(entry, list) and len(entry) == 2 for entry in history):
-            earlier = [turn for asked, answered in history
-                       for turn in _said(asked, "user", "history") + _said(answered, "assistant", "history")]
+            earlier = [
+                turn
+                for asked, answered in history
+                for turn in _said(asked, "user", "history")
+                + _said(answered, "assistant", "history")
+            ]
         else:
             earlier = messages_of(history, "history")
     elif history:
@@ -188,7 +251,11 @@ def before(messages: list[Chat], row: Record) -> list[Chat]:
         if opening and opening[0]["content"] != earlier[0]["content"]:
             raise BadRow("its history begins with another system prompt than the row's")
         opening, earlier = opening or earlier[:1], earlier[1:]
-    return [*opening, *earlier, *(messages[1:] if messages and messages[0]["role"] == "system" else messages)]
+    return [
+        *opening,
+        *earlier,
+        *(messages[1:] if messages and messages[0]["role"] == "system" else messages),
+    ]
 
 
 def _instruction(row: Record) -> str:
@@ -200,10 +267,12 @@ def _instruction(row: Record) -> str:
 
 @accounted
 def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The conversation that is to be answered, and the row's other columns. Of a whole chat the assistant's last words
-    are left out: they are an answer. A prompt that ends with the assistant is bad: nothing here goes on with words that
-    are begun."""
-    asked = next((name for name in _ASKED if isinstance(dict.get(row, name), (str, list, int, float))), "")
+    """The conversation that is to be answered, and the row's other columns. Of a whole chat the
+    assistant's last words are left out: they are an answer. A prompt that ends with the assistant
+    is bad: nothing here goes on with words that are begun."""
+    asked = next(
+        (name for name in _ASKED if isinstance(dict.get(row, name), (str, list, int, float))), ""
+    )
     if asked:
         messages = _said(row[asked], "user", asked)
     elif "instruction" in row:
@@ -212,37 +281,64 @@ def to_prompt(row: Record) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         messages = _chat(row)
     messages = before(messages, row)
     if asked and messages[-1]["role"] == "assistant":
-        raise BadRow("its prompt ends with the assistant: an answer that is begun cannot be gone on with")
+        raise BadRow(
+            "its prompt ends with the assistant: an answer that is begun cannot be gone on with"
+        )
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    if not any(message["role"] == "user" for message in messages) or not str(messages[-1]["content"]).strip():
+    if (
+        not any(message["role"] == "user" for message in messages)
+        or not str(messages[-1]["content"]).strip()
+    ):
         raise BadRow("holds nothing that a user says")
     for name in ("answer", "kind"):
         row.get(name)  # what rules and rewards read
-    known = {k: v for k, v in dict.items(row)
-             if k not in ("prompt", "messages", "conversations", "completion", "system", "system_prompt", "history",
-                          "functions", TOOLS, KWARGS)}
+    known = {
+        k: v
+        for k, v in dict.items(row)
+        if k
+        not in (
+            "prompt",
+            "messages",
+            "conversations",
+            "completion",
+            "system",
+            "system_prompt",
+            "history",
+            "functions",
+            TOOLS,
+            KWARGS,
+        )
+    }
     return with_tools(messages, row), known
 
 
 @accounted
 def to_pair(row: Record) -> dict[str, Any]:
-    """{"prompt": messages, "chosen", "rejected"} of a row with these, strings or messages, and what it says of
-    "strength", "margin" and "raters".
+    """{"prompt": messages, "chosen", "rejected"} of a row with these, strings or messages, and what
+    it says of "strength", "margin" and "raters".
 
-    Where both are chats they may begin with the prompt, whether it stands by itself too or not; without one the two
-    share their beginning, as in TRL's `maybe_extract_prompt`. Texts of "Human:" and "Assistant:" are such chats.
+    Where both are chats they may begin with the prompt, whether it stands by itself too or not;
+    without one the two share their beginning, as in TRL's `maybe_extract_prompt`. Texts of "Human:"
+    and "Assistant:" are such chats.
     """
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if chosen is None or rejected is None:
         raise BadRow("a pair has chosen and rejected" + _of_another_form(row))
     asked, as_text = _asked_of(row)
-    sides = [_turns(side, name, bool(asked)) for side, name in ((chosen, "chosen"), (rejected, "rejected"))]
+    sides = [
+        _turns(side, name, bool(asked))
+        for side, name in ((chosen, "chosen"), (rejected, "rejected"))
+    ]
     asked, sides = _prompt_apart(asked, sides, as_text)
     said = [_response(side) for side in sides]
     if said[0] == said[1]:
         raise BadRow("chosen and rejected are the same")
-    made: dict[str, Any] = {"prompt": with_tools(before(asked, row), row), "chosen": said[0], "rejected": said[1]}
+    made: dict[str, Any] = {
+        "prompt": with_tools(before(asked, row), row),
+        "chosen": said[0],
+        "rejected": said[1],
+    }
     for name, least in (("strength", 1.0), ("margin", -math.inf)):
         if name in row:
             made[name] = _number(row[name], name, least)
@@ -259,20 +355,32 @@ def is_judged(row: Row) -> bool:
 
 @accounted
 def to_judged(row: Record) -> dict[str, Any]:
-    """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it is good."""
+    """{"prompt": messages, "completion", "label"} of a row with these: one answer, and whether it
+    is good.
+    """
     if not is_judged(row):
         raise BadRow("a completion that is judged has prompt, completion and label" + it_has(row))
     asked, _ = _asked_of(row)
     if not asked:
         raise BadRow("a completion that is judged has a prompt")
     said = _turns(row["completion"], "completion", True)
-    if said[:len(asked)] == asked:
-        said = said[len(asked):]
+    if said[: len(asked)] == asked:
+        said = said[len(asked) :]
     label = row["label"]
-    good = _VERDICTS.get(label.strip().lower()) if isinstance(label, str) else label if label in (0, 1) else None
+    good = (
+        _VERDICTS.get(label.strip().lower())
+        if isinstance(label, str)
+        else label
+        if label in (0, 1)
+        else None
+    )
     if good is None:
         raise BadRow("label is not true or false")
-    return {"prompt": with_tools(before(asked, row), row), "completion": _response(said), "label": bool(good)}
+    return {
+        "prompt": with_tools(before(asked, row), row),
+        "completion": _response(said),
+        "label": bool(good),
+    }
 
 
 _VERDICTS = {"true": True, "false": False, "1": True, "0": False}  # as CSV has them
@@ -282,8 +390,12 @@ def _of_another_form(row: Record) -> str:
     """What else the row is, for a stage that wants pairs."""
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
         return "; this is one completion that is good or bad: dpo --loss-type kto takes it"
-    with_answer = any(asked in row and answered in row for asked, answered in _PAIRS) or "instruction" in row
-    if with_answer or any(isinstance(dict.get(row, name), list) for name in ("messages", "conversations")):
+    with_answer = (
+        any(asked in row and answered in row for asked, answered in _PAIRS) or "instruction" in row
+    )
+    if with_answer or any(
+        isinstance(dict.get(row, name), list) for name in ("messages", "conversations")
+    ):
         return "; these are chats: sft takes them"
     if isinstance(dict.get(row, "text"), str):
         return "; this is a text: pretrain takes it"
@@ -291,7 +403,9 @@ def _of_another_form(row: Record) -> str:
 
 
 def _asked_of(row: Record) -> tuple[list[Chat], bool]:
-    """(what the row says by itself that both responses answer, whether as a text); empty where it says nothing."""
+    """(what the row says by itself that both responses answer, whether as a text); empty where it
+    says nothing.
+    """
     asked = row.first(*_ASKED)
     if isinstance(asked, str):
         return _transcript(asked) or [{"role": "user", "content": text_of(asked, "prompt")}], True
@@ -299,7 +413,11 @@ def _asked_of(row: Record) -> tuple[list[Chat], bool]:
         return messages_of(asked, "prompt"), False
     if asked is not None:
         raise BadRow("a prompt is a text, or messages")
-    return ([{"role": "user", "content": _instruction(row)}], True) if "instruction" in row else ([], False)
+    return (
+        ([{"role": "user", "content": _instruction(row)}], True)
+        if "instruction" in row
+        else ([], False)
+    )
 
 
 def _turns(side: Any, name: str, asked: bool) -> list[Chat]:
@@ -315,18 +433,22 @@ def _turns(side: Any, name: str, asked: bool) -> list[Chat]:
 
 
 def _transcript(text: str) -> list[Chat]:
-    """The turns of a text that begins with "Human:"; empty for any other. An "Assistant:" at its end opens a turn that
-    is yet to come."""
+    """The turns of a text that begins with "Human:"; empty for any other. An "Assistant:" at its
+    end opens a turn that is yet to come."""
     opening = _TURN.match(text)
     if opening is None or opening[1] != "Human":
         return []
     parts = _TURN.split(text_of(text, "a chat"))[1:]
-    turns = [{"role": "user" if who == "Human" else "assistant", "content": said.strip()}
-             for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [
+        {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
     return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
 
 
-def _prompt_apart(asked: list[Chat], sides: list[list[Chat]], as_text: bool) -> tuple[list[Chat], list[list[Chat]]]:
+def _prompt_apart(
+    asked: list[Chat], sides: list[list[Chat]], as_text: bool
+) -> tuple[list[Chat], list[list[Chat]]]:
     """The prompt, and what each side says after it."""
     chosen, rejected = sides
     shared = 0
@@ -335,11 +457,13 @@ def _prompt_apart(asked: list[Chat], sides: list[list[Chat]], as_text: bool) -> 
     if not asked or (as_text and shared):
         if not shared:
             raise BadRow("a pair has a prompt")
-        if asked and asked[-1]["content"] not in [message["content"] for message in chosen[:shared]]:
+        if asked and asked[-1]["content"] not in [
+            message["content"] for message in chosen[:shared]
+        ]:
             raise BadRow("its prompt is not what chosen and rejected begin with")
         return chosen[:shared], [side[shared:] for side in sides]
-    if shared and all(side[:len(asked)] == asked for side in sides):
-        return asked, [side[len(asked):] for side in sides]
+    if shared and all(side[: len(asked)] == asked for side in sides):
+        return asked, [side[len(asked) :] for side in sides]
     return asked, sides
 
 
@@ -350,7 +474,9 @@ def _number(value: Any, name: str, least: float) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not (math.isfinite(number) and number >= least):
-        raise BadRow(f"{name} is not a number" + (f" of {least:g} or more" if math.isfinite(least) else ""))
+        raise BadRow(
+            f"{name} is not a number" + (f" of {least:g} or more" if math.isfinite(least) else "")
+        )
     return number
 
 
@@ -367,7 +493,9 @@ def content_alone(message: Row, what: str) -> Any:
         if message.get(name):
             raise BadRow(f"a message has {name}, which {what} cannot say")
     if message.get("weight") not in (None, 1):
-        raise BadRow(f"a message has the weight {message['weight']!r:.40}, and all of {what} is learned")
+        raise BadRow(
+            f"a message has the weight {message['weight']!r:.40}, and all of {what} is learned"
+        )
     return message.get("content")
 
 
@@ -394,18 +522,24 @@ def chats(rows: Rows) -> Iterator[Chat]:
 
 
 def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
-    """The chat, its first message holding the row's tools, a list of objects, and its `chat_template_kwargs`, an
-    object; or JSON of them. A function that is described by itself, as in `functions` and in ShareGPT's exports,
-    becomes a tool."""
+    """The chat, its first message holding the row's tools, a list of objects, and its
+    `chat_template_kwargs`, an object; or JSON of them. A function that is described by itself, as
+    in `functions` and in ShareGPT's exports, becomes a tool."""
     tools, kwargs = _from_json(row, TOOLS if TOOLS in row else "functions"), _from_json(row, KWARGS)
-    if tools and (not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools)):
+    if tools and (
+        not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools)
+    ):
         raise BadRow("tools is no list of objects")
     if kwargs and not isinstance(kwargs, Mapping):
         raise BadRow(f"{KWARGS} is not an object of names and values")
     if kwargs and (taken := [name for name in TAKEN if name in kwargs]):
         raise BadRow(f"{KWARGS} cannot give {taken[0]}")
-    tools = [{"type": "function", "function": tool} if "name" in tool and "function" not in tool else tool
-             for tool in tools or ()]
+    tools = [
+        {"type": "function", "function": tool}
+        if "name" in tool and "function" not in tool
+        else tool
+        for tool in tools or ()
+    ]
     more = {key: _checked(value, key) for key, value in ((TOOLS, tools), (KWARGS, kwargs)) if value}
     return [{**messages[0], **more}, *messages[1:]] if messages and more else messages
 
@@ -432,18 +566,27 @@ def messages_of(value: list[Any], key: str) -> list[Chat]:
         speaker = entry.first("role", "from")
         role = _SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
         if role is None:
-            raise BadRow(f"{key}: message {number} has no known role ({speaker!r:.40}): a role is system, user, "
-                         "assistant or tool")
+            raise BadRow(
+                f"{key}: message {number} has no known role ({speaker!r:.40}): a role is system, user, "
+                "assistant or tool"
+            )
         content = entry.first("content", "value")
-        # What a template may read of a message is the template's own affair, so every key goes on to it.
-        kept = {str(name): _checked(said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}")
-                for name, said in dict.items(entry)
-                if name not in _READ and said is not None and not (name == "tool_calls" and said == [])}
+        # What a template may read of a message is the template's own affair, so every key goes on
+        # to it.
+        kept = {
+            str(name): _checked(
+                said if isinstance(said, _JSON) else str(said), f"{key}: message {number}: {name}"
+            )
+            for name, said in dict.items(entry)
+            if name not in _READ and said is not None and not (name == "tool_calls" and said == [])
+        }
         for name in _TEMPLATES_READ:
             entry.get(name)
         if "tool_calls" in kept:
             kept["tool_calls"] = _tool_calls(entry, f"{key}: message {number}")
-        if "function_call" in entry and (kept.get("tool_calls") or speaker.lower() == "function_call"):
+        if "function_call" in entry and (
+            kept.get("tool_calls") or speaker.lower() == "function_call"
+        ):
             raise BadRow(f"{key}: message {number} has calls in two places, function_call is one")
         if (learned := _learned(entry, f"{key}: message {number}")) is not None:
             kept["weight"] = int(learned)
@@ -468,9 +611,13 @@ def _tool_calls(entry: Record, what: str) -> list[Any]:
 
 
 def _learned(entry: Record, what: str) -> bool | None:
-    """Whether a message is to be learned; None where it does not say. Raises BadRow where it says both, or says it of
-    parts of itself."""
-    found = {name: value == learned for name, learned in _FLAGS.items() if _is_flag(value := dict.get(entry, name))}
+    """Whether a message is to be learned; None where it does not say. Raises BadRow where it says
+    both, or says it of parts of itself."""
+    found = {
+        name: value == learned
+        for name, learned in _FLAGS.items()
+        if _is_flag(value := dict.get(entry, name))
+    }
     for name in found:
         entry.get(name)
     if parts := [name for name in _IN_PARTS if entry.get(name)]:
@@ -481,7 +628,9 @@ def _learned(entry: Record, what: str) -> bool | None:
         found["weight"] = weight == 1
     first = next(iter(found))
     if other := [name for name in found if found[name] != found[first]]:
-        raise BadRow(f"{what} is to be learned and is not: {first} and {other[0]} contradict each other")
+        raise BadRow(
+            f"{what} is to be learned and is not: {first} and {other[0]} contradict each other"
+        )
     if weight not in (None, 0, 1):
         raise BadRow(f"{what} has the weight {weight!r:.40}: it is 0 (read, not learned) or 1")
     return found[first]
@@ -501,12 +650,16 @@ def _said(value: Any, role: str, key: str) -> list[Chat]:
 
 def _number_as_text(value: Any) -> Any:
     """Answers of sums are often written as numbers."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
     return str(value) if is_number else value
 
 
 def _calls(value: Any, what: str) -> list[Chat]:
-    """Tool calls of {"name", "arguments"}, of several, or of JSON of them: ShareGPT's, and OpenAI's older form."""
+    """Tool calls of {"name", "arguments"}, of several, or of JSON of them: ShareGPT's, and OpenAI's
+    older form.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -534,7 +687,9 @@ def _content(value: Any, what: str) -> str:
             text = part.get("text") if isinstance(part, Mapping) else part
             kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
             if not isinstance(text, str) or kind not in _PARTS:
-                raise BadRow(f"{what} has a part that is no text" + f" ({kind!r:.40})" * (kind not in _PARTS))
+                raise BadRow(
+                    f"{what} has a part that is no text" + f" ({kind!r:.40})" * (kind not in _PARTS)
+                )
             parts.append(text)
         value = "".join(parts)
     return text_of(value, what)
@@ -543,12 +698,16 @@ def _content(value: Any, what: str) -> str:
 def text_of(value: Any, what: str) -> str:
     """A text that can be encoded. Raises BadRow for anything else."""
     if not isinstance(value, str):
-        kind = "missing" if value is None else f"of the wrong kind ({type(value).__name__}, not text)"
+        kind = (
+            "missing" if value is None else f"of the wrong kind ({type(value).__name__}, not text)"
+        )
         raise BadRow(f"{what} is {kind}")
     if not value.isascii():
         try:
             value.encode()
-        except UnicodeEncodeError as error:   # JSON can spell half a character, which no encoder takes
+        except (
+            UnicodeEncodeError
+        ) as error:  # JSON can spell half a character, which no encoder takes
             raise BadRow(f"{what} holds a lone surrogate at character {error.start}") from error
     return value
 

@@ -1,5 +1,5 @@
-"""Rows of a data set of the Hub, `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read as a stream by the library
-datasets: at one commit, whatever comes to the repository while it is read."""
+"""Rows of a data set of the Hub, `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`, read as a stream by
+the library datasets: at one commit, whatever comes to the repository while it is read."""
 
 from __future__ import annotations
 
@@ -37,16 +37,22 @@ class HubSpec(NamedTuple):
 
 
 def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[str, Any], str]]:
-    """(row, "hub:…:row N") of the split. `read_at` is told the commit that is read, empty where the library does not
-    say it. Raises UserError, one line, for a set that cannot be found or read to the end."""
+    """(row, "hub:…:row N") of the split. `read_at` is told the commit that is read, empty where the
+    library does not say it. Raises UserError, one line, for a set that cannot be found or read to
+    the end."""
     try:
         import datasets
     except ImportError as error:
-        raise UserError("a data set of the Hub needs the library datasets", where=spec,
-                        hint=install_hint("data")) from error
+        raise UserError(
+            "a data set of the Hub needs the library datasets",
+            where=spec,
+            hint=install_hint("data"),
+        ) from error
     wanted = HubSpec.parse(spec)
     try:
-        builder = datasets.load_dataset_builder(wanted.repo, wanted.config or None, revision=wanted.revision or None)
+        builder = datasets.load_dataset_builder(
+            wanted.repo, wanted.config or None, revision=wanted.revision or None
+        )
         rows = builder.as_streaming_dataset(split=wanted.split)
     except Exception as error:  # the library raises its own, requests' and the Hub's errors
         raise _not_loaded(spec, error) from error
@@ -57,10 +63,15 @@ def hub_rows(spec: str, read_at: Callable[[str], None]) -> Iterator[tuple[dict[s
     while True:
         try:
             row = next(stream, None)
-        except Exception as error:  # a file that is damaged, an answer of the server: of a dozen libraries beneath
-            raise UserError(f"cannot be read after row {number}: {_first_line(error)}", where=spec,
-                            hint="try again; if it stays so a file of the set is damaged: --limit takes the rows "
-                                 "before it") from error
+        except (
+            Exception
+        ) as error:  # a file that is damaged, an answer of the server: of a dozen libraries beneath
+            raise UserError(
+                f"cannot be read after row {number}: {_first_line(error)}",
+                where=spec,
+                hint="try again; if it stays so a file of the set is damaged: --limit takes the rows "
+                "before it",
+            ) from error
         if row is None:
             return
         number += 1
@@ -75,16 +86,22 @@ def _not_loaded(spec: str, error: Exception) -> UserError:
         names = [name.strip().strip("'\"") for name in listed[1].split(",")]
         wanted = HubSpec.parse(spec)
         at = f"@{wanted.revision}" if wanted.revision else ""
-        return UserError(f"has several configs, name one: {', '.join(names)}", where=spec,
-                         hint=f"hub:{wanted.repo}/{names[0]}{at}:{wanted.split}")
+        return UserError(
+            f"has several configs, name one: {', '.join(names)}",
+            where=spec,
+            hint=f"hub:{wanted.repo}/{names[0]}{at}:{wanted.split}",
+        )
     hint = next((what for name, what in _UNREACHED.items() if name in text), FORM)
     return UserError(f"cannot be loaded: {_first_line(error)}", where=spec, hint=hint)
 
 
 # Names that the library puts into what it says where the Hub was not reached.
-_UNREACHED = {"OfflineModeIsEnabled": "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set: unset it",
-              "ConnectionError": "is there a network?", "ConnectError": "is there a network?",
-              "Timeout": "is there a network?"}
+_UNREACHED = {
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set: unset it",
+    "ConnectionError": "is there a network?",
+    "ConnectError": "is there a network?",
+    "Timeout": "is there a network?",
+}
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""Several sources as one: `chats.jsonl:2,sums.jsonl:1` takes two rows of the first for each of the second.
+"""Several sources as one: `chats.jsonl:2,sums.jsonl:1` takes two rows of the first for each of the
+second.
 
-Without weights every row is taken once. With them a part of the rows is repeated, as little as the weights allow: no
-row is left out, and the source that is the largest for its weight is taken once.
+Without weights every row is taken once. With them a part of the rows is repeated, as little as the
+weights allow: no row is left out, and the source that is the largest for its weight is taken once.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ T = TypeVar("T")
 
 BY_NAME = ("hub:", "gym:")  # data that is no file
 MOST_REPEATED, MOST_ROWS = 10_000, 1 << 28
-"""A mixture beyond these is a mistake: times that a row comes in an epoch, and rows of an epoch (unless the sources
-themselves have a quarter of it)."""
+"""A mixture beyond these is a mistake: times that a row comes in an epoch, and rows of an epoch
+(unless the sources themselves have a quarter of it)."""
 WEIGHT = re.compile(r"(.+?)\s*:\s*([0-9]+\.?[0-9]*(?:e[0-9]+)?|\.[0-9]+)\s*(?:,\s*|$)", re.ASCII)
 """A source with its weight, and the comma behind it."""
 
@@ -36,8 +37,8 @@ class DataSource(NamedTuple):
 
 
 def sources(data: str) -> tuple[DataSource, ...]:
-    """What `data` names: one source, or several with or without weights. Raises UserError for a mixture in which a
-    weight is none, some have none, or a file is not there."""
+    """What `data` names: one source, or several with or without weights. Raises UserError for a
+    mixture in which a weight is none, some have none, or a file is not there."""
     if not data or is_file(data):
         return (_source(data),)
     plain = data.strip().rstrip(", ")
@@ -46,8 +47,11 @@ def sources(data: str) -> tuple[DataSource, ...]:
     if found and whole and all("," not in match[1] or is_there(match[1]) for match in found):
         for match in found:
             if not 0 < float(match[2]) < float("inf"):
-                raise UserError(f"{match[2]} is no weight", where=match[0].rstrip(", "),
-                                hint="give a number above 0, or leave the source out")
+                raise UserError(
+                    f"{match[2]} is no weight",
+                    where=match[0].rstrip(", "),
+                    hint="give a number above 0, or leave the source out",
+                )
         return tuple(_source(match[1], float(match[2])) for match in found)
     names = [name.strip() for name in plain.split(",")]
     there = [is_there(name) or bool(WEIGHT.fullmatch(name)) for name in names]
@@ -59,9 +63,21 @@ def sources(data: str) -> tuple[DataSource, ...]:
         if is_there(name) or WEIGHT.fullmatch(name):
             continue
         if is_there(name.rpartition(":")[0]):
-            raise UserError(f"{name.rpartition(':')[2]!r} is no weight", where=name, hint="give a number above 0")
-        raise UserError("there is no such file or folder", where=name, hint="several sources: a.jsonl:2,b.jsonl:1")
-    raise UserError("some of its sources have a weight and some have none", where=data, hint="give all one, or none")
+            raise UserError(
+                f"{name.rpartition(':')[2]!r} is no weight",
+                where=name,
+                hint="give a number above 0",
+            )
+        raise UserError(
+            "there is no such file or folder",
+            where=name,
+            hint="several sources: a.jsonl:2,b.jsonl:1",
+        )
+    raise UserError(
+        "some of its sources have a weight and some have none",
+        where=data,
+        hint="give all one, or none",
+    )
 
 
 def _source(data: str, weight: float | None = None) -> DataSource:
@@ -81,11 +97,15 @@ def is_file(name: str) -> bool:
         return False
 
 
-def epoch_order(sizes: Sequence[int], weights: Sequence[float | None], seed: int) -> NDArray[np.int64]:
-    """Numbers of the rows of one epoch, counted through sources of `sizes` rows one after the other.
+def epoch_order(
+    sizes: Sequence[int], weights: Sequence[float | None], seed: int
+) -> NDArray[np.int64]:
+    """Numbers of the rows of one epoch, counted through sources of `sizes` rows one after the
+    other.
 
-    Every row is there, and each source has its share of the whole; what is left over after whole repetitions is drawn
-    by the seed. Any beginning of the epoch holds the sources in about the same shares. One source is itself, in order.
+    Every row is there, and each source has its share of the whole; what is left over after whole
+    repetitions is drawn by the seed. Any beginning of the epoch holds the sources in about the same
+    shares. One source is itself, in order.
     """
     if len(sizes) == 1:
         return np.arange(sizes[0])
@@ -96,7 +116,9 @@ def epoch_order(sizes: Sequence[int], weights: Sequence[float | None], seed: int
             continue
         whole, rest = divmod(count, size)
         drawn = np.sort(permutation(seed, "mixture", n, size)[:rest])
-        numbers.append(first + np.concatenate([np.tile(np.arange(size), whole), drawn]).astype(np.int64))
+        numbers.append(
+            first + np.concatenate([np.tile(np.arange(size), whole), drawn]).astype(np.int64)
+        )
         keys.append((np.arange(count) + 0.5) / count)
         first += size
     if not numbers:
@@ -105,22 +127,29 @@ def epoch_order(sizes: Sequence[int], weights: Sequence[float | None], seed: int
 
 
 def epoch_counts(sizes: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """Rows (or tokens) of each source in an epoch. Raises UserError where that is out of all proportion."""
+    """Rows (or tokens) of each source in an epoch. Raises UserError where that is out of all
+    proportion.
+    """
     given = [weight for weight in weights if weight is not None]
     if not given:
         return list(sizes)
     shares = [weight / sum(given) for weight in given]
-    epoch = max(size / share if share else float("inf") for size, share in zip(sizes, shares, strict=True))
+    epoch = max(
+        size / share if share else float("inf") for size, share in zip(sizes, shares, strict=True)
+    )
     repeated = max(epoch * share / max(size, 1) for size, share in zip(sizes, shares, strict=True))
     if not (repeated <= MOST_REPEATED and epoch <= max(MOST_ROWS, 4 * sum(sizes))):
-        raise UserError(f"an epoch would read one source {repeated:,.0f} times", where="data",
-                        hint="give weights that are nearer to the sources' sizes")
+        raise UserError(
+            f"an epoch would read one source {repeated:,.0f} times",
+            where="data",
+            hint="give weights that are nearer to the sources' sizes",
+        )
     return [max(size, round(epoch * share)) for size, share in zip(sizes, shares, strict=True)]
 
 
 class Joined:
-    """Arrays (N_i,) one after the other as one, of which nothing is copied: indexed by numbers of any shape, or by a
-    slice."""
+    """Arrays (N_i,) one after the other as one, of which nothing is copied: indexed by numbers of
+    any shape, or by a slice."""
 
     def __init__(self, parts: Sequence[Any], dtype: Any) -> None:
         self.parts, self.dtype = parts, np.dtype(dtype)
@@ -133,7 +162,9 @@ class Joined:
         """The first `count` numbers, of which nothing is copied either."""
         whole = int(np.searchsorted(self.firsts, count, side="right")) - 1
         rest = count - int(self.firsts[whole])
-        return Joined([*self.parts[:whole], *([self.parts[whole][:rest]] if rest else [])], self.dtype)
+        return Joined(
+            [*self.parts[:whole], *([self.parts[whole][:rest]] if rest else [])], self.dtype
+        )
 
     def __getitem__(self, at: Any) -> NDArray[Any]:
         if isinstance(at, slice):
@@ -141,7 +172,10 @@ class Joined:
             assert step == 1
             part = int(np.searchsorted(self.firsts, start, side="right")) - 1
             if part < len(self.parts) and end <= self.firsts[part + 1]:
-                return np.asarray(self.parts[part][start - self.firsts[part]:end - self.firsts[part]], self.dtype)
+                return np.asarray(
+                    self.parts[part][start - self.firsts[part] : end - self.firsts[part]],
+                    self.dtype,
+                )
             at = np.arange(start, end)
         at = np.asarray(at)
         where = np.searchsorted(self.firsts, at, side="right") - 1
@@ -153,7 +187,9 @@ class Joined:
 
 
 class Lazy(Sequence[T]):
-    """Items made of their numbers when they are asked for; `order` (N,) says which ones, in which order."""
+    """Items made of their numbers when they are asked for; `order` (N,) says which ones, in which
+    order.
+    """
 
     def __init__(self, get: Callable[[int], T], order: NDArray[Any]) -> None:
         self._get, self._order = get, order
@@ -166,6 +202,7 @@ class Lazy(Sequence[T]):
         def get(number: int) -> T:
             part = int(np.searchsorted(firsts, number, side="right")) - 1
             return parts[part][number - int(firsts[part])]
+
         return cls(get, order)
 
     def __len__(self) -> int:
@@ -176,12 +213,22 @@ class Lazy(Sequence[T]):
     @overload
     def __getitem__(self, at: slice) -> Lazy[T]: ...
     def __getitem__(self, at: int | slice) -> T | Lazy[T]:
-        return Lazy(self._get, self._order[at]) if isinstance(at, slice) else self._get(int(self._order[at]))
+        return (
+            Lazy(self._get, self._order[at])
+            if isinstance(at, slice)
+            else self._get(int(self._order[at]))
+        )
 
 
-def mixture(parts: Sequence[Sequence[T]], weights: Sequence[float | None], seed: int) -> Sequence[T]:
+def mixture(
+    parts: Sequence[Sequence[T]], weights: Sequence[float | None], seed: int
+) -> Sequence[T]:
     """The rows of one epoch of several sources; one source is itself."""
-    return parts[0] if len(parts) == 1 else Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
+    return (
+        parts[0]
+        if len(parts) == 1
+        else Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
+    )
 
 
 def one_after_another(parts: Sequence[Sequence[T]]) -> Sequence[T]:

@@ -15,8 +15,9 @@ Batch = dict[str, np.ndarray[Any, Any]]
 
 
 class Plan(NamedTuple):
-    """Where examples go: `order` (N,) are examples sorted by row, those of row r are order[starts[r]:starts[r+1]];
-    `column` (N,) is the place of each in its row, in the order of `order`."""
+    """Where examples go: `order` (N,) are examples sorted by row, those of row r are
+    order[starts[r]:starts[r+1]]; `column` (N,) is the place of each in its row, in the order of
+    `order`."""
 
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -28,7 +29,9 @@ class Plan(NamedTuple):
 
 
 def bucket(n: int, least: int = 16, finer: int = 1) -> int:
-    """The smallest size not below `n` of the form m·2^k with 2^finer steps an octave: few shapes, little padding."""
+    """The smallest size not below `n` of the form m·2^k with 2^finer steps an octave: few shapes,
+    little padding.
+    """
     if n <= least:
         return least
     unit = 1 << max((n - 1).bit_length() - 1 - finer, 0)
@@ -36,7 +39,9 @@ def bucket(n: int, least: int = 16, finer: int = 1) -> int:
 
 
 def eighths(n: int, whole: int) -> int:
-    """`n`, at least 1, rounded up to a multiple of an eighth of `whole`: at most eight sizes, in practice three."""
+    """`n`, at least 1, rounded up to a multiple of an eighth of `whole`: at most eight sizes, in
+    practice three.
+    """
     unit = max(1, whole // 8)
     return max(1, -(-n // unit)) * unit
 
@@ -54,16 +59,17 @@ def one_per_row(n: int) -> Plan:
 
 
 def best_fit(lengths: Ints, capacity: int) -> Plan:
-    """Best-fit decreasing: the longest example first, each into the fullest row that still holds it.
+    """Best-fit decreasing: the longest example first, each into the fullest row that still holds
+    it.
 
-    Lengths are 1 … capacity; nothing is left out. Equal lengths are placed in the order in which they come, so the
-    multiset of lengths alone decides how many rows there are.
+    Lengths are 1 … capacity; nothing is left out. Equal lengths are placed in the order in which
+    they come, so the multiset of lengths alone decides how many rows there are.
     """
     lengths = np.asarray(lengths, np.int64)
     assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= capacity)
     longest_first = np.argsort(-lengths, kind="stable")
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]   # rows by what is left in them
-    free = 0                                                         # bit n is set where with_room[n] has a row
+    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by what is left in them
+    free = 0  # bit n is set where with_room[n] has a row
     row_of, column = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     rows = 0
     for place, length in enumerate(lengths[longest_first].tolist()):
@@ -100,8 +106,11 @@ def reshuffle(plan: Plan, lengths: Ints, shuffled: Ints) -> Plan:
     return plan._replace(order=takes[plan.order])
 
 
-def lay_out(starts: Ints, lengths: Ints, row: Ints, column: Ints, width: int) -> tuple[NDArray[np.int64], ...]:
-    """Where every input token comes from and goes: (source, destination, position in its example), each (tokens,).
+def lay_out(
+    starts: Ints, lengths: Ints, row: Ints, column: Ints, width: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Where every input token comes from and goes: (source, destination, position in its example),
+    each (tokens,).
 
     Examples begin at `starts` of a flat array and go to `row`, `column` of rows of `width`.
     """
@@ -112,11 +121,16 @@ def lay_out(starts: Ints, lengths: Ints, row: Ints, column: Ints, width: int) ->
 
 
 def pad_targets(targets: Ints, index: Ints, size: int) -> Batch:
-    """targets, index and weights of `size` ≥ K entries; those added have weight 0 and point at place 0."""
+    """targets, index and weights of `size` ≥ K entries; those added have weight 0 and point at
+    place 0.
+    """
     count = len(targets)
     assert count <= size
-    batch: Batch = {"targets": np.zeros(size, np.int32), "index": np.zeros(size, np.int32),
-                    "weights": np.zeros(size, np.float32)}
+    batch: Batch = {
+        "targets": np.zeros(size, np.int32),
+        "index": np.zeros(size, np.int32),
+        "weights": np.zeros(size, np.float32),
+    }
     batch["targets"][:count], batch["index"][:count], batch["weights"][:count] = targets, index, 1.0
     return batch
 

@@ -24,8 +24,9 @@ from ondevice.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A chosen and a rejected completion of one prompt, stop tokens included. `by` names what tells them apart, where
-    that is known; `strength` is that of the votes, `margin` what the data itself says of how far the two lie apart.
+    """A chosen and a rejected completion of one prompt, stop tokens included. `by` names what tells
+    them apart, where that is known; `strength` is that of the votes, `margin` what the data itself
+    says of how far the two lie apart.
 
     A single completion that is good (`label` 1) or bad (-1) stands on both sides.
     """
@@ -43,23 +44,28 @@ class TokenPair:
 
     def places(self, start: int | None) -> int:
         """Tokens of a context that the longer side takes (see `completions.places`)."""
-        return max(int(context_length(len(side.prompt), len(side.completion), start)) for side in (self.chosen, self.rejected))
+        return max(
+            int(context_length(len(side.prompt), len(side.completion), start))
+            for side in (self.chosen, self.rejected)
+        )
 
 
 def to_tokens(row: Mapping[str, Any], tokenizer: Tokenizer) -> TokenPair:
-    """Both responses as the model's template writes them, each ending with its stop token. Raises BadRow where the
-    template refuses them. A row of one completion and its label is a pair of it with itself."""
+    """Both responses as the model's template writes them, each ending with its stop token. Raises
+    BadRow where the template refuses them. A row of one completion and its label is a pair of it
+    with itself."""
     if "label" in row:
         one = _completion(row["prompt"], row["completion"], tokenizer)
         return TokenPair(one, one, label=1 if row["label"] else -1)
     made = [_completion(row["prompt"], row[side], tokenizer) for side in ("chosen", "rejected")]
-    return TokenPair(made[0], made[1], row.get("strength", 1.0), row.get("by", ""),
-                     row.get("margin", 0.0))
+    return TokenPair(
+        made[0], made[1], row.get("strength", 1.0), row.get("by", ""), row.get("margin", 0.0)
+    )
 
 
 def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:
-    """Prompt and response as ids; the response is what the assistant wrote last. Raises UserError where the template
-    refuses the chat."""
+    """Prompt and response as ids; the response is what the assistant wrote last. Raises UserError
+    where the template refuses the chat."""
     try:
         return _completion(prompt, text, tokenizer)
     except BadRow as error:
@@ -69,8 +75,10 @@ def completion_row(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: To
 def _completion(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Tokenizer) -> Row:
     ids, mask = encode_chat([*prompt, {"role": "assistant", "content": text}], tokenizer)[-1]
     if not mask.any():
-        raise BadRow("the chat template writes nothing for an empty answer, not even its end "
-                     "(leave such pairs out, or take the template chatml)")
+        raise BadRow(
+            "the chat template writes nothing for an empty answer, not even its end "
+            "(leave such pairs out, or take the template chatml)"
+        )
     end = int(np.flatnonzero(mask)[-1]) + 1
     start = int(np.flatnonzero(~mask[:end])[-1]) + 1
     return Row(ids[:start], ids[start:end])
@@ -79,36 +87,57 @@ def _completion(prompt: Sequence[Mapping[str, Any]], text: str, tokenizer: Token
 class StoredPairs(Sequence[TokenPair]):
     """Pairs of which only those that are asked for are in memory.
 
-    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number, `strength`, `margin` and `label` (N,).
+    `held`, `voted`, `simulated` (N,) bool, `source` (N,) its number, `strength`, `margin` and
+    `label` (N,).
     """
 
     def __init__(self, rows: ChatRows, about: NDArray[np.float64], names: Sequence[str]) -> None:
         self._rows, self._names = rows, names
         self.held, self.voted, self.simulated = (about[:, n] > 0 for n in range(3))
-        self.source, self.strength, self._by = about[:, 3].astype(np.int32), about[:, 4], about[:, 5].astype(np.int32)
+        self.source, self.strength, self._by = (
+            about[:, 3].astype(np.int32),
+            about[:, 4],
+            about[:, 5].astype(np.int32),
+        )
         self.margin, self.label = about[:, 6], about[:, 7].astype(np.int32)
 
     def places(self, start: int | None) -> NDArray[np.int64]:
-        """(N,) tokens of a context that each pair takes, its longer side (see `completions.places`)."""
+        """(N,) tokens of a context that each pair takes, its longer side (see
+        `completions.places`).
+        """
         lengths = self._rows.ends - self._rows.starts
         written = np.zeros_like(lengths)
         if start is not None and len(lengths):
             written = np.add.reduceat(self._rows.mask, self._rows.starts, dtype=np.int64)
-        found: NDArray[np.int64] = context_length(lengths - written, written, start).reshape(-1, 2).max(1)
+        found: NDArray[np.int64] = (
+            context_length(lengths - written, written, start).reshape(-1, 2).max(1)
+        )
         return found
 
     @classmethod
-    def kept(cls, path: Path, pairs: Callable[[], Iterable[tuple[TokenPair, Mapping[str, Any]]]]) -> StoredPairs:
-        """Those of the folder `path`; `pairs` (each with its row) are asked for, one at a time, where it is not there
-        yet."""
+    def kept(
+        cls, path: Path, pairs: Callable[[], Iterable[tuple[TokenPair, Mapping[str, Any]]]]
+    ) -> StoredPairs:
+        """Those of the folder `path`; `pairs` (each with its row) are asked for, one at a time,
+        where it is not there yet."""
+
         def make(part: Path) -> None:
             about, names = array("d"), {"": 0}
 
             def sides() -> Iterator[ChatRow]:
                 for pair, row in pairs():
-                    about.extend((row["held"], bool(row.get("raters")), bool(row.get("simulated")),
-                                  row.get("source", 0), pair.strength, names.setdefault(pair.by, len(names)),
-                                  pair.margin, pair.label))
+                    about.extend(
+                        (
+                            row["held"],
+                            bool(row.get("raters")),
+                            bool(row.get("simulated")),
+                            row.get("source", 0),
+                            pair.strength,
+                            names.setdefault(pair.by, len(names)),
+                            pair.margin,
+                            pair.label,
+                        )
+                    )
                     yield from map(_flat, (pair.chosen, pair.rejected))
 
             write_rows(part, sides())
@@ -127,8 +156,14 @@ class StoredPairs(Sequence[TokenPair]):
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         chosen, rejected = (_parted(self._rows[2 * at + side]) for side in (0, 1))
-        return TokenPair(chosen, rejected, float(self.strength[at]), self._names[int(self._by[at])],
-                         float(self.margin[at]), int(self.label[at]))
+        return TokenPair(
+            chosen,
+            rejected,
+            float(self.strength[at]),
+            self._names[int(self._by[at])],
+            float(self.margin[at]),
+            int(self.label[at]),
+        )
 
 
 def _flat(row: Row) -> ChatRow:
@@ -142,10 +177,19 @@ def _parted(row: ChatRow) -> Row:
 
 
 class PairSource(RowSource):
-    """Pairs as rows; `make` turns the pairs of some numbers into a batch of room for a given number of pairs."""
+    """Pairs as rows; `make` turns the pairs of some numbers into a batch of room for a given number
+    of pairs.
+    """
 
-    def __init__(self, pairs: Sequence[TokenPair], *, batch_size: int, seed: int, make: Any,
-                 accumulate: int = 1) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[TokenPair],
+        *,
+        batch_size: int,
+        seed: int,
+        make: Any,
+        accumulate: int = 1,
+    ) -> None:
         self.pairs, self.make = pairs, make
         super().__init__(len(pairs), batch_size, accumulate, seed, "pairs")
 
@@ -159,7 +203,9 @@ class PairSource(RowSource):
 
     def _set_denominators(self, batches: list[Batch]) -> list[Batch]:
         """Every micro-batch of a step is divided by the pairs of all of them."""
-        total = max(1.0, sum(float(batch["pairs"].sum() * batch.pop("losses", 1)) for batch in batches))
+        total = max(
+            1.0, sum(float(batch["pairs"].sum() * batch.pop("losses", 1)) for batch in batches)
+        )
         for batch in batches:
             batch["denominator"] = np.asarray(total, np.float32)
         return batches

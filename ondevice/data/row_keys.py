@@ -1,8 +1,9 @@
 """A row, or a message of one, that remembers which of its keys were asked for.
 
-Nothing that a row says is passed over in silence. What a form takes up is recorded here, where it is read, and not kept
-in a list by hand: a key that nobody asked for was not used. What then carries a part of the chat makes the row bad,
-names that say nothing about what is learned are let be, and the rest is named once.
+Nothing that a row says is passed over in silence. What a form takes up is recorded here, where it
+is read, and not kept in a list by hand: a key that nobody asked for was not used. What then carries
+a part of the chat makes the row bad, names that say nothing about what is learned are let be, and
+the rest is named once.
 """
 
 from __future__ import annotations
@@ -12,35 +13,94 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-CONTENT = frozenset((
-    "system", "system_prompt", "history",                                           # said before the prompt
-    "tools", "functions", "tool_calls", "function_call", "chat_template_kwargs",   # what a template writes
-    "reasoning", "reasoning_content", "thinking", "thought", "thoughts",           # what an assistant thinks
-    "weight", "train", "trainable", "train_on_turn", "train_detail", "masked",    # whether a message is learned
-    "image", "images", "audio", "audios", "video", "videos"))                       # what no model here can read
-"""Names that carry a part of what a chat says, or of how it is learned: a row whose form does not take them up is
-bad."""
+CONTENT = frozenset(
+    (
+        "system",
+        "system_prompt",
+        "history",  # said before the prompt
+        "tools",
+        "functions",
+        "tool_calls",
+        "function_call",
+        "chat_template_kwargs",  # what a template writes
+        "reasoning",
+        "reasoning_content",
+        "thinking",
+        "thought",
+        "thoughts",  # what an assistant thinks
+        "weight",
+        "train",
+        "trainable",
+        "train_on_turn",
+        "train_detail",
+        "masked",  # whether a message is learned
+        "image",
+        "images",
+        "audio",
+        "audios",
+        "video",
+        "videos",
+    )
+)  # what no model here can read
+"""Names that carry a part of what a chat says, or of how it is learned: a row whose form does not
+take them up is bad."""
 
 HARMLESS = {
-    **dict.fromkeys(("id", "_id", "uid", "uuid", "idx", "index", "row_id", "prompt_id", "question_id", "message_id",
-                     "conversation_id", "conversation_hash", "hash", "sha256", "prompt_sha"), "names a row"),
+    **dict.fromkeys(
+        (
+            "id",
+            "_id",
+            "uid",
+            "uuid",
+            "idx",
+            "index",
+            "row_id",
+            "prompt_id",
+            "question_id",
+            "message_id",
+            "conversation_id",
+            "conversation_hash",
+            "hash",
+            "sha256",
+            "prompt_sha",
+        ),
+        "names a row",
+    ),
     "tool_call_id": "says which call is answered, as the order of the messages does",
-    **dict.fromkeys(("source", "source_chosen", "source_rejected", "dataset", "dataset_name", "origin", "url",
-                     "license", "created", "created_at", "timestamp", "split", "item",
-                     "batch"), "says where it is from"),
+    **dict.fromkeys(
+        (
+            "source",
+            "source_chosen",
+            "source_rejected",
+            "dataset",
+            "dataset_name",
+            "origin",
+            "url",
+            "license",
+            "created",
+            "created_at",
+            "timestamp",
+            "split",
+            "item",
+            "batch",
+        ),
+        "says where it is from",
+    ),
     **dict.fromkeys(("model", "sampling"), "says who answered, and with which settings"),
 }
 """Names that say nothing about what is learned, each with its reason: these are not told of."""
 
 
 class Record(dict[str, Any]):
-    """A mapping in which a null is as good as no key. A value that is asked for counts as used; whether a name is there
-    may be asked without using it. A list of objects holds records too."""
+    """A mapping in which a null is as good as no key. A value that is asked for counts as used;
+    whether a name is there may be asked without using it. A list of objects holds records too."""
 
     __slots__ = ("asked", "bad", "template")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__((name, _inside(value)) for name, value in values.items() if value is not None)
+        super().__init__(
+            (name, _inside(value)) for name, value in values.items() if value is not None
+        )
         self.asked: set[str] = set()
         self.bad = False  # its reason is told: what else it holds is of no interest
         self.template = ""  # every key of a message goes on to it, and those that it names are used
@@ -79,7 +139,9 @@ class Record(dict[str, Any]):
             elif isinstance(value, list):
                 messages = [entry for entry in value if isinstance(entry, Record)]
                 inside = dict.fromkeys(inner for message in messages for inner in message.unused())
-                yield from (f"{name}.{inner}" for inner in inside if not _mentions(self.template, inner))
+                yield from (
+                    f"{name}.{inner}" for inner in inside if not _mentions(self.template, inner)
+                )
 
 
 @lru_cache(maxsize=1024)
@@ -99,9 +161,18 @@ def carries(name: str) -> bool:
 
 
 def telling(unused: Mapping[str, tuple[int, str]]) -> str:
-    """What to say of names that were not used, each with how many rows have it and where the first one is; empty where
-    none is worth a word."""
-    worth = {name: found for name, found in unused.items() if name.rpartition(".")[2] not in HARMLESS}
+    """What to say of names that were not used, each with how many rows have it and where the first
+    one is; empty where none is worth a word."""
+    worth = {
+        name: found for name, found in unused.items() if name.rpartition(".")[2] not in HARMLESS
+    }
     most = sorted(worth.items(), key=lambda entry: (-entry[1][0], entry[0]))
-    told = [f"{name} ({count:,} row{'s' * (count != 1)}, first {where})" for name, (count, where) in most[:8]]
-    return "not used: " + ", ".join(told) + f" and {len(most) - 8} more" * (len(most) > 8) if told else ""
+    told = [
+        f"{name} ({count:,} row{'s' * (count != 1)}, first {where})"
+        for name, (count, where) in most[:8]
+    ]
+    return (
+        "not used: " + ", ".join(told) + f" and {len(most) - 8} more" * (len(most) > 8)
+        if told
+        else ""
+    )

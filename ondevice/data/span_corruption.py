@@ -1,6 +1,6 @@
-"""Text with holes, for encoder-decoders: span corruption (Raffel 2019, T5), text infilling with sentence permutation
-(Lewis 2019, BART). Rows are windows over one stream of tokens in which documents end with `eos`; what is hidden is
-keyed by epoch and row.
+"""Text with holes, for encoder-decoders: span corruption (Raffel 2019, T5), text infilling with
+sentence permutation (Lewis 2019, BART). Rows are windows over one stream of tokens in which
+documents end with `eos`; what is hidden is keyed by epoch and row.
 
 L tokens of a window, S of a source, T of what is to be written.
 """
@@ -25,8 +25,9 @@ Corrupt = Callable[[Ints, np.random.Generator], tuple[Ints, Ints]]
 
 
 def spans(length: int, share: float, mean: float, draw: np.random.Generator) -> NDArray[np.bool_]:
-    """(L,) whether each token is hidden: round(L·share) of them, in round(hidden / mean) spans; all ways of
-    cutting hidden and shown tokens into so many parts are equally likely, and the first part is shown."""
+    """(L,) whether each token is hidden: round(L·share) of them, in round(hidden / mean) spans; all
+    ways of cutting hidden and shown tokens into so many parts are equally likely, and the first
+    part is shown."""
     hidden = min(max(round(length * share), 1), length - 1)
     count = min(max(round(hidden / mean), 1), hidden, length - hidden)
     sizes = np.stack([_cut(length - hidden, count, draw), _cut(hidden, count, draw)], 1).reshape(-1)
@@ -35,18 +36,24 @@ def spans(length: int, share: float, mean: float, draw: np.random.Generator) -> 
 
 def _cut(total: int, parts: int, draw: np.random.Generator) -> NDArray[np.int64]:
     """Lengths of `parts` parts, none empty."""
-    borders = np.sort(draw.permutation(total - 1)[:parts - 1]) + 1
+    borders = np.sort(draw.permutation(total - 1)[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], borders, [total]]))
 
 
-def split_at_spans(ids: Ints, hidden: NDArray[np.bool_], sentinels: Ints, eos: int) -> tuple[Ints, Ints]:
-    """(source, target): each hidden span is one sentinel in the source; the target is every sentinel with what it
-    hides. Both end with `eos`. Raises UserError for more spans than sentinels."""
+def split_at_spans(
+    ids: Ints, hidden: NDArray[np.bool_], sentinels: Ints, eos: int
+) -> tuple[Ints, Ints]:
+    """(source, target): each hidden span is one sentinel in the source; the target is every
+    sentinel with what it hides. Both end with `eos`. Raises UserError for more spans than
+    sentinels."""
     first = hidden & ~np.append(False, hidden[:-1])
     number = np.cumsum(first) - 1
     if number[-1] >= len(sentinels):
-        raise UserError(f"{number[-1] + 1} spans are more than the tokenizer's {len(sentinels)} sentinels",
-                        where="mask_share", hint="hide less, take shorter rows, or a larger mean_span")
+        raise UserError(
+            f"{number[-1] + 1} spans are more than the tokenizer's {len(sentinels)} sentinels",
+            where="mask_share",
+            hint="hide less, take shorter rows, or a larger mean_span",
+        )
     marks = sentinels[np.maximum(number, 0)]
     source = np.where(hidden, marks, ids)[~hidden | first]
     target = np.stack([marks, ids], 1)[hidden]
@@ -55,19 +62,19 @@ def split_at_spans(ids: Ints, hidden: NDArray[np.bool_], sentinels: Ints, eos: i
 
 
 def span_lengths(hidden: int, mean: float, draw: np.random.Generator) -> NDArray[np.int64]:
-    """Lengths of spans, each drawn from Poisson(`mean`), until they hide so many tokens; the last is cut to fit. Spans
-    of nothing are among them."""
+    """Lengths of spans, each drawn from Poisson(`mean`), until they hide so many tokens; the last
+    is cut to fit. Spans of nothing are among them."""
     found = np.zeros(0, np.int64)
     while found.sum() < hidden:
         found = np.append(found, draw.poisson(mean, max(8, hidden)))
     count = int(np.searchsorted(np.cumsum(found), hidden)) + 1
-    return np.append(found[:count - 1], hidden - found[:count - 1].sum())
+    return np.append(found[: count - 1], hidden - found[: count - 1].sum())
 
 
 def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Generator) -> Ints:
-    """The text with round(L·`share`) of its tokens in spans of Poisson(`mean`) behind one mask each; a span of nothing
-    puts a mask between two tokens. Spans do not touch, and all places for them are equally likely; where the tokens
-    shown are too few to part them, some are joined."""
+    """The text with round(L·`share`) of its tokens in spans of Poisson(`mean`) behind one mask
+    each; a span of nothing puts a mask between two tokens. Spans do not touch, and all places for
+    them are equally likely; where the tokens shown are too few to part them, some are joined."""
     count = len(ids)
     lengths = span_lengths(min(max(round(count * share), 1), count), mean, draw)
     sizes, nothing = lengths[lengths > 0], int((lengths == 0).sum())
@@ -77,7 +84,9 @@ def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Gene
     sizes = draw.permutation(sizes)  # the last one was cut
     # what is shown, in so many parts: before, between (one token at least) and behind the spans
     free = shown - (len(sizes) - 1)
-    borders = np.sort(draw.choice(free + len(sizes), len(sizes), replace=False)) - np.arange(len(sizes))
+    borders = np.sort(draw.choice(free + len(sizes), len(sizes), replace=False)) - np.arange(
+        len(sizes)
+    )
     starts = borders + np.arange(len(sizes)) + np.cumsum(sizes) - sizes
     hidden, before = np.zeros(count, np.bool_), np.zeros(count + 1, np.int64)
     hidden[np.repeat(starts, sizes) + ranges(sizes)] = True
@@ -90,9 +99,11 @@ def infill(ids: Ints, share: float, mean: float, mask: int, draw: np.random.Gene
     return made
 
 
-def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], eos: int, draw: np.random.Generator) -> Ints:
-    """The sentences of each document in another order; `ends` (L,) says which tokens end a sentence, a document ends at
-    `eos`, which stays where it is."""
+def shuffle_sentences(
+    ids: Ints, ends: NDArray[np.bool_], eos: int, draw: np.random.Generator
+) -> Ints:
+    """The sentences of each document in another order; `ends` (L,) says which tokens end a
+    sentence, a document ends at `eos`, which stays where it is."""
     made = ids.copy()
     borders = np.flatnonzero(ids == eos)
     for start, end in zip(np.append(0, borders + 1), np.append(borders, len(ids)), strict=True):
@@ -102,23 +113,37 @@ def shuffle_sentences(ids: Ints, ends: NDArray[np.bool_], eos: int, draw: np.ran
 
 
 class CorruptedSource(RowSource):
-    """Windows of `sequence_length` tokens; `corrupt` makes of each a source, and what to write after `start`. A source
-    that many marks make longer than `longest` is cut before its last token."""
+    """Windows of `sequence_length` tokens; `corrupt` makes of each a source, and what to write
+    after `start`. A source that many marks make longer than `longest` is cut before its last token.
+    """
 
-    def __init__(self, tokens: NDArray[Any], *, corrupt: Corrupt, start: int, sequence_length: int, batch_size: int,
-                 longest: int, accumulate: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        *,
+        corrupt: Corrupt,
+        start: int,
+        sequence_length: int,
+        batch_size: int,
+        longest: int,
+        accumulate: int = 1,
+        seed: int = 0,
+    ) -> None:
         if len(tokens) < 2:
-            raise UserError("too little text to learn from", where="data", hint="two tokens are the least")
+            raise UserError(
+                "too little text to learn from", where="data", hint="two tokens are the least"
+            )
         self.tokens, self.length, self.corrupt, self.start = tokens, sequence_length, corrupt, start
         self.longest = longest
-        # what is left at the end is a row too where there is something to hide and something to show
+        # what is left at the end is a row too where there is something to hide and something to
+        # show
         rows = len(tokens) // sequence_length + (len(tokens) % sequence_length > 1)
         super().__init__(rows, batch_size, accumulate, seed, "corrupted")
 
     def _collate(self, group: list[tuple[int, int]]) -> Batch:
         rows = []
         for epoch, row in group:
-            window = np.asarray(self.tokens[row * self.length:(row + 1) * self.length], np.int32)
+            window = np.asarray(self.tokens[row * self.length : (row + 1) * self.length], np.int32)
             source, target = self.corrupt(window, generator(self.seed, "corrupt", epoch, row))
             rows.append(Row(shortened(source, self.longest), target))
         batch = completion_batch(rows, self.batch_size, start=self.start)
@@ -129,23 +154,35 @@ class CorruptedSource(RowSource):
 def span_corruption(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
     """Raises UserError for a tokenizer without sentinels."""
     if not len(tokenizer.sentinels):
-        raise UserError("the tokenizer has no sentinels", where="tokenizer.json", hint="add <extra_id_0> and so on")
+        raise UserError(
+            "the tokenizer has no sentinels",
+            where="tokenizer.json",
+            hint="add <extra_id_0> and so on",
+        )
 
     def corrupt(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
-        return split_at_spans(ids, spans(len(ids), share, mean, draw), tokenizer.sentinels, tokenizer.eos_id)
+        return split_at_spans(
+            ids, spans(len(ids), share, mean, draw), tokenizer.sentinels, tokenizer.eos_id
+        )
+
     return corrupt
 
 
 def text_infilling(tokenizer: Tokenizer, share: float, mean: float) -> Corrupt:
-    """What is read and what is written stand between the tokens that open and close a text, as BART's do. Raises
-    UserError for a tokenizer without a mask."""
+    """What is read and what is written stand between the tokens that open and close a text, as
+    BART's do. Raises UserError for a tokenizer without a mask."""
     if tokenizer.mask_id is None:
-        raise UserError("the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token")
+        raise UserError(
+            "the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token"
+        )
     mask, opening, closing = tokenizer.mask_id, [tokenizer.cls_id], [tokenizer.eos_id]
 
     def corrupt(ids: Ints, draw: np.random.Generator) -> tuple[Ints, Ints]:
         shuffled = shuffle_sentences(ids, tokenizer.ends_sentence[ids], tokenizer.eos_id, draw)
         source = infill(shuffled, share, mean, mask, draw)
-        read, written = (np.concatenate([opening, part, closing]).astype(np.int32) for part in (source, ids))
+        read, written = (
+            np.concatenate([opening, part, closing]).astype(np.int32) for part in (source, ids)
+        )
         return read, written
+
     return corrupt

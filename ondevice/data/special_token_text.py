@@ -1,5 +1,6 @@
-"""Special tokens that a text spells. They are read as text, which is safe and seldom what a file of documents that ends
-each with <|endoftext|> is meant to be: so it is counted, said once, and shown apart from the tokens themselves."""
+"""Special tokens that a text spells. They are read as text, which is safe and seldom what a file of
+documents that ends each with <|endoftext|> is meant to be: so it is counted, said once, and shown
+apart from the tokens themselves."""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ class Spelt:
     def told(self, separator: bool = False) -> list[str]:
         """A line for each token that is spelt; `separator`: whether documents may be ended at it."""
         more = "; --separator {!r} ends a document there" if separator else ""
-        return [f"{count:,} row{'s spell' if count != 1 else ' spells'} {word}, a special token's name, which is read "
-                f"as text{more.format(word)}" for word, count in self.rows.most_common()]
+        return [
+            f"{count:,} row{'s spell' if count != 1 else ' spells'} {word}, a special token's name, which is read "
+            f"as text{more.format(word)}"
+            for word, count in self.rows.most_common()
+        ]
 
 
 def _found(value: Any, pattern: re.Pattern[str]) -> Iterator[str]:
@@ -66,14 +70,19 @@ def shown(ids: NDArray[np.int32], tokenizer: Tokenizer) -> str:
     if len(pattern.findall(text)) <= int(special.sum()):
         return text
     borders = [0, *(np.flatnonzero(np.diff(special)) + 1).tolist(), len(ids)]
-    parts = [(tokenizer.decode(ids[a:b], skip_special=False), bool(special[a]))
-             for a, b in zip(borders, borders[1:], strict=False) if b > a]
-    return "".join(part if token else pattern.sub(lambda m: SIGN + m.group(), part) for part, token in parts)
+    parts = [
+        (tokenizer.decode(ids[a:b], skip_special=False), bool(special[a]))
+        for a, b in zip(borders, borders[1:], strict=False)
+        if b > a
+    ]
+    return "".join(
+        part if token else pattern.sub(lambda m: SIGN + m.group(), part) for part, token in parts
+    )
 
 
 def separated(texts: Iterable[str], separator: str) -> Iterator[str]:
-    """The documents of texts that are ended by a separator, without it and the line breaks beside it; none is empty.
-    Without a separator the texts as they are."""
+    """The documents of texts that are ended by a separator, without it and the line breaks beside
+    it; none is empty. Without a separator the texts as they are."""
     for text in texts:
         if not separator or separator not in text:
             yield text

@@ -1,9 +1,11 @@
-"""A chat template as the program that it is: it comes with a model, so it is run in a sandbox with a limit on time.
+"""A chat template as the program that it is: it comes with a model, so it is run in a sandbox with
+a limit on time.
 
-The limit is counted where a template can go on for ever: whenever the body of a loop or of a macro begins, the clock is
-looked at. That needs neither a signal nor a thread, and so holds wherever a template is rendered. Between two looks
-there is one expression at most, over at most 100,000 numbers of `range` (the sandbox's own limit), and what `*`, `**`,
-`+` and `~` make, or is written, is limited in size.
+The limit is counted where a template can go on for ever: whenever the body of a loop or of a macro
+begins, the clock is looked at. That needs neither a signal nor a thread, and so holds wherever a
+template is rendered. Between two looks there is one expression at most, over at most 100,000
+numbers of `range` (the sandbox's own limit), and what `*`, `**`, `+` and `~` make, or is written,
+is limited in size.
 """
 
 from __future__ import annotations
@@ -26,12 +28,14 @@ import jinja2.sandbox
 from ondevice.common.errors import UserError
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around what a template marks as the assistant's: noncharacters of Unicode, never valid in exchanged text."""
+"""Around what a template marks as the assistant's: noncharacters of Unicode, never valid in
+exchanged text.
+"""
 
 SECONDS = 5.0
 LARGEST = 10_000_000
-"""Characters, or items of a list, that a template may make, and four times what it was given; digits that a power may
-have are a thousandth of it."""
+"""Characters, or items of a list, that a template may make, and four times what it was given;
+digits that a power may have are a thousandth of it."""
 
 _until: ContextVar[float] = ContextVar("until")
 _most: ContextVar[int] = ContextVar("most")
@@ -40,8 +44,9 @@ _most: ContextVar[int] = ContextVar("most")
 def run_template(template: str, names: dict[str, Any]) -> str:
     """What the template writes, markers of `{% generation %}` included.
 
-    Raises UserError for one that cannot be read, or is not done within `SECONDS` or `LARGEST` characters; and whatever
-    a template raises that refuses what it is given: jinja2's errors, and those of operations on the wrong types.
+    Raises UserError for one that cannot be read, or is not done within `SECONDS` or `LARGEST`
+    characters; and whatever a template raises that refuses what it is given: jinja2's errors, and
+    those of operations on the wrong types.
     """
     most = LARGEST + 4 * _characters(names)
     until, room = _until.set(time.monotonic() + SECONDS), _most.set(most)
@@ -59,14 +64,18 @@ def run_template(template: str, names: dict[str, Any]) -> str:
 
 @lru_cache(maxsize=16)
 def names_read(template: str) -> frozenset[str]:
-    """The names that the template reads, but those that it sets itself or has anywhere. Raises UserError for one that
-    cannot be read."""
+    """The names that the template reads, but those that it sets itself or has anywhere. Raises
+    UserError for one that cannot be read."""
     try:
         room = jinja2.Environment(extensions=[_Generation, jinja2.ext.loopcontrols])
-        return frozenset(jinja2.meta.find_undeclared_variables(room.parse(template))
-                         - {*room.globals, "raise_exception", "strftime_now"})
+        return frozenset(
+            jinja2.meta.find_undeclared_variables(room.parse(template))
+            - {*room.globals, "raise_exception", "strftime_now"}
+        )
     except jinja2.TemplateError as error:
-        raise UserError(f"the chat template cannot be read: {error}", where="chat_template") from error
+        raise UserError(
+            f"the chat template cannot be read: {error}", where="chat_template"
+        ) from error
 
 
 def _characters(value: Any) -> int:
@@ -78,12 +87,17 @@ def _characters(value: Any) -> int:
 
 
 def _endless(what: str) -> UserError:
-    return UserError(f"the model's chat template {what}", where="chat_template",
-                     hint="templates are programs: read it in the model's folder before you trust it")
+    return UserError(
+        f"the model's chat template {what}",
+        where="chat_template",
+        hint="templates are programs: read it in the model's folder before you trust it",
+    )
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` puts markers around what it holds; chat.py takes them out again."""
+    """`{% generation %}…{% endgeneration %}` puts markers around what it holds; chat.py takes them
+    out again.
+    """
 
     tags = {"generation"}  # jinja2 declares it so
 
@@ -104,9 +118,13 @@ class _Limits(jinja2.ext.Extension):
             look = nodes.ExprStmt(self.call_method("_look")).set_lineno(begun.lineno)
             begun.body.insert(0, look)  # type: ignore[attr-defined]
         for node in template.find_all((nodes.Concat, nodes.Output)):
-            node.nodes = [part if isinstance(part, nodes.TemplateData)  # type: ignore[attr-defined]
-                          else self.call_method("_part", [part], lineno=node.lineno)
-                          for part in node.nodes]  # type: ignore[attr-defined]
+            limited = []
+            for part in node.nodes:  # type: ignore[attr-defined]
+                is_text = isinstance(part, nodes.TemplateData)
+                limited.append(
+                    part if is_text else self.call_method("_part", [part], lineno=node.lineno)
+                )
+            node.nodes = limited  # type: ignore[attr-defined]
 
     def _look(self) -> None:
         if time.monotonic() > _until.get():
@@ -128,7 +146,9 @@ class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
         limits.put_into(made)
         return made
 
-    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
         if _size(operator, left, right) > _most.get():
             raise _endless(f"makes something larger than {_most.get():,} by {operator}")
         return super().call_binop(context, operator, left, right)
@@ -137,7 +157,9 @@ class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _size(operator: str, left: Any, right: Any) -> float:
     """Characters or items of the result; of a power of numbers a thousand times its digits."""
     if operator == "+":
-        return len(left) + len(right) if hasattr(left, "__len__") and hasattr(right, "__len__") else 0
+        return (
+            len(left) + len(right) if hasattr(left, "__len__") and hasattr(right, "__len__") else 0
+        )
     if operator == "*":
         times, many = (left, right) if isinstance(left, int) else (right, left)
         return len(many) * times if hasattr(many, "__len__") and isinstance(times, int) else 0
@@ -151,15 +173,32 @@ def _compiled(template: str) -> jinja2.Template:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-               separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
 
-    room = _Room(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, _Limits, jinja2.ext.loopcontrols])
+    room = _Room(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, _Limits, jinja2.ext.loopcontrols],
+    )
     room.filters["tojson"] = tojson
     room.globals["raise_exception"] = raise_exception
     room.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
         return room.from_string(template)
     except jinja2.TemplateError as error:
-        raise UserError(f"the chat template cannot be read: {error}", where="chat_template") from error
+        raise UserError(
+            f"the chat template cannot be read: {error}", where="chat_template"
+        ) from error

@@ -1,4 +1,6 @@
-"""Tokens on the disk: made once, then read as memory maps, so that more than the memory holds can be learned from."""
+"""Tokens on the disk: made once, then read as memory maps, so that more than the memory holds can
+be learned from.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,26 @@ from ondevice.data.chat_encoding import ChatRow
 from ondevice.data.mixture import Joined
 from ondevice.data.tokenizer import Tokenizer
 
-# What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are made anew.
-_LEARNED = {"chats": " calls, thoughts and flags", "pairs": " calls and thoughts", "prompts": " and where they begin"}
+# What is learned of a chat, or known of a prompt, has changed since rows were first kept: they are
+# made anew.
+_LEARNED = {
+    "chats": " calls, thoughts and flags",
+    "pairs": " calls and thoughts",
+    "prompts": " and where they begin",
+}
 
 
 def place_of(folder: Path, kind: str, tokenizer: Tokenizer, key: str) -> Path:
-    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has another place, and so
-    have chats of which an earlier version has taken other tokens for the assistant's."""
+    """Where the tokens of `key` (a digest of what is read) lie: another tokenizer or template has
+    another place, and so have chats of which an earlier version has taken other tokens for the
+    assistant's."""
     made = f"{tokenizer.sha256()} {key}{_LEARNED.get(kind, '')}"
     return folder / f"{kind}-{hashlib.sha256(made.encode()).hexdigest()[:20]}"
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, which `make` has written if it was not there: a file or a folder, whole or not at all.
+    """`path`, which `make` has written if it was not there: a file or a folder, whole or not at
+    all.
 
     Raises UserError on a full disk.
     """
@@ -52,8 +61,10 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def link_from(other: Path, path: Path) -> None:
-    """`path` as what `other` is, a file or a folder that nobody writes to again: the same bytes on the disk, which stay
-    when one of the two is deleted. Nothing where the file system has no links."""
+    """`path` as what `other` is, a file or a folder that nobody writes to again: the same bytes on
+    the disk, which stay when one of the two is deleted. Nothing where the file system has no links.
+    """
+
     def make(part: Path) -> None:
         if other.is_dir():
             shutil.copytree(other, part, copy_function=os.link)
@@ -65,17 +76,24 @@ def link_from(other: Path, path: Path) -> None:
 
 
 class JsonLines(Sequence[Any]):
-    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N, 2) uint64: what was said of
-    each row as it was written."""
+    """Rows of a file of JSON lines by number, parsed when they are asked for. `keys` (N, 2) uint64:
+    what was said of each row as it was written."""
 
-    def __init__(self, octets: NDArray[np.uint8], starts: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+    def __init__(
+        self, octets: NDArray[np.uint8], starts: NDArray[np.int64], keys: NDArray[np.uint64]
+    ) -> None:
         self._octets, self._starts, self.keys = octets, starts, keys
 
     @classmethod
-    def stored(cls, path: Path, rows: Callable[[], Iterable[Any]],
-               keys_of: Callable[[Any], tuple[int, int]]) -> JsonLines:
-        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and `keys_of`
-        gives the keys of each."""
+    def stored(
+        cls,
+        path: Path,
+        rows: Callable[[], Iterable[Any]],
+        keys_of: Callable[[Any], tuple[int, int]],
+    ) -> JsonLines:
+        """Those of the folder `path`; `rows` are asked for, one at a time, where it is not there
+        yet, and `keys_of` gives the keys of each."""
+
         def make(part: Path) -> None:
             part.mkdir()
             starts, keys = array("q", [0]), array("Q")
@@ -89,8 +107,11 @@ class JsonLines(Sequence[Any]):
                     values.tofile(file)
 
         made_once(path, make)
-        return cls(mapped(path / "lines.jsonl", np.uint8), mapped(path / "starts", np.int64),
-                   mapped(path / "keys", np.uint64).reshape(-1, 2))
+        return cls(
+            mapped(path / "lines.jsonl", np.uint8),
+            mapped(path / "starts", np.int64),
+            mapped(path / "keys", np.uint64).reshape(-1, 2),
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -99,15 +120,22 @@ class JsonLines(Sequence[Any]):
         if isinstance(at, slice):
             return [self[n] for n in range(*at.indices(len(self)))]
         at = range(len(self))[at]
-        return json.loads(bytes(self._octets[int(self._starts[at]):int(self._starts[at + 1])]))
+        return json.loads(bytes(self._octets[int(self._starts[at]) : int(self._starts[at + 1])]))
 
 
 class ChatRows(Sequence[ChatRow]):
-    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of each row among them.
-    `keys` (rows, 2) uint64, where they are known: alike in rows of one chat; alike where the whole chat is."""
+    """Rows of chats in flat arrays: ids and mask (N,) of all tokens, starts and ends (rows,) of
+    each row among them. `keys` (rows, 2) uint64, where they are known: alike in rows of one chat;
+    alike where the whole chat is."""
 
-    def __init__(self, ids: Any, mask: Any, starts: NDArray[np.int64], ends: NDArray[np.int64],
-                 keys: NDArray[np.uint64] | None = None) -> None:
+    def __init__(
+        self,
+        ids: Any,
+        mask: Any,
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        keys: NDArray[np.uint64] | None = None,
+    ) -> None:
         self.ids, self.mask, self.starts, self.ends, self.keys = ids, mask, starts, ends, keys
 
     @classmethod
@@ -117,14 +145,23 @@ class ChatRows(Sequence[ChatRow]):
             return rows
         found = list(rows)
         places = np.cumsum(np.array([0, *(len(row.ids) for row in found)], np.int64))
-        return cls(np.concatenate([np.zeros(0, np.int32), *(row.ids for row in found)]).astype(np.int32),
-                   np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]), places[:-1], places[1:])
+        return cls(
+            np.concatenate([np.zeros(0, np.int32), *(row.ids for row in found)]).astype(np.int32),
+            np.concatenate([np.zeros(0, np.bool_), *(row.mask for row in found)]),
+            places[:-1],
+            places[1:],
+        )
 
     @classmethod
-    def stored(cls, path: Path, rows: Callable[[], Iterable[ChatRow]],
-               keys: Callable[[], NDArray[np.uint64]] | None = None) -> ChatRows:
-        """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not there yet, and then
-        their `keys`."""
+    def stored(
+        cls,
+        path: Path,
+        rows: Callable[[], Iterable[ChatRow]],
+        keys: Callable[[], NDArray[np.uint64]] | None = None,
+    ) -> ChatRows:
+        """Memory maps of the folder `path`; `rows` are asked for, one at a time, where it is not
+        there yet, and then their `keys`."""
+
         def make(part: Path) -> None:
             write_rows(part, rows())
             if keys is not None:
@@ -137,11 +174,21 @@ class ChatRows(Sequence[ChatRow]):
     def joined(cls, parts: Sequence[ChatRows], order: NDArray[np.int64]) -> ChatRows:
         """The rows `order`, numbered through all parts; their tokens stay where they are."""
         firsts = np.cumsum([0, *(len(part.ids) for part in parts)])
-        starts, ends = (np.concatenate([getattr(part, name) + first for part, first in zip(parts, firsts[:-1],
-                                                                                           strict=True)])
-                        for name in ("starts", "ends"))
-        return cls(Joined([part.ids for part in parts], np.int32), Joined([part.mask for part in parts], np.bool_),
-                   starts[order], ends[order])
+        starts, ends = (
+            np.concatenate(
+                [
+                    getattr(part, name) + first
+                    for part, first in zip(parts, firsts[:-1], strict=True)
+                ]
+            )
+            for name in ("starts", "ends")
+        )
+        return cls(
+            Joined([part.ids for part in parts], np.int32),
+            Joined([part.mask for part in parts], np.bool_),
+            starts[order],
+            ends[order],
+        )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -158,8 +205,13 @@ class ChatRows(Sequence[ChatRow]):
 
     def only(self, which: Any) -> ChatRows:
         """Those of which `which` is true, or the numbers."""
-        return ChatRows(self.ids, self.mask, self.starts[which], self.ends[which],
-                        None if self.keys is None else self.keys[which])
+        return ChatRows(
+            self.ids,
+            self.mask,
+            self.starts[which],
+            self.ends[which],
+            None if self.keys is None else self.keys[which],
+        )
 
     def __iter__(self) -> Iterator[ChatRow]:
         return (self[n] for n in range(len(self)))
@@ -185,8 +237,16 @@ def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
 def mapped_rows(folder: Path) -> ChatRows:
     """Memory maps of what `write_rows` has written."""
     places = mapped(folder / "starts", np.int64)
-    keys = mapped(folder / "keys", np.uint64).reshape(-1, 2) if (folder / "keys").is_file() else None
-    return ChatRows(mapped(folder / "ids", np.int32), mapped(folder / "mask", np.bool_), places[:-1], places[1:], keys)
+    keys = (
+        mapped(folder / "keys", np.uint64).reshape(-1, 2) if (folder / "keys").is_file() else None
+    )
+    return ChatRows(
+        mapped(folder / "ids", np.int32),
+        mapped(folder / "mask", np.bool_),
+        places[:-1],
+        places[1:],
+        keys,
+    )
 
 
 def mapped(file: Path, dtype: Any) -> NDArray[Any]:

@@ -16,22 +16,33 @@ _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
 
 
 def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
-    """The tokenizer of tokenizer.json, or of GPT-2's vocab.json and merges.txt. Raises UserError for a file that cannot
-    be read, and where another form has to be converted first."""
+    """The tokenizer of tokenizer.json, or of GPT-2's vocab.json and merges.txt. Raises UserError
+    for a file that cannot be read, and where another form has to be converted first."""
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception for a file that it cannot read
-            raise UserError(f"cannot be read as a tokenizer: {error}", where=str(file),
-                            hint="is the download whole?") from error
+        except (
+            Exception
+        ) as error:  # the library raises bare Exception for a file that it cannot read
+            raise UserError(
+                f"cannot be read as a tokenizer: {error}",
+                where=str(file),
+                hint="is the download whole?",
+            ) from error
     pair = [folder / "vocab.json", folder / "merges.txt"]
     if all(part.is_file() for part in pair) and _is_gpt2(config, model):
         return _gpt2(*pair, prefix=config.get("add_prefix_space") is True)
-    others = [name for name in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
-              if (folder / name).is_file()]
-    raise UserError(f"no tokenizer.json in this folder{f', only {chr(44).join(others)}' if others else ''}",
-                    where=str(folder), hint=_conversion(folder) if others else "give a folder in Hugging Face's form")
+    others = [
+        name
+        for name in ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
+        if (folder / name).is_file()
+    ]
+    raise UserError(
+        f"no tokenizer.json in this folder{f', only {chr(44).join(others)}' if others else ''}",
+        where=str(folder),
+        hint=_conversion(folder) if others else "give a folder in Hugging Face's form",
+    )
 
 
 def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
@@ -43,8 +54,11 @@ def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:
     try:
         inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # bare, as above
-        raise UserError(f"cannot be read as a tokenizer: {error}", where=str(vocab.parent),
-                        hint="are vocab.json and merges.txt whole?") from error
+        raise UserError(
+            f"cannot be read as a tokenizer: {error}",
+            where=str(vocab.parent),
+            hint="are vocab.json and merges.txt whole?",
+        ) from error
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
@@ -55,13 +69,16 @@ def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:
 
 
 def _conversion(folder: Path) -> str:
-    return (f"transformers makes one: python -c \"from transformers import AutoTokenizer as A; "
-            f"A.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})\"")
+    return (
+        f'transformers makes one: python -c "from transformers import AutoTokenizer as A; '
+        f'A.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
+    )
 
 
 def with_added_tokens(inner: Any, folder: Path, config: Mapping[str, Any]) -> Any:
-    """The tokenizer with the tokens of added_tokens.json and of `added_tokens_decoder` in tokenizer_config.json, at the
-    ids that they give. Raises UserError for an id that the token cannot have."""
+    """The tokenizer with the tokens of added_tokens.json and of `added_tokens_decoder` in
+    tokenizer_config.json, at the ids that they give. Raises UserError for an id that the token
+    cannot have."""
     for i, (token, where) in sorted(_wanted(folder, config).items()):
         have = inner.token_to_id(token.content)
         if have == i and i in inner.get_added_tokens_decoder():
@@ -70,8 +87,11 @@ def with_added_tokens(inner: Any, folder: Path, config: Mapping[str, Any]) -> An
             (inner.add_special_tokens if token.special else inner.add_tokens)([token])
             have = inner.token_to_id(token.content)
         if have != i:
-            raise UserError(f"gives {token.content!r} the id {i}, the tokenizer {have}", where=str(folder / where),
-                            hint="the files of one tokenizer belong together: fetch the folder anew")
+            raise UserError(
+                f"gives {token.content!r} the id {i}, the tokenizer {have}",
+                where=str(folder / where),
+                hint="the files of one tokenizer belong together: fetch the folder anew",
+            )
     return inner
 
 
@@ -80,15 +100,29 @@ def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str
     found: dict[int, tuple[Any, str]] = {}
     for word, i in read_json(folder / "added_tokens.json").items():
         if isinstance(i, int):
-            found[i] = tokenizers.AddedToken(word, special=False, normalized=False), "added_tokens.json"
+            found[i] = (
+                tokenizers.AddedToken(word, special=False, normalized=False),
+                "added_tokens.json",
+            )
     listed = config.get("added_tokens_decoder")
-    for number, entry in (listed.items() if isinstance(listed, Mapping) else ()):
-        if not (isinstance(entry, Mapping) and isinstance(entry.get("content"), str) and str(number).isdecimal()):
-            raise UserError(f"added_tokens_decoder has no token under {number!r}",
-                            where=str(folder / "tokenizer_config.json"), hint="is the download whole?")
-        switches = {name: entry[name] is True for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-                    if name in entry}
-        found[int(number)] = tokenizers.AddedToken(entry["content"], **switches), "tokenizer_config.json"
+    for number, entry in listed.items() if isinstance(listed, Mapping) else ():
+        if not (
+            isinstance(entry, Mapping)
+            and isinstance(entry.get("content"), str)
+            and str(number).isdecimal()
+        ):
+            raise UserError(
+                f"added_tokens_decoder has no token under {number!r}",
+                where=str(folder / "tokenizer_config.json"),
+                hint="is the download whole?",
+            )
+        switches = {
+            name: entry[name] is True
+            for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
+            if name in entry
+        }
+        found[int(number)] = (
+            tokenizers.AddedToken(entry["content"], **switches),
+            "tokenizer_config.json",
+        )
     return found
-
-

@@ -1,9 +1,10 @@
-"""What tokenizer_config.json says of normalising a text, where tokenizer.json beside it says something else.
+"""What tokenizer_config.json says of normalising a text, where tokenizer.json beside it says
+something else.
 
-transformers' classes of tokenizers build these parts anew from the config's settings, or from the class's defaults
-where the config is silent; what tokenizer.json says is dropped (5.24; 4.x rewrites the same settings). So do we, and a
-folder that is saved has one and the same in both files. Other classes (PreTrainedTokenizerFast) follow tokenizer.json
-alone.
+transformers' classes of tokenizers build these parts anew from the config's settings, or from the
+class's defaults where the config is silent; what tokenizer.json says is dropped (5.24; 4.x rewrites
+the same settings). So do we, and a folder that is saved has one and the same in both files. Other
+classes (PreTrainedTokenizerFast) follow tokenizer.json alone.
 """
 
 from __future__ import annotations
@@ -17,21 +18,34 @@ import tokenizers
 from ondevice.common.errors import UserError
 
 _LOWERCASING = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
-_BYTE_LEVEL = ("GPT2Tokenizer", "RobertaTokenizer", "BartTokenizer", "LongformerTokenizer", "LEDTokenizer")
+_BYTE_LEVEL = (
+    "GPT2Tokenizer",
+    "RobertaTokenizer",
+    "BartTokenizer",
+    "LongformerTokenizer",
+    "LEDTokenizer",
+)
 _SENTENCEPIECE = ("LlamaTokenizer",)
 # The class that transformers takes where no file names one, by config.json's model_type.
 _BY_TYPE = {"bert": "BertTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer"}
 # tokenizer.json's name for a setting of tokenizer_config.json, and its default.
 _BERT: dict[str, tuple[str, Any]] = {
-    "lowercase": ("do_lower_case", True), "handle_chinese_chars": ("tokenize_chinese_chars", True),
-    "strip_accents": ("strip_accents", None)}
+    "lowercase": ("do_lower_case", True),
+    "handle_chinese_chars": ("tokenize_chinese_chars", True),
+    "strip_accents": ("strip_accents", None),
+}
 
 
-def with_settings(inner: Any, config: Mapping[str, Any], model_config: Mapping[str, Any], where: str) -> Any:
-    """The tokenizer as `config` (tokenizer_config.json) sets it; `model_config` is config.json. Raises UserError for a
-    setting of the wrong kind, and for one that would need another tokenizer.json."""
-    kind = _class_of(config.get("tokenizer_class") or model_config.get("tokenizer_class"),
-                     str(model_config.get("model_type")))
+def with_settings(
+    inner: Any, config: Mapping[str, Any], model_config: Mapping[str, Any], where: str
+) -> Any:
+    """The tokenizer as `config` (tokenizer_config.json) sets it; `model_config` is config.json.
+    Raises UserError for a setting of the wrong kind, and for one that would need another
+    tokenizer.json."""
+    kind = _class_of(
+        config.get("tokenizer_class") or model_config.get("tokenizer_class"),
+        str(model_config.get("model_type")),
+    )
     if kind in _LOWERCASING:
         return _changed(inner, "normalizer", "BertNormalizer", _bert_settings(config, where))
     if kind in _BYTE_LEVEL:
@@ -43,7 +57,9 @@ def with_settings(inner: Any, config: Mapping[str, Any], model_config: Mapping[s
 
 
 def has_types(config: Mapping[str, Any], model_type: str) -> bool:
-    """Whether transformers' tokenizer says of each token of two texts which one it is of (`token_type_ids`)."""
+    """Whether transformers' tokenizer says of each token of two texts which one it is of
+    (`token_type_ids`).
+    """
     names = config.get("model_input_names")
     if isinstance(names, list):
         return "token_type_ids" in names
@@ -67,9 +83,15 @@ def _flag(config: Mapping[str, Any], name: str, usual: bool | None, where: str) 
 
 
 def _changed(inner: Any, part: str, kind: str, settings: Mapping[str, Any]) -> Any:
-    """The tokenizer itself, or, where its parts of this kind say something else, one that says `settings`."""
-    if all(one.get(name) == value for one in _parts(_state(getattr(inner, part)))
-           if one.get("type") == kind for name, value in settings.items()):
+    """The tokenizer itself, or, where its parts of this kind say something else, one that says
+    `settings`.
+    """
+    if all(
+        one.get(name) == value
+        for one in _parts(_state(getattr(inner, part)))
+        if one.get("type") == kind
+        for name, value in settings.items()
+    ):
         return inner
     raw = json.loads(inner.to_str())
     for one in _parts(raw[part]):
@@ -93,16 +115,21 @@ def _parts(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _need_same_prefix(inner: Any, config: Mapping[str, Any], where: str) -> None:
-    """Raises UserError where the config says of the space before a text what tokenizer.json does not. (transformers
-    makes another pre-tokenizer then; a byte-level one it leaves alone.)"""
+    """Raises UserError where the config says of the space before a text what tokenizer.json does
+    not. (transformers makes another pre-tokenizer then; a byte-level one it leaves alone.)"""
     wanted = _flag(config, "add_prefix_space", None, where)
     parts = [*_parts(_state(inner.normalizer)), *_parts(_state(inner.pre_tokenizer))]
     if wanted is None or any(part.get("type") == "ByteLevel" for part in parts):
         return
-    found = any(part.get("type") == "Prepend" or part.get("prepend_scheme", "never") != "never" for part in parts)
+    found = any(
+        part.get("type") == "Prepend" or part.get("prepend_scheme", "never") != "never"
+        for part in parts
+    )
     if found != wanted:
-        raise UserError(f"is {str(wanted).lower()}, and tokenizer.json beside it "
-                        f"{'puts a space before a text' if found else 'puts none before a text'}",
-                        where=f"{where}: add_prefix_space",
-                        hint="let transformers write the folder anew: AutoTokenizer.from_pretrained(FOLDER)"
-                             ".save_pretrained(FOLDER)")
+        raise UserError(
+            f"is {str(wanted).lower()}, and tokenizer.json beside it "
+            f"{'puts a space before a text' if found else 'puts none before a text'}",
+            where=f"{where}: add_prefix_space",
+            hint="let transformers write the folder anew: AutoTokenizer.from_pretrained(FOLDER)"
+            ".save_pretrained(FOLDER)",
+        )

@@ -20,9 +20,11 @@ from ondevice.models.network import objective, supports_packing
 
 
 def most_of(model: Model, length: int) -> int:
-    """At most `length`: the tokens of a text that a row can hold. What writes a text whole writes what opens and what
-    closes it too."""
-    return min(length, model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling"))
+    """At most `length`: the tokens of a text that a row can hold. What writes a text whole writes
+    what opens and what closes it too."""
+    return min(
+        length, model.cfg.max_position_embeddings - 2 * (objective(model.cfg) == "infilling")
+    )
 
 
 def source_of(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
@@ -31,46 +33,90 @@ def source_of(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
 
 
 def _causal(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
-    return partial(TextSource, sequence_length=cfg.sequence_length, batch_size=cfg.batch_size, seed=cfg.seed,
-                   isolate_documents=cfg.isolate_documents, eos=model.tokenizer.eos_id)
+    return partial(
+        TextSource,
+        sequence_length=cfg.sequence_length,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        isolate_documents=cfg.isolate_documents,
+        eos=model.tokenizer.eos_id,
+    )
 
 
 def _masked(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
     share = cfg.mask_share or (0.3 if model.cfg.model_type == "modernbert" else 0.15)
-    return partial(MaskedSource, tokenizer=model.tokenizer, sequence_length=cfg.sequence_length,
-                   batch_size=cfg.batch_size, seed=cfg.seed, share=share, whole_words=cfg.whole_words)
+    return partial(
+        MaskedSource,
+        tokenizer=model.tokenizer,
+        sequence_length=cfg.sequence_length,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        share=share,
+        whole_words=cfg.whole_words,
+    )
 
 
-def _corrupted(make: Callable[..., Any], usual: float) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
+def _corrupted(
+    make: Callable[..., Any], usual: float
+) -> Callable[[PretrainConfig, Model], Callable[..., Any]]:
     def source(cfg: PretrainConfig, model: Model) -> Callable[..., Any]:
         assert model.network.decoder_start_token_id is not None
         corrupt = make(model.tokenizer, cfg.mask_share or usual, cfg.mean_span)
-        return partial(CorruptedSource, corrupt=corrupt, start=model.network.decoder_start_token_id, batch_size=cfg.batch_size,
-                       sequence_length=cfg.sequence_length, longest=model.cfg.max_position_embeddings, seed=cfg.seed)
+        return partial(
+            CorruptedSource,
+            corrupt=corrupt,
+            start=model.network.decoder_start_token_id,
+            batch_size=cfg.batch_size,
+            sequence_length=cfg.sequence_length,
+            longest=model.cfg.max_position_embeddings,
+            seed=cfg.seed,
+        )
+
     return source
 
 
 # What a model is made for → a function of a stream of tokens that makes the source of its batches.
 SOURCES: dict[str, Callable[[PretrainConfig, Model], Callable[..., Any]]] = {
-    "causal": _causal, "masked": _masked, "spans": _corrupted(span_corruption, 0.15),
-    "infilling": _corrupted(text_infilling, 0.3)}
+    "causal": _causal,
+    "masked": _masked,
+    "spans": _corrupted(span_corruption, 0.15),
+    "infilling": _corrupted(text_infilling, 0.3),
+}
 
 
 def rows_of(cfg: SFTConfig, model: Model) -> Callable[..., Any]:
-    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is read beside them.
-    Raises UserError for settings that only the first can keep."""
-    common: dict[str, Any] = {"sequence_length": cfg.sequence_length, "batch_size": cfg.batch_size, "seed": cfg.seed}
+    """What makes batches of chats: of whole chats where the prompt goes on, of answers where it is
+    read beside them. Raises UserError for settings that only the first can keep."""
+    common: dict[str, Any] = {
+        "sequence_length": cfg.sequence_length,
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+    }
     start = model.network.decoder_start_token_id
     if start is None:
-        return partial(ChatSource, **common, packing=cfg.packing and supports_packing(model.cfg), loss_on=cfg.loss_on)
+        return partial(
+            ChatSource,
+            **common,
+            packing=cfg.packing and supports_packing(model.cfg),
+            loss_on=cfg.loss_on,
+        )
     for name, usual in (("loss_on", "assistant"), ("replay", "")):
         if getattr(cfg, name) != usual:
-            raise UserError("an encoder-decoder learns answers alone", where=name, hint="leave it out")
+            raise UserError(
+                "an encoder-decoder learns answers alone", where=name, hint="leave it out"
+            )
 
     def source(chats: Iterable[ChatRow], accumulate: int = 1) -> CompletionSource:
         answers, skipped = counted_answers(ChatRows.of(chats))
-        return CompletionSource(answers, **common, start=start, tokenizer=model.tokenizer, accumulate=accumulate,
-                                skipped=skipped)
+        return CompletionSource(
+            answers,
+            **common,
+            start=start,
+            tokenizer=model.tokenizer,
+            accumulate=accumulate,
+            skipped=skipped,
+        )
+
     return source
 
 
@@ -78,4 +124,6 @@ def _where_cut(source: Any, model: Model) -> str:
     """Of prompts that are read beside their answers: at which end they are cut."""
     if model.network.decoder_start_token_id is None or not source.truncated:
         return ""
-    return f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"
+    return (
+        f" (the prompts of {source.cut_prompts} {cut_where(model.tokenizer)}, answers at the end)"
+    )

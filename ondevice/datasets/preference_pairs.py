@@ -1,7 +1,8 @@
-"""The pairs that a preference stage learns from: out of a ratings.db or a person's file, kept beside the stage.
+"""The pairs that a preference stage learns from: out of a ratings.db or a person's file, kept
+beside the stage.
 
-What a stage has begun with, it goes on with: its pairs are copied to `<stage>/pairs.jsonl` at its start, and votes that
-come later are for the next one.
+What a stage has begun with, it goes on with: its pairs are copied to `<stage>/pairs.jsonl` at its
+start, and votes that come later are for the next one.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ _TOLD = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class PairData:
-    """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who rated; `strong`
-    pairs are of a strength above 1, `margins` come with a margin of their own. If
-    `judged`, each is one completion that is good or bad, and `good` of those to learn from are good."""
+    """Pairs to learn from and pairs held out, no prompt in both. `notes` say for a model's card who
+    rated; `strong` pairs are of a strength above 1, `margins` come with a margin of their own. If
+    `judged`, each is one completion that is good or bad, and `good` of those to learn from are
+    good."""
 
     train: Sequence[TokenPair]
     held: Sequence[TokenPair]
@@ -68,25 +70,38 @@ class PairData:
 
 
 def pairs(cfg: PairsConfig, model: Model, ctx: Context) -> PairData:
-    """Raises UserError for missing, empty or unreadable data, or where no pair is left on either side."""
+    """Raises UserError for missing, empty or unreadable data, or where no pair is left on either
+    side.
+    """
     require_chat_template(model)
     wanted = DataSpec.of(cfg, str(ctx.folder.path.parent / FILE))
     judged = has_labelled_completions(cfg, wanted)
-    copy = made_once(ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged))
+    copy = made_once(
+        ctx.folder.path / COPY, lambda part: _copied(part, wanted, cfg.held_share, ctx, judged)
+    )
     try:
-        place = place_of(ctx.folder.path / "data", "pairs", model.tokenizer, f"{sha256(copy)} with margins and labels")
-        found = StoredPairs.kept(reuse_cached(place, wanted, ctx),
-                                 lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share))
+        place = place_of(
+            ctx.folder.path / "data",
+            "pairs",
+            model.tokenizer,
+            f"{sha256(copy)} with margins and labels",
+        )
+        found = StoredPairs.kept(
+            reuse_cached(place, wanted, ctx),
+            lambda: _tokenised(copy, model.tokenizer, ctx, cfg.bad_share),
+        )
         limit = min(cfg.sequence_length, model.cfg.max_position_embeddings)
-        return _parted(found, found.places(model.network.decoder_start_token_id) <= limit, limit, wanted, ctx)
+        return _parted(
+            found, found.places(model.network.decoder_start_token_id) <= limit, limit, wanted, ctx
+        )
     except UserError:
         copy.unlink()  # who rates more pairs, or mends these, and resumes means those too
         raise
 
 
 def has_labelled_completions(cfg: PairsConfig, wanted: DataSpec) -> bool:
-    """Whether KTO is to learn from single completions, each good or bad: one of the sources holds such rows. The pairs
-    of others are then two of them each, as in TRL."""
+    """Whether KTO is to learn from single completions, each good or bad: one of the sources holds
+    such rows. The pairs of others are then two of them each, as in TRL."""
     if not (isinstance(cfg, DPOConfig) and cfg.loss_type == "kto"):
         return False
     for one in wanted.alone():
@@ -105,7 +120,11 @@ def _in_two(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if "label" in row:
             yield row
             continue
-        rest = {name: value for name, value in row.items() if name not in ("chosen", "rejected", "strength", "margin")}
+        rest = {
+            name: value
+            for name, value in row.items()
+            if name not in ("chosen", "rejected", "strength", "margin")
+        }
         for side, good in (("chosen", True), ("rejected", False)):
             yield {**rest, "completion": row[side], "label": good}
 
@@ -120,28 +139,42 @@ def _copied(part: Path, wanted: DataSpec, share: float, ctx: Context, judged: bo
             drawn = learned == "drawn" and held_out(chat, share, 0)
             named = named or learned == "never"
             held, last = held + drawn, max(last, chat)
-            out.write(json.dumps({**row, "held": drawn or learned == "never", "source": number}) + "\n")
+            out.write(
+                json.dumps({**row, "held": drawn or learned == "never", "source": number}) + "\n"
+            )
     if left_out:
         ctx.warn(f"{left_out.total():,} pairs are left out because their prompts are held out too")
-    if not held and not named and not wanted.validation:  # of ten prompts a share of a tenth is often none
+    if (
+        not held and not named and not wanted.validation
+    ):  # of ten prompts a share of a tenth is often none
         rows = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
-        part.write_text("".join(json.dumps({**row, "held": _chat_of(row) == last}) + "\n" for row in rows),
-                        encoding="utf-8")
+        part.write_text(
+            "".join(json.dumps({**row, "held": _chat_of(row) == last}) + "\n" for row in rows),
+            encoding="utf-8",
+        )
 
 
 def _chat_of(row: Mapping[str, Any]) -> str:
     """A hash of a prompt up to what its user says first: turns of one chat have the same."""
     turns = row["prompt"]
     first = next((n for n, message in enumerate(turns) if message["role"] == "user"), len(turns))
-    return digest(turns[:first + 1])
+    return digest(turns[: first + 1])
 
 
-def _each(wanted: DataSpec, corpus: CorpusConfig, left_out: Counter[str],
-          ctx: Context | None = None, judged: bool = False) -> Iterator[tuple[dict[str, Any], int, str]]:
-    """(pair, number of its source, whether it is learned from: always, never, or as it is drawn). Pairs whose prompt
-    another file holds out are counted in `left_out` by it."""
+def _each(
+    wanted: DataSpec,
+    corpus: CorpusConfig,
+    left_out: Counter[str],
+    ctx: Context | None = None,
+    judged: bool = False,
+) -> Iterator[tuple[dict[str, Any], int, str]]:
+    """(pair, number of its source, whether it is learned from: always, never, or as it is drawn).
+    Pairs whose prompt another file holds out are counted in `left_out` by it."""
     ones = wanted.alone()
-    named = [None if wanted.validation or _votes_in(one) is not None else one.named_held() for one in ones]
+    named = [
+        None if wanted.validation or _votes_in(one) is not None else one.named_held()
+        for one in ones
+    ]
     apart = [*wanted.held(), *filter(None, named)]
     known = {sha_of(row) for one in apart for row in _rows(one, corpus, judged=judged)}
     for number, one in enumerate(ones):
@@ -149,14 +182,21 @@ def _each(wanted: DataSpec, corpus: CorpusConfig, left_out: Counter[str],
             if known and (prompt := sha_of(row)) in known:
                 left_out[prompt] += 1
             else:
-                yield row, number, "always" if wanted.validation or named[number] is not None else "drawn"
+                yield (
+                    row,
+                    number,
+                    "always" if wanted.validation or named[number] is not None else "drawn",
+                )
     for one in apart:
         yield from ((row, 0, "never") for row in _rows(one, corpus, ctx, judged=judged))
 
 
-def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
-               bad: float) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
-    """Pairs with their rows; those that the template refuses are set aside. Raises UserError for too many of them."""
+def _tokenised(
+    copy: Path, tokenizer: Tokenizer, ctx: Context, bad: float
+) -> Iterator[tuple[TokenPair, Mapping[str, Any]]]:
+    """Pairs with their rows; those that the template refuses are set aside. Raises UserError for
+    too many of them.
+    """
     if not copy.stat().st_size:
         return
     rows = read(copy, reading=Reading(bad=bad))
@@ -169,40 +209,74 @@ def _tokenised(copy: Path, tokenizer: Tokenizer, ctx: Context,
     report_rejected(rows, ctx)
 
 
-def _parted(found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: DataSpec, ctx: Context) -> PairData:
+def _parted(
+    found: StoredPairs, fits: NDArray[np.bool_], limit: int, wanted: DataSpec, ctx: Context
+) -> PairData:
     judged = bool(len(found)) and bool(found.label[0])
     what = "completions" if judged else "pairs"
     if not fits.all():
-        ctx.warn(f"{(~fits).sum()} of {len(found)} {what} are longer than {limit} tokens and are left out")
-    numbers = [np.flatnonzero(fits & ~found.held & (found.source == n)) for n in range(len(wanted.weights))]
+        ctx.warn(
+            f"{(~fits).sum()} of {len(found)} {what} are longer than {limit} tokens and are left out"
+        )
+    numbers = [
+        np.flatnonzero(fits & ~found.held & (found.source == n)) for n in range(len(wanted.weights))
+    ]
     parts = [Lazy(found.__getitem__, part) for part in numbers]
     train = mixture(parts, wanted.weights, wanted.seed)
     held = Lazy(found.__getitem__, np.flatnonzero(fits & found.held))
     if not train or not held:
-        raise UserError(f"{len(train)} {what} to learn from and {len(held)} held out are too few", where=wanted.data,
-                        hint=f"rate or give more {what}, or give --validation FILE")
-    if empty := [source.data for source, part in zip(sources(wanted.data), parts, strict=True) if not part]:
-        raise UserError(f"no {what[:-1]} of it is left to learn from", where=empty[0],
-                        hint="leave it out of the mixture")
+        raise UserError(
+            f"{len(train)} {what} to learn from and {len(held)} held out are too few",
+            where=wanted.data,
+            hint=f"rate or give more {what}, or give --validation FILE",
+        )
+    if empty := [
+        source.data for source, part in zip(sources(wanted.data), parts, strict=True) if not part
+    ]:
+        raise UserError(
+            f"no {what[:-1]} of it is left to learn from",
+            where=empty[0],
+            hint="leave it out of the mixture",
+        )
     simulated = int(found.simulated.sum())
-    by = (f", {simulated:,} of them rated by a simulated rater: a rule, not a person" if simulated else
-          ", rated by people" if found.voted.any() else "")
+    by = (
+        f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
+        if simulated
+        else ", rated by people"
+        if found.voted.any()
+        else ""
+    )
     order = epoch_order(list(map(len, numbers)), wanted.weights, wanted.seed)
     good = int((found.label[np.concatenate(numbers)[order]] > 0).sum())
-    ctx.events.emit("data", pairs=len(train), held_pairs=len(held), simulated=simulated,
-                    **({"good": good} if judged else {}))
+    ctx.events.emit(
+        "data",
+        pairs=len(train),
+        held_pairs=len(held),
+        simulated=simulated,
+        **({"good": good} if judged else {}),
+    )
     said = f", {good:,} of them good and {len(train) - good:,} bad" if judged else ""
-    ctx.say(f"{ctx.name}: {len(train):,} {what} to learn from{said}, {len(held):,} held out"
-            + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else ""))
+    ctx.say(
+        f"{ctx.name}: {len(train):,} {what} to learn from{said}, {len(held):,} held out"
+        + (f"; {simulated:,} were rated by a rule, not by a person" if simulated else "")
+    )
     if judged and good in (0, len(train)):
         ctx.warn("all of them have the same label: nothing says what is better than what")
-    return PairData(train, held, [f"{len(found):,} {what}{by}"], simulated, int((found.strength > 1).sum()),
-                 int((found.margin != 0).sum()), judged, good)
+    return PairData(
+        train,
+        held,
+        [f"{len(found):,} {what}{by}"],
+        simulated,
+        int((found.strength > 1).sum()),
+        int((found.margin != 0).sum()),
+        judged,
+        good,
+    )
 
 
 def pairs_digest(cfg: PairsConfig, stage: Path, resume: bool, corpus: CorpusConfig) -> str:
-    """A hash of the pairs: of those that the stage has begun with, else of the source; and of the sources' weights.
-    Raises UserError as `pairs`."""
+    """A hash of the pairs: of those that the stage has begun with, else of the source; and of the
+    sources' weights. Raises UserError as `pairs`."""
     copy = stage / COPY
     wanted = DataSpec.of(cfg, str(stage.parent / FILE))
 
@@ -227,14 +301,17 @@ def _told(row: Mapping[str, Any]) -> list[Any]:
     """What of a pair, or of a single completion, is learned, for its hash."""
     if "label" in row:
         return [row[k] for k in ("prompt", "completion", "label")]
-    return [row[k] for k in _TOLD] + [[k, row[k]] for k, usual in (("strength", 1), ("margin", 0))
-                                      if row.get(k, usual) != usual]
+    return [row[k] for k in _TOLD] + [
+        [k, row[k]] for k, usual in (("strength", 1), ("margin", 0)) if row.get(k, usual) != usual
+    ]
 
 
 def read_pairs(data: str, reading: Reading = AS_IS) -> Iterator[dict[str, Any]]:
-    """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the built-in corpus.
-    Raises UserError for data that is not there or cannot be read."""
-    for one in DataSpec(data, reading=reading).alone():  # of a folder with splits what is there to test on
+    """{"prompt": messages, "chosen", "rejected", …} of every pair of a ratings.db, a file or the
+    built-in corpus. Raises UserError for data that is not there or cannot be read."""
+    for one in DataSpec(
+        data, reading=reading
+    ).alone():  # of a folder with splits what is there to test on
         yield from _rows(replace(one, split="test"), CorpusConfig(), strict=True)
 
 
@@ -242,10 +319,17 @@ def sha_of(row: Mapping[str, Any]) -> str:
     return digest(row["prompt"])
 
 
-def _rows(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None = None, strict: bool = False,
-          judged: bool = False) -> Iterator[dict[str, Any]]:
-    """The pairs of one source, or if `judged` its single completions. With `ctx` bad rows are kept account of, and what
-    votes there are is told; else, if `strict`, too many of them raise UserError."""
+def _rows(
+    wanted: DataSpec,
+    corpus: CorpusConfig,
+    ctx: Context | None = None,
+    strict: bool = False,
+    judged: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """The pairs of one source, or if `judged` its single completions. With `ctx` bad rows are kept
+    account of, and what votes there are is told; else, if `strict`, too many of them raise
+    UserError."""
+
     def either(row: Any) -> dict[str, Any]:
         return to_judged(row) if is_judged(row) else to_pair(row)
 
@@ -255,21 +339,32 @@ def _rows(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None = None, st
         yield from _read(wanted, corpus, ctx, strict, to_pair)
 
 
-def _read(wanted: DataSpec, corpus: CorpusConfig, ctx: Context | None, strict: bool,
-          convert: Callable[[Any], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _read(
+    wanted: DataSpec,
+    corpus: CorpusConfig,
+    ctx: Context | None,
+    strict: bool,
+    convert: Callable[[Any], dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
     made = corpus_of(wanted.data, corpus)
     if made is not None:
         found = builtin_pairs(made)  # kind by kind: the first ones would be of one kind
-        yield from (found[n] for n in np.linspace(0, len(found), min(wanted.limit or len(found), len(found)),
-                                                  endpoint=False).astype(int))
+        yield from (
+            found[n]
+            for n in np.linspace(
+                0, len(found), min(wanted.limit or len(found), len(found)), endpoint=False
+            ).astype(int)
+        )
     elif (votes := _votes_in(wanted)) is not None:
         voted, told = _voted(votes)
         if ctx is not None:
             ctx.say(f"{ctx.name}: {told}")
         yield from islice(voted, wanted.limit or None)
     elif ctx is not None:
-        yield from ({**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
-                    for place, row in placed_rows(wanted, convert, ctx))
+        yield from (
+            {**row, "simulated": any(map(is_simulated, row.get("raters", ()))), "where": place}
+            for place, row in placed_rows(wanted, convert, ctx)
+        )
     else:
         rows = wanted.rows()
         rows.strict = strict
@@ -291,16 +386,30 @@ def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:
     with Ratings.open(path) as ratings:
         found = pairs_of(ratings)
         reasons = {v.item: v.reason for v in ratings.live_votes() if v.reason}
-    rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected, "strength": p.strength,
-             "raters": list(p.raters), "simulated": p.simulated, "by": reasons.get(p.item, ""), "item": p.item}
-            for p in found]
-    left = ", ".join(f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items())
-    return rows, f"{len(rows):,} pairs of {found.votes:,} votes" + (f" (left out: {left})" if left else "")
+    rows = [
+        {
+            "prompt": p.prompt,
+            "chosen": p.chosen,
+            "rejected": p.rejected,
+            "strength": p.strength,
+            "raters": list(p.raters),
+            "simulated": p.simulated,
+            "by": reasons.get(p.item, ""),
+            "item": p.item,
+        }
+        for p in found
+    ]
+    left = ", ".join(
+        f"{count:,} {word.replace('_', ' ')}" for word, count in found.left_out.items()
+    )
+    return rows, f"{len(rows):,} pairs of {found.votes:,} votes" + (
+        f" (left out: {left})" if left else ""
+    )
 
 
 def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str, Any]]:
-    """Of the built-in corpus: a request with its own reply, which is chosen, and with that of the next request of its
-    kind whose answer is another."""
+    """Of the built-in corpus: a request with its own reply, which is chosen, and with that of the
+    next request of its kind whose answer is another."""
     chats = list(build(cfg).chats("train"))[:most]
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for chat in chats:
@@ -308,8 +417,16 @@ def builtin_pairs(cfg: CorpusConfig, most: int = BUILTIN_PAIRS) -> list[dict[str
     found = []
     for kind, group in by_kind.items():
         for n, chat in enumerate(group):
-            other = next((o for o in group[n + 1:] + group[:n] if o["answer"] != chat["answer"]), None)
+            other = next(
+                (o for o in group[n + 1 :] + group[:n] if o["answer"] != chat["answer"]), None
+            )
             if other is not None:
-                found.append({"prompt": chat["messages"][:1], "chosen": chat["messages"][1]["content"],
-                              "rejected": other["messages"][1]["content"], "by": kind})
+                found.append(
+                    {
+                        "prompt": chat["messages"][:1],
+                        "chosen": chat["messages"][1]["content"],
+                        "rejected": other["messages"][1]["content"],
+                        "by": kind,
+                    }
+                )
     return found

@@ -1,7 +1,8 @@
-"""Data as a model will see it: a few examples with what is learned of them marked, and what becomes of every row.
+"""Data as a model will see it: a few examples with what is learned of them marked, and what becomes
+of every row.
 
-Whoever trains on the wrong tokens finds out after hours, or never. The same code that prepares a stage's rows makes
-what is shown here: templates, masks, cuts and reasons are the stage's own.
+Whoever trains on the wrong tokens finds out after hours, or never. The same code that prepares a
+stage's rows makes what is shown here: templates, masks, cuts and reasons are the stage's own.
 """
 
 from __future__ import annotations
@@ -72,19 +73,30 @@ BRACKETS = ("⟦", "⟧")
 SHOWN_REASONS = 8
 SHOWN_TEXT = 6000  # characters of one example
 HELD_TOO = "held out too, so that it is not learned from"
-_MEANS = {"text": "pretrain", "label": "classify", "chat": "sft", "preference": "reward and dpo",
-          "judged": "dpo --loss-type kto", "prompt": "grpo and ppo"}
-_STAGES: dict[str, Any] = {"text": PretrainConfig, "label": ClassifyConfig, "chat": SFTConfig,
-                           "preference": RewardConfig, "judged": RewardConfig,
-                           "prompt": SFTConfig}  # whose usual sequence_length is taken
+_MEANS = {
+    "text": "pretrain",
+    "label": "classify",
+    "chat": "sft",
+    "preference": "reward and dpo",
+    "judged": "dpo --loss-type kto",
+    "prompt": "grpo and ppo",
+}
+_STAGES: dict[str, Any] = {
+    "text": PretrainConfig,
+    "label": ClassifyConfig,
+    "chat": SFTConfig,
+    "preference": RewardConfig,
+    "judged": RewardConfig,
+    "prompt": SFTConfig,
+}  # whose usual sequence_length is taken
 
 Pieces = list[tuple[str, bool]]
 
 
 @dataclass
 class Counts:
-    """What became of the rows. `skipped`: reason → [how many, where the first one is]; `bad` of them a stage holds
-    against the data."""
+    """What became of the rows. `skipped`: reason → [how many, where the first one is]; `bad` of
+    them a stage holds against the data."""
 
     used: int = 0
     bad: int = 0
@@ -117,8 +129,9 @@ class Counts:
 
 
 def show(cfg: DataConfig) -> dict[str, Any]:
-    """The form of the rows, counts and examples, each {"where", parts: [[text, learned], …]}: raw text of a file, make
-    it inert before showing it. Raises UserError for data or a model that cannot be read, or where no row has a form."""
+    """The form of the rows, counts and examples, each {"where", parts: [[text, learned], …]}: raw
+    text of a file, make it inert before showing it. Raises UserError for data or a model that
+    cannot be read, or where no row has a form."""
     cfg.check()
     if len(sources(cfg.data)) > 1:
         raise UserError("names several sources", where=cfg.data, hint="look at one at a time")
@@ -126,16 +139,30 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     model = _reader(cfg)
     form = _form(rows, cfg, model) if cfg.form == "auto" else cfg.form
     if form not in ("text", "label") and model.tokenizer.chat_template is None:
-        raise UserError("the model has no chat template", where=cfg.model, hint="give --chat-template chatml")
-    if form in ("chat", "prompt"):  # pairs are copied, and their hash taken, where no tokenizer is known
+        raise UserError(
+            "the model has no chat template", where=cfg.model, hint="give --chat-template chatml"
+        )
+    if form in (
+        "chat",
+        "prompt",
+    ):  # pairs are copied, and their hash taken, where no tokenizer is known
         rows.template = DataSpec("").for_template(model.tokenizer).template
     length = cfg.sequence_length or _STAGES[form].sequence_length
     known: Any = form
-    for name, effect in idle(replace(cfg, form=known)):  # of form auto a person learns here what it was
-        raise UserError(f"has no effect on rows that are read as {form}: {effect.why}", where=name, hint=effect.hint)
+    for name, effect in idle(
+        replace(cfg, form=known)
+    ):  # of form auto a person learns here what it was
+        raise UserError(
+            f"has no effect on rows that are read as {form}: {effect.why}",
+            where=name,
+            hint=effect.hint,
+        )
     if cfg.sequence_length and form == "text" and objective(model.cfg) == "causal":
-        raise UserError("has no effect on text of which a model learns every token: none of it is cut",
-                        where="sequence_length", hint="leave it out")
+        raise UserError(
+            "has no effect on text of which a model learns every token: none of it is cut",
+            where="sequence_length",
+            hint="leave it out",
+        )
     counts = Counts(spelt=Spelt(model.tokenizer), separator=cfg.separator)
     columns = {"text": cfg.text, "label": cfg.label, "pair": cfg.pair}
     made = partial(_labelled, columns=columns) if form == "label" else _FORMS[form]
@@ -143,22 +170,45 @@ def show(cfg: DataConfig) -> dict[str, Any]:
     for held in whole.held() or filter(None, [whole.named_held()]):
         held_rows = held.rows()
         held_rows.strict = False
-        made(held_rows, model, length, 0, Counts(separator=cfg.separator, held=counts.held, gathers=True))
+        made(
+            held_rows,
+            model,
+            length,
+            0,
+            Counts(separator=cfg.separator, held=counts.held, gathers=True),
+        )
     made(islice(rows, cfg.limit or None), model, length, cfg.examples, counts)
     unused = rows.unused
     for bad in rows.rejected:
         counts.skip(bad.reason, bad.where)
-    return {"data": cfg.data, "model": cfg.model, "form": form, "rows": rows.seen - counts.parts, "used": counts.used,
-            "cut": counts.cut, "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
-            "cut_where": f" {cut_where(model.tokenizer)}" if form == "label" or model.network.decoder_start_token_id is not None else "",
-            "skipped": {reason: {"count": count, "first": where} for reason, (count, where) in counts.skipped.items()},
-            "bad_share": cfg.bad_share,
-            "refused": counts.bad > cfg.bad_share * rows.seen,
-            "held_out": not counts.used and HELD_TOO in counts.skipped, "whole": not cfg.limit or rows.seen < cfg.limit,
-            "unused": {name: {"count": count, "first": where} for name, (count, where) in unused.items()},
-            "notes": list(rows.notes),
-            "tokens": counts.tokens, "learned": counts.learned, "examples": counts.examples,
-            "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else []}
+    return {
+        "data": cfg.data,
+        "model": cfg.model,
+        "form": form,
+        "rows": rows.seen - counts.parts,
+        "used": counts.used,
+        "cut": counts.cut,
+        "sequence_length": length if form in ("chat", "preference", "judged", "label") else 0,
+        "cut_where": f" {cut_where(model.tokenizer)}"
+        if form == "label" or model.network.decoder_start_token_id is not None
+        else "",
+        "skipped": {
+            reason: {"count": count, "first": where}
+            for reason, (count, where) in counts.skipped.items()
+        },
+        "bad_share": cfg.bad_share,
+        "refused": counts.bad > cfg.bad_share * rows.seen,
+        "held_out": not counts.used and HELD_TOO in counts.skipped,
+        "whole": not cfg.limit or rows.seen < cfg.limit,
+        "unused": {
+            name: {"count": count, "first": where} for name, (count, where) in unused.items()
+        },
+        "notes": list(rows.notes),
+        "tokens": counts.tokens,
+        "learned": counts.learned,
+        "examples": counts.examples,
+        "spelt": counts.spelt.told(form == "text" and not cfg.separator) if counts.spelt else [],
+    }
 
 
 def _reader(cfg: DataConfig) -> Model:
@@ -171,7 +221,9 @@ def _reader(cfg: DataConfig) -> Model:
 
 
 def render(shown: dict[str, Any], color: str = "never") -> str:
-    """What `show` found, safe for a terminal. `color` auto: where stdout is a terminal and NO_COLOR is not set."""
+    """What `show` found, safe for a terminal. `color` auto: where stdout is a terminal and NO_COLOR
+    is not set.
+    """
     if color == "auto":
         color = "always" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else "never"
     marks = LEARNED if color == "always" else BRACKETS
@@ -181,14 +233,20 @@ def render(shown: dict[str, Any], color: str = "never") -> str:
             if part == "where":
                 continue
             name = "" if part == "tokens" else f", {part}"
-            lines += [f"── {number}{name} ── {sanitize(example['where'], newlines=False)}", _marked(pieces, marks), ""]
+            lines += [
+                f"── {number}{name} ── {sanitize(example['where'], newlines=False)}",
+                _marked(pieces, marks),
+                "",
+            ]
     return "\n".join(lines + _told(shown, marks))
 
 
 def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     rows = f"{shown['rows']:,} row{'s' * (shown['rows'] != 1)}"
     rows = rows if shown["whole"] else f"the first {rows}"
-    lines = [f"{sanitize(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"]
+    lines = [
+        f"{sanitize(shown['data'], newlines=False)}: {rows}, read as {shown['form']} (for {_MEANS[shown['form']]})"
+    ]
     said = f"{shown['used']:,} used, {shown['cut']:,} cut"
     if shown["sequence_length"]:
         said += f" at {shown['sequence_length']} tokens{shown['cut_where']}"
@@ -201,16 +259,24 @@ def _told(shown: dict[str, Any], marks: tuple[str, str]) -> list[str]:
     if len(worst) > SHOWN_REASONS:
         lines.append(f"  and {len(worst) - SHOWN_REASONS:,} other reasons")
     if shown["refused"]:
-        lines.append(f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad")
+        lines.append(
+            f"a stage would refuse this data: more than {100 * shown['bad_share']:g} % of its rows are bad"
+        )
     if shown["held_out"]:
         lines.append("a stage would refuse this data: all of it is held out too")
-    lines += [f"{sanitize(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]]
-    if told := telling({name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}):
+    lines += [
+        f"{sanitize(line, newlines=False)}; shown with {SIGN} before it" for line in shown["spelt"]
+    ]
+    if told := telling(
+        {name: (entry["count"], entry["first"]) for name, entry in shown["unused"].items()}
+    ):
         lines.append(sanitize(told, newlines=False))
     lines += [sanitize(note, newlines=False) for note in shown["notes"]]
     share = f" ({shown['learned'] / shown['tokens']:.0%})" if shown["tokens"] else ""
-    lines.append(f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
-                 f"{marks[0]}what is learned looks like this{marks[1]}")
+    lines.append(
+        f"{shown['tokens']:,} tokens, {shown['learned']:,} of them learned{share}: "
+        f"{marks[0]}what is learned looks like this{marks[1]}"
+    )
     return lines
 
 
@@ -219,26 +285,41 @@ def _marked(pieces: Pieces, marks: tuple[str, str]) -> str:
     for text, learned in pieces:
         safe = sanitize(text, limit=max(room, 40))
         room -= len(safe)
-        # A colour that goes on over a line's end would fill the terminal's whole line on some of them.
-        out.append("\n".join(f"{marks[0]}{line}{marks[1]}" for line in safe.split("\n"))
-                   if learned and marks is LEARNED else f"{marks[0]}{safe}{marks[1]}" if learned else safe)
+        # A colour that goes on over a line's end would fill the terminal's whole line on some of
+        # them.
+        out.append(
+            "\n".join(f"{marks[0]}{line}{marks[1]}" for line in safe.split("\n"))
+            if learned and marks is LEARNED
+            else f"{marks[0]}{safe}{marks[1]}"
+            if learned
+            else safe
+        )
         if room <= 0:
             break
     return "".join(out)
 
 
 def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
-    """What the first row is that has a form. Raises UserError, with the first row's reason, where none has."""
+    """What the first row is that has a form. Raises UserError, with the first row's reason, where
+    none has.
+    """
     why = ""
     for row, where in islice(rows, 1000):
-        if (isinstance(model.cfg, EncoderConfig) or model.cfg.num_labels > 1) and isinstance(
-                row.get(cfg.text), str) and isinstance(row.get(cfg.label), str | int):
+        if (
+            (isinstance(model.cfg, EncoderConfig) or model.cfg.num_labels > 1)
+            and isinstance(row.get(cfg.text), str)
+            and isinstance(row.get(cfg.label), str | int)
+        ):
             return "label"
         try:
             return form_of(row)
         except BadRow as error:
             why = why or f"{where}: {error}"
-    first = f"{rows.rejected[0].where}: {rows.rejected[0].reason}" if rows.rejected else "no row can be read"
+    first = (
+        f"{rows.rejected[0].where}: {rows.rejected[0].reason}"
+        if rows.rejected
+        else "no row can be read"
+    )
     raise UserError(f"nothing to learn from in it; {why or first}", where=cfg.data)
 
 
@@ -272,10 +353,14 @@ def _texts(rows: Records, model: Model, length: int, examples: int, counts: Coun
         document.take(ids)
         if not counts.gathers:
             seen, learned, targets = _pretrained(ids, model, length)
-            document.tokens += max(len(ids), targets)  # what opens and closes a row may be written too
+            document.tokens += max(
+                len(ids), targets
+            )  # what opens and closes a row may be written too
             document.learned += targets
             if len(counts.examples) + len(document.examples) < examples:
-                document.examples.append({"where": where, "tokens": pieces(seen, learned, tokenizer)})
+                document.examples.append(
+                    {"where": where, "tokens": pieces(seen, learned, tokenizer)}
+                )
         counts.parts += more
         if not more:
             _finish(document, where, counts)
@@ -314,28 +399,47 @@ def _documents(rows: Records, counts: Counts) -> Iterator[tuple[str, str]]:
             yield document, where
 
 
-def _pretrained(ids: NDArray[np.int32], model: Model, length: int) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
-    """Tokens of a text as the model learns it, which of them are learned, and how many are in all: every token, what is
-    hidden, or what is written after a text with holes. Of the last two the text's first row is shown."""
+def _pretrained(
+    ids: NDArray[np.int32], model: Model, length: int
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], int]:
+    """Tokens of a text as the model learns it, which of them are learned, and how many are in all:
+    every token, what is hidden, or what is written after a text with holes. Of the last two the
+    text's first row is shown."""
     if objective(model.cfg) == "causal" or len(ids) < 2:
         return ids, np.ones(len(ids), np.bool_), len(ids)
-    source = source_of(PretrainConfig(sequence_length=most_of(model, length), batch_size=16), model)(ids)
+    source = source_of(
+        PretrainConfig(sequence_length=most_of(model, length), batch_size=16), model
+    )(ids)
     batches = source.eval_batches(None)
     batch = next(batches)
     real = batch["weights"] > 0
     targets = int(real.sum()) + sum(int((later["weights"] > 0).sum()) for later in batches)
     if "source_ids" in batch:
         first = real & (batch["index"] < batch["ids"].shape[1])
-        read, written = batch["source_ids"][0, :batch["source_lengths"][0]], batch["targets"][first]
-        return np.concatenate([read, written]), np.arange(len(read) + len(written)) >= len(read), targets
+        read, written = (
+            batch["source_ids"][0, : batch["source_lengths"][0]],
+            batch["targets"][first],
+        )
+        return (
+            np.concatenate([read, written]),
+            np.arange(len(read) + len(written)) >= len(read),
+            targets,
+        )
     learned = np.zeros(batch["ids"].shape, np.bool_)
     learned.reshape(-1)[batch["index"][real]] = True
     kept = batch["segments"][0] > 0
     return batch["ids"][0][kept], learned[0][kept], targets
 
 
-def _labelled(rows: Records, model: Model, length: int, examples: int, counts: Counts, *,
-              columns: Mapping[str, str]) -> None:
+def _labelled(
+    rows: Records,
+    model: Model,
+    length: int,
+    examples: int,
+    counts: Counts,
+    *,
+    columns: Mapping[str, str],
+) -> None:
     for row, where in rows:
         try:
             labelled = to_label(row, **columns)
@@ -353,7 +457,9 @@ def _labelled(rows: Records, model: Model, length: int, examples: int, counts: C
         counts.use(len(ids), 1, bool(cut))
         if len(counts.examples) < examples:
             shown = pieces(ids, np.zeros(len(ids), np.bool_), model.tokenizer)
-            counts.examples.append({"where": where, "tokens": [*shown, (f" {labelled.label}", True)]})
+            counts.examples.append(
+                {"where": where, "tokens": [*shown, (f" {labelled.label}", True)]}
+            )
 
 
 def _chats(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
@@ -363,7 +469,9 @@ def _chats(rows: Records, model: Model, length: int, examples: int, counts: Coun
     found = _learned_from(_made(rows, to_chat, counts), lambda chat: chat["messages"], counts)
     for chat, where in islice(found, examples):
         try:
-            count(encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts)
+            count(
+                encode_chat(chat["messages"], tokenizer), where, tokenizer, length, examples, counts
+            )
         except BadRow as error:
             counts.skip(str(error), where)
     places: list[str] = []
@@ -373,26 +481,51 @@ def _chats(rows: Records, model: Model, length: int, examples: int, counts: Coun
             places.append(where)
             yield chat["messages"]
 
-    count(encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
-          "", tokenizer, length, 0, counts)
+    count(
+        encode_chats(messages(), tokenizer, reject=lambda n, why: counts.skip(why, places[n])),
+        "",
+        tokenizer,
+        length,
+        0,
+        counts,
+    )
 
 
-def _count(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
-           counts: Counts) -> None:
+def _count(
+    made: Iterable[ChatRow],
+    where: str,
+    tokenizer: Tokenizer,
+    length: int,
+    examples: int,
+    counts: Counts,
+) -> None:
     for row in made:
         kept, cut = fitted_length(row.mask, length)
         if not kept:
-            counts.skip("nothing of an answer is within sequence_length" if cut else "no answer to learn", where, False)
+            counts.skip(
+                "nothing of an answer is within sequence_length" if cut else "no answer to learn",
+                where,
+                False,
+            )
             continue
         counts.use(kept, int(row.mask[:kept].sum()), cut)
         if len(counts.examples) < examples:
-            # all of it where nothing is cut: what follows the last target is left out of the row, but is worth a look
+            # all of it where nothing is cut: what follows the last target is left out of the row,
+            # but is worth a look
             end = kept if cut else len(row.ids)
-            counts.examples.append({"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)})
+            counts.examples.append(
+                {"where": where, "tokens": pieces(row.ids[:end], row.mask[:end], tokenizer)}
+            )
 
 
-def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, length: int, examples: int,
-                   counts: Counts) -> None:
+def _count_answers(
+    made: Iterable[ChatRow],
+    where: str,
+    tokenizer: Tokenizer,
+    length: int,
+    examples: int,
+    counts: Counts,
+) -> None:
     """Answers whose prompts are read beside them, by the rule of `CompletionSource`."""
     for chat in made:
         answers, skipped = counted_answers(ChatRows.of([chat]))
@@ -403,11 +536,17 @@ def _count_answers(made: Iterable[ChatRow], where: str, tokenizer: Tokenizer, le
             counts.use(row.length, len(row.completion), row.length < answer.length)
             if len(counts.examples) < examples:
                 ids = np.concatenate([row.prompt, row.completion]).astype(np.int32)
-                counts.examples.append({"where": where, "tokens": pieces(
-                    ids, np.arange(row.length) >= len(row.prompt), tokenizer)})
+                counts.examples.append(
+                    {
+                        "where": where,
+                        "tokens": pieces(ids, np.arange(row.length) >= len(row.prompt), tokenizer),
+                    }
+                )
 
 
-def _pairs(rows: Records, model: Model, length: int, examples: int, counts: Counts, judged: bool = False) -> None:
+def _pairs(
+    rows: Records, model: Model, length: int, examples: int, counts: Counts, judged: bool = False
+) -> None:
     tokenizer = model.tokenizer
     made_pairs = _made(rows, to_judged if judged else to_pair, counts)
     for pair, where in _learned_from(made_pairs, lambda pair: pair["prompt"], counts):
@@ -419,19 +558,37 @@ def _pairs(rows: Records, model: Model, length: int, examples: int, counts: Coun
         if made.places(model.network.decoder_start_token_id) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
-        sides = {"good" if made.label > 0 else "bad": made.chosen} if judged else {
-            "chosen": made.chosen, "rejected": made.rejected}
-        counts.use(sum(side.length for side in sides.values()), sum(len(s.completion) for s in sides.values()), False)
+        sides = (
+            {"good" if made.label > 0 else "bad": made.chosen}
+            if judged
+            else {"chosen": made.chosen, "rejected": made.rejected}
+        )
+        counts.use(
+            sum(side.length for side in sides.values()),
+            sum(len(s.completion) for s in sides.values()),
+            False,
+        )
         if len(counts.examples) < examples:
-            counts.examples.append({"where": where, **{
-                name: pieces(np.array([*side.prompt, *side.completion], np.int32),
-                             np.arange(side.length) >= len(side.prompt), tokenizer)
-                for name, side in sides.items()}})
+            counts.examples.append(
+                {
+                    "where": where,
+                    **{
+                        name: pieces(
+                            np.array([*side.prompt, *side.completion], np.int32),
+                            np.arange(side.length) >= len(side.prompt),
+                            tokenizer,
+                        )
+                        for name, side in sides.items()
+                    },
+                }
+            )
 
 
 def _prompts(rows: Records, model: Model, length: int, examples: int, counts: Counts) -> None:
     tokenizer = model.tokenizer
-    for (messages, _), where in _learned_from(_made(rows, to_prompt, counts), lambda prompt: prompt[0], counts):
+    for (messages, _), where in _learned_from(
+        _made(rows, to_prompt, counts), lambda prompt: prompt[0], counts
+    ):
         try:
             ids = np.array(prompt_ids(messages, tokenizer), np.int32)
         except BadRow as error:
@@ -439,12 +596,18 @@ def _prompts(rows: Records, model: Model, length: int, examples: int, counts: Co
             continue
         counts.use(len(ids), 0, False)
         if len(counts.examples) < examples:
-            counts.examples.append({"where": where, "tokens": pieces(ids, np.zeros(len(ids), np.bool_), tokenizer)})
+            counts.examples.append(
+                {"where": where, "tokens": pieces(ids, np.zeros(len(ids), np.bool_), tokenizer)}
+            )
 
 
 _FORMS: dict[str, Callable[[Records, Model, int, int, Counts], None]] = {
-    "text": _texts, "chat": _chats, "preference": _pairs,
-    "judged": partial(_pairs, judged=True), "prompt": _prompts}
+    "text": _texts,
+    "chat": _chats,
+    "preference": _pairs,
+    "judged": partial(_pairs, judged=True),
+    "prompt": _prompts,
+}
 
 
 def _made(rows: Records, make: Callable[[Row], Any], counts: Counts) -> Iterator[tuple[Any, str]]:
@@ -455,13 +618,16 @@ def _made(rows: Records, make: Callable[[Row], Any], counts: Counts) -> Iterator
             row.bad = True
             counts.skip(str(error), where)
         else:
-            if counts.spelt is not None and not isinstance(made, str):  # of a text each document is looked at
+            if counts.spelt is not None and not isinstance(
+                made, str
+            ):  # of a text each document is looked at
                 counts.spelt.look(made)
             yield made, where
 
 
-def _learned_from(made: Iterable[tuple[Any, str]], said: Callable[[Any], Any],
-                  counts: Counts) -> Iterator[tuple[Any, str]]:
+def _learned_from(
+    made: Iterable[tuple[Any, str]], said: Callable[[Any], Any], counts: Counts
+) -> Iterator[tuple[Any, str]]:
     """Those of which what is `said` is not held out."""
     for one, where in made:
         if not counts.held_out(key_of(said(one)), where):
@@ -471,5 +637,8 @@ def _learned_from(made: Iterable[tuple[Any, str]], said: Callable[[Any], Any],
 def pieces(ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: Tokenizer) -> Pieces:
     """Runs of tokens that are learned, or not, as text with the special tokens in it."""
     borders = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
-    return [(shown_text(ids[a:b], tokenizer), bool(learned[a]))
-            for a, b in zip(borders, borders[1:], strict=False) if b > a]
+    return [
+        (shown_text(ids[a:b], tokenizer), bool(learned[a]))
+        for a, b in zip(borders, borders[1:], strict=False)
+        if b > a
+    ]

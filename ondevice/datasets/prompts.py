@@ -1,4 +1,6 @@
-"""Prompts that a model is to answer: the built-in corpus's, or a person's, as token ids with what is known of them."""
+"""Prompts that a model is to answer: the built-in corpus's, or a person's, as token ids with what
+is known of them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ from ondevice.runs.context import Context
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with the user. `known`: what the data says of it (`answer`, `kind`, …)."""
+    """A conversation that ends with the user. `known`: what the data says of it (`answer`, `kind`,
+    …).
+    """
 
     messages: list[dict[str, Any]]
     ids: list[int]
@@ -47,8 +51,9 @@ LAST = 32
 
 
 def thought_opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>` and a new line);
-    empty where it opens none. It belongs to what the model writes then, wherever that is judged."""
+    """What the end of a prompt opens of a thought, as templates of reasoning models do (`<think>`
+    and a new line); empty where it opens none. It belongs to what the model writes then, wherever
+    that is judged."""
     found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
     return found[0] if found else ""
 
@@ -57,7 +62,9 @@ Part = Literal["train", "validation", "all"]
 
 
 class Prompts(Sequence[Prompt]):
-    """Prompts on the disk. `keys` (N, 2) uint64: alike in turns of one chat; alike where the conversations are."""
+    """Prompts on the disk. `keys` (N, 2) uint64: alike in turns of one chat; alike where the
+    conversations are.
+    """
 
     def __init__(self, lines: JsonLines, order: NDArray[np.int64]) -> None:
         self._lines, self._order = lines, order
@@ -83,59 +90,80 @@ class Prompts(Sequence[Prompt]):
         return Prompts(self._lines, self._order[which])
 
 
-def prompts(wanted: DataSpec, part: Part, model: Model, room: int, ctx: Context) -> Sequence[Prompt]:
-    """The prompts of all sources; those that leave no `room` tokens for an answer are left out and counted. Of a
-    person's own prompts the last tenth of a source is `validation`; `all` of the built-in ones is their train split.
-    What is held out is not in train, wherever it stands. `all` are asked once each. Raises UserError for data without
-    any, as for a model without a chat template."""
+def prompts(
+    wanted: DataSpec, part: Part, model: Model, room: int, ctx: Context
+) -> Sequence[Prompt]:
+    """The prompts of all sources; those that leave no `room` tokens for an answer are left out and
+    counted. Of a person's own prompts the last tenth of a source is `validation`; `all` of the
+    built-in ones is their train split. What is held out is not in train, wherever it stands. `all`
+    are asked once each. Raises UserError for data without any, as for a model without a chat
+    template."""
     require_chat_template(model)
     wanted = wanted.for_template(model.tokenizer)
 
     def rows(one: DataSpec, part: Part) -> Prompts:
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is None:
+
             def own(one: DataSpec) -> Prompts:
                 return stored_prompts(one, lambda: read(one), "prompts", model, room, ctx)
 
             if part == "all":
                 return own(one)
             warn = ctx.warn if part == "train" else None  # the other part says it no second time
-            found: tuple[Prompts, Prompts] = one.in_two(own, partial(last_prompts, what="prompt", warn=warn))
+            found: tuple[Prompts, Prompts] = one.in_two(
+                own, partial(last_prompts, what="prompt", warn=warn)
+            )
             return found[part == "validation"]
         split: Split = "validation" if part == "validation" else "train"
         made = islice(build(corpus).prompts(split), (split == "train" and one.limit) or None)
-        told = (from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model) for row in made)
+        told = (
+            from_user(row["prompt"], {k: v for k, v in row.items() if k != "prompt"}, model)
+            for row in made
+        )
         return stored_prompts(one, lambda: told, f"{split} prompts", model, room, ctx)
 
     def read(one: DataSpec) -> Iterator[Prompt]:
         def to_asked(row: Any) -> Prompt:
             messages, known = to_prompt(row)
             return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
+
         return (asked for _, asked in placed_rows(one, to_asked, ctx))
 
     if part == "validation":
         return one_after_another([rows(one, part) for one in wanted.alone()])
     parts = [rows(one, part) for one in wanted.alone()]
     if part == "train":
-        parts = without_heldout(parts, [rows(one, "validation") for one in wanted.alone()], wanted, "prompt", ctx)
+        parts = without_heldout(
+            parts, [rows(one, "validation") for one in wanted.alone()], wanted, "prompt", ctx
+        )
         return mixture(parts, wanted.weights, wanted.seed)
     order = epoch_order([len(rows) for rows in parts], wanted.weights, wanted.seed)
     once = np.sort(np.unique(order, return_index=True)[1])
     return Lazy.over(parts, order[once])
 
 
-def last_prompts(rows: Prompts, where: str, what: str, warn: Callable[[str], None] | None) -> tuple[Prompts, Prompts]:
-    """About the last tenth of the prompts is held out, turns of one chat together. Raises UserError as
-    `last_together`."""
+def last_prompts(
+    rows: Prompts, where: str, what: str, warn: Callable[[str], None] | None
+) -> tuple[Prompts, Prompts]:
+    """About the last tenth of the prompts is held out, turns of one chat together. Raises UserError
+    as `last_together`."""
     chosen, _ = last_together(rows.keys[:, 0], where, what, warn=warn)
     return rows.only(~chosen), rows.only(chosen)
 
 
-def without_heldout(train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec, what: str, ctx: Context) -> list[Prompts]:
-    """`train` without what is held out of any source, which is with_progress. Raises UserError where nothing is left of
-    one."""
-    left = left_to_learn([part.keys[:, 1] for part in train], [part.keys[:, 1] for part in held], wanted.data, what,
-                         ctx.warn)
+def without_heldout(
+    train: Sequence[Prompts], held: Sequence[Prompts], wanted: DataSpec, what: str, ctx: Context
+) -> list[Prompts]:
+    """`train` without what is held out of any source, which is with_progress. Raises UserError
+    where nothing is left of one."""
+    left = left_to_learn(
+        [part.keys[:, 1] for part in train],
+        [part.keys[:, 1] for part in held],
+        wanted.data,
+        what,
+        ctx.warn,
+    )
     return [part.only(which) for part, which in zip(train, left, strict=True)]
 
 
@@ -145,11 +173,17 @@ def from_user(text: str, known: Mapping[str, Any], model: Model) -> Prompt:
     return Prompt(messages, prompt_ids(messages, model.tokenizer), known)
 
 
-def stored_prompts(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name: str, model: Model, room: int,
-           ctx: Context) -> Prompts:
-    """The prompts of one source on the disk, without those that leave no room for an answer. `rows` are asked for, one
-    at a time, where a process before this one has not left them; `name` tells them from others of the same source.
-    Raises UserError where none is left."""
+def stored_prompts(
+    wanted: DataSpec,
+    rows: Callable[[], Iterable[Prompt]],
+    name: str,
+    model: Model,
+    room: int,
+    ctx: Context,
+) -> Prompts:
+    """The prompts of one source on the disk, without those that leave no room for an answer. `rows`
+    are asked for, one at a time, where a process before this one has not left them; `name` tells
+    them from others of the same source. Raises UserError where none is left."""
     context, start = model.cfg.max_position_embeddings, model.network.decoder_start_token_id
 
     def fitting() -> Iterator[list[Any]]:
@@ -164,14 +198,23 @@ def stored_prompts(wanted: DataSpec, rows: Callable[[], Iterable[Prompt]], name:
         except BadRow as error:
             raise UserError(str(error), where=wanted.data) from error
         if not fit:
-            raise UserError(f"none of {left_out} prompts leaves room for {room} tokens of an answer", where=wanted.data,
-                            hint=f"the context holds {context}; lower max_new_tokens")
+            raise UserError(
+                f"none of {left_out} prompts leaves room for {room} tokens of an answer",
+                where=wanted.data,
+                hint=f"the context holds {context}; lower max_new_tokens",
+            )
         if left_out:
-            ctx.warn(f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out")
+            ctx.warn(
+                f"{left_out} of {fit + left_out} prompts leave no room for an answer and are left out"
+            )
 
-    place = place_of(ctx.folder.path / "data", "prompts", model.tokenizer,
-                     f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}")
-    lines = JsonLines.stored(reuse_cached(place, wanted, ctx), fitting, lambda row: prompt_keys(row[0]))
+    place = place_of(
+        ctx.folder.path / "data",
+        "prompts",
+        model.tokenizer,
+        f"{name} {context} {room} {start} {wanted.key(ctx.corpus)}",
+    )
+    lines = JsonLines.stored(
+        reuse_cached(place, wanted, ctx), fitting, lambda row: prompt_keys(row[0])
+    )
     return Prompts(lines, np.arange(len(lines)))
-
-

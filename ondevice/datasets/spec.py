@@ -1,5 +1,5 @@
-"""What a stage asks for: a person's files or data of the Hub by name, the built-in corpus, or several of them; and a
-person's rows, of which the bad ones are set aside and told of."""
+"""What a stage asks for: a person's files or data of the Hub by name, the built-in corpus, or
+several of them; and a person's rows, of which the bad ones are set aside and told of."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ COMMITS = "commits.json"
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What a stage asks for: one source or several, what is held out (empty: the files of a folder that are called so,
-    else the last rows of each), how many rows of each source at most (0: all), the seed of what a mixture repeats, and
-    which split of a folder that has splits; how rows are read, and the chat templates that read their messages."""
+    """What a stage asks for: one source or several, what is held out (empty: the files of a folder
+    that are called so, else the last rows of each), how many rows of each source at most (0: all),
+    the seed of what a mixture repeats, and which split of a folder that has splits; how rows are
+    read, and the chat templates that read their messages."""
 
     data: str
     validation: str = ""
@@ -55,8 +56,13 @@ class DataSpec:
     @classmethod
     def of(cls, cfg: Any, data: str = "") -> DataSpec:
         """What the settings of a stage say (`data`: where they leave it open)."""
-        return cls(cfg.data or data, getattr(cfg, "validation", ""), getattr(cfg, "limit", 0), cfg.seed,
-                   reading=Reading.of(cfg))
+        return cls(
+            cfg.data or data,
+            getattr(cfg, "validation", ""),
+            getattr(cfg, "limit", 0),
+            cfg.seed,
+            reading=Reading.of(cfg),
+        )
 
     @property
     def weights(self) -> list[float | None]:
@@ -68,18 +74,25 @@ class DataSpec:
 
     def alone(self) -> list[DataSpec]:
         """Each source by itself, which no seed changes: runs of other seeds have the same tokens."""
-        return [DataSpec(source.data, limit=self.limit, reading=self.reading, template=self.template)
-                for source in sources(self.data)]
+        return [
+            DataSpec(source.data, limit=self.limit, reading=self.reading, template=self.template)
+            for source in sources(self.data)
+        ]
 
     def held(self) -> list[DataSpec]:
         """The sources of `validation`, all of them."""
         named = sources(self.validation) if self.validation else ()
-        return [DataSpec(source.data, split="validation", reading=self.reading, template=self.template)
-                for source in named]
+        return [
+            DataSpec(source.data, split="validation", reading=self.reading, template=self.template)
+            for source in named
+        ]
 
     def for_template(self, tokenizer: Tokenizer) -> DataSpec:
         """The same, whose messages the chat templates of this tokenizer read."""
-        return replace(self, template="".join((tokenizer.chat_template or "", *tokenizer.more_templates.values())))
+        return replace(
+            self,
+            template="".join((tokenizer.chat_template or "", *tokenizer.more_templates.values())),
+        )
 
     def rows(self) -> Rows:
         """Those of one source."""
@@ -93,15 +106,19 @@ class DataSpec:
             return None
         return replace(self, limit=0, split="validation")
 
-    def in_two(self, own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[T, T]:
-        """What is learned from and what is held out of a person's source: `own` reads it, and of what it gives `split`
-        holds a part out, where its folder does not."""
+    def in_two(
+        self, own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]
+    ) -> tuple[T, T]:
+        """What is learned from and what is held out of a person's source: `own` reads it, and of
+        what it gives `split` holds a part out, where its folder does not."""
         named = self.named_held()
         return (own(self), own(named)) if named is not None else split(own(self), self.data)
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
-    """What `builtin` (the run's corpus) or `builtin:RECIPE` means; None: `data` is a path, or several sources."""
+    """What `builtin` (the run's corpus) or `builtin:RECIPE` means; None: `data` is a path, or
+    several sources.
+    """
     if data == "builtin":
         return default
     if data.startswith("builtin:") and len(sources(data)) == 1:
@@ -110,8 +127,9 @@ def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
 
 
 def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
-    """A hash of what will be read (of the name, where it is a data set of the Hub or a task of reasoning-gym): part of
-    a stage's fingerprint. Raises UserError for a file that is not there."""
+    """A hash of what will be read (of the name, where it is a data set of the Hub or a task of
+    reasoning-gym): part of a stage's fingerprint. Raises UserError for a file that is not there."""
+
     def one(name: str) -> Any:
         corpus = corpus_of(name, default)
         if corpus is not None:
@@ -120,32 +138,50 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
 
     if corpus_of(data, default) is not None and not validation:
         return digest(one(data))
-    return digest([one(source.data) if len(found) == 1 else [one(source.data), source.weight]
-                   for named in (data, validation) if named for found in (sources(named),) for source in found])
+    return digest(
+        [
+            one(source.data) if len(found) == 1 else [one(source.data), source.weight]
+            for named in (data, validation)
+            if named
+            for found in (sources(named),)
+            for source in found
+        ]
+    )
 
 
 def builtin_in(data: str, default: CorpusConfig) -> CorpusConfig | None:
     """The built-in corpus, where it is among the sources: before those of recipes `builtin` itself."""
     named = sorted((source.data for source in sources(data)), key=lambda name: name != "builtin")
-    return next((corpus for name in named if (corpus := corpus_of(name, default)) is not None), None)
+    return next(
+        (corpus for name in named if (corpus := corpus_of(name, default)) is not None), None
+    )
 
 
 def _existing(path: str) -> Path:
     if not Path(path).exists():
-        raise UserError("there is no such file or folder", where=path, hint="give a path, or builtin")
+        raise UserError(
+            "there is no such file or folder", where=path, hint="give a path, or builtin"
+        )
     return Path(path)
 
 
 def plain_texts(path: str, split: str = "train", reading: Reading = AS_IS) -> list[str]:
-    """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts` does."""
+    """A person's documents, where no run keeps account of bad rows. Raises UserError as `texts`
+    does.
+    """
     return plain_rows(path, to_text, split=split, reading=reading)
 
 
-def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: str = "test",
-               reading: Reading = AS_IS) -> list[T]:
-    """A person's rows as `converted_rows` makes them, of one source or several (the first `limit` of each; 0: all), where no
-    run keeps account of bad rows; of a folder that has splits what is there to test on. Raises UserError as `chats`
-    does."""
+def plain_rows(
+    path: str,
+    convert: Callable[[Any], T],
+    limit: int = 0,
+    split: str = "test",
+    reading: Reading = AS_IS,
+) -> list[T]:
+    """A person's rows as `converted_rows` makes them, of one source or several (the first `limit`
+    of each; 0: all), where no run keeps account of bad rows; of a folder that has splits what is
+    there to test on. Raises UserError as `chats` does."""
     found: list[T] = []
     for source in sources(path):
         rows = open_rows(source.data, limit, split, reading)
@@ -155,8 +191,8 @@ def plain_rows(path: str, convert: Callable[[Any], T], limit: int = 0, split: st
 
 
 def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]]]:
-    """A person's chats, where no run keeps account of bad rows; empty where the first rows are none. Raises UserError
-    as `chats` does."""
+    """A person's chats, where no run keeps account of bad rows; empty where the first rows are
+    none. Raises UserError as `chats` does."""
     rows = open_rows(sources(path)[0].data, LOOKED_AT, "test", reading)
     rows.strict = False
     if next(convert_rows(rows, to_chat), None) is None:
@@ -165,8 +201,9 @@ def plain_chats(path: str, reading: Reading = AS_IS) -> list[list[dict[str, Any]
 
 
 def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
-    """`place`, filled with what the same stage of another run beside this one has made of the same files by the same
-    tokenizer: its name says so. What the Hub or a gym gives under a name may be another thing tomorrow: not that."""
+    """`place`, filled with what the same stage of another run beside this one has made of the same
+    files by the same tokenizer: its name says so. What the Hub or a gym gives under a name may be
+    another thing tomorrow: not that."""
     if place.exists() or wanted.data.startswith(BY_NAME):
         return place
     names = tuple(source.data for source in sources(wanted.data))
@@ -181,7 +218,9 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
             lines = (stage / REJECTED).read_text(encoding="utf-8").splitlines()
             own = [line for line in lines if str(json.loads(line)["where"]).startswith(names)]
             if new := add_lines(ctx.folder.path / REJECTED, own):
-                ctx.warn(f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them")
+                ctx.warn(
+                    f"{new} of its rows could not be used; {ctx.folder.path / REJECTED} lists them"
+                )
         if (stage / UNUSED).is_file():
             for line in (stage / UNUSED).read_text(encoding="utf-8").splitlines():
                 if (found := json.loads(line))["data"] in names:
@@ -190,7 +229,9 @@ def reuse_cached(place: Path, wanted: DataSpec, ctx: Context) -> Path:
 
 
 def _elsewhere(place: Path, ctx: Context) -> Path | None:
-    """`place` in the same stage of another run; None where there is none, or the runs cannot be looked into."""
+    """`place` in the same stage of another run; None where there is none, or the runs cannot be
+    looked into.
+    """
     with suppress(OSError):
         for run in sorted(ctx.folder.path.parent.parent.iterdir()):
             other = run / ctx.folder.path.name / "data" / place.name
@@ -201,11 +242,15 @@ def _elsewhere(place: Path, ctx: Context) -> Path | None:
 
 
 def converted_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> list[T]:
-    """A person's rows, each made into something else; bad ones are set aside. Raises UserError as `chats` does."""
+    """A person's rows, each made into something else; bad ones are set aside. Raises UserError as
+    `chats` does.
+    """
     return [made for _, made in placed_rows(wanted, convert, ctx)]
 
 
-def placed_rows(wanted: DataSpec, convert: Callable[[Any], T], ctx: Context) -> Iterator[tuple[str, T]]:
+def placed_rows(
+    wanted: DataSpec, convert: Callable[[Any], T], ctx: Context
+) -> Iterator[tuple[str, T]]:
     """(place, row) of `converted_rows`, one at a time."""
     rows = wanted.rows()
     yield from with_progress(convert_rows(rows, convert), f"{ctx.name}: rows read")
@@ -236,34 +281,39 @@ def tell_unused(data: str, told: str, ctx: Context) -> None:
 
 
 def check_rejected(rows: Rows) -> None:
-    """Says which rows and what of the others was not used, where no run keeps account of it. Raises UserError where too
-    many rows are bad."""
+    """Says which rows and what of the others was not used, where no run keeps account of it. Raises
+    UserError where too many rows are bad."""
     rows.check()
     for told in rows.remarks():
         print(sanitize(f"{rows.spec}: {told}", newlines=False), file=sys.stderr, flush=True)
 
 
 def _note_commit(rows: Rows, ctx: Context) -> None:
-    """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which stays where the
-    stage begins anew."""
+    """Records which commit of a data set of the Hub was read: of a cache of its tokens too, which
+    stays where the stage begins anew."""
     file = ctx.folder.path / COMMITS
     before = read_json(file)
     if before.get(rows.spec) != rows.commit:
         write_file(file, json.dumps({**before, rows.spec: rows.commit}, indent=2) + "\n")
-    ctx.say(f"{ctx.name}: {rows.spec} was read at commit {rows.commit}" if rows.commit else
-            f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache")
+    ctx.say(
+        f"{ctx.name}: {rows.spec} was read at commit {rows.commit}"
+        if rows.commit
+        else f"{ctx.name}: at which commit {rows.spec} was read is not known: it came out of the cache"
+    )
 
 
 def report_rejected(rows: Rows, ctx: Context) -> None:
-    """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises UserError where these are
-    too many."""
+    """Tells of what was not used, and of the rows that were set aside, which it keeps. Raises
+    UserError where these are too many."""
     rows.check()
     tell_unused(rows.spec, rows.telling(), ctx)
     if rows.spec.startswith(PREFIX):
         _note_commit(rows, ctx)
     if rows.unlabelled:
-        ctx.warn(f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
-                 "there is none, and are left out (where it is a class, write a word for it)")
+        ctx.warn(
+            f"{rows.unlabelled} of {rows.seen} rows of {rows.spec} have the class {NO_LABEL}, which says that "
+            "there is none, and are left out (where it is a class, write a word for it)"
+        )
     if rows.rejected:
         file = ctx.folder.path / REJECTED
         rows.write_rejected(file)

@@ -1,5 +1,5 @@
-"""Which rows of a source are held out, and which rows are left to learn from: what is held out is learned from no
-source.
+"""Which rows of a source are held out, and which rows are left to learn from: what is held out is
+learned from no source.
 
 Rows are compared by hashes of 64 bits, so that texts of any size need eight bytes each.
 """
@@ -30,21 +30,34 @@ def key_of(value: Any) -> int:
 
 
 def prompt_keys(messages: Sequence[Any]) -> tuple[int, int]:
-    """(a hash of a prompt up to what its user says first, one of all of it): turns of one chat share the first."""
-    first = next((n for n, message in enumerate(messages) if message["role"] == "user"), len(messages))
-    return key_of(messages[:first + 1]), key_of(messages)
+    """(a hash of a prompt up to what its user says first, one of all of it): turns of one chat
+    share the first.
+    """
+    first = next(
+        (n for n, message in enumerate(messages) if message["role"] == "user"), len(messages)
+    )
+    return key_of(messages[: first + 1]), key_of(messages)
 
 
-def last_together(groups: Keys, where: str, what: str, alike: str = "begin alike",
-                  warn: Callable[[str], None] | None = None) -> tuple[NDArray[np.bool_], bool]:
+def last_together(
+    groups: Keys,
+    where: str,
+    what: str,
+    alike: str = "begin alike",
+    warn: Callable[[str], None] | None = None,
+) -> tuple[NDArray[np.bool_], bool]:
     """(which rows are held out, whether what they share is learned nowhere).
 
-    About the last tenth of the rows is held out, and rows of one group stay together. Where all are of one group, the
-    last tenth is held out all the same, and `warn` is told. Raises UserError where nothing would be left to learn from.
+    About the last tenth of the rows is held out, and rows of one group stay together. Where all are
+    of one group, the last tenth is held out all the same, and `warn` is told. Raises UserError
+    where nothing would be left to learn from.
     """
     if len(groups) < 2:
-        raise UserError(f"holds one {what} only, or one within the limit", where=where,
-                        hint="give more: the last tenth is held out where there is no validation file")
+        raise UserError(
+            f"holds one {what} only, or one within the limit",
+            where=where,
+            hint="give more: the last tenth is held out where there is no validation file",
+        )
     room = min(max(1, int(len(groups) * HELD_PART)), HELD_MOST)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(sizes) == 1:
@@ -66,10 +79,16 @@ def learned_too(where: str, what: str, alike: str) -> str:
     return f"{where}: all {what}s {alike}, so that what is held out is learned too: give --validation FILE"
 
 
-def left_to_learn(train: Sequence[Keys | None], held: Sequence[Keys | None], data: str, what: str,
-                  warn: Callable[[str], None]) -> list[Any]:
-    """Of each source of `data`, which of its rows are not held out as they are: an array of truths, or None where its
-    keys are None. Says how many are left out. Raises UserError where nothing is left of a source."""
+def left_to_learn(
+    train: Sequence[Keys | None],
+    held: Sequence[Keys | None],
+    data: str,
+    what: str,
+    warn: Callable[[str], None],
+) -> list[Any]:
+    """Of each source of `data`, which of its rows are not held out as they are: an array of truths,
+    or None where its keys are None. Says how many are left out. Raises UserError where nothing is
+    left of a source."""
     known = np.concatenate([np.zeros(0, np.uint64), *(keys for keys in held if keys is not None)])
     left = [None if keys is None else ~np.isin(keys, known) for keys in train]
     gone = sum(int((~which).sum()) for which in left if which is not None)
@@ -77,11 +96,16 @@ def left_to_learn(train: Sequence[Keys | None], held: Sequence[Keys | None], dat
         warn(left_out(gone, what))
     for which, source in zip(left, sources(data), strict=True):
         if which is not None and not which.any():
-            raise UserError("all of it is held out too", where=source.data, hint="give other rows to learn from")
+            raise UserError(
+                "all of it is held out too", where=source.data, hint="give other rows to learn from"
+            )
     return left
 
 
 def left_out(count: int, what: str) -> str:
     """What to say of rows that are not learned from."""
-    return (f"{count:,} {what}s are left out because they are held out too" if count != 1 else
-            f"1 {what} is left out because it is held out too")
+    return (
+        f"{count:,} {what}s are left out because they are held out too"
+        if count != 1
+        else f"1 {what} is left out because it is held out too"
+    )

@@ -1,5 +1,5 @@
-"""What a stage learns from and is measured on, as token streams and rows: of the built-in corpus, or of a person's
-files."""
+"""What a stage learns from and is measured on, as token streams and rows: of the built-in corpus,
+or of a person's files."""
 
 from __future__ import annotations
 
@@ -38,15 +38,23 @@ from ondevice.datasets.spec import (
     report_rejected,
     reuse_cached,
 )
-from ondevice.datasets.split import HELD_PART, Keys, key_of, last_together, learned_too, left_to_learn
+from ondevice.datasets.split import (
+    HELD_PART,
+    Keys,
+    key_of,
+    last_together,
+    learned_too,
+    left_to_learn,
+)
 from ondevice.runs.context import Context
 
 T = TypeVar("T")
 Tokens = NDArray[np.integer[Any]]
 
+
 def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
-    """Training documents of all sources, one source after the other. Raises UserError for missing, empty or unreadable
-    data."""
+    """Training documents of all sources, one source after the other. Raises UserError for missing,
+    empty or unreadable data."""
     for one in [wanted] if wanted.split != "train" else wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
         if corpus is not None:
@@ -57,11 +65,16 @@ def texts(wanted: DataSpec, ctx: Context) -> Iterator[str]:
         report_rejected(rows, ctx)
 
 
-def train_and_heldout(wanted: DataSpec, ctx: Context, builtin: Callable[[CorpusConfig, int], tuple[T, T]],
-           own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]) -> tuple[list[T], list[T]]:
-    """What is learned from and what is held out, a list with one entry a source: `builtin` gives both of the built-in
-    corpus (its first rows), `own` reads all of a person's source, of which `split` holds the last part out where there
-    is no validation file."""
+def train_and_heldout(
+    wanted: DataSpec,
+    ctx: Context,
+    builtin: Callable[[CorpusConfig, int], tuple[T, T]],
+    own: Callable[[DataSpec], T],
+    split: Callable[[T, str], tuple[T, T]],
+) -> tuple[list[T], list[T]]:
+    """What is learned from and what is held out, a list with one entry a source: `builtin` gives
+    both of the built-in corpus (its first rows), `own` reads all of a person's source, of which
+    `split` holds the last part out where there is no validation file."""
     train, held = [], []
     for one in wanted.alone():
         corpus = corpus_of(one.data, ctx.corpus)
@@ -75,53 +88,92 @@ def train_and_heldout(wanted: DataSpec, ctx: Context, builtin: Callable[[CorpusC
             held.append(last)
         train.append(rows)
     if wanted.validation:
-        held = [own(one) if corpus is None else builtin(corpus, 0)[1]
-                for one in wanted.held() for corpus in (corpus_of(one.data, ctx.corpus),)]
+        held = [
+            own(one) if corpus is None else builtin(corpus, 0)[1]
+            for one in wanted.held()
+            for corpus in (corpus_of(one.data, ctx.corpus),)
+        ]
     return train, held
 
 
-def token_streams(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str = "") -> tuple[Tokens, Tokens]:
-    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each source is held
-    out. `separator`: text that ends a document of a person's own."""
+def token_streams(
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str = ""
+) -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens, memory-mapped. Without a validation file the last tenth of each
+    source is held out. `separator`: text that ends a document of a person's own."""
     cache, eos = ctx.folder.path / "data", tokenizer.eos_id
 
     def documents(tokens: Tokens) -> Documents:
-        return Documents.of(tokens, eos, partial(with_progress, title=f"{ctx.name}: documents compared"))
+        return Documents.of(
+            tokens, eos, partial(with_progress, title=f"{ctx.name}: documents compared")
+        )
 
     def builtin(corpus: CorpusConfig, limit: int) -> tuple[Documents, Documents]:
         from ondevice.data.builtin.corpus import build
 
         made = build(corpus)
-        train = tokenize_corpus(islice(made.documents("train"), limit or None), tokenizer, cache,
-                                key=digest([to_mapping(corpus), limit]))
-        return documents(train), documents(tokenize_corpus(made.documents("validation"), tokenizer, cache))
+        train = tokenize_corpus(
+            islice(made.documents("train"), limit or None),
+            tokenizer,
+            cache,
+            key=digest([to_mapping(corpus), limit]),
+        )
+        return documents(train), documents(
+            tokenize_corpus(made.documents("validation"), tokenizer, cache)
+        )
 
-    train, held = _without_held_documents(*train_and_heldout(
-        wanted, ctx, builtin, lambda one: documents(_stream(one, tokenizer, ctx, separator)),
-        partial(_last_documents, eos=eos, ctx=ctx)), wanted, ctx)
+    train, held = _without_held_documents(
+        *train_and_heldout(
+            wanted,
+            ctx,
+            builtin,
+            lambda one: documents(_stream(one, tokenizer, ctx, separator)),
+            partial(_last_documents, eos=eos, ctx=ctx),
+        ),
+        wanted,
+        ctx,
+    )
     return mixed_stream(train, wanted.weights, eos), mixed_stream(held, [None] * len(held), eos)
 
 
-def _last_documents(found: Documents, where: str, eos: int, ctx: Context) -> tuple[Documents, Documents]:
-    """The last tenth of the tokens is held out, except documents that stand before it too: these are learned from.
-    Raises UserError where there is too little text."""
+def _last_documents(
+    found: Documents, where: str, eos: int, ctx: Context
+) -> tuple[Documents, Documents]:
+    """The last tenth of the tokens is held out, except documents that stand before it too: these
+    are learned from. Raises UserError where there is too little text."""
     first, _ = hold_out(found.tokens, HELD_PART, eos)
     train, held = found.parted(len(first))
     again = np.isin(held.keys, train.keys)
     if again.all():
         ctx.warn(learned_too(where, "document", "of the last tenth stand before it too"))
         return train, replace(held, keys=held.keys[:0])
-    return (train.followed_by(held.only(again)), held.only(~again)) if again.any() else (train, held)
+    return (
+        (train.followed_by(held.only(again)), held.only(~again)) if again.any() else (train, held)
+    )
 
 
-def _without_held_documents(train: list[Documents], held: list[Documents], wanted: DataSpec,
-                            ctx: Context) -> tuple[list[Any], list[Any]]:
-    """(tokens to learn from, tokens held out) of each source. Raises UserError where nothing is left of one."""
-    left = left_to_learn([part.keys for part in train], [part.keys for part in held], wanted.data, "document", ctx.warn)
-    return ([part.only(which).stream for part, which in zip(train, left, strict=True)], [part.stream for part in held])
+def _without_held_documents(
+    train: list[Documents], held: list[Documents], wanted: DataSpec, ctx: Context
+) -> tuple[list[Any], list[Any]]:
+    """(tokens to learn from, tokens held out) of each source. Raises UserError where nothing is
+    left of one.
+    """
+    left = left_to_learn(
+        [part.keys for part in train],
+        [part.keys for part in held],
+        wanted.data,
+        "document",
+        ctx.warn,
+    )
+    return (
+        [part.only(which).stream for part, which in zip(train, left, strict=True)],
+        [part.stream for part in held],
+    )
 
 
-def _stream(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str | None = None) -> Tokens:
+def _stream(
+    wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str | None = None
+) -> Tokens:
     """`separator`: as in `token_streams`; None where the stage has no such setting."""
     cache, key = ctx.folder.path / "data", wanted.key(ctx.corpus)
     key = digest([key, separator]) if separator else key
@@ -136,7 +188,9 @@ def _stream(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, separator: str
         if separator and not ended[0]:
             ctx.warn(f"no text of {wanted.data} holds the separator {separator!r}")
 
-    stream = tokenize_corpus(spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key)
+    stream = tokenize_corpus(
+        spelt.texts(separated(whole(), separator or "")), tokenizer, cache, key=key
+    )
     for line in spelt.told(separator=separator == ""):
         ctx.warn(line)
     return stream
@@ -151,12 +205,18 @@ class Chats:
 
 
 def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool = False) -> Chats:
-    """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats of a source are held
-    out, no other turn of them. `whole`: every token is to be learned, so that a chat with a turn of weight 0 is a bad
-    row. Raises UserError for missing, empty or unreadable data, or where more than 1 % of the rows are bad."""
+    """What is held out is learned nowhere: not the same chat as a whole, and, where the last chats
+    of a source are held out, no other turn of them. `whole`: every token is to be learned, so that
+    a chat with a turn of weight 0 is a bad row. Raises UserError for missing, empty or unreadable
+    data, or where more than 1 % of the rows are bad."""
     wanted = wanted.for_template(tokenizer)
-    train, held = train_and_heldout(wanted, ctx, partial(_builtin_chats, tokenizer=tokenizer),
-                         lambda one: _chat_rows(one, tokenizer, ctx, whole), partial(_last_chats, ctx=ctx))
+    train, held = train_and_heldout(
+        wanted,
+        ctx,
+        partial(_builtin_chats, tokenizer=tokenizer),
+        lambda one: _chat_rows(one, tokenizer, ctx, whole),
+        partial(_last_chats, ctx=ctx),
+    )
     train = _without(train, held, wanted.data, ctx)
 
     def together(parts: Sequence[ChatRows], weights: Sequence[float | None]) -> ChatRows:
@@ -168,8 +228,9 @@ def chats(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, *, whole: bool =
 
 
 def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, ChatRows]:
-    """About the last tenth of the rows is held out, rows that begin with the same question and answer together: they
-    are turns of one chat, or the same one again. Raises UserError as `last_together`."""
+    """About the last tenth of the rows is held out, rows that begin with the same question and
+    answer together: they are turns of one chat, or the same one again. Raises UserError as
+    `last_together`."""
     assert rows.keys is not None
     chosen, apart = last_together(rows.keys[:, 0], where, "chat", warn=ctx.warn)
     if not apart:
@@ -177,13 +238,20 @@ def _last_chats(rows: ChatRows, where: str, ctx: Context) -> tuple[ChatRows, Cha
     return rows.only(~chosen), rows.only(chosen)
 
 
-def _without(train: list[ChatRows], held: list[ChatRows], data: str, ctx: Context) -> list[ChatRows]:
-    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left of a source."""
+def _without(
+    train: list[ChatRows], held: list[ChatRows], data: str, ctx: Context
+) -> list[ChatRows]:
+    """Rows to learn from that are not held out as they are. Raises UserError where nothing is left
+    of a source.
+    """
+
     def wholes(parts: list[ChatRows]) -> list[Keys | None]:
         return [None if rows.keys is None else rows.keys[:, 1] for rows in parts]
 
     left = left_to_learn(wholes(train), wholes(held), data, "chat", ctx.warn)
-    return [rows if which is None else rows.only(which) for rows, which in zip(train, left, strict=True)]
+    return [
+        rows if which is None else rows.only(which) for rows, which in zip(train, left, strict=True)
+    ]
 
 
 def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
@@ -198,12 +266,17 @@ def _keys_of(messages: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return key_of(messages[:opening]), key_of(messages)
 
 
-def _builtin_chats(corpus: CorpusConfig, limit: int, tokenizer: Tokenizer) -> tuple[ChatRows, ChatRows]:
+def _builtin_chats(
+    corpus: CorpusConfig, limit: int, tokenizer: Tokenizer
+) -> tuple[ChatRows, ChatRows]:
     made = build(corpus)
+
     def rows(found: Iterable[Mapping[str, Any]]) -> ChatRows:
         said, numbers = [chat["messages"] for chat in found], array("q")
         made = ChatRows.of(encode_chats(said, tokenizer, numbers=numbers))
-        made.keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)]
+        made.keys = np.array(list(map(_keys_of, said)), np.uint64).reshape(-1, 2)[
+            np.array(numbers, np.int64)
+        ]
         return made
 
     return rows(islice(made.chats("train"), limit or None)), rows(made.chats("validation"))
@@ -217,30 +290,54 @@ class Labelled:
     held: list[LabelledText]
 
 
-def labelled_texts(wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = "") -> Labelled:
-    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of the built-in corpus,
-    each request and the kind of task that it is. Raises UserError for missing, empty or unreadable data, or for
-    held-out classes that stand nowhere else."""
+def labelled_texts(
+    wanted: DataSpec, text: str, label: str, ctx: Context, pair: str = ""
+) -> Labelled:
+    """Rows of the columns `text` and `label`, of two texts where `pair` names the second one; of
+    the built-in corpus, each request and the kind of task that it is. Raises UserError for missing,
+    empty or unreadable data, or for held-out classes that stand nowhere else."""
     if pair and any(corpus_of(one.data, ctx.corpus) for one in (*wanted.alone(), *wanted.held())):
-        raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out, or name other data")
-    train, held = train_and_heldout(wanted, ctx, _builtin_labels,
-                         lambda one: converted_rows(one, partial(to_label, text=text, label=label, pair=pair), ctx),
-                         partial(_last_labelled, ctx=ctx))
-    left = left_to_learn(list(map(_text_keys, train)), list(map(_text_keys, held)), wanted.data, "text", ctx.warn)
-    train = [[row for row, kept in zip(rows, which, strict=True) if kept]
-             for rows, which in zip(train, left, strict=True)]
-    found = Labelled(list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held)))
+        raise UserError(
+            "the built-in corpus has no second text",
+            where="pair",
+            hint="leave it out, or name other data",
+        )
+    train, held = train_and_heldout(
+        wanted,
+        ctx,
+        _builtin_labels,
+        lambda one: converted_rows(one, partial(to_label, text=text, label=label, pair=pair), ctx),
+        partial(_last_labelled, ctx=ctx),
+    )
+    left = left_to_learn(
+        list(map(_text_keys, train)), list(map(_text_keys, held)), wanted.data, "text", ctx.warn
+    )
+    train = [
+        [row for row, kept in zip(rows, which, strict=True) if kept]
+        for rows, which in zip(train, left, strict=True)
+    ]
+    found = Labelled(
+        list(mixture(train, wanted.weights, wanted.seed)), list(one_after_another(held))
+    )
     if unknown := {row.label for row in found.held} - {row.label for row in found.train}:
-        raise UserError(f"the held-out class {min(unknown)!r} is in no row to learn from",
-                        where=wanted.validation or wanted.data, hint="mix the rows, or give --validation FILE")
+        raise UserError(
+            f"the held-out class {min(unknown)!r} is in no row to learn from",
+            where=wanted.validation or wanted.data,
+            hint="mix the rows, or give --validation FILE",
+        )
     return found
 
 
-def _last_labelled(rows: list[LabelledText], where: str, ctx: Context) -> tuple[list[LabelledText], list[LabelledText]]:
-    """About the last tenth of the rows is held out, the same text again with it. Raises UserError as
-    `last_together`."""
+def _last_labelled(
+    rows: list[LabelledText], where: str, ctx: Context
+) -> tuple[list[LabelledText], list[LabelledText]]:
+    """About the last tenth of the rows is held out, the same text again with it. Raises UserError
+    as `last_together`."""
     chosen, _ = last_together(_text_keys(rows), where, "text", "are alike", ctx.warn)
-    train, held = ([row for row, last in zip(rows, chosen, strict=True) if last == side] for side in (False, True))
+    train, held = (
+        [row for row, last in zip(rows, chosen, strict=True) if last == side]
+        for side in (False, True)
+    )
     return train, held
 
 
@@ -249,22 +346,38 @@ def _text_keys(rows: Sequence[LabelledText]) -> Keys:
     return np.fromiter((key_of([row.text, row.pair]) for row in rows), np.uint64, len(rows))
 
 
-def _builtin_labels(corpus: CorpusConfig, limit: int) -> tuple[list[LabelledText], list[LabelledText]]:
+def _builtin_labels(
+    corpus: CorpusConfig, limit: int
+) -> tuple[list[LabelledText], list[LabelledText]]:
     made = build(corpus)
-    train, held = ([LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
-                   for found in (islice(made.chats("train"), limit or None), made.chats("validation")))
+    train, held = (
+        [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in found]
+        for found in (islice(made.chats("train"), limit or None), made.chats("validation"))
+    )
     return train, held
 
 
-def with_replay(data: str, share: float, width: int, beside: ChatRows, seed: int, tokenizer: Tokenizer,
-             ctx: Context) -> ChatRows:
-    """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of them to be learned: so
-    many that they are `share` of all tokens. Raises UserError as `texts` does."""
+def with_replay(
+    data: str,
+    share: float,
+    width: int,
+    beside: ChatRows,
+    seed: int,
+    tokenizer: Tokenizer,
+    ctx: Context,
+) -> ChatRows:
+    """`beside`, and after its rows pieces of `width`+1 tokens of the text `data`, each token of
+    them to be learned: so many that they are `share` of all tokens. Raises UserError as `texts`
+    does."""
     wanted = DataSpec(data)
-    stream = mixed_stream([_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id)
+    stream = mixed_stream(
+        [_stream(one, tokenizer, ctx) for one in wanted.alone()], wanted.weights, tokenizer.eos_id
+    )
     pieces = max(1, (len(stream) - 1) // width)
     count = round(share / (1 - share) * beside.tokens / width)
-    drawn = chain.from_iterable(permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces)))
+    drawn = chain.from_iterable(
+        permutation(seed, "replay", epoch, pieces) for epoch in range(-(-count // pieces))
+    )
     starts = np.fromiter(islice(drawn, count), np.int64, count) * width
     learned = np.broadcast_to(np.True_, len(stream))  # one byte for all
     text = ChatRows(stream, learned, starts, np.minimum(starts + width + 1, len(stream)))
@@ -285,28 +398,38 @@ def _chat_rows(wanted: DataSpec, tokenizer: Tokenizer, ctx: Context, whole: bool
             for here, chat in convert_rows(rows, to_chat):
                 place = here
                 if whole and any(message.get("weight") == 0 for message in chat["messages"]):
-                    rows.reject(here, "a turn is not to be learned (it has weight 0, or says so), and loss_on all "
-                                      "learns every token")
+                    rows.reject(
+                        here,
+                        "a turn is not to be learned (it has weight 0, or says so), and loss_on all "
+                        "learns every token",
+                    )
                     continue
                 spelt.look(chat["messages"])
                 keys.extend(_keys_of(chat["messages"]))
                 yield chat["messages"]
 
         # a chat is rendered, and so rejected, before the next one is asked for
-        yield from encode_chats(with_progress(conversations(), f"{ctx.name}: chats read"), tokenizer,
-                                reject=lambda _, reason: rows.reject(place, reason), numbers=numbers)
+        yield from encode_chats(
+            with_progress(conversations(), f"{ctx.name}: chats read"),
+            tokenizer,
+            reject=lambda _, reason: rows.reject(place, reason),
+            numbers=numbers,
+        )
         report_rejected(rows, ctx)
         for line in spelt.told():
             ctx.warn(line)
 
     key = f"{wanted.key(ctx.corpus)} by chat"
-    place = place_of(ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key)
-    return ChatRows.stored(reuse_cached(place, wanted, ctx), encoded,
-                           lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)])
+    place = place_of(
+        ctx.folder.path / "data", "chats", tokenizer, digest([key, "whole"]) if whole else key
+    )
+    return ChatRows.stored(
+        reuse_cached(place, wanted, ctx),
+        encoded,
+        lambda: np.array(keys, np.uint64).reshape(-1, 2)[np.array(numbers, np.int64)],
+    )
 
 
 def _texts(rows: Rows) -> Iterator[str]:
     for _, text in convert_rows(rows, to_text):
         yield text
-
-

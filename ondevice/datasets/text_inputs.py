@@ -1,10 +1,10 @@
-"""What a classifier reads: a text, or two beside each other, as ids between the tokens that its tokenizer puts around
-them, cut as transformers cuts them.
+"""What a classifier reads: a text, or two beside each other, as ids between the tokens that its
+tokenizer puts around them, cut as transformers cuts them.
 
-One text is as transformers' `tokenizer(text, truncation=True)`, two are as `tokenizer(first, second, truncation=True)`:
-for BERT `[CLS] a [SEP] b [SEP]`, and the type of each token says which of the two it is of. A decoder's tokenizer has
-no form for two and would run them together: there the end token stands between them, as in
-`tokenizer(first + tokenizer.eos_token + second)`.
+One text is as transformers' `tokenizer(text, truncation=True)`, two are as `tokenizer(first,
+second, truncation=True)`: for BERT `[CLS] a [SEP] b [SEP]`, and the type of each token says which
+of the two it is of. A decoder's tokenizer has no form for two and would run them together: there
+the end token stands between them, as in `tokenizer(first + tokenizer.eos_token + second)`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Ids = NDArray[np.int32]
 
 
 class TextInputs(NamedTuple):
-    """Of each row: its ids, and the type of each id where a model tells the two texts apart by that (else None); how
-    many rows are cut."""
+    """Of each row: its ids, and the type of each id where a model tells the two texts apart by that
+    (else None); how many rows are cut."""
 
     ids: list[Ids]
     types: list[Ids] | None
@@ -39,21 +39,35 @@ def text_inputs(rows: Sequence[LabelledText], model: Model, most: int) -> TextIn
     tokenizer, reads = model.tokenizer, model.network.pooling
     if not rows or rows[0].pair is None:
         whole = text_ids([row.text for row in rows], tokenizer, reads)
-        return TextInputs([truncated(ids, most, tokenizer) for ids in whole], None,
-                          sum(len(ids) > most for ids in whole))
-    firsts, seconds = (tokenizer.encode_texts(texts) for texts in (
-        [row.text for row in rows], [str(row.pair) for row in rows]))
+        return TextInputs(
+            [truncated(ids, most, tokenizer) for ids in whole],
+            None,
+            sum(len(ids) > most for ids in whole),
+        )
+    firsts, seconds = (
+        tokenizer.encode_texts(texts)
+        for texts in ([row.text for row in rows], [str(row.pair) for row in rows])
+    )
     around = _around(tokenizer, reads)
-    made = [_joined(a, b, around, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)]
-    typed = isinstance(model.cfg, EncoderConfig) and model.cfg.type_vocab_size > 1 and has_types(
-        tokenizer.config, model.cfg.model_type)
-    return TextInputs([ids for ids, _, _ in made], [types for _, types, _ in made] if typed else None,
-                      sum(cut for _, _, cut in made))
+    made = [
+        _joined(a, b, around, tokenizer, reads, most) for a, b in zip(firsts, seconds, strict=True)
+    ]
+    typed = (
+        isinstance(model.cfg, EncoderConfig)
+        and model.cfg.type_vocab_size > 1
+        and has_types(tokenizer.config, model.cfg.model_type)
+    )
+    return TextInputs(
+        [ids for ids, _, _ in made],
+        [types for _, types, _ in made] if typed else None,
+        sum(cut for _, _, cut in made),
+    )
 
 
 def text_ids(texts: Sequence[str], tokenizer: Tokenizer, reads: str) -> list[Ids]:
-    """Texts as they are judged: between the tokens that open and close one for who reads the `first` token; with those
-    that the tokenizer puts around a text by itself, if any, for who reads the `last`."""
+    """Texts as they are judged: between the tokens that open and close one for who reads the
+    `first` token; with those that the tokenizer puts around a text by itself, if any, for who reads
+    the `last`."""
     opening, closing = _around(tokenizer, reads)
     return [np.array([*opening, *ids, *closing], np.int32) for ids in tokenizer.encode_batch(texts)]
 
@@ -62,14 +76,24 @@ def _around(tokenizer: Tokenizer, reads: str) -> tuple[list[int], list[int]]:
     """What stands before a text and behind it."""
     if reads == "first":
         return [tokenizer.cls_id], [tokenizer.sep_id]
-    bare, whole = (tokenizer.inner.encode("a", add_special_tokens=added).ids for added in (False, True))
-    start = next((n for n in range(len(whole)) if whole[n:n + len(bare)] == bare), 0)
-    return whole[:start], whole[start + len(bare):]
+    bare, whole = (
+        tokenizer.inner.encode("a", add_special_tokens=added).ids for added in (False, True)
+    )
+    start = next((n for n in range(len(whole)) if whole[n : n + len(bare)] == bare), 0)
+    return whole[:start], whole[start + len(bare) :]
 
 
-def _joined(first: Any, second: Any, around: tuple[list[int], list[int]], tokenizer: Tokenizer, reads: str,
-            most: int) -> tuple[Ids, Ids, bool]:
-    """(ids, types, whether something was cut) of two texts as `tokenizers.Encoding` without special tokens."""
+def _joined(
+    first: Any,
+    second: Any,
+    around: tuple[list[int], list[int]],
+    tokenizer: Tokenizer,
+    reads: str,
+    most: int,
+) -> tuple[Ids, Ids, bool]:
+    """(ids, types, whether something was cut) of two texts as `tokenizers.Encoding` without special
+    tokens.
+    """
     opening, closing = around
     between = closing if reads == "first" else [tokenizer.eos_id]
     added = tokenizer.inner.num_special_tokens_to_add(True) if reads == "first" else 0
@@ -84,13 +108,16 @@ def _joined(first: Any, second: Any, around: tuple[list[int], list[int]], tokeni
         whole = tokenizer.inner.post_process(first, second)
         return np.array(whole.ids, np.int32), np.array(whole.type_ids, np.int32), cut
     before, behind = [*opening, *first.ids, *between], [*second.ids, *closing]
-    return (np.array([*before, *behind], np.int32),
-            np.array([0] * len(before) + [1] * len(behind), np.int32), cut)
+    return (
+        np.array([*before, *behind], np.int32),
+        np.array([0] * len(before) + [1] * len(behind), np.int32),
+        cut,
+    )
 
 
 def lengths_within(first: int, second: int, most: int) -> tuple[int, int]:
-    """How much of two texts is kept within `most` tokens: the longer one is cut first, and both to half of it where
-    each is longer than that (the library tokenizers' `longest_first`)."""
+    """How much of two texts is kept within `most` tokens: the longer one is cut first, and both to
+    half of it where each is longer than that (the library tokenizers' `longest_first`)."""
     if first + second <= most:
         return first, second
     short, long = min(first, second), max(first, second)

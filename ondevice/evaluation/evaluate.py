@@ -1,5 +1,5 @@
-"""What `eval` measures: the built-in held-out sets; of own rows text, chats, problems with known answers, and
-pairs of which one was preferred."""
+"""What `eval` measures: the built-in held-out sets; of own rows text, chats, problems with known
+answers, and pairs of which one was preferred."""
 
 from __future__ import annotations
 
@@ -41,10 +41,11 @@ from ondevice.seam.select import load_backend
 
 
 def evaluate(cfg: EvalConfig) -> dict[str, Any]:
-    """What `cfg.tasks` name: `problems` (`solving.solved`), `preference` (`judging.preferred`), `win`
-    (`judging.duel`), `classes` (`labelling.classified`; a classifier's without being named); else, on a person's data,
-    `on_own_data`, and on the built-in held-out sets {"bits_per_byte", "exact_match", "by_kind", "reasoning"}, or
-    {"masked_accuracy"} of a model that fills masks. Raises UserError for data or tasks that do not fit."""
+    """What `cfg.tasks` name: `problems` (`solving.solved`), `preference` (`judging.preferred`),
+    `win` (`judging.duel`), `classes` (`labelling.classified`; a classifier's without being named);
+    else, on a person's data, `on_own_data`, and on the built-in held-out sets {"bits_per_byte",
+    "exact_match", "by_kind", "reasoning"}, or {"masked_accuracy"} of a model that fills masks.
+    Raises UserError for data or tasks that do not fit."""
     cfg.check()
     alone = cfg.tasks[0] if cfg.tasks and cfg.tasks[0] in BY_ITSELF else ""
     if not cfg.tasks and holds_model(folder := find_model(cfg.model)) and labels(folder) > 1:
@@ -54,30 +55,41 @@ def evaluate(cfg: EvalConfig) -> dict[str, Any]:
     if alone:
         backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
         find = {"preference": find_reward_model, "classes": find_classifier}.get(alone, find_model)
-        task = {"problems": problems.solve_rate, "preference": preference.preference_accuracy, "win": preference.win_rate,
-                "classes": label.classified}[alone]
+        task = {
+            "problems": problems.solve_rate,
+            "preference": preference.preference_accuracy,
+            "win": preference.win_rate,
+            "classes": label.classified,
+        }[alone]
         return task(cfg, _told(load_model(find(cfg.model), backend), cfg), backend)
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is None:
         return on_own_data(cfg)
     wanted, limit = cfg.tasks or ("text", "instructions", "reasoning"), cfg.limit or None
     exam = builtin_exam(corpus)
-    exam = replace(exam, documents=exam.documents[:limit] if "text" in wanted else [],
-                   questions=exam.questions[:limit] if "instructions" in wanted else [],
-                   problems=exam.problems[:limit] if "reasoning" in wanted else [])
+    exam = replace(
+        exam,
+        documents=exam.documents[:limit] if "text" in wanted else [],
+        questions=exam.questions[:limit] if "instructions" in wanted else [],
+        problems=exam.problems[:limit] if "reasoning" in wanted else [],
+    )
     model, backend = _opened(cfg)
     with tempfile.TemporaryDirectory() as cache:
         return measure(model, backend, exam, Path(cache)).mapping()
 
 
 def on_own_data(cfg: EvalConfig) -> dict[str, Any]:
-    """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as long as those of the
-    model's training where its run folder tells; {"masked_accuracy"} of a model that fills masks, {"loss", "accuracy",
-    "tokens"} of what an encoder-decoder writes into a text with holes. On chats, where the model writes and has a chat
-    template: {"loss", "tokens", "chats", "cut"} of the assistant's tokens; else they are read as text."""
+    """On text: {"bits_per_byte", "perplexity" (of a token), "sequence_length"}, read in rows as
+    long as those of the model's training where its run folder tells; {"masked_accuracy"} of a model
+    that fills masks, {"loss", "accuracy", "tokens"} of what an encoder-decoder writes into a text
+    with holes. On chats, where the model writes and has a chat template: {"loss", "tokens",
+    "chats", "cut"} of the assistant's tokens; else they are read as text."""
     if set(cfg.tasks) - {"text"}:
-        raise UserError("needs questions with known answers", where="tasks",
-                        hint="--data builtin has them; --tasks problems takes your own")
+        raise UserError(
+            "needs questions with known answers",
+            where="tasks",
+            hint="--data builtin has them; --tasks problems takes your own",
+        )
     limit, reading = cfg.limit or None, Reading.of(cfg)
     chats = plain_chats(cfg.data, reading)
     documents = [] if chats else plain_texts(cfg.data, "test", reading)[:limit]
@@ -102,35 +114,68 @@ def _told(model: Model, cfg: EvalConfig) -> Model:
     return with_kwargs(model, cfg.chat_template_kwargs)
 
 
-def chat_loss(model: Model, backend: Backend, chats: Sequence[Sequence[dict[str, Any]]],
-              most_bad: float = LIMIT) -> dict[str, Any]:
-    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is; longer chats are cut
-    where the context ends. Raises UserError where the template refuses too many of them."""
+def chat_loss(
+    model: Model,
+    backend: Backend,
+    chats: Sequence[Sequence[dict[str, Any]]],
+    most_bad: float = LIMIT,
+) -> dict[str, Any]:
+    """Nats a token of what the assistant says, stop tokens included, and how many tokens that is;
+    longer chats are cut where the context ends. Raises UserError where the template refuses too
+    many of them."""
     bad: list[tuple[int, str]] = []
-    rows = list(encode_chats(chats, model.tokenizer, reject=lambda number, why: bad.append((number, why))))
+    rows = list(
+        encode_chats(chats, model.tokenizer, reject=lambda number, why: bad.append((number, why)))
+    )
     if len(bad) > most_bad * len(chats):
-        raise UserError(f"{bad[0][1]}; {len(bad)} of {len(chats)} chats are bad", where=f"chat {bad[0][0] + 1}",
-                        hint="mend them or take them out")
+        raise UserError(
+            f"{bad[0][1]}; {len(bad)} of {len(chats)} chats are bad",
+            where=f"chat {bad[0][0] + 1}",
+            hint="mend them or take them out",
+        )
     longest = max(len(row.ids) for row in rows)
-    source = rows_of(SFTConfig(sequence_length=min(longest, model.cfg.max_position_embeddings), batch_size=ROWS,
-                               packing=False), model)(rows)
+    source = rows_of(
+        SFTConfig(
+            sequence_length=min(longest, model.cfg.max_position_embeddings),
+            batch_size=ROWS,
+            packing=False,
+        ),
+        model,
+    )(rows)
     found = target_figures(model, backend, source)
-    return {"loss": found["loss"], "tokens": found["tokens"], "chats": source.examples, "cut": source.truncated}
+    return {
+        "loss": found["loss"],
+        "tokens": found["tokens"],
+        "chats": source.examples,
+        "cut": source.truncated,
+    }
 
 
 def _own_text(model: Model, backend: Backend, documents: list[str]) -> dict[str, Any]:
-    """A row longer than those of the training would ask for what was never learned, a shorter one hides text that the
-    model could have used."""
+    """A row longer than those of the training would ask for what was never learned, a shorter one
+    hides text that the model could have used."""
     record = StageFolder(model.folder.resolve().parent).done_record() or {}
     length = record.get("fingerprint", {}).get("sequence_length") or EvalSuite.sequence_length
-    exam, width = EvalSuite(documents, [], lambda *_: False, length), min(length, model.cfg.max_position_embeddings)
+    exam, width = (
+        EvalSuite(documents, [], lambda *_: False, length),
+        min(length, model.cfg.max_position_embeddings),
+    )
     with tempfile.TemporaryDirectory() as cache:
         if is_masked_lm(model.cfg):
-            return {"masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)), "sequence_length": width}
-        if model.network.decoder_start_token_id is not None:  # it gives no probability to a text as such
+            return {
+                "masked_accuracy": masked_accuracy(model, backend, exam, Path(cache)),
+                "sequence_length": width,
+            }
+        if (
+            model.network.decoder_start_token_id is not None
+        ):  # it gives no probability to a text as such
             fit = most_of(model, length)
             tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
             source = source_of(PretrainConfig(sequence_length=fit, batch_size=ROWS), model)(tokens)
-            return {**target_figures(model, backend, source), "objective": objective(model.cfg), "sequence_length": fit}
+            return {
+                **target_figures(model, backend, source),
+                "objective": objective(model.cfg),
+                "sequence_length": fit,
+            }
         bits, perplexity = text_figures(model, backend, exam, Path(cache))
     return {"bits_per_byte": bits, "perplexity": perplexity, "sequence_length": width}

@@ -1,4 +1,6 @@
-"""What is measured after every stage, on sets that no stage trains on: bits per byte, and exact match of answers."""
+"""What is measured after every stage, on sets that no stage trains on: bits per byte, and exact
+match of answers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SPARE = 12  # tokens: a line of courtesy after an answer
 
 @dataclass(frozen=True)
 class EvalSuite:
-    """Held-out documents, and questions {"messages": …, "kind", "answer"} whose answers `score` judges."""
+    """Held-out documents, and questions {"messages": …, "kind", "answer"} whose answers `score`
+    judges.
+    """
 
     documents: Sequence[str]
     questions: Sequence[dict[str, Any]]
@@ -42,7 +46,9 @@ class EvalSuite:
     problems: Sequence[dict[str, Any]] = ()  # {"prompt", "answer", "kind"}
     passes: int = 8
     duels: Sequence[dict[str, Any]] = ()  # prompts likewise
-    points: Callable[[str, str, str], float] | None = None  # the rater's rule: kind, text, answer → points
+    points: Callable[[str, str, str], float] | None = (
+        None  # the rater's rule: kind, text, answer → points
+    )
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,19 @@ class EvalMetrics:
     exact_match: float | None
     by_kind: dict[str, tuple[int, int]]  # kind → (right, asked)
     reasoning: Reasoning | None = None
-    points: tuple[float, ...] = ()  # what the rater's rule gives the answer to each prompt of the duel
-    masked_accuracy: float | None = None  # how often what is hidden is the likeliest guess; of models that fill masks
+    points: tuple[
+        float, ...
+    ] = ()  # what the rater's rule gives the answer to each prompt of the duel
+    masked_accuracy: float | None = (
+        None  # how often what is hidden is the likeliest guess; of models that fill masks
+    )
 
     def mapping(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"bits_per_byte": self.bits_per_byte, "exact_match": self.exact_match,
-                               "by_kind": {k: list(v) for k, v in self.by_kind.items()}}
+        out: dict[str, Any] = {
+            "bits_per_byte": self.bits_per_byte,
+            "exact_match": self.exact_match,
+            "by_kind": {k: list(v) for k, v in self.by_kind.items()},
+        }
         if self.reasoning:
             out["reasoning"] = asdict(self.reasoning)
         if self.masked_accuracy is not None:
@@ -68,8 +81,8 @@ class EvalMetrics:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """Problems solved: greedily, and by at least one of `passes` answers at temperature 1. `by_kind`: kind → (right,
-    with the steps written out, asked), greedily."""
+    """Problems solved: greedily, and by at least one of `passes` answers at temperature 1.
+    `by_kind`: kind → (right, with the steps written out, asked), greedily."""
 
     accuracy: float
     pass_at: float
@@ -79,8 +92,9 @@ class Reasoning:
 
 
 def longest_answer(exam: EvalSuite, model: Model) -> int:
-    """Tokens that an answer may take: as many as the longest right one and a line of courtesy. What goes on beyond them
-    is no right answer any more, and models that have not learned to stop would all be read to the end."""
+    """Tokens that an answer may take: as many as the longest right one and a line of courtesy. What
+    goes on beyond them is no right answer any more, and models that have not learned to stop would
+    all be read to the end."""
     right = [question["messages"][-1]["content"] for question in exam.questions]
     return max((len(model.tokenizer.encode(text)) for text in right), default=52) + SPARE
 
@@ -88,19 +102,35 @@ def longest_answer(exam: EvalSuite, model: Model) -> int:
 def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> EvalMetrics:
     """`cache` is a folder for the tokenised documents."""
     if is_masked_lm(model.cfg):
-        return EvalMetrics(None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache))
+        return EvalMetrics(
+            None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache)
+        )
     # an encoder-decoder gives no probability to a text as such
-    bits = text_figures(model, backend, exam, cache)[0] if exam.documents and model.network.decoder_start_token_id is None else None
-    by_kind = exact_match(model, backend, exam) if exam.questions and model.tokenizer.chat_template else {}
+    bits = (
+        text_figures(model, backend, exam, cache)[0]
+        if exam.documents and model.network.decoder_start_token_id is None
+        else None
+    )
+    by_kind = (
+        exact_match(model, backend, exam)
+        if exam.questions and model.tokenizer.chat_template
+        else {}
+    )
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
-    return EvalMetrics(bits, right / asked if asked else None, by_kind,
-                 reasoning(model, backend, exam) if exam.problems and chats else None,
-                 win_rate(model, backend, exam) if exam.duels and exam.points and chats else ())
+    return EvalMetrics(
+        bits,
+        right / asked if asked else None,
+        by_kind,
+        reasoning(model, backend, exam) if exam.problems and chats else None,
+        win_rate(model, backend, exam) if exam.duels and exam.points and chats else (),
+    )
 
 
 def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
-    """Greedy answers, and `exam.passes` at temperature 1 (pass@k, Chen 2021, with as many samples as tries)."""
+    """Greedy answers, and `exam.passes` at temperature 1 (pass@k, Chen 2021, with as many samples
+    as tries).
+    """
     longest = longest_answer(exam, model)
     greedy = [texts[0] for texts in answers(model, backend, exam.problems, longest, 0.0, 1)]
     tries = answers(model, backend, exam.problems, longest, 1.0, exam.passes)
@@ -110,35 +140,57 @@ def reasoning(model: Model, backend: Backend, exam: EvalSuite) -> Reasoning:
         right = exam.score(problem["kind"], text, problem["answer"])
         counts.setdefault(problem["kind"], []).append((int(right), int("so " in text), 1))
         solved += any(exam.score(problem["kind"], t, problem["answer"]) for t in more)
-    by_kind = {kind: tuple(int(n) for n in np.sum(rows, 0)) for kind, rows in sorted(counts.items())}
+    by_kind: dict[str, tuple[int, int, int]] = {}
+    for kind, rows in sorted(counts.items()):
+        correct, shown, of = (int(n) for n in np.sum(rows, 0))
+        by_kind[kind] = (correct, shown, of)
     asked = len(exam.problems)
-    return Reasoning(sum(n[0] for n in by_kind.values()) / asked, solved / asked, exam.passes, asked,
-                     by_kind)  # type: ignore[arg-type]
+    right_at_once = sum(n[0] for n in by_kind.values()) / asked
+    return Reasoning(right_at_once, solved / asked, exam.passes, asked, by_kind)
 
 
 def win_rate(model: Model, backend: Backend, exam: EvalSuite) -> tuple[float, ...]:
-    """The rule's points for one answer at temperature 1 to each prompt: two models' points side by side are a duel."""
+    """The rule's points for one answer at temperature 1 to each prompt: two models' points side by
+    side are a duel.
+    """
     assert exam.points is not None
     found = answers(model, backend, exam.duels, longest_answer(exam, model), 1.0, 1)
-    return tuple(exam.points(one["kind"], texts[0], one["answer"])
-                 for one, texts in zip(exam.duels, found, strict=True))
+    return tuple(
+        exam.points(one["kind"], texts[0], one["answer"])
+        for one, texts in zip(exam.duels, found, strict=True)
+    )
 
 
-def answers(model: Model, backend: Backend, asked: Sequence[dict[str, Any]], longest: int, temperature: float,
-            samples: int) -> list[list[str]]:
-    """`samples` answers to each prompt; the draws depend on the prompt's place alone, not on the model."""
-    prompts = [prompt_ids([{"role": "user", "content": one["prompt"]}], model.tokenizer) for one in asked]
-    generator = generator_of(model, backend, Sampling(max_new_tokens=longest, temperature=temperature))
+def answers(
+    model: Model,
+    backend: Backend,
+    asked: Sequence[dict[str, Any]],
+    longest: int,
+    temperature: float,
+    samples: int,
+) -> list[list[str]]:
+    """`samples` answers to each prompt; the draws depend on the prompt's place alone, not on the
+    model.
+    """
+    prompts = [
+        prompt_ids([{"role": "user", "content": one["prompt"]}], model.tokenizer) for one in asked
+    ]
+    generator = generator_of(
+        model, backend, Sampling(max_new_tokens=longest, temperature=temperature)
+    )
     found = generator.run(model.params, prompts, stage="exam", samples=samples, batch_size=ROWS * 8)
     texts = [model.tokenizer.decode(c.ids) for c in found]
-    return [texts[i * samples:(i + 1) * samples] for i in range(len(asked))]
+    return [texts[i * samples : (i + 1) * samples] for i in range(len(asked))]
 
 
-def text_figures(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> tuple[float, float]:
-    """(bits per byte: -log2 p of every token, end tokens included, over the UTF-8 bytes of the text, comparable between
-    tokenizers; perplexity of a token).
+def text_figures(
+    model: Model, backend: Backend, exam: EvalSuite, cache: Path
+) -> tuple[float, float]:
+    """(bits per byte: -log2 p of every token, end tokens included, over the UTF-8 bytes of the
+    text, comparable between tokenizers; perplexity of a token).
 
-    Documents are read as one stream cut into rows of `exam.sequence_length`; a row's first token is seen, not judged.
+    Documents are read as one stream cut into rows of `exam.sequence_length`; a row's first token is
+    seen, not judged.
     """
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
     width = min(exam.sequence_length, model.cfg.max_position_embeddings, len(tokens) - 1)
@@ -154,37 +206,62 @@ def text_figures(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -
 
 
 def masked_accuracy(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> float | None:
-    """Share of hidden tokens whose true one is the likeliest guess, 15 % of the documents' tokens hidden as in
-    training; None without documents. Chance is that of the most frequent token."""
+    """Share of hidden tokens whose true one is the likeliest guess, 15 % of the documents' tokens
+    hidden as in training; None without documents. Chance is that of the most frequent token."""
     if not exam.documents:
         return None
     tokens = tokenize_corpus(exam.documents, model.tokenizer, cache)
-    source = MaskedSource(tokens, tokenizer=model.tokenizer, batch_size=ROWS,
-                          sequence_length=min(exam.sequence_length, model.cfg.max_position_embeddings))
+    source = MaskedSource(
+        tokens,
+        tokenizer=model.tokenizer,
+        batch_size=ROWS,
+        sequence_length=min(exam.sequence_length, model.cfg.max_position_embeddings),
+    )
     found: float = target_figures(model, backend, source)["accuracy"]
     return found
 
 
 def target_figures(model: Model, backend: Backend, source: RowSource) -> dict[str, Any]:
-    """{"loss" (nats a target), "accuracy" (share of targets that are the likeliest), "tokens" (targets)}."""
+    """{"loss" (nats a target), "accuracy" (share of targets that are the likeliest), "tokens"
+    (targets)}.
+    """
     loss = partial(causal_lm_loss, model=model.network, accuracy=True)
 
     def metrics(params: Params, batch: dict[str, Array]) -> list[Array]:
         found = loss(backend.ops, params, batch)[1]
         return [*found["loss"], found["accuracy"][0]]
+
     run = backend.inference_fn(metrics)
-    sums = np.sum([[float(backend.numpy(x)) for x in run(model.params, b)] for b in source.eval_batches(None)], 0)
+    sums = np.sum(
+        [
+            [float(backend.numpy(x)) for x in run(model.params, b)]
+            for b in source.eval_batches(None)
+        ],
+        0,
+    )
     nats, tokens, right = sums.tolist()
-    return {"loss": nats / max(tokens, 1.0), "accuracy": right / max(tokens, 1.0), "tokens": int(tokens)}
+    return {
+        "loss": nats / max(tokens, 1.0),
+        "accuracy": right / max(tokens, 1.0),
+        "tokens": int(tokens),
+    }
 
 
 def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tuple[int, int]]:
     """Kind of question → (right, asked), greedy answers to the last user message."""
     prompts = [prompt_ids(q["messages"][:-1], model.tokenizer) for q in exam.questions]
     room = model.cfg.max_position_embeddings
-    fits = [i for i, p in enumerate(prompts)  # where it is read beside the answer, a prompt that is too long is cut
-            if model.network.decoder_start_token_id is not None or context_length(len(p), 1, None) <= room]
-    generator = generator_of(model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0))
+    fits = [
+        i
+        for i, p in enumerate(
+            prompts
+        )  # where it is read beside the answer, a prompt that is too long is cut
+        if model.network.decoder_start_token_id is not None
+        or context_length(len(p), 1, None) <= room
+    ]
+    generator = generator_of(
+        model, backend, Sampling(max_new_tokens=longest_answer(exam, model), temperature=0)
+    )
     found = generator.run(model.params, [prompts[i] for i in fits], batch_size=ROWS * 8)
     said = dict(zip(fits, found, strict=True))
     counts: dict[str, list[int]] = {}
@@ -195,11 +272,24 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
     return {kind: (int(np.sum(marks)), len(marks)) for kind, marks in sorted(counts.items())}
 
 
-def builtin_exam(corpus: CorpusConfig, sequence_length: int = 128, cfg: ExamConfig | None = None,
-                 rule: SimulatedRater | None = None) -> EvalSuite:
-    """The held-out split of the built-in corpus (or the one that `cfg` names); duels where there is a rule to judge."""
+def builtin_exam(
+    corpus: CorpusConfig,
+    sequence_length: int = 128,
+    cfg: ExamConfig | None = None,
+    rule: SimulatedRater | None = None,
+) -> EvalSuite:
+    """The held-out split of the built-in corpus (or the one that `cfg` names); duels where there is
+    a rule to judge.
+    """
     cfg = cfg or ExamConfig()
     made = build(corpus)
-    return EvalSuite(list(made.documents(cfg.split)), list(made.chats(cfg.split)), score, sequence_length,
-                problems=list(made.problems(cfg.split))[:cfg.problems], passes=cfg.passes,
-                duels=list(made.prompts(cfg.split))[:cfg.duels] if rule else (), points=rule.points if rule else None)
+    return EvalSuite(
+        list(made.documents(cfg.split)),
+        list(made.chats(cfg.split)),
+        score,
+        sequence_length,
+        problems=list(made.problems(cfg.split))[: cfg.problems],
+        passes=cfg.passes,
+        duels=list(made.prompts(cfg.split))[: cfg.duels] if rule else (),
+        points=rule.points if rule else None,
+    )

@@ -16,23 +16,40 @@ from ondevice.training.sequence_logprobs import Scorer
 
 
 def quality(params: Params, held: Sequence[TokenPair], scorer: Scorer) -> dict[str, Any]:
-    """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where that is known; mean
-    margin; calibration: mean |share right − what σ(margin) says| over ten bins (expected calibration error)."""
-    scores = scorer.scores(params, [prompt_and_completion(side) for pair in held for side in (pair.chosen, pair.rejected)])
+    """Accuracy on held-out pairs with Wilson's 95 % interval, by what tells the pairs apart where
+    that is known; mean margin; calibration: mean |share right − what σ(margin) says| over ten bins
+    (expected calibration error)."""
+    scores = scorer.scores(
+        params,
+        [prompt_and_completion(side) for pair in held for side in (pair.chosen, pair.rejected)],
+    )
     apart = (scores[0::2] - scores[1::2]).astype(np.float64)
     right = apart > 0
     share = wilson(int(right.sum()), len(right))
-    parts = {name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()}
-    return {"accuracy": share.share, "interval": [share.low, share.high], "pairs": len(held), "by_part": parts,
-            "margin": float(apart.mean()), "calibration_error": calibration_error(apart)}
+    parts = {
+        name: [int(right[places].sum()), len(places)] for name, places in by_parts(held).items()
+    }
+    return {
+        "accuracy": share.share,
+        "interval": [share.low, share.high],
+        "pairs": len(held),
+        "by_part": parts,
+        "margin": float(apart.mean()),
+        "calibration_error": calibration_error(apart),
+    }
 
 
 def calibration_error(apart: NDArray[np.float64]) -> float:
-    """A margin m claims that its sign is right with probability σ(|m|); pairs are put into ten bins by that claim."""
+    """A margin m claims that its sign is right with probability σ(|m|); pairs are put into ten bins
+    by that claim.
+    """
     claimed = 1 / (1 + np.exp(-np.abs(apart)))
     bins = np.minimum(((claimed - 0.5) * 20).astype(int), 9)
-    off = [abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean())) * int((bins == b).sum())
-           for b in set(bins.tolist())]
+    off = [
+        abs(float((apart[bins == b] > 0).mean()) - float(claimed[bins == b].mean()))
+        * int((bins == b).sum())
+        for b in set(bins.tolist())
+    ]
     return sum(off) / max(len(apart), 1)
 
 

@@ -1,4 +1,6 @@
-"""How far what was written is from the model: logits on a fixed prompt, perplexity on held-out text."""
+"""How far what was written is from the model: logits on a fixed prompt, perplexity on held-out
+text.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 from ondevice.training.losses import causal_lm_loss
 
-PROMPT = ("The cat sat by the window and looked at the rain. \"Where is Anna?\" it asked; nobody knew.\n"
-          "12 + 30 = 42, and 7 * 6 is the same.\n")
+PROMPT = (
+    'The cat sat by the window and looked at the rain. "Where is Anna?" it asked; nobody knew.\n'
+    "12 + 30 = 42, and 7 * 6 is the same.\n"
+)
 TOKENS = 64  # of the prompt, at most
 ROWS = 8
 MOST = 4096  # tokens that perplexity is measured on: it tells two forms of one model apart, and is no exam
@@ -38,8 +42,8 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Gap:
-    """`largest` difference of two arrays of logits, that as a share of the largest logit, and at how many of `places`
-    the likeliest token is the same."""
+    """`largest` difference of two arrays of logits, that as a share of the largest logit, and at
+    how many of `places` the likeliest token is the same."""
 
     largest: float
     share: float
@@ -50,12 +54,18 @@ class Gap:
 def gap(one: Floats, other: Floats) -> Gap:
     """Of two arrays (T, V); not finite where one of them is not."""
     largest = float(np.abs(one - other).max()) if np.isfinite(other).all() else math.inf
-    return Gap(largest, largest / max(float(np.abs(one).max()), 1e-6), int((one.argmax(-1) == other.argmax(-1)).sum()),
-               len(one))
+    return Gap(
+        largest,
+        largest / max(float(np.abs(one).max()), 1e-6),
+        int((one.argmax(-1) == other.argmax(-1)).sum()),
+        len(one),
+    )
 
 
 def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
-    """(T, V) float32 that the model gives at each place of the ids `text`; of a judge its scores (T, labels)."""
+    """(T, V) float32 that the model gives at each place of the ids `text`; of a judge its scores
+    (T, labels).
+    """
     net, ops = model.network, backend.ops
     ids = np.array([text], np.int32)
     batch = {"ids": ids, "positions": np.arange(ids.shape[1], dtype=np.int32)[None]}
@@ -77,7 +87,7 @@ def logits(model: Model, backend: Backend, text: Sequence[int]) -> Floats:
 
 def prompt_of(model: Model) -> list[int]:
     """The fixed prompt's ids, as many as the context holds."""
-    return model.tokenizer.encode(PROMPT)[:min(TOKENS, model.cfg.max_position_embeddings)]
+    return model.tokenizer.encode(PROMPT)[: min(TOKENS, model.cfg.max_position_embeddings)]
 
 
 def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> float:
@@ -85,7 +95,9 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
     with tempfile.TemporaryDirectory() as cache:
         tokens = tokenize_corpus(documents, model.tokenizer, Path(cache))
         width = min(256, model.cfg.max_position_embeddings, len(tokens) - 1)
-        source = TextSource(tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id)
+        source = TextSource(
+            tokens, sequence_length=width, batch_size=ROWS, eos=model.tokenizer.eos_id
+        )
         loss = partial(causal_lm_loss, model=model.network)
         run = backend.inference_fn(lambda p, b: loss(backend.ops, p, b)[1]["loss"])
         nats = count = 0.0
@@ -95,9 +107,12 @@ def perplexity(model: Model, backend: Backend, documents: Sequence[str]) -> floa
     return math.exp(nats / max(count, 1.0))
 
 
-def with_library(folder: Path, tokenizer: Tokenizer, mine: Model, backend: Backend) -> tuple[Gap | None, str]:
-    """(how far a folder, as it is read here, is from how transformers reads it; why the two were not compared). An
-    export is compared with our own reading: this tells whether that is right. `mine` is the folder's model."""
+def with_library(
+    folder: Path, tokenizer: Tokenizer, mine: Model, backend: Backend
+) -> tuple[Gap | None, str]:
+    """(how far a folder, as it is read here, is from how transformers reads it; why the two were
+    not compared). An export is compared with our own reading: this tells whether that is right.
+    `mine` is the folder's model."""
     if not isinstance(mine.cfg, DecoderConfig) or mine.cfg.num_labels:
         return None, "only models that go on with a text are"
     if quantised(mine.params):

@@ -1,7 +1,9 @@
-"""`ondevice export`: a model written for other programs, then loaded again and compared with the model itself.
+"""`ondevice export`: a model written for other programs, then loaded again and compared with the
+model itself.
 
-What is compared is logits on a fixed prompt, by our own forward pass in float32 on what the written files hold; where
-precision is lost, perplexity too. The folder is whole, and as near as its type allows, or it is not there.
+What is compared is logits on a fixed prompt, by our own forward pass in float32 on what the written
+files hold; where precision is lost, perplexity too. The folder is whole, and as near as its type
+allows, or it is not there.
 """
 
 from __future__ import annotations
@@ -40,10 +42,18 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
 _BESIDE = ("README.md", "LICENSE", "LICENCE", "NOTICE")
-_LIMITS = {"float32": 1e-5, "f32": 1e-5, "float16": 0.05, "f16": 0.05, "bfloat16": 0.2, "q8_0": 0.2,
-           "peft": 1e-4, "mlx-adapter": 1e-4}
-"""By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the wrong place differs
-by more. What 4 bits do to a model has no bound; perplexity tells."""
+_LIMITS = {
+    "float32": 1e-5,
+    "f32": 1e-5,
+    "float16": 0.05,
+    "f16": 0.05,
+    "bfloat16": 0.2,
+    "q8_0": 0.2,
+    "peft": 1e-4,
+    "mlx-adapter": 1e-4,
+}
+"""By how much logits may differ, as a share of the largest one: a tensor that is wrong or in the
+wrong place differs by more. What 4 bits do to a model has no bound; perplexity tells."""
 
 _READ = 1e-3
 """The same between our reading of a folder and its library's, both in float32."""
@@ -52,9 +62,9 @@ ExportedModel = tuple[Model, list[str]]
 
 
 def export(cfg: ExportConfig) -> dict[str, Any]:
-    """Returns {"path", "to", "dtype", "files", "bytes", "largest_difference", "same_token", "places",
-    "perplexity_before", "perplexity_after", "notes"}. Raises UserError for what the form cannot hold, and leaves
-    nothing behind then."""
+    """Returns {"path", "to", "dtype", "files", "bytes", "largest_difference", "same_token",
+    "places", "perplexity_before", "perplexity_after", "notes"}. Raises UserError for what the form
+    cannot hold, and leaves nothing behind then."""
     cfg.check()
     folder = find_model(cfg.model)
     out = Path(os.path.expanduser(cfg.out or f"{name_of(folder)}-{cfg.to}"))
@@ -63,33 +73,61 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
         raise UserError("would stand below a file", where=str(out), hint="give another --out")
     backend = load_backend(cfg.backend, "cpu", "float32")
-    model = mlx_adapter.read(folder, backend) if mlx_adapter.is_folder(folder) else \
-        load_model(folder, backend, merge=False)
+    model = (
+        mlx_adapter.read(folder, backend)
+        if mlx_adapter.is_folder(folder)
+        else load_model(folder, backend, merge=False)
+    )
     if not supports_packing(model.cfg):
-        raise UserError(f"a {model.cfg.model_type} model has one form here, its library's", where=str(folder),
-                        hint="take the folder as it is")
+        raise UserError(
+            f"a {model.cfg.model_type} model has one form here, its library's",
+            where=str(folder),
+            hint="take the folder as it is",
+        )
     if cfg.data != ExportConfig.data and not _measures(model):
-        raise UserError("has no effect: the model gives a text no probability, and so no perplexity is measured",
-                        where="data", hint="leave it out")
+        raise UserError(
+            "has no effect: the model gives a text no probability, and so no perplexity is measured",
+            where="data",
+            hint="leave it out",
+        )
     read = _as_the_library_reads(model, backend)
     with whole_folder(out.absolute(), replacing=False) as aside:
         back, notes = _FORMS[cfg.to](cfg, model, backend, aside, name_of(folder))
         text = prompt_of(back)  # whose context may be the shorter one
         found = gap(logits(model, backend, text), logits(back, backend, text))
         _need_near(found, cfg)
-        perplexities = _perplexities(cfg, model, back, backend) if cfg.rounds and _measures(model) else {}
-        files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-    return {"path": str(out), "to": cfg.to, "dtype": cfg.written_type, "files": list(files),
-            "bytes": sum(files.values()), "largest_difference": found.largest, "same_token": found.same,
-            "places": found.places, **perplexities, "notes": [*notes, read]}
+        perplexities = (
+            _perplexities(cfg, model, back, backend) if cfg.rounds and _measures(model) else {}
+        )
+        files = {
+            str(p.relative_to(aside)): p.stat().st_size
+            for p in sorted(aside.rglob("*"))
+            if p.is_file()
+        }
+    return {
+        "path": str(out),
+        "to": cfg.to,
+        "dtype": cfg.written_type,
+        "files": list(files),
+        "bytes": sum(files.values()),
+        "largest_difference": found.largest,
+        "same_token": found.same,
+        "places": found.places,
+        **perplexities,
+        "notes": [*notes, read],
+    }
 
 
 def render(result: Mapping[str, Any]) -> str:
-    lines = [f"{result['path']}  {size(result['bytes'])}, {len(result['files'])} files",
-             f"read back and compared on {result['places']} places of a fixed prompt: largest difference of a logit "
-             f"{result['largest_difference']:.3g}, the likeliest is the same at {result['same_token']}"]
+    lines = [
+        f"{result['path']}  {size(result['bytes'])}, {len(result['files'])} files",
+        f"read back and compared on {result['places']} places of a fixed prompt: largest difference of a logit "
+        f"{result['largest_difference']:.3g}, the likeliest is the same at {result['same_token']}",
+    ]
     if "perplexity_before" in result:
-        lines.append(f"perplexity: {result['perplexity_before']:.4g} before, {result['perplexity_after']:.4g} after")
+        lines.append(
+            f"perplexity: {result['perplexity_before']:.4g} before, {result['perplexity_after']:.4g} after"
+        )
     return "\n".join([*lines, *(f"note: {text}" for text in result["notes"])])
 
 
@@ -100,7 +138,9 @@ def name_of(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
+def _gguf(
+    cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str
+) -> ExportedModel:
     _need("gguf", "export")
     model = _whole(model, backend)
     own = gguf_file.config_of(model.cfg, str(model.folder))
@@ -113,48 +153,80 @@ def _gguf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: 
     notes = [f"splits text as llama.cpp's {words.pre!r}"]
     if words.differs:
         shown = "; ".join(sanitize(repr(t), newlines=False, limit=60) for t in words.differs)
-        notes = [f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
-                 f"{shown}"]
+        notes = [
+            f"llama.cpp splits text by {words.pre!r}, which is nearest: other tokens, of the same text, in "
+            f"{shown}"
+        ]
     if context < own.max_position_embeddings:
-        notes.append(f"llama.cpp knows no window in this family: the context is the window, {context} tokens")
+        notes.append(
+            f"llama.cpp knows no window in this family: the context is the window, {context} tokens"
+        )
     if kept:
         notes.append(f"{kept} matrices stay float16: their rows are no whole number of 32")
     if not told:
-        notes.append("the chat template could not be put into the Modelfile: Ollama looks for one that it knows")
+        notes.append(
+            "the chat template could not be put into the Modelfile: Ollama looks for one that it knows"
+        )
     elif model.tokenizer.chat_template is not None and trims(model.tokenizer):
-        notes.append("the chat template takes white space off the ends of messages: Ollama leaves it where it is")
+        notes.append(
+            "the chat template takes white space off the ends of messages: Ollama leaves it where it is"
+        )
     return gguf_file.read(file, model, backend), notes
 
 
 def _hf(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
     whole = _whole(model, backend)
-    write_model(aside, backend, whole.cfg, whole.params, whole.tokenizer, dtype=cfg.written_type,
-                generation=model.generation)
+    write_model(
+        aside,
+        backend,
+        whole.cfg,
+        whole.params,
+        whole.tokenizer,
+        dtype=cfg.written_type,
+        generation=model.generation,
+    )
     for file in (model.folder / beside for beside in _BESIDE):
         if file.is_file():
             shutil.copyfile(file, aside / file.name)
     return load_model(aside, backend), []
 
 
-def _mlx(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
+def _mlx(
+    cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str
+) -> ExportedModel:
     whole = model if model.adapter is None else _whole(model, backend)
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
     kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
-    notes = [f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"] if kept else []
-    if isinstance(whole.cfg, DecoderConfig) and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope":
-        notes.append("mlx-lm takes the long factors of longrope for every text: short ones differ there")
+    notes = (
+        [f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"]
+        if kept
+        else []
+    )
+    if (
+        isinstance(whole.cfg, DecoderConfig)
+        and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope"
+    ):
+        notes.append(
+            "mlx-lm takes the long factors of longrope for every text: short ones differ there"
+        )
     return load_model(aside, backend), notes
 
 
-def _peft(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
+def _peft(
+    cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str
+) -> ExportedModel:
     if model.adapter is None:
-        raise UserError("is no adapter", where=str(model.folder), hint="--to hf writes whole models")
+        raise UserError(
+            "is no adapter", where=str(model.folder), hint="--to hf writes whole models"
+        )
     write(aside, backend, model)
     return load_model(aside, backend, merge=False), [_needs_base(model)]
 
 
-def _mlx_adapter(cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str) -> ExportedModel:
+def _mlx_adapter(
+    cfg: ExportConfig, model: Model, backend: Backend, aside: Path, name: str
+) -> ExportedModel:
     mlx_adapter.write(aside, backend, model)
     return mlx_adapter.read(aside, backend), [_needs_base(model)]
 
@@ -170,7 +242,12 @@ def _whole(model: Model, backend: Backend) -> Model:
 
 
 _FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedModel]] = {
-    "hf": _hf, "gguf": _gguf, "mlx": _mlx, "peft": _peft, "mlx-adapter": _mlx_adapter}
+    "hf": _hf,
+    "gguf": _gguf,
+    "mlx": _mlx,
+    "peft": _peft,
+    "mlx-adapter": _mlx_adapter,
+}
 
 
 def _measures(model: Model) -> bool:
@@ -178,24 +255,32 @@ def _measures(model: Model) -> bool:
     return is_generative(model.cfg) and model.network.decoder_start_token_id is None
 
 
-def _perplexities(cfg: ExportConfig, model: Model, back: Model, backend: Backend) -> dict[str, float]:
+def _perplexities(
+    cfg: ExportConfig, model: Model, back: Model, backend: Backend
+) -> dict[str, float]:
     corpus = corpus_of(cfg.data, CorpusConfig())
     documents = plain_texts(cfg.data) if corpus is None else list(builtin_exam(corpus).documents)
-    return {"perplexity_before": perplexity(model, backend, documents),
-            "perplexity_after": perplexity(back, backend, documents)}
+    return {
+        "perplexity_before": perplexity(model, backend, documents),
+        "perplexity_after": perplexity(back, backend, documents),
+    }
 
 
 def _as_the_library_reads(model: Model, backend: Backend) -> str:
-    """What is said of how transformers reads the model's folder, or its base's. Raises UserError where it computes
-    something else: whatever were written would be another model."""
+    """What is said of how transformers reads the model's folder, or its base's. Raises UserError
+    where it computes something else: whatever were written would be another model."""
     base = model if model.adapter is None else load_model(model.adapter.base, backend)
     folder = base.folder
     found, why = with_library(folder, base.tokenizer, base, backend)
     if found is None:
         return f"how the folder is read was not compared with transformers: {why}"
     if not found.share <= _READ:
-        raise UserError(f"is read here otherwise than transformers does, by {found.largest:.3g} in a logit: nothing "
-                        "was written", where=str(folder), hint="please report it, with its config.json")
+        raise UserError(
+            f"is read here otherwise than transformers does, by {found.largest:.3g} in a logit: nothing "
+            "was written",
+            where=str(folder),
+            hint="please report it, with its config.json",
+        )
     return f"the folder is read as transformers does: largest difference of a logit {found.largest:.2g}"
 
 
@@ -203,10 +288,16 @@ def _need_near(found: Gap, cfg: ExportConfig) -> None:
     """Raises UserError where what was written computes something else."""
     what = cfg.written_type or cfg.to
     if not found.share <= _LIMITS.get(what, float("inf")) or found.largest == float("inf"):
-        raise UserError(f"what was written differs by {found.largest:.3g} in a logit, more than {what} explains: "
-                        "nothing was kept", where="dtype", hint="take a type with more bits")
+        raise UserError(
+            f"what was written differs by {found.largest:.3g} in a logit, more than {what} explains: "
+            "nothing was kept",
+            where="dtype",
+            hint="take a type with more bits",
+        )
 
 
 def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"the package {package} is not installed", where="to", hint=install_hint(extra))
+        raise UserError(
+            f"the package {package} is not installed", where="to", hint=install_hint(extra)
+        )

@@ -1,7 +1,8 @@
-"""A decoder as one GGUF file, for llama.cpp and what is built on it; and the weights of such a file read back.
+"""A decoder as one GGUF file, for llama.cpp and what is built on it; and the weights of such a file
+read back.
 
-Names, keys and what is kept in which type are those of llama.cpp's own converter. Matrices are float16, float32 or
-Q8_0 (32 weights share a scale); what has one dimension is float32.
+Names, keys and what is kept in which type are those of llama.cpp's own converter. Matrices are
+float16, float32 or Q8_0 (32 weights share a scale); what has one dimension is float32.
 """
 
 from __future__ import annotations
@@ -32,37 +33,56 @@ _BLOCK = 32  # weights that share a scale in Q8_0
 
 
 def config_of(cfg: ModelConfig, where: str) -> DecoderConfig:
-    """The config. Raises UserError for a model that llama.cpp would compute otherwise, or not at all."""
+    """The config. Raises UserError for a model that llama.cpp would compute otherwise, or not at
+    all.
+    """
     if not isinstance(cfg, DecoderConfig) or cfg.model_type not in ARCHITECTURES:
-        raise UserError(f"{cfg.model_type} is not written as GGUF here", where=where,
-                        hint=f"known: {', '.join(ARCHITECTURES)}; --to hf writes any model")
+        raise UserError(
+            f"{cfg.model_type} is not written as GGUF here",
+            where=where,
+            hint=f"known: {', '.join(ARCHITECTURES)}; --to hf writes any model",
+        )
     if cfg.num_labels:
-        raise UserError("is a reward model or a classifier: llama.cpp has no such head", where=where,
-                        hint="--to hf; transformers and TRL load it")
+        raise UserError(
+            "is a reward model or a classifier: llama.cpp has no such head",
+            where=where,
+            hint="--to hf; transformers and TRL load it",
+        )
     if cfg.hidden_act not in ("silu", "swish"):
-        raise UserError(f"llama.cpp's {ARCHITECTURES[cfg.model_type]} knows no {cfg.hidden_act}", where=where)
-    if cfg.model_type != "llama" and (cfg.output_bias or cfg.mlp_bias or (cfg.model_type == "qwen3" and cfg.qkv_bias)):
-        raise UserError(f"llama.cpp's {ARCHITECTURES[cfg.model_type]} has no such biases", where=where)
+        raise UserError(
+            f"llama.cpp's {ARCHITECTURES[cfg.model_type]} knows no {cfg.hidden_act}", where=where
+        )
+    if cfg.model_type != "llama" and (
+        cfg.output_bias or cfg.mlp_bias or (cfg.model_type == "qwen3" and cfg.qkv_bias)
+    ):
+        raise UserError(
+            f"llama.cpp's {ARCHITECTURES[cfg.model_type]} has no such biases", where=where
+        )
     if cfg.model_type == "qwen2" and cfg.head_dim * cfg.num_attention_heads != cfg.hidden_size:
-        raise UserError("llama.cpp's qwen2 has heads that are as wide together as the model", where=where)
+        raise UserError(
+            "llama.cpp's qwen2 has heads that are as wide together as the model", where=where
+        )
     if cfg.rope_scaling and _kind(cfg) == "llama3" and ARCHITECTURES[cfg.model_type] != "llama":
         raise UserError("llama.cpp knows this rope scaling in Llama alone", where=where)
     if cfg.rope_scaling and _kind(cfg) in ("yarn", "longrope"):
-        raise UserError(f"rope scaling {_kind(cfg)} is not written as GGUF here", where=where,
-                        hint="--to hf writes any model; llama.cpp's own converter reads that folder")
+        raise UserError(
+            f"rope scaling {_kind(cfg)} is not written as GGUF here",
+            where=where,
+            hint="--to hf writes any model; llama.cpp's own converter reads that folder",
+        )
     return cfg
 
 
 def context_of(cfg: DecoderConfig) -> int:
-    """Tokens for which llama.cpp computes what the model does: it knows no window in these families, and within one
-    there is none."""
+    """Tokens for which llama.cpp computes what the model does: it knows no window in these
+    families, and within one there is none."""
     window = min((w for w in cfg.windows if w), default=cfg.max_position_embeddings)
     return min(window, cfg.max_position_embeddings)
 
 
 def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, name: str) -> int:
-    """`dtype`: f32, f16 or q8_0. Returns how many matrices stay float16 in a q8_0 file, since their rows are no whole
-    number of blocks."""
+    """`dtype`: f32, f16 or q8_0. Returns how many matrices stay float16 in a q8_0 file, since their
+    rows are no whole number of blocks."""
     import gguf
 
     cfg = config_of(model.cfg, str(model.folder))
@@ -80,7 +100,9 @@ def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, 
         _add(writer, theirs, value, kind)
     if cfg.rope_scaling and _kind(cfg) == "llama3":
         # llama.cpp divides its own frequencies by these
-        plain, scaled = (frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, cfg.rope_scaling))
+        plain, scaled = (
+            frequencies(cfg.head_dim, cfg.rope_theta, s) for s in (None, cfg.rope_scaling)
+        )
         _add(writer, "rope_freqs.weight", (plain / scaled).astype(np.float32), "F32")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -90,8 +112,8 @@ def write(file: Path, model: Model, backend: Backend, words: Words, dtype: str, 
 
 
 def read(file: Path, model: Model, backend: Backend) -> Model:
-    """The model as the file has it: weights unpacked to float32 and the sizes that it states; the tokenizer is
-    `model`'s."""
+    """The model as the file has it: weights unpacked to float32 and the sizes that it states; the
+    tokenizer is `model`'s."""
     import gguf
 
     assert isinstance(model.cfg, DecoderConfig)
@@ -114,7 +136,9 @@ def _describe(writer: Any, cfg: DecoderConfig, dtype: str, name: str) -> None:
 
     kinds = gguf.LlamaFileType
     writer.add_name(name)
-    writer.add_file_type({"f32": kinds.ALL_F32, "f16": kinds.MOSTLY_F16, "q8_0": kinds.MOSTLY_Q8_0}[dtype])
+    writer.add_file_type(
+        {"f32": kinds.ALL_F32, "f16": kinds.MOSTLY_F16, "q8_0": kinds.MOSTLY_Q8_0}[dtype]
+    )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(cfg.vocab_size)
     writer.add_block_count(cfg.num_hidden_layers)
@@ -157,21 +181,34 @@ def _stated(reader: Any, cfg: DecoderConfig) -> DecoderConfig:
 
     factor = reader.fields.get(f"{arch}.rope.scaling.factor")
     return replace(
-        cfg, vocab_size=field("vocab_size"), num_hidden_layers=field("block_count"),
-        max_position_embeddings=field("context_length"), hidden_size=field("embedding_length"),
-        intermediate_size=field("feed_forward_length"), num_attention_heads=field("attention.head_count"),
-        num_key_value_heads=field("attention.head_count_kv"), head_dim=field("attention.key_length"),
-        rms_norm_eps=float(field("attention.layer_norm_rms_epsilon")), rope_theta=float(field("rope.freq_base")),
-        windows=(), rope_scaling={"rope_type": "linear", "factor": factor.contents()} if factor else
-        cfg.rope_scaling if any(t.name == "rope_freqs.weight" for t in reader.tensors) else None)
+        cfg,
+        vocab_size=field("vocab_size"),
+        num_hidden_layers=field("block_count"),
+        max_position_embeddings=field("context_length"),
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_attention_heads=field("attention.head_count"),
+        num_key_value_heads=field("attention.head_count_kv"),
+        head_dim=field("attention.key_length"),
+        rms_norm_eps=float(field("attention.layer_norm_rms_epsilon")),
+        rope_theta=float(field("rope.freq_base")),
+        windows=(),
+        rope_scaling={"rope_type": "linear", "factor": factor.contents()}
+        if factor
+        else cfg.rope_scaling
+        if any(t.name == "rope_freqs.weight" for t in reader.tensors)
+        else None,
+    )
 
 
 def _turned(name: str, value: Floats, cfg: DecoderConfig, undo: bool) -> Floats:
-    """llama.cpp's Llama rotates neighbours (2i, 2i + 1) where Hugging Face's rotates i and i + C/2: the rows of queries
-    and keys stand in that order there."""
+    """llama.cpp's Llama rotates neighbours (2i, 2i + 1) where Hugging Face's rotates i and i + C/2:
+    the rows of queries and keys stand in that order there."""
     if ARCHITECTURES[cfg.model_type] != "llama" or ".self_attn." not in name:
         return value
-    heads = {"q_proj": cfg.num_attention_heads, "k_proj": cfg.num_key_value_heads}.get(name.split(".")[-2])
+    heads = {"q_proj": cfg.num_attention_heads, "k_proj": cfg.num_key_value_heads}.get(
+        name.split(".")[-2]
+    )
     if heads is None:
         return value
     halves = (cfg.head_dim // 2, 2) if undo else (2, cfg.head_dim // 2)
@@ -188,12 +225,16 @@ def _add(writer: Any, name: str, value: Floats, kind: str) -> None:
     import gguf
 
     if kind == "F16" and float(np.abs(value).max(initial=0)) > float(np.finfo(np.float16).max):
-        raise UserError(f"{name} holds numbers that float16 cannot", where="dtype", hint="take --dtype f32")
+        raise UserError(
+            f"{name} holds numbers that float16 cannot", where="dtype", hint="take --dtype f32"
+        )
     if kind == "Q8_0":
         packed = gguf.quants.quantize(value, gguf.GGMLQuantizationType.Q8_0)
         writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     else:
-        writer.add_tensor(name, np.ascontiguousarray(value, np.float16 if kind == "F16" else np.float32))
+        writer.add_tensor(
+            name, np.ascontiguousarray(value, np.float16 if kind == "F16" else np.float32)
+        )
 
 
 def _architecture(cfg: DecoderConfig) -> Any:

@@ -1,7 +1,7 @@
 """An adapter as mlx-lm has it: adapters.safetensors and adapter_config.json, both ways.
 
-mlx-lm knows one rank and one scale an adapter, and adapts the same matrices in each block: ranks are filled up with
-zeros, scales are put into B, and a matrix that was not adapted gets zeros.
+mlx-lm knows one rank and one scale an adapter, and adapts the same matrices in each block: ranks
+are filled up with zeros, scales are put into B, and a matrix that was not adapted gets zeros.
 """
 
 from __future__ import annotations
@@ -29,26 +29,39 @@ _BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 def is_folder(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    return (
+        (folder / WEIGHTS).is_file()
+        and (folder / CONFIG).is_file()
+        and not (folder / "config.json").is_file()
+    )
 
 
 def read(folder: Path, backend: Backend) -> Model:
-    """The base with the adapter beside it. Raises UserError for an adapter of another kind, or without its base."""
+    """The base with the adapter beside it. Raises UserError for an adapter of another kind, or
+    without its base.
+    """
     file = folder / CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         kind, scale = config.get("fine_tune_type", "lora"), config["lora_parameters"]["scale"]
         base = config.get("model")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"is no adapter of mlx-lm's: {error}", where=str(file),
-                        hint="is the download whole?") from error
+        raise UserError(
+            f"is no adapter of mlx-lm's: {error}", where=str(file), hint="is the download whole?"
+        ) from error
     if kind != "lora" or not isinstance(scale, int | float):
-        raise UserError(f"is an adapter of kind {kind!r}", where=str(file), hint="known: lora, with a scale")
+        raise UserError(
+            f"is an adapter of kind {kind!r}", where=str(file), hint="known: lora, with a scale"
+        )
     if not isinstance(base, str) or not base:
         raise UserError("names no base model", where=str(file), hint='set "model" there')
     model = load_model(base, backend, merge=False)
     if model.adapter is not None:
-        raise UserError(f"its base {base} is an adapter itself", where=str(file), hint="ondevice.merge makes it whole")
+        raise UserError(
+            f"its base {base} is an adapter itself",
+            where=str(file),
+            hint="ondevice.merge makes it whole",
+        )
     halves: dict[str, dict[str, Any]] = {}
     for name, value in read_tensors(folder / WEIGHTS, backend).items():
         module, _, part = name.rpartition(".")
@@ -60,8 +73,13 @@ def read(folder: Path, backend: Backend) -> Model:
         if module not in known or len(parts) != 2:
             raise UserError(f"{module} is no adapted matrix of {base}", where=str(folder / WEIGHTS))
         pair = Pair(parts["lora_a"], parts["lora_b"], float(scale))
-        if (pair.b.shape[0], pair.a.shape[1]) != known[module] or pair.a.shape[0] != pair.b.shape[1]:
-            raise UserError(f"{module}: shapes {pair.a.shape} and {pair.b.shape} do not fit {base}", where=str(folder))
+        if (pair.b.shape[0], pair.a.shape[1]) != known[module] or pair.a.shape[0] != pair.b.shape[
+            1
+        ]:
+            raise UserError(
+                f"{module}: shapes {pair.a.shape} and {pair.b.shape} do not fit {base}",
+                where=str(folder),
+            )
         params |= lora_tensors(module, pair, INHERITED, backend)
     return replace(model, params=params, folder=folder, adapter=Adapter(base))
 
@@ -69,20 +87,31 @@ def read(folder: Path, backend: Backend) -> Model:
 def write(folder: Path, backend: Backend, model: Model) -> None:
     """Fills an existing folder. Raises UserError for what mlx-lm's form cannot hold."""
     if model.adapter is None:
-        raise UserError("is no adapter", where=str(model.folder), hint="--to mlx writes whole models")
+        raise UserError(
+            "is no adapter", where=str(model.folder), hint="--to mlx writes whole models"
+        )
     if model.adapter.whole:
-        raise UserError(f"trains {sorted(model.adapter.whole)[0]} whole, which mlx-lm's adapters cannot hold",
-                        where=str(model.folder), hint="ondevice.merge makes a whole model, --to mlx writes it")
+        raise UserError(
+            f"trains {sorted(model.adapter.whole)[0]} whole, which mlx-lm's adapters cannot hold",
+            where=str(model.folder),
+            hint="ondevice.merge makes a whole model, --to mlx writes it",
+        )
     assert not isinstance(model.cfg, LibraryConfig)
     pairs, known = concat_all_lora(model.params, backend), matrices(model.cfg)
     parts = {module: _BLOCK.fullmatch(module) for module in pairs}
     outside = [module for module, found in parts.items() if found is None]
     if outside:
-        raise UserError(f"adapts {outside[0]}, which mlx-lm names otherwise", where=str(model.folder))
+        raise UserError(
+            f"adapts {outside[0]}, which mlx-lm names otherwise", where=str(model.folder)
+        )
     keys = sorted({found[2] for found in parts.values() if found is not None})
     rank, scale = max(p.rank for p in pairs.values()), next(iter(pairs.values())).scale
-    config = {"fine_tune_type": "lora", "model": model.adapter.base, "num_layers": model.cfg.num_hidden_layers,
-              "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys}}
+    config = {
+        "fine_tune_type": "lora",
+        "model": model.adapter.base,
+        "num_layers": model.cfg.num_hidden_layers,
+        "lora_parameters": {"rank": rank, "scale": scale, "dropout": 0.0, "keys": keys},
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
     for module, (outputs, inputs) in known.items():
@@ -91,6 +120,6 @@ def write(folder: Path, backend: Backend, model: Model) -> None:
             continue
         pair = pairs.get(module, Pair(np.zeros((0, inputs)), np.zeros((outputs, 0)), scale))
         a, b = np.zeros((inputs, rank), np.float32), np.zeros((rank, outputs), np.float32)
-        a[:, :pair.rank], b[:pair.rank] = pair.a.T, pair.b.T * np.float32(pair.scale / scale)
+        a[:, : pair.rank], b[: pair.rank] = pair.a.T, pair.b.T * np.float32(pair.scale / scale)
         tensors |= {f"{module}.lora_a": backend.array(a), f"{module}.lora_b": backend.array(b)}
     backend.save(folder / WEIGHTS, tensors, {})

@@ -1,9 +1,11 @@
-"""The one place that speaks to the Hugging Face Hub, through huggingface_hub, imported when it is used.
+"""The one place that speaks to the Hugging Face Hub, through huggingface_hub, imported when it is
+used.
 
-The client has its own login (`hf auth login`, HF_TOKEN), its own cache and its endpoint variable; a token is never
-asked for, held or passed on here, and `redacted` keeps it out of every text that comes from the client. Both majors of
-the client (1.x on httpx, 2.x on httpx2) are met at one seam, `_heard`: what goes wrong becomes a `UserError` that says
-what to do, a `Conflict`, or `NoReply`, after which one looks again before trying again.
+The client has its own login (`hf auth login`, HF_TOKEN), its own cache and its endpoint variable; a
+token is never asked for, held or passed on here, and `redacted` keeps it out of every text that
+comes from the client. Both majors of the client (1.x on httpx, 2.x on httpx2) are met at one seam,
+`_heard`: what goes wrong becomes a `UserError` that says what to do, a `Conflict`, or `NoReply`,
+after which one looks again before trying again.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _MAY_NOT = "take a name of your own, or a token that may write there"
 
 
 class NoReply(Exception):
-    """No reply, or one that says to come back later: what was asked may have been done. `wait` seconds were asked
-    for."""
+    """No reply, or one that says to come back later: what was asked may have been done. `wait`
+    seconds were asked for."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         self.wait = wait
@@ -46,7 +48,9 @@ class Offline(UserError):
 
 
 class Conflict(UserError):
-    """What is there is somebody else's: a branch that has moved since its head was read, a tag at another commit."""
+    """What is there is somebody else's: a branch that has moved since its head was read, a tag at
+    another commit.
+    """
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ class Sending:
 
 
 class Hub:
-    """The client, for repositories of one kind. Every method raises UserError (Conflict is one) or Unheard, nothing
-    else that the client might."""
+    """The client, for repositories of one kind. Every method raises UserError (Conflict is one) or
+    Unheard, nothing else that the client might."""
 
     def __init__(self, kind: Kind = "model", *, bars: bool = False) -> None:
         from huggingface_hub import HfApi
@@ -109,10 +113,15 @@ class Hub:
             found = self._api.whoami()
         token = (found.get("auth") or {}).get("accessToken") or {}
         if token.get("role") == "read":
-            raise UserError("the token of this login may only read", where=str(found.get("name", "")),
-                            hint="make one that may write at https://huggingface.co/settings/tokens, then "
-                                 "`hf auth login`")
-        return Account(str(found["name"]), tuple(str(org["name"]) for org in found.get("orgs") or ()))
+            raise UserError(
+                "the token of this login may only read",
+                where=str(found.get("name", "")),
+                hint="make one that may write at https://huggingface.co/settings/tokens, then "
+                "`hf auth login`",
+            )
+        return Account(
+            str(found["name"]), tuple(str(org["name"]) for org in found.get("orgs") or ())
+        )
 
     def create(self, repo: str, private: bool) -> None:
         """Makes the repository where it is not there yet."""
@@ -123,8 +132,11 @@ class Hub:
                 self._api.create_repo(repo, repo_type=self.kind, private=private, exist_ok=True)
             except HfHubHTTPError as error:
                 if _status(error) in (403, 404):
-                    raise UserError(f"this account may not make a repository for {repo.partition('/')[0]!r}",
-                                    where=repo, hint=_MAY_NOT) from None
+                    raise UserError(
+                        f"this account may not make a repository for {repo.partition('/')[0]!r}",
+                        where=repo,
+                        hint=_MAY_NOT,
+                    ) from None
                 raise
 
     def look(self, repo: str, revision: str = "main") -> Remote:
@@ -133,35 +145,66 @@ class Hub:
         return Remote(str(found.sha), bool(found.private))
 
     def files(self, repo: str, commit: str) -> list[RemoteFile]:
-        """Every file of a commit. Raises UserError for an entry that is neither a file nor a folder of files: a
-        symbolic link or a submodule."""
+        """Every file of a commit. Raises UserError for an entry that is neither a file nor a folder
+        of files: a symbolic link or a submodule."""
         from huggingface_hub.hf_api import RepoFile
 
         with _heard(repo):
-            entries = list(self._api.list_repo_tree(repo, repo_type=self.kind, revision=commit, recursive=True))
-        found = [RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else "")
-                 for entry in entries if isinstance(entry, RepoFile)]
+            entries = list(
+                self._api.list_repo_tree(repo, repo_type=self.kind, revision=commit, recursive=True)
+            )
+        found = [
+            RemoteFile(entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else "")
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        ]
         for entry in entries:  # git knows no empty folders
-            if not isinstance(entry, RepoFile) and not any(f.path.startswith(f"{entry.path}/") for f in found):
-                raise UserError(f"{entry.path!r} is a symbolic link or a submodule", where=repo,
-                                hint="only plain files are taken")
+            if not isinstance(entry, RepoFile) and not any(
+                f.path.startswith(f"{entry.path}/") for f in found
+            ):
+                raise UserError(
+                    f"{entry.path!r} is a symbolic link or a submodule",
+                    where=repo,
+                    hint="only plain files are taken",
+                )
         return found
 
     def upload(self, repo: str, file: Sending) -> None:
-        """Sends a large file's bytes ahead of the commit that names it; one that is there already is not sent again.
-        What the Hub keeps in git itself travels with the commit."""
+        """Sends a large file's bytes ahead of the commit that names it; one that is there already
+        is not sent again. What the Hub keeps in git itself travels with the commit."""
         with _heard(repo):
-            self._api.preupload_lfs_files(repo, [self._addition(file)], repo_type=self.kind, free_memory=False)
+            self._api.preupload_lfs_files(
+                repo, [self._addition(file)], repo_type=self.kind, free_memory=False
+            )
 
-    def commit(self, repo: str, files: Iterable[Sending], removed: Iterable[str], *, parent: str, message: str,
-               mark: str) -> str:
-        """One commit on top of `parent`, or Conflict; returns its id. Tried once: after Unheard, `find` tells."""
+    def commit(
+        self,
+        repo: str,
+        files: Iterable[Sending],
+        removed: Iterable[str],
+        *,
+        parent: str,
+        message: str,
+        mark: str,
+    ) -> str:
+        """One commit on top of `parent`, or Conflict; returns its id. Tried once: after Unheard,
+        `find` tells.
+        """
         from huggingface_hub import CommitOperationDelete
 
-        operations = [*(CommitOperationDelete(path) for path in removed), *map(self._addition, files)]
+        operations = [
+            *(CommitOperationDelete(path) for path in removed),
+            *map(self._addition, files),
+        ]
         with _heard(repo):
-            done = self._api.create_commit(repo, operations, commit_message=message, repo_type=self.kind,
-                                           commit_description=f"{TRAILER}{mark}", parent_commit=parent)
+            done = self._api.create_commit(
+                repo,
+                operations,
+                commit_message=message,
+                repo_type=self.kind,
+                commit_description=f"{TRAILER}{mark}",
+                parent_commit=parent,
+            )
         self._operations.clear()
         return str(done.oid)
 
@@ -169,7 +212,10 @@ class Hub:
         """The commit of the push with this mark; None: it has not landed."""
         with _heard(repo):
             commits = self._api.list_repo_commits(repo, repo_type=self.kind)
-        return next((str(c.commit_id) for c in commits if f"{TRAILER}{mark}" in f"{c.title}\n{c.message}"), None)
+        return next(
+            (str(c.commit_id) for c in commits if f"{TRAILER}{mark}" in f"{c.title}\n{c.message}"),
+            None,
+        )
 
     def tag(self, repo: str, tag: str, commit: str) -> None:
         """Raises Conflict where the tag names another commit."""
@@ -184,12 +230,19 @@ class Hub:
             return Path(self._api.hf_hub_download(repo, path, repo_type=self.kind, revision=commit))
 
     def snapshot(self, repo: str, wanted: Sequence[str], revision: str | None = None) -> Path:
-        """The files of a revision, or of the newest commit, in the client's cache, those at the top whose names
-        `wanted` means; where the Hub is not to be asked or does not answer, what the cache has, else Offline or
-        Unheard."""
+        """The files of a revision, or of the newest commit, in the client's cache, those at the top
+        whose names `wanted` means; where the Hub is not to be asked or does not answer, what the
+        cache has, else Offline or Unheard."""
         with _heard(repo):
-            return Path(self._api.snapshot_download(repo, repo_type=self.kind, revision=revision,
-                                                    allow_patterns=list(wanted), ignore_patterns=["*/*"]))
+            return Path(
+                self._api.snapshot_download(
+                    repo,
+                    repo_type=self.kind,
+                    revision=revision,
+                    allow_patterns=list(wanted),
+                    ignore_patterns=["*/*"],
+                )
+            )
 
     def address(self, repo: str) -> str:
         from huggingface_hub import constants
@@ -205,9 +258,11 @@ class Hub:
         return self._operations[file.path]
 
 
-def with_retries(ask: Callable[[], T], repo: str, told: Callable[[str], None] = lambda reason: None) -> T:
-    """`ask()`, again after a while where there was no reply. For what may be asked twice. `told` hears why it waits.
-    Raises UserError in the end."""
+def with_retries(
+    ask: Callable[[], T], repo: str, told: Callable[[str], None] = lambda reason: None
+) -> T:
+    """`ask()`, again after a while where there was no reply. For what may be asked twice. `told`
+    hears why it waits. Raises UserError in the end."""
     for wait in WAITS_S:
         try:
             return ask()
@@ -226,8 +281,11 @@ def retry_delay(wait: float, trouble: NoReply) -> float:
 
 
 def given_up(repo: str, trouble: NoReply) -> UserError:
-    return UserError(f"the Hub cannot be reached: {trouble}", where=repo,
-                     hint="is there a network? https://status.huggingface.co tells how the Hub is")
+    return UserError(
+        f"the Hub cannot be reached: {trouble}",
+        where=repo,
+        hint="is there a network? https://status.huggingface.co tells how the Hub is",
+    )
 
 
 def logged_in() -> bool:
@@ -238,7 +296,9 @@ def logged_in() -> bool:
 
 
 def cached_card(data_set: str) -> str:
-    """The text of a data set's card where the client's cache has it, the newest; empty otherwise. Nobody is asked."""
+    """The text of a data set's card where the client's cache has it, the newest; empty otherwise.
+    Nobody is asked.
+    """
     from huggingface_hub import constants
 
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
@@ -285,26 +345,41 @@ def _translated(error: BaseException, where: str) -> Exception | None:
     cause: BaseException | None = error
     while cause is not None:  # an upload's failure comes wrapped
         if isinstance(cause, errors.LocalTokenNotFoundError):
-            return UserError("nobody is logged in to the Hugging Face Hub", where=where,
-                             hint="`hf auth login`, or set HF_TOKEN")
+            return UserError(
+                "nobody is logged in to the Hugging Face Hub",
+                where=where,
+                hint="`hf auth login`, or set HF_TOKEN",
+            )
         if isinstance(cause, errors.OfflineModeIsEnabled):
-            return Offline("HF_HUB_OFFLINE is set: the Hub is not asked", where=where, hint="unset it")
+            return Offline(
+                "HF_HUB_OFFLINE is set: the Hub is not asked", where=where, hint="unset it"
+            )
         if isinstance(cause, errors.HfHubHTTPError):
             return _refused(cause, where)
         if isinstance(cause, ConnectionError | TimeoutError) or _of_the_network(cause):
             return NoReply(redacted(f"{type(cause).__name__}: {cause}".strip(": ")))
         cause = cause.__cause__
-    if isinstance(error, errors.LocalEntryNotFoundError) or "Consistency check failed" in str(error):
+    if isinstance(error, errors.LocalEntryNotFoundError) or "Consistency check failed" in str(
+        error
+    ):
         return NoReply("the download was cut off")
-    if isinstance(error, ValueError) and type(error).__module__ in ("builtins", "huggingface_hub.errors"):
-        return UserError(redacted(str(error)), where=where)  # metadata or a name that the Hub does not take
+    if isinstance(error, ValueError) and type(error).__module__ in (
+        "builtins",
+        "huggingface_hub.errors",
+    ):
+        return UserError(
+            redacted(str(error)), where=where
+        )  # metadata or a name that the Hub does not take
     return None
 
 
 def _of_the_network(error: BaseException) -> bool:
     """Whether it is the HTTP library's, httpx or httpx2, whichever this client stands on."""
     names = {base.__module__.partition(".")[0] for base in type(error).__mro__}
-    return bool(names & {"httpx", "httpx2", "httpcore", "httpcore2"}) or type(error).__name__ == "FileMetadataError"
+    return (
+        bool(names & {"httpx", "httpx2", "httpcore", "httpcore2"})
+        or type(error).__name__ == "FileMetadataError"
+    )
 
 
 def _status(error: Any) -> int:
@@ -323,21 +398,33 @@ def _refused(error: Any, where: str) -> Exception:
     if isinstance(error, errors.EntryNotFoundError):
         return UserError("a file is not there any more", where=where, hint="try again")
     if isinstance(error, errors.GatedRepoError):
-        return UserError("its owner asks for consent first", where=where, hint="give it on the repository's page")
+        return UserError(
+            "its owner asks for consent first", where=where, hint="give it on the repository's page"
+        )
     if status == 412:
         return Conflict(f"it has changed meanwhile: {said}", where=where)
     if status in (402, 413, 507) or "quota" in said.lower() or "storage limit" in said.lower():
-        return UserError(f"there is no room left: {said}", where=where,
-                         hint="https://huggingface.co/settings/billing shows how much is used")
+        return UserError(
+            f"there is no room left: {said}",
+            where=where,
+            hint="https://huggingface.co/settings/billing shows how much is used",
+        )
     if status in (408, 409, 425, 429) or status >= 500:
         return NoReply(f"{status} {said}".strip(), _retry_after(error))
     if isinstance(error, errors.RepositoryNotFoundError) and logged_in():
-        return RepoNotFound("there is no such repository, or this account may not see it", where=where,
-                       hint="look at its name; a data set takes --dataset")
+        return RepoNotFound(
+            "there is no such repository, or this account may not see it",
+            where=where,
+            hint="look at its name; a data set takes --dataset",
+        )
     if status == 401 or isinstance(error, errors.RepositoryNotFoundError):
-        return UserError("the Hub does not know this login" if logged_in() else
-                         "there is no such repository, or it is private and nobody is logged in", where=where,
-                         hint="`hf auth login`, or set HF_TOKEN")
+        return UserError(
+            "the Hub does not know this login"
+            if logged_in()
+            else "there is no such repository, or it is private and nobody is logged in",
+            where=where,
+            hint="`hf auth login`, or set HF_TOKEN",
+        )
     if status == 403:
         return UserError("this account may not do that here", where=where, hint=_MAY_NOT)
     return UserError(f"the Hub refused: {said}", where=where)

@@ -1,7 +1,9 @@
-"""Gets a repository from the Hub: listed kinds of files only, every one compared with the hash that its commit states.
+"""Gets a repository from the Hub: listed kinds of files only, every one compared with the hash that
+its commit states.
 
-Refused are pickled weights, code that would run here, paths that leave the folder, symbolic links. The folder is whole
-or not there. The client's cache keeps what has come, so that an interrupted pull goes on.
+Refused are pickled weights, code that would run here, paths that leave the folder, symbolic links.
+The folder is whole or not there. The client's cache keeps what has come, so that an interrupted
+pull goes on.
 """
 
 from __future__ import annotations
@@ -27,8 +29,33 @@ from ondevice.hub.client import Hub, RemoteFile, git_blob_of, with_retries
 ORIGIN = ".pulled.json"
 """Where a pulled folder came from: {"repo", "commit", "kind"}."""
 _NAMES = {"LICENSE", "LICENCE", "NOTICE", "README", "USE_POLICY"}
-_KINDS = {".json", ".safetensors", ".txt", ".model", ".jinja", ".md", ".jsonl", ".csv", ".parquet", ".svg", ".png"}
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".keras", ".msgpack"}
+_KINDS = {
+    ".json",
+    ".safetensors",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".md",
+    ".jsonl",
+    ".csv",
+    ".parquet",
+    ".svg",
+    ".png",
+}
+_PICKLED = {
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".joblib",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".keras",
+    ".msgpack",
+}
 _CODE = re.compile(r"\.(py|pyc|so|dll|dylib|sh|js)$")
 _ODD = re.compile(r"[\x00-\x1f\x7f\\:*?\"<>|]")
 ROOM = 1.05  # of the sizes that are stated, free on the disk
@@ -37,8 +64,8 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 
 def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
-    """Returns {"path", "repo", "commit", "files", "bytes", "left_out"}. Raises UserError for what is refused, and
-    leaves nothing behind then."""
+    """Returns {"path", "repo", "commit", "files", "bytes", "left_out"}. Raises UserError for what
+    is refused, and leaves nothing behind then."""
     cfg.check()
     tell = tell or _say
     client = Hub("dataset" if cfg.dataset else "model")
@@ -49,14 +76,18 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
     def wait(reason: str) -> None:
         tell({"event": "wait", "reason": reason})
 
-    commit = with_retries(lambda: client.look(cfg.repo_id, cfg.revision or "main"), cfg.repo_id, wait).head
+    commit = with_retries(
+        lambda: client.look(cfg.repo_id, cfg.revision or "main"), cfg.repo_id, wait
+    ).head
     found = with_retries(lambda: client.files(cfg.repo_id, commit), cfg.repo_id, wait)
     wanted, left_out = choose(cfg.repo_id, found)
     _need_room(out, wanted)
     total, done = sum(f.size for f in wanted), 0
     with whole_folder(out.absolute(), replacing=False) as folder:
         for file in wanted:
-            source = with_retries(partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait)
+            source = with_retries(
+                partial(client.download, cfg.repo_id, commit, file.path), cfg.repo_id, wait
+            )
             _place(source, folder, file, cfg.repo_id)
             done += file.size
             tell({"event": "file", "path": file.path, "sent": done, "of": total})
@@ -64,8 +95,14 @@ def pull(cfg: PullConfig, tell: Tell | None = None) -> dict[str, Any]:
         _check_whole(folder, wanted, cfg.repo_id)
         origin = {"repo": cfg.repo_id, "commit": commit, "kind": client.kind}
         (folder / ORIGIN).write_text(json.dumps(origin) + "\n", encoding="utf-8")
-    return {"path": str(out), "repo": cfg.repo_id, "commit": commit, "files": len(wanted), "bytes": total,
-            "left_out": left_out}
+    return {
+        "path": str(out),
+        "repo": cfg.repo_id,
+        "commit": commit,
+        "files": len(wanted),
+        "bytes": total,
+        "left_out": left_out,
+    }
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -73,8 +110,8 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def origin(folder: str | Path) -> dict[str, str]:
-    """Where a folder was pulled from: {"repo", "commit", "kind"}; empty where it was not, or where none is named: `""`
-    is no folder, while `Path("")` is the working one."""
+    """Where a folder was pulled from: {"repo", "commit", "kind"}; empty where it was not, or where
+    none is named: `""` is no folder, while `Path("")` is the working one."""
     if not str(folder) or folder == Path():
         return {}
     try:
@@ -85,22 +122,37 @@ def origin(folder: str | Path) -> dict[str, str]:
 
 
 def choose(repo: str, found: Sequence[RemoteFile]) -> tuple[list[RemoteFile], list[str]]:
-    """(what is taken, what is left out). Raises UserError for a path that leaves the folder, two that are one on some
-    disks, weights that are pickled alone, or nothing to take."""
+    """(what is taken, what is left out). Raises UserError for a path that leaves the folder, two
+    that are one on some disks, weights that are pickled alone, or nothing to take."""
     for file in found:
         check_path(file.path, repo)
     names = [file.path.casefold() for file in found]
-    folders = {str(parent).casefold() for file in found for parent in PurePosixPath(file.path).parents}
-    twice = next((name for name, count in Counter(names).items() if count > 1 or name in folders), None)
+    folders = {
+        str(parent).casefold() for file in found for parent in PurePosixPath(file.path).parents
+    }
+    twice = next(
+        (name for name, count in Counter(names).items() if count > 1 or name in folders), None
+    )
     if twice is not None:
-        raise UserError(f"{twice!r} stands there twice", where=repo, hint="some disks cannot tell these apart")
+        raise UserError(
+            f"{twice!r} stands there twice", where=repo, hint="some disks cannot tell these apart"
+        )
     wanted = [file for file in found if _listed(file.path)]
-    left_out = [file.path for file in found if not _listed(file.path) and file.path != ".gitattributes"]
-    weights = any(file.path.endswith((".safetensors", ".parquet", ".jsonl", ".csv")) for file in wanted)
-    pickled = next((path for path in left_out if PurePosixPath(path).suffix.lower() in _PICKLED), None)
+    left_out = [
+        file.path for file in found if not _listed(file.path) and file.path != ".gitattributes"
+    ]
+    weights = any(
+        file.path.endswith((".safetensors", ".parquet", ".jsonl", ".csv")) for file in wanted
+    )
+    pickled = next(
+        (path for path in left_out if PurePosixPath(path).suffix.lower() in _PICKLED), None
+    )
     if pickled and not weights:
-        raise UserError(f"its weights are pickled ({pickled}), and a pickle can run anything when it is read",
-                        where=repo, hint="look for the same model as safetensors")
+        raise UserError(
+            f"its weights are pickled ({pickled}), and a pickle can run anything when it is read",
+            where=repo,
+            hint="look for the same model as safetensors",
+        )
     if not wanted:
         raise UserError("holds nothing that could be used", where=repo)
     return wanted, left_out
@@ -109,10 +161,21 @@ def choose(repo: str, found: Sequence[RemoteFile]) -> tuple[list[RemoteFile], li
 def check_path(path: str, repo: str) -> None:
     """Raises UserError for a path of the remote that is not plainly within a folder."""
     parts = path.split("/")
-    if not path or _ODD.search(path) or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts) or (
-            parts[0] in (".git", "~") or PurePosixPath(path).is_absolute() or len(path.encode()) > 1000):
-        raise UserError(f"{sanitize(path, newlines=False, limit=80)!r} is no path within the folder", where=repo,
-                        hint="nothing was written")
+    if (
+        not path
+        or _ODD.search(path)
+        or any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in parts)
+        or (
+            parts[0] in (".git", "~")
+            or PurePosixPath(path).is_absolute()
+            or len(path.encode()) > 1000
+        )
+    ):
+        raise UserError(
+            f"{sanitize(path, newlines=False, limit=80)!r} is no path within the folder",
+            where=repo,
+            hint="nothing was written",
+        )
 
 
 def _listed(path: str) -> bool:
@@ -127,48 +190,80 @@ def _need_room(out: Path, files: Iterable[RemoteFile]) -> None:
     near = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
     needed, free = sum(file.size for file in files) * ROOM, shutil.disk_usage(near).free
     if needed > free:
-        raise UserError(f"{size(needed)} are needed, {size(free)} are free", where=str(near), hint="free some space")
+        raise UserError(
+            f"{size(needed)} are needed, {size(free)} are free",
+            where=str(near),
+            hint="free some space",
+        )
 
 
 def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
-    """Copies a downloaded file to its place in `folder`, as a plain file, and compares it. Raises UserError where it
-    differs, FileNotFoundError where `folder` is gone."""
-    for parent in reversed(list(PurePosixPath(file.path).parents)[:-1]):  # not the folder itself: one that was deleted
-        (folder / parent).mkdir(exist_ok=True)  # while it was filled must not come back with half its files
+    """Copies a downloaded file to its place in `folder`, as a plain file, and compares it. Raises
+    UserError where it differs, FileNotFoundError where `folder` is gone."""
+    for parent in reversed(
+        list(PurePosixPath(file.path).parents)[:-1]
+    ):  # not the folder itself: one that was deleted
+        (folder / parent).mkdir(
+            exist_ok=True
+        )  # while it was filled must not come back with half its files
     target = folder / file.path
     shutil.copyfile(source, target)  # the cache's own is a link
     whole = sha256(target) if file.sha256 else ""
     if not file.holds(target.stat().st_size, whole, "" if file.sha256 else git_blob_of(target)):
         source.resolve().unlink(missing_ok=True)  # else the cache would give it again
-        raise UserError(f"{file.path} came otherwise than its commit states", where=repo, hint="pull again")
+        raise UserError(
+            f"{file.path} came otherwise than its commit states", where=repo, hint="pull again"
+        )
 
 
 def _check_whole(folder: Path, wanted: Iterable[RemoteFile], repo: str) -> None:
     """Raises UserError where a file that was placed is not there any more, or another one is."""
-    there = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    there = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     listed = {file.path: file.size for file in wanted}
-    differs = sorted(path for path in there.keys() | listed.keys() if there.get(path) != listed.get(path))
+    differs = sorted(
+        path for path in there.keys() | listed.keys() if there.get(path) != listed.get(path)
+    )
     if differs:
-        raise UserError(f"{differs[0]} changed while the folder was filled", where=repo, hint="pull again")
+        raise UserError(
+            f"{differs[0]} changed while the folder was filled", where=repo, hint="pull again"
+        )
 
 
 def _refuse_code(folder: Path, repo: str) -> None:
     """Raises UserError for a config that names code of the repository to be run."""
     for file in folder.rglob("*.json"):
-        if file.name not in ("config.json", "tokenizer_config.json", "generation_config.json", "adapter_config.json"):
+        if file.name not in (
+            "config.json",
+            "tokenizer_config.json",
+            "generation_config.json",
+            "adapter_config.json",
+        ):
             continue
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{file.relative_to(folder)} cannot be read ({error})", where=repo) from None
-        if isinstance(value, dict) and (value.get("auto_map") or value.get("trust_remote_code")
-                                        or value.get("custom_pipelines")):
-            raise UserError(f"{file.relative_to(folder)} asks for code of its author to be run", where=repo,
-                            hint="take a model that its library knows")
+            raise UserError(
+                f"{file.relative_to(folder)} cannot be read ({error})", where=repo
+            ) from None
+        if isinstance(value, dict) and (
+            value.get("auto_map") or value.get("trust_remote_code") or value.get("custom_pipelines")
+        ):
+            raise UserError(
+                f"{file.relative_to(folder)} asks for code of its author to be run",
+                where=repo,
+                hint="take a model that its library knows",
+            )
 
 
 def _say(event: Mapping[str, Any]) -> None:
     """For people, on stderr."""
-    text = f"  waiting: {event['reason']}" if event["event"] == "wait" else \
-        f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
+    text = (
+        f"  waiting: {event['reason']}"
+        if event["event"] == "wait"
+        else f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
+    )
     print(sanitize(text), file=sys.stderr, flush=True)

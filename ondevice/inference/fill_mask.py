@@ -1,5 +1,5 @@
-"""Guessing what is hidden in a text: the likeliest tokens at each mask of an encoder's, with their probabilities; what
-an encoder-decoder writes there is found in `inference/infill.py`."""
+"""Guessing what is hidden in a text: the likeliest tokens at each mask of an encoder's, with their
+probabilities; what an encoder-decoder writes there is found in `inference/infill.py`."""
 
 from __future__ import annotations
 
@@ -26,28 +26,42 @@ from ondevice.seam.select import load_backend
 
 
 def fill(cfg: FillConfig) -> dict[str, Any]:
-    """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token", "probability"}]}; a token
-    of an encoder-decoder's may be several, or none. They are a model's: make them inert before showing them. Raises
-    UserError for a model that fills no masks, a text without one, or one that is too long."""
+    """{"text": with the likeliest tokens put in, "masks": for each the candidates [{"token",
+    "probability"}]}; a token of an encoder-decoder's may be several, or none. They are a model's:
+    make them inert before showing them. Raises UserError for a model that fills no masks, a text
+    without one, or one that is too long."""
     cfg.check()
     text = read_input(lambda: cfg.text or sys.stdin.read())
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = load_model(find_model(cfg.model), backend)
     if not is_masked_lm(model.cfg) and objective(model.cfg) not in ("spans", "infilling"):
-        raise UserError("fills no masks", where=str(model.folder),
-                        hint="take an encoder's or an encoder-decoder's folder of init or pretrain")
+        raise UserError(
+            "fills no masks",
+            where=str(model.folder),
+            hint="take an encoder's or an encoder-decoder's folder of init or pretrain",
+        )
     if len(parts_around(text, model.tokenizer)) == 1:
-        raise UserError("hides nothing", where="text", hint=f'write {WRITTEN}, as in "The {WRITTEN} bird"')
+        raise UserError(
+            "hides nothing", where="text", hint=f'write {WRITTEN}, as in "The {WRITTEN} bird"'
+        )
     if not is_masked_lm(model.cfg):
         return fill_gaps(model, backend, text, cfg.top)
     ids = mask_ids(text, model.tokenizer)
     if len(ids) > model.cfg.max_position_embeddings:
-        raise UserError(f"has {len(ids)} tokens, the model's context holds {model.cfg.max_position_embeddings}",
-                        where="text", hint="shorten it")
+        raise UserError(
+            f"has {len(ids)} tokens, the model's context holds {model.cfg.max_position_embeddings}",
+            where="text",
+            hint="shorten it",
+        )
     probabilities = guesses(model, model.params, backend, [ids])[0]
-    best = np.argsort(-probabilities, -1, kind="stable")[:, :cfg.top]
-    masks = [[{"token": model.tokenizer.decode([i], skip_special=False), "probability": float(row[i])} for i in top]
-             for row, top in zip(probabilities, best, strict=True)]
+    best = np.argsort(-probabilities, -1, kind="stable")[:, : cfg.top]
+    masks = [
+        [
+            {"token": model.tokenizer.decode([i], skip_special=False), "probability": float(row[i])}
+            for i in top
+        ]
+        for row, top in zip(probabilities, best, strict=True)
+    ]
     return {"text": filled(ids, best[:, 0], model.tokenizer), "masks": masks}
 
 
@@ -55,23 +69,31 @@ def render(found: Mapping[str, Any]) -> str:
     """The text with the likeliest tokens, then a line of candidates a mask."""
     lines = [found["text"]]
     for number, candidates in enumerate(found["masks"], 1):
-        told = ", ".join(f"{one['token'].strip() or repr(one['token'])} {one['probability']:.1%}" for one in candidates)
+        told = ", ".join(
+            f"{one['token'].strip() or repr(one['token'])} {one['probability']:.1%}"
+            for one in candidates
+        )
         lines.append(f"{WRITTEN} {number}: {told or 'the text around it was written otherwise'}")
     return "\n".join(lines)
 
 
 def mask_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """The text between the tokens that open and close one. Raises UserError for a tokenizer without a mask."""
+    """The text between the tokens that open and close one. Raises UserError for a tokenizer without
+    a mask.
+    """
     if tokenizer.mask_id is None:
-        raise UserError("the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token")
+        raise UserError(
+            "the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token"
+        )
     ids = [tokenizer.cls_id]
     for number, part in enumerate(parts_around(text, tokenizer)):
         ids += [tokenizer.mask_id] * (number > 0) + tokenizer.encode(part)
     return [*ids, tokenizer.sep_id]
 
 
-def guesses(model: Model, params: Params, backend: Backend,
-            texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+def guesses(
+    model: Model, params: Params, backend: Backend, texts: Sequence[Sequence[int]]
+) -> list[NDArray[np.float32]]:
     """(masks, V) probabilities for each text's masks; special tokens are no guesses."""
     network, ops = model.network, backend.ops
     batch = text_batch(texts, len(texts), "first")
@@ -79,8 +101,11 @@ def guesses(model: Model, params: Params, backend: Backend,
 
     def probabilities(params: Params, batch: Mapping[str, Array], index: Array) -> Array:
         z = network.head.logits(ops, params, network.hidden(ops, params, batch, at=index))
-        return ops.softmax(z[:, :model.tokenizer.vocab_size], -1)
-    found = backend.numpy(backend.inference_fn(probabilities, compile="never")(params, batch, index)).copy()
+        return ops.softmax(z[:, : model.tokenizer.vocab_size], -1)
+
+    found = backend.numpy(
+        backend.inference_fn(probabilities, compile="never")(params, batch, index)
+    ).copy()
     found[:, model.tokenizer.is_special] = 0
     row_of = index // batch["ids"].shape[1]
     return [found[row_of == r] for r in range(len(texts))]
@@ -93,12 +118,20 @@ def filled(ids: Sequence[int], tokens: NDArray[np.integer[Any]], tokenizer: Toke
 
 
 def fill_all(model: Model, params: Params, backend: Backend, texts: Sequence[str]) -> list[str]:
-    """Each text with the likeliest token at each of its masks; as it is where it has none or is too long."""
+    """Each text with the likeliest token at each of its masks; as it is where it has none or is too
+    long.
+    """
     encoded = {n: mask_ids(text, model.tokenizer) for n, text in enumerate(texts)}
-    able = {n: ids for n, ids in encoded.items()
-            if model.tokenizer.mask_id in ids and len(ids) <= model.cfg.max_position_embeddings}
+    able = {
+        n: ids
+        for n, ids in encoded.items()
+        if model.tokenizer.mask_id in ids and len(ids) <= model.cfg.max_position_embeddings
+    }
     if not able:
         return list(texts)
     best = [found.argmax(-1) for found in guesses(model, params, backend, list(able.values()))]
-    done = {n: filled(ids, top, model.tokenizer) for (n, ids), top in zip(able.items(), best, strict=True)}
+    done = {
+        n: filled(ids, top, model.tokenizer)
+        for (n, ids), top in zip(able.items(), best, strict=True)
+    }
     return [done.get(n, text) for n, text in enumerate(texts)]

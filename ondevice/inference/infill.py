@@ -1,7 +1,8 @@
-"""What an encoder-decoder writes into the gaps of a text: the likeliest ways to fill all of them, found by a search.
+"""What an encoder-decoder writes into the gaps of a text: the likeliest ways to fill all of them,
+found by a search.
 
-A model that learned by span corruption writes the spans alone, each behind its sentinel; one that learned by infilling
-writes the whole text anew, in which the spans stand between what was there.
+A model that learned by span corruption writes the spans alone, each behind its sentinel; one that
+learned by infilling writes the whole text anew, in which the spans stand between what was there.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ class Filling(NamedTuple):
 
 
 def parts_around(text: str, tokenizer: Tokenizer) -> list[str]:
-    """What stands before, between and behind the gaps. A gap takes the space before it along, as the words that it may
-    stand for do."""
+    """What stands before, between and behind the gaps. A gap takes the space before it along, as
+    the words that it may stand for do."""
     names = [re.escape(word) for word in (WRITTEN, tokenizer.named.get("mask_token")) if word]
     return re.split(f" ?(?:{'|'.join([*names, '<extra_id_[0-9]+>'])})", text)
 
 
 def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, Any]:
-    """{"text": filled in the likeliest way, "masks": for each gap the candidates [{"token", "probability"}]}: what
-    stands there in the ways that were found, and how likely those are among all that were found. Raises UserError for a
-    text that is too long or has more gaps than the model can tell apart."""
+    """{"text": filled in the likeliest way, "masks": for each gap the candidates [{"token",
+    "probability"}]}: what stands there in the ways that were found, and how likely those are among
+    all that were found. Raises UserError for a text that is too long or has more gaps than the
+    model can tell apart."""
     tokenizer, parts = model.tokenizer, parts_around(text, model.tokenizer)
     by_spans = objective(model.cfg) == "spans"
     marks = _marks(tokenizer, len(parts) - 1, by_spans)
@@ -52,12 +54,21 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
     room = SPAN * len(marks) + (0 if by_spans else len(source))
     generator = generator_of(model, backend, Sampling(max_new_tokens=room, temperature=0))
     first = marks[0] if by_spans else tokenizer.cls_id
-    found = beam_search(generator, model.params, source, max(BEAMS, 2 * top),
-                        Search(length_penalty=0.0, early_stopping="never", forced_bos_token_id=first))
+    found = beam_search(
+        generator,
+        model.params,
+        source,
+        max(BEAMS, 2 * top),
+        Search(length_penalty=0.0, early_stopping="never", forced_bos_token_id=first),
+    )
     ways: list[tuple[Filling, float]] = []
     for one in found:
         ids = one.completion.ids
-        filling = _by_spans(ids, between, marks, tokenizer) if by_spans else _by_text(ids, parts, tokenizer)
+        filling = (
+            _by_spans(ids, between, marks, tokenizer)
+            if by_spans
+            else _by_text(ids, parts, tokenizer)
+        )
         if filling is not None:
             ways.append((filling, math.exp(one.score - found[0].score)))
     total = sum(weight for _, weight in ways)
@@ -68,28 +79,42 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
             likely[filling.spans[gap]] += weight / total
         best = sorted(likely.items(), key=lambda one: -one[1])[:top]
         masks.append([{"token": span, "probability": probability} for span, probability in best])
-    return {"text": ways[0][0].text if ways else tokenizer.decode(found[0].completion.ids), "masks": masks}
+    return {
+        "text": ways[0][0].text if ways else tokenizer.decode(found[0].completion.ids),
+        "masks": masks,
+    }
 
 
 def _joined(between: Sequence[Sequence[int]], gaps: Sequence[Sequence[int]]) -> list[int]:
     """The parts with what is in the gaps between them."""
-    return [*between[0], *(i for gap, part in zip(gaps, between[1:], strict=True) for i in (*gap, *part))]
+    return [
+        *between[0],
+        *(i for gap, part in zip(gaps, between[1:], strict=True) for i in (*gap, *part)),
+    ]
 
 
 def _marks(tokenizer: Tokenizer, gaps: int, by_spans: bool) -> list[int]:
     """The token that stands for each gap."""
     if not by_spans:
         if tokenizer.mask_id is None:
-            raise UserError("the tokenizer has no mask token", where="tokenizer_config.json", hint="give mask_token")
+            raise UserError(
+                "the tokenizer has no mask token",
+                where="tokenizer_config.json",
+                hint="give mask_token",
+            )
         return [tokenizer.mask_id] * gaps
     if gaps > len(tokenizer.sentinels):
-        raise UserError(f"has {gaps} gaps, the tokenizer has {len(tokenizer.sentinels)} sentinels to name them",
-                        where="text", hint="hide less")
+        raise UserError(
+            f"has {gaps} gaps, the tokenizer has {len(tokenizer.sentinels)} sentinels to name them",
+            where="text",
+            hint="hide less",
+        )
     return [int(i) for i in tokenizer.sentinels[:gaps]]
 
 
-def _by_spans(ids: Sequence[int], between: Sequence[Sequence[int]], marks: Sequence[int],
-              tokenizer: Tokenizer) -> Filling:
+def _by_spans(
+    ids: Sequence[int], between: Sequence[Sequence[int]], marks: Sequence[int], tokenizer: Tokenizer
+) -> Filling:
     """A gap whose sentinel was not written holds nothing."""
     spans: dict[int, list[int]] = {mark: [] for mark in marks}
     writing: list[int] = []
@@ -99,7 +124,9 @@ def _by_spans(ids: Sequence[int], between: Sequence[Sequence[int]], marks: Seque
         else:
             writing.append(i)
     whole = _joined(between, [*spans.values()])
-    return Filling(tuple(tokenizer.decode(span) for span in spans.values()), tokenizer.decode(whole))
+    return Filling(
+        tuple(tokenizer.decode(span) for span in spans.values()), tokenizer.decode(whole)
+    )
 
 
 def _by_text(ids: Sequence[int], parts: Sequence[str], tokenizer: Tokenizer) -> Filling | None:

@@ -1,4 +1,6 @@
-"""Which class a text is of, by a classifier: of one text, and how often rightly where the class is known."""
+"""Which class a text is of, by a classifier: of one text, and how often rightly where the class is
+known.
+"""
 
 from __future__ import annotations
 
@@ -38,42 +40,61 @@ ROWS = 32
 
 
 def label(cfg: LabelConfig) -> dict[str, Any]:
-    """{"label": the likeliest class, "classes": [{"label", "probability"}], likeliest first}. Names of classes are a
-    folder's: make them inert before showing them. Raises UserError for a model that tells no classes apart, and for an
-    empty text; one that is too long is cut, at its end unless the tokenizer says the beginning, and stderr says so."""
+    """{"label": the likeliest class, "classes": [{"label", "probability"}], likeliest first}. Names
+    of classes are a folder's: make them inert before showing them. Raises UserError for a model
+    that tells no classes apart, and for an empty text; one that is too long is cut, at its end
+    unless the tokenizer says the beginning, and stderr says so."""
     cfg.check()
     text = read_input(lambda: cfg.text or sys.stdin.read())
     if not text.strip():
-        raise UserError("is empty", where="text", hint="write something after the model, or send it to stdin")
+        raise UserError(
+            "is empty", where="text", hint="write something after the model, or send it to stdin"
+        )
     backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     model = need_classes(load_model(find_classifier(cfg.model), backend))
-    found = probabilities(model, backend, [LabelledText(text, "", read_input(lambda: cfg.pair) or None)])[0]
-    order = np.argsort(-found, kind="stable")[:cfg.top]
+    found = probabilities(
+        model, backend, [LabelledText(text, "", read_input(lambda: cfg.pair) or None)]
+    )[0]
+    order = np.argsort(-found, kind="stable")[: cfg.top]
     names = names_of(model)
-    return {"label": names[int(order[0])],
-            "classes": [{"label": names[int(i)], "probability": float(found[i])} for i in order]}
+    return {
+        "label": names[int(order[0])],
+        "classes": [{"label": names[int(i)], "probability": float(found[i])} for i in order],
+    }
 
 
 def render(found: Mapping[str, Any]) -> str:
     """The likeliest class, then all that were asked for with their probabilities."""
-    return "\n".join([found["label"], *(f"{one['probability']:6.1%}  {one['label']}" for one in found["classes"])])
+    return "\n".join(
+        [
+            found["label"],
+            *(f"{one['probability']:6.1%}  {one['label']}" for one in found["classes"]),
+        ]
+    )
 
 
 def classified(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any]:
-    """{"accuracy", "interval" (Wilson's 95 %), "texts", "most_frequent" (what its share alone would be right in),
-    "by_class": {class: [right, texts]}, "unlabelled" (rows without a class), "read_as": {class of the rows: the model's
-    name for it, where that is another}} of rows of text and label. Raises UserError for data without them, for a class
-    that the model does not know, and for a model that gives one text several classes."""
+    """{"accuracy", "interval" (Wilson's 95 %), "texts", "most_frequent" (what its share alone would
+    be right in), "by_class": {class: [right, texts]}, "unlabelled" (rows without a class),
+    "read_as": {class of the rows: the model's name for it, where that is another}} of rows of text
+    and label. Raises UserError for data without them, for a class that the model does not know, and
+    for a model that gives one text several classes."""
     names = names_of(need_classes(model))
     if model.cfg.problem_type == MULTI_LABEL:
-        raise UserError("gives a text several classes: a share of texts with the right one says nothing of it",
-                        where=str(model.folder), hint="ondevice label tells each class's probability")
+        raise UserError(
+            "gives a text several classes: a share of texts with the right one says nothing of it",
+            where=str(model.folder),
+            hint="ondevice label tells each class's probability",
+        )
     rows, unlabelled = _rows(cfg)
     known = same_classes(names, (row.label for row in rows))
     if known is None:
         unknown = sorted({row.label for row in rows} - set(names))
-        raise UserError(f"has the class {unknown[0]!r}, which the model does not know", where=cfg.data,
-                        hint=f"known: {', '.join(names[:8])}{', …' * (len(names) > 8)}")
+        raise UserError(
+            f"has the class {unknown[0]!r}, which the model does not know",
+            where=cfg.data,
+            hint=f"known: {', '.join(names[:8])}{', …' * (len(names) > 8)}",
+        )
     guessed = probabilities(model, backend, rows).argmax(-1)
     by_class = {name: [0, 0] for name in names}
     for row, guess in zip(rows, guessed, strict=True):
@@ -82,56 +103,89 @@ def classified(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
         by_class[name][1] += 1
     share = wilson(sum(right for right, _ in by_class.values()), len(rows))
     read_as = {label: name for label, name in known.items() if label != name}
-    return {"accuracy": share.share, "interval": [share.low, share.high], "texts": len(rows),
-            "most_frequent": Counter(row.label for row in rows).most_common(1)[0][1] / len(rows),
-            "by_class": {name: counts for name, counts in by_class.items() if counts[1]},
-            **({"unlabelled": unlabelled} if unlabelled else {}), **({"read_as": read_as} if read_as else {})}
+    return {
+        "accuracy": share.share,
+        "interval": [share.low, share.high],
+        "texts": len(rows),
+        "most_frequent": Counter(row.label for row in rows).most_common(1)[0][1] / len(rows),
+        "by_class": {name: counts for name, counts in by_class.items() if counts[1]},
+        **({"unlabelled": unlabelled} if unlabelled else {}),
+        **({"read_as": read_as} if read_as else {}),
+    }
 
 
 def _rows(cfg: EvalConfig) -> tuple[list[LabelledText], int]:
-    """(those of the file, or the held-out requests of the built-in corpus and what kind of task each is; how many have
-    no class)."""
+    """(those of the file, or the held-out requests of the built-in corpus and what kind of task
+    each is; how many have no class)."""
     corpus = corpus_of(cfg.data, CorpusConfig())
     if corpus is not None:
         if cfg.pair:
-            raise UserError("the built-in corpus has no second text", where="pair", hint="leave it out")
+            raise UserError(
+                "the built-in corpus has no second text", where="pair", hint="leave it out"
+            )
         held = islice(build(corpus).chats("heldout"), cfg.limit or None)
         return [LabelledText(chat["messages"][0]["content"], chat["kind"]) for chat in held], 0
     rows = open_rows(cfg.data, cfg.limit, "test", Reading.of(cfg))
-    found = [row for _, row in convert_rows(rows, partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair))]
+    found = [
+        row
+        for _, row in convert_rows(
+            rows, partial(to_label, text=cfg.text, label=cfg.label, pair=cfg.pair)
+        )
+    ]
     check_rejected(rows)
     if not found:
-        raise UserError("no row to learn from or to judge by", where=cfg.data, hint="rows of text and label")
+        raise UserError(
+            "no row to learn from or to judge by", where=cfg.data, hint="rows of text and label"
+        )
     return found, rows.unlabelled
 
 
 def need_classes(model: Model) -> Model:
     """Raises UserError for a model that tells no classes apart."""
     if model.cfg.problem_type == REGRESSION:
-        raise UserError("gives numbers, not classes", where=str(model.folder),
-                        hint="its problem_type is regression: take a classifier")
+        raise UserError(
+            "gives numbers, not classes",
+            where=str(model.folder),
+            hint="its problem_type is regression: take a classifier",
+        )
     if model.cfg.num_labels < 2:
-        raise UserError("tells no classes apart", where=str(model.folder), hint="ondevice classify makes one that does")
+        raise UserError(
+            "tells no classes apart",
+            where=str(model.folder),
+            hint="ondevice classify makes one that does",
+        )
     return model
 
 
-def probabilities(model: Model, backend: Backend, texts: Sequence[LabelledText]) -> NDArray[np.float32]:
-    """(texts, classes), each text's together 1; of a model that gives one text several classes each by itself, as
-    transformers' pipeline has them."""
+def probabilities(
+    model: Model, backend: Backend, texts: Sequence[LabelledText]
+) -> NDArray[np.float32]:
+    """(texts, classes), each text's together 1; of a model that gives one text several classes each
+    by itself, as transformers' pipeline has them."""
     network, ops, width = model.network, backend.ops, model.cfg.max_position_embeddings
     ids, types, cut = text_inputs(texts, model, width)
     if cut:
-        print(f"{cut} of {len(texts)} texts are cut {cut_where(model.tokenizer)}, to {width} tokens", file=sys.stderr)
+        print(
+            f"{cut} of {len(texts)} texts are cut {cut_where(model.tokenizer)}, to {width} tokens",
+            file=sys.stderr,
+        )
 
     def fn(params: Params, batch: Mapping[str, Array]) -> Array:
-        scores = class_scores(ops, params, network, network.hidden(ops, params, batch, at=batch["read"]))
+        scores = class_scores(
+            ops, params, network, network.hidden(ops, params, batch, at=batch["read"])
+        )
         if model.cfg.problem_type == MULTI_LABEL:
             return 0.5 + 0.5 * ops.tanh(0.5 * scores)  # the sigmoid
         return ops.softmax(scores, -1)
+
     run = backend.inference_fn(fn, compile="never" if len(texts) == 1 else "auto")
     out = np.zeros((len(texts), model.cfg.num_labels), np.float32)
     for group in group_by_length([len(row) for row in ids], ROWS):
-        batch = text_batch([ids[i] for i in group], len(group), network.pooling,
-                           None if types is None else [types[i] for i in group])
+        batch = text_batch(
+            [ids[i] for i in group],
+            len(group),
+            network.pooling,
+            None if types is None else [types[i] for i in group],
+        )
         out[group] = backend.numpy(run(model.params, batch))
     return out

@@ -29,24 +29,42 @@ NARROW = 80  # columns under which two answers do not stand beside each other
 
 
 def compare(cfg: CompareConfig) -> dict[str, Any]:
-    """{"models": [A, B], "answers": [{"prompt", "first", "second"}, …], "same": prompts answered alike}.
+    """{"models": [A, B], "answers": [{"prompt", "first", "second"}, …], "same": prompts answered
+    alike}.
 
-    One model is in memory at a time. What models write is untrusted: make it inert before showing it. Raises UserError
-    for a file without prompts, for a model without a chat template, and for a prompt that a context does not hold.
+    One model is in memory at a time. What models write is untrusted: make it inert before showing
+    it. Raises UserError for a file without prompts, for a model without a chat template, and for a
+    prompt that a context does not hold.
     """
     cfg.check()
     asked = conversations(cfg.prompts, cfg.limit, Reading.of(cfg))
     folders = [str(find_model(path)) for path in (cfg.model, cfg.other)]
     first, second = (_answered(cfg, folder, asked) for folder in folders)
-    found = [{"prompt": str(messages[-1]["content"]), "first": one, "second": other}
-               for messages, one, other in zip(asked, first, second, strict=True)]
-    return {"models": folders, "answers": found, "same": sum(row["first"] == row["second"] for row in found)}
+    found = [
+        {"prompt": str(messages[-1]["content"]), "first": one, "second": other}
+        for messages, one, other in zip(asked, first, second, strict=True)
+    ]
+    return {
+        "models": folders,
+        "answers": found,
+        "same": sum(row["first"] == row["second"] for row in found),
+    }
 
 
 def _answered(cfg: CompareConfig, folder: str, asked: Sequence[Messages]) -> list[str]:
     model, backend = open_model(replace(cfg, model=folder))
-    return answers(model, backend, asked, sampling(cfg, model, lambda said: print(
-        sanitize(f"compare: {folder}: {said}", newlines=False), file=sys.stderr)))
+    return answers(
+        model,
+        backend,
+        asked,
+        sampling(
+            cfg,
+            model,
+            lambda said: print(
+                sanitize(f"compare: {folder}: {said}", newlines=False), file=sys.stderr
+            ),
+        ),
+    )
 
 
 def render(found: Mapping[str, Any], width: int = 0) -> str:
@@ -59,7 +77,10 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
     width = width or shutil.get_terminal_size((100, 24)).columns
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None, highlight=False)
-    names = [f"{letter}: {sanitize(path, newlines=False)}" for letter, path in zip("AB", found["models"], strict=True)]
+    names = [
+        f"{letter}: {sanitize(path, newlines=False)}"
+        for letter, path in zip("AB", found["models"], strict=True)
+    ]
     for row in found["answers"]:
         console.print(Text("> " + sanitize(row["prompt"])))
         said = [Text(sanitize(row[side]).strip() or "(nothing)") for side in ("first", "second")]
@@ -70,34 +91,52 @@ def render(found: Mapping[str, Any], width: int = 0) -> str:
             table = Table.grid(padding=(0, 2, 0, 2), expand=True)
             for _ in names:
                 table.add_column(ratio=1, overflow="fold")
-            table.add_row(*(Text(f"{letter}: ").append(text) for letter, text in zip("AB", said, strict=True)))
+            table.add_row(
+                *(Text(f"{letter}: ").append(text) for letter, text in zip("AB", said, strict=True))
+            )
             console.print(table)
         console.print()
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    return "\n".join([*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"])
+    return "\n".join(
+        [*lines, *names, f"{found['same']} of {len(found['answers'])} answers are the same"]
+    )
 
 
 def conversations(data: str, limit: int = 0, reading: Reading = AS_IS) -> list[Messages]:
-    """Conversations that end with the user: of a person's rows, of which a plain text is one prompt, or the built-in
-    corpus's held-out prompts. Raises UserError where there are none."""
+    """Conversations that end with the user: of a person's rows, of which a plain text is one
+    prompt, or the built-in corpus's held-out prompts. Raises UserError where there are none."""
     corpus = corpus_of(data, CorpusConfig())
     if corpus is not None:
-        found = [[{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")]
+        found = [
+            [{"role": "user", "content": row["prompt"]}] for row in build(corpus).prompts("heldout")
+        ]
     else:
-        found = plain_rows(data, lambda row: to_prompt(
-            {"prompt": row["text"]} if set(row) == {"text"} else row)[0], reading=reading)
+        found = plain_rows(
+            data,
+            lambda row: to_prompt({"prompt": row["text"]} if set(row) == {"text"} else row)[0],
+            reading=reading,
+        )
     if not found:
-        raise UserError("holds no prompts", where=data, hint="give rows of prompt, question or messages")
-    return found[:limit or None]
+        raise UserError(
+            "holds no prompts", where=data, hint="give rows of prompt, question or messages"
+        )
+    return found[: limit or None]
 
 
 def answers(model: Model, backend: Backend, asked: Sequence[Messages], how: Sampling) -> list[str]:
-    """One answer to each conversation. Raises UserError for a model without a chat template, and for a prompt that its
-    context does not hold; an encoder-decoder reads a part of it, and stderr says so."""
+    """One answer to each conversation. Raises UserError for a model without a chat template, and
+    for a prompt that its context does not hold; an encoder-decoder reads a part of it, and stderr
+    says so."""
     require_chat_template(model)
-    prompts, generator = [chat_ids(messages, model) for messages in asked], generator_of(model, backend, how)
+    prompts, generator = (
+        [chat_ids(messages, model) for messages in asked],
+        generator_of(model, backend, how),
+    )
     if cut := sum(map(generator.is_cut, prompts)):
-        print(f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "
-              f"{model.cfg.max_position_embeddings} tokens", file=sys.stderr)
+        print(
+            f"{cut} of {len(prompts)} prompts are cut {cut_where(model.tokenizer)}: {model.folder} reads "
+            f"{model.cfg.max_position_embeddings} tokens",
+            file=sys.stderr,
+        )
     drawn = generator.run(model.params, prompts)
     return [model.tokenizer.decode(completion.ids) for completion in drawn]

@@ -1,4 +1,5 @@
-"""A model behind JSON lines: one request a line on stdin, one event a line on stdout. One model, one thread.
+"""A model behind JSON lines: one request a line on stdin, one event a line on stdout. One model,
+one thread.
 
     {"op": "generate", "id": "1", "messages": [{"role": "user", "content": "Hello"}],   or "text": "Once upon"
      "sampling": {"temperature": 0.8, "max_new_tokens": 64, "seed": 7}, "number": 0}    both may be left out
@@ -14,14 +15,15 @@
     {"event": "done", "id": "2", "scores": [1.2, -0.4], "seconds": 0.1}
     {"event": "error", "id": "1", "message": "…", "where": "…", "hint": "…"}
 
-A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each response to the messages.
-`template_kwargs` is what the chat template was told when the model was trained, and is told where a request's sampling
-has no `chat_template_kwargs` (JSON, as in the command line; "{}": nothing); `template_reads` names what it may be told.
-Requests are answered in turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is
-false where the limit came before the stop token, `forgotten` counts turns that the context had no room for, `full` says
-that the context ended the answer, and `cut` that an encoder-decoder has read a part of the prompt. The text is a
-model's: make it inert before showing it. The process ends when its stdin does and all is answered, and at once when its
-parent dies.
+A model that writes answers `generate`, a reward model (`judges`) `score`: a number for each
+response to the messages. `template_kwargs` is what the chat template was told when the model was
+trained, and is told where a request's sampling has no `chat_template_kwargs` (JSON, as in the
+command line; "{}": nothing); `template_reads` names what it may be told. Requests are answered in
+turn; a cancel is heeded between two tokens, also for a request that still waits. `stopped` is false
+where the limit came before the stop token, `forgotten` counts turns that the context had no room
+for, `full` says that the context ended the answer, and `cut` that an encoder-decoder has read a
+part of the prompt. The text is a model's: make it inert before showing it. The process ends when
+its stdin does and all is answered, and at once when its parent dies.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class _Cancelled(Exception):
 
 
 class Requests:
-    """What was asked on stdin, read by a thread of its own so that a cancel is heard while the model writes."""
+    """What was asked on stdin, read by a thread of its own so that a cancel is heard while the
+    model writes.
+    """
 
     def __init__(self, source: BinaryIO, *, mind_parent: bool) -> None:
         self.cancelled: set[str] = set()
@@ -96,7 +100,9 @@ class Requests:
         self._waiting.put(None)
         if self._parent is None:
             return
-        while os.getppid() == self._parent:  # what was asked is still answered, for as long as somebody listens
+        while (
+            os.getppid() == self._parent
+        ):  # what was asked is still answered, for as long as somebody listens
             time.sleep(PARENT_EVERY_S)
         os._exit(0)
 
@@ -117,15 +123,23 @@ class _Worker:
         self.model: Model = load_model(find_model(cfg.model), self.backend)
         self._made: tuple[Sampling, Generator] | None = None
         self._scorer: Any = None
-        self.tell("ready", model=cfg.model, parameters=self.model.size,
-                  context=self.model.cfg.max_position_embeddings, chat=self.model.tokenizer.chat_template is not None,
-                  judges=self.model.cfg.num_labels == 1, **self._template())
+        self.tell(
+            "ready",
+            model=cfg.model,
+            parameters=self.model.size,
+            context=self.model.cfg.max_position_embeddings,
+            chat=self.model.tokenizer.chat_template is not None,
+            judges=self.model.cfg.num_labels == 1,
+            **self._template(),
+        )
 
     def _template(self) -> dict[str, Any]:
         """What the chat template was told in training, and what it may be told."""
         try:
-            return {"template_kwargs": parse_template_kwargs(trained_kwargs(self.model)),
-                    "template_reads": self.model.tokenizer.kwargs_read()}
+            return {
+                "template_kwargs": parse_template_kwargs(trained_kwargs(self.model)),
+                "template_reads": self.model.tokenizer.kwargs_read(),
+            }
         except UserError:  # every chat will say why; what needs no template can still be asked
             return {"template_kwargs": {}, "template_reads": []}
 
@@ -142,8 +156,10 @@ class _Worker:
             elif request.get("op") == "score":
                 self._score(name, request)
             else:
-                raise UserError(f"unknown request {str(request.get('op'))[:40]!r}",
-                                hint="known: generate, score, cancel")
+                raise UserError(
+                    f"unknown request {str(request.get('op'))[:40]!r}",
+                    hint="known: generate, score, cancel",
+                )
         except UserError as error:
             self.tell("error", id=name, message=error.message, where=error.where, hint=error.hint)
         self.requests.cancelled.discard(name)
@@ -158,7 +174,10 @@ class _Worker:
         if not isinstance(number, int) or isinstance(number, bool) or number < 0:
             raise UserError("expected a whole number", where="number")
         ids, forgotten = self._prompt(request, settings)
-        generator, decoder = self._generator(sampling(settings, self.model)), self.model.tokenizer.stream()
+        generator, decoder = (
+            self._generator(sampling(settings, self.model)),
+            self.model.tokenizer.stream(),
+        )
         pieces: list[str] = []
         count = 0
 
@@ -177,45 +196,77 @@ class _Worker:
             except _Cancelled:
                 cancelled = True
         self._piece(name, pieces, decoder.flush())
-        self.tell("done", id=name, text="".join(pieces), tokens=count, prompt_tokens=len(ids), stopped=stopped,
-                  cancelled=cancelled, forgotten=forgotten, full=full, cut=generator.is_cut(ids),
-                  seconds=round(ticks() - began, 4))
+        self.tell(
+            "done",
+            id=name,
+            text="".join(pieces),
+            tokens=count,
+            prompt_tokens=len(ids),
+            stopped=stopped,
+            cancelled=cancelled,
+            forgotten=forgotten,
+            full=full,
+            cut=generator.is_cut(ids),
+            seconds=round(ticks() - began, 4),
+        )
 
     def _score(self, name: str, request: Mapping[str, Any]) -> None:
         """What the reward model thinks of each response to the messages."""
         if self.model.cfg.num_labels != 1:
-            raise UserError("gives no scores: it is no reward model", where=self.cfg.model,
-                            hint="take the folder of a reward model")
+            raise UserError(
+                "gives no scores: it is no reward model",
+                where=self.cfg.model,
+                hint="take the folder of a reward model",
+            )
         turns, responses = _turns(request), request.get("responses")
-        if not isinstance(responses, list) or not responses or not all(isinstance(r, str) for r in responses):
+        if (
+            not isinstance(responses, list)
+            or not responses
+            or not all(isinstance(r, str) for r in responses)
+        ):
             raise UserError("expected a list of texts", where="responses")
         began = ticks()
-        rows = [prompt_and_completion(completion_row(turns, _whole(response), self.model.tokenizer)) for response in responses]
+        rows = [
+            prompt_and_completion(completion_row(turns, _whole(response), self.model.tokenizer))
+            for response in responses
+        ]
         longest, room = max(map(len, rows)), self.model.cfg.max_position_embeddings
         if longest > room:
-            raise UserError(f"has {longest} tokens, the model's context holds {room}", where="responses")
+            raise UserError(
+                f"has {longest} tokens, the model's context holds {room}", where="responses"
+            )
         if self._scorer is None:
             self._scorer = Scorer(self.model, self.backend, batch_size=SCORED)
         scores = self._scorer.scores(self.model.params, rows)
-        self.tell("done", id=name, scores=[float(score) for score in scores], seconds=round(ticks() - began, 4))
+        self.tell(
+            "done",
+            id=name,
+            scores=[float(score) for score in scores],
+            seconds=round(ticks() - began, 4),
+        )
 
     def _piece(self, name: str, pieces: list[str], text: str) -> None:
         if text:
             pieces.append(text)
             self.tell("token", id=name, text=text)
 
-    def _prompt(self, request: Mapping[str, Any], settings: SamplingConfig) -> tuple[list[int], int]:
+    def _prompt(
+        self, request: Mapping[str, Any], settings: SamplingConfig
+    ) -> tuple[list[int], int]:
         """(ids, turns forgotten) of a request's messages or text, with room for the answer."""
         text, kwargs = request.get("text"), settings.chat_template_kwargs
         if isinstance(text, str):
             if kwargs:
-                raise UserError("has no effect: a text that is continued has no chat template",
-                                where="sampling.chat_template_kwargs", hint="leave it out, or give messages")
+                raise UserError(
+                    "has no effect: a text that is continued has no chat template",
+                    where="sampling.chat_template_kwargs",
+                    hint="leave it out, or give messages",
+                )
             return plain_ids(_whole(text), self.model), 0
         turns = _turns(request)
         first = turns[:1] if turns[0]["role"] == "system" else []
         model = with_kwargs(self.model, settings.chat_template_kwargs, silent)
-        ids, kept = fitting_ids(first, turns[len(first):], model, settings.max_new_tokens)
+        ids, kept = fitting_ids(first, turns[len(first) :], model, settings.max_new_tokens)
         return ids, len(turns) - len(first) - len(kept)
 
     def _generator(self, settings: Sampling) -> Generator:
@@ -233,7 +284,9 @@ def _turns(request: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _turn(message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+    if not isinstance(message, Mapping) or not all(
+        isinstance(message.get(k), str) for k in ("role", "content")
+    ):
         raise UserError("expected a role and a content, both text", where="messages")
     return {"role": message["role"], "content": _whole(message["content"])}
 

@@ -21,7 +21,9 @@ class CommonConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
-    num_labels: int = 0  # 0: the model writes, or fills masks; else a head of so many scores in place of that one
+    num_labels: int = (
+        0  # 0: the model writes, or fills masks; else a head of so many scores in place of that one
+    )
     label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -34,7 +36,9 @@ class CommonConfig:
 
 
 def whole(raw: Mapping[str, Any], name: str, usual: int, least: int = 1) -> int:
-    """A whole number of a config, `usual` where it says nothing. Raises UserError for anything else."""
+    """A whole number of a config, `usual` where it says nothing. Raises UserError for anything
+    else.
+    """
     value = raw.get(name)
     if value is None:
         return usual
@@ -44,7 +48,9 @@ def whole(raw: Mapping[str, Any], name: str, usual: int, least: int = 1) -> int:
 
 
 def number(raw: Mapping[str, Any], name: str, usual: float) -> float:
-    """A number above 0 of a config, `usual` where it says nothing. Raises UserError for anything else."""
+    """A number above 0 of a config, `usual` where it says nothing. Raises UserError for anything
+    else.
+    """
     value = raw.get(name)
     if value is None:
         return usual

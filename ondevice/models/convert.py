@@ -19,36 +19,55 @@ from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend
 
 GROUPS = (32, 64, 128)
-COST = ("the base is quantised: merged, its weights are whole again and take several times the room; quantising them "
-        "anew would round away a part of what was learned")
+COST = (
+    "the base is quantised: merged, its weights are whole again and take several times the room; quantising them "
+    "anew would round away a part of what was learned"
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def quantize(model: str | Path, out: str | Path, bits: int = 4, group_size: int = 64, *,
-             backend: Backend | None = None) -> Path:
-    """Writes a model (a folder, an adapter's folder, a name on the Hub) with its matrices quantised, the embeddings
-    among them; those whose rows are no whole number of groups stay as they are, and so does everything else, in the
-    type of the config. Returns `out`.
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    bits: int = 4,
+    group_size: int = 64,
+    *,
+    backend: Backend | None = None,
+) -> Path:
+    """Writes a model (a folder, an adapter's folder, a name on the Hub) with its matrices
+    quantised, the embeddings among them; those whose rows are no whole number of groups stay as
+    they are, and so does everything else, in the type of the config. Returns `out`.
 
-    mlx-lm loads the folder; here it is a base for adapters, and for use. Raises UserError: bits or group_size out of
-    range, a model that is quantised already, an `out` that is not empty.
+    mlx-lm loads the folder; here it is a base for adapters, and for use. Raises UserError: bits or
+    group_size out of range, a model that is quantised already, an `out` that is not empty.
     """
     for name, value, known in (("bits", bits, BITS), ("group_size", group_size, GROUPS)):
         if value not in known:
-            raise UserError(f"{value} is none of its values", where=name, hint=f"known: {', '.join(map(str, known))}")
+            raise UserError(
+                f"{value} is none of its values",
+                where=name,
+                hint=f"known: {', '.join(map(str, known))}",
+            )
     target = _empty(out)
     backend = backend or load_backend(device="cpu")
     found, dtype = quantised_model(load_model(model, backend), bits, group_size, backend)
     return _written(found, target, backend, dtype)
 
 
-def quantised_model(found: Model, bits: int, group_size: int, backend: Backend) -> tuple[Model, str]:
-    """(the model with its matrices packed, the type of what is not). Raises UserError as `quantize` does."""
+def quantised_model(
+    found: Model, bits: int, group_size: int, backend: Backend
+) -> tuple[Model, str]:
+    """(the model with its matrices packed, the type of what is not). Raises UserError as `quantize`
+    does.
+    """
     if quantised(found.params):
         raise UserError("is quantised already", where=str(found.folder))
     if found.cfg.model_type == "gpt2" or not isinstance(found.cfg, DecoderConfig):
-        raise UserError(f"a {found.cfg.model_type} model cannot be quantised", where=str(found.folder),
-                        hint="mlx-lm could not read its packed weights")
+        raise UserError(
+            f"a {found.cfg.model_type} model cannot be quantised",
+            where=str(found.folder),
+            hint="mlx-lm could not read its packed weights",
+        )
     dtype = found.cfg.dtype if found.cfg.dtype in _DTYPES else "bfloat16"
     params: Params = {}
     wanted = matrices(found.cfg, every=True)
@@ -56,20 +75,31 @@ def quantised_model(found: Model, bits: int, group_size: int, backend: Backend) 
         module = name.removesuffix(".weight")
         if module in wanted and name not in (module, SCORE) and wanted[module][1] % group_size == 0:
             parts = packed(backend.numpy(p), bits, group_size, dtype)
-            params |= {f"{module}.{part}": backend.array(x) for part, x in zip(
-                ("weight", "scales", "biases"), parts, strict=True)}
+            params |= {
+                f"{module}.{part}": backend.array(x)
+                for part, x in zip(("weight", "scales", "biases"), parts, strict=True)
+            }
         else:
             params[name] = p
     if not quantised(params):
-        raise UserError(f"no matrix has rows of whole groups of {group_size}", where="group_size",
-                        hint="take a smaller one")
+        raise UserError(
+            f"no matrix has rows of whole groups of {group_size}",
+            where="group_size",
+            hint="take a smaller one",
+        )
     return found.with_params(params), dtype
 
 
-def merge(adapter: str | Path, out: str | Path, *, backend: Backend | None = None,
-          told: Callable[[str], None] = lambda text: None) -> Path:
-    """Writes an adapter's folder as whole weights, in the type of the base's config. `told` hears what it costs where
-    the base is quantised. Returns `out`. Raises UserError for a folder that is no adapter's, or a full `out`."""
+def merge(
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    backend: Backend | None = None,
+    told: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Writes an adapter's folder as whole weights, in the type of the base's config. `told` hears
+    what it costs where the base is quantised. Returns `out`. Raises UserError for a folder that is
+    no adapter's, or a full `out`."""
     target = _empty(out)
     backend = backend or load_backend(device="cpu")
     found = load_model(adapter, backend, merge=False)

@@ -25,7 +25,7 @@ def split_layers(params: Params, prefix: str) -> list[Params]:
     found: dict[int, Params] = {}
     for name, value in params.items():
         if name.startswith(prefix):
-            layer, _, rest = name[len(prefix):].partition(".")
+            layer, _, rest = name[len(prefix) :].partition(".")
             found.setdefault(int(layer), {})[rest] = value
     return [found[i] for i in range(len(found))]
 
@@ -40,7 +40,8 @@ class Decoder:
     def __init__(self, cfg: DecoderConfig) -> None:
         self.cfg = cfg
         self.head = Head(f"{self.table}.weight" if cfg.tie_word_embeddings else "lm_head.weight")
-        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic
+        # made here, by numpy: where a compiler traces a forward it would make them in its own
+        # arithmetic
         self._tables = self._made()
         self._root = np.array(cfg.hidden_size**0.5, np.float32)
 
@@ -54,17 +55,25 @@ class Decoder:
             out[theta] += [(room, longer[1])] if longer else []
         return out
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
-               checkpoint: bool = False) -> Array:
-        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone, which saves the
-        last block most of its work. `batch`: ids (B, T), positions (B, T), segments (B, T) where attention is to stay
-        inside each example."""
+    def hidden(
+        self,
+        ops: Ops,
+        params: Params,
+        batch: Mapping[str, Array],
+        *,
+        at: Array | None = None,
+        checkpoint: bool = False,
+    ) -> Array:
+        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone,
+        which saves the last block most of its work. `batch`: ids (B, T), positions (B, T), segments
+        (B, T) where attention is to stay inside each example."""
         turns = self._turns(ops, batch["positions"])
         segments = batch.get("segments")
         x = self._embed(ops, params, batch["ids"], batch["positions"])
         blocks = split_layers(params, self.layers)
         for i, block in enumerate(blocks):
-            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
+            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
+            # gradient of zero
             wanted = at if block is blocks[-1] else None
             body = partial(self._block, ops, self.cfg.window(i), segments, turns[i], wanted)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
@@ -74,11 +83,12 @@ class Decoder:
         """Places of the cache that a prompt of `width` tokens takes."""
         return width
 
-    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array, at: Array,
-                lengths: Array) -> tuple[Array, Cache]:
-        """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds the prompts (B, T).
-        They are padded at the right: a later token never sees that, and `lengths` (B,) hide it from the tokens decoded
-        after."""
+    def prefill(
+        self, ops: Ops, params: Params, ids: Array, positions: Array, at: Array, lengths: Array
+    ) -> tuple[Array, Cache]:
+        """(B, D) of the flat positions `at` (B,), the prompts' last tokens, and a cache that holds
+        the prompts (B, T). They are padded at the right: a later token never sees that, and
+        `lengths` (B,) hide it from the tokens decoded after."""
         turns = self._turns(ops, positions, lengths)
         x = self._embed(ops, params, ids, positions)
         keys, values = [], []
@@ -93,7 +103,8 @@ class Decoder:
 
     def decode(self, ops: Ops, params: Params, ids: Array, cache: Cache) -> tuple[Array, Cache]:
         """One token a row, ids (B, 1) → hidden (B, 1, D) and the longer cache."""
-        # rows that are done go on being decoded until the next look, past the end of the table where need be
+        # rows that are done go on being decoded until the next look, past the end of the table
+        # where need be
         at = ops.minimum(cache.lengths, self.cfg.max_position_embeddings - 1)
         at = at.reshape(-1, 1)
         turns = self._turns(ops, at, cache.lengths + 1)
@@ -104,8 +115,14 @@ class Decoder:
             q, k, v = self._qkv(ops, block, x, turns[i])
             keys.append(ops.cache_write(cache.keys[i], k, cache.lengths))
             values.append(ops.cache_write(cache.values[i], v, cache.lengths))
-            a = ops.attention(q, keys[i], values[i], scale=self.cfg.attention_scale, window=self.cfg.window(i),
-                              lengths=lengths)
+            a = ops.attention(
+                q,
+                keys[i],
+                values[i],
+                scale=self.cfg.attention_scale,
+                window=self.cfg.window(i),
+                lengths=lengths,
+            )
             x = self._after_attention(ops, block, x, a)
         return self._final_norm(ops, params, x), Cache(keys, values, lengths)
 
@@ -123,9 +140,11 @@ class Decoder:
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.rms_norm(params, name, x, self.cfg.rms_norm_eps, self.cfg.norm_shift)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
-        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no positions. `lengths`
-        (B,): how long each row's text is; else its last position says it."""
+    def _turns(
+        self, ops: Ops, positions: Array, lengths: Array | None = None
+    ) -> list[RotaryTables | None]:
+        """For each layer the cos and sin (B, 1, T, C / 2) of the positions, None where it has no
+        positions. `lengths` (B,): how long each row's text is; else its last position says it."""
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         made: dict[float, RotaryTables] = {}
@@ -135,31 +154,56 @@ class Decoder:
             for _, tables in longer:
                 ends = ops.max(positions, -1) + 1 if lengths is None else lengths
                 beyond = (ends > near[0]).reshape(-1, 1, 1)
-                cos, sin = (ops.where(beyond, ops.take(ops.constant(far), at), one)
-                            for one, far in zip((cos, sin), tables, strict=True))
+                cos, sin = (
+                    ops.where(beyond, ops.take(ops.constant(far), at), one)
+                    for one, far in zip((cos, sin), tables, strict=True)
+                )
             made[theta] = cos.reshape(b, 1, t, c), sin.reshape(b, 1, t, c)
         return [made.get(self.cfg.theta(i)) for i in range(self.cfg.num_hidden_layers)]
 
-    def _block(self, ops: Ops, window: int, segments: Array | None, turn: RotaryTables | None, at: Array | None,
-               block: Params, x: Array) -> Array:
+    def _block(
+        self,
+        ops: Ops,
+        window: int,
+        segments: Array | None,
+        turn: RotaryTables | None,
+        at: Array | None,
+        block: Params,
+        x: Array,
+    ) -> Array:
         q, k, v = self._qkv(ops, block, x, turn)
         a = ops.attention(q, k, v, scale=self.cfg.attention_scale, window=window, segments=segments)
         return self._after_attention(ops, block, x, a, at)
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
+    def _qkv(
+        self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None
+    ) -> tuple[Array, Array, Array]:
         cfg = self.cfg
         b, t, _ = x.shape
         h = self._norm(ops, block, "input_layernorm", x)
-        q = ops.linear(block, "self_attn.q_proj", h).reshape(b, t, cfg.num_attention_heads, cfg.head_dim)
-        k = ops.linear(block, "self_attn.k_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
-        v = ops.linear(block, "self_attn.v_proj", h).reshape(b, t, cfg.num_key_value_heads, cfg.head_dim)
+        q = ops.linear(block, "self_attn.q_proj", h).reshape(
+            b, t, cfg.num_attention_heads, cfg.head_dim
+        )
+        k = ops.linear(block, "self_attn.k_proj", h).reshape(
+            b, t, cfg.num_key_value_heads, cfg.head_dim
+        )
+        v = ops.linear(block, "self_attn.v_proj", h).reshape(
+            b, t, cfg.num_key_value_heads, cfg.head_dim
+        )
         if cfg.qk_norm:
-            q, k = self._norm(ops, block, "self_attn.q_norm", q), self._norm(ops, block, "self_attn.k_norm", k)
+            q, k = (
+                self._norm(ops, block, "self_attn.q_norm", q),
+                self._norm(ops, block, "self_attn.k_norm", k),
+            )
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         return (ops.rope(q, *turn), ops.rope(k, *turn), v) if turn else (q, k, v)
 
-    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
-        """What follows attention, position by position: of all of them (B, T, D), or of `at` alone (N, D)."""
+    def _after_attention(
+        self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None
+    ) -> Array:
+        """What follows attention, position by position: of all of them (B, T, D), or of `at` alone
+        (N, D).
+        """
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:
@@ -178,7 +222,9 @@ class Decoder:
 
 
 class GPT2(Decoder):
-    """GPT-2 (Radford 2019): learned positions, LayerNorm with bias, one matrix for queries, keys and values."""
+    """GPT-2 (Radford 2019): learned positions, LayerNorm with bias, one matrix for queries, keys
+    and values.
+    """
 
     layers, table = "transformer.h.", "transformer.wte"
 
@@ -189,7 +235,9 @@ class GPT2(Decoder):
         # padding may stand beyond the context
         at = ops.minimum(positions, self.cfg.max_position_embeddings - 1)
         width = self.cfg.hidden_size
-        return ops.embed(params, self.table, ids, width) + ops.embed(params, "transformer.wpe", at, width)
+        return ops.embed(params, self.table, ids, width) + ops.embed(
+            params, "transformer.wpe", at, width
+        )
 
     def _final_norm(self, ops: Ops, params: Params, x: Array) -> Array:
         return self._norm(ops, params, "transformer.ln_f", x)
@@ -197,17 +245,27 @@ class GPT2(Decoder):
     def _norm(self, ops: Ops, params: Params, name: str, x: Array) -> Array:
         return ops.layer_norm(params, name, x, self.cfg.rms_norm_eps)
 
-    def _turns(self, ops: Ops, positions: Array, lengths: Array | None = None) -> list[RotaryTables | None]:
+    def _turns(
+        self, ops: Ops, positions: Array, lengths: Array | None = None
+    ) -> list[RotaryTables | None]:
         return [None] * self.cfg.num_hidden_layers
 
-    def _qkv(self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None) -> tuple[Array, Array, Array]:
+    def _qkv(
+        self, ops: Ops, block: Params, x: Array, turn: RotaryTables | None
+    ) -> tuple[Array, Array, Array]:
         b, t, d = x.shape
         every = ops.linear(block, "attn.c_attn", self._norm(ops, block, "ln_1", x))
-        q, k, v = (every[:, :, n * d:(n + 1) * d].reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
-                   .swapaxes(1, 2) for n in range(3))
+        q, k, v = (
+            every[:, :, n * d : (n + 1) * d]
+            .reshape(b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
+            .swapaxes(1, 2)
+            for n in range(3)
+        )
         return q, k, v
 
-    def _after_attention(self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None) -> Array:
+    def _after_attention(
+        self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None
+    ) -> Array:
         b, t, _ = x.shape
         a = a.swapaxes(1, 2).reshape(b, t, -1)
         if at is not None:

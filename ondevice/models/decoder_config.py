@@ -1,4 +1,6 @@
-"""What a decoder's `config.json` says, in Hugging Face's field names; both ways of writing rope are read."""
+"""What a decoder's `config.json` says, in Hugging Face's field names; both ways of writing rope are
+read.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,49 @@ from ondevice.models.base_config import CommonConfig
 from ondevice.models.config_fields import Fields, refuse_unread
 from ondevice.models.rope_scaling import by_type, read_rope
 
-FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-            "qwen3": "Qwen3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "gemma3_text": "Gemma3ForCausalLM",
-            "gpt2": "GPT2LMHeadModel"}
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
 _LAYERS = {"full_attention", "sliding_attention"}
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh")
-_GPT2 = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
-         "n_positions": "max_position_embeddings", "n_inner": "intermediate_size",
-         "layer_norm_epsilon": "rms_norm_eps", "activation_function": "hidden_act"}
+_GPT2 = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "n_inner": "intermediate_size",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "activation_function": "hidden_act",
+}
 _WRITES, _JUDGES = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification"
-_CANNOT: dict[str, tuple[Any, ...]] = {"final_logit_softcapping": (None,), "attn_logit_softcapping": (None,),
-           "use_bidirectional_attention": (None, False), "scale_attn_by_inverse_layer_idx": (None, False),
-           "scale_attn_weights": (None, True), "add_cross_attention": (None, False),
-           "is_encoder_decoder": (None, False), "cross_attention_hidden_size": (None,), "pruned_heads": (None, {}),
-           "tie_encoder_decoder": (None, False), "rope_interleaved": (None, False), "use_mrope": (None, False)}
+_CANNOT: dict[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
+    "use_bidirectional_attention": (None, False),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+    "scale_attn_weights": (None, True),
+    "add_cross_attention": (None, False),
+    "is_encoder_decoder": (None, False),
+    "cross_attention_hidden_size": (None,),
+    "pruned_heads": (None, {}),
+    "tie_encoder_decoder": (None, False),
+    "rope_interleaved": (None, False),
+    "use_mrope": (None, False),
+}
 """Fields with the only values that we can honour."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(CommonConfig):
-    """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a window. SmolLM3 has
-    layers without positions; Gemma 3 more norms, and two bases of rotation; GPT-2 a forward of its own."""
+    """Llama, Mistral, Qwen2 and Qwen3 differ in three switches: q/k/v biases, norms of q and k, a
+    window. SmolLM3 has layers without positions; Gemma 3 more norms, and two bases of rotation;
+    GPT-2 a forward of its own."""
 
     hidden_size: int
     intermediate_size: int
@@ -74,7 +98,7 @@ class DecoderConfig(CommonConfig):
 
     @property
     def attention_scale(self) -> float:
-        return float((self.query_pre_attn_scalar or self.head_dim)**-0.5)
+        return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     def theta(self, layer: int) -> float:
         return self.thetas[layer] if self.thetas else self.rope_theta
@@ -84,11 +108,19 @@ class DecoderConfig(CommonConfig):
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
-        """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
+        """Raises UserError for a field that is missing, of the wrong type, or that we cannot
+        honour.
+        """
         kind = raw["model_type"]
         given, fields = dict(raw), Fields(raw)
         raw = _defaults(kind, fields)
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+        ):
             if not isinstance(raw.get(name), int) or raw[name] < 1:
                 raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
         for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
@@ -98,8 +130,11 @@ class DecoderConfig(CommonConfig):
             if not isinstance(raw.get(name), int | float | None):
                 raise UserError(f"{raw[name]!r} is no number", where=name)
         if raw.get("hidden_act", "silu") not in ACTIVATIONS:
-            raise UserError(f"unknown activation {raw['hidden_act']!r}", where="hidden_act",
-                            hint=f"known: {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"unknown activation {raw['hidden_act']!r}",
+                where="hidden_act",
+                hint=f"known: {', '.join(ACTIVATIONS)}",
+            )
         for name, known in _CANNOT.items():
             if raw.get(name) not in known:
                 raise UserError(f"{raw[name]!r} is not known here", where=name)
@@ -110,27 +145,62 @@ class DecoderConfig(CommonConfig):
         windows = _windows(raw, kind, layers)
         eos = raw.get("eos_token_id")
         found = cls(
-            model_type=kind, num_attention_heads=heads, num_hidden_layers=layers, rope_theta=theta,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads, head_dim=head_dim,
-            rope_scaling=scaling, windows=windows, thetas=_thetas(raw, kind, layers, theta, windows),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)), max_position_embeddings=context,
+            model_type=kind,
+            num_attention_heads=heads,
+            num_hidden_layers=layers,
+            rope_theta=theta,
+            num_key_value_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=head_dim,
+            rope_scaling=scaling,
+            windows=windows,
+            thetas=_thetas(raw, kind, layers, theta, windows),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            max_position_embeddings=context,
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
-            num_labels=num_labels(raw), label_names=label_names(raw),
-            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32", raw=given,
-            **{n: raw[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "rms_norm_eps", "attention_bias",
-                                   "mlp_bias", "initializer_range", "bos_token_id", "pad_token_id", "hidden_act",
-                                   *("query_pre_attn_scalar",) * kind.startswith("gemma"))
-               if raw.get(n) is not None})
+            num_labels=num_labels(raw),
+            label_names=label_names(raw),
+            dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32",
+            raw=given,
+            **{
+                n: raw[n]
+                for n in (
+                    "vocab_size",
+                    "hidden_size",
+                    "intermediate_size",
+                    "rms_norm_eps",
+                    "attention_bias",
+                    "mlp_bias",
+                    "initializer_range",
+                    "bos_token_id",
+                    "pad_token_id",
+                    "hidden_act",
+                    *("query_pre_attn_scalar",) * kind.startswith("gemma"),
+                )
+                if raw.get(n) is not None
+            },
+        )
         refuse_unread(fields)
         return found
 
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
-        """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's Llama reads the
-        old one only and silently takes 10,000 without it)."""
-        out = {name: value for name, value in self.raw.items() if not name.startswith("quantization")}
+        """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's
+        Llama reads the old one only and silently takes 10,000 without it)."""
+        out = {
+            name: value for name, value in self.raw.items() if not name.startswith("quantization")
+        }
         for f in fields(self):
-            if f.name not in ("raw", "windows", "thetas", "rope_scaling", "attention_bias", "mlp_bias", "dtype",
-                              "num_labels", "label_names", "query_pre_attn_scalar"):
+            if f.name not in (
+                "raw",
+                "windows",
+                "thetas",
+                "rope_scaling",
+                "attention_bias",
+                "mlp_bias",
+                "dtype",
+                "num_labels",
+                "label_names",
+                "query_pre_attn_scalar",
+            ):
                 out[f.name] = getattr(self, f.name)
         if self.model_type in ("llama", "smollm3"):
             out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
@@ -140,13 +210,22 @@ class DecoderConfig(CommonConfig):
             # written even where there is none: left out, it would mean transformers' default
             out["sliding_window"] = max(self.windows, default=0) or None
         elif self.windows:
-            out |= {"use_sliding_window": True, "sliding_window": max(self.windows),
-                    "layer_types": ["sliding_attention" if w else "full_attention" for w in self.windows]}
+            out |= {
+                "use_sliding_window": True,
+                "sliding_window": max(self.windows),
+                "layer_types": [
+                    "sliding_attention" if w else "full_attention" for w in self.windows
+                ],
+            }
         if isinstance(self.eos_token_id, tuple):
             out["eos_token_id"] = list(self.eos_token_id)
         scaling = self.rope_scaling
         out["rope_scaling"] = scaling
-        out["rope_parameters"] = {"rope_type": "default", **(scaling or {}), "rope_theta": self.rope_theta}
+        out["rope_parameters"] = {
+            "rope_type": "default",
+            **(scaling or {}),
+            "rope_theta": self.rope_theta,
+        }
         if self.model_type == "smollm3":
             out["no_rope_layers"] = [int(self.theta(i) != 0) for i in range(self.num_hidden_layers)]
         elif self.model_type == "gemma3_text":
@@ -163,16 +242,22 @@ class DecoderConfig(CommonConfig):
         return out
 
     def _gemma(self, out: dict[str, Any]) -> dict[str, Any]:
-        """What Gemma 3 has beside: a base of its own where attention has a window. mlx-lm asks for a pattern: every
-        n-th layer sees the whole context."""
+        """What Gemma 3 has beside: a base of its own where attention has a window. mlx-lm asks for
+        a pattern: every n-th layer sees the whole context."""
         local = next((t for t in self.thetas if t != self.rope_theta), self.rope_theta)
         whole = [i for i in range(self.num_hidden_layers) if not self.window(i)]
         turn = {"rope_type": "default", "rope_theta": local}
-        return {"hidden_activation": out.pop("hidden_act"),
-                "query_pre_attn_scalar": self.query_pre_attn_scalar or self.head_dim,
-                "sliding_window": max(self.windows, default=0) or None, "rope_local_base_freq": local,
-                "sliding_window_pattern": whole[0] + 1 if whole else self.num_hidden_layers + 1,
-                "rope_parameters": {"full_attention": out["rope_parameters"], "sliding_attention": turn}}
+        return {
+            "hidden_activation": out.pop("hidden_act"),
+            "query_pre_attn_scalar": self.query_pre_attn_scalar or self.head_dim,
+            "sliding_window": max(self.windows, default=0) or None,
+            "rope_local_base_freq": local,
+            "sliding_window_pattern": whole[0] + 1 if whole else self.num_hidden_layers + 1,
+            "rope_parameters": {
+                "full_attention": out["rope_parameters"],
+                "sliding_attention": turn,
+            },
+        }
 
 
 def _judge(architecture: str) -> str:
@@ -183,25 +268,46 @@ def _judge(architecture: str) -> str:
 
 
 def _defaults(kind: str, raw: Fields) -> Fields:
-    """`raw` under the names that the other families have, with what a family means where it says nothing."""
+    """`raw` under the names that the other families have, with what a family means where it says
+    nothing.
+    """
     if kind == "gpt2":
         named = raw.renamed(_GPT2)
         width = named.get("hidden_size")
         inner = named.get("intermediate_size") or (4 * width if isinstance(width, int) else None)
-        return named.with_defaults({"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
-                                   intermediate_size=inner)
+        return named.with_defaults(
+            {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+            intermediate_size=inner,
+        )
     if kind == "gemma3_text":
-        known = {"head_dim": 256, "query_pre_attn_scalar": 256, "num_key_value_heads": 4, "tie_word_embeddings": True,
-                 "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window": 4096}
-        return raw.with_defaults(known, hidden_act=raw.get("hidden_activation") or "gelu_pytorch_tanh")
+        known = {
+            "head_dim": 256,
+            "query_pre_attn_scalar": 256,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "sliding_window": 4096,
+        }
+        return raw.with_defaults(
+            known, hidden_act=raw.get("hidden_activation") or "gelu_pytorch_tanh"
+        )
     if kind == "smollm3":
-        return raw.with_defaults({"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4})
+        return raw.with_defaults(
+            {"tie_word_embeddings": True, "rope_theta": 2e6, "num_key_value_heads": 4}
+        )
     return raw
 
 
 def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
     """The config in GPT-2's own names, without what it does not have."""
-    for name in ("rope_theta", "rope_scaling", "rope_parameters", "num_key_value_heads", "head_dim"):
+    for name in (
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "num_key_value_heads",
+        "head_dim",
+    ):
         out.pop(name, None)
     for own, name in _GPT2.items():
         out[own] = out.pop(name)
@@ -209,8 +315,12 @@ def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
     return {**out, "n_ctx": out["n_positions"]}
 
 
-def _thetas(raw: dict[str, Any], kind: str, layers: int, theta: float, windows: tuple[int, ...]) -> tuple[float, ...]:
-    """A base a layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one of their own."""
+def _thetas(
+    raw: dict[str, Any], kind: str, layers: int, theta: float, windows: tuple[int, ...]
+) -> tuple[float, ...]:
+    """A base a layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one
+    of their own.
+    """
     if kind == "gemma3_text" and windows:
         new = raw.get("rope_parameters") or {}
         local = (new.get("sliding_attention") or {}).get("rope_theta") if by_type(new) else None
@@ -222,13 +332,15 @@ def _thetas(raw: dict[str, Any], kind: str, layers: int, theta: float, windows: 
         every = raw.get("no_rope_layer_interval") or 4
         turned = [(i + 1) % every for i in range(layers)]
     if not isinstance(turned, list) or len(turned) < layers:
-        raise UserError(f"{turned!r} does not say it of each of {layers} layers", where="no_rope_layers")
+        raise UserError(
+            f"{turned!r} does not say it of each of {layers} layers", where="no_rope_layers"
+        )
     return tuple(theta if one else 0.0 for one in turned[:layers])
 
 
 def num_labels(raw: dict[str, Any]) -> int:
-    """How many scores the head gives, 0 where it gives none; transformers writes `id2label` unless there are two, and
-    then nothing."""
+    """How many scores the head gives, 0 where it gives none; transformers writes `id2label` unless
+    there are two, and then nothing."""
     if not any(str(name).endswith(_JUDGES) for name in raw.get("architectures") or ()):
         return 0
     labels = raw.get("id2label")
@@ -243,16 +355,21 @@ def label_names(raw: dict[str, Any]) -> tuple[str, ...]:
     labels = raw.get("id2label")
     if not num_labels(raw) or not isinstance(labels, dict):
         return ()
-    names = tuple(str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(num_labels(raw)))
+    names = tuple(
+        str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(num_labels(raw))
+    )
     return () if names == _numbered(len(names)) else names
 
 
 def label_table(count: int, names: tuple[str, ...]) -> dict[str, Any]:
     """The names of the scores as config.json has them."""
     names = names or _numbered(count)
-    return {"num_labels": count, "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": None}  # what a base was made for may be another
+    return {
+        "num_labels": count,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+        "problem_type": None,
+    }  # what a base was made for may be another
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -260,12 +377,16 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from `max_window_layers` on."""
+    """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from
+    `max_window_layers` on.
+    """
     window = raw.get("sliding_window", 4096 if kind == "mistral" else 0) or 0
     types = raw.get("layer_types")
     if types and (not isinstance(types, list) or len(types) != layers or set(types) - _LAYERS):
-        raise UserError(f"{types!r} does not name one of {', '.join(sorted(_LAYERS))} for each of {layers} layers",
-                        where="layer_types")
+        raise UserError(
+            f"{types!r} does not name one of {', '.join(sorted(_LAYERS))} for each of {layers} layers",
+            where="layer_types",
+        )
     if not window or kind in ("llama", "gpt2"):
         return ()
     if kind in ("qwen2", "qwen3", "smollm3") and not raw.get("use_sliding_window"):

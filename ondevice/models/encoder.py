@@ -27,28 +27,50 @@ class Encoder:
         self.cfg = cfg
         if cfg.modern:
             self._blocks, self._body = "model.layers.", self._modern_block
-            own, tied = "decoder.weight", Head("model.embeddings.tok_embeddings.weight", "decoder.bias")
+            own, tied = (
+                "decoder.weight",
+                Head("model.embeddings.tok_embeddings.weight", "decoder.bias"),
+            )
         else:
             self._blocks, self._body = "bert.encoder.layer.", self._bert_block
             own = "cls.predictions.decoder.weight"
             tied = Head("bert.embeddings.word_embeddings.weight", "cls.predictions.bias")
-        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic
-        self._tables = {theta: rope.plain_tables(cfg.max_position_embeddings, cfg.head_dim, theta)
-                        for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)}}
+        # made here, by numpy: where a compiler traces a forward it would make them in its own
+        # arithmetic
+        self._tables = {
+            theta: rope.plain_tables(cfg.max_position_embeddings, cfg.head_dim, theta)
+            for theta in {cfg.theta(i) for i in range(cfg.num_hidden_layers)}
+        }
         self.head = tied if cfg.tie_word_embeddings else Head(own)  # its bias stands beside it
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
-               checkpoint: bool = False) -> Array:
-        """(B, T, D) ready for the head, or (N, D) of the flat positions `at` (N,) = b·T + t alone, which saves the last
-        block most of its work. `batch`: ids, positions, segments (B, T), 0 where a row is padded; types (B, T), BERT's
-        sentence of each token, where they are not all the first."""
+    def hidden(
+        self,
+        ops: Ops,
+        params: Params,
+        batch: Mapping[str, Array],
+        *,
+        at: Array | None = None,
+        checkpoint: bool = False,
+    ) -> Array:
+        """(B, T, D) ready for the head, or (N, D) of the flat positions `at` (N,) = b·T + t alone,
+        which saves the last block most of its work. `batch`: ids, positions, segments (B, T), 0
+        where a row is padded; types (B, T), BERT's sentence of each token, where they are not all
+        the first."""
         x = self._embedded(ops, params, batch)
         angles = self._angles(ops, batch["positions"])
         blocks = split_layers(params, self._blocks)
         for i, block in enumerate(blocks):
-            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
+            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
+            # gradient of zero
             wanted = at if block is blocks[-1] else None
-            body = partial(self._body, ops, self.cfg.window(i), batch["segments"], angles[self.cfg.theta(i)], wanted)
+            body = partial(
+                self._body,
+                ops,
+                self.cfg.window(i),
+                batch["segments"],
+                angles[self.cfg.theta(i)],
+                wanted,
+            )
             x = (ops.checkpoint(body) if checkpoint else body)(block, x)
         return self._finished(ops, params, x)
 
@@ -63,7 +85,9 @@ class Encoder:
         return ops.layer_norm(params, "bert.embeddings.LayerNorm", x, self.cfg.norm_eps)
 
     def _angles(self, ops: Ops, positions: Array) -> dict[float, Angles]:
-        """cos and sin (B, 1, T, C / 2) of the positions, by their base; unused where positions are learned."""
+        """cos and sin (B, 1, T, C / 2) of the positions, by their base; unused where positions are
+        learned.
+        """
         out = {}
         for theta, tables in self._tables.items():
             cos, sin = (ops.take(ops.constant(t), positions) for t in tables)
@@ -76,36 +100,70 @@ class Encoder:
         cfg = self.cfg
         if cfg.modern:
             x = ops.layer_norm(params, "model.final_norm", x, cfg.norm_eps)
-            return ops.layer_norm(params, "head.norm", ops.gelu(ops.linear(params, "head.dense", x)), cfg.norm_eps)
+            return ops.layer_norm(
+                params, "head.norm", ops.gelu(ops.linear(params, "head.dense", x)), cfg.norm_eps
+            )
         if cfg.num_labels:
             return ops.tanh(ops.linear(params, "bert.pooler.dense", x))
         h = ops.gelu(ops.linear(params, "cls.predictions.transform.dense", x))
         return ops.layer_norm(params, "cls.predictions.transform.LayerNorm", h, cfg.norm_eps)
 
-    def _attended(self, ops: Ops, q: Array, k: Array, v: Array, window: int, segments: Array) -> Array:
+    def _attended(
+        self, ops: Ops, q: Array, k: Array, v: Array, window: int, segments: Array
+    ) -> Array:
         """(B, T, D) from queries, keys and values (B, H, T, C)."""
-        a = ops.attention(q, k, v, scale=self.cfg.head_dim**-0.5, causal=False, window=window, segments=segments)
+        a = ops.attention(
+            q, k, v, scale=self.cfg.head_dim**-0.5, causal=False, window=window, segments=segments
+        )
         b, _, t, _ = q.shape
         return a.swapaxes(1, 2).reshape(b, t, -1)
 
-    def _bert_block(self, ops: Ops, window: int, segments: Array, angles: Angles, at: Array | None,
-                    block: Params, x: Array) -> Array:
+    def _bert_block(
+        self,
+        ops: Ops,
+        window: int,
+        segments: Array,
+        angles: Angles,
+        at: Array | None,
+        block: Params,
+        x: Array,
+    ) -> Array:
         b, t, _ = x.shape
         heads = (b, t, self.cfg.num_attention_heads, self.cfg.head_dim)
-        q, k, v = (ops.linear(block, f"attention.self.{part}", x).reshape(*heads).swapaxes(1, 2)
-                   for part in ("query", "key", "value"))
+        q, k, v = (
+            ops.linear(block, f"attention.self.{part}", x).reshape(*heads).swapaxes(1, 2)
+            for part in ("query", "key", "value")
+        )
         x, a = _chosen(ops, at, x, self._attended(ops, q, k, v, window, segments))
-        x = ops.layer_norm(block, "attention.output.LayerNorm", x + ops.linear(block, "attention.output.dense", a),
-                           self.cfg.norm_eps)
+        x = ops.layer_norm(
+            block,
+            "attention.output.LayerNorm",
+            x + ops.linear(block, "attention.output.dense", a),
+            self.cfg.norm_eps,
+        )
         h = ops.linear(block, "output.dense", ops.gelu(ops.linear(block, "intermediate.dense", x)))
         return ops.layer_norm(block, "output.LayerNorm", x + h, self.cfg.norm_eps)
 
-    def _modern_block(self, ops: Ops, window: int, segments: Array, angles: Angles, at: Array | None,
-                      block: Params, x: Array) -> Array:
+    def _modern_block(
+        self,
+        ops: Ops,
+        window: int,
+        segments: Array,
+        angles: Angles,
+        at: Array | None,
+        block: Params,
+        x: Array,
+    ) -> Array:
         b, t, _ = x.shape
         # the first block has no norm of its own: the embeddings come out of one
-        h = ops.layer_norm(block, "attn_norm", x, self.cfg.norm_eps) if "attn_norm.weight" in block else x
-        qkv = ops.linear(block, "attn.Wqkv", h).reshape(b, t, 3, self.cfg.num_attention_heads, self.cfg.head_dim)
+        h = (
+            ops.layer_norm(block, "attn_norm", x, self.cfg.norm_eps)
+            if "attn_norm.weight" in block
+            else x
+        )
+        qkv = ops.linear(block, "attn.Wqkv", h).reshape(
+            b, t, 3, self.cfg.num_attention_heads, self.cfg.head_dim
+        )
         q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
         q, k = ops.rope(q, *angles), ops.rope(k, *angles)
         x, a = _chosen(ops, at, x, self._attended(ops, q, k, v, window, segments))

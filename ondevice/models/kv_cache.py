@@ -9,8 +9,9 @@ from ondevice.seam.ops import Array
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row holds (B,). `fixed`:
-    further arrays with a row for a row that do not grow (what an encoder-decoder has read)."""
+    """Keys and values so far: two arrays (B, H_kv, room, C) a layer, and how many tokens each row
+    holds (B,). `fixed`: further arrays with a row for a row that do not grow (what an
+    encoder-decoder has read)."""
 
     keys: list[Array]
     values: list[Array]

@@ -1,8 +1,10 @@
-"""A model of any other architecture, run by the library that knows it: transformers on torch, mlx-lm on MLX.
+"""A model of any other architecture, run by the library that knows it: transformers on torch,
+mlx-lm on MLX.
 
-What a stage asks of it is what it asks of our own forwards: states (N, D) and a head. Tensors keep the names that the
-library has for them, LoRA stands beside its linear layers as it does beside ours, and the library reads and writes the
-folders. A row holds one text, padded at the right, where causal layers cannot reach; rows are not packed.
+What a stage asks of it is what it asks of our own forwards: states (N, D) and a head. Tensors keep
+the names that the library has for them, LoRA stands beside its linear layers as it does beside
+ours, and the library reads and writes the folders. A row holds one text, padded at the right, where
+causal layers cannot reach; rows are not packed.
 """
 
 from __future__ import annotations
@@ -41,8 +43,15 @@ class LibraryNetwork:
     def head(self) -> Head:
         return self.lib.head
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
-               checkpoint: bool = False) -> Array:
+    def hidden(
+        self,
+        ops: Ops,
+        params: Params,
+        batch: Mapping[str, Array],
+        *,
+        at: Array | None = None,
+        checkpoint: bool = False,
+    ) -> Array:
         """(N, D) states at the flat positions `at`; without `at` all of them, (B, T, D)."""
         assert "segments" not in batch, "a row holds one text"
         x = self.lib.states(params, batch["ids"])
@@ -53,8 +62,9 @@ class LibraryNetwork:
 
 
 def scale_of(raw: Mapping[str, Any], product: float, told: float, where: str) -> float:
-    """By what a state is multiplied before the head: 1, or what config.json names. `product` is the sum of squares of
-    states times weights, `told` the sum of their products with the library's logits.
+    """By what a state is multiplied before the head: 1, or what config.json names. `product` is the
+    sum of squares of states times weights, `told` the sum of their products with the library's
+    logits.
 
     Raises UserError where the library's logits are neither.
     """
@@ -69,11 +79,16 @@ def scale_of(raw: Mapping[str, Any], product: float, told: float, where: str) ->
 
 
 def unknown(raw: Mapping[str, Any], library: str, folder: Path) -> UserError:
-    return UserError(f"unknown architecture {raw['model_type']!r}: neither ours nor one of {library}'s",
-                     where=f"{folder / 'config.json'}: model_type", hint="code that a folder brings is not run")
+    return UserError(
+        f"unknown architecture {raw['model_type']!r}: neither ours nor one of {library}'s",
+        where=f"{folder / 'config.json'}: model_type",
+        hint="code that a folder brings is not run",
+    )
 
 
 def odd_head(raw: Mapping[str, Any], where: str) -> UserError:
-    return UserError(f"the logits of a {raw.get('model_type')} model are no plain product of states and weights, which "
-                     "is all that is known here of other architectures", where=where)
-
+    return UserError(
+        f"the logits of a {raw.get('model_type')} model are no plain product of states and weights, which "
+        "is all that is known here of other architectures",
+        where=where,
+    )

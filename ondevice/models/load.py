@@ -1,4 +1,6 @@
-"""A model folder as Hugging Face lays it out: read with checks, written whole. Or an adapter's, in PEFT's format."""
+"""A model folder as Hugging Face lays it out: read with checks, written whole. Or an adapter's, in
+PEFT's format.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,18 @@ from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
 
 
-def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", merge: bool = True,
-               backbone_only: bool = False) -> Model:
-    """A model's folder, an adapter's, or the name of a model on the Hub. Weights come in `dtype`. An adapter is merged
-    into its base, unless that is quantised or `merge` is off: then it stands beside it, float32. Of a `backbone_only` model, which is
-    to have another head, an encoder's head may be missing.
+def load_model(
+    name: str | Path,
+    backend: Backend,
+    *,
+    dtype: str = "float32",
+    merge: bool = True,
+    backbone_only: bool = False,
+) -> Model:
+    """A model's folder, an adapter's, or the name of a model on the Hub. Weights come in `dtype`.
+    An adapter is merged into its base, unless that is quantised or `merge` is off: then it stands
+    beside it, float32. Of a `backbone_only` model, which is to have another head, an encoder's head
+    may be missing.
 
     Raises UserError for a folder that is no checkpoint, or one that does not fit its config.
     """
@@ -42,29 +51,51 @@ def load_model(name: str | Path, backend: Backend, *, dtype: str = "float32", me
         return _load_adapted(folder, backend, dtype, merge)
     cfg = load_config(folder)
     tokenizer = tokenizer_of(folder, cfg)
-    return Model(*_read_whole(folder, backend, cfg, dtype, backbone_only), tokenizer, folder, generation=generation_of(folder))
+    return Model(
+        *_read_whole(folder, backend, cfg, dtype, backbone_only),
+        tokenizer,
+        folder,
+        generation=generation_of(folder),
+    )
 
 
 def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
-    """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template: the first judges a
-    prompt with its answer behind it, the second reads a prompt and writes an answer as they are. Raises UserError where
-    the tokenizer's own words are more than the model has rows for; tokens that were added beyond them are refused where
-    a text needs one."""
+    """A folder's tokenizer. No encoder or encoder-decoder that is published has a chat template:
+    the first judges a prompt with its answer behind it, the second reads a prompt and writes an
+    answer as they are. Raises UserError where the tokenizer's own words are more than the model has
+    rows for; tokens that were added beyond them are refused where a text needs one."""
     tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
-    name = "bare" if isinstance(cfg, Seq2SeqConfig) else "pair" if isinstance(cfg, EncoderConfig) else ""
+    name = (
+        "bare"
+        if isinstance(cfg, Seq2SeqConfig)
+        else "pair"
+        if isinstance(cfg, EncoderConfig)
+        else ""
+    )
     return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
 
 
 def labels(folder: Path) -> int:
-    """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base need not be there (a
-    reward model's gives one)."""
+    """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base
+    need not be there (a reward model's gives one)."""
     _need_folder(folder)
-    return int(peft.is_score_adapter(folder)) if is_adapter_folder(folder) else load_config(folder).num_labels
+    return (
+        int(peft.is_score_adapter(folder))
+        if is_adapter_folder(folder)
+        else load_config(folder).num_labels
+    )
 
 
-def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "float32",
-                backbone_only: bool = False) -> Params:
-    """All weights of a model's folder. Raises UserError for a file that cannot be read or does not fit the config."""
+def read_params(
+    folder: Path,
+    backend: Backend,
+    cfg: ModelConfig,
+    dtype: str = "float32",
+    backbone_only: bool = False,
+) -> Params:
+    """All weights of a model's folder. Raises UserError for a file that cannot be read or does not
+    fit the config.
+    """
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)[1]
     said, found = tie_as_in_file(_read_files(folder, backend, dtype), cfg, backend, str(folder))
@@ -74,11 +105,16 @@ def read_params(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str = "
 
 
 def _read_files(folder: Path, backend: Backend, dtype: str) -> Params:
-    return {name: p for file in weight_files(folder) for name, p in read_tensors(file, backend, dtype).items()}
+    return {
+        name: p
+        for file in weight_files(folder)
+        for name, p in read_tensors(file, backend, dtype).items()
+    }
 
 
-def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
-                backbone_only: bool = False) -> tuple[ModelConfig, Params]:
+def _read_whole(
+    folder: Path, backend: Backend, cfg: ModelConfig, dtype: str, backbone_only: bool = False
+) -> tuple[ModelConfig, Params]:
     """The weights, and the config with what only they say."""
     if isinstance(cfg, LibraryConfig):
         return _read_by_library(folder, backend, cfg, dtype)
@@ -86,13 +122,17 @@ def _read_whole(folder: Path, backend: Backend, cfg: ModelConfig, dtype: str,
     return cfg, from_file(found, cfg, str(folder), backbone_only)
 
 
-def _read_by_library(folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str) -> tuple[LibraryConfig, Params]:
+def _read_by_library(
+    folder: Path, backend: Backend, cfg: LibraryConfig, dtype: str
+) -> tuple[LibraryConfig, Params]:
     library, params = backend.open_library(folder, cfg.raw, dtype)
     return replace(cfg, lib=library), params
 
 
 def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
-    """The parameters of `model` as `write` has left them: all of them, or its base with what was trained beside it."""
+    """The parameters of `model` as `write` has left them: all of them, or its base with what was
+    trained beside it.
+    """
     if model.adapter is None:
         return read_params(folder, backend, model.cfg)
     found, out = peft.read(folder, backend), dict(model.params)
@@ -106,26 +146,39 @@ def read_trained(folder: Path, model: Model, backend: Backend) -> Params:
 def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Model:
     base = base_folder(folder)
     whole, params = _read_whole(base, backend, load_config(base), dtype)
-    whole, params, found = resolve_copied_heads(peft.read(folder, backend), whole, params, dtype, backend, str(folder))
+    whole, params, found = resolve_copied_heads(
+        peft.read(folder, backend), whole, params, dtype, backend, str(folder)
+    )
     cfg = _changed(whole, found.whole)
     tokenizer = _adapters_tokenizer(folder, base, cfg)
     known = matrices(cfg)
     adapters: Params = {}
     for name, pair in found.pairs.items():
         if known.get(name) != (pair.b.shape[0], pair.a.shape[1]):
-            raise UserError(f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
-                            f"{base} has not", where=str(folder), hint="they do not belong together")
+            raise UserError(
+                f"has an adapter of {name}, {pair.b.shape[0]} × {pair.a.shape[1]}, which the base "
+                f"{base} has not",
+                where=str(folder),
+                hint="they do not belong together",
+            )
         adapters |= lora_tensors(name, pair, INHERITED, backend)
     peft.need_all(found, known, [name for name in shapes(cfg) if name in params], str(folder))
     named, revision = snapshot.name_of(base)
-    model = Model(cfg, {**with_whole_tensors(params, found.whole, cfg, str(folder)), **adapters}, tokenizer, folder,
-                  Adapter(named, revision, frozenset(found.whole)), generation_of(folder))
+    model = Model(
+        cfg,
+        {**with_whole_tensors(params, found.whole, cfg, str(folder)), **adapters},
+        tokenizer,
+        folder,
+        Adapter(named, revision, frozenset(found.whole)),
+        generation_of(folder),
+    )
     return merged(model, backend) if merge and not quantised(params) else model
 
 
 def _adapters_tokenizer(folder: Path, base: Path, cfg: ModelConfig) -> Tokenizer:
-    """The adapter's tokenizer, or its base's. Texts end where the base says so too; where the adapter's folder is one
-    that `write` has left, the end of text is the base's again (`with_end_told`)."""
+    """The adapter's tokenizer, or its base's. Texts end where the base says so too; where the
+    adapter's folder is one that `write` has left, the end of text is the base's again
+    (`with_end_told`)."""
     if not (folder / "tokenizer.json").is_file():
         return tokenizer_of(base, cfg)
     own = tokenizer_of(folder, cfg)
@@ -133,13 +186,19 @@ def _adapters_tokenizer(folder: Path, base: Path, cfg: ModelConfig) -> Tokenizer
         return own
     before = tokenizer_of(base, cfg)
     word = before.named.get("eos_token")
-    if (folder / GENERATION).is_file() and word is not None and own.inner.token_to_id(word) is not None:
+    if (
+        (folder / GENERATION).is_file()
+        and word is not None
+        and own.inner.token_to_id(word) is not None
+    ):
         own = own.with_eos(word)
     return own.ending_as(before)
 
 
 def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
-    """The base's config as the tensors that stand in place of the base's say: a head of scores, more tokens."""
+    """The base's config as the tensors that stand in place of the base's say: a head of scores,
+    more tokens.
+    """
     score = whole.get(f"{network(cfg).score}.weight")
     if score is not None:
         cfg = replace(cfg, num_labels=int(score.shape[0]))
@@ -150,5 +209,3 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
 def load_generative(folder: str | Path, backend: Backend) -> Model:
     """A model that writes text. Raises UserError as `load_model` and `require_generative`."""
     return require_generative(load_model(folder, backend))
-
-

@@ -1,11 +1,12 @@
-"""Low-rank adapters (Hu 2021): W·x + scale · B·(A·x), with A and B beside the weight W in the flat dict.
+"""Low-rank adapters (Hu 2021): W·x + scale · B·(A·x), with A and B beside the weight W in the flat
+dict.
 
     <module>.lora_A.<adapter>      (rank, inputs)
     <module>.lora_B.<adapter>      (outputs, rank); zeros at the start, so that nothing is changed yet
     <module>.lora_scale.<adapter>  (), alpha / rank, or alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023)
 
-A model has at most two: INHERITED, what earlier stages have learned, frozen and applied, and TRAINED, a stage's own.
-Both backends' `Ops.linear` read them here, whatever the forward.
+A model has at most two: INHERITED, what earlier stages have learned, frozen and applied, and
+TRAINED, a stage's own. Both backends' `Ops.linear` read them here, whatever the forward.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Pair(NamedTuple):
     @property
     def delta(self) -> HostArray:
         """(outputs, inputs): what it adds to the weight."""
-        made: HostArray = np.float32(self.scale) * (self.b.astype(np.float32) @ self.a.astype(np.float32))
+        made: HostArray = np.float32(self.scale) * (
+            self.b.astype(np.float32) @ self.a.astype(np.float32)
+        )
         return made
 
 
@@ -47,7 +50,7 @@ def add_adapters(ops: Ops, params: Params, name: str, x: Array, y: Array) -> Arr
     before = name + _A
     for key in params:
         if key.startswith(before):
-            adapter = key[len(before):]
+            adapter = key[len(before) :]
             low = x @ ops.weight(params, key).swapaxes(0, 1)
             high = low @ ops.weight(params, f"{name}.lora_B.{adapter}").swapaxes(0, 1)
             y = y + high * ops.weight(params, f"{name}.lora_scale.{adapter}")
@@ -65,8 +68,13 @@ def is_adapter(name: str) -> bool:
 
 def adapted_modules(params: Iterable[str], adapter: str = "") -> list[str]:
     """The modules that have this adapter, or any."""
-    return list(dict.fromkeys(name.partition(_A)[0] for name in params
-                              if _A in name and name.endswith(_A + adapter if adapter else "")))
+    return list(
+        dict.fromkeys(
+            name.partition(_A)[0]
+            for name in params
+            if _A in name and name.endswith(_A + adapter if adapter else "")
+        )
+    )
 
 
 def by_module(params: Mapping[str, Array]) -> dict[str, Params]:
@@ -78,32 +86,48 @@ def by_module(params: Mapping[str, Array]) -> dict[str, Params]:
     return out
 
 
-def init_lora(modules: Mapping[str, tuple[int, int]], rank: int, scale: float, seed: int, what: str,
-          backend: Backend) -> Params:
-    """TRAINED adapters of `modules`, name → (outputs, inputs). A has the variance that PEFT draws it with, 1 / (3 ·
-    inputs), and is drawn on the host: the same on both backends."""
+def init_lora(
+    modules: Mapping[str, tuple[int, int]],
+    rank: int,
+    scale: float,
+    seed: int,
+    what: str,
+    backend: Backend,
+) -> Params:
+    """TRAINED adapters of `modules`, name → (outputs, inputs). A has the variance that PEFT draws
+    it with, 1 / (3 · inputs), and is drawn on the host: the same on both backends."""
     out: Params = {}
     for name, (outputs, inputs) in modules.items():
         a = normal(seed, f"{what} {name}", (rank, inputs), (3 * inputs) ** -0.5)
-        out |= lora_tensors(name, Pair(a, np.zeros((outputs, rank), np.float32), scale), TRAINED, backend)
+        out |= lora_tensors(
+            name, Pair(a, np.zeros((outputs, rank), np.float32), scale), TRAINED, backend
+        )
     return out
 
 
 def lora_tensors(name: str, pair: Pair, adapter: str, backend: Backend) -> Params:
     """A module's adapter as tensors of the flat dict, float32."""
     parts = {"lora_A": pair.a, "lora_B": pair.b, "lora_scale": np.asarray(pair.scale)}
-    return {f"{name}.{part}.{adapter}": backend.array(np.asarray(value, np.float32)) for part, value in parts.items()}
+    return {
+        f"{name}.{part}.{adapter}": backend.array(np.asarray(value, np.float32))
+        for part, value in parts.items()
+    }
 
 
 def pairs(params: Params, backend: Backend, adapter: str) -> Iterator[tuple[str, Pair]]:
     """(module, its adapter) of all that have one of this name."""
     for name in adapted_modules(params, adapter):
-        a, b, scale = (backend.numpy(params[f"{name}.{part}.{adapter}"]) for part in ("lora_A", "lora_B", "lora_scale"))
+        a, b, scale = (
+            backend.numpy(params[f"{name}.{part}.{adapter}"])
+            for part in ("lora_A", "lora_B", "lora_scale")
+        )
         yield name, Pair(a, b, float(scale))
 
 
 def concat_lora(first: Pair | None, second: Pair | None) -> Pair:
-    """One adapter that adds what both add: the ranks one after the other, the scale the second one's."""
+    """One adapter that adds what both add: the ranks one after the other, the scale the second
+    one's.
+    """
     if first is None or second is None:
         found = first or second
         assert found is not None
@@ -116,11 +140,18 @@ def concat_lora(first: Pair | None, second: Pair | None) -> Pair:
 def concat_all_lora(params: Params, backend: Backend) -> dict[str, Pair]:
     """Module → the one adapter that adds what its inherited and its trained one add."""
     first, second = (dict(pairs(params, backend, adapter)) for adapter in (INHERITED, TRAINED))
-    return {name: concat_lora(first.get(name), second.get(name)) for name in adapted_modules(params)}
+    return {
+        name: concat_lora(first.get(name), second.get(name)) for name in adapted_modules(params)
+    }
 
 
 def matching_modules(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Those of `names` that a pattern means: the last parts of a name (q_proj, self_attn.q_proj), or all of it with *,
-    ? and [] (model.layers.1?.mlp.*)."""
-    return [name for name in names
-            if any(name == p or name.endswith(f".{p}") or fnmatch.fnmatchcase(name, p) for p in patterns)]
+    """Those of `names` that a pattern means: the last parts of a name (q_proj, self_attn.q_proj),
+    or all of it with *, ? and [] (model.layers.1?.mlp.*)."""
+    return [
+        name
+        for name in names
+        if any(
+            name == p or name.endswith(f".{p}") or fnmatch.fnmatchcase(name, p) for p in patterns
+        )
+    ]

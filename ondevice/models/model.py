@@ -26,8 +26,9 @@ from ondevice.seam.protocols import Backend
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a model has beside a base that stays as it is. `base` is its folder or its name on the Hub, `whole` the
-    tensors that stand in place of the base's, `trained` those that training changes."""
+    """What a model has beside a base that stays as it is. `base` is its folder or its name on the
+    Hub, `whole` the tensors that stand in place of the base's, `trained` those that training
+    changes."""
 
     base: str
     revision: str | None = None
@@ -37,8 +38,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Model:
-    """A network's shape with its weights on a device. `params` are keyed by the file's tensor names; with an `adapter`,
-    its tensors stand beside the weights (`lora.py`). `generation`: what generation_config.json says."""
+    """A network's shape with its weights on a device. `params` are keyed by the file's tensor
+    names; with an `adapter`, its tensors stand beside the weights (`lora.py`). `generation`: what
+    generation_config.json says."""
 
     cfg: ModelConfig
     params: Params
@@ -57,7 +59,9 @@ class Model:
     @property
     def size(self) -> int:
         """How many numbers it is made of, adapters among them; what is packed counts unpacked."""
-        low = (p.shape for name, p in self.params.items() if ".lora_A." in name or ".lora_B." in name)
+        low = (
+            p.shape for name, p in self.params.items() if ".lora_A." in name or ".lora_B." in name
+        )
         return sum(math.prod(shape) for shape in (*shapes(self.cfg).values(), *low))
 
     def trains(self, name: str) -> bool:
@@ -66,32 +70,51 @@ class Model:
 
 
 def with_whole_tensors(params: Params, whole: Params, cfg: ModelConfig, where: str) -> Params:
-    """A base's `params` with the tensors `whole` in place of theirs, without those that a model of `cfg` has not.
-    Raises UserError for one of `whole` that it has not, or one that it lacks."""
+    """A base's `params` with the tensors `whole` in place of theirs, without those that a model of
+    `cfg` has not. Raises UserError for one of `whole` that it has not, or one that it lacks."""
     wanted = shapes(cfg)
     for name, p in whole.items():
         if name not in wanted:
             raise UserError(f"holds {name}, which its base has not", where=where)
         if tuple(p.shape) != wanted[name]:
-            raise UserError(f"{name} has shape {tuple(p.shape)}, its base says {wanted[name]}", where=where)
+            raise UserError(
+                f"{name} has shape {tuple(p.shape)}, its base says {wanted[name]}", where=where
+            )
     missing = [name for name in score_head_shapes(cfg) if name not in params and name not in whole]
     if missing:
-        raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?")
-    replaced = {name.removesuffix(".weight") for name in whole}  # of one that was packed, nothing else is left
-    return {**{name: p for name, p in tensors_of_config(params, cfg).items() if is_adapter(name)
-               or not name.endswith((".scales", ".biases")) or name.rpartition(".")[0] not in replaced}, **whole}
+        raise UserError(
+            f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?"
+        )
+    replaced = {
+        name.removesuffix(".weight") for name in whole
+    }  # of one that was packed, nothing else is left
+    return {
+        **{
+            name: p
+            for name, p in tensors_of_config(params, cfg).items()
+            if is_adapter(name)
+            or not name.endswith((".scales", ".biases"))
+            or name.rpartition(".")[0] not in replaced
+        },
+        **whole,
+    }
 
 
 def tensors_of_config(params: Params, cfg: ModelConfig) -> Params:
-    """Those of another model's tensors that stand in one of `cfg` too, with what quantises them and their adapters."""
+    """Those of another model's tensors that stand in one of `cfg` too, with what quantises them and
+    their adapters.
+    """
     modules = {name.removesuffix(".weight") for name in shapes(cfg)}
-    return {name: p for name, p in params.items()
-            if name in modules or name.rpartition(".")[0] in modules or is_adapter(name)}
+    return {
+        name: p
+        for name, p in params.items()
+        if name in modules or name.rpartition(".")[0] in modules or is_adapter(name)
+    }
 
 
 def merged(model: Model, backend: Backend) -> Model:
-    """The model with whole weights: its adapters are added to them in float32, on the host; what is quantised is
-    unpacked."""
+    """The model with whole weights: its adapters are added to them in float32, on the host; what is
+    quantised is unpacked."""
     deltas, params = concat_all_lora(model.params, backend), dict[str, Any]()
     known = matrices(model.cfg, every=True)
     packed = set(quantised(model.params))
@@ -100,8 +123,11 @@ def merged(model: Model, backend: Backend) -> Model:
         if is_adapter(name) or (module in packed and part in ("scales", "biases")):
             continue
         if part == "weight" and (module in deltas or module in packed):
-            weight = dequantised(model.params, module, known[module][1], backend) if module in packed \
+            weight = (
+                dequantised(model.params, module, known[module][1], backend)
+                if module in packed
                 else backend.numpy(p)
+            )
             p = backend.array(weight + deltas[module].delta if module in deltas else weight)
         params[name] = p
     return replace(model, params=params, adapter=None)
@@ -111,12 +137,19 @@ def require_generative(model: Model) -> Model:
     """The model. Raises UserError for one that fills masks or judges."""
     if not is_generative(model.cfg):
         what = "is a reward model or a classifier" if model.cfg.num_labels else "fills masks"
-        raise UserError(f"{what}: it writes no text", where=str(model.folder),
-                        hint="take the folder of init, pretrain, sft, dpo, ppo or grpo of a model that does")
+        raise UserError(
+            f"{what}: it writes no text",
+            where=str(model.folder),
+            hint="take the folder of init, pretrain, sft, dpo, ppo or grpo of a model that does",
+        )
     return model
 
 
 def require_chat_template(model: Model) -> None:
     """Raises UserError for a model that was never taught to answer."""
     if model.tokenizer.chat_template is None:
-        raise UserError("the model has no chat template", where=str(model.folder), hint="ondevice sft gives it one")
+        raise UserError(
+            "the model has no chat template",
+            where=str(model.folder),
+            hint="ondevice sft gives it one",
+        )

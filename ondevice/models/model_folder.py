@@ -1,4 +1,6 @@
-"""The files of a model's folder: whether it is an adapter, where its base is, which files hold weights."""
+"""The files of a model's folder: whether it is an adapter, where its base is, which files hold
+weights.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,27 @@ def base_folder(folder: Path) -> Path:
     try:
         found = snapshot.resolve(base, revision)
     except UserError as error:
-        raise UserError(f"its base model {base} is not here: {error.message}", where=str(folder),
-                        hint=error.hint) from error
+        raise UserError(
+            f"its base model {base} is not here: {error.message}",
+            where=str(folder),
+            hint=error.hint,
+        ) from error
     if not (found / "config.json").is_file():
-        raise UserError(f"its base model {base} is not here", where=str(folder),
-                        hint=f"put it there, or name its folder in {peft.CONFIG}: base_model_name_or_path")
+        raise UserError(
+            f"its base model {base} is not here",
+            where=str(folder),
+            hint=f"put it there, or name its folder in {peft.CONFIG}: base_model_name_or_path",
+        )
     return found
 
 
 def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=str(folder),
-                        hint="give a Hugging Face model folder")
+        raise UserError(
+            "is a file, no folder" if folder.exists() else "there is no such folder",
+            where=str(folder),
+            hint="give a Hugging Face model folder",
+        )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -44,9 +55,13 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise UserError("holds no index of weights", where=str(index), hint="is the download whole?") from error
+            raise UserError(
+                "holds no index of weights", where=str(index), hint="is the download whole?"
+            ) from error
         for name in names:
             if Path(name).name != name:
                 raise UserError(f"names {name!r}, which is outside the folder", where=str(index))
@@ -55,6 +70,10 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not (folder / name).is_file():
             pickled = next(folder.glob("*.bin"), None)
-            hint = "pickled weights are not read: convert them to safetensors" if pickled else "is the download whole?"
+            hint = (
+                "pickled weights are not read: convert them to safetensors"
+                if pickled
+                else "is the download whole?"
+            )
             raise UserError(f"{name} is missing", where=str(folder), hint=hint)
     return [folder / name for name in names]

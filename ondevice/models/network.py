@@ -1,4 +1,6 @@
-"""What every architecture's forward pass offers, whatever it is: the stages, losses and scorers know no more of it."""
+"""What every architecture's forward pass offers, whatever it is: the stages, losses and scorers
+know no more of it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Network(Protocol):
 
     @property
     def decoder_start_token_id(self) -> int | None:
-        """The token that opens what is written, beside the prompt; None where the prompt itself goes on."""
+        """The token that opens what is written, beside the prompt; None where the prompt itself
+        goes on.
+        """
         ...
 
     @property
@@ -40,9 +44,18 @@ class Network(Protocol):
         """`first` or `last`: the token of a text at which a judge's scores are read."""
         ...
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
-               checkpoint: bool = False) -> Array:
-        """(N, D) states for the head at the flat positions `at` (N,); without `at` all of them, (B, T, D)."""
+    def hidden(
+        self,
+        ops: Ops,
+        params: Params,
+        batch: Mapping[str, Array],
+        *,
+        at: Array | None = None,
+        checkpoint: bool = False,
+    ) -> Array:
+        """(N, D) states for the head at the flat positions `at` (N,); without `at` all of them, (B,
+        T, D).
+        """
         ...
 
 
@@ -57,7 +70,9 @@ def is_masked_lm(cfg: ModelConfig) -> bool:
 
 
 def supports_packing(cfg: ModelConfig) -> bool:
-    """Whether a row may hold several texts that do not see each other; where a library's model reads it, it may not."""
+    """Whether a row may hold several texts that do not see each other; where a library's model
+    reads it, it may not.
+    """
     return not isinstance(cfg, LibraryConfig)
 
 

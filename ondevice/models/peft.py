@@ -1,7 +1,9 @@
-"""An adapter as a folder in PEFT's format: adapter_config.json, adapter_model.safetensors, and the tokenizer.
+"""An adapter as a folder in PEFT's format: adapter_config.json, adapter_model.safetensors, and the
+tokenizer.
 
-One adapter a folder, over whole or quantised base weights that it names. What an adapter was trained on top of is in it
-(`lora.stacked`): the folder of the last stage alone, with the base, is the model.
+One adapter a folder, over whole or quantised base weights that it names. What an adapter was
+trained on top of is in it (`lora.stacked`): the folder of the last stage alone, with the base, is
+the model.
 """
 
 from __future__ import annotations
@@ -28,26 +30,62 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES, WRITES, ANSWERS = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"
 _PREFIX = "base_model.model."
 _ONLY: Mapping[str, tuple[Any, ...]] = {
-    "use_dora": (None, False), "bias": (None, "none"), "lora_bias": (None, False), "layer_replication": (None,),
-    "trainable_token_indices": (None,), "target_parameters": (None, []), "alora_invocation_tokens": (None,),
-    "megatron_config": (None,), "use_qalora": (None, False),
-    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva")}
-"""Fields of adapter_config.json with the only values that we can honour. Other ways to begin (PiSSA, OLoRA, LoftQ)
-change the base."""
+    "use_dora": (None, False),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "layer_replication": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None,),
+    "megatron_config": (None,),
+    "use_qalora": (None, False),
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal", "eva"),
+}
+"""Fields of adapter_config.json with the only values that we can honour. Other ways to begin
+(PiSSA, OLoRA, LoftQ) change the base."""
 _TRAINING = "how it was trained, and where: its tensors say by their names what it adapts"
-_HARMLESS: Mapping[str, str] = dict.fromkeys((
-    "auto_mapping", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config",
-    "eva_config", "qalora_group_size", "runtime_config", "ephemeral_gpu_offload", "task_type",
-    "base_model_name_or_path", "peft_type", "lora_ga_config", "corda_config"), _TRAINING)
+_HARMLESS: Mapping[str, str] = dict.fromkeys(
+    (
+        "auto_mapping",
+        "peft_version",
+        "inference_mode",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "qalora_group_size",
+        "runtime_config",
+        "ephemeral_gpu_offload",
+        "task_type",
+        "base_model_name_or_path",
+        "peft_type",
+        "lora_ga_config",
+        "corda_config",
+    ),
+    _TRAINING,
+)
 
-_READ = ("lora_alpha", "alpha_pattern", "use_rslora", "modules_to_save", "ensure_weight_tying", "r", "rank_pattern",
-         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "revision")
+_READ = (
+    "lora_alpha",
+    "alpha_pattern",
+    "use_rslora",
+    "modules_to_save",
+    "ensure_weight_tying",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "revision",
+)
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as its folder has it. `whole`: tensors of modules that it has copies of (`modules_to_save`); `base`:
-    tensors that it puts into the base itself."""
+    """An adapter as its folder has it. `whole`: tensors of modules that it has copies of
+    (`modules_to_save`); `base`: tensors that it puts into the base itself."""
 
     pairs: Mapping[str, Pair]
     whole: Params
@@ -56,13 +94,16 @@ class AdapterFiles:
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:
-    """The base that an adapter names: a folder, or a name of the Hub and its revision, where it says one. Raises
-    UserError."""
+    """The base that an adapter names: a folder, or a name of the Hub and its revision, where it
+    says one. Raises UserError."""
     config = _read_config(folder)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
-        raise UserError("names no base model", where=str(folder / CONFIG), hint="set base_model_name_or_path")
-    # a folder's own place comes first, so that a base beside it is found wherever the two are moved to
+        raise UserError(
+            "names no base model", where=str(folder / CONFIG), hint="set base_model_name_or_path"
+        )
+    # a folder's own place comes first, so that a base beside it is found wherever the two are moved
+    # to
     beside = folder / base
     if not Path(base).is_absolute() and beside.is_dir():
         return str(beside), None
@@ -80,7 +121,11 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        hint = "pickled weights are not read: convert them to safetensors" if pickled else "is the download whole?"
+        hint = (
+            "pickled weights are not read: convert them to safetensors"
+            if pickled
+            else "is the download whole?"
+        )
         raise UserError(f"{WEIGHTS} is missing", where=str(folder), hint=hint)
     halves: dict[str, dict[str, Any]] = {}
     whole: Params = {}
@@ -90,52 +135,88 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
         if part in ("lora_A", "lora_B"):
             halves.setdefault(module, {})[part] = value
         elif ".lora_" in name or name == key:
-            raise UserError(f"holds {key}, which is not known here", where=str(file), hint="merge it with PEFT first")
+            raise UserError(
+                f"holds {key}, which is not known here",
+                where=str(file),
+                hint="merge it with PEFT first",
+            )
         else:
             whole[name.replace(".modules_to_save.", ".")] = value
     saved = [str(module) for module in config.get("modules_to_save") or ()]
-    # as PEFT matches them, by the end of a module's name; `original_module` is what stands under a copy
-    base = {name: p for name, p in whole.items() if not any(name.rpartition(".")[0].endswith(end) for end in saved)}
+    # as PEFT matches them, by the end of a module's name; `original_module` is what stands under a
+    # copy
+    base = {
+        name: p
+        for name, p in whole.items()
+        if not any(name.rpartition(".")[0].endswith(end) for end in saved)
+    }
     pairs = {}
     for module, parts in halves.items():
         if len(parts) != 2:
-            raise UserError(f"{module} has one half of an adapter", where=str(file), hint="is the download whole?")
+            raise UserError(
+                f"{module} has one half of an adapter",
+                where=str(file),
+                hint="is the download whole?",
+            )
         a, b = (backend.numpy(parts[part]) for part in ("lora_A", "lora_B"))
         rank = int(a.shape[0])
         if b.shape[-1] != rank:
-            raise UserError(f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file))
+            raise UserError(
+                f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file)
+            )
         if (said := _rank(config, module)) not in (None, rank):
-            raise UserError(f"{module} is of rank {rank}, {CONFIG} says {said}", where=str(file),
-                            hint="the two files do not belong together")
+            raise UserError(
+                f"{module} is of rank {rank}, {CONFIG} says {said}",
+                where=str(file),
+                hint="the two files do not belong together",
+            )
         if _meant(config, module) is False:
-            raise UserError(f"holds an adapter of {module}, which {CONFIG} leaves out", where=str(file),
-                            hint="the two files do not belong together")
+            raise UserError(
+                f"holds an adapter of {module}, which {CONFIG} leaves out",
+                where=str(file),
+                hint="the two files do not belong together",
+            )
         pairs[module] = Pair(a, b, _scale(config, module, rank))
     if not pairs and not whole:
         raise UserError("holds no tensor", where=str(file), hint="is the download whole?")
-    return AdapterFiles(pairs, transposed({name: p for name, p in whole.items() if name not in base}), config,
-                 transposed({_under(name): p for name, p in base.items()}))
+    return AdapterFiles(
+        pairs,
+        transposed({name: p for name, p in whole.items() if name not in base}),
+        config,
+        transposed({_under(name): p for name, p in base.items()}),
+    )
 
 
-def need_all(found: AdapterFiles, modules: Iterable[str], tensors: Iterable[str], where: str) -> None:
-    """Raises UserError where the adapter says that it changes one of the base's `modules`, or has a copy of one of its
-    `tensors`, and holds none."""
+def need_all(
+    found: AdapterFiles, modules: Iterable[str], tensors: Iterable[str], where: str
+) -> None:
+    """Raises UserError where the adapter says that it changes one of the base's `modules`, or has a
+    copy of one of its `tensors`, and holds none."""
     saved = [str(module) for module in found.config.get("modules_to_save") or ()]
     for module in modules:
         apart = any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in saved)
         if _meant(found.config, module) and not apart and module not in found.pairs:
-            raise UserError(f"lacks the adapter of {module}, which {CONFIG} names", where=where,
-                            hint="is the download whole?")
+            raise UserError(
+                f"lacks the adapter of {module}, which {CONFIG} names",
+                where=where,
+                hint="is the download whole?",
+            )
     for tensor in tensors:
         module = tensor.rpartition(".")[0]
-        if any(module == name or module.endswith(f".{name}") for name in saved) and tensor not in found.whole:
-            raise UserError(f"lacks {tensor}, which {CONFIG} says was trained whole", where=where,
-                            hint="is the download whole?")
+        if (
+            any(module == name or module.endswith(f".{name}") for name in saved)
+            and tensor not in found.whole
+        ):
+            raise UserError(
+                f"lacks {tensor}, which {CONFIG} says was trained whole",
+                where=where,
+                hint="is the download whole?",
+            )
 
 
 def _meant(config: Mapping[str, Any], module: str) -> bool | None:
-    """Whether the config says that the module is adapted, as PEFT's check_target_module_exists; None where it does not
-    say which modules are."""
+    """Whether the config says that the module is adapted, as PEFT's check_target_module_exists;
+    None where it does not say which modules are."""
     targets, out = config.get("target_modules"), config.get("exclude_modules")
     if out and (re.fullmatch(out, module) if isinstance(out, str) else _ends(module, out)):
         return False
@@ -163,32 +244,62 @@ def _under(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def write(folder: Path, backend: Backend, pairs: Mapping[str, Pair], whole: Params, *, base: str, revision: str | None,
-          task: str, tied: bool, modules: Iterable[str]) -> None:
-    """Fills an existing folder. `task` is PEFT's word for what the model does (JUDGES, WRITES, ANSWERS), `whole` are
-    tensors that stand in place of the base's, `modules` the names of all matrices of the base, from which the short
-    names in adapter_config.json are told apart."""
+def write(
+    folder: Path,
+    backend: Backend,
+    pairs: Mapping[str, Pair],
+    whole: Params,
+    *,
+    base: str,
+    revision: str | None,
+    task: str,
+    tied: bool,
+    modules: Iterable[str],
+) -> None:
+    """Fills an existing folder. `task` is PEFT's word for what the model does (JUDGES, WRITES,
+    ANSWERS), `whole` are tensors that stand in place of the base's, `modules` the names of all
+    matrices of the base, from which the short names in adapter_config.json are told apart."""
     ranks = {m: p.rank for m, p in pairs.items()}
     alphas = {m: p.scale * p.rank for m, p in pairs.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
-    for table in (name for name in list(whole) if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))):
-        whole = {**whole, "lm_head.weight": whole[table] * 1}  # PEFT's copies of the two are not tied
+    for table in (
+        name
+        for name in list(whole)
+        if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))
+    ):
+        whole = {
+            **whole,
+            "lm_head.weight": whole[table] * 1,
+        }  # PEFT's copies of the two are not tied
     stand_in = list(dict.fromkeys(name.rpartition(".")[0] for name in whole))
     saved = _short(stand_in, [*modules, *stand_in])
     config: dict[str, Any] = {
-        "peft_type": "LORA", "task_type": task, "base_model_name_or_path": base,
-        "revision": revision, "r": rank, "lora_alpha": _whole_number(alpha), "use_rslora": False,
+        "peft_type": "LORA",
+        "task_type": task,
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": rank,
+        "lora_alpha": _whole_number(alpha),
+        "use_rslora": False,
         "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
         "alpha_pattern": {m: _whole_number(a) for m, a in alphas.items() if a != alpha},
-        "target_modules": _short(list(pairs), modules), "modules_to_save": saved or None, "bias": "none",
-        "lora_dropout": 0.0, "use_dora": False, "inference_mode": True, "init_lora_weights": True,
-        "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs)}
+        "target_modules": _short(list(pairs), modules),
+        "modules_to_save": saved or None,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_dora": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs),
+    }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
     for module, pair in pairs.items():
         for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
-            tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(np.ascontiguousarray(value, np.float32))
+            tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(
+                np.ascontiguousarray(value, np.float32)
+            )
     tensors |= {_PREFIX + name: value for name, value in transposed(whole).items()}
     backend.save(folder / WEIGHTS, tensors, {})
 
@@ -206,13 +317,15 @@ def _rank(config: Mapping[str, Any], module: str) -> Any:
 
 
 def _own(config: Mapping[str, Any], patterns: str, module: str, usual: Any) -> Any:
-    """A module's own value. The names of `patterns` are regular expressions for the end of a module's name, of which
-    the first that fits counts, as in PEFT."""
+    """A module's own value. The names of `patterns` are regular expressions for the end of a
+    module's name, of which the first that fits counts, as in PEFT."""
     for pattern, own in (config.get(patterns) or {}).items():
         try:
             fits = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error as error:
-            raise UserError(f"{pattern!r} is no regular expression: {error}", where=f"{CONFIG}: {patterns}") from error
+            raise UserError(
+                f"{pattern!r} is no regular expression: {error}", where=f"{CONFIG}: {patterns}"
+            ) from error
         if fits:
             return own
     return usual
@@ -235,18 +348,32 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(file), hint="is the download whole?") from error
+        raise UserError(
+            f"cannot be read: {error}", where=str(file), hint="is the download whole?"
+        ) from error
     if not isinstance(config, dict):
         raise UserError("holds no JSON object", where=str(file))
     if config.get("peft_type") != "LORA":
-        raise UserError(f"is an adapter of kind {config.get('peft_type')!r}", where=str(file), hint="known: LORA")
+        raise UserError(
+            f"is an adapter of kind {config.get('peft_type')!r}",
+            where=str(file),
+            hint="known: LORA",
+        )
     fields = Fields(config)
     for name, known in _ONLY.items():
         if fields.get(name) not in known:
-            raise UserError(f"{config[name]!r} is not known here", where=f"{file}: {name}",
-                            hint="merge it with PEFT first")
-    strange = [name for name in unread(fields, {*_HARMLESS, *_READ}) if config[name] not in (False, [], {})]
+            raise UserError(
+                f"{config[name]!r} is not known here",
+                where=f"{file}: {name}",
+                hint="merge it with PEFT first",
+            )
+    strange = [
+        name for name in unread(fields, {*_HARMLESS, *_READ}) if config[name] not in (False, [], {})
+    ]
     if strange:
-        raise UserError(f"{config[strange[0]]!r} is said of a field that is not known here",
-                        where=f"{file}: {strange[0]}", hint="merge it with PEFT first")
+        raise UserError(
+            f"{config[strange[0]]!r} is said of a field that is not known here",
+            where=f"{file}: {strange[0]}",
+            hint="merge it with PEFT first",
+        )
     return config

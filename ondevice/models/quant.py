@@ -1,8 +1,10 @@
-"""Group-affine quantisation in mlx-community's format, written once in numpy: both backends read the same bits.
+"""Group-affine quantisation in mlx-community's format, written once in numpy: both backends read
+the same bits.
 
-A matrix (outputs, inputs) becomes words of 32 bits, the first value in the lowest ones, and a scale and a bias for each
-`group_size` values of a row: w ≈ q · scale + bias. How scale and bias are chosen is MLX's own rule (`mx.quantize`): the
-end of a group that is farther from 0 is met exactly, and 0 is one of the values.
+A matrix (outputs, inputs) becomes words of 32 bits, the first value in the lowest ones, and a scale
+and a bias for each `group_size` values of a row: w ≈ q · scale + bias. How scale and bias are
+chosen is MLX's own rule (`mx.quantize`): the end of a group that is farther from 0 is met exactly,
+and 0 is one of the values.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from ondevice.seam.protocols import Backend
 Floats = NDArray[np.float32]
 
 
-def packed(weight: HostArray, bits: int, group_size: int,
-           dtype: str = "float32") -> tuple[NDArray[np.uint32], Floats, Floats]:
-    """(words (outputs, inputs · bits / 32), scales, biases (outputs, inputs / group_size)) of a matrix. Scales and
-    biases are numbers of the type `dtype`, in which a file is to keep them: values are counted in these."""
+def packed(
+    weight: HostArray, bits: int, group_size: int, dtype: str = "float32"
+) -> tuple[NDArray[np.uint32], Floats, Floats]:
+    """(words (outputs, inputs · bits / 32), scales, biases (outputs, inputs / group_size)) of a
+    matrix. Scales and biases are numbers of the type `dtype`, in which a file is to keep them:
+    values are counted in these."""
     outputs, inputs = weight.shape
     most = np.float32(2**bits - 1)
     groups = weight.astype(np.float32).reshape(outputs, -1, group_size)
@@ -31,7 +35,9 @@ def packed(weight: HostArray, bits: int, group_size: int,
     steps = np.rint(edge / scales)
     scales = _rounded(np.where(steps != 0, edge / np.where(steps != 0, steps, 1), scales), dtype)
     biases = _rounded(np.where(steps != 0, edge, 0), dtype)
-    q = np.clip(np.rint((groups - biases[..., None]) / scales[..., None]), 0, most).astype(np.uint32)
+    q = np.clip(np.rint((groups - biases[..., None]) / scales[..., None]), 0, most).astype(
+        np.uint32
+    )
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     words = np.bitwise_or.reduce(q.reshape(outputs, -1, 32 // bits) << shifts, -1)
     return words, scales, biases
@@ -47,16 +53,24 @@ def _rounded(x: HostArray, dtype: str) -> Floats:
     return single.astype(np.float16).astype(np.float32) if dtype == "float16" else single
 
 
-def unpacked(words: NDArray[np.uint32], scales: HostArray, biases: HostArray, inputs: int) -> Floats:
+def unpacked(
+    words: NDArray[np.uint32], scales: HostArray, biases: HostArray, inputs: int
+) -> Floats:
     """The matrix (outputs, inputs) that `packed` stands for."""
     outputs, bits = words.shape[0], 32 * words.shape[1] // inputs
     q = (words[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & np.uint32(2**bits - 1)
     grouped = q.reshape(outputs, scales.shape[1], -1).astype(np.float32)
-    made: Floats = (grouped * scales[..., None] + biases[..., None]).astype(np.float32).reshape(outputs, inputs)
+    made: Floats = (
+        (grouped * scales[..., None] + biases[..., None])
+        .astype(np.float32)
+        .reshape(outputs, inputs)
+    )
     return made
 
 
 def dequantised(params: Params, module: str, inputs: int, backend: Backend) -> Floats:
     """A quantised module's matrix on the host."""
-    words, scales, biases = (backend.numpy(params[f"{module}.{part}"]) for part in ("weight", "scales", "biases"))
+    words, scales, biases = (
+        backend.numpy(params[f"{module}.{part}"]) for part in ("weight", "scales", "biases")
+    )
     return unpacked(words.view(np.uint32), scales, biases, inputs)

@@ -1,5 +1,5 @@
-"""Rotary tables, made once in numpy (Su 2021, RoFormer), stretched as transformers does it: linear, Llama 3's, dynamic
-(bloc97 2023), YaRN (Peng 2023), LongRoPE (Ding 2024)."""
+"""Rotary tables, made once in numpy (Su 2021, RoFormer), stretched as transformers does it: linear,
+Llama 3's, dynamic (bloc97 2023), YaRN (Peng 2023), LongRoPE (Ding 2024)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Table = NDArray[np.float32]
 
 
 def frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> NDArray[np.float64]:
-    """(head_dim / 2,) angular frequencies, of longrope those of texts within the original context. Raises UserError for
-    a kind of scaling that we do not know."""
+    """(head_dim / 2,) angular frequencies, of longrope those of texts within the original context.
+    Raises UserError for a kind of scaling that we do not know."""
     base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return base
@@ -30,22 +30,27 @@ def frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> 
     if kind == "llama3":
         return _llama3(base, scaling)
     if kind == "dynamic":
-        return base  # it changes what lies beyond max_position_embeddings alone, and no text here does
+        return (
+            base  # it changes what lies beyond max_position_embeddings alone, and no text here does
+        )
     if kind == "yarn":
         return _yarn(base, theta, scaling)
     if kind == "longrope":
         short: NDArray[np.float64] = base / np.array(scaling["short_factor"], np.float64)
         return short
-    raise UserError(f"unknown rope scaling {kind!r}", where="rope_scaling", hint=f"known: {', '.join(KINDS)}")
+    raise UserError(
+        f"unknown rope scaling {kind!r}", where="rope_scaling", hint=f"known: {', '.join(KINDS)}"
+    )
 
 
 def _yarn(base: NDArray[np.float64], theta: float, s: dict[str, Any]) -> NDArray[np.float64]:
-    """Frequencies that turn often within the original context are kept, those that do not turn once are divided by the
-    factor, those between are blended."""
+    """Frequencies that turn often within the original context are kept, those that do not turn once
+    are divided by the factor, those between are blended."""
     dim, original = 2 * len(base), float(s["original_max_position_embeddings"])
 
     def place(turns: float) -> float:
         return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
     low, high = place(float(s.get("beta_fast") or 32)), place(float(s.get("beta_slow") or 1))
     if s.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
@@ -56,7 +61,9 @@ def _yarn(base: NDArray[np.float64], theta: float, s: dict[str, Any]) -> NDArray
 
 
 def attention_factor(scaling: dict[str, Any] | None) -> float:
-    """By what cos and sin are multiplied: more than 1 sharpens the attention of a stretched context."""
+    """By what cos and sin are multiplied: more than 1 sharpens the attention of a stretched
+    context.
+    """
     kind = (scaling or {}).get("rope_type")
     if scaling is None or kind not in ("yarn", "longrope"):
         return 1.0
@@ -69,6 +76,7 @@ def attention_factor(scaling: dict[str, Any] | None) -> float:
 
     def grown(by: float) -> float:
         return 0.1 * by * math.log(factor) + 1 if factor > 1 else 1.0
+
     one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
     return grown(float(one)) / grown(float(every)) if one and every else grown(1)
 
@@ -92,20 +100,26 @@ def _tables(positions: int, head_dim: int, theta: float, scaling: str) -> tuple[
 
 
 def tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[Table, Table]:
-    """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays each time. Scaling
-    is of the config's own theta only: Gemma's local layers have another, and none."""
+    """cos and sin, each (positions, head_dim / 2), for positions 0 … positions - 1; the same arrays
+    each time. Scaling is of the config's own theta only: Gemma's local layers have another, and
+    none."""
     scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
     return _tables(positions, cfg.head_dim, theta, json.dumps(scaling, sort_keys=True))
 
 
-def long_tables(cfg: DecoderConfig, positions: int, theta: float) -> tuple[int, tuple[Table, Table]] | None:
-    """(the longest text that `tables` are for, the tables of longer ones), where the two differ: under longrope."""
+def long_tables(
+    cfg: DecoderConfig, positions: int, theta: float
+) -> tuple[int, tuple[Table, Table]] | None:
+    """(the longest text that `tables` are for, the tables of longer ones), where the two differ:
+    under longrope.
+    """
     scaling = cfg.rope_scaling if theta == cfg.rope_theta else None
     if scaling is None or scaling.get("rope_type") != "longrope":
         return None
     longer = {**scaling, "short_factor": scaling["long_factor"]}
-    return int(scaling["original_max_position_embeddings"]), _tables(positions, cfg.head_dim, theta,
-                                                                     json.dumps(longer, sort_keys=True))
+    return int(scaling["original_max_position_embeddings"]), _tables(
+        positions, cfg.head_dim, theta, json.dumps(longer, sort_keys=True)
+    )
 
 
 def plain_tables(positions: int, head_dim: int, theta: float) -> tuple[Table, Table]:

@@ -1,5 +1,5 @@
-"""How a config stretches its rotary positions, checked when it is read: whatever is asked for is computed as
-transformers does it, or refused by name before anything else is done."""
+"""How a config stretches its rotary positions, checked when it is read: whatever is asked for is
+computed as transformers does it, or refused by name before anything else is done."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from ondevice.common.errors import UserError
 from ondevice.models.config_fields import Fields, unread
 
 _ORIGINAL = "original_max_position_embeddings"
-# kind → the numbers that it must have, and those that it may have. What transformers keeps beside them is `rope_theta`.
+# kind → the numbers that it must have, and those that it may have. What transformers keeps beside
+# them is `rope_theta`.
 _NUMBERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "linear": (("factor",), ()),
     "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
-    "yarn": (("factor",), (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")),
-    "longrope": ((), (_ORIGINAL, "factor", "attention_factor"))}
+    "yarn": (
+        ("factor",),
+        (_ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    ),
+    "longrope": ((), (_ORIGINAL, "factor", "attention_factor")),
+}
 KINDS = tuple(_NUMBERS)
 
 
 def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str, Any] | None]:
-    """(base, scaling) of the rotation, of the layers with the whole context where Gemma has two. Both ways of writing
-    it are read. Raises UserError for a kind, a setting or a value that is not known here."""
+    """(base, scaling) of the rotation, of the layers with the whole context where Gemma has two.
+    Both ways of writing it are read. Raises UserError for a kind, a setting or a value that is not
+    known here."""
     new = raw.get("rope_parameters") or {}
     old = raw.get("rope_scaling") or {}
     for name, said in (("rope_parameters", new), ("rope_scaling", old)):
@@ -40,7 +46,11 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
     if rope.get("type", kind) != kind and "rope_type" in new:
         kind = new["rope_type"]  # what transformers 5 writes beside an old spelling
     if kind == "mrope" or kind not in (*KINDS, "default"):
-        raise UserError(f"unknown rope scaling {kind!r}", where="rope_scaling", hint=f"known: {', '.join(KINDS)}")
+        raise UserError(
+            f"unknown rope scaling {kind!r}",
+            where="rope_scaling",
+            hint=f"known: {', '.join(KINDS)}",
+        )
     if kind == "default":
         _need_known(rope)
         return float(theta), None
@@ -51,11 +61,15 @@ def read_rope(raw: Fields, context: int, head_dim: int) -> tuple[float, dict[str
         if not wanted and (value is not None or name in needed):
             raise UserError(f"{name} is {value!r}, no number above 0", where="rope_scaling")
     if kind == "yarn" and not isinstance(rope.get("truncate", True), bool):
-        raise UserError(f"truncate is {rope['truncate']!r}, neither true nor false", where="rope_scaling")
+        raise UserError(
+            f"truncate is {rope['truncate']!r}, neither true nor false", where="rope_scaling"
+        )
     if kind == "longrope":
         _need_factors(rope, head_dim)
     _need_known(rope)
-    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")} | {"rope_type": kind}
+    scaling = {
+        name: value for name, value in rope.items() if name not in ("rope_theta", "type")
+    } | {"rope_type": kind}
     outside = raw.get(_ORIGINAL)  # where Phi's configs have it; it comes first, as in transformers
     if kind in ("llama3", "yarn", "longrope"):
         scaling[_ORIGINAL] = outside or scaling.get(_ORIGINAL) or context
@@ -74,27 +88,41 @@ def by_type(rope: Mapping[str, Any]) -> bool:
 def _whole_head(rope: Fields, raw: Fields) -> None:
     share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if share not in (None, 1):
-        raise UserError(f"{share!r} of a head's width is turned: all of it is here", where="partial_rotary_factor")
+        raise UserError(
+            f"{share!r} of a head's width is turned: all of it is here",
+            where="partial_rotary_factor",
+        )
 
 
 def _need_plain(local: Mapping[str, Any]) -> None:
     kind = local.get("rope_type", local.get("type", "default"))
     if kind != "default":
-        raise UserError(f"unknown rope scaling {kind!r} of layers with a window", where="rope_parameters")
+        raise UserError(
+            f"unknown rope scaling {kind!r} of layers with a window", where="rope_parameters"
+        )
 
 
 def _need_factors(rope: Fields, head_dim: int) -> None:
     for name in ("short_factor", "long_factor"):
         value = rope.get(name)
-        if not isinstance(value, list) or len(value) != head_dim // 2 or not all(
-                isinstance(x, int | float) and x > 0 for x in value):
-            raise UserError(f"{name} is no list of {head_dim // 2} numbers above 0", where="rope_scaling")
+        if (
+            not isinstance(value, list)
+            or len(value) != head_dim // 2
+            or not all(isinstance(x, int | float) and x > 0 for x in value)
+        ):
+            raise UserError(
+                f"{name} is no list of {head_dim // 2} numbers above 0", where="rope_scaling"
+            )
 
 
 def _need_known(rope: Fields) -> None:
-    """Raises UserError for a setting that nobody has asked for. `finetuned` of the first YaRN models says how they were
-    made, and an original context changes nothing where no kind of scaling reads it."""
+    """Raises UserError for a setting that nobody has asked for. `finetuned` of the first YaRN
+    models says how they were made, and an original context changes nothing where no kind of scaling
+    reads it."""
     strange = unread(rope, (_ORIGINAL, "finetuned"))
     if strange:
-        raise UserError(f"{strange[0]} is not known here of rope scaling", where="rope_scaling",
-                        hint="take it out if it changes no number")
+        raise UserError(
+            f"{strange[0]} is not known here of rope scaling",
+            where="rope_scaling",
+            hint="take it out if it changes no number",
+        )

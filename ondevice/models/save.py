@@ -30,16 +30,33 @@ SHARD_BYTES = 5 * 10**9
 _WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def write(folder: Path, backend: Backend, model: Model, *, dtype: str = "float32", card: str = "") -> None:
+def write(
+    folder: Path, backend: Backend, model: Model, *, dtype: str = "float32", card: str = ""
+) -> None:
     """Fills an existing, empty folder with the model, or with its adapter alone."""
     if model.adapter is None:
-        write_model(folder, backend, model.cfg, model.params, model.tokenizer, dtype=dtype, card=card,
-                    generation=model.generation)
+        write_model(
+            folder,
+            backend,
+            model.cfg,
+            model.params,
+            model.tokenizer,
+            dtype=dtype,
+            card=card,
+            generation=model.generation,
+        )
         return
-    peft.write(folder, backend, concat_all_lora(model.params, backend),
-               {name: model.params[name] for name in sorted(model.adapter.whole)}, base=model.adapter.base,
-               revision=model.adapter.revision, task=_task(model.cfg), tied=model.cfg.tie_word_embeddings,
-               modules=matrices(model.cfg))
+    peft.write(
+        folder,
+        backend,
+        concat_all_lora(model.params, backend),
+        {name: model.params[name] for name in sorted(model.adapter.whole)},
+        base=model.adapter.base,
+        revision=model.adapter.revision,
+        task=_task(model.cfg),
+        tied=model.cfg.tie_word_embeddings,
+        modules=matrices(model.cfg),
+    )
     goes_on = is_generative(model.cfg) and model.network.decoder_start_token_id is None
     (with_end_told(model.tokenizer) if goes_on else model.tokenizer).save(folder)
     if is_generative(model.cfg):
@@ -54,10 +71,19 @@ def _task(cfg: ModelConfig) -> str:
     return peft.ANSWERS if isinstance(cfg, Seq2SeqConfig) else peft.WRITES
 
 
-def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params, tokenizer: Tokenizer, *,
-                dtype: str = "float32", card: str = "", generation: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer, generation_config.json,
-    which says of `generation` what is no token's id and no version."""
+def write_model(
+    folder: Path,
+    backend: Backend,
+    cfg: ModelConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    card: str = "",
+    generation: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Fills an existing, empty folder: config.json, weights (sharded above 5 GB), tokenizer,
+    generation_config.json, which says of `generation` what is no token's id and no version."""
     if isinstance(cfg, DecoderConfig) and cfg.num_labels:
         tokenizer = tokenizer.padded_apart()
     special = _special(cfg, tokenizer)
@@ -77,18 +103,40 @@ def write_model(folder: Path, backend: Backend, cfg: ModelConfig, params: Params
 
 
 def _special(cfg: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ids of special tokens as config.json and generation_config.json have them; several that end a text as a
-    tuple."""
+    """The ids of special tokens as config.json and generation_config.json have them; several that
+    end a text as a tuple."""
     if isinstance(cfg, EncoderConfig):
-        return {"bos_token_id": tokenizer.cls_id, "pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.sep_id}
-    return {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id,
-            "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id}
+        return {
+            "bos_token_id": tokenizer.cls_id,
+            "pad_token_id": tokenizer.pad_id,
+            "eos_token_id": tokenizer.sep_id,
+        }
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "eos_token_id": tokenizer.stop_ids if len(tokenizer.stop_ids) > 1 else tokenizer.eos_id,
+    }
 
 
-def _write_generation(folder: Path, generation: Mapping[str, Any], special: Mapping[str, Any]) -> None:
-    kept = {k: v for k, v in generation.items() if k not in ("transformers_version", "_from_model_config", *special)}
-    _write_json(folder / GENERATION,
-                {**kept, **{k: list(v) if isinstance(v, tuple) else v for k, v in special.items() if v is not None}})
+def _write_generation(
+    folder: Path, generation: Mapping[str, Any], special: Mapping[str, Any]
+) -> None:
+    kept = {
+        k: v
+        for k, v in generation.items()
+        if k not in ("transformers_version", "_from_model_config", *special)
+    }
+    _write_json(
+        folder / GENERATION,
+        {
+            **kept,
+            **{
+                k: list(v) if isinstance(v, tuple) else v
+                for k, v in special.items()
+                if v is not None
+            },
+        },
+    )
 
 
 def _write_weights(folder: Path, backend: Backend, params: Params, dtype: str) -> None:
@@ -102,7 +150,10 @@ def _write_weights(folder: Path, backend: Backend, params: Params, dtype: str) -
         backend.save(folder / file, {n: params[n] for n in names}, {}, dtype)
         weight_map |= dict.fromkeys(names, file)
     total = sum(_bytes(n, p.shape, params, dtype) for n, p in params.items())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
 
 
 def _shards(params: Mapping[str, Any], dtype: str) -> list[list[str]]:
@@ -123,8 +174,11 @@ def _quantisation(params: Params, cfg: ModelConfig) -> dict[str, Any]:
     if not packed:
         return {}
     width, name = matrices(cfg, every=True)[packed[0]][1], packed[0]
-    format = {"group_size": width // params[f"{name}.scales"].shape[1],
-              "bits": 32 * params[f"{name}.weight"].shape[1] // width, "mode": "affine"}
+    format = {
+        "group_size": width // params[f"{name}.scales"].shape[1],
+        "bits": 32 * params[f"{name}.weight"].shape[1] // width,
+        "mode": "affine",
+    }
     return {"quantization": format, "quantization_config": format}
 
 
@@ -141,9 +195,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def with_end_told(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer as an adapter's folder has it: with the token that ends a turn as its end of text. transformers
-    takes the settings of generation from the base, which may know nothing of the turns that were learned; whoever
-    passes on the tokenizer's end of text stops where the adapter does."""
+    """The tokenizer as an adapter's folder has it: with the token that ends a turn as its end of
+    text. transformers takes the settings of generation from the base, which may know nothing of the
+    turns that were learned; whoever passes on the tokenizer's end of text stops where the adapter
+    does."""
     end = turn_end(tokenizer)
     word = None if end is None else tokenizer.inner.id_to_token(end)
     return tokenizer if word is None or end == tokenizer.eos_id else tokenizer.with_eos(word)

@@ -1,4 +1,5 @@
-"""The encoder-decoder forwards (T5, BART), written once: a source is read from both sides, a text is written to it.
+"""The encoder-decoder forwards (T5, BART), written once: a source is read from both sides, a text
+is written to it.
 
 B batch, S tokens of a source, T tokens of what is written, D hidden, H heads, C width of a head.
 """
@@ -28,38 +29,60 @@ class Seq2Seq:
 
     def __init__(self, cfg: Seq2SeqConfig) -> None:
         self.cfg = cfg
-        # made here, by numpy: where a compiler traces a forward it would make them in its own arithmetic. Beyond the
-        # longest distance all are in one bucket
+        # made here, by numpy: where a compiler traces a forward it would make them in its own
+        # arithmetic. Beyond the longest distance all are in one bucket
         self._reach = cfg.relative_attention_max_distance
-        self._buckets = {side: distance_buckets(self._reach, side == "encoder", cfg.relative_attention_num_buckets,
-                                                self._reach) for side in ("encoder", "decoder") if cfg.relative}
-        self.decoder_start_token_id: int | None = cfg.decoder_start_token_id  # what is written follows this token, not the prompt
+        self._buckets = {
+            side: distance_buckets(
+                self._reach, side == "encoder", cfg.relative_attention_num_buckets, self._reach
+            )
+            for side in ("encoder", "decoder")
+            if cfg.relative
+        }
+        self.decoder_start_token_id: int | None = (
+            cfg.decoder_start_token_id
+        )  # what is written follows this token, not the prompt
         if cfg.relative:
             self._sides = ("encoder.block.", "decoder.block.")
             scale = cfg.hidden_size**-0.5 if cfg.scale_decoder_outputs else 1.0
-            self.head = Head("shared.weight" if cfg.tie_word_embeddings else "lm_head.weight", scale=scale)
+            self.head = Head(
+                "shared.weight" if cfg.tie_word_embeddings else "lm_head.weight", scale=scale
+            )
         else:
             self._sides = ("model.encoder.layers.", "model.decoder.layers.")
             self.head = Head("model.shared.weight", "final_logits_bias")
 
-    def hidden(self, ops: Ops, params: Params, batch: Mapping[str, Array], *, at: Array | None = None,
-               checkpoint: bool = False) -> Array:
-        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone. `batch`: source_ids
-        (B, S), source_lengths (B,), ids (B, T) and positions (B, T) of what is written."""
+    def hidden(
+        self,
+        ops: Ops,
+        params: Params,
+        batch: Mapping[str, Array],
+        *,
+        at: Array | None = None,
+        checkpoint: bool = False,
+    ) -> Array:
+        """(B, T, D) after the last norm, or (N, D) of the flat positions `at` (N,) = b·T + t alone.
+        `batch`: source_ids (B, S), source_lengths (B,), ids (B, T) and positions (B, T) of what is
+        written."""
         lengths = batch["source_lengths"]
         source = self.encoded(ops, params, batch["source_ids"], lengths, checkpoint)
         x = self._embed(ops, params, "decoder", batch["ids"], batch["positions"])
         bias = self._bias(ops, params, "decoder", x.shape[1])
         blocks = split_layers(params, self._sides[1])
         for block in blocks:
-            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a gradient of zero
+            # every array to differentiate is an argument: MLX's checkpoint gives captured ones a
+            # gradient of zero
             body = partial(self._decoder_block, ops, lengths, at if block is blocks[-1] else None)
             x = (ops.checkpoint(body) if checkpoint else body)(block, x, source, *bias)
         return self._final_norm(ops, params, "decoder", x)
 
-    def encoded(self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False) -> Array:
+    def encoded(
+        self, ops: Ops, params: Params, ids: Array, lengths: Array, checkpoint: bool = False
+    ) -> Array:
         """(B, S, D) of sources that are padded at the right."""
-        x = self._embed(ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1))
+        x = self._embed(
+            ops, params, "encoder", ids, ops.constant(_places(ids.shape[1])).reshape(1, -1)
+        )
         bias = self._bias(ops, params, "encoder", ids.shape[1])
         for block in split_layers(params, self._sides[0]):
             body = partial(self._encoder_block, ops, lengths)
@@ -72,10 +95,11 @@ class Seq2Seq:
         """Places of the cache that a prompt of `width` tokens takes: it is read by the other side."""
         return 1
 
-    def prefill(self, ops: Ops, params: Params, ids: Array, positions: Array, ends: Array,
-                lengths: Array) -> tuple[Array, Cache]:
-        """(B, D) of the token that opens what is written, and a cache that holds it: of each layer's own keys and
-        values, and, fixed, those of the source."""
+    def prefill(
+        self, ops: Ops, params: Params, ids: Array, positions: Array, ends: Array, lengths: Array
+    ) -> tuple[Array, Cache]:
+        """(B, D) of the token that opens what is written, and a cache that holds it: of each
+        layer's own keys and values, and, fixed, those of the source."""
         source = self.encoded(ops, params, ids, lengths)
         first = ids[:, :1] * 0
         x = self._embed(ops, params, "decoder", first + self.cfg.decoder_start_token_id, first)
@@ -123,7 +147,11 @@ class Seq2Seq:
         return ops.layer_norm(params, f"model.{side}.layernorm_embedding", x, self.cfg.norm_eps)
 
     def _final_norm(self, ops: Ops, params: Params, side: str, x: Array) -> Array:
-        return ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps) if self.cfg.relative else x
+        return (
+            ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps)
+            if self.cfg.relative
+            else x
+        )
 
     def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:
         """(distances, H): what each distance key − query adds to a score, from −reach to reach."""
@@ -137,7 +165,9 @@ class Seq2Seq:
         """(1, H, T, T), or none: every block adds that of the first."""
         if not self.cfg.relative:
             return ()
-        apart = ops.take(self._table(ops, params, side, width), ops.constant(_apart(width)))  # (T, T, H)
+        apart = ops.take(
+            self._table(ops, params, side, width), ops.constant(_apart(width))
+        )  # (T, T, H)
         h = self.cfg.num_attention_heads
         return (apart.reshape(width * width, h).swapaxes(0, 1).reshape(1, h, width, width),)
 
@@ -151,19 +181,45 @@ class Seq2Seq:
         b = lengths.shape[0]
         return found.swapaxes(1, 2).reshape(b, self.cfg.num_attention_heads, 1, room)
 
-    def _encoder_block(self, ops: Ops, lengths: Array, block: Params, x: Array, *bias: Array) -> Array:
+    def _encoder_block(
+        self, ops: Ops, lengths: Array, block: Params, x: Array, *bias: Array
+    ) -> Array:
         q, k, v = self._self_qkv(ops, block, x)
-        a = ops.attention(q, k, v, scale=self._scale, causal=False, lengths=lengths, bias=bias[0] if bias else None)
+        a = ops.attention(
+            q,
+            k,
+            v,
+            scale=self._scale,
+            causal=False,
+            lengths=lengths,
+            bias=bias[0] if bias else None,
+        )
         return self._fed(ops, block, self._added(ops, block, "self", x, _joined(a)))
 
-    def _decoder_block(self, ops: Ops, lengths: Array, at: Array | None, block: Params, x: Array, source: Array,
-                       *bias: Array) -> Array:
+    def _decoder_block(
+        self,
+        ops: Ops,
+        lengths: Array,
+        at: Array | None,
+        block: Params,
+        x: Array,
+        source: Array,
+        *bias: Array,
+    ) -> Array:
         q, k, v = self._self_qkv(ops, block, x)
         a = ops.attention(q, k, v, scale=self._scale, bias=bias[0] if bias else None)
         return self._written(ops, block, x, a, self._cross_kv(ops, block, source), lengths, at)
 
-    def _written(self, ops: Ops, block: Params, x: Array, a: Array, cross: tuple[Array, Array], lengths: Array,
-                 at: Array | None) -> Array:
+    def _written(
+        self,
+        ops: Ops,
+        block: Params,
+        x: Array,
+        a: Array,
+        cross: tuple[Array, Array],
+        lengths: Array,
+        at: Array | None,
+    ) -> Array:
         """What follows a decoder's attention to itself: to the source, and the feed-forward part."""
         x = self._added(ops, block, "self", x, _joined(a))
         q = self._heads(ops, block, "cross", "q", self._before(ops, block, "cross", x))
@@ -178,7 +234,9 @@ class Seq2Seq:
         return q, k, v
 
     def _cross_kv(self, ops: Ops, block: Params, source: Array) -> tuple[Array, Array]:
-        return self._heads(ops, block, "cross", "k", source), self._heads(ops, block, "cross", "v", source)
+        return self._heads(ops, block, "cross", "k", source), self._heads(
+            ops, block, "cross", "v", source
+        )
 
     def _heads(self, ops: Ops, block: Params, kind: str, part: str, x: Array) -> Array:
         """(B, H, T, C) of a projection."""
@@ -189,17 +247,31 @@ class Seq2Seq:
     def _name(self, kind: str, part: str) -> str:
         """The relative name of one of an attention's matrices (q, k, v, o) or of its norm."""
         if self.cfg.relative:
-            layer, module = ("layer.0", "SelfAttention") if kind == "self" else ("layer.1", "EncDecAttention")
+            layer, module = (
+                ("layer.0", "SelfAttention") if kind == "self" else ("layer.1", "EncDecAttention")
+            )
             return f"{layer}.layer_norm" if part == "norm" else f"{layer}.{module}.{part}"
         module = "self_attn" if kind == "self" else "encoder_attn"
-        return f"{module}_layer_norm" if part == "norm" else f"{module}.{'out' if part == 'o' else part}_proj"
+        return (
+            f"{module}_layer_norm"
+            if part == "norm"
+            else f"{module}.{'out' if part == 'o' else part}_proj"
+        )
 
     def _before(self, ops: Ops, block: Params, kind: str, x: Array) -> Array:
-        return ops.rms_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps) if self.cfg.relative else x
+        return (
+            ops.rms_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
+            if self.cfg.relative
+            else x
+        )
 
     def _added(self, ops: Ops, block: Params, kind: str, x: Array, a: Array) -> Array:
         x = x + ops.linear(block, self._name(kind, "o"), a)
-        return x if self.cfg.relative else ops.layer_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
+        return (
+            x
+            if self.cfg.relative
+            else ops.layer_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
+        )
 
     def _fed(self, ops: Ops, block: Params, x: Array) -> Array:
         """The feed-forward part."""
@@ -207,9 +279,14 @@ class Seq2Seq:
             h = ops.linear(block, "fc2", ops.gelu(ops.linear(block, "fc1", x)))
             return ops.layer_norm(block, "final_layer_norm", x + h, self.cfg.norm_eps)
         last = "layer.2" if "layer.2.layer_norm.weight" in block else "layer.1"
-        h, part = ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps), f"{last}.DenseReluDense."
+        h, part = (
+            ops.rms_norm(block, f"{last}.layer_norm", x, self.cfg.norm_eps),
+            f"{last}.DenseReluDense.",
+        )
         if self.cfg.gated:
-            h = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True) * ops.linear(block, part + "wi_1", h)
+            h = ops.gelu(ops.linear(block, part + "wi_0", h), approximate=True) * ops.linear(
+                block, part + "wi_1", h
+            )
         else:
             h = ops.maximum(ops.linear(block, part + "wi", h), 0.0)
         return x + ops.linear(block, part + "wo", h)
@@ -234,9 +311,10 @@ def _apart(width: int) -> NDArray[np.int32]:
 
 @lru_cache(maxsize=64)
 def distance_buckets(reach: int, both: bool, buckets: int, longest: int) -> NDArray[np.int32]:
-    """(2·reach + 1,) the bucket of each distance key − query from −reach to reach (Raffel 2019): half of the buckets
-    for small distances one by one, the others growing as a logarithm up to `longest`. `both`: keys after a query have
-    buckets of their own; else they share that of distance 0."""
+    """(2·reach + 1,) the bucket of each distance key − query from −reach to reach (Raffel 2019):
+    half of the buckets for small distances one by one, the others growing as a logarithm up to
+    `longest`. `both`: keys after a query have buckets of their own; else they share that of
+    distance 0."""
     distance = np.arange(-reach, reach + 1)
     base = np.zeros_like(distance)
     if both:
@@ -247,6 +325,9 @@ def distance_buckets(reach: int, both: bool, buckets: int, longest: int) -> NDAr
         distance = np.maximum(-distance, 0)
     exact = buckets // 2
     grown = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(longest / exact))
+        math.log(longest / exact)
+    )
     far = exact + (grown * np.float32(buckets - exact)).astype(np.int64)
-    return (base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(np.int32)
+    return (base + np.where(distance < exact, distance, np.minimum(far, buckets - 1))).astype(
+        np.int32
+    )

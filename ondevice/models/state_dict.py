@@ -24,11 +24,15 @@ def quantised(params: Mapping[str, Array]) -> list[str]:
     return [name.removesuffix(".scales") for name in params if name.endswith(".scales")]
 
 
-def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, backbone_only: bool = False) -> Params:
-    """The model's tensors out of a file's, in our order and our direction; of a quantised matrix its three parts.
-    Raises UserError for one that is missing or misshapen; with `backbone_only` the head may be missing.
+def from_file(
+    params: Mapping[str, Array], cfg: ModelConfig, where: str, backbone_only: bool = False
+) -> Params:
+    """The model's tensors out of a file's, in our order and our direction; of a quantised matrix
+    its three parts. Raises UserError for one that is missing or misshapen; with `backbone_only` the
+    head may be missing.
 
-    Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model does not use.
+    Left out: rotary buffers and masks of old files, the copy of a tied head, heads that this model
+    does not use.
     """
     params = prefixed(params, cfg)
     params = {re.sub(r"LayerNorm\.(gamma|beta)$", _new_norm, name): p for name, p in params.items()}
@@ -38,8 +42,16 @@ def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, backbon
             continue
         if name not in params:
             told = cfg.raw.get("architectures")
-            raise UserError(f"lacks the tensor {name}", where=where, hint="is the download whole?" + (
-                f" config.json says that it is a {told[0]}" if isinstance(told, list) and told else ""))
+            raise UserError(
+                f"lacks the tensor {name}",
+                where=where,
+                hint="is the download whole?"
+                + (
+                    f" config.json says that it is a {told[0]}"
+                    if isinstance(told, list) and told
+                    else ""
+                ),
+            )
         module, found = name.removesuffix(".weight"), params[name]
         if f"{module}.scales" in params:
             out |= _packed(params, module, shape, where)
@@ -47,7 +59,9 @@ def from_file(params: Mapping[str, Array], cfg: ModelConfig, where: str, backbon
         if is_transposed(name) and len(found.shape) == 2:
             found = found.swapaxes(0, 1)
         if tuple(found.shape) != shape:
-            raise UserError(f"{name} has shape {tuple(found.shape)}, config.json says {shape}", where=where)
+            raise UserError(
+                f"{name} has shape {tuple(found.shape)}, config.json says {shape}", where=where
+            )
         out[name] = found
     extra = [n for n in params if n not in out and not _SPARE.search(n)]
     if extra:
@@ -60,13 +74,18 @@ _BODY = {"bert": "bert.", "modernbert": "model.", "bart": "model.", "gpt2": "tra
 
 
 def prefixed(params: Mapping[str, Array], cfg: ModelConfig) -> Mapping[str, Array]:
-    """The tensors of a file that holds a body alone (BertModel, BartModel, OpenAI's GPT-2) by the names that they have
-    beside a head."""
+    """The tensors of a file that holds a body alone (BertModel, BartModel, OpenAI's GPT-2) by the
+    names that they have beside a head."""
     prefix = _BODY.get(cfg.model_type)
     if prefix is None or any(name.startswith(prefix) for name in params):
         return params
-    named = {name if name in (SCORE, "lm_head.weight") else prefix + name: p for name, p in params.items()}
-    if cfg.model_type == "bart" and "model.shared.weight" in named:  # its bias is 0 until someone sets it
+    named = {
+        name if name in (SCORE, "lm_head.weight") else prefix + name: p
+        for name, p in params.items()
+    }
+    if (
+        cfg.model_type == "bart" and "model.shared.weight" in named
+    ):  # its bias is 0 until someone sets it
         named.setdefault("final_logits_bias", named["model.shared.weight"][None, :, 0] * 0)
     return named
 
@@ -78,40 +97,68 @@ def is_head(name: str) -> bool:
 
 def _packed(params: Mapping[str, Array], module: str, shape: tuple[int, ...], where: str) -> Params:
     """The parts of a matrix that is quantised as MLX does it. Raises UserError for another way."""
-    parts = {f"{module}.{part}": params.get(f"{module}.{part}") for part in ("weight", "scales", "biases")}
+    parts = {
+        f"{module}.{part}": params.get(f"{module}.{part}")
+        for part in ("weight", "scales", "biases")
+    }
     missing = [name for name, p in parts.items() if p is None]
     if missing:
-        raise UserError(f"lacks the tensor {missing[0]}", where=where, hint="only affine quantisation is known here")
+        raise UserError(
+            f"lacks the tensor {missing[0]}",
+            where=where,
+            hint="only affine quantisation is known here",
+        )
     weight, scales, biases = (tuple(p.shape) for p in parts.values() if p is not None)
     bits = 32 * weight[-1] / shape[-1]
     groups = scales[-1]
     if bits not in BITS:
-        raise UserError(f"{module} is quantised to {bits:g} bits", where=where,
-                        hint=f"known: {', '.join(map(str, BITS))}")
-    if len(shape) != 2 or weight[0] != shape[0] or scales != biases or scales[0] != shape[0] or shape[1] % groups:
-        raise UserError(f"{module} has shapes {weight}, {scales}, {biases}, config.json says {shape}", where=where)
+        raise UserError(
+            f"{module} is quantised to {bits:g} bits",
+            where=where,
+            hint=f"known: {', '.join(map(str, BITS))}",
+        )
+    if (
+        len(shape) != 2
+        or weight[0] != shape[0]
+        or scales != biases
+        or scales[0] != shape[0]
+        or shape[1] % groups
+    ):
+        raise UserError(
+            f"{module} has shapes {weight}, {scales}, {biases}, config.json says {shape}",
+            where=where,
+        )
     return {name: p for name, p in parts.items() if p is not None}
 
 
 def transposed(params: Mapping[str, Array]) -> Params:
     """The tensors in the direction that a file has them in, or back."""
-    return {name: p.swapaxes(0, 1) if is_transposed(name) and len(p.shape) == 2 else p for name, p in params.items()}
+    return {
+        name: p.swapaxes(0, 1) if is_transposed(name) and len(p.shape) == 2 else p
+        for name, p in params.items()
+    }
 
 
 def to_file(params: Mapping[str, Array]) -> Params:
-    """The tensors as a file has them. GPT-2's stand there without the prefix, as in OpenAI's own: mlx-lm knows no other
-    names; transformers knows both, where no head stands beside them."""
+    """The tensors as a file has them. GPT-2's stand there without the prefix, as in OpenAI's own:
+    mlx-lm knows no other names; transformers knows both, where no head stands beside them."""
     bare = "lm_head.weight" not in params and SCORE not in params
-    return {name.removeprefix("transformer.") if bare else name: p for name, p in transposed(params).items()}
+    return {
+        name.removeprefix("transformer.") if bare else name: p
+        for name, p in transposed(params).items()
+    }
 
 
-# Not the model's own: rotary and position buffers and masks of old files, copies of tied heads (packed ones too), and
-# what BERT's folders hold for other tasks than this model's.
-_SPARE = re.compile(r"^lm_head\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.position_ids$"
-                    r"|^cls\.seq_relationship\.|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
-                    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$"
-                    # the first T5's files hold distances between source and target, which no version reads
-                    r"|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$")
+# Not the model's own: rotary and position buffers and masks of old files, copies of tied heads
+# (packed ones too), and what BERT's folders hold for other tasks than this model's.
+_SPARE = re.compile(
+    r"^lm_head\.|rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|embeddings\.position_ids$"
+    r"|^cls\.seq_relationship\.|^bert\.pooler\.|^cls\.predictions\.(bias$|decoder\.)|^decoder\.weight$"
+    r"|^(model\.)?(en|de)coder\.embed_tokens\.weight$"
+    # the first T5's files hold distances between source and target, which no
+    # version reads
+    r"|^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$"
+)
 
 
 def _new_norm(old: re.Match[str]) -> str:

@@ -1,4 +1,6 @@
-"""Names and shapes of the tensors that a folder of each family holds, and what is checked when one is read."""
+"""Names and shapes of the tensors that a folder of each family holds, and what is checked when one
+is read.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,19 @@ def in_block(name: str) -> bool:
 
 def adds_to_stream(name: str) -> bool:
     """Whether it is the matrix by which a block's part adds to the stream that runs past it."""
-    return in_block(name) and name.endswith(("o_proj.weight", "down_proj.weight", "output.dense.weight", "Wo.weight",
-                                             "Attention.o.weight", ".wo.weight", "out_proj.weight", "fc2.weight",
-                                             ".c_proj.weight"))
+    return in_block(name) and name.endswith(
+        (
+            "o_proj.weight",
+            "down_proj.weight",
+            "output.dense.weight",
+            "Wo.weight",
+            "Attention.o.weight",
+            ".wo.weight",
+            "out_proj.weight",
+            "fc2.weight",
+            ".c_proj.weight",
+        )
+    )
 
 
 def is_between(name: str) -> bool:
@@ -32,7 +44,13 @@ def is_between(name: str) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    return name.endswith(("embed_tokens.weight", "_embeddings.weight", "shared.weight", "embed_positions.weight",
-                          ".wte.weight", ".wpe.weight"))
-
-
+    return name.endswith(
+        (
+            "embed_tokens.weight",
+            "_embeddings.weight",
+            "shared.weight",
+            "embed_positions.weight",
+            ".wte.weight",
+            ".wpe.weight",
+        )
+    )

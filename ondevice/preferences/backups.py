@@ -1,8 +1,10 @@
-"""Copies of ratings.db, kept beside it at the start of each rating session: the last three that differ.
+"""Copies of ratings.db, kept beside it at the start of each rating session: the last three that
+differ.
 
     ratings.db.copy-1   ratings.db.copy-2   ratings.db.copy-3
 
-SQLite's backup writes each as one transaction: a kill in the middle leaves the copy that was there before.
+SQLite's backup writes each as one transaction: a kill in the middle leaves the copy that was there
+before.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from ondevice.preferences.schema import APPLICATION
 from ondevice.preferences.sqlite_store import FAILED, Store, refused
 
 COPIES = 3
-_STATE = "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"  # both tables only ever grow
+_STATE = (
+    "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"  # both tables only ever grow
+)
 
 
 def keep_copy(opened: Store) -> Path | None:
-    """Copies an open database over the oldest of its copies; None where the newest copy holds the same.
+    """Copies an open database over the oldest of its copies; None where the newest copy holds the
+    same.
 
     Raises UserError where the disk is full or other files stand in the places of the copies.
     """
@@ -31,7 +36,9 @@ def keep_copy(opened: Store) -> Path | None:
     ours = copies(file)
     held = {copy: _state(copy) for copy in ours}
     if not free and not ours:
-        raise UserError("the places of its copies are taken by other files", where=str(places(file)[-1]))
+        raise UserError(
+            "the places of its copies are taken by other files", where=str(places(file)[-1])
+        )
     # one that a full disk has left empty goes before any that holds something
     target = (free or sorted(ours[::-1], key=lambda copy: held[copy] is not None))[0]
     try:
@@ -61,15 +68,22 @@ def is_ours(file: Path) -> bool:
     try:
         with read_only(file) as connection:
             number = connection.execute("PRAGMA application_id").fetchone()[0]
-            return bool(number == APPLICATION or not connection.execute("SELECT 1 FROM sqlite_master").fetchone())
+            return bool(
+                number == APPLICATION
+                or not connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+            )
     except FAILED:
         return False
 
 
 @contextmanager
 def read_only(file: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that changes nothing, the write-ahead log included. sqlite3's errors are its user's."""
-    with closing(sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True)) as connection:
+    """A connection that changes nothing, the write-ahead log included. sqlite3's errors are its
+    user's.
+    """
+    with closing(
+        sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro", uri=True)
+    ) as connection:
         yield connection
 
 

@@ -1,10 +1,12 @@
 """The preference database: prompts with two to four responses, and what people said about them.
 
-SQLite, one file. A vote is on disk when `vote` returns (WAL with synchronous=FULL), and stays: votes are append-only,
-an undo is a row of its own. Which response stands left is drawn when an item is queued, from a seed, balanced within
-the batch, and stored; who wrote a response is stored beside it and is not for the rater's eyes.
+SQLite, one file. A vote is on disk when `vote` returns (WAL with synchronous=FULL), and stays:
+votes are append-only, an undo is a row of its own. Which response stands left is drawn when an item
+is queued, from a seed, balanced within the batch, and stored; who wrote a response is stored beside
+it and is not for the rater's eyes.
 
-A rater whose name begins with `simulated:` is a program; whoever counts votes says how many are of that kind.
+A rater whose name begins with `simulated:` is a program; whoever counts votes says how many are of
+that kind.
 
 The file must lie on a local disk: SQLite's WAL does not work over a network.
 """
@@ -49,7 +51,9 @@ class Response:
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt and its responses, by slot. `shown`: the slots from left to right; `gold`: the slot known to be best."""
+    """A prompt and its responses, by slot. `shown`: the slots from left to right; `gold`: the slot
+    known to be best.
+    """
 
     id: int
     batch: str
@@ -103,19 +107,25 @@ class Vote:
 
 
 def said(vote: Vote, marks: str = "1234") -> str:
-    """A vote in a word or two, by the places at which the responses were shown: "2 is better", "3 > 1", "tie"."""
+    """A vote in a word or two, by the places at which the responses were shown: "2 is better", "3 >
+    1", "tie".
+    """
     if vote.action == "skip":
         return "skipped"
     if vote.outcome != "ranked":
         return "all bad" if vote.outcome == "all_bad" else str(vote.outcome)
     places = [marks[vote.shown.index(slot)] for slot in vote.ranking]
     much = "much better" if vote.strength == 2 else "better"
-    return f"{places[0]} is {much}" if len(places) == 1 or len(vote.shown) == 2 else " > ".join(places)
+    return (
+        f"{places[0]} is {much}" if len(places) == 1 or len(vote.shown) == 2 else " > ".join(places)
+    )
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one rater is, repeats left out. `usable`: (better, worse) pairs that the ranked votes give."""
+    """How far one rater is, repeats left out. `usable`: (better, worse) pairs that the ranked votes
+    give.
+    """
 
     rated: int
     total: int
@@ -152,41 +162,92 @@ class Ratings(Store):
 
     # Items
 
-    def add(self, batch: str, prompt: str | Sequence[Message], responses: Sequence[Response], *, kind: Kind = "normal",
-            gold: int | None = None, repeat_of: int | None = None, meta: Mapping[str, Any] | None = None,
-            seed: int) -> int:
-        """Queues a prompt (a user's message, or a chat) with two to four responses; returns the item's id.
+    def add(
+        self,
+        batch: str,
+        prompt: str | Sequence[Message],
+        responses: Sequence[Response],
+        *,
+        kind: Kind = "normal",
+        gold: int | None = None,
+        repeat_of: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+        seed: int,
+    ) -> int:
+        """Queues a prompt (a user's message, or a chat) with two to four responses; returns the
+        item's id.
 
-        The order in which they are shown is drawn from (seed, batch) so that within the batch every source (every slot,
-        where sources have no names) stands at every place equally often. A repeat is shown in the opposite order of
-        the item that it repeats.
+        The order in which they are shown is drawn from (seed, batch) so that within the batch every
+        source (every slot, where sources have no names) stands at every place equally often. A
+        repeat is shown in the opposite order of the item that it repeats.
         """
         assert 2 <= len(responses) <= 4 and (gold is None or 0 <= gold < len(responses))
-        assert (kind == "gold") == (gold is not None) and (kind == "repeat") == (repeat_of is not None)
+        assert (kind == "gold") == (gold is not None) and (kind == "repeat") == (
+            repeat_of is not None
+        )
         text, form = _prompt(prompt)
         batch = clean(batch)
         with self.transaction():
-            shown = (self.item(repeat_of).shown[::-1] if repeat_of is not None
-                     else self._draw_shown(batch, [clean(response.source) for response in responses], seed))
-            return self.insert_item({
-                "batch": batch, "prompt": text, "prompt_sha": sha256(text.encode()).hexdigest(), "shown": shown,
-                "kind": kind, "gold": gold, "repeat_of": repeat_of, "meta": {"form": form, **(meta or {})},
-                "created": clock()}, responses)
+            shown = (
+                self.item(repeat_of).shown[::-1]
+                if repeat_of is not None
+                else self._draw_shown(
+                    batch, [clean(response.source) for response in responses], seed
+                )
+            )
+            return self.insert_item(
+                {
+                    "batch": batch,
+                    "prompt": text,
+                    "prompt_sha": sha256(text.encode()).hexdigest(),
+                    "shown": shown,
+                    "kind": kind,
+                    "gold": gold,
+                    "repeat_of": repeat_of,
+                    "meta": {"form": form, **(meta or {})},
+                    "created": clock(),
+                },
+                responses,
+            )
 
     def repeat(self, item: int, rater: str, *, seed: int = 0) -> int:
-        """Queues the item once more for this rater alone, its sides swapped: what measures their own consistency."""
+        """Queues the item once more for this rater alone, its sides swapped: what measures their
+        own consistency.
+        """
         of = self.item(item)
         meta = {**of.meta, "rater": rater}
-        return self.add(of.batch, of.messages, of.responses, kind="repeat", repeat_of=item, meta=meta, seed=seed)
+        return self.add(
+            of.batch, of.messages, of.responses, kind="repeat", repeat_of=item, meta=meta, seed=seed
+        )
 
     def insert_item(self, row: Mapping[str, Any], responses: Sequence[Response]) -> int:
-        """A whole row of `item` as it is, but for its id; for reading exported ratings. `add` makes new ones."""
-        names = ("batch", "prompt", "prompt_sha", "shown", "kind", "gold", "repeat_of", "meta", "created")
+        """A whole row of `item` as it is, but for its id; for reading exported ratings. `add` makes
+        new ones.
+        """
+        names = (
+            "batch",
+            "prompt",
+            "prompt_sha",
+            "shown",
+            "kind",
+            "gold",
+            "repeat_of",
+            "meta",
+            "created",
+        )
         with self.transaction():
             item = self._insert("item", {name: row[name] for name in names})
             for slot, response in enumerate(responses):
-                self._insert("response", {"item": item, "slot": slot, "text": response.text,
-                                          "source": response.source, "meta": dict(response.meta)})
+                self._insert(
+                    "response",
+                    {
+                        "item": item,
+                        "slot": slot,
+                        "text": response.text,
+                        "source": response.source,
+                        "meta": dict(response.meta),
+                    },
+                )
         return item
 
     def items(self, batch: str | None = None) -> list[Item]:
@@ -202,10 +263,15 @@ class Ratings(Store):
 
     def batches(self) -> list[str]:
         """Names of the batches, the first queued first."""
-        return [row["batch"] for row in self._rows("SELECT batch FROM item GROUP BY batch ORDER BY min(id)")]
+        return [
+            row["batch"]
+            for row in self._rows("SELECT batch FROM item GROUP BY batch ORDER BY min(id)")
+        ]
 
     def queue(self, rater: str, batch: str | None = None) -> list[int]:
-        """Ids of what this rater has not yet rated: repeats that wait, the others in order, then what was skipped."""
+        """Ids of what this rater has not yet rated: repeats that wait, the others in order, then
+        what was skipped.
+        """
         return [waiting.item for waiting in self.waiting(rater, batch)]
 
     def waiting(self, rater: str, batch: str | None = None) -> list[QueueEntry]:
@@ -216,7 +282,8 @@ class Ratings(Store):
             "WHERE (live.id IS NULL OR live.action = 'skip') AND (:batch IS NULL OR batch = :batch) "
             "AND (kind <> 'repeat' OR ifnull(json_extract(meta, '$.rater'), :rater) = :rater) "
             "ORDER BY live.id IS NOT NULL, kind <> 'repeat', live.id, item.id",
-            {"rater": rater, "batch": batch})
+            {"rater": rater, "batch": batch},
+        )
         return [QueueEntry(row["id"], row["kind"], bool(row["skipped"])) for row in rows]
 
     def progress(self, rater: str, batch: str | None = None) -> Progress:
@@ -225,45 +292,84 @@ class Ratings(Store):
             "SELECT live.action, live.outcome, json_array_length(live.ranking) AS named, "
             "json_array_length(item.shown) AS width FROM item LEFT JOIN live ON live.item = item.id "
             "AND live.rater = :rater WHERE kind <> 'repeat' AND (:batch IS NULL OR batch = :batch)",
-            {"rater": rater, "batch": batch})
+            {"rater": rater, "batch": batch},
+        )
         counts = Counter(row["outcome"] or row["action"] for row in rows)
         # the first named is better than width-1 others, the second than width-2, …
-        usable = sum(sum(row["width"] - 1 - place for place in range(row["named"])) for row in rows if row["named"])
+        usable = sum(
+            sum(row["width"] - 1 - place for place in range(row["named"]))
+            for row in rows
+            if row["named"]
+        )
         rated = counts["ranked"] + counts["tie"] + counts["all_bad"]
         return Progress(rated, len(rows), counts["skip"], usable, counts["tie"], counts["all_bad"])
 
     def repeatable(self, rater: str, batch: str | None = None) -> tuple[list[int], list[int]]:
-        """(normal items that this rater has voted on, in the order of the votes; those queued for them once more)."""
-        voted = self._rows("SELECT item.id FROM live JOIN item ON item.id = live.item WHERE rater = :rater "
-                           "AND action = 'vote' AND kind = 'normal' AND (:batch IS NULL OR batch = :batch) "
-                           "ORDER BY live.id", {"rater": rater, "batch": batch})
-        again = self._rows("SELECT repeat_of FROM item WHERE kind = 'repeat' "
-                           "AND json_extract(meta, '$.rater') = :rater AND (:batch IS NULL OR batch = :batch)",
-                           {"rater": rater, "batch": batch})
+        """(normal items that this rater has voted on, in the order of the votes; those queued for
+        them once more).
+        """
+        voted = self._rows(
+            "SELECT item.id FROM live JOIN item ON item.id = live.item WHERE rater = :rater "
+            "AND action = 'vote' AND kind = 'normal' AND (:batch IS NULL OR batch = :batch) "
+            "ORDER BY live.id",
+            {"rater": rater, "batch": batch},
+        )
+        again = self._rows(
+            "SELECT repeat_of FROM item WHERE kind = 'repeat' "
+            "AND json_extract(meta, '$.rater') = :rater AND (:batch IS NULL OR batch = :batch)",
+            {"rater": rater, "batch": batch},
+        )
         return [row["id"] for row in voted], [row["repeat_of"] for row in again]
 
     def gold_voted(self, rater: str, batch: str | None = None) -> int:
         """How many gold items this rater has voted on."""
-        rows = self._rows("SELECT count(*) FROM live JOIN item ON item.id = live.item WHERE rater = ? "
-                          "AND action = 'vote' AND kind = 'gold' AND (? IS NULL OR batch = ?)", (rater, batch, batch))
+        rows = self._rows(
+            "SELECT count(*) FROM live JOIN item ON item.id = live.item WHERE rater = ? "
+            "AND action = 'vote' AND kind = 'gold' AND (? IS NULL OR batch = ?)",
+            (rater, batch, batch),
+        )
         return int(rows[0][0])
 
     # Votes
 
-    def vote(self, item: int, rater: str, session: str, outcome: Outcome = "ranked", ranking: Sequence[int] = (), *,
-             strength: int | None = None, reason: str | None = None, note: str | None = None,
-             seen_end: bool | None = None, dwell_ms: int | None = None) -> Vote:
-        """Stores a vote; it is on disk when this returns. A later vote of the same rater replaces an earlier one.
+    def vote(
+        self,
+        item: int,
+        rater: str,
+        session: str,
+        outcome: Outcome = "ranked",
+        ranking: Sequence[int] = (),
+        *,
+        strength: int | None = None,
+        reason: str | None = None,
+        note: str | None = None,
+        seen_end: bool | None = None,
+        dwell_ms: int | None = None,
+    ) -> Vote:
+        """Stores a vote; it is on disk when this returns. A later vote of the same rater replaces
+        an earlier one.
 
-        `ranking`: slots, best first, for the outcome `ranked`; slots that are not named are worse than the named ones,
-        in no order among themselves. `strength`: 1, or 2 for much better.
+        `ranking`: slots, best first, for the outcome `ranked`; slots that are not named are worse
+        than the named ones, in no order among themselves. `strength`: 1, or 2 for much better.
         """
         of = self.item(item)
         if outcome == "ranked":
             ranking = _whole(ranking, len(of.responses))
         assert bool(ranking) == (outcome == "ranked"), (outcome, ranking)
-        return self._act(of, rater, session, "vote", outcome=outcome, ranking=tuple(ranking) or None, strength=strength,
-                         shown=of.shown, reason=reason, note=note, seen_end=seen_end, dwell_ms=dwell_ms)
+        return self._act(
+            of,
+            rater,
+            session,
+            "vote",
+            outcome=outcome,
+            ranking=tuple(ranking) or None,
+            strength=strength,
+            shown=of.shown,
+            reason=reason,
+            note=note,
+            seen_end=seen_end,
+            dwell_ms=dwell_ms,
+        )
 
     def skip(self, item: int, rater: str, session: str, *, dwell_ms: int | None = None) -> Vote:
         """Puts the item at the end of this rater's queue."""
@@ -280,49 +386,96 @@ class Ratings(Store):
 
     def newest(self, rater: str) -> Vote | None:
         """This rater's newest live vote or skip: what `undo` would take back."""
-        rows = self._rows("SELECT * FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (clean(rater),))
+        rows = self._rows(
+            "SELECT * FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (clean(rater),)
+        )
         with self._readable("a vote"):
             return vote_of(rows[0]) if rows else None
 
     def voted(self, item: int, rater: str) -> Vote | None:
         """This rater's live vote on an item, a skip left out: another window may have stored one."""
-        rows = self._rows("SELECT * FROM live WHERE item = ? AND rater = ? AND action = 'vote'", (item, clean(rater)))
+        rows = self._rows(
+            "SELECT * FROM live WHERE item = ? AND rater = ? AND action = 'vote'",
+            (item, clean(rater)),
+        )
         with self._readable("a vote"):
             return vote_of(rows[0]) if rows else None
 
     def undo(self, rater: str, session: str) -> Item | None:
-        """Takes this rater's newest live vote or skip back, whatever session it is from; returns its item, None where
-        nothing is left to take back."""
+        """Takes this rater's newest live vote or skip back, whatever session it is from; returns
+        its item, None where nothing is left to take back."""
         with self.transaction():
-            newest = self._rows("SELECT id, item FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (rater,))
+            newest = self._rows(
+                "SELECT id, item FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (rater,)
+            )
             if not newest:
                 return None
             item = self.item(newest[0]["item"])
             self._act(item, rater, session, "undo", undoes=newest[0]["id"])
         return item
 
-    def live_votes(self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True) -> list[Vote]:
-        """Votes and skips that count, the oldest first: of these raters, or of all, programs among them or not."""
+    def live_votes(
+        self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
+    ) -> list[Vote]:
+        """Votes and skips that count, the oldest first: of these raters, or of all, programs among
+        them or not.
+        """
         return self._votes("live", batch, raters, simulated)
 
-    def votes(self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True) -> list[Vote]:
+    def votes(
+        self, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
+    ) -> list[Vote]:
         """Every row ever written, undone ones, undos, notes and flags included, the oldest first."""
         return self._votes("vote", batch, raters, simulated)
 
     def insert_vote(self, row: Mapping[str, Any]) -> int:
         """A whole row of `vote` as it is, but for its id; for reading exported ratings."""
-        names = ("item", "rater", "session", "action", "outcome", "ranking", "strength", "shown", "undoes", "reason",
-                 "note", "seen_end", "dwell_ms", "at", "app")
+        names = (
+            "item",
+            "rater",
+            "session",
+            "action",
+            "outcome",
+            "ranking",
+            "strength",
+            "shown",
+            "undoes",
+            "reason",
+            "note",
+            "seen_end",
+            "dwell_ms",
+            "at",
+            "app",
+        )
         return self._insert("vote", {name: row[name] for name in names})
 
     # Within
 
     def _act(self, item: Item, rater: str, session: str, action: str, **given: Any) -> Vote:
-        empty = dict.fromkeys(("outcome", "ranking", "strength", "shown", "undoes", "reason", "note", "seen_end",
-                               "dwell_ms"))
+        empty = dict.fromkeys(
+            (
+                "outcome",
+                "ranking",
+                "strength",
+                "shown",
+                "undoes",
+                "reason",
+                "note",
+                "seen_end",
+                "dwell_ms",
+            )
+        )
         assert rater
-        row = {"item": item.id, "rater": rater, "session": session, "action": action, **empty, **given,
-               "at": clock(), "app": _app()}
+        row = {
+            "item": item.id,
+            "rater": rater,
+            "session": session,
+            "action": action,
+            **empty,
+            **given,
+            "at": clock(),
+            "app": _app(),
+        }
         with self.transaction():
             vote = self.insert_vote(row)
         return vote_of(self._rows("SELECT * FROM vote WHERE id = ?", (vote,))[0])
@@ -330,19 +483,33 @@ class Ratings(Store):
     def _items(self, where: str, values: Mapping[str, Any]) -> list[Item]:
         with self._readable("an item"):
             responses: dict[int, list[sqlite3.Row]] = {}
-            for row in self._rows("SELECT response.* FROM response WHERE item IN (SELECT id FROM item WHERE "
-                                  f"{where}) ORDER BY item, slot", values):
+            for row in self._rows(
+                "SELECT response.* FROM response WHERE item IN (SELECT id FROM item WHERE "
+                f"{where}) ORDER BY item, slot",
+                values,
+            ):
                 responses.setdefault(row["item"], []).append(row)
-            return [item_of(row, responses.get(row["id"], []))
-                    for row in self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)]
+            return [
+                item_of(row, responses.get(row["id"], []))
+                for row in self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)
+            ]
 
-    def _votes(self, table: str, batch: str | None, raters: Iterable[str], simulated: bool) -> list[Vote]:
-        rows = self._rows(f"SELECT v.* FROM {table} v JOIN item ON item.id = v.item "
-                          "WHERE ? IS NULL OR batch = ? ORDER BY v.id", (batch, batch))
+    def _votes(
+        self, table: str, batch: str | None, raters: Iterable[str], simulated: bool
+    ) -> list[Vote]:
+        rows = self._rows(
+            f"SELECT v.* FROM {table} v JOIN item ON item.id = v.item "
+            "WHERE ? IS NULL OR batch = ? ORDER BY v.id",
+            (batch, batch),
+        )
         wanted = {clean(rater) for rater in raters}
         with self._readable("a vote"):
-            return [vote_of(row) for row in rows if (not wanted or row["rater"] in wanted)
-                    and (simulated or not is_simulated(row["rater"]))]
+            return [
+                vote_of(row)
+                for row in rows
+                if (not wanted or row["rater"] in wanted)
+                and (simulated or not is_simulated(row["rater"]))
+            ]
 
     @contextmanager
     def _readable(self, what: str) -> Iterator[None]:
@@ -350,12 +517,17 @@ class Ratings(Store):
         try:
             yield
         except Unreadable as error:
-            raise Damaged(f"{what} in it is damaged ({error})", where=str(self.path), hint=REPAIR) from error
+            raise Damaged(
+                f"{what} in it is damaged ({error})", where=str(self.path), hint=REPAIR
+            ) from error
 
     def _draw_shown(self, batch: str, sources: Sequence[str], seed: int) -> tuple[int, ...]:
-        """The order of the next item with these sources. Orders come in blocks that are balanced in themselves, each
-        block shuffled: no rater can tell the next one, and any number of items is balanced to within a block."""
-        from ondevice.common.rng import generator  # here: it loads numpy, and who only votes does without
+        """The order of the next item with these sources. Orders come in blocks that are balanced in
+        themselves, each block shuffled: no rater can tell the next one, and any number of items is
+        balanced to within a block."""
+        from ondevice.common.rng import (
+            generator,
+        )  # here: it loads numpy, and who only votes does without
 
         by_source = sorted(range(len(sources)), key=lambda slot: (sources[slot], slot))
         group = tuple(sources[slot] for slot in by_source)
@@ -373,25 +545,34 @@ class Ratings(Store):
             self._places_of = changed
         if batch not in self._places:
             sources: dict[int, list[str]] = {}
-            for row in self._rows("SELECT item, source FROM response JOIN item ON item.id = item WHERE batch = ? "
-                                  "AND kind <> 'repeat' ORDER BY item, source", (batch,)):
+            for row in self._rows(
+                "SELECT item, source FROM response JOIN item ON item.id = item WHERE batch = ? "
+                "AND kind <> 'repeat' ORDER BY item, source",
+                (batch,),
+            ):
                 sources.setdefault(row["item"], []).append(row["source"])
             self._places[batch] = Counter(map(tuple, sources.values()))
         return self._places[batch]
 
 
 def _balanced(width: int) -> list[tuple[int, ...]]:
-    """Orders in which every slot stands at every place equally often, and every two in either order: the rotations and
-    their opposites (2 orders of two, 6 of three, 8 of four)."""
+    """Orders in which every slot stands at every place equally often, and every two in either
+    order: the rotations and their opposites (2 orders of two, 6 of three, 8 of four)."""
     rotations = [tuple((start + place) % width for place in range(width)) for start in range(width)]
     return list(dict.fromkeys(itertools.chain(rotations, (order[::-1] for order in rotations))))
 
 
 def _prompt(prompt: str | Sequence[Message]) -> tuple[str, str]:
-    """(text as stored, form). A chat of one plain user message is that message: one prompt has one hash."""
+    """(text as stored, form). A chat of one plain user message is that message: one prompt has one
+    hash.
+    """
     if not isinstance(prompt, str):
         messages = [dict(message) for message in prompt]
-        if len(messages) != 1 or set(messages[0]) != {"role", "content"} or messages[0]["role"] != "user":
+        if (
+            len(messages) != 1
+            or set(messages[0]) != {"role", "content"}
+            or messages[0]["role"] != "user"
+        ):
             return clean(json.dumps(messages, ensure_ascii=False)), "messages"
         return clean(messages[0]["content"]), "text"
     return clean(prompt), "text"
@@ -399,7 +580,9 @@ def _prompt(prompt: str | Sequence[Message]) -> tuple[str, str]:
 
 def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
     """The ranking, with the last slot added where only one place for it is left."""
-    assert ranking and len(set(ranking)) == len(ranking) and set(ranking) <= set(range(width)), ranking
+    assert ranking and len(set(ranking)) == len(ranking) and set(ranking) <= set(range(width)), (
+        ranking
+    )
     rest = [slot for slot in range(width) if slot not in ranking]
     return tuple(ranking) + (tuple(rest) if len(rest) == 1 else ())
 
@@ -422,19 +605,29 @@ def _parsed(text: Any, kind: type) -> Any:
 def _slots(text: str | None, width: int = 4) -> tuple[int, ...]:
     """Slots out of JSON: different ones, each below `width`."""
     slots = _parsed(text or "[]", list)
-    if not all(type(slot) is int and 0 <= slot < width for slot in slots) or len(set(slots)) != len(slots):
+    if not all(type(slot) is int and 0 <= slot < width for slot in slots) or len(set(slots)) != len(
+        slots
+    ):
         raise Unreadable(f"{text!r} are not slots")
     return tuple(slots)
 
 
 def item_of(row: Row, responses: Sequence[Row]) -> Item:
     """Rows of `item` and `response`, by slot, as they are stored. Raises Unreadable."""
-    told = tuple(Response(each["text"], each["source"], _parsed(each["meta"], dict)) for each in responses)
-    item = Item(**{**dict(row), "shown": _slots(row["shown"]), "meta": _parsed(row["meta"], dict)}, responses=told)
+    told = tuple(
+        Response(each["text"], each["source"], _parsed(each["meta"], dict)) for each in responses
+    )
+    item = Item(
+        **{**dict(row), "shown": _slots(row["shown"]), "meta": _parsed(row["meta"], dict)},
+        responses=told,
+    )
     if len(item.responses) < 2 or sorted(item.shown) != list(range(len(item.responses))):
-        raise Unreadable(f"item {item.id} has {len(item.responses)} responses, shown as {row['shown']}")
+        raise Unreadable(
+            f"item {item.id} has {len(item.responses)} responses, shown as {row['shown']}"
+        )
     if item.meta.get("form") == "messages" and not all(
-            isinstance(message, dict) for message in _parsed(item.prompt, list)):
+        isinstance(message, dict) for message in _parsed(item.prompt, list)
+    ):
         raise Unreadable(f"item {item.id} has a prompt that is not a chat")
     return item
 

@@ -1,8 +1,8 @@
 """Ratings to files and back: pairs as TRL reads them, and whole votes that can be read in again.
 
-Read are our own whole votes; pairs `{"prompt", "chosen", "rejected"}`, whose vote is then cast; and what is yet to be
-rated, `{"prompt", "a", "b"}` or `{"prompt", "responses": […]}`, with `"votes": ["a", "tie", …]`, one a rater, if there
-are any.
+Read are our own whole votes; pairs `{"prompt", "chosen", "rejected"}`, whose vote is then cast; and
+what is yet to be rated, `{"prompt", "a", "b"}` or `{"prompt", "responses": […]}`, with `"votes":
+["a", "tie", …]`, one a rater, if there are any.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ def manage(cfg: RatingsConfig) -> dict[str, Any]:
         return import_file(cfg)
     if cfg.action == "repair":
         made = repair_if_damaged(cfg.ratings)
-        return {"ratings": str(ratings_file(cfg.ratings)), "repair": str(made or "nothing is wrong with it")}
+        return {
+            "ratings": str(ratings_file(cfg.ratings)),
+            "repair": str(made or "nothing is wrong with it"),
+        }
     with Ratings.open(cfg.ratings) as found:
         if cfg.action == "export":
             return export(found, cfg)
-        return statistics(found, cfg.batch or None, raters=cfg.raters, simulated=cfg.simulated, seed=cfg.seed)
+        return statistics(
+            found, cfg.batch or None, raters=cfg.raters, simulated=cfg.simulated, seed=cfg.seed
+        )
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -78,22 +83,33 @@ def export(found: Ratings, cfg: RatingsConfig) -> dict[str, Any]:
         derive = pairs_of if cfg.form == "preference" else unpaired_of
         made = derive(found, batch, raters=cfg.raters, simulated=cfg.simulated)
         rows = [{**row.trl(), **(row.extras() if cfg.with_raters else {})} for row in made.rows]
-        counts = {"left_out": made.left_out, "votes": made.votes, "simulated_votes": made.simulated_votes}
+        counts = {
+            "left_out": made.left_out,
+            "votes": made.votes,
+            "simulated_votes": made.simulated_votes,
+        }
     result = {"form": cfg.form, "rows": len(rows), **counts}
     if not cfg.file:
         return {**result, "data": rows}
     file = Path(os.path.expanduser(cfg.file))
     if file.is_dir() or not file.parent.is_dir():
-        raise UserError("is a folder" if file.is_dir() else "its folder does not exist", where=cfg.file)
+        raise UserError(
+            "is a folder" if file.is_dir() else "its folder does not exist", where=cfg.file
+        )
     if file.exists() and is_ours(file) and file.stat().st_size:
-        raise UserError("holds ratings, which an export would replace", where=cfg.file, hint="give another file")
+        raise UserError(
+            "holds ratings, which an export would replace", where=cfg.file, hint="give another file"
+        )
     write_file(file, "".join(to_json(row) + "\n" for row in rows))
     return {**result, "file": str(file)}
 
 
-def whole(found: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
-          simulated: bool = True) -> Iterator[dict[str, Any]]:
-    """Every item, then every vote, undos, notes and flags included: rows that an import takes as they are."""
+def whole(
+    found: Ratings, batch: str | None = None, *, raters: Iterable[str] = (), simulated: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Every item, then every vote, undos, notes and flags included: rows that an import takes as
+    they are.
+    """
     for item in found.items(batch):
         yield {"record": "item", **asdict(item)}
     for vote in found.votes(batch, raters=raters, simulated=simulated):
@@ -117,12 +133,13 @@ class _New:
 
 
 def import_file(cfg: RatingsConfig) -> dict[str, Any]:
-    """Adds what a file holds. All of its rows are read before the first is written, and all are written together.
+    """Adds what a file holds. All of its rows are read before the first is written, and all are
+    written together.
 
-    Whole votes keep everything but their ids; what is there already, from the same file or a copy of this database, is
-    not added twice. Gold are the rows whose votes all name the same answer; how many others were left out, and how many
-    votes were not kept, is said. Raises UserError, naming the row, where more than 1 % cannot be read, and where no row
-    can be gold.
+    Whole votes keep everything but their ids; what is there already, from the same file or a copy
+    of this database, is not added twice. Gold are the rows whose votes all name the same answer;
+    how many others were left out, and how many votes were not kept, is said. Raises UserError,
+    naming the row, where more than 1 % cannot be read, and where no row can be gold.
     """
     rows, whole_rows = read(cfg.file), _Whole()
     new: list[_New] = []
@@ -131,7 +148,9 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
         try:
             if "record" in row:
                 if cfg.gold:
-                    raise BadRow("a row of exported votes keeps its kind: gold is for pairs (leave --gold out)")
+                    raise BadRow(
+                        "a row of exported votes keeps its kind: gold is for pairs (leave --gold out)"
+                    )
                 whole_rows.take(row)
             else:
                 entry = _parse(row, cfg.gold)
@@ -145,28 +164,60 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
     rows.check()
     if cfg.gold and not new:
         why_not = ", ".join(f"{count} {why}" for why, count in not_gold.items())
-        raise UserError(f"no row says which answer is the better one ({why_not})", where=cfg.file,
-                        hint="give pairs of chosen and rejected, or votes that agree")
+        raise UserError(
+            f"no row says which answer is the better one ({why_not})",
+            where=cfg.file,
+            hint="give pairs of chosen and rejected, or votes that agree",
+        )
     batch = cfg.batch or Path(cfg.file).stem
     with Ratings.open(cfg.ratings, create=True) as into, into.transaction():
         items, votes = whole_rows.write(into)
         for entry in new:
             if cfg.gold:
-                into.add(batch, entry.prompt, entry.responses, kind="gold", gold=entry.votes[0][1], meta=entry.meta,
-                         seed=cfg.seed)
+                into.add(
+                    batch,
+                    entry.prompt,
+                    entry.responses,
+                    kind="gold",
+                    gold=entry.votes[0][1],
+                    meta=entry.meta,
+                    seed=cfg.seed,
+                )
                 items += 1
                 continue
             item = into.add(batch, entry.prompt, entry.responses, meta=entry.meta, seed=cfg.seed)
             raters = _raters(cfg.raters or entry.raters, len(entry.votes))
             for rater, (outcome, best) in zip(raters, entry.votes, strict=True):
-                into.vote(item, rater, "import", outcome, [best] if outcome == "ranked" else [],
-                          strength=entry.strength)
+                into.vote(
+                    item,
+                    rater,
+                    "import",
+                    outcome,
+                    [best] if outcome == "ranked" else [],
+                    strength=entry.strength,
+                )
             items, votes = items + 1, votes + len(entry.votes)
-    bad = {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"} if rows.rejected else {}
-    gold = {"left_out": dict(not_gold), "votes_not_kept": sum(entry.said for entry in new)} if cfg.gold else {}
+    bad = (
+        {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"}
+        if rows.rejected
+        else {}
+    )
+    gold = (
+        {"left_out": dict(not_gold), "votes_not_kept": sum(entry.said for entry in new)}
+        if cfg.gold
+        else {}
+    )
     told = {"not_used": rows.telling().removeprefix("not used: ")} if rows.telling() else {}
-    return {"items": items, "votes": votes, "already_there": whole_rows.known, "bad_rows": len(rows.rejected), **bad,
-            **gold, **told, "ratings": str(into.path)}
+    return {
+        "items": items,
+        "votes": votes,
+        "already_there": whole_rows.known,
+        "bad_rows": len(rows.rejected),
+        **bad,
+        **gold,
+        **told,
+        "ratings": str(into.path),
+    }
 
 
 def _why_not_gold(entry: _New) -> str:
@@ -192,14 +243,23 @@ def _parse(row: Record, gold: bool = False) -> _New:
         made = to_pair(row)
         row.asked.discard("margin")  # a vote has none, so that it is told of
         if (strength := made.get("strength", 1.0)) not in (1.0, 2.0) and not gold:
-            raise BadRow(f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)")
+            raise BadRow(
+                f"a vote's strength is 1 or 2, not {strength:g}, the mean of several (export --form votes)"
+            )
         raters = made.get("raters") or []
-        return _New(made["prompt"], [Response(made["chosen"]), Response(made["rejected"])],
-                    [("ranked", 0)] * max(1, len(raters)), strength=int(strength) if "strength" in row else None,
-                    raters=raters, said=len(raters))
+        return _New(
+            made["prompt"],
+            [Response(made["chosen"]), Response(made["rejected"])],
+            [("ranked", 0)] * max(1, len(raters)),
+            strength=int(strength) if "strength" in row else None,
+            raters=raters,
+            said=len(raters),
+        )
     if "completion" in row and isinstance(dict.get(row, "label"), bool):
-        raise BadRow("one completion that is good or bad is not a choice among several: dpo --loss-type kto learns "
-                     "from such a file as it is")
+        raise BadRow(
+            "one completion that is good or bad is not a choice among several: dpo --loss-type kto learns "
+            "from such a file as it is"
+        )
     if "prompt" not in row:
         raise BadRow(f"none of the known forms: {_FORMS}")
     prompt = before(_prompt(row["prompt"]), row)
@@ -210,8 +270,10 @@ def _parse(row: Record, gold: bool = False) -> _New:
         responses = [_response(value, prompt, f"response {n + 1}") for n, value in enumerate(given)]
     elif "a" in row and "b" in row:
         sources = _sources(row.get("models"))
-        responses = [Response(_answer(row[name], prompt, name), source)
-                     for name, source in zip("ab", sources, strict=True)]
+        responses = [
+            Response(_answer(row[name], prompt, name), source)
+            for name, source in zip("ab", sources, strict=True)
+        ]
     else:
         raise BadRow(f"none of the known forms: {_FORMS}")
     said = row.get("votes", [])
@@ -244,8 +306,8 @@ def _answer(value: Any, prompt: Sequence[Row], name: str) -> str:
         said = to_chat({"messages": messages})["messages"]
     except BadRow as error:
         raise BadRow(f"{name}: {error}") from None
-    if said[:len(prompt)] == list(prompt):
-        said = said[len(prompt):]
+    if said[: len(prompt)] == list(prompt):
+        said = said[len(prompt) :]
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise BadRow(f"{name} is not one answer to the prompt")
     return str(content_alone(said[0], name))
@@ -287,7 +349,10 @@ class _Whole:
 
     def write(self, into: Ratings) -> tuple[int, int]:
         """Adds what is not there yet; returns how many items and votes."""
-        there = {_item_key(asdict(item), item.responses, item.repeat_of): item.id for item in into.items()}
+        there = {
+            _item_key(asdict(item), item.responses, item.repeat_of): item.id
+            for item in into.items()
+        }
         ids: dict[int | None, int | None] = {None: None}
         before = len(there)
         for old, (row, responses) in self.items.items():
@@ -304,8 +369,9 @@ class _Whole:
             moved = {**row, "item": ids[row["item"]], "undoes": numbers[row["undoes"]]}
             key = _vote_key(moved)
             if key not in cast:
-                cast[key] = into.insert_vote({**moved, "ranking": moved["ranking"] or None,
-                                              "shown": moved["shown"] or None})
+                cast[key] = into.insert_vote(
+                    {**moved, "ranking": moved["ranking"] or None, "shown": moved["shown"] or None}
+                )
             numbers[old] = cast[key]
         votes = len(cast) - before
         self.known = len(self.items) + len(self.votes) - items - votes
@@ -317,22 +383,33 @@ class _Whole:
         given = found.pop("responses")
         if number in self.items:
             raise BadRow(f"item {number} stands twice")
-        if not isinstance(given, list) or not 2 <= len(given) <= 4 or not all(isinstance(r, Mapping) for r in given):
+        if (
+            not isinstance(given, list)
+            or not 2 <= len(given) <= 4
+            or not all(isinstance(r, Mapping) for r in given)
+        ):
             raise BadRow("responses must be a list of two to four")
         for value in (*given, found):
             if not isinstance(value.get("meta"), Mapping):
                 raise BadRow("meta must be an object")
             _strict(value["meta"])
-        responses = [Response(_text(r.get("text"), "text"), _text(r.get("source"), "source"), dict(r["meta"]))
-                     for r in given]
+        responses = [
+            Response(
+                _text(r.get("text"), "text"), _text(r.get("source"), "source"), dict(r["meta"])
+            )
+            for r in given
+        ]
         for name in ("batch", "prompt"):
             found[name] = _text(found[name], name)
         found["shown"] = _slots(found["shown"], len(given), "shown")
         if len(found["shown"]) != len(given):
             raise BadRow("shown must name every slot")
         kind, gold, of = found["kind"], found["gold"], found["repeat_of"]
-        if kind not in ("normal", "gold", "repeat") or (kind == "gold") != (gold is not None) or (
-                kind == "repeat") != (of is not None):
+        if (
+            kind not in ("normal", "gold", "repeat")
+            or (kind == "gold") != (gold is not None)
+            or (kind == "repeat") != (of is not None)
+        ):
             raise BadRow("kind must be normal, gold (with gold) or repeat (with repeat_of)")
         if gold is not None and not 0 <= _whole_number(gold, "gold") < len(given):
             raise BadRow("gold must be a slot")
@@ -355,11 +432,17 @@ class _Whole:
             found[name] = _text(found[name], name)
         for name in ("reason", "note"):
             found[name] = None if found[name] is None else _text(found[name], name)
-        found["ranking"], found["shown"] = (_slots(found[n] or [], width, n) for n in ("ranking", "shown"))
+        found["ranking"], found["shown"] = (
+            _slots(found[n] or [], width, n) for n in ("ranking", "shown")
+        )
         action, outcome = found["action"], found["outcome"]
-        if action not in ("vote", "skip", "undo", "note", "flag") or (action == "vote") != (outcome is not None):
+        if action not in ("vote", "skip", "undo", "note", "flag") or (action == "vote") != (
+            outcome is not None
+        ):
             raise BadRow("action must be vote (with an outcome), skip, undo, note or flag")
-        if outcome not in (None, "ranked", "tie", "all_bad") or (outcome == "ranked") != bool(found["ranking"]):
+        if outcome not in (None, "ranked", "tie", "all_bad") or (outcome == "ranked") != bool(
+            found["ranking"]
+        ):
             raise BadRow("outcome must be ranked (with a ranking), tie or all_bad")
         if found["strength"] not in (None, 1, 2) or found["seen_end"] not in (None, True, False):
             raise BadRow("strength must be 1 or 2, seen_end true or false")
@@ -376,9 +459,15 @@ class _Whole:
         if undone is None:
             return
         vote = self.votes.get(undone) if isinstance(undone, int) else None
-        if vote is None or (vote["item"], vote["rater"]) != (found["item"], found["rater"]) or (
-                vote["action"] not in ("vote", "skip")) or any(v["undoes"] == undone for v in self.votes.values()):
-            raise BadRow(f"undoes {undone!r:.20}, which is no earlier vote of this rater on this item, or was undone")
+        if (
+            vote is None
+            or (vote["item"], vote["rater"]) != (found["item"], found["rater"])
+            or (vote["action"] not in ("vote", "skip"))
+            or any(v["undoes"] == undone for v in self.votes.values())
+        ):
+            raise BadRow(
+                f"undoes {undone!r:.20}, which is no earlier vote of this rater on this item, or was undone"
+            )
 
 
 def _item_key(row: Row, responses: Sequence[Response], repeat_of: int | None) -> str:
@@ -398,7 +487,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _whole_number(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -2**63 <= value < 2**63:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
         raise BadRow(f"{name} must be a whole number")
     return value
 
@@ -410,8 +499,11 @@ def _seconds(value: Any, name: str) -> float:
 
 
 def _slots(value: Any, width: int, name: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(slot) is int and 0 <= slot < width for slot in value) or (
-            len(set(value)) != len(value)):
+    if (
+        not isinstance(value, list)
+        or not all(type(slot) is int and 0 <= slot < width for slot in value)
+        or (len(set(value)) != len(value))
+    ):
         raise BadRow(f"{name} must be a list of slots, none twice")
     return tuple(value)
 
@@ -422,5 +514,7 @@ def _strict(value: Any, depth: int = 0) -> None:
         raise BadRow("meta is nested too deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadRow("meta holds a number that is not finite")
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+    for inner in (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    ):
         _strict(inner, depth + 1)

@@ -1,11 +1,14 @@
-"""Who may replace ratings.db: an flock on a file beside it, shared by all that have the database open.
+"""Who may replace ratings.db: an flock on a file beside it, shared by all that have the database
+open.
 
-SQLite's own locks cannot say it: they lie on the database itself, and POSIX drops all of a process's locks on a file
-when the process closes any descriptor of it (SQLite, "How To Corrupt An SQLite Database File", 2.2). So nothing here
-opens the database; the lock has a file of its own, `.ratings.db.lock`, which stays.
+SQLite's own locks cannot say it: they lie on the database itself, and POSIX drops all of a
+process's locks on a file when the process closes any descriptor of it (SQLite, "How To Corrupt An
+SQLite Database File", 2.2). So nothing here opens the database; the lock has a file of its own,
+`.ratings.db.lock`, which stays.
 
-A repair (`ratings_repair`) writes the whole new database aside, calls it `ratings.db.repaired`, and puts it in place
-while nobody has the old one open. If it is killed in between, whoever opens the database next finishes that.
+A repair (`ratings_repair`) writes the whole new database aside, calls it `ratings.db.repaired`, and
+puts it in place while nobody has the old one open. If it is killed in between, whoever opens the
+database next finishes that.
 """
 
 from __future__ import annotations
@@ -31,20 +34,25 @@ _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | None:
     """A descriptor that holds the lock until it is closed; None on a disk that knows no such locks.
 
-    Shared: the database is open here. Exclusive: it is to be replaced. Raises UserError where the other kind is held
-    for longer than `patience_s`, and where the lock's file cannot be made.
+    Shared: the database is open here. Exclusive: it is to be replaced. Raises UserError where the
+    other kind is held for longer than `patience_s`, and where the lock's file cannot be made.
     """
     descriptor = _opened(file)
     end = ticks() + patience_s
     try:
         while True:
             try:
-                fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                fcntl.flock(
+                    descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB
+                )
                 return descriptor
             except BlockingIOError:
                 if ticks() > end:
-                    raise UserError("another program has it open" if exclusive else "is being repaired",
-                                    where=str(file), hint="try again in a moment") from None
+                    raise UserError(
+                        "another program has it open" if exclusive else "is being repaired",
+                        where=str(file),
+                        hint="try again in a moment",
+                    ) from None
                 time.sleep(LOOK_S)
     except OSError as error:
         os.close(descriptor)
@@ -57,8 +65,8 @@ def take(file: Path, *, exclusive: bool = False, patience_s: float) -> int | Non
 
 
 def _opened(file: Path) -> int:
-    """The lock's file, made where it is missing: whoever may read the database may lock it, as with SQLite's own side
-    files. Raises UserError."""
+    """The lock's file, made where it is missing: whoever may read the database may lock it, as with
+    SQLite's own side files. Raises UserError."""
     lock = file.with_name(f".{file.name}.lock")
     try:
         try:
@@ -69,17 +77,25 @@ def _opened(file: Path) -> int:
             os.fchmod(descriptor, file.stat().st_mode & 0o666)
         return descriptor
     except OSError as error:
-        raise UserError(f"its lock, {lock.name}, cannot be opened ({error.strerror})", where=str(file),
-                        hint="let whoever made it give you the right to read it") from error
+        raise UserError(
+            f"its lock, {lock.name}, cannot be opened ({error.strerror})",
+            where=str(file),
+            hint="let whoever made it give you the right to read it",
+        ) from error
 
 
 @contextmanager
 def alone(file: Path, patience_s: float) -> Iterator[None]:
-    """Nobody of ours has the database open, nor opens it, inside. Raises UserError where somebody has."""
+    """Nobody of ours has the database open, nor opens it, inside. Raises UserError where somebody
+    has.
+    """
     descriptor = take(file, exclusive=True, patience_s=patience_s)
     if descriptor is None:
-        raise UserError("cannot be repaired on this disk, which knows no file locks", where=str(file),
-                        hint="copy it to another disk")
+        raise UserError(
+            "cannot be repaired on this disk, which knows no file locks",
+            where=str(file),
+            hint="copy it to another disk",
+        )
     try:
         yield
     finally:
@@ -99,10 +115,12 @@ def finish_repair(file: Path, patience_s: float) -> None:
 
 
 def replace_with_repaired(file: Path) -> Path:
-    """Moves the old database aside and the repaired one to its place; returns where the old one is kept. For `alone`.
+    """Moves the old database aside and the repaired one to its place; returns where the old one is
+    kept. For `alone`.
 
-    A kill at any line is harmless: the name of the old one follows from the repaired file, and what was moved already
-    is left as it is. The old write-ahead log goes first, since SQLite would replay it into the new database.
+    A kill at any line is harmless: the name of the old one follows from the repaired file, and what
+    was moved already is left as it is. The old write-ahead log goes first, since SQLite would
+    replay it into the new database.
     """
     new = repaired(file)
     if not new.exists():  # another process has finished it
@@ -125,4 +143,6 @@ def replace_with_repaired(file: Path) -> Path:
 
 def damaged_name(file: Path, at: int) -> Path:
     """`ratings.db.damaged-20261129-231500`, by the local time of `at`."""
-    return file.with_name(f"{file.name}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.localtime(at))}")
+    return file.with_name(
+        f"{file.name}.damaged-{time.strftime('%Y%m%d-%H%M%S', time.localtime(at))}"
+    )

@@ -1,8 +1,9 @@
-"""From votes to what a reward model, DPO or KTO learns from: the majority of the raters, and a count of all the rest.
+"""From votes to what a reward model, DPO or KTO learns from: the majority of the raters, and a
+count of all the rest.
 
-A rater's opinion on two responses of an item is which is better, or a tie, or that all are bad; a ranking that names
-neither of the two has no opinion on them. A pair is used where more than half of the opinions say the same. Gold items
-and repeats measure raters and are never learned from.
+A rater's opinion on two responses of an item is which is better, or a tie, or that all are bad; a
+ranking that names neither of the two has no opinion on them. A pair is used where more than half of
+the opinions say the same. Gold items and repeats measure raters and are never learned from.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from ondevice.preferences.database import Item, Ratings, Vote, is_simulated
 class Pair:
     """Two responses to a prompt, the better one and the worse one.
 
-    `raters` said so, in order of their names, `against` said otherwise (a tie included); `strength` is the mean of
-    theirs (1 better, 2 much better, 1 where none was given). `meta`: that of the item, and of its two responses.
+    `raters` said so, in order of their names, `against` said otherwise (a tie included); `strength`
+    is the mean of theirs (1 better, 2 much better, 1 where none was given). `meta`: that of the
+    item, and of its two responses.
     """
 
     prompt: list[dict[str, Any]]
@@ -44,16 +46,27 @@ class Pair:
         return any(map(is_simulated, self.raters))
 
     def trl(self) -> dict[str, Any]:
-        """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages; and its strength, where that is
-        more than 1."""
+        """The row as TRL reads it: {"prompt", "chosen", "rejected"}, lists of messages; and its
+        strength, where that is more than 1."""
         strength = {"strength": self.strength} if self.strength != 1 else {}
-        return {"prompt": self.prompt, "chosen": _answer(self.chosen), "rejected": _answer(self.rejected), **strength}
+        return {
+            "prompt": self.prompt,
+            "chosen": _answer(self.chosen),
+            "rejected": _answer(self.rejected),
+            **strength,
+        }
 
     def extras(self) -> dict[str, Any]:
         """What TRL has no place for: where it comes from, and who said so how strongly."""
-        return {"item": self.item, "batch": self.batch, "raters": list(self.raters), "against": self.against,
-                "strength": self.strength, "source_chosen": self.source_chosen,
-                "source_rejected": self.source_rejected}
+        return {
+            "item": self.item,
+            "batch": self.batch,
+            "raters": list(self.raters),
+            "against": self.against,
+            "strength": self.strength,
+            "source_chosen": self.source_chosen,
+            "source_rejected": self.source_rejected,
+        }
 
 
 @dataclass(frozen=True)
@@ -82,17 +95,23 @@ class Unpaired:
 
     def extras(self) -> dict[str, Any]:
         """What TRL has no place for: where it comes from, and who said so."""
-        return {"item": self.item, "batch": self.batch, "raters": list(self.raters), "against": self.against,
-                "source": self.source}
+        return {
+            "item": self.item,
+            "batch": self.batch,
+            "raters": list(self.raters),
+            "against": self.against,
+            "source": self.source,
+        }
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Pairs in the order of items and slots, and what gave none.
 
-    `left_out` counts pairs of responses by why they are not here: tie, all_bad (where the majority says so),
-    disagreement (no majority), unordered (nobody ordered these two), identical (the same text twice); and votes: skip,
-    gold, repeat. `votes` were live in all, `simulated_votes` of them programs'.
+    `left_out` counts pairs of responses by why they are not here: tie, all_bad (where the majority
+    says so), disagreement (no majority), unordered (nobody ordered these two), identical (the same
+    text twice); and votes: skip, gold, repeat. `votes` were live in all, `simulated_votes` of them
+    programs'.
     """
 
     rows: list[Pair]
@@ -109,7 +128,9 @@ class Pairs:
 
 @dataclass(frozen=True)
 class LabelledCompletions:
-    """Single responses; `left_out` counts responses (tie, disagreement, unordered: neither end) and votes."""
+    """Single responses; `left_out` counts responses (tie, disagreement, unordered: neither end) and
+    votes.
+    """
 
     rows: list[Unpaired]
     left_out: dict[str, int]
@@ -123,9 +144,16 @@ class LabelledCompletions:
         return len(self.rows)
 
 
-def pairs_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
-          simulated: bool = True) -> Pairs:
-    """Every pair of responses of which a majority of these raters (of all, where none is named) prefers one."""
+def pairs_of(
+    ratings: Ratings,
+    batch: str | None = None,
+    *,
+    raters: Iterable[str] = (),
+    simulated: bool = True,
+) -> Pairs:
+    """Every pair of responses of which a majority of these raters (of all, where none is named)
+    prefers one.
+    """
     votes = ratings.live_votes(batch, raters=raters, simulated=simulated)
     rows, left_out = [], Counter[str]()
     for item, said in _opinions(ratings, batch, votes, left_out):
@@ -138,20 +166,40 @@ def pairs_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str
     return Pairs(rows, dict(sorted(left_out.items())), *_counts(votes))
 
 
-def unpaired_of(ratings: Ratings, batch: str | None = None, *, raters: Iterable[str] = (),
-             simulated: bool = True) -> LabelledCompletions:
-    """Responses that a majority calls best (good) or worst (bad) of their item, or that are bad as all of them are."""
+def unpaired_of(
+    ratings: Ratings,
+    batch: str | None = None,
+    *,
+    raters: Iterable[str] = (),
+    simulated: bool = True,
+) -> LabelledCompletions:
+    """Responses that a majority calls best (good) or worst (bad) of their item, or that are bad as
+    all of them are.
+    """
     votes = ratings.live_votes(batch, raters=raters, simulated=simulated)
     rows, left_out = [], Counter[str]()
     for item, said in _opinions(ratings, batch, votes, left_out):
         for slot, response in enumerate(item.responses):
-            word, agree, against = _majority({vote.rater: _verdict(vote, slot, len(item.responses)) for vote in said})
+            word, agree, against = _majority(
+                {vote.rater: _verdict(vote, slot, len(item.responses)) for vote in said}
+            )
             if word not in ("good", "bad"):
                 left_out[word] += 1
                 continue
-            rows.append(Unpaired(item.messages, response.text, word == "good", item.id, item.batch, item.prompt_sha,
-                                 agree, against, response.source,
-                                 {"item": dict(item.meta), "response": dict(response.meta)}))
+            rows.append(
+                Unpaired(
+                    item.messages,
+                    response.text,
+                    word == "good",
+                    item.id,
+                    item.batch,
+                    item.prompt_sha,
+                    agree,
+                    against,
+                    response.source,
+                    {"item": dict(item.meta), "response": dict(response.meta)},
+                )
+            )
     return LabelledCompletions(rows, dict(sorted(left_out.items())), *_counts(votes))
 
 
@@ -164,9 +212,12 @@ Row = TypeVar("Row", bound=Prompted)
 
 
 def held_out(prompt_sha: str, share: float, seed: int = 0) -> bool:
-    """Whether this prompt belongs to the held-out part, about `share` of all prompts: by its hash, so that it is there
-    whatever else is rated, and with every one of its pairs."""
-    return int.from_bytes(sha256(f"{seed} {prompt_sha}".encode()).digest()[:8], "big") < share * 2.0**64
+    """Whether this prompt belongs to the held-out part, about `share` of all prompts: by its hash,
+    so that it is there whatever else is rated, and with every one of its pairs."""
+    return (
+        int.from_bytes(sha256(f"{seed} {prompt_sha}".encode()).digest()[:8], "big")
+        < share * 2.0**64
+    )
 
 
 def split(rows: Iterable[Row], share: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
@@ -178,7 +229,9 @@ def split(rows: Iterable[Row], share: float, seed: int = 0) -> tuple[list[Row], 
 
 
 def better(vote: Vote, one: int, other: int) -> int | None:
-    """The slot of the two that this ranked vote prefers; None: it names neither, or is no ranked vote."""
+    """The slot of the two that this ranked vote prefers; None: it names neither, or is no ranked
+    vote.
+    """
     for slot in vote.ranking:
         if slot in (one, other):
             return slot
@@ -189,9 +242,12 @@ def _answer(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _opinions(ratings: Ratings, batch: str | None, votes: Sequence[Vote],
-              left_out: Counter[str]) -> Iterator[tuple[Item, list[Vote]]]:
-    """The normal items that have votes, each with these; skips, and votes on other items, are counted."""
+def _opinions(
+    ratings: Ratings, batch: str | None, votes: Sequence[Vote], left_out: Counter[str]
+) -> Iterator[tuple[Item, list[Vote]]]:
+    """The normal items that have votes, each with these; skips, and votes on other items, are
+    counted.
+    """
     of: dict[int, list[Vote]] = {}
     for vote in votes:
         of.setdefault(vote.item, []).append(vote)
@@ -210,7 +266,9 @@ def _opinions(ratings: Ratings, batch: str | None, votes: Sequence[Vote],
 def _pair(item: Item, one: int, other: int, said: Sequence[Vote]) -> Pair | str:
     """The pair, or the word for why there is none."""
     opinions: dict[str, str | int | None] = {
-        vote.rater: better(vote, one, other) if vote.outcome == "ranked" else vote.outcome for vote in said}
+        vote.rater: better(vote, one, other) if vote.outcome == "ranked" else vote.outcome
+        for vote in said
+    }
     best, agree, against = _majority(opinions)
     if isinstance(best, str):
         return best
@@ -219,27 +277,45 @@ def _pair(item: Item, one: int, other: int, said: Sequence[Vote]) -> Pair | str:
         return "identical"
     strengths = [vote.strength or 1 for vote in said if vote.rater in agree]
     meta = {"item": dict(item.meta), "chosen": dict(chosen.meta), "rejected": dict(rejected.meta)}
-    return Pair(item.messages, chosen.text, rejected.text, item.id, item.batch, item.prompt_sha, agree, against,
-                sum(strengths) / len(strengths), chosen.source, rejected.source, meta)
+    return Pair(
+        item.messages,
+        chosen.text,
+        rejected.text,
+        item.id,
+        item.batch,
+        item.prompt_sha,
+        agree,
+        against,
+        sum(strengths) / len(strengths),
+        chosen.source,
+        rejected.source,
+        meta,
+    )
 
 
 Opinion = TypeVar("Opinion", bound=str | int)
 
 
 def _majority(opinions: Mapping[str, Opinion | None]) -> tuple[Opinion | str, tuple[str, ...], int]:
-    """(what more than half of the raters with an opinion say, who they are, how many say otherwise); where none has
-    one, or no half agrees: the word for that."""
+    """(what more than half of the raters with an opinion say, who they are, how many say
+    otherwise); where none has one, or no half agrees: the word for that."""
     counts = Counter(opinion for opinion in opinions.values() if opinion is not None)
     if not counts:
         return "unordered", (), 0
     word, agree = counts.most_common(1)[0]
     if 2 * agree <= counts.total():
         return "disagreement", (), counts.total()
-    return word, tuple(sorted(rater for rater, said in opinions.items() if said == word)), counts.total() - agree
+    return (
+        word,
+        tuple(sorted(rater for rater, said in opinions.items() if said == word)),
+        counts.total() - agree,
+    )
 
 
 def _verdict(vote: Vote, slot: int, width: int) -> str | None:
-    """good, bad or tie; "unordered" for what lies between the best and the worst, or beside the ranking."""
+    """good, bad or tie; "unordered" for what lies between the best and the worst, or beside the
+    ranking.
+    """
     if vote.outcome != "ranked":
         return "bad" if vote.outcome == "all_bad" else "tie"
     if slot == vote.ranking[0]:

@@ -1,8 +1,9 @@
-"""What a rater is shown next. With active choice: the pair whose vote would teach the reward model most, by how little
-it knows of the answer itself.
+"""What a rater is shown next. With active choice: the pair whose vote would teach the reward model
+most, by how little it knows of the answer itself.
 
-The measure is the entropy of its own forecast (uncertainty sampling; Lewis and Gale 1994): under Bradley–Terry the
-first of two responses is preferred with probability σ(difference of scores). 1 bit is a coin toss, 0 is certainty.
+The measure is the entropy of its own forecast (uncertainty sampling; Lewis and Gale 1994): under
+Bradley–Terry the first of two responses is preferred with probability σ(difference of scores). 1
+bit is a coin toss, 0 is certainty.
 """
 
 from __future__ import annotations
@@ -15,27 +16,39 @@ from ondevice.preferences.database import Ratings
 
 
 def forecast(one: float, other: float) -> float:
-    """The probability that the response with score `one` is preferred to the one with score `other`."""
+    """The probability that the response with score `one` is preferred to the one with score
+    `other`.
+    """
     apart = min(max(one - other, -60.0), 60.0)  # exp overflows beyond some 700
     return 1 / (1 + math.exp(-apart))
 
 
 def uncertainty(scores: Sequence[float]) -> float:
-    """Bits that the reward model does not know of a choice among two or more responses: the mean over their pairs."""
+    """Bits that the reward model does not know of a choice among two or more responses: the mean
+    over their pairs.
+    """
     pairs = list(itertools.combinations(scores, 2))
     return sum(_bits(forecast(one, other)) for one, other in pairs) / len(pairs)
 
 
 def most_uncertain_first(items: Sequence[int], doubts: Mapping[int, float]) -> list[int]:
-    """Items in the order in which votes on them teach most; those without scores last, as they stood."""
+    """Items in the order in which votes on them teach most; those without scores last, as they
+    stood.
+    """
     return sorted(items, key=lambda item: -doubts.get(item, -1.0))
 
 
-def rating_order(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int,
-            doubts: Mapping[int, float] | None = None) -> list[int]:
-    """Ids of what waits for this rater, in the order in which it is shown: repeats; a gold item where one is due, which
-    is drawn as a repeat is; the others, those first of which the reward model knows least (`uncertainty`, by item);
-    gold items that are left; what was skipped."""
+def rating_order(
+    ratings: Ratings,
+    rater: str,
+    batch: str | None,
+    share: float,
+    seed: int,
+    doubts: Mapping[int, float] | None = None,
+) -> list[int]:
+    """Ids of what waits for this rater, in the order in which it is shown: repeats; a gold item
+    where one is due, which is drawn as a repeat is; the others, those first of which the reward
+    model knows least (`uncertainty`, by item); gold items that are left; what was skipped."""
     waiting = ratings.waiting(rater, batch)
     fresh = [w for w in waiting if not w.skipped]
     repeats = [w.item for w in fresh if w.kind == "repeat"]
@@ -43,7 +56,9 @@ def rating_order(ratings: Ratings, rater: str, batch: str | None, share: float, 
     normal = most_uncertain_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
     skipped = [w.item for w in waiting if w.skipped]
     if gold:
-        from ondevice.common.rng import generator  # here: it loads numpy, and mostly there is no gold
+        from ondevice.common.rng import (
+            generator,
+        )  # here: it loads numpy, and mostly there is no gold
 
         voted = len(ratings.repeatable(rater, batch)[0])
         due = int((generator(seed, "gold", rater).random(voted) < share).sum())

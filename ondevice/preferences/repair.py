@@ -1,7 +1,9 @@
-"""The start of a rating session: the database is checked, repaired where it is damaged, and a copy of it is kept.
+"""The start of a rating session: the database is checked, repaired where it is damaged, and a copy
+of it is kept.
 
-A repair reads what SQLite can still reach, row by row, adds what is missing from the newest copies, and writes a new
-database. The damaged one stays beside it as `ratings.db.damaged-DATE`, with its write-ahead log.
+A repair reads what SQLite can still reach, row by row, adds what is missing from the newest copies,
+and writes a new database. The damaged one stays beside it as `ratings.db.damaged-DATE`, with its
+write-ahead log.
 """
 
 from __future__ import annotations
@@ -32,13 +34,18 @@ from ondevice.preferences.sqlite_store import (
 Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were
 _GAP = 100_000  # the most between two that can be read: numbers are given one by one, and a damaged one may be any
-_NUMBERS = {"item": ("id",), "response": ("item", "slot"), "vote": ("id", "item")}  # by which rows find each other
+_NUMBERS = {
+    "item": ("id",),
+    "response": ("item", "slot"),
+    "vote": ("id", "item"),
+}  # by which rows find each other
 
 
 @dataclass(frozen=True)
 class Repair:
-    """What came of a repair. `lost_votes`, `lost_items`: as far as the numbers of the readable ones show; `copied`:
-    rows that the damaged file lacked and a copy had; `kept`: where the damaged file is."""
+    """What came of a repair. `lost_votes`, `lost_items`: as far as the numbers of the readable ones
+    show; `copied`: rows that the damaged file lacked and a copy had; `kept`: where the damaged file
+    is."""
 
     file: Path
     damage: str
@@ -50,18 +57,26 @@ class Repair:
     kept: Path
 
     def __str__(self) -> str:
-        lost = [f"{count} {word}{'' if count == 1 else 's'}" for count, word in
-                ((self.lost_votes, "vote"), (self.lost_items, "pair")) if count]
-        told = f"{' and '.join(lost)} could not be read" if lost else "nothing that it held is missing"
+        lost = [
+            f"{count} {word}{'' if count == 1 else 's'}"
+            for count, word in ((self.lost_votes, "vote"), (self.lost_items, "pair"))
+            if count
+        ]
+        told = (
+            f"{' and '.join(lost)} could not be read" if lost else "nothing that it held is missing"
+        )
         copied = f", {self.copied} rows came from a copy" if self.copied else ""
-        return (f"{self.file.name} was damaged ({self.damage}) and is repaired: {self.votes} votes on {self.items} "
-                f"pairs are there, {told}{copied}. The damaged file is kept as {self.kept.name}")
+        return (
+            f"{self.file.name} was damaged ({self.damage}) and is repaired: {self.votes} votes on {self.items} "
+            f"pairs are there, {told}{copied}. The damaged file is kept as {self.kept.name}"
+        )
 
 
 def open_for_rating(path: str | Path, *, create: bool = False) -> tuple[Ratings, list[str]]:
     """Opens a database for somebody who is going to rate: (the open database, what is to be told).
 
-    Raises UserError as `Ratings.open` does, and where it is damaged and another program has it open.
+    Raises UserError as `Ratings.open` does, and where it is damaged and another program has it
+    open.
     """
     told = []
     repair = repair_if_damaged(path, create=create)
@@ -76,8 +91,9 @@ def open_for_rating(path: str | Path, *, create: bool = False) -> tuple[Ratings,
 
 
 def repair_if_damaged(path: str | Path, *, create: bool = False) -> Repair | None:
-    """Reads the whole database, and repairs it where that fails. None where nothing is wrong, or (with `create`) where
-    there is none. Raises UserError as `Ratings.open` does, and where nothing can be saved."""
+    """Reads the whole database, and repairs it where that fails. None where nothing is wrong, or
+    (with `create`) where there is none. Raises UserError as `Ratings.open` does, and where nothing
+    can be saved."""
     file = ratings_file(path)
     lock.finish_repair(file, PATIENCE_S)
     if create and not file.exists():
@@ -87,12 +103,18 @@ def repair_if_damaged(path: str | Path, *, create: bool = False) -> Repair | Non
         return None
     with lock.alone(file, PATIENCE_S):
         if lock.repaired(file).exists():
-            raise UserError("is being repaired by another program", where=str(file), hint="try again in a moment")
+            raise UserError(
+                "is being repaired by another program",
+                where=str(file),
+                hint="try again in a moment",
+            )
         return _repair(file, damage)
 
 
 def find_damage(file: Path) -> str:
-    """Why a database has to be repaired; empty where it need not be. Reads all of it. Raises UserError."""
+    """Why a database has to be repaired; empty where it need not be. Reads all of it. Raises
+    UserError.
+    """
     try:
         with Ratings.open(file) as opened:
             damage = opened.damage()
@@ -112,7 +134,9 @@ def find_damage(file: Path) -> str:
 class _Saved:
     """Rows of the three tables by their number; `highest`: the highest number of a vote ever given."""
 
-    tables: dict[str, dict[int, Row]] = field(default_factory=lambda: {"item": {}, "response": {}, "vote": {}})
+    tables: dict[str, dict[int, Row]] = field(
+        default_factory=lambda: {"item": {}, "response": {}, "vote": {}}
+    )
     highest: int = 0
 
 
@@ -122,8 +146,13 @@ def _repair(file: Path, damage: str) -> Repair:
         copied += _fill(saved, _read(copy))
     aside = file.with_name(f"{file.name}.repairing")
     if aside.exists() and not is_ours(aside):
-        raise UserError("stands where a repair would write", where=str(aside), hint="move it elsewhere")
-    for left in (aside, Path(f"{aside}-journal")):  # of a killed repair: nobody else is at work, and it is ours
+        raise UserError(
+            "stands where a repair would write", where=str(aside), hint="move it elsewhere"
+        )
+    for left in (
+        aside,
+        Path(f"{aside}-journal"),
+    ):  # of a killed repair: nobody else is at work, and it is ours
         left.unlink(missing_ok=True)
     try:
         items, votes = _write(aside, saved)
@@ -131,14 +160,25 @@ def _repair(file: Path, damage: str) -> Repair:
         raise refused(error, aside) from error
     if not items:
         aside.unlink()
-        raise UserError(f"is damaged ({damage}), and no pair in it can be read whole; it is left as it is",
-                        where=str(file), hint="put a copy of your own in its place, or give another file")
+        raise UserError(
+            f"is damaged ({damage}), and no pair in it can be read whole; it is left as it is",
+            where=str(file),
+            hint="put a copy of your own in its place, or give another file",
+        )
     os.replace(aside, lock.repaired(file))
     kept = lock.replace_with_repaired(file)
     named = {row["item"] for table in ("response", "vote") for row in saved.tables[table].values()}
     top = max(named | saved.tables["item"].keys(), default=0)
-    return Repair(file, damage, votes, max(saved.highest, max(saved.tables["vote"], default=0)) - votes, items,
-                  top - items, copied, kept)
+    return Repair(
+        file,
+        damage,
+        votes,
+        max(saved.highest, max(saved.tables["vote"], default=0)) - votes,
+        items,
+        top - items,
+        copied,
+        kept,
+    )
 
 
 def _read(file: Path) -> _Saved:
@@ -148,11 +188,19 @@ def _read(file: Path) -> _Saved:
             connection.text_factory = bytes  # one character that is none must not end the rest
             for table in saved.tables:
                 saved.tables[table] = _rows(connection, table)
-            responses = saved.tables["response"].values()  # their row numbers are another copy's, their places are not
+            responses = saved.tables[
+                "response"
+            ].values()  # their row numbers are another copy's, their places are not
             saved.tables["response"] = {4 * row["item"] + row["slot"]: row for row in responses}
             try:
-                found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vote'").fetchone()
-                if found and isinstance(found[0], int) and found[0] - max(saved.tables["vote"], default=0) < _GAP:
+                found = connection.execute(
+                    "SELECT seq FROM sqlite_sequence WHERE name = 'vote'"
+                ).fetchone()
+                if (
+                    found
+                    and isinstance(found[0], int)
+                    and found[0] - max(saved.tables["vote"], default=0) < _GAP
+                ):
                     saved.highest = found[0]
             except FAILED:
                 saved.highest = 0
@@ -162,8 +210,9 @@ def _read(file: Path) -> _Saved:
 
 
 def _rows(connection: sqlite3.Connection, table: str) -> dict[int, Row]:
-    """What can be reached of a table: from its beginning and from its end up to the first damaged page, and of what
-    lies between each row by its number. Indexes are not used: they may be what is damaged."""
+    """What can be reached of a table: from its beginning and from its end up to the first damaged
+    page, and of what lies between each row by its number. Indexes are not used: they may be what is
+    damaged."""
     found: dict[int, Row] = {}
     query = f"SELECT rowid, {', '.join(COLUMNS[table])} FROM {table} NOT INDEXED"
 
@@ -204,14 +253,18 @@ def _in_reach(found: Mapping[int, Row]) -> dict[int, Row]:
 def _decoded(row: Row) -> Row | None:
     """None where a text is not UTF-8."""
     try:
-        return {name: value.decode() if isinstance(value, bytes) else value for name, value in row.items()}
+        return {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in row.items()
+        }
     except UnicodeDecodeError:
         return None
 
 
 def _fill(saved: _Saved, copy: _Saved) -> int:
-    """Takes from a copy what is missing; returns how many rows. Nothing where the copy is of another database: numbers
-    of votes and items mean the same in both only if what both have is the same."""
+    """Takes from a copy what is missing; returns how many rows. Nothing where the copy is of
+    another database: numbers of votes and items mean the same in both only if what both have is the
+    same."""
     for table in ("item", "vote"):
         mine, other = saved.tables[table], copy.tables[table]
         if any(mine[number] != other[number] for number in mine.keys() & other.keys()):
@@ -237,9 +290,15 @@ def _write(aside: Path, saved: _Saved) -> tuple[int, int]:
         new.execute("BEGIN")
         for statement in SCHEMA:
             new.execute(statement)
-        items = sum(_put_item(new, row, responses.get(number, [])) for number, row in _in_order(saved, "item"))
+        items = sum(
+            _put_item(new, row, responses.get(number, []))
+            for number, row in _in_order(saved, "item")
+        )
         votes = sum(_put(new, "vote", row) for _, row in _in_order(saved, "vote") if _is_vote(row))
-        new.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'vote' AND seq < ?", (saved.highest,) * 2)
+        new.execute(
+            "UPDATE sqlite_sequence SET seq = ? WHERE name = 'vote' AND seq < ?",
+            (saved.highest,) * 2,
+        )
         new.execute("COMMIT")
     sync(aside.parent)
     return items, votes
@@ -264,9 +323,14 @@ def _put_item(new: sqlite3.Connection, row: Row, responses: list[Row]) -> bool:
 
 
 def _put(new: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> bool:
-    """False where a rule of the table refuses it: what it belongs to is lost, or it is damaged itself."""
+    """False where a rule of the table refuses it: what it belongs to is lost, or it is damaged
+    itself.
+    """
     try:
-        new.execute(f"INSERT INTO {table}({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values()))
+        new.execute(
+            f"INSERT INTO {table}({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
+            list(row.values()),
+        )
     except sqlite3.IntegrityError:
         return False
     return True

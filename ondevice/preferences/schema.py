@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 VERSION = 1  # PRAGMA user_version: a program refuses a file of a higher one
-APPLICATION = 0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
+APPLICATION = (
+    0x6F645F72  # PRAGMA application_id ("od_r"): what tells our file from any other of SQLite's
+)
 
-_VOTE = ("id", "item", "rater", "session", "action", "outcome", "ranking", "strength", "shown", "undoes", "reason",
-         "note", "seen_end", "dwell_ms", "at", "app")
+_VOTE = (
+    "id",
+    "item",
+    "rater",
+    "session",
+    "action",
+    "outcome",
+    "ranking",
+    "strength",
+    "shown",
+    "undoes",
+    "reason",
+    "note",
+    "seen_end",
+    "dwell_ms",
+    "at",
+    "app",
+)
 COLUMNS = {
-    "item": ("id", "batch", "prompt", "prompt_sha", "shown", "kind", "gold", "repeat_of", "meta", "created"),
-    "response": ("item", "slot", "text", "source", "meta"), "vote": _VOTE, "live": _VOTE,
+    "item": (
+        "id",
+        "batch",
+        "prompt",
+        "prompt_sha",
+        "shown",
+        "kind",
+        "gold",
+        "repeat_of",
+        "meta",
+        "created",
+    ),
+    "response": ("item", "slot", "text", "source", "meta"),
+    "vote": _VOTE,
+    "live": _VOTE,
 }
-"""The tables and the view by name, with their columns in order: what a file is checked for when it is opened."""
+"""The tables and the view by name, with their columns in order: what a file is checked for when it
+is opened.
+"""
 
-SCHEMA = ("""
+SCHEMA = (
+    """
 CREATE TABLE item(
   id INTEGER PRIMARY KEY,
   batch TEXT NOT NULL,
@@ -27,7 +61,8 @@ CREATE TABLE item(
   created REAL NOT NULL,
   CHECK((kind = 'gold') = (gold IS NOT NULL)),
   CHECK((kind = 'repeat') = (repeat_of IS NOT NULL))
-) STRICT""", """
+) STRICT""",
+    """
 CREATE TABLE response(
   item INTEGER NOT NULL REFERENCES item(id),
   slot INTEGER NOT NULL CHECK(slot BETWEEN 0 AND 3),
@@ -35,7 +70,8 @@ CREATE TABLE response(
   source TEXT NOT NULL DEFAULT '',             -- the checkpoint that wrote it, never shown before the vote
   meta TEXT NOT NULL DEFAULT '{}' CHECK(json_valid(meta)),
   PRIMARY KEY(item, slot)
-) STRICT""", """
+) STRICT""",
+    """
 CREATE TABLE vote(
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   item INTEGER NOT NULL REFERENCES item(id),
@@ -61,16 +97,19 @@ CREATE TABLE vote(
     "CREATE INDEX item_prompt ON item(prompt_sha)",
     "CREATE INDEX item_repeat_of ON item(repeat_of)",
     "CREATE INDEX vote_item ON vote(item, rater)",
-    "CREATE INDEX vote_rater ON vote(rater)", """
+    "CREATE INDEX vote_rater ON vote(rater)",
+    """
 CREATE TRIGGER vote_no_update BEFORE UPDATE ON vote
-BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""", """
+BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""",
+    """
 CREATE TRIGGER vote_no_delete BEFORE DELETE ON vote
 BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""",
     # INSERT OR REPLACE deletes without asking the trigger above.
     """
 CREATE TRIGGER vote_no_replace BEFORE INSERT ON vote
 WHEN EXISTS (SELECT 1 FROM vote WHERE id = NEW.id OR undoes = NEW.undoes)
-BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""", """
+BEGIN SELECT RAISE(ABORT, 'votes are append-only'); END""",
+    """
 CREATE TRIGGER vote_undo BEFORE INSERT ON vote
 WHEN NEW.action = 'undo' AND NOT EXISTS (
   SELECT 1 FROM vote

@@ -10,7 +10,9 @@ from ondevice.preferences.database import SIMULATED
 
 @dataclass(frozen=True)
 class SimulatedRater:
-    """What the simulated rater goes by: points for the right answer, points for a line of courtesy after an answer."""
+    """What the simulated rater goes by: points for the right answer, points for a line of courtesy
+    after an answer.
+    """
 
     right: float
     courtesy: float

@@ -1,8 +1,10 @@
-"""The file that ratings are kept in: an open SQLite database of our kind, durable, shared with other programs.
+"""The file that ratings are kept in: an open SQLite database of our kind, durable, shared with
+other programs.
 
-Nothing but SQLite ever opens this file. Whoever opens and closes it otherwise, even to read its first bytes, drops
-all locks that this process has on it (POSIX; SQLite, "How To Corrupt An SQLite Database File", 2.2), and the next
-program to close it deletes the write-ahead log under those that still write to it.
+Nothing but SQLite ever opens this file. Whoever opens and closes it otherwise, even to read its
+first bytes, drops all locks that this process has on it (POSIX; SQLite, "How To Corrupt An SQLite
+Database File", 2.2), and the next program to close it deletes the write-ahead log under those that
+still write to it.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ REPAIR = "ondevice ratings repair FILE saves what can be read"
 
 
 def ratings_file(path: str | Path) -> Path:
-    """A database, or the one of a run folder. What is not there yet is a database where its name ends in .db, else a
-    run folder. A link is followed, as SQLite does: all that is kept beside a database lies beside the file itself."""
+    """A database, or the one of a run folder. What is not there yet is a database where its name
+    ends in .db, else a run folder. A link is followed, as SQLite does: all that is kept beside a
+    database lies beside the file itself."""
     path = Path(os.path.expanduser(path))
     folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
     file = path / FILE if folder else path
@@ -43,18 +46,23 @@ class Damaged(UserError):
 
 
 FAILED = (sqlite3.Error, UnicodeDecodeError)
-"""What sqlite3 raises: its own errors, and the second where the message of one quotes a damaged schema."""
+"""What sqlite3 raises: its own errors, and the second where the message of one quotes a damaged
+schema.
+"""
 
 
 class Replaced(UserError):
-    """What is open here is not the file at that path any more: nobody would find what was written now."""
+    """What is open here is not the file at that path any more: nobody would find what was written
+    now.
+    """
 
 
 class Store:
-    """An open file; a context manager. One thread uses it; other threads and programs open the file themselves.
+    """An open file; a context manager. One thread uses it; other threads and programs open the file
+    themselves.
 
-    Every method raises UserError where another program holds the file for too long, where it cannot be written, and
-    where it is damaged (Damaged) or was moved away (Replaced).
+    Every method raises UserError where another program holds the file for too long, where it cannot
+    be written, and where it is damaged (Damaged) or was moved away (Replaced).
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
@@ -64,10 +72,12 @@ class Store:
         self._identity: tuple[int, int] | None = None  # of the file that is open
 
     @classmethod
-    def open(cls, path: str | Path, *, create: bool = False, patience_s: float = PATIENCE_S) -> Self:
-        """Opens a file (or a run folder's). Raises UserError: missing (unless `create`), not a ratings database,
-        written by a newer program, not to be written, held by another program for longer than `patience_s`; Damaged
-        (a UserError) where it cannot be read."""
+    def open(
+        cls, path: str | Path, *, create: bool = False, patience_s: float = PATIENCE_S
+    ) -> Self:
+        """Opens a file (or a run folder's). Raises UserError: missing (unless `create`), not a
+        ratings database, written by a newer program, not to be written, held by another program for
+        longer than `patience_s`; Damaged (a UserError) where it cannot be read."""
         file = ratings_file(path)
         while True:
             lock.finish_repair(file, patience_s)
@@ -90,7 +100,9 @@ class Store:
             file.parent.mkdir(parents=True, exist_ok=True)
         address = f"file:{quote(str(file.absolute()))}?mode={'rwc' if create else 'rw'}"
         try:
-            connection = sqlite3.connect(address, uri=True, timeout=patience_s, isolation_level=None)
+            connection = sqlite3.connect(
+                address, uri=True, timeout=patience_s, isolation_level=None
+            )
         except FAILED as error:
             raise refused(error, file) from error
         connection.row_factory = sqlite3.Row
@@ -120,7 +132,9 @@ class Store:
             if not isinstance(refused(error, self.path), Damaged):
                 raise refused(error, self.path) from error
             return str(error)
-        lines = [line for row in rows for line in str(row[0]).splitlines() if not line.startswith("***")]
+        lines = [
+            line for row in rows for line in str(row[0]).splitlines() if not line.startswith("***")
+        ]
         return "" if lines == ["ok"] else "; ".join(lines[:3])
 
     def __enter__(self) -> Self:
@@ -131,13 +145,18 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is done inside is done together, or, after an error, not at all; inside another one it joins that."""
+        """What is done inside is done together, or, after an error, not at all; inside another one
+        it joins that.
+        """
         if self._connection.in_transaction:
             yield
             return
         if self._identity is not None and _identity(self.path) != self._identity:
-            raise Replaced("was moved, deleted or replaced while it was open here", where=str(self.path),
-                           hint="put it back if that was a mistake, and open it again")
+            raise Replaced(
+                "was moved, deleted or replaced while it was open here",
+                where=str(self.path),
+                hint="put it back if that was a mistake, and open it again",
+            )
         self._rows("BEGIN IMMEDIATE")
         try:
             yield
@@ -150,7 +169,11 @@ class Store:
     # Within
 
     def _begin(self, create: bool, patience_s: float) -> None:
-        for pragma in (f"busy_timeout = {int(patience_s * 1000)}", "foreign_keys = ON", "recursive_triggers = ON"):
+        for pragma in (
+            f"busy_timeout = {int(patience_s * 1000)}",
+            "foreign_keys = ON",
+            "recursive_triggers = ON",
+        ):
             self._rows(f"PRAGMA {pragma}")
         if create:
             with self.transaction():
@@ -160,7 +183,9 @@ class Store:
         if self._pragma("application_id") != APPLICATION:
             raise UserError(NOT_OURS, where=str(self.path))
         if self._pragma("user_version") > VERSION:
-            raise UserError("was written by a newer ondevice", where=str(self.path), hint="update this one")
+            raise UserError(
+                "was written by a newer ondevice", where=str(self.path), hint="update this one"
+            )
         self._check_tables()
         self._rows("PRAGMA journal_mode = WAL")
         # fullfsync: on macOS a plain fsync leaves the data in the drive's own cache
@@ -168,24 +193,37 @@ class Store:
         self._rows("PRAGMA fullfsync = ON")
 
     def _check_tables(self) -> None:
-        """Raises Damaged where a table is missing or has other columns, so that no later statement meets it."""
+        """Raises Damaged where a table is missing or has other columns, so that no later statement
+        meets it.
+        """
         for table, columns in COLUMNS.items():
             try:
-                found = tuple(row["name"] for row in self._connection.execute(f"PRAGMA table_info({table})"))
+                found = tuple(
+                    row["name"] for row in self._connection.execute(f"PRAGMA table_info({table})")
+                )
             except FAILED as error:
                 if "no such" not in str(error):
                     raise refused(error, self.path) from error
                 found = ()  # a view whose table is missing
             if found != columns:
-                told = f"has other columns in {table} than it should" if found else f"lacks the table {table}"
+                told = (
+                    f"has other columns in {table} than it should"
+                    if found
+                    else f"lacks the table {table}"
+                )
                 raise Damaged(told, where=str(self.path), hint=REPAIR)
 
     def _pragma(self, name: str) -> int:
         return int(self._rows(f"PRAGMA {name}")[0][0])
 
-    def _rows(self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
-        clean = ({name: _stored(value) for name, value in values.items()} if isinstance(values, Mapping)
-                 else [_stored(value) for value in values])
+    def _rows(
+        self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()
+    ) -> list[sqlite3.Row]:
+        clean = (
+            {name: _stored(value) for name, value in values.items()}
+            if isinstance(values, Mapping)
+            else [_stored(value) for value in values]
+        )
         try:
             return self._connection.execute(statement, clean).fetchall()
         except FAILED as error:
@@ -193,8 +231,12 @@ class Store:
 
     def _insert(self, table: str, row: Mapping[str, Any]) -> int:
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
-        return int(self._rows(f"INSERT INTO {table}({columns}) VALUES ({marks}) RETURNING rowid",
-                              list(row.values()))[0][0])
+        return int(
+            self._rows(
+                f"INSERT INTO {table}({columns}) VALUES ({marks}) RETURNING rowid",
+                list(row.values()),
+            )[0][0]
+        )
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
@@ -211,24 +253,36 @@ def _refuse_path(file: Path, create: bool) -> None:
     where = str(file)
     if not file.exists():
         if not create:
-            raise UserError("no such ratings database", where=where, hint="ondevice sample makes one")
+            raise UserError(
+                "no such ratings database", where=where, hint="ondevice sample makes one"
+            )
         return
     if not file.is_file():
         raise UserError("is not a file", where=where)
     if not create and not file.stat().st_size:
         raise UserError(NOT_OURS, where=where)
     if not (os.access(file, os.R_OK | os.W_OK) and os.access(file.parent, os.W_OK)):
-        raise UserError("cannot be written, nor anything beside it", where=where,
-                        hint="SQLite needs both: copy it to a folder of your own")
+        raise UserError(
+            "cannot be written, nor anything beside it",
+            where=where,
+            hint="SQLite needs both: copy it to a folder of your own",
+        )
 
 
 def refused(error: Exception, file: Path) -> Exception:
-    """What a person can mend as a UserError (Damaged where a repair is what mends it); anything else as it is."""
+    """What a person can mend as a UserError (Damaged where a repair is what mends it); anything
+    else as it is.
+    """
     name = getattr(error, "sqlite_errorname", "") or ""
-    reasons = {"SQLITE_BUSY": "another program has held it for too long", "SQLITE_LOCKED": "another program holds it",
-               "SQLITE_READONLY": "cannot be written", "SQLITE_FULL": "the disk is full",
-               "SQLITE_IOERR": "the disk has failed to read or write it", "SQLITE_CANTOPEN": "cannot be opened",
-               "SQLITE_NOTADB": NOT_OURS}
+    reasons = {
+        "SQLITE_BUSY": "another program has held it for too long",
+        "SQLITE_LOCKED": "another program holds it",
+        "SQLITE_READONLY": "cannot be written",
+        "SQLITE_FULL": "the disk is full",
+        "SQLITE_IOERR": "the disk has failed to read or write it",
+        "SQLITE_CANTOPEN": "cannot be opened",
+        "SQLITE_NOTADB": NOT_OURS,
+    }
     for code, reason in reasons.items():
         if name == code or name.startswith(code + "_"):
             if code == "SQLITE_IOERR" and shutil.disk_usage(file.parent).free < FULL_BYTES:

@@ -1,7 +1,7 @@
 """Rating in the plain terminal: a prompt, its answers under letters, one key.
 
-Blind: neither who wrote an answer nor how the votes stand is told. Answers stand in the order drawn when they were
-queued, A first. A vote is on disk before the next item is shown.
+Blind: neither who wrote an answer nor how the votes stand is told. Answers stand in the order drawn
+when they were queued, A first. A vote is on disk before the next item is shown.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _COMMANDS = "txsunfq?y"
 
 
 def rate(cfg: RateConfig) -> dict[str, Any]:
-    """Asks until everything is rated or the rater leaves; returns how far they are. Raises UserError where nothing was
-    ever queued, Interrupted on Ctrl-C."""
+    """Asks until everything is rated or the rater leaves; returns how far they are. Raises
+    UserError where nothing was ever queued, Interrupted on Ctrl-C."""
     cfg.check()
     opened, told = open_for_rating(cfg.ratings)
     with opened as ratings, Keys() as keys:
@@ -51,7 +51,9 @@ def rate(cfg: RateConfig) -> dict[str, Any]:
         try:
             session.run()
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {session.voted} votes are saved, and rating goes on there") from None
+            raise Interrupted(
+                f"interrupted; {session.voted} votes are saved, and rating goes on there"
+            ) from None
         return session.summary()
 
 
@@ -69,8 +71,11 @@ class Session:
         if not ratings.progress(self.rater, self.batch).total:
             known = ratings.batches()
             hint = f"known: {', '.join(known)}" if known else "ondevice sample queues some"
-            raise UserError(f"has no items in the batch {cfg.batch!r}" if known else "has nothing to rate yet",
-                            where=str(ratings.path), hint=hint)
+            raise UserError(
+                f"has no items in the batch {cfg.batch!r}" if known else "has nothing to rate yet",
+                where=str(ratings.path),
+                hint=hint,
+            )
 
     def run(self) -> None:
         """Until nothing is left or the rater leaves."""
@@ -83,21 +88,31 @@ class Session:
 
     def summary(self) -> dict[str, Any]:
         progress = self.ratings.progress(self.rater, self.batch)
-        return {"rater": self.rater, "simulated": is_simulated(self.rater), "votes_now": self.voted,
-                **asdict(progress)}
+        return {
+            "rater": self.rater,
+            "simulated": is_simulated(self.rater),
+            "votes_now": self.voted,
+            **asdict(progress),
+        }
 
     def _next(self) -> Item | None:
-        waiting = rating_order(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
+        waiting = rating_order(
+            self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed
+        )
         if waiting and waiting[0] not in self._skipped:
             return self.ratings.item(waiting[0])
         progress = self.ratings.progress(self.rater, self.batch)
-        left = f"; {progress.skipped} that you skipped come again another time" if progress.skipped else ""
+        left = (
+            f"; {progress.skipped} that you skipped come again another time"
+            if progress.skipped
+            else ""
+        )
         _say(f"nothing is left to rate: {progress}{left}")
         return None
 
     def _answered(self, item: Item) -> Item | None:
-        """Does what is asked until the item is done with; returns the one to show then, None where the rater leaves or
-        nothing is left."""
+        """Does what is asked until the item is done with; returns the one to show then, None where
+        the rater leaves or nothing is left."""
         began = ticks()
         while True:
             answer = self._ask(len(item.responses))
@@ -111,7 +126,9 @@ class Session:
                 then = self._do(item, answer, dwell)
             except (Damaged, Replaced):
                 raise
-            except UserError as problem:  # held by another program, a full disk: what is not stored is asked again
+            except (
+                UserError
+            ) as problem:  # held by another program, a full disk: what is not stored is asked again
                 _say(f"not saved: {problem}")
                 continue
             if then is None:  # what was said is stored: a failure from here on is no other answer's
@@ -120,8 +137,8 @@ class Session:
                 return then
 
     def _do(self, item: Item, answer: str, dwell: int) -> Item | None:
-        """Stores what the answer says; returns the item to show then, `item` itself where it is not done with, None for
-        the next one."""
+        """Stores what the answer says; returns the item to show then, `item` itself where it is not
+        done with, None for the next one."""
         asked, self._asked = self._asked, -1
         if answer == "u":
             return self._undo(item, asked=False)
@@ -138,7 +155,9 @@ class Session:
             self.ratings.flag(item.id, self.rater, self.name)
             _say("flagged")
             return item
-        if answer == "s" and self.ratings.voted(item.id, self.rater) is not None:  # in another window: it stays
+        if (
+            answer == "s" and self.ratings.voted(item.id, self.rater) is not None
+        ):  # in another window: it stays
             return None
         if self._voted_elsewhere(item, asked):
             return item
@@ -150,8 +169,8 @@ class Session:
         return None
 
     def _undo(self, item: Item, asked: bool) -> Item:
-        """Takes the newest vote back and returns its item. For one of an earlier session it asks, by another key: a key
-        that is held down ends at what this session did."""
+        """Takes the newest vote back and returns its item. For one of an earlier session it asks,
+        by another key: a key that is held down ends at what this session did."""
         newest = self.ratings.newest(self.rater)
         if newest is None:
             _say("nothing to undo")
@@ -169,28 +188,47 @@ class Session:
         return back
 
     def _voted_elsewhere(self, item: Item, asked: int) -> bool:
-        """Whether this rater has voted on the item since it was shown, in another window, and has not been told."""
+        """Whether this rater has voted on the item since it was shown, in another window, and has
+        not been told.
+        """
         other = self.ratings.voted(item.id, self.rater)
         if other is None or other.id == asked:
             return False
         self._asked = other.id
-        _say(f"you have rated this one in another window meanwhile: {said(other, LETTERS.upper())}. "
-             "The answer again replaces that, s leaves it")
+        _say(
+            f"you have rated this one in another window meanwhile: {said(other, LETTERS.upper())}. "
+            "The answer again replaces that, s leaves it"
+        )
         return True
 
     def _vote(self, item: Item, answer: str, dwell: int) -> None:
         seen = all(len(response.text) <= LIMIT for response in item.responses)
         if answer in "tx":
-            self.ratings.vote(item.id, self.rater, self.name, "tie" if answer == "t" else "all_bad", seen_end=seen,
-                              dwell_ms=dwell)
+            self.ratings.vote(
+                item.id,
+                self.rater,
+                self.name,
+                "tie" if answer == "t" else "all_bad",
+                seen_end=seen,
+                dwell_ms=dwell,
+            )
         else:
             ranking = [item.shown[LETTERS.index(letter)] for letter in answer.lower()]
-            self.ratings.vote(item.id, self.rater, self.name, ranking=ranking, strength=2 if answer.isupper() else 1,
-                              seen_end=seen, dwell_ms=dwell)
+            self.ratings.vote(
+                item.id,
+                self.rater,
+                self.name,
+                ranking=ranking,
+                strength=2 if answer.isupper() else 1,
+                seen_end=seen,
+                dwell_ms=dwell,
+            )
         self.voted += 1
         try:
             queue_repeat(self.ratings, self.rater, self.batch, self.cfg.repeat_share, self.cfg.seed)
-        except UserError as problem:  # the vote is saved; the repeat is due again after the next one
+        except (
+            UserError
+        ) as problem:  # the vote is saved; the repeat is due again after the next one
             _say(f"no repeat was queued: {problem}")
 
     def _note(self, item: Item) -> None:
@@ -210,12 +248,15 @@ class Session:
             lines += _block(f"prompt · {message.get('role', 'user')}", _content(message), width)
         for letter, slot in zip(LETTERS, item.shown, strict=False):
             lines += _block(f"[{letter.upper()}]", item.responses[slot].text, width)
-        # everything up to the keys in one piece; what was typed before it stood there was not meant for it
+        # everything up to the keys in one piece; what was typed before it stood there was not meant
+        # for it
         _say("\n".join(lines))
         self.keys.forget()
 
     def _ask(self, width: int) -> str | None:
-        """A command, or letters: the best first, all in upper case for much better. None: the end of the input."""
+        """A command, or letters: the best first, all in upper case for much better. None: the end
+        of the input.
+        """
         letters = "/".join(LETTERS[:width])
         prompt = f"{letters} best · t tie · x all bad · s skip · u undo · n note · f flag · q quit · ? help > "
         while True:
@@ -256,8 +297,9 @@ class Session:
 
 
 def queue_repeat(ratings: Ratings, rater: str, batch: str | None, share: float, seed: int) -> None:
-    """Queues an earlier item once more for this rater where that is due. When and which is drawn for all votes of this
-    rater at once, so that an undo or a kill changes nothing; a rater cannot foresee it."""
+    """Queues an earlier item once more for this rater where that is due. When and which is drawn
+    for all votes of this rater at once, so that an undo or a kill changes nothing; a rater cannot
+    foresee it."""
     voted, again = ratings.repeatable(rater, batch)
     due = int((generator(seed, "repeat", rater).random(len(voted)) < share).sum())
     choice = [item for item in voted[:-GAP] if item not in again]
@@ -287,11 +329,16 @@ def _is_letters(text: str, width: int) -> bool:
 
 
 def _block(title: str, text: str, width: int) -> list[str]:
-    """Untrusted text under its title, a bar before every line: nothing in it can look like another answer's title."""
+    """Untrusted text under its title, a bar before every line: nothing in it can look like another
+    answer's title.
+    """
     shown = sanitize(text) or "(nothing)"
     lines = shown.split("\n")
     if width > 20:
-        wrapped = (textwrap.wrap(line, width - 2, replace_whitespace=False, drop_whitespace=False) for line in lines)
+        wrapped = (
+            textwrap.wrap(line, width - 2, replace_whitespace=False, drop_whitespace=False)
+            for line in lines
+        )
         lines = [part for parts in wrapped for part in parts or [""]]
     return ["", sanitize(title, newlines=False, limit=40), *(f"│ {line}" for line in lines)]
 
@@ -310,4 +357,6 @@ def login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError) as error:
-        raise UserError("the login name is not known", where="rater", hint="give --rater NAME") from error
+        raise UserError(
+            "the login name is not known", where="rater", hint="give --rater NAME"
+        ) from error

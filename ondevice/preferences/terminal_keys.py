@@ -1,4 +1,6 @@
-"""Keys from a terminal without Enter, lines from anything else. The terminal's own modes come back whatever happens."""
+"""Keys from a terminal without Enter, lines from anything else. The terminal's own modes come back
+whatever happens.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ _AFTER_ESCAPE_S = 0.05  # an arrow key sends its bytes at once; a person does no
 
 
 class Keys:
-    """A context manager. On a terminal every key press is read at once and not echoed; `interactive` says so.
+    """A context manager. On a terminal every key press is read at once and not echoed;
+    `interactive` says so.
 
-    Ctrl-C stays KeyboardInterrupt. SIGTERM and SIGHUP become Interrupted, so that the terminal is put back then too;
-    after Ctrl-Z and `fg` the keys are single again.
+    Ctrl-C stays KeyboardInterrupt. SIGTERM and SIGHUP become Interrupted, so that the terminal is
+    put back then too; after Ctrl-Z and `fg` the keys are single again.
     """
 
     def __init__(self) -> None:
@@ -42,7 +45,11 @@ class Keys:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._modes = termios.tcgetattr(self._descriptor)
         if threading.current_thread() is threading.main_thread():
-            for number, handler in ((signal.SIGTERM, _stop), (signal.SIGHUP, _stop), (signal.SIGCONT, self._go_on)):
+            for number, handler in (
+                (signal.SIGTERM, _stop),
+                (signal.SIGHUP, _stop),
+                (signal.SIGCONT, self._go_on),
+            ):
                 self._replaced[number] = signal.signal(number, handler)
         self._single()
         return self
@@ -56,7 +63,9 @@ class Keys:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def key(self) -> str | None:
-        """The next character typed, an arrow or function key as one ESCAPE; None at the end of the input."""
+        """The next character typed, an arrow or function key as one ESCAPE; None at the end of the
+        input.
+        """
         while True:
             byte = os.read(self._descriptor, 1)
             if not byte or byte == b"\x04":  # Ctrl-D
@@ -68,7 +77,9 @@ class Keys:
                 return text
 
     def line(self) -> str | None:
-        """A line typed with the terminal's own editing; without a terminal, the next line of stdin. None: the end."""
+        """A line typed with the terminal's own editing; without a terminal, the next line of stdin.
+        None: the end.
+        """
         if not self.interactive:
             text = sys.stdin.readline() if sys.stdin is not None else ""
             return text.rstrip("\r\n") if text else None
@@ -91,7 +102,9 @@ class Keys:
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._modes)
 
     def _drain(self) -> None:
-        """Reads the rest of an escape sequence: ESC [ … up to its final byte, ESC O and one more, or ESC and one."""
+        """Reads the rest of an escape sequence: ESC [ … up to its final byte, ESC O and one more,
+        or ESC and one.
+        """
         kind = self._soon()
         byte = self._soon() if kind in (b"[", b"O") else b""
         while kind == b"[" and byte and not 0x40 <= byte[0] <= 0x7E:

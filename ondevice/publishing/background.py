@@ -1,10 +1,12 @@
-"""Pushes finished checkpoints while training goes on: from a process of its own, so that it neither waits nor fails.
+"""Pushes finished checkpoints while training goes on: from a process of its own, so that it neither
+waits nor fails.
 
     <stage>/push/step-00000200/    hard links to a checkpoint's model, which may be pruned meanwhile
     <stage>/push.log               what that process said
 
-The process sends what lies there, the oldest first, each as one commit with the tag <stage>-step-<n>, and removes what
-has arrived. What has not arrived stays, and is tried again with the next one.
+The process sends what lies there, the oldest first, each as one commit with the tag
+<stage>-step-<n>, and removes what has arrived. What has not arrived stays, and is tried again with
+the next one.
 """
 
 from __future__ import annotations
@@ -42,22 +44,28 @@ _LOG_END = 2000  # bytes
 
 
 class BackgroundPusher:
-    """A callback of the loop: pushes a stage's checkpoints to `repo`, at most one every `every` steps.
+    """A callback of the loop: pushes a stage's checkpoints to `repo`, at most one every `every`
+    steps.
 
     `warn` tells what went wrong.
     """
 
-    def __init__(self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, stage: StageFolder, repo: str, every: int, warn: Callable[[str], None]
+    ) -> None:
         self.stage, self.repo, self.every, self.warn = stage, repo, every, warn
         self._process: subprocess.Popen[bytes] | None = None
         self._offered = 0
 
     def on_train_begin(self, model: Model, step: int) -> None:
-        """What was saved up to `step` has been offered before. Raises UserError where nobody else could use what is
-        pushed."""
+        """What was saved up to `step` has been offered before. Raises UserError where nobody else
+        could use what is pushed."""
         if model.adapter is not None and not is_name(model.adapter.base):
-            raise UserError("checkpoints are adapters whose base is a folder of this machine: nobody else has it",
-                            where="push_every", hint="take a base by its name on the Hub, or train all weights")
+            raise UserError(
+                "checkpoints are adapters whose base is a folder of this machine: nobody else has it",
+                where="push_every",
+                hint="take a base by its name on the Hub, or train all weights",
+            )
         self._offered = step
 
     def on_save(self, saved: Checkpoint, *, last: bool) -> None:
@@ -68,7 +76,9 @@ class BackgroundPusher:
         try:
             self._tell_of_failure()
             keep(self.stage, saved)
-            if self._process is None or last:  # the last one waits its turn behind the one that is under way
+            if (
+                self._process is None or last
+            ):  # the last one waits its turn behind the one that is under way
                 self._process = start(self.stage, self.repo)
         except (OSError, UserError) as error:
             self.warn(f"step {saved.step} was not pushed: {error}")
@@ -79,11 +89,15 @@ class BackgroundPusher:
             return
         self._process = None
         if code:
-            self.warn(f"a push to {self.repo} did not arrive: {last_words(self.stage)}. It is tried again")
+            self.warn(
+                f"a push to {self.repo} did not arrive: {last_words(self.stage)}. It is tried again"
+            )
 
 
 def keep(stage: StageFolder, saved: Checkpoint) -> Path:
-    """The checkpoint's model, linked to where the pushing process finds it; the oldest that wait give way."""
+    """The checkpoint's model, linked to where the pushing process finds it; the oldest that wait
+    give way.
+    """
     root = stage.path / FOLDER
     target = root / saved.path.name
     with whole_folder(target) as folder:
@@ -97,7 +111,7 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
     waiting = [path for path in checkpoint.steps(root) if not (path / PENDING).is_file()]
     for old in waiting[:-WAITING]:
         atomic.remove(old)
-    for old in checkpoint.steps(root)[:-2 * WAITING]:  # pushes that were begun, and never arrived
+    for old in checkpoint.steps(root)[: -2 * WAITING]:  # pushes that were begun, and never arrived
         atomic.remove(old)
     return target
 
@@ -105,9 +119,14 @@ def keep(stage: StageFolder, saved: Checkpoint) -> Path:
 def start(stage: StageFolder, repo: str) -> subprocess.Popen[bytes]:
     """The pushing process: its output goes to push.log; it outlives this one."""
     with open(stage.path / LOG, "ab") as log:
-        return processes.start(processes.command("ondevice.publishing.background", str(stage.path.absolute()), repo),
-                               processes.Access.HUB, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                               start_new_session=True)
+        return processes.start(
+            processes.command("ondevice.publishing.background", str(stage.path.absolute()), repo),
+            processes.Access.HUB,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def last_words(stage: StageFolder) -> str:
@@ -122,8 +141,8 @@ def last_words(stage: StageFolder) -> str:
 
 
 def drain(stage: StageFolder, repo: str, client: Hub) -> int:
-    """Sends everything that waits, one push of a run at a time; returns how many have arrived. Raises UserError where
-    one does not: it and what comes after it stay."""
+    """Sends everything that waits, one push of a run at a time; returns how many have arrived.
+    Raises UserError where one does not: it and what comes after it stay."""
     count = 0
     with _turn(stage):
         account = with_retries(client.account, repo)
@@ -131,7 +150,11 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
             real_file(folder / PENDING, stage.path)
-            plan = pending(folder) if (folder / PENDING).is_file() else plan_checkpoint(stage, folder, repo)
+            plan = (
+                pending(folder)
+                if (folder / PENDING).is_file()
+                else plan_checkpoint(stage, folder, repo)
+            )
             try:
                 send(plan, client, lambda event: None)
                 told = f"pushed to {repo}, tag {plan.tag}"
@@ -147,11 +170,22 @@ def plan_checkpoint(stage: StageFolder, folder: Path, repo: str) -> Plan:
     """The plan of one checkpoint's push: private, with a tag of its stage and step."""
     run, step = RunFolder(stage.path.parent), int(folder.name.removeprefix("step-"))
     card = run_card(run, stage.name, repo, model=folder, step=step)
-    written = [PlannedFile(path, len(text.encode()), text=text)
-               for path, text in {CARD: card.text, **card.pictures}.items()]
-    message = sanitize(f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200)
-    return Plan(repo, "model", False, str(folder), message, (*model_files(folder, folder), *written),
-                f"{stage.name}-step-{step}")
+    written = [
+        PlannedFile(path, len(text.encode()), text=text)
+        for path, text in {CARD: card.text, **card.pictures}.items()
+    ]
+    message = sanitize(
+        f"Push {own_name(run.path.resolve())}: {stage.name}, step {step}", newlines=False, limit=200
+    )
+    return Plan(
+        repo,
+        "model",
+        False,
+        str(folder),
+        message,
+        (*model_files(folder, folder), *written),
+        f"{stage.name}-step-{step}",
+    )
 
 
 @contextmanager
@@ -159,7 +193,9 @@ def _turn(stage: StageFolder) -> Iterator[None]:
     """One process of a run pushes at a time, so that two stages do not stand in each other's way."""
     descriptor = os.open(stage.path.parent / ".push.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with suppress(OSError):  # a disk without locks: two pushes at once end in a conflict, and are tried again
+        with suppress(
+            OSError
+        ):  # a disk without locks: two pushes at once end in a conflict, and are tried again
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -174,7 +210,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(sanitize(redacted(str(error)), newlines=False), flush=True)
         return 2
-    except Exception:  # a fault of ours: told in full, but for what may stand in the client's request
+    except (
+        Exception
+    ):  # a fault of ours: told in full, but for what may stand in the client's request
         print(sanitize(redacted(traceback.format_exc()), limit=None), flush=True)
         return 1
 

@@ -1,6 +1,8 @@
-"""What happened in a run, stage by stage, read from what the stages left: their records, events and copies of ratings.
+"""What happened in a run, stage by stage, read from what the stages left: their records, events and
+copies of ratings.
 
-Names of folders and people stay here: a data set is told by its own name and hash, a rater only counted.
+Names of folders and people stay here: a data set is told by its own name and hash, a rater only
+counted.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ from ondevice.runs.folder import RunFolder, StageFolder
 
 RATINGS = "the run's ratings"
 
+
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage. `config` and `versions` are those of its last start, `data` what it counted in its data; `record` is
-    its done.json, empty of a stage that has not ended."""
+    """One stage. `config` and `versions` are those of its last start, `data` what it counted in its
+    data; `record` is its done.json, empty of a stage that has not ended."""
 
     folder: StageFolder
     record: Mapping[str, Any]
@@ -69,7 +72,9 @@ class StageRecord:
 
 
 def history(run: RunFolder, stage: str) -> list[StageRecord]:
-    """The stages up to this one, in the order of their beginning; of the earlier ones those that have ended."""
+    """The stages up to this one, in the order of their beginning; of the earlier ones those that
+    have ended.
+    """
     found = []
     for folder in run.stages():
         record = folder.done_record()
@@ -91,15 +96,21 @@ def _past(folder: StageFolder, record: Mapping[str, Any]) -> StageRecord:
             data = {k: v for k, v in event.items() if k not in ("t", "event", "step", "raters")}
         elif event.get("event") == "step":
             step = int(event.get("step") or 0)
-    return StageRecord(folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step)
+    return StageRecord(
+        folder, record, _mapping(start.get("config")), _mapping(start.get("versions")), data, step
+    )
 
 
 def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
-    """(names, hash or nothing) of what each setting names that the stage learned from: one source or a mixture of
-    several, none by the folder that it lies in."""
+    """(names, hash or nothing) of what each setting names that the stage learned from: one source
+    or a mixture of several, none by the folder that it lies in."""
     found = []
     for field, value in _learned_from(past):
-        names = tuple(dict.fromkeys(source_name(one) for one in _sources(value))) if value else (RATINGS,)
+        names = (
+            tuple(dict.fromkeys(source_name(one) for one in _sources(value)))
+            if value
+            else (RATINGS,)
+        )
         found.append((names, str(past.fingerprint.get(field) or "")))
     return list(dict.fromkeys(found))
 
@@ -111,7 +122,11 @@ def data_names(past: StageRecord) -> list[str]:
 
 def commits(past: StageRecord) -> dict[str, str]:
     """Name → commit of those of the stage's sources that were read from the Hub, where it is known."""
-    return {source_name(spec): str(commit) for spec, commit in read_json(past.folder.path / COMMITS).items() if commit}
+    return {
+        source_name(spec): str(commit)
+        for spec, commit in read_json(past.folder.path / COMMITS).items()
+        if commit
+    }
 
 
 def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
@@ -119,7 +134,11 @@ def _learned_from(past: StageRecord) -> list[tuple[str, str]]:
     found = []
     for field in ("data", "replay", "sft_data"):
         value = past.config.get(field)
-        if not isinstance(value, str) or (not value and field != "data") or field not in past.config:
+        if (
+            not isinstance(value, str)
+            or (not value and field != "data")
+            or field not in past.config
+        ):
             continue
         if field == "sft_data" and not past.config.get("sft_coef"):
             continue
@@ -133,14 +152,24 @@ def _sources(value: str) -> list[str]:
 
 def hub_datasets(pasts: list[StageRecord]) -> list[str]:
     """The data sets that came from the Hub, by their ids."""
-    values = [past.config.get(field) for past in pasts for field in ("data", "replay", "sft_data", "validation")]
-    found = [one for value in values if isinstance(value, str) for one in _sources(value) if one.startswith("hub:")]
+    values = [
+        past.config.get(field)
+        for past in pasts
+        for field in ("data", "replay", "sft_data", "validation")
+    ]
+    found = [
+        one
+        for value in values
+        if isinstance(value, str)
+        for one in _sources(value)
+        if one.startswith("hub:")
+    ]
     return sorted({name for one in found if is_name(name := HubSpec.parse(one).repo)})
 
 
 def licences(past: StageRecord) -> dict[str, str]:
-    """Name → licence of those of the stage's sources whose own card states one: the README.md beside a data set that
-    lies here, or what the Hub's client has kept of one from there."""
+    """Name → licence of those of the stage's sources whose own card states one: the README.md
+    beside a data set that lies here, or what the Hub's client has kept of one from there."""
     found: dict[str, str] = {}
     for source in (one for _, value in _learned_from(past) for one in _sources(value)):
         if source and source_name(source) != CORPUS:
@@ -153,10 +182,14 @@ def _card_of(data: str) -> str:
     if data.startswith("hub:"):
         return cached_card(HubSpec.parse(data).repo)
     path = Path(os.path.expanduser(data))
-    if not path.exists():  # gone, or meant in another folder: a README.md that is found now would be another's
+    if (
+        not path.exists()
+    ):  # gone, or meant in another folder: a README.md that is found now would be another's
         return ""
     folder = path if path.is_dir() else path.parent
-    if not path.is_dir() and (folder.parent / ORIGIN).is_file():  # a pulled data set keeps its rows in a folder
+    if (
+        not path.is_dir() and (folder.parent / ORIGIN).is_file()
+    ):  # a pulled data set keeps its rows in a folder
         folder = folder.parent
     try:
         return (folder / "README.md").read_text(encoding="utf-8", errors="replace")
@@ -176,7 +209,9 @@ def _front_matter(card: str) -> Mapping[str, Any]:
 
 
 def start_of(past: StageRecord) -> str:
-    """What the stage began from, without the folders of this machine: `run: stage`, or a model's name."""
+    """What the stage began from, without the folders of this machine: `run: stage`, or a model's
+    name.
+    """
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
         return "random weights"
@@ -187,8 +222,8 @@ def start_of(past: StageRecord) -> str:
 
 
 def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
-    """The stages whose weights the last one's are, it last: each began from the model of the one before it. The first
-    may have begun from a model of another run."""
+    """The stages whose weights the last one's are, it last: each began from the model of the one
+    before it. The first may have begun from a model of another run."""
     chain, names = [pasts[-1]], {past.name: past for past in pasts[:-1]}
     while before := names.pop(_start_in_run(chain[0]), None):
         chain.insert(0, before)
@@ -196,33 +231,50 @@ def lineage(pasts: list[StageRecord]) -> list[StageRecord]:
 
 
 def _start_in_run(past: StageRecord) -> str:
-    """The stage of the same run whose model this one began from; empty: it began elsewhere, or from none."""
+    """The stage of the same run whose model this one began from; empty: it began elsewhere, or from
+    none.
+    """
     value = past.config.get("model")
     if not isinstance(value, str) or not value:
         return ""
     start, run = Path(os.path.expanduser(value)), past.folder.path.parent
     out = past.config.get("out")
-    runs = [run.absolute(), *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else [])]
-    if start.name != "model" or start.parent.parent not in runs and start.absolute().parent.parent not in runs:
+    runs = [
+        run.absolute(),
+        *([Path(os.path.expanduser(out))] if isinstance(out, str) and out else []),
+    ]
+    if (
+        start.name != "model"
+        or start.parent.parent not in runs
+        and start.absolute().parent.parent not in runs
+    ):
         return ""
     return start.parent.name
 
 
 def base_of(past: StageRecord) -> str:
     """The model of the Hub that the stage began from; empty where it began from none."""
-    return str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
+    return (
+        str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
+    )
 
 
 def notes(past: StageRecord) -> list[str]:
     """What the stage noted, without the folders of this machine."""
     values = [value for value in past.config.values() if isinstance(value, str)]
-    known = [*values, *(one for value in values for one in _sources(value)), str(past.folder.path.parent.absolute())]
+    known = [
+        *values,
+        *(one for value in values for one in _sources(value)),
+        str(past.folder.path.parent.absolute()),
+    ]
     known = [path for path in known if not path.startswith("hub:")]
     return [without_places(str(note), known) for note in past.record.get("notes") or ()]
 
 
 def made_with(past: StageRecord) -> str:
-    """Libraries, device and machine of the stage's last start, and the version of ondevice where a recipe tells it."""
+    """Libraries, device and machine of the stage's last start, and the version of ondevice where a
+    recipe tells it.
+    """
     told = [f"{key} {value}" for key, value in past.versions.items()]
     recipe = past.folder.path.parent / "recipe.yaml"
     if recipe.is_file():
@@ -237,8 +289,8 @@ def made_with(past: StageRecord) -> str:
 
 
 def raters(past: StageRecord) -> tuple[int, int, int] | None:
-    """(pairs, people, programs) of the ratings that a stage learned from; None: it learned from none, or from pairs
-    that came without a rater."""
+    """(pairs, people, programs) of the ratings that a stage learned from; None: it learned from
+    none, or from pairs that came without a rater."""
     copy = past.folder.path / PAIRS
     if not copy.is_file():
         return None
@@ -263,7 +315,9 @@ def parameters(folder: Path) -> int:
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             head = json.loads(opened.read(length))
-        total += sum(prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
+        total += sum(
+            prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__"
+        )
     return total
 
 

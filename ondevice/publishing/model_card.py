@@ -1,7 +1,7 @@
 """The model card: what a folder is and how it came to be, from what happened and nothing else.
 
-`model_card` is what a stage writes beside its model. `run_card` is what travels to the Hub: the same with everything
-that the run folder knows by then, metadata that the Hub reads, and curves.
+`model_card` is what a stage writes beside its model. `run_card` is what travels to the Hub: the
+same with everything that the run folder knows by then, metadata that the Hub reads, and curves.
 """
 
 from __future__ import annotations
@@ -50,22 +50,49 @@ from ondevice.runs.context import StageResult
 from ondevice.runs.folder import RunFolder
 
 WHAT: Mapping[str, str] = {
-    "init": "random weights", "pretrain": "learning from plain text", "sft": "instruction tuning on chats",
-    "sample": "responses to be rated", "rate": "rating",
+    "init": "random weights",
+    "pretrain": "learning from plain text",
+    "sft": "instruction tuning on chats",
+    "sample": "responses to be rated",
+    "rate": "rating",
     "classify": "a classifier: it tells texts apart, and writes none",
     "reward": "a reward model: it scores a whole conversation, and writes no text",
     "value_model": "the value model beside it: it scores an answer that has begun, and writes no text",
-    "dpo": "preference tuning on pairs, without a reward model", "ppo": "preference tuning by a reward model (PPO)",
-    "grpo": "reasoning, from verifiable rewards (GRPO)"}
-_LEFT_OUT = {"out", "resume", "backend", "device", "dtype", "model", "reward_model", "keep", "save_every",
-             "sample_every", "push_every", "push_to", "ratings"}
+    "dpo": "preference tuning on pairs, without a reward model",
+    "ppo": "preference tuning by a reward model (PPO)",
+    "grpo": "reasoning, from verifiable rewards (GRPO)",
+}
+_LEFT_OUT = {
+    "out",
+    "resume",
+    "backend",
+    "device",
+    "dtype",
+    "model",
+    "reward_model",
+    "keep",
+    "save_every",
+    "sample_every",
+    "push_every",
+    "push_to",
+    "ratings",
+}
 _SOURCES = {"data", "validation", "replay", "sft_data"}
 _FOLDERS = {"tokenizer", "reward_file", "other", "chat_template"}
 """Settings that name files and folders: where these lie is not told."""
-_METRICS = (("bits_per_byte", "bits_per_byte", "Bits per byte on held-out text"),
-            ("exact_match", "exact_match", "Exact match on held-out instructions"))
-_COUNTED = {"tokens": "tokens", "chats": "chats", "pairs": "pairs", "problems": "problems", "prompts": "prompts",
-            "votes": "votes", "replayed": "chats of plain text"}
+_METRICS = (
+    ("bits_per_byte", "bits_per_byte", "Bits per byte on held-out text"),
+    ("exact_match", "exact_match", "Exact match on held-out instructions"),
+)
+_COUNTED = {
+    "tokens": "tokens",
+    "chats": "chats",
+    "pairs": "pairs",
+    "problems": "problems",
+    "prompts": "prompts",
+    "votes": "votes",
+    "replayed": "chats of plain text",
+}
 
 
 @dataclass(frozen=True)
@@ -76,39 +103,66 @@ class Card:
     pictures: Mapping[str, str] = field(default_factory=dict)
 
 
-def model_card(stage: str, cfg: StageConfig, made: StageResult, run: str, part: str = "model") -> str:
-    """Markdown with the metadata that the Hub reads; settings as they were, who rated where somebody did. `part` is the
-    folder of the stage that the model stands in."""
+def model_card(
+    stage: str, cfg: StageConfig, made: StageResult, run: str, part: str = "model"
+) -> str:
+    """Markdown with the metadata that the Hub reads; settings as they were, who rated where
+    somebody did. `part` is the folder of the stage that the model stands in."""
     subject = _subject(made.model)
     beside = "" if part == "model" else f", {part.replace('_', ' ')}"
-    lines = [metadata(**subject.metadata(), tags=["ondevice"]), f"# {cell(own_name(run))}: {cell(stage)}{beside}", "",
-             f"Made by ondevice: {WHAT.get(part) or WHAT.get(stage, stage)}.", ""]
+    lines = [
+        metadata(**subject.metadata(), tags=["ondevice"]),
+        f"# {cell(own_name(run))}: {cell(stage)}{beside}",
+        "",
+        f"Made by ondevice: {WHAT.get(part) or WHAT.get(stage, stage)}.",
+        "",
+    ]
     if subject.adapter:
-        lines += [f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.", ""]
+        lines += [
+            f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.",
+            "",
+        ]
     if start := getattr(cfg, "model", ""):
         lines += [f"Start: {cell(short_name(start))}", ""]
     known = [value for value in to_mapping(cfg).values() if isinstance(value, str)]
-    lines += [f"* {cell(without_places(note, known))}" for note in made.notes] + ([""] if made.notes else [])
+    lines += [f"* {cell(without_places(note, known))}" for note in made.notes] + (
+        [""] if made.notes else []
+    )
     return "\n".join([*lines, *_settings(to_mapping(cfg))]) + "\n"
 
 
 def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
-    """Of a model of which no run is known: its own card where it has one, else what its config says."""
+    """Of a model of which no run is known: its own card where it has one, else what its config
+    says.
+    """
     own = folder / "README.md"
     if own.is_file():
         return Card(without_home(own.read_text(encoding="utf-8", errors="replace")))
     subject = Subject.of(folder)
     head = metadata(**subject.metadata(), license=license, tags=["ondevice"])
-    text = [head, f"# {cell(_title(repo, own_name(folder)))}", "",
-            "Pushed by ondevice; how it was trained is not known."]
+    text = [
+        head,
+        f"# {cell(_title(repo, own_name(folder)))}",
+        "",
+        "Pushed by ondevice; how it was trained is not known.",
+    ]
     return Card("\n".join([*text, "", *use(subject, Place(repo), "Hello")]) + "\n")
 
 
-def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license: str = "",
-             folders: Sequence[str] = (), model: Path | None = None, step: int | None = None) -> Card:
-    """The card of a stage's model. `under`: the folder of the repository that it stands in; `folders`: the stages that
-    stand in folders of their own beside it; `model` and `step`: a checkpoint's, where it is not the stage's result,
-    whose figures are then not told."""
+def run_card(
+    run: RunFolder,
+    stage: str,
+    repo: str,
+    *,
+    under: str = "",
+    license: str = "",
+    folders: Sequence[str] = (),
+    model: Path | None = None,
+    step: int | None = None,
+) -> Card:
+    """The card of a stage's model. `under`: the folder of the repository that it stands in;
+    `folders`: the stages that stand in folders of their own beside it; `model` and `step`: a
+    checkpoint's, where it is not the stage's result, whose figures are then not told."""
     pasts = history(run, stage)
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
@@ -116,10 +170,19 @@ def run_card(run: RunFolder, stage: str, repo: str, *, under: str = "", license:
     subject, title = Subject.of(folder), _title(repo, own_name(run.path))
     pictures = {} if under else _pictures(pasts)
     parts = [
-        _head(pasts, subject, title, license), f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
-        _about(pasts, subject, folder), *use(subject, Place(repo, under), _prompt(pasts)), *_walk(folders, repo),
-        *_stages(pasts), *_figures(pasts), *_curves(pictures), *_ratings(pasts), *_cost(pasts),
-        *_limits(pasts, subject), *_all_settings(pasts)]
+        _head(pasts, subject, title, license),
+        f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
+        _about(pasts, subject, folder),
+        *use(subject, Place(repo, under), _prompt(pasts)),
+        *_walk(folders, repo),
+        *_stages(pasts),
+        *_figures(pasts),
+        *_curves(pictures),
+        *_ratings(pasts),
+        *_cost(pasts),
+        *_limits(pasts, subject),
+        *_all_settings(pasts),
+    ]
     return Card("\n".join(parts) + "\n", pictures)
 
 
@@ -133,9 +196,13 @@ def metadata(**values: Any) -> str:
 
 def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: str) -> str:
     found = subject.metadata()
-    return metadata(**{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])}, license=license,
-                    datasets=hub_datasets(list(pasts)), tags=["ondevice", *(past.name for past in pasts)],
-                    **{"model-index": _index(pasts[-1], title, subject.task)})
+    return metadata(
+        **{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])},
+        license=license,
+        datasets=hub_datasets(list(pasts)),
+        tags=["ondevice", *(past.name for past in pasts)],
+        **{"model-index": _index(pasts[-1], title, subject.task)},
+    )
 
 
 def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
@@ -145,65 +212,121 @@ def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
         if isinstance(marks.get(key), int | float):
             found.append({"type": kind, "value": marks[key], "name": told})
     if "accuracy" in marks and "interval" in marks:
-        found.append({"type": "accuracy", "value": marks["accuracy"], "name": "Held-out pairs ranked rightly"})
+        found.append(
+            {
+                "type": "accuracy",
+                "value": marks["accuracy"],
+                "name": "Held-out pairs ranked rightly",
+            }
+        )
     if classes := marks.get("classes"):
-        found.append({"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"})
+        found.append(
+            {"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"}
+        )
     if reasoning := marks.get("reasoning"):
-        found.append({"type": "accuracy", "value": reasoning["accuracy"], "name": "Held-out problems solved greedily"})
-        found.append({"type": "pass_at_k", "value": reasoning["pass_at"], "name": f"pass@{reasoning['passes']}"})
+        found.append(
+            {
+                "type": "accuracy",
+                "value": reasoning["accuracy"],
+                "name": "Held-out problems solved greedily",
+            }
+        )
+        found.append(
+            {
+                "type": "pass_at_k",
+                "value": reasoning["pass_at"],
+                "name": f"pass@{reasoning['passes']}",
+            }
+        )
     if not found:
         return []
     whose = " and ".join(data_names(past)) or CORPUS
     data = {"name": f"{whose}, held out", "type": "ondevice-held-out"}
-    return [{"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}]
+    return [
+        {"name": name, "results": [{"task": {"type": task}, "dataset": data, "metrics": found}]}
+    ]
 
 
 def _about(pasts: Sequence[StageRecord], subject: Subject, folder: Path) -> str:
     past, chain = pasts[-1], lineage(list(pasts))
-    # what was sampled and rated in between belongs to the way; a model that it did not begin from does not
+    # what was sampled and rated in between belongs to the way; a model that it did not begin from
+    # does not
     way = " → ".join(p.name for p in pasts if p in chain or not p.makes_policy)
     what = f"A {subject.config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
     if subject.adapter:
-        what = (f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
-                "which it needs")
-    half = "" if past.record else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
-    return (f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
-            f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n")
+        what = (
+            f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
+            "which it needs"
+        )
+    half = (
+        ""
+        if past.record
+        else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
+    )
+    return (
+        f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
+        f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n"
+    )
 
 
 def _walk(folders: Sequence[str], repo: str) -> list[str]:
     if not folders:
         return []
     names = ", ".join(f"`{name}`" for name in folders)
-    return ["## Every stage\n", f"Each stage's model is in a folder of its name: {names}; "
-            f'`from_pretrained("{repo}", subfolder="{folders[0]}")` opens one.\n']
+    return [
+        "## Every stage\n",
+        f"Each stage's model is in a folder of its name: {names}; "
+        f'`from_pretrained("{repo}", subfolder="{folders[0]}")` opens one.\n',
+    ]
 
 
 def _stages(pasts: Sequence[StageRecord]) -> list[str]:
-    table = [["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]]
+    table = [
+        ["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]
+    ]
     for past in pasts:
         at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
-        data = ", ".join(" + ".join(at.get(name, name) for name in names) + (f" ({mark})" if mark else "")
-                         for names, mark in data_read(past))
-        amount = ", ".join(f"{past.data[key]:,} {word}" for key, word in _COUNTED.items()
-                           if isinstance(past.data.get(key), int))
+        data = ", ".join(
+            " + ".join(at.get(name, name) for name in names) + (f" ({mark})" if mark else "")
+            for names, mark in data_read(past)
+        )
+        amount = ", ".join(
+            f"{past.data[key]:,} {word}"
+            for key, word in _COUNTED.items()
+            if isinstance(past.data.get(key), int)
+        )
         steps = past.outcome.get("steps") if past.record else past.step
         tokens = past.outcome.get("tokens")
         seconds = past.record.get("seconds")
         began = start_of(past) if "model" in past.config else ""
-        table.append([past.name, WHAT.get(past.name, ""), began, data, amount,
-                      f"{steps:,}" if steps else "", f"{tokens:,}" if tokens else "",
-                      duration(seconds) if seconds is not None else ""])
+        table.append(
+            [
+                past.name,
+                WHAT.get(past.name, ""),
+                began,
+                data,
+                amount,
+                f"{steps:,}" if steps else "",
+                f"{tokens:,}" if tokens else "",
+                duration(seconds) if seconds is not None else "",
+            ]
+        )
     return ["## How it was made\n", *markdown(table), "", *_licences(pasts)]
 
 
 def _licences(pasts: Sequence[StageRecord]) -> list[str]:
     names = dict.fromkeys(name for past in pasts for name in data_names(past))
     stated = {name: licence for past in pasts for name, licence in licences(past).items()}
-    told = [f"The licence of {cell(name)} is {cell(licence)}, as its card states." for name, licence in stated.items()]
+    told = [
+        f"The licence of {cell(name)} is {cell(licence)}, as its card states."
+        for name, licence in stated.items()
+    ]
     if CORPUS in names:
-        told.insert(0, "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
-                       "chats.")
+        told.insert(
+            0,
+            "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
+            "chats.",
+        )
     if names.keys() - {CORPUS, RATINGS, *stated}:
         told.append("Licences of the other data are not recorded.")
     return [" ".join(told) + "\n"] if told else []
@@ -227,13 +350,19 @@ def _pictures(pasts: Iterable[StageRecord]) -> dict[str, str]:
     found = {}
     for past in pasts:
         for curve in curves(past.folder.events):
-            plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in f"{past.name}-{curve.title}".lower())
+            plain = "".join(
+                c if c.isalnum() and c.isascii() else "-"
+                for c in f"{past.name}-{curve.title}".lower()
+            )
             found[f"curves/{plain}.svg"] = picture(curve, past.name)
     return found
 
 
 def _curves(pictures: Mapping[str, str]) -> list[str]:
-    shown = [f"![{path.removeprefix('curves/').removesuffix('.svg').replace('-', ' ')}]({path})" for path in pictures]
+    shown = [
+        f"![{path.removeprefix('curves/').removesuffix('.svg').replace('-', ' ')}]({path})"
+        for path in pictures
+    ]
     return ["## Curves\n", *shown, ""] if shown else []
 
 
@@ -244,8 +373,14 @@ def _ratings(pasts: Sequence[StageRecord]) -> list[str]:
         if found is not None:
             pairs, people, programs = found
             by = [f"{people} {'person' if people == 1 else 'people'}"] if people else []
-            by += [f"{programs} simulated rater{'s' * (programs > 1)} (a rule, not a person)"] if programs else []
-            lines.append(f"- {cell(past.name)} learned from {pairs:,} pairs, rated by {' and '.join(by)}.")
+            by += (
+                [f"{programs} simulated rater{'s' * (programs > 1)} (a rule, not a person)"]
+                if programs
+                else []
+            )
+            lines.append(
+                f"- {cell(past.name)} learned from {pairs:,} pairs, rated by {' and '.join(by)}."
+            )
     return ["## Ratings\n", *lines, ""] if lines else []
 
 
@@ -255,40 +390,62 @@ def _cost(pasts: Sequence[StageRecord]) -> list[str]:
     tokens = sum(past.outcome.get("tokens") or 0 for past in pasts)
     peak = max((past.record.get("peak_bytes") or 0 for past in pasts), default=0)
     made = dict.fromkeys(made_with(past) for past in pasts if past.versions)
-    return ["## What it took\n", f"- time: {duration(seconds)} ({cpu:,.0f} CPU seconds)",
-            f"- tokens trained on: {tokens:,}", f"- memory at most: {size(peak)}",
-            *(f"- on: {cell(one)}" for one in made), ""]
+    return [
+        "## What it took\n",
+        f"- time: {duration(seconds)} ({cpu:,.0f} CPU seconds)",
+        f"- tokens trained on: {tokens:,}",
+        f"- memory at most: {size(peak)}",
+        *(f"- on: {cell(one)}" for one in made),
+        "",
+    ]
 
 
 def _limits(pasts: Sequence[StageRecord], subject: Subject) -> list[str]:
     said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
-    told = [f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."]
+    told = [
+        f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."
+    ]
     context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
     if context:
-        told.insert(0, f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.")
+        told.insert(
+            0,
+            f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.",
+        )
     if _corpus_alone(pasts):
-        told.append("It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
-                    "nothing.")
+        told.append(
+            "It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
+            "nothing."
+        )
     if any((found := raters(past)) is not None and found[2] for past in pasts):
         told.append("Its simulated ratings say what a rule prefers, and nothing of what people do.")
     return ["## Limits\n", *(f"- {line}" for line in told), ""]
 
 
 def _corpus_alone(pasts: Sequence[StageRecord]) -> bool:
-    """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the run's own models
-    wrote, and no weights came from elsewhere. People rate chats and imported pairs as well."""
+    """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the
+    run's own models wrote, and no weights came from elsewhere. People rate chats and imported pairs
+    as well."""
     names = {name for past in pasts for name in data_names(past)}
     rated = [raters(past) for past in pasts if RATINGS in data_names(past)]
     own = all(found is not None and found[1] == 0 for found in rated) and (
-        not rated or any(past.name == "sample" and not past.config.get("other") for past in pasts))
-    return (bool(names) and own and names <= {CORPUS, RATINGS}
-            and start_of(lineage(list(pasts))[0]) == "random weights")
+        not rated or any(past.name == "sample" and not past.config.get("other") for past in pasts)
+    )
+    return (
+        bool(names)
+        and own
+        and names <= {CORPUS, RATINGS}
+        and start_of(lineage(list(pasts))[0]) == "random weights"
+    )
 
 
 def _all_settings(pasts: Sequence[StageRecord]) -> list[str]:
     lines = ["## Settings\n"]
     for past in pasts:
-        lines += [f"<details><summary>{past.name}</summary>\n", *_settings(past.config), "\n</details>\n"]
+        lines += [
+            f"<details><summary>{past.name}</summary>\n",
+            *_settings(past.config),
+            "\n</details>\n",
+        ]
     return lines
 
 
@@ -298,20 +455,34 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
         if name in _LEFT_OUT or value in ("", None, [], ()):
             continue
         if isinstance(value, str):
-            value = sources_value(value) if name in _SOURCES else own_name(value) if name in _FOLDERS else value
+            value = (
+                sources_value(value)
+                if name in _SOURCES
+                else own_name(value)
+                if name in _FOLDERS
+                else value
+            )
         table.append([name, str(plain_values(value))])
     return markdown(table)
 
 
 def _prompt(pasts: Sequence[StageRecord]) -> str:
     """One that the run asked its stages, to be asked again."""
-    asked = (str(answer["prompt"]) for past in reversed(pasts) for answer in past.record.get("answers") or ())
+    asked = (
+        str(answer["prompt"])
+        for past in reversed(pasts)
+        for answer in past.record.get("answers") or ()
+    )
     return next(filter(_plain, asked), "Hello")
 
 
 def _plain(text: str) -> bool:
     """Whether it can stand in a line of code on a page."""
-    return 0 < len(text) <= 200 and text == sanitize(text, newlines=False) and not set(text) & set("`<>\\\n")
+    return (
+        0 < len(text) <= 200
+        and text == sanitize(text, newlines=False)
+        and not set(text) & set("`<>\\\n")
+    )
 
 
 def _title(repo: str, otherwise: str) -> str:
@@ -323,5 +494,11 @@ def _subject(model: Model | None) -> Subject:
     if model is None:
         return Subject({})
     config = model.cfg.to_json("float32")
-    return Subject(config if model.adapter is None else {
-        "architectures": config["architectures"], "base_model_name_or_path": model.adapter.base})
+    return Subject(
+        config
+        if model.adapter is None
+        else {
+            "architectures": config["architectures"],
+            "base_model_name_or_path": model.adapter.base,
+        }
+    )

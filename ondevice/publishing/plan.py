@@ -1,8 +1,9 @@
-"""What a push is going to send, as a value: looked at by a person before anything leaves this machine, kept on disk
-while it is under way.
+"""What a push is going to send, as a value: looked at by a person before anything leaves this
+machine, kept on disk while it is under way.
 
-A file is sent because it is on a list, never because it lies in a folder. What is written for the push alone (the card,
-the curves, exported ratings) is part of the plan, so that a push that goes on sends the very same bytes.
+A file is sent because it is on a list, never because it lies in a folder. What is written for the
+push alone (the card, the curves, exported ratings) is part of the plan, so that a push that goes on
+sends the very same bytes.
 """
 
 from __future__ import annotations
@@ -37,14 +38,32 @@ from ondevice.runs.resolve import find_model
 PENDING = "pending-push.json"
 FORMAT = 1
 CARD = "README.md"
-TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-         "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja",
-         "adapter_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "adapter_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
 """What is sent beside the weights, where it is there. The card is written anew."""
 ADAPTERS = ("adapter_model.safetensors", "adapters.safetensors")
-REPLACED = re.compile(r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|adapters\.safetensors|"
-                      r"adapter_model\.safetensors|adapter_config\.json|optimizer\.safetensors|trainer\.json)")
-"""Names whose files of an earlier push must not stay beside a new push's: together they would be neither model."""
+REPLACED = re.compile(
+    r"(model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|adapters\.safetensors|"
+    r"adapter_model\.safetensors|adapter_config\.json|optimizer\.safetensors|trainer\.json)"
+)
+"""Names whose files of an earlier push must not stay beside a new push's: together they would be
+neither model.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,8 +79,9 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """A push. `folder` is where `pending-push.json` lies, `parent` the commit that it goes on top of once it was
-    looked up, `removed` the files of an earlier push that it replaces, `settings` what of `PLANNED` was asked for."""
+    """A push. `folder` is where `pending-push.json` lies, `parent` the commit that it goes on top
+    of once it was looked up, `removed` the files of an earlier push that it replaces, `settings`
+    what of `PLANNED` was asked for."""
 
     repo: str
     kind: Kind
@@ -80,8 +100,16 @@ class Plan:
 
     @property
     def mark(self) -> str:
-        """What finds this push's commit again: the same for the same files on top of the same commit."""
-        parts = [self.repo, self.kind, self.parent, [[f.path, f.sha256] for f in self.files], list(self.removed)]
+        """What finds this push's commit again: the same for the same files on top of the same
+        commit.
+        """
+        parts = [
+            self.repo,
+            self.kind,
+            self.parent,
+            [[f.path, f.sha256] for f in self.files],
+            list(self.removed),
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     @property
@@ -89,14 +117,22 @@ class Plan:
         return Path(self.folder) / PENDING
 
     def hashed(self) -> Plan:
-        """With every file's hash. Raises UserError for a file that has gone, changed since it was hashed, or leads out
-        of the folder."""
-        return dataclasses.replace(self, files=tuple(_hashed(file, Path(self.folder)) for file in self.files))
+        """With every file's hash. Raises UserError for a file that has gone, changed since it was
+        hashed, or leads out of the folder."""
+        return dataclasses.replace(
+            self, files=tuple(_hashed(file, Path(self.folder)) for file in self.files)
+        )
 
     def told(self) -> dict[str, Any]:
         """For people and programs: what goes where."""
-        return {"repo": self.repo, "kind": self.kind, "private": not self.public, "tag": self.tag, "bytes": self.size,
-                "files": [{"path": file.path, "bytes": file.size} for file in self.files]}
+        return {
+            "repo": self.repo,
+            "kind": self.kind,
+            "private": not self.public,
+            "tag": self.tag,
+            "bytes": self.size,
+            "files": [{"path": file.path, "bytes": file.size} for file in self.files],
+        }
 
     def keep(self) -> None:
         """Writes `pending-push.json`, whole or not at all."""
@@ -104,36 +140,58 @@ class Plan:
 
 
 def pending(folder: Path) -> Plan:
-    """The push that was interrupted here. Raises UserError where there is none, or its record is damaged."""
+    """The push that was interrupted here. Raises UserError where there is none, or its record is
+    damaged.
+    """
     file = folder / PENDING
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.pop("format") != FORMAT:
             raise ValueError("another format")
-        return Plan(**{**record, "files": tuple(PlannedFile(**f) for f in record["files"]),
-                       "removed": tuple(record["removed"]), "folder": str(folder)})
+        return Plan(
+            **{
+                **record,
+                "files": tuple(PlannedFile(**f) for f in record["files"]),
+                "removed": tuple(record["removed"]),
+                "folder": str(folder),
+            }
+        )
     except FileNotFoundError:
-        raise UserError("no push was interrupted here", where=str(folder), hint="push without --resume") from None
+        raise UserError(
+            "no push was interrupted here", where=str(folder), hint="push without --resume"
+        ) from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError("cannot be read", where=str(file), hint="remove it, and push without --resume") from None
+        raise UserError(
+            "cannot be read", where=str(file), hint="remove it, and push without --resume"
+        ) from None
 
 
 def check_planned(cfg: PushConfig, plan: Plan) -> None:
-    """Raises UserError for a setting that is given and is another one in the push that was interrupted; one that is the
-    same may stand there."""
-    known = {"public": plan.public, "tag": plan.tag, "dataset": plan.kind == "dataset", **plan.settings}
+    """Raises UserError for a setting that is given and is another one in the push that was
+    interrupted; one that is the same may stand there."""
+    known = {
+        "public": plan.public,
+        "tag": plan.tag,
+        "dataset": plan.kind == "dataset",
+        **plan.settings,
+    }
     usual = {f.name: f.default for f in dataclasses.fields(PushConfig)}
     for name in PLANNED:
         given = getattr(cfg, name)
         if given == usual[name] or (name in known and given == known[name]):
             continue
         was = f"had {known[name] or 'none'!r}" if name in known else "does not say what it had"
-        raise UserError(f"the push that was interrupted goes on as it was planned, and {was}", where=name,
-                        hint="leave it out, or push without --resume")
+        raise UserError(
+            f"the push that was interrupted goes on as it was planned, and {was}",
+            where=name,
+            hint="leave it out, or push without --resume",
+        )
 
 
 def plan_push(cfg: PushConfig) -> Plan:
-    """The plan of a push that begins. Nothing is asked of the network. Raises UserError for what cannot be sent."""
+    """The plan of a push that begins. Nothing is asked of the network. Raises UserError for what
+    cannot be sent.
+    """
     cfg.check()
     if cfg.dataset:
         return _dataset(cfg)
@@ -141,26 +199,33 @@ def plan_push(cfg: PushConfig) -> Plan:
     if cfg.all_stages:
         return _every_stage(cfg, target)
     if target.model is None:
-        raise UserError("holds no model", where=cfg.model, hint="give the folder of a model or of a run")
+        raise UserError(
+            "holds no model", where=cfg.model, hint="give the folder of a model or of a run"
+        )
     if target.stage and target.run:
         cfg = dataclasses.replace(cfg, stage=target.stage.name)  # the record says which one it was
     files = model_files(target.model, target.home)
     if cfg.with_optimizer:
         files += _optimizer(target)
     if target.run and target.stage:
-        card = run_card(_records_inside(target.run), target.stage.name, cfg.repo_id, license=cfg.license)
+        card = run_card(
+            _records_inside(target.run), target.stage.name, cfg.repo_id, license=cfg.license
+        )
     else:
         real_file(target.model / CARD, target.home)
         card = folder_card(target.model, cfg.repo_id, license=cfg.license)
-    told = f"{own_name(target.run.path.resolve())}: {target.stage.name}" if target.run and target.stage else \
-        own_name(target.model.resolve())
+    told = (
+        f"{own_name(target.run.path.resolve())}: {target.stage.name}"
+        if target.run and target.stage
+        else own_name(target.model.resolve())
+    )
     return _plan(cfg, target.home, f"Push {told}", files, card)
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was named: a model's folder, and the run and the stage that made it, where one did. `home` keeps the record
-    of the push."""
+    """What was named: a model's folder, and the run and the stage that made it, where one did.
+    `home` keeps the record of the push."""
 
     home: Path
     model: Path | None
@@ -172,12 +237,17 @@ def find_target(path: str, stage: str = "") -> Target:
     """A model's folder, a stage's or a run's. Raises UserError for what is none of them."""
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
-        raise UserError("is a file, no folder" if folder.exists() else "there is no such folder", where=path,
-                        hint="give the folder of a model or of a run")
+        raise UserError(
+            "is a file, no folder" if folder.exists() else "there is no such folder",
+            where=path,
+            hint="give the folder of a model or of a run",
+        )
     if holds_model(folder):
         made_by = StageFolder(folder.resolve().parent)
         if stage:
-            raise UserError("is a model's folder: it has no stages", where=path, hint="give its run's folder")
+            raise UserError(
+                "is a model's folder: it has no stages", where=path, hint="give its run's folder"
+            )
         if folder.resolve().name == "model" and made_by.done.is_file():
             return Target(folder, folder, RunFolder(made_by.path.parent), made_by)
         return Target(folder, folder)
@@ -190,8 +260,11 @@ def find_target(path: str, stage: str = "") -> Target:
         named = [s for s in made if s.name == stage]
         if not named:
             known = [s.name for s in made]
-            raise UserError(f"has no finished stage {stage!r} with a model", where=path,
-                            hint=nearest(stage, known) if known else "")
+            raise UserError(
+                f"has no finished stage {stage!r} with a model",
+                where=path,
+                hint=nearest(stage, known) if known else "",
+            )
         return Target(folder, named[0].model, run, named[0])
     newest = find_model(path)
     last = next((s for s in made if s.model == newest), None)
@@ -199,14 +272,18 @@ def find_target(path: str, stage: str = "") -> Target:
 
 
 def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
-    """The listed files of a model's or an adapter's folder, placed `under` a folder of the repository; `home` is the
-    folder that was named. Raises UserError where weights are missing, or are pickled, where a file leads out of `home`,
-    or where an adapter's base is a folder of this machine: nobody else would have it."""
+    """The listed files of a model's or an adapter's folder, placed `under` a folder of the
+    repository; `home` is the folder that was named. Raises UserError where weights are missing, or
+    are pickled, where a file leads out of `home`, or where an adapter's base is a folder of this
+    machine: nobody else would have it."""
     names = [name for name in TEXTS if (folder / name).is_file()]
     weights = [folder / name for name in ADAPTERS if (folder / name).is_file()]
     if weights and not base_may_be_told(folder):
-        raise UserError("is an adapter whose base is a folder of this machine", where=str(folder),
-                        hint="name one of the Hub in adapter_config.json, or make whole weights of it: ondevice.merge")
+        raise UserError(
+            "is an adapter whose base is a folder of this machine",
+            where=str(folder),
+            hint="name one of the Hub in adapter_config.json, or make whole weights of it: ondevice.merge",
+        )
     if not weights:
         weights = weight_files(folder)
         index = folder / "model.safetensors.index.json"
@@ -215,8 +292,11 @@ def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
     for path in [*(folder / name for name in names), *weights]:
         real_file(path, home)
         text = plain_settings(path, home)
-        found.append(_on_disk(f"{under}{path.name}", path, home) if text is None else
-                     _written(f"{under}{path.name}", text))
+        found.append(
+            _on_disk(f"{under}{path.name}", path, home)
+            if text is None
+            else _written(f"{under}{path.name}", text)
+        )
     return found
 
 
@@ -229,18 +309,28 @@ def _records_inside(run: RunFolder) -> RunFolder:
 
 
 def _every_stage(cfg: PushConfig, target: Target) -> Plan:
-    """The last model at the top, where every program looks for it, and each stage's in a folder of its name."""
+    """The last model at the top, where every program looks for it, and each stage's in a folder of
+    its name.
+    """
     run = target.run
     stages = [s for s in run.stages() if holds_model(s.model) and s.done_record()] if run else []
     if run is None or target.stage is None or len(stages) < 1:
-        raise UserError("is no run with finished stages", where=cfg.model, hint="leave --all-stages out")
+        raise UserError(
+            "is no run with finished stages", where=cfg.model, hint="leave --all-stages out"
+        )
     _records_inside(run)
     files = model_files(target.stage.model, target.home) if target.model else []
     for stage in stages:
         files += model_files(stage.model, target.home, f"{stage.name}/")
-        files.append(_written(f"{stage.name}/{CARD}", run_card(run, stage.name, cfg.repo_id, under=stage.name,
-                                                              license=cfg.license).text))
-    card = run_card(run, target.stage.name, cfg.repo_id, license=cfg.license, folders=[s.name for s in stages])
+        files.append(
+            _written(
+                f"{stage.name}/{CARD}",
+                run_card(run, stage.name, cfg.repo_id, under=stage.name, license=cfg.license).text,
+            )
+        )
+    card = run_card(
+        run, target.stage.name, cfg.repo_id, license=cfg.license, folders=[s.name for s in stages]
+    )
     return _plan(cfg, target.home, f"Push {own_name(run.path.resolve())}: every stage", files, card)
 
 
@@ -252,14 +342,37 @@ def _dataset(cfg: PushConfig) -> Plan:
     files = data_files(file, cfg.repo_id, with_raters=cfg.with_raters, license=cfg.license)
     made = [_written(path, text) for path, text in files.items()]
     message = f"Push ratings of {own_name(file.resolve().parent)}"
-    return Plan(cfg.repo_id, "dataset", cfg.public, str(file.parent), message, tuple(made), cfg.tag,
-                settings=_settings(cfg))
+    return Plan(
+        cfg.repo_id,
+        "dataset",
+        cfg.public,
+        str(file.parent),
+        message,
+        tuple(made),
+        cfg.tag,
+        settings=_settings(cfg),
+    )
 
 
-def _plan(cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card) -> Plan:
-    made = [*files, _written(CARD, card.text), *(_written(path, text) for path, text in card.pictures.items())]
+def _plan(
+    cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card
+) -> Plan:
+    made = [
+        *files,
+        _written(CARD, card.text),
+        *(_written(path, text) for path, text in card.pictures.items()),
+    ]
     message = sanitize(message, newlines=False, limit=200)
-    return Plan(cfg.repo_id, "model", cfg.public, str(home), message, tuple(made), cfg.tag, settings=_settings(cfg))
+    return Plan(
+        cfg.repo_id,
+        "model",
+        cfg.public,
+        str(home),
+        message,
+        tuple(made),
+        cfg.tag,
+        settings=_settings(cfg),
+    )
 
 
 def _settings(cfg: PushConfig) -> dict[str, Any]:
@@ -269,16 +382,29 @@ def _settings(cfg: PushConfig) -> dict[str, Any]:
 def _optimizer(target: Target) -> list[PlannedFile]:
     """The optimizer's state of the checkpoint that holds these very weights."""
     model = target.model
-    if model is not None and (model.parent / "optimizer.safetensors").is_file():  # a checkpoint's own model
+    if (
+        model is not None and (model.parent / "optimizer.safetensors").is_file()
+    ):  # a checkpoint's own model
         return _state(model.parent, target.home)
     if model is not None and target.stage is not None:
-        wanted = sha256_of(model / "model.safetensors") if (model / "model.safetensors").is_file() else ""
+        wanted = (
+            sha256_of(model / "model.safetensors")
+            if (model / "model.safetensors").is_file()
+            else ""
+        )
         for path in reversed(checkpoint.steps(target.stage.checkpoints)):
             weights = path / "model" / "model.safetensors"
-            if weights.is_file() and wanted == sha256_of(weights) and checkpoint.find_damage(path) is None:
+            if (
+                weights.is_file()
+                and wanted == sha256_of(weights)
+                and checkpoint.find_damage(path) is None
+            ):
                 return _state(path, target.home)
-    raise UserError("no checkpoint with these weights is on disk, so that there is no optimizer's state",
-                    where=str(model), hint="leave --with-optimizer out")
+    raise UserError(
+        "no checkpoint with these weights is on disk, so that there is no optimizer's state",
+        where=str(model),
+        hint="leave --with-optimizer out",
+    )
 
 
 def _state(checkpoint_folder: Path, home: Path) -> list[PlannedFile]:
@@ -304,21 +430,33 @@ def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
     else:
         source = real_file(Path(file.source), home)
         if not source.is_file():
-            raise UserError("is not there any more", where=file.source, hint="push without --resume")
+            raise UserError(
+                "is not there any more", where=file.source, hint="push without --resume"
+            )
         found = sha256_of(source) if source.stat().st_size == file.size else "another size"
     if file.sha256 and found != file.sha256 or found == "another size":
-        raise UserError("has changed since the push began", where=file.source or file.path,
-                        hint="push without --resume")
+        raise UserError(
+            "has changed since the push began",
+            where=file.source or file.path,
+            hint="push without --resume",
+        )
     return dataclasses.replace(file, sha256=found)
 
 
 def replaced(present: Iterable[str], files: Iterable[PlannedFile]) -> tuple[str, ...]:
-    """Of the paths that are in the repository: the weights that an earlier push left in a folder to which this one
-    writes."""
+    """Of the paths that are in the repository: the weights that an earlier push left in a folder to
+    which this one writes."""
     mine = {file.path for file in files}
     folders = {path.rpartition("/")[0] for path in mine}
-    return tuple(sorted(path for path in present if path not in mine and path.rpartition("/")[0] in folders
-                        and REPLACED.fullmatch(path.rpartition("/")[2])))
+    return tuple(
+        sorted(
+            path
+            for path in present
+            if path not in mine
+            and path.rpartition("/")[0] in folders
+            and REPLACED.fullmatch(path.rpartition("/")[2])
+        )
+    )
 
 
 def plan_text(told: Mapping[str, Any], size: Callable[[float], str]) -> str:
@@ -327,7 +465,9 @@ def plan_text(told: Mapping[str, Any], size: Callable[[float], str]) -> str:
     seen = "private" if told["private"] else "PUBLIC: everyone can see it"
     files = told["files"]
     wide = max((len(size(file["bytes"])) for file in files), default=0)
-    lines = [f"{told['repo']}  ({kind}, {seen}{', tag ' + told['tag'] if told['tag'] else ''})",
-             *(f"  {size(file['bytes']):>{wide}}  {file['path']}" for file in files),
-             f"  {len(files)} files, {size(told['bytes'])}"]
+    lines = [
+        f"{told['repo']}  ({kind}, {seen}{', tag ' + told['tag'] if told['tag'] else ''})",
+        *(f"  {size(file['bytes']):>{wide}}  {file['path']}" for file in files),
+        f"  {len(files)} files, {size(told['bytes'])}",
+    ]
     return "\n".join(lines)

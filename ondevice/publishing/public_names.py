@@ -1,6 +1,8 @@
-"""What leaves this machine calls files and folders by their own names: never by where they lie, nor by whose they are.
+"""What leaves this machine calls files and folders by their own names: never by where they lie, nor
+by whose they are.
 
-Cards, configs and records that are pushed go through here. A mixture of sources is told source by source.
+Cards, configs and records that are pushed go through here. A mixture of sources is told source by
+source.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _IN_TEXT = re.compile(r"(?<![\w:/.~<\\-])(?:file://)?(?:~|/[\w.@+-]+)(?:/[\w.@+-
 
 
 def parts(data: str) -> list[DataSource]:
-    """The sources that `data` names, also where their files are gone by now or are relative to another folder."""
+    """The sources that `data` names, also where their files are gone by now or are relative to
+    another folder.
+    """
     plain = data.strip().rstrip(", ")
     if is_file(plain):
         return [DataSource(plain)]
@@ -43,7 +47,9 @@ def _begins(name: str) -> bool:
 
 
 def _ended(name: str) -> bool:
-    return name.startswith(("builtin", "hub:", "gym:")) or bool(_ENDS.search(name)) or is_there(name)
+    return (
+        name.startswith(("builtin", "hub:", "gym:")) or bool(_ENDS.search(name)) or is_there(name)
+    )
 
 
 def source_names(data: str) -> list[str]:
@@ -56,7 +62,11 @@ def source_name(data: str) -> str:
     if data.partition(":")[0] == "builtin":
         return CORPUS
     if data.startswith(("hub:", "gym:")):
-        return own_name(data.partition(":")[2]) if _ABSOLUTE.match(data[4:]) else data.removeprefix("hub:")
+        return (
+            own_name(data.partition(":")[2])
+            if _ABSOLUTE.match(data[4:])
+            else data.removeprefix("hub:")
+        )
     return own_name(data)
 
 
@@ -66,7 +76,11 @@ def sources_value(data: str) -> str:
     for name, weight in parts(data):
         kind, colon, rest = name.partition(":")
         if colon and kind in ("builtin", "hub", "gym"):
-            shown = name if kind != "builtin" and not _ABSOLUTE.match(rest) else f"{kind}:{own_name(rest)}"
+            shown = (
+                name
+                if kind != "builtin" and not _ABSOLUTE.match(rest)
+                else f"{kind}:{own_name(rest)}"
+            )
         else:
             shown = name if name == "builtin" else own_name(name)
         told.append(shown if weight is None else f"{shown}:{weight:g}")
@@ -85,12 +99,16 @@ def short_name(path: str) -> str:
     found = Path(path)
     if not path:
         return ""
-    return own_name(found.parent) if found.name == "model" and found.parent.name else own_name(found)
+    return (
+        own_name(found.parent) if found.name == "model" and found.parent.name else own_name(found)
+    )
 
 
 def without_places(text: str, known: Iterable[str] = ()) -> str:
     """A sentence in which every path, and each of the `known` ones, is told by its own name."""
-    for path in sorted({path for path in known if "/" in path}, key=len, reverse=True):  # one may begin another
+    for path in sorted(
+        {path for path in known if "/" in path}, key=len, reverse=True
+    ):  # one may begin another
         text = text.replace(path, short_name(path))
     return _IN_TEXT.sub(_last_part, without_home(text))
 
@@ -107,7 +125,9 @@ def without_home(text: str) -> str:
 
 
 def plain_values(value: Any) -> Any:
-    """A JSON value in which no string is a path of this machine: each is told by its last part, and in keys too."""
+    """A JSON value in which no string is a path of this machine: each is told by its last part, and
+    in keys too.
+    """
     if isinstance(value, Mapping):
         return {str(plain_values(key)): plain_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -118,7 +138,14 @@ def plain_values(value: Any) -> Any:
 def _plain(value: str) -> str:
     if "\n" in value or "/" not in value and "\\" not in value:
         return value
-    told = [source.data.partition(":")[2] if source.data.startswith(("builtin:", "hub:", "gym:")) else source.data
-            for source in parts(value)]
-    deep = any(_ABSOLUTE.match(one) and len(re.findall(r"[\\/]+[^\\/]", one)) > 1 - one.startswith("~") for one in told)
+    told = [
+        source.data.partition(":")[2]
+        if source.data.startswith(("builtin:", "hub:", "gym:"))
+        else source.data
+        for source in parts(value)
+    ]
+    deep = any(
+        _ABSOLUTE.match(one) and len(re.findall(r"[\\/]+[^\\/]", one)) > 1 - one.startswith("~")
+        for one in told
+    )
     return sources_value(value) if deep or value.startswith("file:") else value

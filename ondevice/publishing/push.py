@@ -3,9 +3,9 @@
     read the head → keep pending-push.json → large files, one by one → one commit on top of that head
     → hashes compared → tag → pending-push.json removed
 
-The head that was read is the commit's parent: where somebody else has pushed in between, the Hub refuses and a person
-is told. After a lost reply the commit is looked for by its mark before it is tried again. Interrupted anywhere, the
-remote has the whole commit or none, and `resume` goes on.
+The head that was read is the commit's parent: where somebody else has pushed in between, the Hub
+refuses and a person is told. After a lost reply the commit is looked for by its mark before it is
+tried again. Interrupted anywhere, the remote has the whole commit or none, and `resume` goes on.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ from ondevice.publishing.push_files import content, real_file
 
 LARGE_BYTES = 1_000_000  # from here on a file is worth being told of by itself
 Tell = Callable[[Mapping[str, Any]], None]
-"""What hears each step: {"event": …, …}; `plan`, `file` (sent so far, of all), `wait`, `commit`, `verify`, `done`."""
+"""What hears each step: {"event": …, …}; `plan`, `file` (sent so far, of all), `wait`, `commit`,
+`verify`, `done`.
+"""
 
 
 def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
-    """Does what `cfg` says; returns {"repo", "url", "commit", "private", "tag", "bytes", "files"}, of a dry run the
-    plan. Raises UserError, or Interrupted where a push was stopped that `resume` goes on with."""
+    """Does what `cfg` says; returns {"repo", "url", "commit", "private", "tag", "bytes", "files"},
+    of a dry run the plan. Raises UserError, or Interrupted where a push was stopped that `resume`
+    goes on with."""
     cfg.check()
     tell = tell or (_line if cfg.lines else _say)
     if cfg.dry_run:
@@ -66,23 +69,35 @@ def push(cfg: PushConfig, tell: Tell | None = None) -> dict[str, Any]:
     if "/" not in plan.repo:  # the card names the whole address
         plan = _planned(dataclasses.replace(cfg, repo_id=f"{account.name}/{plan.repo}"))
     tell({"event": "plan", **plan.told()})
-    if not cfg.yes and not cfg.lines and sys.stdin.isatty() and sys.stderr.isatty() and not _agreed():
+    if (
+        not cfg.yes
+        and not cfg.lines
+        and sys.stdin.isatty()
+        and sys.stderr.isatty()
+        and not _agreed()
+    ):
         raise UserError("nothing was sent", hint="--yes does not ask")
-    again = f"ondevice push {cfg.model}{' --dataset' if cfg.dataset else ''} --resume goes on with it"
+    again = (
+        f"ondevice push {cfg.model}{' --dataset' if cfg.dataset else ''} --resume goes on with it"
+    )
     try:
         done = send(plan, client, tell)
         return {} if cfg.lines else done  # its last line says it
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped. {again}" if plan.pending.is_file() else "stopped; nothing was sent") from None
+        raise Interrupted(
+            f"stopped. {again}" if plan.pending.is_file() else "stopped; nothing was sent"
+        ) from None
     except UserError as error:
         if not plan.pending.is_file() or "--resume" in error.hint:
             raise
-        raise UserError(error.message, where=error.where, hint="; ".join(filter(None, (error.hint, again)))) from None
+        raise UserError(
+            error.message, where=error.where, hint="; ".join(filter(None, (error.hint, again)))
+        ) from None
 
 
 def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
-    """Sends a plan, or goes on with one that was begun (`plan.parent` is known). Raises UserError; Conflict where all
-    has arrived and only its tag is taken."""
+    """Sends a plan, or goes on with one that was begun (`plan.parent` is known). Raises UserError;
+    Conflict where all has arrived and only its tag is taken."""
     repo = plan.repo
 
     def wait(reason: str) -> None:
@@ -94,14 +109,22 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
     try:
         remote = with_retries(lambda: client.look(repo), repo, wait)
     except RepoNotFound:
-        raise UserError("the name is taken by what this account may not see", where=repo,
-                        hint="give another name") from None
+        raise UserError(
+            "the name is taken by what this account may not see",
+            where=repo,
+            hint="give another name",
+        ) from None
     if not remote.private and not plan.public:
-        raise UserError("is public already, and this push was not to be", where=repo,
-                        hint="--public sends it for everyone to see, or give another name")
+        raise UserError(
+            "is public already, and this push was not to be",
+            where=repo,
+            hint="--public sends it for everyone to see, or give another name",
+        )
     if not plan.parent:
         present = with_retries(lambda: client.files(repo, remote.head), repo, wait)
-        plan = dataclasses.replace(plan, parent=remote.head, removed=replaced([f.path for f in present], plan.files))
+        plan = dataclasses.replace(
+            plan, parent=remote.head, removed=replaced([f.path for f in present], plan.files)
+        )
     plan.keep()
     commit = _land(plan, client, remote.head, tell)
     tell({"event": "verify", "commit": commit})
@@ -111,17 +134,30 @@ def send(plan: Plan, client: Hub, tell: Tell) -> dict[str, Any]:
             with_retries(lambda: client.tag(repo, plan.tag, commit), repo, wait)
     except Conflict as conflict:
         plan.pending.unlink(missing_ok=True)  # all has arrived: there is nothing to go on with
-        raise Conflict(conflict.message, where=repo,
-                       hint=f"all has arrived as commit {commit[:12]}; push again with another --tag") from None
+        raise Conflict(
+            conflict.message,
+            where=repo,
+            hint=f"all has arrived as commit {commit[:12]}; push again with another --tag",
+        ) from None
     plan.pending.unlink(missing_ok=True)
-    done = {"repo": repo, "url": client.address(repo), "commit": commit, "private": remote.private, "tag": plan.tag,
-            "bytes": plan.size, "files": len(plan.files), "removed": list(plan.removed)}
+    done = {
+        "repo": repo,
+        "url": client.address(repo),
+        "commit": commit,
+        "private": remote.private,
+        "tag": plan.tag,
+        "bytes": plan.size,
+        "files": len(plan.files),
+        "removed": list(plan.removed),
+    }
     tell({"event": "done", **done})
     return done
 
 
 def render(result: Mapping[str, Any]) -> str | None:
-    """A result for people: the address, or the plan of a dry run. None where each step was told as a line."""
+    """A result for people: the address, or the plan of a dry run. None where each step was told as
+    a line.
+    """
     if not result or "url" in result:
         return str(result["url"]) if result else None
     login = result.get("login") or {}
@@ -134,8 +170,11 @@ def _planned(cfg: PushConfig) -> Plan:
     home = ratings_file(cfg.model).parent if cfg.dataset else find_target(cfg.model, cfg.stage).home
     plan = pending(home)
     if cfg.repo_id and cfg.repo_id not in (plan.repo, plan.repo.partition("/")[2]):
-        raise UserError(f"the push that was interrupted goes to {plan.repo}", where="repo_id",
-                        hint="leave the name out, or push without --resume")
+        raise UserError(
+            f"the push that was interrupted goes to {plan.repo}",
+            where="repo_id",
+            hint="leave the name out, or push without --resume",
+        )
     check_planned(cfg, plan)
     return plan
 
@@ -150,7 +189,9 @@ def _login() -> dict[str, Any]:
 
 
 def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
-    """The commit's id, made now or by an earlier try. Raises UserError: a conflict, or no reply for too long."""
+    """The commit's id, made now or by an earlier try. Raises UserError: a conflict, or no reply for
+    too long.
+    """
     if head != plan.parent:
         return _found(plan, client, tell)
     files = [Sending(f.path, _source(f, plan)) for f in plan.files]
@@ -159,8 +200,14 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
         try:
             _upload(plan, client, files, tell)
             tell({"event": "commit"})
-            return client.commit(plan.repo, files, plan.removed, parent=plan.parent, message=plan.message,
-                                 mark=plan.mark)
+            return client.commit(
+                plan.repo,
+                files,
+                plan.removed,
+                parent=plan.parent,
+                message=plan.message,
+                mark=plan.mark,
+            )
         except Conflict:
             return _found(plan, client, tell)
         except NoReply as error:
@@ -174,8 +221,8 @@ def _land(plan: Plan, client: Hub, head: str, tell: Tell) -> str:
 
 
 def _source(file: PlannedFile, plan: Plan) -> Path | bytes:
-    """What is sent: of small files the very bytes whose hash was planned, so that nothing can be put in their place
-    while large ones are under way."""
+    """What is sent: of small files the very bytes whose hash was planned, so that nothing can be
+    put in their place while large ones are under way."""
     if not file.source:
         return file.text.encode()
     if file.path.endswith(".safetensors"):
@@ -184,18 +231,25 @@ def _source(file: PlannedFile, plan: Plan) -> Path | bytes:
 
 
 def _found(plan: Plan, client: Hub, tell: Tell) -> str:
-    """This push's commit in a branch that has moved. Raises UserError where it was somebody else who moved it."""
+    """This push's commit in a branch that has moved. Raises UserError where it was somebody else
+    who moved it.
+    """
     commit = with_retries(lambda: client.find(plan.repo, plan.mark), plan.repo)
     if commit is None:
         plan.pending.unlink(missing_ok=True)  # what it was to go on top of is not the head any more
-        raise UserError("somebody has changed the repository since this push began; nothing was overwritten",
-                        where=plan.repo, hint="look at what came in, then push again without --resume")
+        raise UserError(
+            "somebody has changed the repository since this push began; nothing was overwritten",
+            where=plan.repo,
+            hint="look at what came in, then push again without --resume",
+        )
     tell({"event": "landed", "commit": commit})
     return commit
 
 
 def _upload(plan: Plan, client: Hub, files: list[Sending], tell: Tell) -> None:
-    """The large files ahead of the commit, each told when it is there; the others travel with the commit."""
+    """The large files ahead of the commit, each told when it is there; the others travel with the
+    commit.
+    """
     sent = 0
     for planned, file in zip(plan.files, files, strict=True):
         if planned.size >= LARGE_BYTES or planned.path.endswith(".safetensors"):
@@ -207,13 +261,26 @@ def _upload(plan: Plan, client: Hub, files: list[Sending], tell: Tell) -> None:
 
 
 def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -> None:
-    """Compares every file's hash in the commit with the one here. Raises UserError naming what differs."""
-    there = {f.path: f for f in with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)}
-    wrong = [file.path for file in plan.files if file.path not in there or not there[file.path].holds(
-        file.size, file.sha256, _blob(file) if not there[file.path].sha256 else "")]
+    """Compares every file's hash in the commit with the one here. Raises UserError naming what
+    differs.
+    """
+    there = {
+        f.path: f for f in with_retries(lambda: client.files(plan.repo, commit), plan.repo, wait)
+    }
+    wrong = [
+        file.path
+        for file in plan.files
+        if file.path not in there
+        or not there[file.path].holds(
+            file.size, file.sha256, _blob(file) if not there[file.path].sha256 else ""
+        )
+    ]
     if wrong:
-        raise UserError(f"arrived otherwise than it was sent: {', '.join(wrong[:3])}", where=plan.repo,
-                        hint="push again without --resume")
+        raise UserError(
+            f"arrived otherwise than it was sent: {', '.join(wrong[:3])}",
+            where=plan.repo,
+            hint="push again without --resume",
+        )
 
 
 def _blob(file: PlannedFile) -> str:

@@ -1,8 +1,9 @@
-"""The files of a push: only what lies in the folder that was named, without this machine's paths in its settings.
+"""The files of a push: only what lies in the folder that was named, without this machine's paths in
+its settings.
 
-A folder from elsewhere may hold `LICENSE -> ~/.ssh/id_ed25519`. Whatever a path leads to is looked at, when a push is
-planned and again before it is sent: inside the folder it is sent, outside it is refused. The Hub client's cache is the
-exception: its snapshots are links to `blobs/` beside them.
+A folder from elsewhere may hold `LICENSE -> ~/.ssh/id_ed25519`. Whatever a path leads to is looked
+at, when a push is planned and again before it is sent: inside the folder it is sent, outside it is
+refused. The Hub client's cache is the exception: its snapshots are links to `blobs/` beside them.
 """
 
 from __future__ import annotations
@@ -19,21 +20,40 @@ from ondevice.publishing.public_names import own_name, plain_values
 from ondevice.publishing.usage import hub_base
 
 OPTIMIZER = ("optimizer.safetensors", "trainer.json")
-SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "adapter_config.json", "trainer.json")
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "adapter_config.json",
+    "trainer.json",
+)
 """JSON in which programs write down where they found what."""
-_NAMES = ("_name_or_path", "name_or_path", "base_model_name_or_path", "tokenizer_file", "vocab_file", "merges_file")
+_NAMES = (
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+)
 _OF_TOKENIZER = "tokenizer_config.json"
 _LABELS = ("id2label", "label2id")
 
 
 def real_file(path: Path, home: Path) -> Path:
-    """The file that `path` is, all links followed. Raises UserError where that is not inside `home`, the folder that
-    was named; of a checkpoint the optimizer's state lies beside its model."""
+    """The file that `path` is, all links followed. Raises UserError where that is not inside
+    `home`, the folder that was named; of a checkpoint the optimizer's state lies beside its model.
+    """
     real, inside = Path(os.path.realpath(path)), Path(os.path.realpath(home))
-    beside = path.name in OPTIMIZER and real.name == path.name and real.is_relative_to(inside.parent)
+    beside = (
+        path.name in OPTIMIZER and real.name == path.name and real.is_relative_to(inside.parent)
+    )
     if not (real.is_relative_to(inside) or beside or real.parent == _blobs(inside)):
-        raise UserError("leads out of the folder that is pushed, and is not sent", where=str(path),
-                        hint=f"put the file itself there, or name the folder in which it lies ({real.parent})")
+        raise UserError(
+            "leads out of the folder that is pushed, and is not sent",
+            where=str(path),
+            hint=f"put the file itself there, or name the folder in which it lies ({real.parent})",
+        )
     return real
 
 
@@ -47,8 +67,9 @@ def _blobs(snapshot: Path) -> Path | None:
 
 
 def plain_settings(file: Path, folder: Path) -> str | None:
-    """The text of one of SETTINGS in which no path of this machine stands, and an adapter names its base as the Hub
-    does. None: it may be sent as it is, or is not JSON. Raises UserError where it cannot be read."""
+    """The text of one of SETTINGS in which no path of this machine stands, and an adapter names its
+    base as the Hub does. None: it may be sent as it is, or is not JSON. Raises UserError where it
+    cannot be read."""
     if file.name not in SETTINGS:
         return None
     try:
@@ -63,16 +84,24 @@ def plain_settings(file: Path, folder: Path) -> str | None:
     if file.name == "adapter_config.json" and (base := hub_base(folder, given)):
         key = "model" if "fine_tune_type" in given else "base_model_name_or_path"
         found = {**given, key: base[0], **({"revision": base[1]} if base[1] else {})}
-    # a tokenizer's other strings are tokens and templates, and a class may be called /business/finance
-    told = {key: value if file.name == _OF_TOKENIZER or key in _LABELS else plain_values(value)
-            for key, value in found.items()}
+    # a tokenizer's other strings are tokens and templates, and a class may be called
+    # /business/finance
+    told = {
+        key: value if file.name == _OF_TOKENIZER or key in _LABELS else plain_values(value)
+        for key, value in found.items()
+    }
     told |= {key: _named(str(told[key])) for key in _NAMES if isinstance(told.get(key), str)}
     return json.dumps(told, indent=2, ensure_ascii=False) + "\n" if told != given else None
 
 
 def _named(value: str) -> str:
     """A name of the Hub as it is, a folder by its own name."""
-    local = value.startswith(("/", "~", ".")) or "\\" in value or value.count("/") > 1 or Path(value).is_dir()
+    local = (
+        value.startswith(("/", "~", "."))
+        or "\\" in value
+        or value.count("/") > 1
+        or Path(value).is_dir()
+    )
     return own_name(value) if local else value
 
 
@@ -84,7 +113,11 @@ def content(source: str, home: Path, sha256: str) -> bytes:
         with open(descriptor, "rb") as file:
             found = file.read()
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=source, hint="push without --resume") from error
+        raise UserError(
+            f"cannot be read: {error.strerror}", where=source, hint="push without --resume"
+        ) from error
     if hashlib.sha256(found).hexdigest() != sha256:
-        raise UserError("has changed since the push began", where=source, hint="push without --resume")
+        raise UserError(
+            "has changed since the push began", where=source, hint="push without --resume"
+        )
     return found

@@ -1,4 +1,5 @@
-"""What a model's folder is to other programs, and the lines that use it there: a part of every card.
+"""What a model's folder is to other programs, and the lines that use it there: a part of every
+card.
 
 A test runs each of these snippets as it stands.
 """
@@ -25,8 +26,12 @@ _TASKS = {"SequenceClassification": JUDGES, "MaskedLM": FILLS, "ConditionalGener
 """Part of an architecture's name → what the Hub calls its task."""
 _ADAPTER_TASKS = {"SEQ_CLS": JUDGES, "SEQ_2_SEQ_LM": WRITES_ANEW}
 """The same of what PEFT calls an adapter's task."""
-_CLASSES = {WRITES: "AutoModelForCausalLM", WRITES_ANEW: "AutoModelForSeq2SeqLM", FILLS: "AutoModelForMaskedLM",
-            JUDGES: "AutoModelForSequenceClassification"}
+_CLASSES = {
+    WRITES: "AutoModelForCausalLM",
+    WRITES_ANEW: "AutoModelForSeq2SeqLM",
+    FILLS: "AutoModelForMaskedLM",
+    JUDGES: "AutoModelForSequenceClassification",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Subject:
             key = "model" if "fine_tune_type" in config else "base_model_name_or_path"
             config = {**config, key: base[0], **({"revision": base[1]} if base[1] else {})}
         template = (folder / "chat_template.jinja").is_file() or "chat_template" in _json(
-            folder / "tokenizer_config.json")
+            folder / "tokenizer_config.json"
+        )
         return cls(config, template)
 
     @property
@@ -52,7 +58,9 @@ class Subject:
         if self.config.get("task_type") in _ADAPTER_TASKS:
             return _ADAPTER_TASKS[self.config["task_type"]]
         names = [str(name) for name in self.config.get("architectures") or ()]
-        return next((task for part, task in _TASKS.items() if any(part in name for name in names)), WRITES)
+        return next(
+            (task for part, task in _TASKS.items() if any(part in name for name in names)), WRITES
+        )
 
     @property
     def adapter(self) -> bool:
@@ -60,7 +68,9 @@ class Subject:
 
     @property
     def base(self) -> str:
-        """The base that an adapter names, where it is one of the Hub: a folder is nobody's business."""
+        """The base that an adapter names, where it is one of the Hub: a folder is nobody's
+        business.
+        """
         return self._base if is_name(self._base) and not Path(self._base).is_dir() else ""
 
     @property
@@ -97,12 +107,16 @@ def base_may_be_told(folder: Path) -> bool:
 
 
 def hub_base(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(name, commit or nothing) on the Hub of the base that an adapter's config names: by that name, or as a folder
-    that was pulled from there. None: it is none of the Hub's, or there is no base."""
+    """(name, commit or nothing) on the Hub of the base that an adapter's config names: by that
+    name, or as a folder that was pulled from there. None: it is none of the Hub's, or there is no
+    base."""
     base = Subject(config)._base
     if not base:
         return None
-    for place in (folder / base, Path(os.path.expanduser(base))):  # a folder goes before a name, as where it is loaded
+    for place in (
+        folder / base,
+        Path(os.path.expanduser(base)),
+    ):  # a folder goes before a name, as where it is loaded
         if place.is_dir():
             found = origin(place)
             return (found["repo"], found["commit"]) if found.get("kind") == "model" else None
@@ -124,14 +138,25 @@ class Place:
 
 def use(subject: Subject, place: Place, prompt: str) -> list[str]:
     """Markdown: how to use it in transformers (and PEFT), mlx-lm and ondevice, where these can."""
-    ways = [("transformers and PEFT" if subject.adapter else "transformers", "python",
-             _in_transformers(subject, place, prompt)),
-            ("mlx-lm", "python", _in_mlx_lm(subject, place, prompt)), ("ondevice", "sh", _here(subject, place, prompt))]
-    parts = [f"With {program}:\n\n```{kind}\n{text.strip()}\n```\n" for program, kind, text in ways if text]
+    ways = [
+        (
+            "transformers and PEFT" if subject.adapter else "transformers",
+            "python",
+            _in_transformers(subject, place, prompt),
+        ),
+        ("mlx-lm", "python", _in_mlx_lm(subject, place, prompt)),
+        ("ondevice", "sh", _here(subject, place, prompt)),
+    ]
+    parts = [
+        f"With {program}:\n\n```{kind}\n{text.strip()}\n```\n"
+        for program, kind, text in ways
+        if text
+    ]
     return ["## Use\n", *parts] if parts else []
 
 
-# Braces are filled in: `load` is what makes `tokenizer` and `model`, `asked` a chat's prompt or a text.
+# Braces are filled in: `load` is what makes `tokenizer` and `model`, `asked` a chat's prompt or a
+# text.
 _WRITE = """
 {load}
 ids = {asked}
@@ -182,37 +207,59 @@ def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
     classes = task == JUDGES and len(subject.config.get("id2label") or ()) > 1
     names = sorted([auto, "AutoTokenizer"]) + ["pipeline"] * (classes or task == FILLS)
     load = (_ADAPTER if subject.adapter else _MODEL).format(
-        imports=", ".join(names), auto=auto, arguments=place.arguments, base=subject.base,
-        more=subject.base_revision + (", num_labels=1" if task == JUDGES else ""))
-    asked = (f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
-             '                                    return_tensors="pt", return_dict=True)' if subject.chats else
-             f'tokenizer({json.dumps(prompt)}, return_tensors="pt")')
+        imports=", ".join(names),
+        auto=auto,
+        arguments=place.arguments,
+        base=subject.base,
+        more=subject.base_revision + (", num_labels=1" if task == JUDGES else ""),
+    )
+    asked = (
+        f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
+        '                                    return_tensors="pt", return_dict=True)'
+        if subject.chats
+        else f'tokenizer({json.dumps(prompt)}, return_tensors="pt")'
+    )
     # an encoder-decoder's output is the answer alone
     answer = ', ids["input_ids"].shape[1]:' if task == WRITES else ""
     text = {FILLS: _FILL, JUDGES: _CLASSIFY if classes else _SCORE}.get(task, _WRITE)
-    return text.format(load=load, asked=asked, answer=answer, said=json.dumps(prompt), turns=_turns(prompt))
+    return text.format(
+        load=load, asked=asked, answer=answer, said=json.dumps(prompt), turns=_turns(prompt)
+    )
 
 
 def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
     """It opens decoders, at a repository's top alone, and adapters of its own kind, in a folder."""
-    if subject.task != WRITES or place.under or subject.opener == "peft" or (subject.adapter and not subject.base):
+    if (
+        subject.task != WRITES
+        or place.under
+        or subject.opener == "peft"
+        or (subject.adapter and not subject.base)
+    ):
         return ""
     imports, what = "from mlx_lm import generate, load", f'"{place.repo}"'
     if subject.adapter:
         imports = f"from huggingface_hub import snapshot_download\n{imports}"
         what = f'"{subject.base}", adapter_path=snapshot_download("{place.repo}")'
-    asked = f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True)" if subject.chats else \
-        json.dumps(prompt)
+    asked = (
+        f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True)"
+        if subject.chats
+        else json.dumps(prompt)
+    )
     return _MLX_LM.format(imports=imports, what=what, asked=asked)
 
 
 def _here(subject: Subject, place: Place, prompt: str) -> str:
-    if subject.task == JUDGES or (subject.adapter and (subject.opener != "peft" or not subject.base)):
+    if subject.task == JUDGES or (
+        subject.adapter and (subject.opener != "peft" or not subject.base)
+    ):
         return ""
     name = place.repo.rpartition("/")[2]
     folder = f"{name}/{place.under}" if place.under else name
-    ask = f'fill {folder} "The [MASK] is here."' if subject.task == FILLS else \
-        f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64{' --chat' if subject.chats else ''}"
+    ask = (
+        f'fill {folder} "The [MASK] is here."'
+        if subject.task == FILLS
+        else f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64{' --chat' if subject.chats else ''}"
+    )
     return f"ondevice pull {place.repo} --out {name}\nondevice {ask}"
 
 

@@ -1,4 +1,6 @@
-"""What a stage achieved, in words: its held-out figures before the first step and at the weights that it gives."""
+"""What a stage achieved, in words: its held-out figures before the first step and at the weights
+that it gives.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,26 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, TypeGuard
 
-_SHOWN: Mapping[str, str] = {"accuracy": "{:.1%}", "score": "{:.3f}", "reward": "{:.3f}", "margin": "{:.3f}",
-                             "loss": "{:.4f}", "kl": "{:.3f}"}
+_SHOWN: Mapping[str, str] = {
+    "accuracy": "{:.1%}",
+    "score": "{:.3f}",
+    "reward": "{:.3f}",
+    "margin": "{:.3f}",
+    "loss": "{:.4f}",
+    "kl": "{:.3f}",
+}
 """Figures that are told, in this order."""
 
 
 def achieved(outcome: Mapping[str, Any]) -> str:
-    """One line from what done.json holds as `outcome`: "accuracy 12.5% → 40.6%, reward 0.210 → 0.480 at step 60, on 64
-    problems"; empty where nothing was measured."""
+    """One line from what done.json holds as `outcome`: "accuracy 12.5% → 40.6%, reward 0.210 →
+    0.480 at step 60, on 64 problems"; empty where nothing was measured."""
     before, after = (outcome.get(name) or {} for name in ("before", "after"))
-    told = [f"{name} {_pair(before.get(name), after[name], form)}" for name, form in _SHOWN.items()
-            if _number(after.get(name))]
+    told = [
+        f"{name} {_pair(before.get(name), after[name], form)}"
+        for name, form in _SHOWN.items()
+        if _number(after.get(name))
+    ]
     if not told:
         return ""
     bits = outcome.get("bits_per_byte")
@@ -37,7 +48,9 @@ def worse(outcome: Mapping[str, Any], higher: bool) -> bool:
 
 
 def _pair(before: Any, after: float, form: str) -> str:
-    return f"{form.format(before)} → {form.format(after)}" if _number(before) else form.format(after)
+    return (
+        f"{form.format(before)} → {form.format(after)}" if _number(before) else form.format(after)
+    )
 
 
 def _number(value: Any) -> TypeGuard[float]:

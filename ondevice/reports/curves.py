@@ -1,4 +1,6 @@
-"""A stage's events as curves, and a curve as inline SVG: few points, labelled axes, colours from the page's style."""
+"""A stage's events as curves, and a curve as inline SVG: few points, labelled axes, colours from
+the page's style.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,16 @@ MOST = 400  # points of a drawn curve
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
 
-# (the events' name, its title, the name in held-out measurements), of a stage that minimises a loss and of one that
-# earns rewards, whose loss says nothing
+# (the events' name, its title, the name in held-out measurements), of a stage that minimises a loss
+# and of one that earns rewards, whose loss says nothing
 _LOSSES = (("loss", "loss", "loss"), ("accuracy", "pairs ranked rightly", "accuracy"))
 _CLASSES = (("loss", "loss", "loss"), ("accuracy", "classes found", "accuracy"))
-_REWARDS = (("reward", "reward", ""), ("accuracy", "accuracy", "accuracy"), ("kl", "KL to the start", "kl"),
-            ("completion_length", "tokens a completion", "completion_length"))
+_REWARDS = (
+    ("reward", "reward", ""),
+    ("accuracy", "accuracy", "accuracy"),
+    ("kl", "KL to the start", "kl"),
+    ("completion_length", "tokens a completion", "completion_length"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ def curves(path: Path) -> list[Curve]:
     held = [event for event in found if event.get("event") == "eval"]
     rewarded = any("reward" in event for event in steps)
     out = []
-    of_classes = any(event.get("event") == "start" and event.get("stage") == "classify" for event in found)
+    of_classes = any(
+        event.get("event") == "start" and event.get("stage") == "classify" for event in found
+    )
     for name, title, measured in _REWARDS if rewarded else _CLASSES if of_classes else _LOSSES:
         if not measured:  # PPO measures the reward model's score, GRPO the reward
             measured = "score" if any("score" in event for event in held) else "reward"
@@ -52,13 +60,15 @@ def curves(path: Path) -> list[Curve]:
 
 
 def decimate(points: Sequence[tuple[float, float]], most: int = MOST) -> Points:
-    """At most `most` points, the first and the last and the extremes of what lies between: no spike is lost."""
+    """At most `most` points, the first and the last and the extremes of what lies between: no spike
+    is lost.
+    """
     if len(points) <= most:
         return list(points)
     inner, parts = points[1:-1], (most - 2) // 2
     kept = [points[0]]
     for i in range(parts):
-        part = inner[i * len(inner) // parts:(i + 1) * len(inner) // parts]
+        part = inner[i * len(inner) // parts : (i + 1) * len(inner) // parts]
         low, high = min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])
         kept += sorted({low, high})
     return [*kept, points[-1]]
@@ -78,32 +88,43 @@ def smooth(points: Sequence[tuple[float, float]]) -> Points:
 
 
 def svg(curve: Curve, stage: str) -> str:
-    """The curve: training steps, dim under their mean where they are many; held-out measurements as dots.
-    `stage` is made harmless here."""
+    """The curve: training steps, dim under their mean where they are many; held-out measurements as
+    dots. `stage` is made harmless here."""
     across = _Scale([x for x, _ in (*curve.steps, *curve.held)], _LEFT, WIDTH - _RIGHT)
     up = _Scale([y for _, y in (*curve.steps, *curve.held)], HEIGHT - _BOTTOM, _TOP)
-    grid = [f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{WIDTH - _RIGHT}"/>'
-            f'<text class="tick" x="{_LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">{_tick(y)}</text>'
-            for y in up.ticks(4)]
+    grid = [
+        f'<path class="grid" d="M{_LEFT} {up(y):.1f}H{WIDTH - _RIGHT}"/>'
+        f'<text class="tick" x="{_LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">{_tick(y)}</text>'
+        for y in up.ticks(4)
+    ]
     below = f'y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle"'
-    grid += [f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>'
-             for x in across.ticks(5) if x == int(x)]
+    grid += [
+        f'<text class="tick" x="{across(x):.1f}" {below}>{_tick(x)}</text>'
+        for x in across.ticks(5)
+        if x == int(x)
+    ]
     many = len(curve.steps) >= 40  # else the mean over a window would be the curve itself
     lines = f'<path class="{"raw" if many else "mean"}" d="{_path(decimate(curve.steps), across, up)}"/>'
     if many:
         lines += f'<path class="mean" d="{_path(decimate(smooth(curve.steps), MOST // 2), across, up)}"/>'
-    dots = "".join(f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
-                   for x, y in decimate(curve.held, 100))
+    dots = "".join(
+        f'<circle class="held" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
+        for x, y in decimate(curve.held, 100)
+    )
     middle, centre = (HEIGHT - _BOTTOM + _TOP) / 2, (WIDTH + _LEFT - _RIGHT) / 2
-    return (f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{sanitize_html(_told(curve, stage))}</title>'
-            f'{"".join(grid)}{lines}{dots}'
-            f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
-            f'<text class="axis" transform="translate(10 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-            f'{sanitize_html(curve.title)}</text></svg>')
+    return (
+        f'<svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}"><title>{sanitize_html(_told(curve, stage))}</title>'
+        f"{''.join(grid)}{lines}{dots}"
+        f'<text class="axis" x="{centre:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
+        f'<text class="axis" transform="translate(10 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        f"{sanitize_html(curve.title)}</text></svg>"
+    )
 
 
-_STYLE = (".grid{stroke:#e2e3df;fill:none}.raw{stroke:#2456a6;stroke-opacity:.38;stroke-width:1.1;fill:none}"
-          ".mean{stroke:#2456a6;stroke-width:2;fill:none}.held{fill:#b34700}text{font:10px sans-serif;fill:#5f6875}")
+_STYLE = (
+    ".grid{stroke:#e2e3df;fill:none}.raw{stroke:#2456a6;stroke-opacity:.38;stroke-width:1.1;fill:none}"
+    ".mean{stroke:#2456a6;stroke-width:2;fill:none}.held{fill:#b34700}text{font:10px sans-serif;fill:#5f6875}"
+)
 
 
 def picture(curve: Curve, stage: str) -> str:
@@ -120,7 +141,9 @@ class _Scale:
     def __init__(self, values: Iterable[float], start: float, end: float) -> None:
         found = list(values)
         self.low, self.high, self.start, self.end = min(found), max(found), start, end
-        if self.high / 2 - self.low / 2 <= max(1e-12 * abs(self.high), 1e-200):  # a level line has no ticks of its own
+        if self.high / 2 - self.low / 2 <= max(
+            1e-12 * abs(self.high), 1e-200
+        ):  # a level line has no ticks of its own
             room = abs(self.low) * 0.1 or 1.0
             self.low, self.high = self.low - room, self.high + room
 
@@ -135,7 +158,11 @@ class _Scale:
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough * (1 - 1e-9))
         first = math.ceil(self.low / step - 1e-9)
-        return [(first + i) * step for i in range(most + 2) if (first + i) * step <= self.high + step * 1e-9]
+        return [
+            (first + i) * step
+            for i in range(most + 2)
+            if (first + i) * step <= self.high + step * 1e-9
+        ]
 
 
 def _points(found: Sequence[Mapping[str, Any]], name: str) -> Points:
@@ -159,6 +186,12 @@ def _tick(value: float) -> str:
 def _told(curve: Curve, stage: str) -> str:
     """What the picture shows, for who cannot see it."""
     mean = smooth(curve.steps)
-    text = (f"{stage}: {curve.title} over {len(curve.steps):,} steps, from {number(mean[0][1])} at step "
-            f"{mean[0][0]:.0f} to {number(mean[-1][1])} at step {mean[-1][0]:.0f}")
-    return f"{text}; held out {number(curve.held[-1][1])} at step {curve.held[-1][0]:.0f}" if curve.held else text
+    text = (
+        f"{stage}: {curve.title} over {len(curve.steps):,} steps, from {number(mean[0][1])} at step "
+        f"{mean[0][0]:.0f} to {number(mean[-1][1])} at step {mean[-1][0]:.0f}"
+    )
+    return (
+        f"{text}; held out {number(curve.held[-1][1])} at step {curve.held[-1][0]:.0f}"
+        if curve.held
+        else text
+    )

@@ -1,4 +1,6 @@
-"""The ladder: what each stage of a run achieved and what it answered, for a terminal, as report.md and report.html."""
+"""The ladder: what each stage of a run achieved and what it answered, for a terminal, as report.md
+and report.html.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ WIDTH = 96  # columns of a terminal, for sentences; the tables of the whole road
 
 
 def ladder(run: RunFolder) -> str:
-    """Plain text: the stages' figures, what there is to tell of them, and every prompt with each stage's answer."""
+    """Plain text: the stages' figures, what there is to tell of them, and every prompt with each
+    stage's answer.
+    """
     done = done_records(run)
     first, *others = sections(done)
     parts = [_plain(first.table), *_sentences(first)]
@@ -25,13 +29,21 @@ def ladder(run: RunFolder) -> str:
         parts += ["\n".join([section.title, *table]), *_sentences(section)]
     for prompt, said in answers(done):
         width = max(len(stage) for stage, _ in said)
-        parts.append("\n".join([f"> {sanitize(prompt, newlines=False)}",
-                                *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said)]))
+        parts.append(
+            "\n".join(
+                [
+                    f"> {sanitize(prompt, newlines=False)}",
+                    *(f"  {stage:<{width}}  {_answer(text)}" for stage, text in said),
+                ]
+            )
+        )
     return "\n\n".join(parts)
 
 
 def write_report(run: RunFolder) -> Path:
-    """The same as Markdown in `report.md`, which is returned; as a page with curves in `report.html` beside it."""
+    """The same as Markdown in `report.md`, which is returned; as a page with curves in
+    `report.html` beside it.
+    """
     done = done_records(run)
     lines = [f"# {cell(run.path.name)}", ""]
     for number, section in enumerate(sections(done)):
@@ -62,14 +74,24 @@ def _answer(text: str) -> str:
 
 def _plain(table: Table) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-             for row in table]
+    lines = [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in table
+    ]
     return "\n".join([lines[0], "─" * len(lines[0]), *lines[1:]])
 
 
 def _sentences(section: Section) -> list[str]:
     """One paragraph, or none."""
-    lines = [textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for note in section.notes]
+    lines = [
+        textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+        for note in section.notes
+    ]
     return ["\n".join(lines)] if lines else []
 
 
@@ -88,10 +110,12 @@ def cell(text: str) -> str:
 
 
 def report_text(run: RunFolder) -> str:
-    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its complete stages.
-    Raises UserError where none is complete."""
+    """report.md of a run; of one that has not ended, or was made stage by stage, the ladder of its
+    complete stages. Raises UserError where none is complete."""
     if run.report.is_file():
         return run.report.read_text(encoding="utf-8")
     if not any(stage.done_record() for stage in run.stages()):
-        raise UserError("has no report yet", where=str(run.path), hint="its first complete stage brings one")
+        raise UserError(
+            "has no report yet", where=str(run.path), hint="its first complete stage brings one"
+        )
     return ladder(run)

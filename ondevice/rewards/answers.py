@@ -1,9 +1,11 @@
-"""The final answer in a completion, by a form that was asked for, and whether two answers are the same.
+"""The final answer in a completion, by a form that was asked for, and whether two answers are the
+same.
 
-Strict, for whatever is rewarded is learned: an answer stands where its form puts it, at the end and unambiguous, or it
-is no answer. Two marked answers that differ are a bet, not an answer. What a model wrote inside `<think>…</think>` is
-not its answer; a thought that never ends leaves none. Where a template's generation prompt opens the thought, that
-opening is a part of the text (`stages.asked.opening`).
+Strict, for whatever is rewarded is learned: an answer stands where its form puts it, at the end and
+unambiguous, or it is no answer. Two marked answers that differ are a bet, not an answer. What a
+model wrote inside `<think>…</think>` is not its answer; a thought that never ends leaves none.
+Where a template's generation prompt opens the thought, that opening is a part of the text
+(`stages.asked.opening`).
 
     number       a number alone, or "… so <number>", one full stop allowed: the built-in sums (data/builtin/scoring.py)
     hash         a last line `#### 42`, as in GSM8K
@@ -56,7 +58,9 @@ def final_answer(completion: str, form: str) -> str | None:
 
 
 def find_answer(completion: str, form: str) -> Answer | None:
-    """The answer and its place. Raises UserError for an unknown form, and for no completion whatever."""
+    """The answer and its place. Raises UserError for an unknown form, and for no completion
+    whatever.
+    """
     check_form(form)
     start = _after_thoughts(completion)
     return None if start is None else _FINDERS[form](completion, start)
@@ -74,16 +78,19 @@ def check_form(form: str) -> None:
 
 
 def marks(completion: str, form: str) -> int:
-    """How often the form's mark stands in the completion, after any thoughts; 1 for a form without a mark."""
-    text = completion[_after_thoughts(completion) or 0:]
+    """How often the form's mark stands in the completion, after any thoughts; 1 for a form without
+    a mark.
+    """
+    text = completion[_after_thoughts(completion) or 0 :]
     return text.count(_MARKS[form]) if form in _MARKS else 1
 
 
 def number(text: str) -> Fraction | None:
     """The exact value of a plainly written number, else None.
 
-    Plain are 42, -42, +42, 4.20, 1/2 and 1,000 (a comma before every three digits, none elsewhere); not plain are
-    leading zeros, exponents, units, digits of other scripts, .5 and 5. (whose full stop `same_answer` takes off).
+    Plain are 42, -42, +42, 4.20, 1/2 and 1,000 (a comma before every three digits, none elsewhere);
+    not plain are leading zeros, exponents, units, digits of other scripts, .5 and 5. (whose full
+    stop `same_answer` takes off).
     """
     if len(text) > LONGEST_NUMBER or not _PLAIN.fullmatch(text):
         return None
@@ -91,9 +98,11 @@ def number(text: str) -> Fraction | None:
 
 
 def same_answer(given: str, right: str) -> bool:
-    """True when both are plain numbers of one value, or one text give or take spaces and one full stop at the end.
+    """True when both are plain numbers of one value, or one text give or take spaces and one full
+    stop at the end.
 
-    Exact: 1/2 is 0.5, 132. is 132.0, -0 is 0, 1,000 is 1000; 0.333 is not 1/3. Capitals count. Empty is no answer.
+    Exact: 1/2 is 0.5, 132. is 132.0, -0 is 0, 1,000 is 1000; 0.333 is not 1/3. Capitals count.
+    Empty is no answer.
     """
     given, right = plain(given), plain(right)
     one, other = number(given), number(right)
@@ -162,7 +171,7 @@ def _closing_brace(text: str, start: int) -> int | None:
     while place < len(text):
         letter = text[place]
         if letter == "\\":
-            place += 1   # an escaped brace is a sign, not a bracket
+            place += 1  # an escaped brace is a sign, not a bracket
         elif letter == "{":
             depth += 1
         elif letter == "}":
@@ -176,7 +185,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 def _tag(text: str, start: int) -> Answer | None:
     found = _agreed(text, _tags(text, start), "answer>")
     closed = text.find(">", found.end) if found else -1
-    return found if found and not text[closed + 1:].strip() else None
+    return found if found and not text[closed + 1 :].strip() else None
 
 
 def _tags(text: str, start: int) -> Iterator[tuple[int, int] | None]:
@@ -212,7 +221,9 @@ def _last_number(text: str, start: int) -> Answer | None:
     begin = max(body.rfind(sign) for sign in " \t\n=:") + 1
     if len(body) - begin > LONGEST_NUMBER or not _PLAIN.fullmatch(body, begin):
         return None
-    sentence = body[max(body.rfind(sign, 0, begin) for sign in (". ", "! ", "? ", "\n")) + 1:begin]
+    sentence = body[
+        max(body.rfind(sign, 0, begin) for sign in (". ", "! ", "? ", "\n")) + 1 : begin
+    ]
     if "=" in sentence:
         alone = sentence.count("=") == 1 and not sentence.rpartition("=")[2].strip()
     else:
@@ -223,5 +234,10 @@ def _last_number(text: str, start: int) -> Answer | None:
 
 
 _FINDERS: dict[str, Callable[[str, int], Answer | None]] = {
-    "number": _number, "whole": _whole, "hash": _hash, "boxed": _boxed, "tag": _tag, "last_number": _last_number,
+    "number": _number,
+    "whole": _whole,
+    "hash": _hash,
+    "boxed": _boxed,
+    "tag": _tag,
+    "last_number": _last_number,
 }

@@ -1,10 +1,11 @@
 """The built-in rewards by name.
 
-Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N prompts and completions
-(strings), the data's columns as lists of N, and from the stage `completion_ids` (lists of ids), `truncated` (bools),
-`max_new_tokens` (int), `form` (how answers are written) and `apart` (calls a judge of apart.py in its own process).
-Rewards of `TURNS` get the whole of the assistant's turn: where the prompt has opened a thought, with its opening.
-None: this reward says nothing about the row. The first line of its docstring is its help.
+Each is `reward(prompts, completions, **columns) -> list[float | None]`, as TRL calls them: N
+prompts and completions (strings), the data's columns as lists of N, and from the stage
+`completion_ids` (lists of ids), `truncated` (bools), `max_new_tokens` (int), `form` (how answers
+are written) and `apart` (calls a judge of apart.py in its own process). Rewards of `TURNS` get the
+whole of the assistant's turn: where the prompt has opened a thought, with its opening. None: this
+reward says nothing about the row. The first line of its docstring is its help.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ondevice.data.builtin.scoring import plain
-from ondevice.rewards.answers import after_thoughts, final_answer, find_answer, marks, number, same_answer
+from ondevice.rewards.answers import (
+    after_thoughts,
+    final_answer,
+    find_answer,
+    marks,
+    number,
+    same_answer,
+)
 
 Values = Sequence[float | None]
 Apart = Callable[[str, Mapping[str, Sequence[Any]]], Values]
@@ -26,19 +34,41 @@ _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
 _THINK = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 
 
-def correct(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None], form: str,
-            apart: Apart, gym: Sequence[Any] | None = None, **columns: Any) -> Values:
-    """1 for the right answer in the asked form, else 0; a gym's task scores its own answers from 0 to 1."""
+def correct(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    answer: Sequence[str | None],
+    form: str,
+    apart: Apart,
+    gym: Sequence[Any] | None = None,
+    **columns: Any,
+) -> Values:
+    """1 for the right answer in the asked form, else 0; a gym's task scores its own answers from 0
+    to 1.
+    """
     given = [final_answer(completion, form) for completion in completions]
     values: list[float | None] = [
         None if right is None else float(found is not None and same_answer(found, str(right)))
-        for found, right in zip(given, answer, strict=True)]
+        for found, right in zip(given, answer, strict=True)
+    ]
     scored = [n for n, row in enumerate(gym or ()) if row is not None]
-    mathematics = [n for n in range(len(given)) if form == "boxed" and n not in set(scored) and values[n] == 0
-                   and _need_algebra(given[n], str(answer[n]))]
-    for judge, rows, name, column in (("gym", scored, "gym", gym), ("latex", mathematics, "answer", answer)):
+    mathematics = [
+        n
+        for n in range(len(given))
+        if form == "boxed"
+        and n not in set(scored)
+        and values[n] == 0
+        and _need_algebra(given[n], str(answer[n]))
+    ]
+    for judge, rows, name, column in (
+        ("gym", scored, "gym", gym),
+        ("latex", mathematics, "answer", answer),
+    ):
         if rows and column is not None:
-            judged = apart(judge, {"completions": [given[n] for n in rows], name: [column[n] for n in rows]})
+            judged = apart(
+                judge, {"completions": [given[n] for n in rows], name: [column[n] for n in rows]}
+            )
             for n, value in zip(rows, judged, strict=True):
                 values[n] = value
     return values
@@ -49,25 +79,50 @@ def _need_algebra(given: str | None, right: str) -> bool:
     return given is not None and (number(plain(given)) is None or number(plain(right)) is None)
 
 
-def follows_form(prompts: Sequence[str], completions: Sequence[str], *, form: str, **columns: Any) -> Values:
+def follows_form(
+    prompts: Sequence[str], completions: Sequence[str], *, form: str, **columns: Any
+) -> Values:
     """1 where there is an answer in the asked form, once and at the end, right or wrong; else 0."""
-    return [float(find_answer(text, form) is not None and marks(text, form) == 1) for text in completions]
+    return [
+        float(find_answer(text, form) is not None and marks(text, form) == 1)
+        for text in completions
+    ]
 
 
-def exact(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None],
-          **columns: Any) -> Values:
-    """1 where the whole completion is the answer, give or take spaces and one full stop at the end, else 0."""
-    return [None if right is None else float(bool(plain(text)) and plain(text) == plain(str(right)))
-            for text, right in zip(completions, answer, strict=True)]
+def exact(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    answer: Sequence[str | None],
+    **columns: Any,
+) -> Values:
+    """1 where the whole completion is the answer, give or take spaces and one full stop at the end,
+    else 0.
+    """
+    return [
+        None if right is None else float(bool(plain(text)) and plain(text) == plain(str(right)))
+        for text, right in zip(completions, answer, strict=True)
+    ]
 
 
-def choice(prompts: Sequence[str], completions: Sequence[str], *, answer: Sequence[str | None], form: str,
-           **columns: Any) -> Values:
-    """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no letter, nothing else."""
+def choice(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    answer: Sequence[str | None],
+    form: str,
+    **columns: Any,
+) -> Values:
+    """1 where the answer is the right letter of a multiple choice (B, b, (B), B.), else 0; no
+    letter, nothing else.
+    """
     form = form if form in ("hash", "boxed", "tag") else "whole"
     given = [letter(final_answer(text, form)) for text in completions]
     right = [letter(None if value is None else str(value)) for value in answer]
-    return [None if wanted is None else float(found == wanted) for found, wanted in zip(given, right, strict=True)]
+    return [
+        None if wanted is None else float(found == wanted)
+        for found, wanted in zip(given, right, strict=True)
+    ]
 
 
 def letter(text: str | None) -> str | None:
@@ -75,31 +130,52 @@ def letter(text: str | None) -> str | None:
     return found[1].upper() if found else None
 
 
-def regex(prompts: Sequence[str], completions: Sequence[str], *, pattern: Sequence[str | None], apart: Apart,
-          **columns: Any) -> Values:
+def regex(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    pattern: Sequence[str | None],
+    apart: Apart,
+    **columns: Any,
+) -> Values:
     """1 where the whole completion matches the regular expression in the column `pattern`, else 0."""
     return _judged("regex", "pattern", pattern, completions, apart)
 
 
-def json(prompts: Sequence[str], completions: Sequence[str], *, schema: Sequence[Any], apart: Apart,
-         **columns: Any) -> Values:
-    """1 where what follows any thoughts is JSON alone that fits the JSON schema in the column `schema`, else 0."""
-    wanted = [one if one is None or isinstance(one, str) else json_text.dumps(one) for one in schema]
+def json(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    schema: Sequence[Any],
+    apart: Apart,
+    **columns: Any,
+) -> Values:
+    """1 where what follows any thoughts is JSON alone that fits the JSON schema in the column
+    `schema`, else 0.
+    """
+    wanted = [
+        one if one is None or isinstance(one, str) else json_text.dumps(one) for one in schema
+    ]
     return _judged("json", "schema", wanted, list(map(after_thoughts, completions)), apart)
 
 
-def _judged(judge: str, column: str, wanted: Sequence[str | None], said: Sequence[str | None], apart: Apart) -> Values:
+def _judged(
+    judge: str, column: str, wanted: Sequence[str | None], said: Sequence[str | None], apart: Apart
+) -> Values:
     """What a judge of apart.py says of the rows that want something."""
     rows = [n for n, one in enumerate(wanted) if one is not None]
     values: list[float | None] = [None] * len(said)
-    judged = apart(judge, {"completions": [said[n] for n in rows], column: [wanted[n] for n in rows]})
+    judged = apart(
+        judge, {"completions": [said[n] for n in rows], column: [wanted[n] for n in rows]}
+    )
     for n, value in zip(rows, judged, strict=True):
         values[n] = value
     return values
 
 
 def language(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
-    """From 0 down to -1: the share of letters in scripts that are not the prompt's (French is not told from English).
+    """From 0 down to -1: the share of letters in scripts that are not the prompt's (French is not
+    told from English).
     """
     return [-_foreign(text, prompt) for prompt, text in zip(prompts, completions, strict=True)]
 
@@ -110,9 +186,13 @@ def _foreign(text: str, prompt: str) -> float:
 
 
 def _scripts(text: str) -> list[str]:
-    """The script of each letter by its Unicode name (LATIN, CYRILLIC, CJK; kana count with the latter)."""
+    """The script of each letter by its Unicode name (LATIN, CYRILLIC, CJK; kana count with the
+    latter).
+    """
     named = [unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha()]
-    return ["CJK" if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else name for name in named]
+    return [
+        "CJK" if name in ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA") else name for name in named
+    ]
 
 
 def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Values:
@@ -122,25 +202,46 @@ def think(prompts: Sequence[str], completions: Sequence[str], **columns: Any) ->
 
 def _thinks(text: str) -> bool:
     found = _THINK.fullmatch(text)
-    return (found is not None and text.count("<think>") == text.count("</think>") == 1
-            and bool(found[1].strip()) and bool(found[2].strip()))
+    return (
+        found is not None
+        and text.count("<think>") == text.count("</think>") == 1
+        and bool(found[1].strip())
+        and bool(found[2].strip())
+    )
 
 
-def truncated(prompts: Sequence[str], completions: Sequence[str], *, truncated: Sequence[bool],
-              **columns: Any) -> Values:
+def truncated(
+    prompts: Sequence[str], completions: Sequence[str], *, truncated: Sequence[bool], **columns: Any
+) -> Values:
     """-1 for a completion that was cut at the limit of tokens, else 0."""
     return [-1.0 if cut else 0.0 for cut in truncated]
 
 
-def overlong(prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]],
-             max_new_tokens: int, **columns: Any) -> Values:
-    """From 0 down to -1 over the last fifth of the limit of tokens: DAPO's soft punishment (Yu 2025, equation 13)."""
+def overlong(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    **columns: Any,
+) -> Values:
+    """From 0 down to -1 over the last fifth of the limit of tokens: DAPO's soft punishment (Yu
+    2025, equation 13).
+    """
     last = max(max_new_tokens // 5, 1)
-    return [min(max((max_new_tokens - last - len(ids)) / last, -1.0), 0.0) for ids in completion_ids]
+    return [
+        min(max((max_new_tokens - last - len(ids)) / last, -1.0), 0.0) for ids in completion_ids
+    ]
 
 
-def length(prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]],
-           max_new_tokens: int, **columns: Any) -> Values:
+def length(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    completion_ids: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    **columns: Any,
+) -> Values:
     """From 1 for no tokens down to 0 at the limit: shorter is better. Give it little weight."""
     return [max(1.0 - len(ids) / max_new_tokens, 0.0) for ids in completion_ids]
 

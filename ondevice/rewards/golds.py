@@ -1,4 +1,6 @@
-"""Right answers that no completion can give: counted before a run, which would learn nothing from them."""
+"""Right answers that no completion can give: counted before a run, which would learn nothing from
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _WRITTEN = {"hash": "#### {}", "boxed": "\\boxed{{{}}}", "tag": "<answer>{}</ans
 
 
 class Unreadable(NamedTuple):
-    """Of `asked` right answers `bad` can never be given, as far as `reward` reads them; `example` is the first."""
+    """Of `asked` right answers `bad` can never be given, as far as `reward` reads them; `example`
+    is the first.
+    """
 
     reward: str
     bad: int
@@ -31,13 +35,22 @@ def attainable(right: str, form: str) -> bool:
     if value is not None:
         spelt += [str(value), f"{float(value):f}".rstrip("0").rstrip(".")]
     written = (_WRITTEN.get(form, "{}").format(text) for text in spelt)
-    return any(found is not None and same_answer(found, right) for found in (final_answer(w, form) for w in written))
+    return any(
+        found is not None and same_answer(found, right)
+        for found in (final_answer(w, form) for w in written)
+    )
 
 
-def unreadable(names: Iterable[str], rows: Iterable[Mapping[str, Any]], form: str) -> list[Unreadable]:
-    """What of the `answer`s of these rows no completion can be, for each of the rewards `names` that reads them. A
-    gym's task judges by itself."""
-    answers = [str(row["answer"]) for row in rows if row.get("answer") is not None and row.get("gym") is None]
+def unreadable(
+    names: Iterable[str], rows: Iterable[Mapping[str, Any]], form: str
+) -> list[Unreadable]:
+    """What of the `answer`s of these rows no completion can be, for each of the rewards `names`
+    that reads them. A gym's task judges by itself."""
+    answers = [
+        str(row["answer"])
+        for row in rows
+        if row.get("answer") is not None and row.get("gym") is None
+    ]
     found = []
     for name, readable in _READERS.items():
         if name in names and (bad := [right for right in answers if not readable(right, form)]):

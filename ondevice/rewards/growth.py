@@ -1,6 +1,6 @@
-"""How large the numbers in a parsed formula get when they are multiplied out. sympy does that in one call into C, which
-no alarm interrupts: `9^{9^{9^9}}` would take hours and all memory. Everything else it does in Python, where an alarm
-ends it."""
+"""How large the numbers in a parsed formula get when they are multiplied out. sympy does that in
+one call into C, which no alarm interrupts: `9^{9^{9^9}}` would take hours and all memory.
+Everything else it does in Python, where an alarm ends it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ LARGEST = 100_000
 
 
 def grows(expression: Any) -> bool:
-    """Whether a number in the expression (a sympy object, or a container of some) needs more than LARGEST bits."""
+    """Whether a number in the expression (a sympy object, or a container of some) needs more than
+    LARGEST bits.
+    """
     return _bits(expression) > LARGEST
 
 
 def _bits(node: Any) -> float:
-    """An upper bound of the bits of the numerator and the denominator of the largest number in `node`, multiplied
-    out; a letter has none, and neither has 1, whose powers do not grow."""
+    """An upper bound of the bits of the numerator and the denominator of the largest number in
+    `node`, multiplied out; a letter has none, and neither has 1, whose powers do not grow."""
     import sympy
 
     if isinstance(node, sympy.Rational):
         largest = max(abs(node.p), node.q)
         return float(largest.bit_length()) if largest > 1 else 0.0
     inner = node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
-    parts = [_bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))]  # the latter: math-verify's sets
+    parts = [
+        _bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))
+    ]  # the latter: math-verify's sets
     if isinstance(node, sympy.Pow):
-        least = 1.0 if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function) else 0.0
+        least = (
+            1.0
+            if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function)
+            else 0.0
+        )
         base = max(parts[0], least)
         return max(*parts, base * _size(node.exp) if base else 0.0)
     if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma)):
@@ -62,7 +70,15 @@ def _size(node: Any) -> float:
         base, power = parts if isinstance(node, sympy.Pow) else (math.e, parts[0])
         if isinstance(node, sympy.Pow) and node.exp.is_negative:  # below a fraction's bar
             return 1 / base if node.exp == -1 and base else math.inf
-        return 2.0 ** bits if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000 else math.inf
-    if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)):
-        return 2.0 ** bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf  # of a binomial, no less
+        return (
+            2.0**bits
+            if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000
+            else math.inf
+        )
+    if isinstance(
+        node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)
+    ):
+        return (
+            2.0**bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf
+        )  # of a binomial, no less
     return sum(parts) + 1.0

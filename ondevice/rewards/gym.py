@@ -1,5 +1,5 @@
-"""Tasks of reasoning-gym (extra `[rewards]`): `gym:NAME` or `gym:NAME?key=value&…`, questions made by rule, each task
-with a scorer of its own."""
+"""Tasks of reasoning-gym (extra `[rewards]`): `gym:NAME` or `gym:NAME?key=value&…`, questions made
+by rule, each task with a scorer of its own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from ondevice.data.builtin.splits import Split, place
 PARTS = {"train": 0.7, "validation": 0.15, "heldout": 0.15}
 """Which part of all questions each split may use; a question's text decides."""
 PAGE = 1000
-"""Questions that a task is asked for at once: most are made when they are looked at, but some tasks make all first."""
+"""Questions that a task is asked for at once: most are made when they are looked at, but some tasks
+make all first.
+"""
 
 
 def entries(task: str, split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` entries {"question", "answer", "metadata"} of `NAME?key=value&…`, fewer where new ones no longer turn up.
+    """`count` entries {"question", "answer", "metadata"} of `NAME?key=value&…`, fewer where new
+    ones no longer turn up.
 
-    Each split has a seed of its own, and a question belongs to one split only. Raises UserError for an unknown task or
-    setting.
+    Each split has a seed of its own, and a question belongs to one split only. Raises UserError for
+    an unknown task or setting.
     """
     seen: set[str] = set()
     misses = 0
@@ -44,16 +47,18 @@ def entries(task: str, split: Split, count: int, seed: int) -> Iterator[dict[str
 
 
 def column(task: str, entry: dict[str, Any]) -> dict[str, str]:
-    """What the reward `correct` needs to score this row by the task's own scorer, as JSON can carry it.
+    """What the reward `correct` needs to score this row by the task's own scorer, as JSON can carry
+    it.
 
-    The entry is pickled: half of the tasks keep tuples and other things in it that JSON would change.
+    The entry is pickled: half of the tasks keep tuples and other things in it that JSON would
+    change.
     """
     return {"task": task, "entry": base64.b64encode(pickle.dumps(entry)).decode()}
 
 
 def open_task(task: str, seed: int, size: int) -> Any:
-    """reasoning-gym's data set of `NAME?key=value&…`. Raises UserError: not installed, an unknown name, a setting that
-    the task does not take."""
+    """reasoning-gym's data set of `NAME?key=value&…`. Raises UserError: not installed, an unknown
+    name, a setting that the task does not take."""
     name, _, rest = task.partition("?")
     try:
         import reasoning_gym
@@ -61,36 +66,52 @@ def open_task(task: str, seed: int, size: int) -> Any:
     except ImportError as error:
         from ondevice.common.distribution import install_hint
 
-        raise UserError("needs the library reasoning-gym", where=f"gym:{task}",
-                        hint=install_hint("rewards")) from error
+        raise UserError(
+            "needs the library reasoning-gym", where=f"gym:{task}", hint=install_hint("rewards")
+        ) from error
     known = set(DATASETS) - {"composite"}
     if name not in known:
-        raise UserError(f"there is no task {name!r}", where=f"gym:{task}", hint=nearest(name, known))
+        raise UserError(
+            f"there is no task {name!r}", where=f"gym:{task}", hint=nearest(name, known)
+        )
     settings = {key: _value(value) for key, value in parse_qsl(rest, keep_blank_values=True)}
     if reserved := {"seed", "size"} & set(settings):
-        raise UserError(f"{min(reserved)} is not given here", where=f"gym:{task}", hint="the stage decides it")
+        raise UserError(
+            f"{min(reserved)} is not given here", where=f"gym:{task}", hint="the stage decides it"
+        )
     known = set(DATASETS[name][1].__dataclass_fields__) - {"seed", "size"}
     for key in settings:
         if key not in known:
-            raise UserError(f"{name} has no setting {key!r}", where=f"gym:{task}", hint=nearest(key, known))
+            raise UserError(
+                f"{name} has no setting {key!r}", where=f"gym:{task}", hint=nearest(key, known)
+            )
     try:
         return reasoning_gym.create_dataset(name, seed=seed, size=size, **settings)
     except Exception as error:  # a task tests its settings by assertions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot be made: {reason}", where=f"gym:{task}", hint="mend its settings") from error
+        raise UserError(
+            f"cannot be made: {reason}", where=f"gym:{task}", hint="mend its settings"
+        ) from error
 
 
 def _draws(task: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
     """Entries without end, some of them more than once."""
     for page in itertools.count():
-        found = open_task(task, seed=int(generator(seed, "gym", task, split, page).integers(1 << 30)), size=PAGE)
+        found = open_task(
+            task, seed=int(generator(seed, "gym", task, split, page).integers(1 << 30)), size=PAGE
+        )
         for number in range(PAGE):
             try:
                 entry = found[number]
-            except Exception as error:  # settings that are valid one by one may leave nothing to ask
+            except (
+                Exception
+            ) as error:  # settings that are valid one by one may leave nothing to ask
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"cannot make a question: {reason}", where=f"gym:{task}",
-                                hint="mend its settings") from error
+                raise UserError(
+                    f"cannot make a question: {reason}",
+                    where=f"gym:{task}",
+                    hint="mend its settings",
+                ) from error
             yield entry
 
 

@@ -1,13 +1,15 @@
-"""The process in which reward functions run that may hang, crash or print: a person's `reward.py`, and `apart.py`.
+"""The process in which reward functions run that may hang, crash or print: a person's `reward.py`,
+and `apart.py`.
 
     python -m ondevice.rewards.host FILE PARENT [NAME,NAME…]
 
-JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}], "unused": [names of public functions that are no
-rewards]} or {"failed", "where"}; then for each
-{"call": name, "arguments": {…}} one {"values": […]} (number, null, or {"type": name} for what is no number) or
-{"error", "where"}. What the functions print goes to stderr, what they read is empty.
+JSON lines on stdin and stdout. First {"ready": [{"name", "needs"}], "unused": [names of public
+functions that are no rewards]} or {"failed", "where"}; then for each {"call": name, "arguments":
+{…}} one {"values": […]} (number, null, or {"type": name} for what is no number) or {"error",
+"where"}. What the functions print goes to stderr, what they read is empty.
 
-It ends, and everything it started in its process group with it, when its stdin ends or its parent is gone.
+It ends, and everything it started in its process group with it, when its stdin ends or its parent
+is gone.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def main() -> None:
         functions = reward_functions(module, names)
         ready = [{"name": name, "needs": _needs(function)} for name, function in functions.items()]
         unused = [] if names else [name for name in _written(module) if name not in functions]
-    except BaseException as error:  # a file may end in any way, sys.exit() included; the parent tells the person
+    except (
+        BaseException
+    ) as error:  # a file may end in any way, sys.exit() included; the parent tells the person
         _send(replies, {"failed": _named(error), "where": _place(error, file)})
         _end()
     _send(replies, {"ready": ready, "unused": unused})
@@ -57,8 +61,8 @@ def main() -> None:
 
 
 def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable[..., Any]]:
-    """Those of `names`; none named: every public function written in the module that takes `completions`, and where
-    none is written there, every one that it imports.
+    """Those of `names`; none named: every public function written in the module that takes
+    `completions`, and where none is written there, every one that it imports.
 
     Raises NoReward where there is none.
     """
@@ -67,7 +71,11 @@ def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable
             raise NoReward(f"there is no function {name!r}")
     if names:
         return {name: getattr(module, name) for name in names}
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_") and _judges(value)}
+    public = {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and _judges(value)
+    }
     written = _written(module)
     found = {name: value for name, value in public.items() if name in written} or public
     if not found:
@@ -77,8 +85,13 @@ def reward_functions(module: ModuleType, names: list[str]) -> dict[str, Callable
 
 def _written(module: ModuleType) -> list[str]:
     """Public functions of the module itself, and what it has made that can be called as one."""
-    return [name for name, value in vars(module).items() if not name.startswith("_") and not inspect.isclass(value)
-            and (value.__module__ == module.__name__ if inspect.isfunction(value) else _judges(value))]
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and not inspect.isclass(value)
+        and (value.__module__ == module.__name__ if inspect.isfunction(value) else _judges(value))
+    ]
 
 
 def _judges(value: Any) -> bool:
@@ -92,8 +105,8 @@ def _judges(value: Any) -> bool:
 
 
 class Turn(str):
-    """A text that is a conversation of one message, too: TRL's reward functions read `completion[0]["content"]` and
-    `prompt[-1]["content"]` where others read a text."""
+    """A text that is a conversation of one message, too: TRL's reward functions read
+    `completion[0]["content"]` and `prompt[-1]["content"]` where others read a text."""
 
     role = "assistant"
 
@@ -145,13 +158,22 @@ def _load(file: Path) -> ModuleType:
 
 def _needs(function: Callable[..., Any]) -> list[str]:
     """Parameters that a caller must give."""
-    return [p.name for p in inspect.signature(function).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
 
 
-def _reply(function: Callable[..., Any], arguments: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    arguments = {name: [kind(one) if isinstance(one, str) else one for one in value]
-                 if (kind := _KINDS.get(name)) else value for name, value in arguments.items()}
+def _reply(
+    function: Callable[..., Any], arguments: Mapping[str, Any], file: Path
+) -> dict[str, Any]:
+    arguments = {
+        name: [kind(one) if isinstance(one, str) else one for one in value]
+        if (kind := _KINDS.get(name))
+        else value
+        for name, value in arguments.items()
+    }
     taken = inspect.signature(function).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in taken):
         arguments = {p.name: arguments[p.name] for p in taken if p.name in arguments}
@@ -190,7 +212,11 @@ def _place(error: BaseException, file: Path) -> str:
     """file:line, the innermost line of the file itself."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f"{file}:{error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(file)
+    ]
     return f"{file}:{lines[-1]}" if lines else str(file)
 
 

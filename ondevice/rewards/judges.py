@@ -1,6 +1,6 @@
-"""Judges that text can hang or crash (LaTeX, a pattern, a gym's own scorer): each runs in a process of its own, as a
-person's `reward.py` does (host.py). A row that takes more than `ROW_S` seconds, or breaks its judge,
-gets None."""
+"""Judges that text can hang or crash (LaTeX, a pattern, a gym's own scorer): each runs in a process
+of its own, as a person's `reward.py` does (host.py). A row that takes more than `ROW_S` seconds, or
+breaks its judge, gets None."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from typing import Any
 
 ROW_S = 2.0
 LONGEST = 300
-"""Characters of LaTeX that are looked at; an answer that is longer, and twice as long as the right one, is wrong."""
+"""Characters of LaTeX that are looked at; an answer that is longer, and twice as long as the right
+one, is wrong.
+"""
+
 
 class _TooLong(BaseException):
     """A row took too long. No Exception: the libraries pass over those of their own computations."""
@@ -35,12 +38,17 @@ def prepare(judge: str) -> list[float]:
 
 def latex(completions: Sequence[str | None], answer: Sequence[str]) -> list[float | None]:
     """1 where the given LaTeX equals the right answer as mathematics, else 0 (math-verify)."""
-    return [_limited(_same_latex, given, right) for given, right in zip(completions, answer, strict=True)]
+    return [
+        _limited(_same_latex, given, right)
+        for given, right in zip(completions, answer, strict=True)
+    ]
 
 
 def regex(completions: Sequence[str], pattern: Sequence[str]) -> list[float | None]:
     """1 where the whole text matches the row's pattern, else 0."""
-    return [_limited(_matches, text, wanted) for text, wanted in zip(completions, pattern, strict=True)]
+    return [
+        _limited(_matches, text, wanted) for text, wanted in zip(completions, pattern, strict=True)
+    ]
 
 
 def json(completions: Sequence[str | None], schema: Sequence[str]) -> list[float | None]:
@@ -50,8 +58,10 @@ def json(completions: Sequence[str | None], schema: Sequence[str]) -> list[float
 
 def gym(completions: Sequence[str | None], gym: Sequence[dict[str, str]]) -> list[float | None]:
     """What the task's own `score_answer` gives, held to 0 … 1 (reasoning-gym)."""
-    return [_limited(_gym_score, given, row["entry"], _gym_task(row["task"]))
-            for given, row in zip(completions, gym, strict=True)]
+    return [
+        _limited(_gym_score, given, row["entry"], _gym_task(row["task"]))
+        for given, row in zip(completions, gym, strict=True)
+    ]
 
 
 def _limited(judge: Callable[..., float], *arguments: Any) -> float | None:
@@ -73,8 +83,8 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def _same_latex(given: str | None, right: str) -> float:
-    """math-verify's verdict, but for an answer whose numbers grow beyond all bounds when they are multiplied out: 0.
-    Raises ValueError where the right answer's do, or where it cannot be read."""
+    """math-verify's verdict, but for an answer whose numbers grow beyond all bounds when they are
+    multiplied out: 0. Raises ValueError where the right answer's do, or where it cannot be read."""
     from math_verify import verify
 
     wanted = _parsed(right)
@@ -88,7 +98,9 @@ def _same_latex(given: str | None, right: str) -> float:
 
 
 def _parsed(text: str) -> list[Any] | None:
-    """What math-verify reads in LaTeX; None where that is nothing, or holds a number that is too large to compute."""
+    """What math-verify reads in LaTeX; None where that is nothing, or holds a number that is too
+    large to compute.
+    """
     from math_verify import LatexExtractionConfig, parse
 
     from ondevice.rewards.growth import grows
@@ -112,7 +124,9 @@ def _fits(text: str | None, schema: str) -> float:
         value = json_text.loads(text or "", parse_constant=_no_json, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return 0.0
-    return float(kind(wanted, registry=Registry()).is_valid(value))  # a registry of its own: nothing is fetched
+    return float(
+        kind(wanted, registry=Registry()).is_valid(value)
+    )  # a registry of its own: nothing is fetched
 
 
 def _no_json(word: str) -> None:

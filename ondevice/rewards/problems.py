@@ -1,4 +1,6 @@
-"""Problems for the reasoning stage: a prompt, its right answer, and whatever columns a reward may want."""
+"""Problems for the reasoning stage: a prompt, its right answer, and whatever columns a reward may
+want.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ RESERVED = STAGE_GIVES | {"apart", "gym"}
 
 @dataclass(frozen=True)
 class Problem:
-    """`columns` go to the rewards beside `answer` and `kind`. `answer` is empty where a gym's task states none, and
-    where no reward needs one. `prompt` is what the user says last; `messages` the chat, where it is more than that."""
+    """`columns` go to the rewards beside `answer` and `kind`. `answer` is empty where a gym's task
+    states none, and where no reward needs one. `prompt` is what the user says last; `messages` the
+    chat, where it is more than that."""
 
     prompt: str
     answer: str
@@ -47,12 +50,22 @@ class Problem:
     @property
     def chat(self) -> list[dict[str, Any]]:
         """What is asked, as messages."""
-        return [dict(message) for message in self.messages] or [{"role": "user", "content": self.prompt}]
+        return [dict(message) for message in self.messages] or [
+            {"role": "user", "content": self.prompt}
+        ]
 
 
-def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, corpus: CorpusConfig, *,
-             settle: Callable[[Rows], None] = Rows.check, uses: Collection[str] | None = None,
-             reading: Reading = AS_IS) -> list[Problem]:
+def problems(
+    spec: str,
+    split: Split | Literal["all"],
+    count: int,
+    seed: int,
+    corpus: CorpusConfig,
+    *,
+    settle: Callable[[Rows], None] = Rows.check,
+    uses: Collection[str] | None = None,
+    reading: Reading = AS_IS,
+) -> list[Problem]:
     """At most `count` problems (0: all; of a gym's task 1,000) of a split of
 
     * `builtin` (made by `corpus`) or `builtin:RECIPE`: sums;
@@ -61,7 +74,8 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
       is `validation` and `heldout` both, `all` is all of it, or what a folder with splits holds to test on. `settle`
       gets the rows, with the bad ones set aside; of their columns `uses` are read (None: all).
 
-    No question is in train and in another split. Raises UserError for what is not there, is empty or cannot be read.
+    No question is in train and in another split. Raises UserError for what is not there, is empty
+    or cannot be read.
     """
     made = corpus_of(spec, corpus)
     if made is not None:
@@ -70,7 +84,9 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
         found = _gym(spec.removeprefix("gym:"), split, count or GYM_COUNT, seed)
     else:
         named = "test" if split == "all" else "train"
-        all_of_it = _part(list(file_problems(spec, settle, uses=uses, split=named, reading=reading)), split, spec)
+        all_of_it = _part(
+            list(file_problems(spec, settle, uses=uses, split=named, reading=reading)), split, spec
+        )
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
@@ -79,16 +95,26 @@ def problems(spec: str, split: Split | Literal["all"], count: int, seed: int, co
 
 def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:
     made = build(corpus)
-    return [Problem(row["prompt"], row["answer"], row["kind"])
-            for part in _splits(split) for row in made.problems(part)]
+    return [
+        Problem(row["prompt"], row["answer"], row["kind"])
+        for part in _splits(split)
+        for row in made.problems(part)
+    ]
 
 
 def _gym(task: str, split: Split | Literal["all"], count: int, seed: int) -> list[Problem]:
     kind = task.partition("?")[0]
     # A task with many right answers (graph_color, rubiks_cube) states none; its scorer knows them.
-    return [Problem(entry["question"], "" if entry["answer"] is None else str(entry["answer"]), kind,
-                    {"gym": column(task, entry)})
-            for part in _splits(split) for entry in entries(task, part, count, seed)]
+    return [
+        Problem(
+            entry["question"],
+            "" if entry["answer"] is None else str(entry["answer"]),
+            kind,
+            {"gym": column(task, entry)},
+        )
+        for part in _splits(split)
+        for entry in entries(task, part, count, seed)
+    ]
 
 
 def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
@@ -97,17 +123,30 @@ def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
 
 def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
     """Numbers of at most `count` (0: all) of `size` problems, drawn by the seed, in their order."""
-    return np.sort(permutation(seed, "problems", 0, size)[:count]) if 0 < count < size else np.arange(size)
+    return (
+        np.sort(permutation(seed, "problems", 0, size)[:count])
+        if 0 < count < size
+        else np.arange(size)
+    )
 
 
-def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, uses: Collection[str] | None = None,
-                  answered: bool = True, split: str = "train", reading: Reading = AS_IS,
-                  template: str = "") -> Iterator[Problem]:
-    """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the same question, answer
-    and columns, is asked once and counted; a question that stands there with several answers is told of.
+def file_problems(
+    spec: str,
+    settle: Callable[[Rows], None],
+    limit: int = 0,
+    uses: Collection[str] | None = None,
+    answered: bool = True,
+    split: str = "train",
+    reading: Reading = AS_IS,
+    template: str = "",
+) -> Iterator[Problem]:
+    """The problems of a file, a folder or `hub:…`, one at a time. What is there twice, with the
+    same question, answer and columns, is asked once and counted; a question that stands there with
+    several answers is told of.
 
-    `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer is bad; `split`: of
-    a folder that has splits; `template`: what reads the messages. Raises UserError as `problems` does.
+    `uses`: the columns that somebody reads (None: all of them); `answered`: a row without an answer
+    is bad; `split`: of a folder that has splits; `template`: what reads the messages. Raises
+    UserError as `problems` does.
     """
     rows = read(spec, limit=limit, split=split, reading=reading)
     rows.template = template
@@ -122,7 +161,9 @@ def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, use
             rows.reject(where, str(error), row)
             continue
         columns = {name: value for name, value in problem.columns.items() if name not in HARMLESS}
-        asked = _key(problem.chat, {name: value for name, value in columns.items() if name != "solution"})
+        asked = _key(
+            problem.chat, {name: value for name, value in columns.items() if name != "solution"}
+        )
         answer, whole = _key(problem.answer), _key(problem.chat, problem.answer, columns)
         if right.setdefault(asked, (answer, where))[0] != answer:
             disputed.setdefault(asked, f"{right[asked][1]} and {where}")
@@ -134,12 +175,16 @@ def file_problems(spec: str, settle: Callable[[Rows], None], limit: int = 0, use
     if repeated:
         rows.notes.append(f"{repeated:,} rows repeat a problem, which is asked once")
     if disputed:
-        rows.notes.append(f"questions with several answers: {len(disputed):,} (first: {next(iter(disputed.values()))})")
+        rows.notes.append(
+            f"questions with several answers: {len(disputed):,} (first: {next(iter(disputed.values()))})"
+        )
     settle(rows)
 
 
 def _key(*parts: Any) -> bytes:
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).digest()
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16
+    ).digest()
 
 
 def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> list[Problem]:
@@ -147,30 +192,43 @@ def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> lis
         return found
     keys = np.array([prompt_keys(problem.chat)[0] for problem in found], np.uint64)
     last, _ = last_together(keys, spec, "problem")
-    train, held = ([problem for problem, there in zip(found, last, strict=True) if there == side]
-                   for side in (False, True))
+    train, held = (
+        [problem for problem, there in zip(found, last, strict=True) if there == side]
+        for side in (False, True)
+    )
     known = {_key(problem.chat) for problem in held}
-    return [problem for problem in train if _key(problem.chat) not in known] if split == "train" else held
+    return (
+        [problem for problem in train if _key(problem.chat) not in known]
+        if split == "train"
+        else held
+    )
 
 
-def to_problem(row: Mapping[str, Any], kind: str, uses: Collection[str] | None = None,
-               answered: bool = True) -> Problem:
-    """The problem of a row {"prompt" or "question", "answer"}, a text or messages; other columns are kept, of which
-    `uses` says who is read (None: all). Raises BadRow; also for no answer where it is to be `answered`.
+def to_problem(
+    row: Mapping[str, Any], kind: str, uses: Collection[str] | None = None, answered: bool = True
+) -> Problem:
+    """The problem of a row {"prompt" or "question", "answer"}, a text or messages; other columns
+    are kept, of which `uses` says who is read (None: all). Raises BadRow; also for no answer where
+    it is to be `answered`.
 
-    An answer that ends in `#### 42`, as GSM8K's do, is 42; the whole of it becomes the column `solution`.
+    An answer that ends in `#### 42`, as GSM8K's do, is 42; the whole of it becomes the column
+    `solution`.
     """
     row = Record.of(row)
     asked = next((name for name in ("prompt", "question", "query") if name in row), None)
     if asked is None or (answered and "answer" not in row):
-        raise BadRow("a problem needs prompt (or question)" + " and answer" * answered + it_has(row))
+        raise BadRow(
+            "a problem needs prompt (or question)" + " and answer" * answered + it_has(row)
+        )
     if clash := sorted(RESERVED & set(row)):
         raise BadRow(f"a column may not be called {clash[0]}")
     if not isinstance(row[asked], list):
         _text(row[asked], asked)
     messages, _ = to_prompt(row)
     answer = _text(row["answer"], "answer") if "answer" in row else ""
-    columns = {name: value for name, value in dict.items(row) if name not in (asked, "answer", "kind")}
+    columns = {
+        name: value for name, value in dict.items(row) if name not in (asked, "answer", "kind")
+    }
     for name in columns if uses is None else uses:
         row.get(name)
     if marked := find_answer(answer, "hash"):
@@ -178,19 +236,24 @@ def to_problem(row: Mapping[str, Any], kind: str, uses: Collection[str] | None =
         answer = marked.text
     named = row.get("kind")
     said = str(messages[-1]["content"])
-    return Problem(said, answer, named if isinstance(named, str) and named else kind, columns,
-                   () if messages == [{"role": "user", "content": said}] else messages)
+    return Problem(
+        said,
+        answer,
+        named if isinstance(named, str) and named else kind,
+        columns,
+        () if messages == [{"role": "user", "content": said}] else messages,
+    )
 
 
 def _text(value: Any, name: str) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {'missing' if value is None else f'no text but {type(value).__name__}'}")
+        raise BadRow(
+            f"{name} is {'missing' if value is None else f'no text but {type(value).__name__}'}"
+        )
     if not value.strip():
         raise BadRow(f"{name} is empty")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise BadRow(f"{name} holds a lone surrogate")
     return value
-
-

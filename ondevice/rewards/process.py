@@ -1,4 +1,6 @@
-"""Calls reward functions in a process of their own (host.py): what hangs is killed, what crashes is started again."""
+"""Calls reward functions in a process of their own (host.py): what hangs is killed, what crashes is
+started again.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ LOOK_S = 1.0
 
 
 class CallFailed(Exception):
-    """A call gave no values. The text says why in one line; `cause` is the same whenever the same goes wrong."""
+    """A call gave no values. The text says why in one line; `cause` is the same whenever the same
+    goes wrong.
+    """
 
     def __init__(self, text: str, cause: str = "") -> None:
         super().__init__(text)
@@ -44,12 +48,19 @@ class Function:
 class Host:
     """Functions of `file`, those of `names` or, where that is empty, all that are rewards.
 
-    `timeout` is seconds a call. What the functions print is appended to the file `log`; without one it is dropped.
-    Nothing is started before `start` or the first call.
+    `timeout` is seconds a call. What the functions print is appended to the file `log`; without one
+    it is dropped. Nothing is started before `start` or the first call.
     """
 
-    def __init__(self, file: Path, names: Sequence[str] = (), *, timeout: float, log: Path | None = None) -> None:
-        self.file, self.names, self.timeout, self.log = Path(file).absolute(), tuple(names), timeout, log
+    def __init__(
+        self, file: Path, names: Sequence[str] = (), *, timeout: float, log: Path | None = None
+    ) -> None:
+        self.file, self.names, self.timeout, self.log = (
+            Path(file).absolute(),
+            tuple(names),
+            timeout,
+            log,
+        )
         self.unused: tuple[str, ...] = ()
         """Public functions of the file that are no rewards, once it was started."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,9 +68,13 @@ class Host:
         self._ender: weakref.finalize[Any, Any] | None = None
 
     def start(self) -> list[Function]:
-        """The functions of the file. Raises UserError, with file and line, for a file that does not yield any."""
+        """The functions of the file. Raises UserError, with file and line, for a file that does not
+        yield any.
+        """
         if not self.file.is_file():
-            raise UserError("there is no such file", where=str(self.file), hint="give a Python file of rewards")
+            raise UserError(
+                "there is no such file", where=str(self.file), hint="give a Python file of rewards"
+            )
         self.close()
         self._process = _spawn(self.file, self.names, self.log)
         self._unread = b""
@@ -70,23 +85,34 @@ class Host:
             raise UserError(f"cannot be imported: {error}", where=str(self.file)) from error
         if "failed" in first:
             self.close()
-            raise UserError(sanitize(first["failed"], newlines=False), where=first["where"],
-                            hint="`def my_reward(prompts, completions, **columns)` gives a list of numbers")
+            raise UserError(
+                sanitize(first["failed"], newlines=False),
+                where=first["where"],
+                hint="`def my_reward(prompts, completions, **columns)` gives a list of numbers",
+            )
         self.unused = tuple(first["unused"])
         return [Function(f["name"], tuple(f["needs"])) for f in first["ready"]]
 
-    def call(self, name: str, arguments: Mapping[str, Any], timeout: float | None = None) -> list[Any]:
-        """What the function returned, an item as host.py writes it. Raises CallFailed; the next call starts afresh."""
+    def call(
+        self, name: str, arguments: Mapping[str, Any], timeout: float | None = None
+    ) -> list[Any]:
+        """What the function returned, an item as host.py writes it. Raises CallFailed; the next
+        call starts afresh.
+        """
         if self._process is None:
             try:
                 self.start()
             except UserError as error:
                 raise CallFailed(str(error)) from error
-        request = json.dumps({"call": name, "arguments": arguments}, default=str, skipkeys=True) + "\n"
+        request = (
+            json.dumps({"call": name, "arguments": arguments}, default=str, skipkeys=True) + "\n"
+        )
         reply = self._exchange(request.encode(), timeout or self.timeout)
         if "error" in reply:
             said = sanitize(reply["error"], newlines=False)
-            raise CallFailed(f"{said} ({reply['where']})", f"{said.partition(':')[0]} {reply['where']}")
+            raise CallFailed(
+                f"{said} ({reply['where']})", f"{said.partition(':')[0]} {reply['where']}"
+            )
         values: list[Any] = reply["values"]
         return values
 
@@ -97,8 +123,8 @@ class Host:
         self._process = self._ender = None
 
     def _exchange(self, request: bytes, timeout: float) -> dict[str, Any]:
-        """Sends a line and waits for one. Whatever else happens, the process is ended: its pipes would be out of
-        step."""
+        """Sends a line and waits for one. Whatever else happens, the process is ended: its pipes
+        would be out of step."""
         try:
             reply: dict[str, Any] = json.loads(self._talk(request, timeout))
             return reply
@@ -110,7 +136,9 @@ class Host:
             raise
 
     def _talk(self, request: bytes, timeout: float) -> bytes:
-        """Reads and writes at once, for neither side may wait for a pipe that the other does not empty."""
+        """Reads and writes at once, for neither side may wait for a pipe that the other does not
+        empty.
+        """
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         until, rest = ticks() + timeout, memoryview(request)
@@ -127,7 +155,7 @@ class Host:
                     raise CallFailed(_end_of(process))  # a child of its own still holds the pipe
                 for key, _ in events:
                     if key.fileobj is process.stdin:
-                        rest = rest[_write(process.stdin.fileno(), rest):]
+                        rest = rest[_write(process.stdin.fileno(), rest) :]
                         if not rest:
                             ready.unregister(process.stdin)
                     elif piece := os.read(process.stdout.fileno(), 1 << 16):
@@ -140,12 +168,20 @@ class Host:
 
 def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Popen[bytes]:
     """A group of its own, so that all of it can be ended, and Ctrl-C does not reach it."""
-    command = processes.command("ondevice.rewards.host", str(file), str(os.getpid()),
-                                *([",".join(names)] if names else []))
+    command = processes.command(
+        "ondevice.rewards.host", str(file), str(os.getpid()), *([",".join(names)] if names else [])
+    )
     printed = open(log, "ab") if log else open(os.devnull, "wb")  # noqa: SIM115 closed below, the child has its own
     try:
-        process = processes.start(command, processes.Access.REWARD, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=printed, bufsize=0, start_new_session=True)
+        process = processes.start(
+            command,
+            processes.Access.REWARD,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            bufsize=0,
+            start_new_session=True,
+        )
     finally:
         printed.close()
     assert process.stdin is not None
@@ -154,7 +190,9 @@ def _spawn(file: Path, names: Sequence[str], log: Path | None) -> subprocess.Pop
 
 
 def _write(pipe: int, data: memoryview) -> int:
-    """Bytes that are written, all of them where nobody reads any more: that is seen where the output ends."""
+    """Bytes that are written, all of them where nobody reads any more: that is seen where the
+    output ends.
+    """
     try:
         return os.write(pipe, data)
     except BlockingIOError:
@@ -174,7 +212,9 @@ def _end_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # gone already; macOS says EPERM of a zombie
+    with suppress(
+        ProcessLookupError, PermissionError
+    ):  # gone already; macOS says EPERM of a zombie
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):

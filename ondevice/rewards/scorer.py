@@ -1,5 +1,5 @@
-"""The rewards of a run: built-in ones and a person's own, weighed and added. What goes wrong with one is said once and
-its rows are missing; it stops the run only where it goes on."""
+"""The rewards of a run: built-in ones and a person's own, weighed and added. What goes wrong with
+one is said once and its rows are missing; it stops the run only where it goes on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from ondevice.rewards.process import START_S, CallFailed, Host
 
 FAILURES = 5
 """Failures in a row of one function of a person's that a run survives."""
-STAGE_GIVES = frozenset(("prompts", "completions", "completion_ids", "truncated", "max_new_tokens", "form"))
+STAGE_GIVES = frozenset(
+    ("prompts", "completions", "completion_ids", "truncated", "max_new_tokens", "form")
+)
 _JUDGES = Path(__file__).with_name("judges.py")
 _JUDGES_ROW_S, _JUDGES_FAILURES = 5.0, 3
 
@@ -33,9 +35,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scores:
-    """N completions judged. `total` (N,) is the weighted sum of what answered, NaN where nothing did (take advantage
-    0); `by_name` has (N,) a reward, NaN where it gave nothing; `parsed` the answers found, None where there is none;
-    `warnings` one line for each cause that is new."""
+    """N completions judged. `total` (N,) is the weighted sum of what answered, NaN where nothing
+    did (take advantage 0); `by_name` has (N,) a reward, NaN where it gave nothing; `parsed` the
+    answers found, None where there is none; `warnings` one line for each cause that is new."""
 
     total: Array
     by_name: dict[str, Array]
@@ -46,20 +48,31 @@ class Scores:
 class Rewards:
     """Rewards by name with their weights; a context manager, for it may hold processes.
 
-    `names`: built-in rewards and functions of `user_file`; a person's functions that are not named count too, with
-    weight 1. `weights`: one a name, or none for each one's own. `form`: how answers are written (answers.py).
-    `user_file`: `reward.py`, or `reward.py:name,name` for some of its functions. `timeout`: seconds a function may take
-    for a batch. `log`: a file to which what a person's functions print is appended.
+    `names`: built-in rewards and functions of `user_file`; a person's functions that are not named
+    count too, with weight 1. `weights`: one a name, or none for each one's own. `form`: how answers
+    are written (answers.py). `user_file`: `reward.py`, or `reward.py:name,name` for some of its
+    functions. `timeout`: seconds a function may take for a batch. `log`: a file to which what a
+    person's functions print is appended.
 
-    Raises UserError for an unknown name or form, weights that do not fit, a file that yields no functions, for
-    `correct` with the form `boxed` where math-verify is not installed, and for `json` where jsonschema is not.
+    Raises UserError for an unknown name or form, weights that do not fit, a file that yields no
+    functions, for `correct` with the form `boxed` where math-verify is not installed, and for
+    `json` where jsonschema is not.
     """
 
-    def __init__(self, names: Sequence[str] = ("correct", "format", "truncated"), weights: Sequence[float] = (),
-                 form: str = "number", user_file: str = "", timeout: float = 30.0, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str] = ("correct", "format", "truncated"),
+        weights: Sequence[float] = (),
+        form: str = "number",
+        user_file: str = "",
+        timeout: float = 30.0,
+        log: Path | None = None,
+    ) -> None:
         check_form(form)
         if not 0 < timeout < math.inf:
-            raise UserError(f"{timeout:g} is out of range", where="timeout", hint="seconds, more than 0")
+            raise UserError(
+                f"{timeout:g} is out of range", where="timeout", hint="seconds, more than 0"
+            )
         self.form = form
         self.missing: Counter[str] = Counter()
         """What went wrong → how often (values, or calls that failed)."""
@@ -71,7 +84,9 @@ class Rewards:
             self._functions = {f.name: f for f in (self._user.start() if self._user else ())}
             self.weights = self._weigh(tuple(names), tuple(weights))
             if form == "boxed" and "correct" in self.weights:
-                _need("math_verify", "boxed answers are compared by the library math-verify", "form")
+                _need(
+                    "math_verify", "boxed answers are compared by the library math-verify", "form"
+                )
             if "json" in self.weights:
                 _need("jsonschema", "is judged by the library jsonschema", "reward json")
         except BaseException:
@@ -101,51 +116,89 @@ class Rewards:
 
     def needed(self) -> set[str]:
         """Columns without which a reward cannot judge."""
-        return {need for name in self.weights for need in
-                (self._functions[name].needs if name in self._functions else BUILTIN[name].needs)}
+        return {
+            need
+            for name in self.weights
+            for need in (
+                self._functions[name].needs if name in self._functions else BUILTIN[name].needs
+            )
+        }
 
     def uses(self) -> set[str] | None:
-        """Columns of the data that a reward reads; None: all may be read, by a person's own functions."""
+        """Columns of the data that a reward reads; None: all may be read, by a person's own
+        functions.
+        """
         return None if self._functions else self.needed()
 
     def check(self, columns: Iterable[str]) -> None:
-        """Raises UserError where a reward needs a column that the data does not have: before a run, not in it."""
+        """Raises UserError where a reward needs a column that the data does not have: before a run,
+        not in it.
+        """
         there = STAGE_GIVES | set(columns)
         for name in self.weights:
             needs = self._functions[name].needs if name in self._functions else BUILTIN[name].needs
             if lacking := [need for need in needs if need not in there]:
-                raise UserError(f"the data has no column {lacking[0]!r}, which this reward needs",
-                                where=f"reward {name}",
-                                hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}")
+                raise UserError(
+                    f"the data has no column {lacking[0]!r}, which this reward needs",
+                    where=f"reward {name}",
+                    hint=f"it has {', '.join(sorted(there - STAGE_GIVES)) or 'none'}",
+                )
 
     def check_answers(self, rows: Iterable[Mapping[str, Any]]) -> list[Unreadable]:
-        """Right answers that no completion can give, for each reward that reads them. Raises UserError where a reward
-        can read none: it could only ever say no."""
+        """Right answers that no completion can give, for each reward that reads them. Raises
+        UserError where a reward can read none: it could only ever say no."""
         found = unreadable(self.weights, rows, self.form)
         for one in found:
             if one.bad == one.asked:
-                raise UserError(f"no completion in the form {self.form!r} can be any of the {one.asked} right answers, "
-                                f"the first of which is {one.example[:60]!r}", where=f"reward {one.reward}",
-                                hint="--answer says how completions give theirs: hash, boxed, tag, last_number, whole")
+                raise UserError(
+                    f"no completion in the form {self.form!r} can be any of the {one.asked} right answers, "
+                    f"the first of which is {one.example[:60]!r}",
+                    where=f"reward {one.reward}",
+                    hint="--answer says how completions give theirs: hash, boxed, tag, last_number, whole",
+                )
         return found
 
-    def score(self, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Any],
-              openings: Sequence[str] = ()) -> Scores:
-        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int. `openings`: what the prompts
-        have opened of a thought (`stages.asked.opening`), one a completion, or none at all.
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Any],
+        openings: Sequence[str] = (),
+    ) -> Scores:
+        """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int. `openings`:
+        what the prompts have opened of a thought (`stages.asked.opening`), one a completion, or
+        none at all.
 
         Raises UserError where a person's function has failed more than FAILURES times in a row.
         """
         count = len(completions)
         assert len(prompts) == count
-        assert all(len(column) == count for name, column in columns.items() if name != "max_new_tokens")
+        assert all(
+            len(column) == count for name, column in columns.items() if name != "max_new_tokens"
+        )
         self._warnings = []
-        given = {**columns, "prompts": list(prompts), "completions": list(completions), "form": self.form}
-        turns = [*map("".join, zip(openings, completions, strict=True))] if openings else list(completions)
+        given = {
+            **columns,
+            "prompts": list(prompts),
+            "completions": list(completions),
+            "form": self.form,
+        }
+        turns = (
+            [*map("".join, zip(openings, completions, strict=True))]
+            if openings
+            else list(completions)
+        )
         turned = {**given, "completions": turns}
-        by_name = {name: self._ask_user(name, given, count) if name in self._functions else self._clean(
-                       name, BUILTIN[name].function(**(turned if name in TURNS else given), apart=self._apart), count)
-                   for name in self.weights}
+        by_name = {
+            name: self._ask_user(name, given, count)
+            if name in self._functions
+            else self._clean(
+                name,
+                BUILTIN[name].function(**(turned if name in TURNS else given), apart=self._apart),
+                count,
+            )
+            for name in self.weights
+        }
         parsed = [final_answer(turn, self.form) for turn in turns]
         return Scores(_total(by_name, self.weights, count), by_name, parsed, self._warnings)
 
@@ -153,16 +206,30 @@ class Rewards:
         """Name → weight, in the order in which they were named."""
         for name in self._functions:
             if name in BUILTIN:
-                raise UserError(f"{name!r} is the name of a built-in reward", where=str(self._user and self._user.file),
-                                hint="call the function something else")
-        known = {**{name: reward.weight for name, reward in BUILTIN.items()}, **dict.fromkeys(self._functions, 1.0)}
+                raise UserError(
+                    f"{name!r} is the name of a built-in reward",
+                    where=str(self._user and self._user.file),
+                    hint="call the function something else",
+                )
+        known = {
+            **{name: reward.weight for name, reward in BUILTIN.items()},
+            **dict.fromkeys(self._functions, 1.0),
+        }
         for name in names:
             if name not in known:
-                raise UserError(f"there is no reward {name!r}", where="rewards", hint=nearest(name, known))
+                raise UserError(
+                    f"there is no reward {name!r}", where="rewards", hint=nearest(name, known)
+                )
             if names.count(name) > 1:
-                raise UserError(f"{name!r} is named twice", where="rewards", hint="give it the weight instead")
+                raise UserError(
+                    f"{name!r} is named twice", where="rewards", hint="give it the weight instead"
+                )
         if weights and len(weights) != len(names):
-            raise UserError(f"{len(weights)} weights for {len(names)} rewards", where="weights", hint="one a reward")
+            raise UserError(
+                f"{len(weights)} weights for {len(names)} rewards",
+                where="weights",
+                hint="one a reward",
+            )
         for weight in weights:
             if not math.isfinite(weight):
                 raise UserError(f"{weight} is no weight", where="weights", hint="give a number")
@@ -178,19 +245,28 @@ class Rewards:
         try:
             values = self._user.call(name, arguments)
             if len(values) != count:
-                raise CallFailed(f"gave {len(values)} values for {count} completions", "wrong length")
+                raise CallFailed(
+                    f"gave {len(values)} values for {count} completions", "wrong length"
+                )
         except CallFailed as error:
             self._failed[name] += 1
-            self._warn(f"{name} {error.cause}", f"reward {name}: {error}; its rows have no such reward")
+            self._warn(
+                f"{name} {error.cause}", f"reward {name}: {error}; its rows have no such reward"
+            )
             if self._failed[name] > FAILURES:
-                raise UserError(f"{name}: {error}; {self._failed[name]} failures in a row", where=str(self._user.file),
-                                hint="mend the file, and begin anew with it") from error
+                raise UserError(
+                    f"{name}: {error}; {self._failed[name]} failures in a row",
+                    where=str(self._user.file),
+                    hint="mend the file, and begin anew with it",
+                ) from error
             return np.full(count, np.nan)
         self._failed[name] = 0
         return self._clean(name, values, count)
 
     def _clean(self, name: str, values: Sequence[Any], count: int) -> Array:
-        """The numbers among the values (N,), NaN for all else; what is neither a finite number nor None is told."""
+        """The numbers among the values (N,), NaN for all else; what is neither a finite number nor
+        None is told.
+        """
         assert len(values) == count
         cleaned = np.full(count, np.nan)
         bad: Counter[str] = Counter()
@@ -213,25 +289,36 @@ class Rewards:
         self.missing[cause] += times
 
     def _apart(self, judge: str, arguments: Mapping[str, Sequence[Any]]) -> list[float | None]:
-        """The judge's values. Where a row brings its process down, the rows are asked one by one: only the bad ones are
-        missing."""
+        """The judge's values. Where a row brings its process down, the rows are asked one by one:
+        only the bad ones are missing."""
         count = len(arguments["completions"])
         try:
             values = self._judge(judge, arguments, None) if count else []
         except CallFailed as error:
-            self._warn(f"judge {judge}", f"judging answers by {judge}: {error}; such rows have no such reward")
+            self._warn(
+                f"judge {judge}",
+                f"judging answers by {judge}: {error}; such rows have no such reward",
+            )
             return self._one_by_one(judge, arguments, count)
         if bad := sum(value is None for value in values):
-            self._warn(f"judge {judge} rows", f"{bad} of {count} answers could not be judged by {judge}", bad)
+            self._warn(
+                f"judge {judge} rows",
+                f"{bad} of {count} answers could not be judged by {judge}",
+                bad,
+            )
         return values
 
-    def _one_by_one(self, judge: str, arguments: Mapping[str, Sequence[Any]], count: int) -> list[float | None]:
+    def _one_by_one(
+        self, judge: str, arguments: Mapping[str, Sequence[Any]], count: int
+    ) -> list[float | None]:
         values: list[float | None] = []
         failures = 0
         for n in range(count):
             try:
                 if failures < _JUDGES_FAILURES:
-                    values += self._judge(judge, {k: [v[n]] for k, v in arguments.items()}, _JUDGES_ROW_S)
+                    values += self._judge(
+                        judge, {k: [v[n]] for k, v in arguments.items()}, _JUDGES_ROW_S
+                    )
                 else:
                     values.append(None)
             except CallFailed:
@@ -239,7 +326,9 @@ class Rewards:
                 values.append(None)
         return values
 
-    def _judge(self, judge: str, arguments: Mapping[str, Sequence[Any]], timeout: float | None) -> list[float | None]:
+    def _judge(
+        self, judge: str, arguments: Mapping[str, Sequence[Any]], timeout: float | None
+    ) -> list[float | None]:
         self._judges.call("prepare", {"judge": judge}, START_S)
         return self._judges.call(judge, arguments, timeout)
 
@@ -264,5 +353,3 @@ def named_file(user_file: str) -> tuple[Path, list[str]]:
     if file.endswith(".py") and all(name.isidentifier() for name in names.split(",")):
         return Path(os.path.expanduser(file)), names.split(",")
     return Path(os.path.expanduser(user_file)), []
-
-

@@ -1,4 +1,6 @@
-"""Advantages and returns, on the host in numpy. P prompts, G completions of each, N rows, T tokens of a row."""
+"""Advantages and returns, on the host in numpy. P prompts, G completions of each, N rows, T tokens
+of a row.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ EPSILON = 1e-4
 
 
 def group_advantages(rewards: Floats, scale: Literal["group", "batch", "none"] = "group") -> Floats:
-    """(P, G) rewards → (P, G) advantages: (r − mean of its group) / (std + 1e-4), unbiased std (Shao 2024, eq. 4).
+    """(P, G) rewards → (P, G) advantages: (r − mean of its group) / (std + 1e-4), unbiased std
+    (Shao 2024, eq. 4).
 
-    `scale` says whose std divides: the group's, the whole batch's, or nothing (Liu 2025, Dr. GRPO). A reward that is
-    not there (NaN) counts nowhere and gets the advantage 0; so does a row that is alone in its group.
+    `scale` says whose std divides: the group's, the whole batch's, or nothing (Liu 2025, Dr. GRPO).
+    A reward that is not there (NaN) counts nowhere and gets the advantage 0; so does a row that is
+    alone in its group.
     """
     there = np.isfinite(rewards)
     count = there.sum(1, keepdims=True)
@@ -42,10 +46,11 @@ def without_spread(rewards: Floats) -> NDArray[np.bool_]:
     return result
 
 
-def gae(rewards: Sequence[Floats], values: Sequence[Floats], gamma: float,
-        lam: float) -> tuple[list[Floats], list[Floats]]:
-    """(advantages, returns) of every row from its per-token rewards and values (Schulman 2016); nothing follows a row's
-    last token."""
+def gae(
+    rewards: Sequence[Floats], values: Sequence[Floats], gamma: float, lam: float
+) -> tuple[list[Floats], list[Floats]]:
+    """(advantages, returns) of every row from its per-token rewards and values (Schulman 2016);
+    nothing follows a row's last token."""
     advantages: list[Floats] = []
     returns: list[Floats] = []
     for reward, value in zip(rewards, values, strict=True):
@@ -62,7 +67,9 @@ def gae(rewards: Sequence[Floats], values: Sequence[Floats], gamma: float,
 
 
 def whiten(rows: Sequence[Floats]) -> list[Floats]:
-    """All tokens of a batch shifted and scaled to mean 0 and variance 1 (unbiased variance, as TRL's masked_whiten)."""
+    """All tokens of a batch shifted and scaled to mean 0 and variance 1 (unbiased variance, as
+    TRL's masked_whiten).
+    """
     flat = np.concatenate(rows) if rows else np.zeros(0)
     if len(flat) < 2:
         return [np.zeros_like(row) for row in rows]
@@ -71,6 +78,8 @@ def whiten(rows: Sequence[Floats]) -> list[Floats]:
 
 
 def explained_variance(returns: Floats, values: Floats) -> float:
-    """1 − Var(returns − values) / Var(returns): 1 where the value model foresees all, 0 where it says a constant."""
+    """1 − Var(returns − values) / Var(returns): 1 where the value model foresees all, 0 where it
+    says a constant.
+    """
     total = float(np.var(returns))
     return float("nan") if total == 0 else 1.0 - float(np.var(returns - values)) / total

@@ -1,4 +1,5 @@
-"""What the stages that learn from their own text share: sampling it, and scoring it without a gradient.
+"""What the stages that learn from their own text share: sampling it, and scoring it without a
+gradient.
 
 A rollout follows from the parameters, the seed and the step alone, so that a resume repeats it.
 """
@@ -32,20 +33,49 @@ class Sampled:
 class Sampler:
     """Draws completions from a model's shapes under parameters given at each call."""
 
-    def __init__(self, model: Model, backend: Backend, *, temperature: float, max_new_tokens: int, seed: int,
-                 top_k: int = 0, top_p: float = 1.0, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        batch_size: int = 256,
+    ) -> None:
         self.tokenizer, self.batch_size = model.tokenizer, batch_size
-        self.generator = generator_of(model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
+        self.generator = generator_of(
+            model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed)
+        )
 
-    def draw(self, params: Params, prompts: Sequence[Sequence[int]], samples: int, *, stage: str, step: int = 0,
-             first: int = 0) -> list[Sampled]:
-        """`samples` completions of each prompt, one prompt's after another's. One that is empty has stopped at once."""
-        found = self.generator.run(params, prompts, stage=stage, step=step, first=first, samples=samples,
-                                   batch_size=self.batch_size)
+    def draw(
+        self,
+        params: Params,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        *,
+        stage: str,
+        step: int = 0,
+        first: int = 0,
+    ) -> list[Sampled]:
+        """`samples` completions of each prompt, one prompt's after another's. One that is empty has
+        stopped at once.
+        """
+        found = self.generator.run(
+            params,
+            prompts,
+            stage=stage,
+            step=step,
+            first=first,
+            samples=samples,
+            batch_size=self.batch_size,
+        )
         out = []
         for i, done in enumerate(found):
             ids = done.ids if done.stop is None else [*done.ids, done.stop]
-            out.append(Sampled(prompts[i // samples], ids, done.stopped, self.tokenizer.decode(done.ids)))
+            out.append(
+                Sampled(prompts[i // samples], ids, done.stopped, self.tokenizer.decode(done.ids))
+            )
         return out
-
-

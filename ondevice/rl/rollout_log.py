@@ -1,10 +1,12 @@
-"""groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or looks back.
+"""groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or
+looks back.
 
-A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated", "rewards": {name:
-number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at which byte its line begins. Each
-measurement on held-out prompts adds {"held_out": true, "step", "groups"}: one completion of each of the same few
-prompts, whose place the eval event tells, so that a prompt that is never learned from can be watched over training.
-A resumed stage repeats the steps after its checkpoint: what the process before it wrote of them is cut off.
+A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated",
+"rewards": {name: number}, "reward", "advantage", "parsed", "span"}]}]}; a step's event says at
+which byte its line begins. Each measurement on held-out prompts adds {"held_out": true, "step",
+"groups"}: one completion of each of the same few prompts, whose place the eval event tells, so that
+a prompt that is never learned from can be watched over training. A resumed stage repeats the steps
+after its checkpoint: what the process before it wrote of them is cut off.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ WATCHED = 8  # held-out prompts whose completions are kept at each measurement
 
 
 class GroupLog:
-    """Appends lines; each is on its way to the disk when `append` returns, before the event that tells its place."""
+    """Appends lines; each is on its way to the disk when `append` returns, before the event that
+    tells its place.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,13 +46,27 @@ class GroupLog:
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
 
-    def append_held_out(self, asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any],
-                        totals: Any, form: str = "", tokenizer: Tokenizer | None = None) -> int:
-        """The same of a measurement, of one completion a prompt, after the step that was appended last: the first few
-        prompts, always the same. Arguments as of `to_records`."""
+    def append_held_out(
+        self,
+        asked: Sequence[Prompt],
+        sampled: Sequence[Sampled],
+        rewards: Mapping[str, Any],
+        totals: Any,
+        form: str = "",
+        tokenizer: Tokenizer | None = None,
+    ) -> int:
+        """The same of a measurement, of one completion a prompt, after the step that was appended
+        last: the first few prompts, always the same. Arguments as of `to_records`."""
         few = slice(WATCHED)
-        groups = to_records(asked[few], sampled[few], {name: values[few] for name, values in rewards.items()}, totals[few],
-                      np.zeros(WATCHED), form, tokenizer)
+        groups = to_records(
+            asked[few],
+            sampled[few],
+            {name: values[few] for name, values in rewards.items()},
+            totals[few],
+            np.zeros(WATCHED),
+            form,
+            tokenizer,
+        )
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
 
@@ -68,11 +86,18 @@ def cut_from(path: Path, step: int) -> None:
     os.truncate(path, end)
 
 
-def to_records(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Mapping[str, Any], totals: Any, advantages: Any,
-         form: str = "", tokenizer: Tokenizer | None = None) -> list[dict[str, Any]]:
-    """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a number a completion;
-    `form` says how answers are written, where there are any to be parsed, and `tokenizer` whether a prompt has opened a
-    thought."""
+def to_records(
+    asked: Sequence[Prompt],
+    sampled: Sequence[Sampled],
+    rewards: Mapping[str, Any],
+    totals: Any,
+    advantages: Any,
+    form: str = "",
+    tokenizer: Tokenizer | None = None,
+) -> list[dict[str, Any]]:
+    """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a
+    number a completion; `form` says how answers are written, where there are any to be parsed, and
+    `tokenizer` whether a prompt has opened a thought."""
     size = len(sampled) // len(asked)
     groups = []
     for g, one in enumerate(asked):
@@ -80,13 +105,23 @@ def to_records(asked: Sequence[Prompt], sampled: Sequence[Sampled], rewards: Map
         opened = thought_opening(one.ids, tokenizer) if tokenizer is not None else ""
         for i in range(g * size, (g + 1) * size):
             answer = find_answer(opened + sampled[i].text, form) if form else None
-            completions.append({
-                "text": sampled[i].text, "tokens": len(sampled[i].ids), "truncated": not sampled[i].stopped,
-                "rewards": {name: _number(values[i]) for name, values in rewards.items()},
-                "reward": _number(totals[i]), "advantage": _number(advantages[i]),
-                "parsed": answer.text if answer else None,
-                "span": [place - len(opened) for place in (answer.start, answer.end)] if answer else None})
-        groups.append({"prompt": one.text, "answer": one.known.get("answer"), "completions": completions})
+            completions.append(
+                {
+                    "text": sampled[i].text,
+                    "tokens": len(sampled[i].ids),
+                    "truncated": not sampled[i].stopped,
+                    "rewards": {name: _number(values[i]) for name, values in rewards.items()},
+                    "reward": _number(totals[i]),
+                    "advantage": _number(advantages[i]),
+                    "parsed": answer.text if answer else None,
+                    "span": [place - len(opened) for place in (answer.start, answer.end)]
+                    if answer
+                    else None,
+                }
+            )
+        groups.append(
+            {"prompt": one.text, "answer": one.known.get("answer"), "completions": completions}
+        )
     return groups
 
 

@@ -1,7 +1,7 @@
 """What looks on while a stage trains, without the loop knowing what it is for.
 
-The names are those of transformers' `TrainerCallback`, so that they are found. Of its many moments two are here: the
-others have no user. Where a callback fails, it says so itself: training goes on.
+The names are those of transformers' `TrainerCallback`, so that they are found. Of its many moments
+two are here: the others have no user. Where a callback fails, it says so itself: training goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ class Callback(Protocol):
     """Called by the loop in its own thread."""
 
     def on_train_begin(self, model: Model, step: int) -> None:
-        """Before the first step after `step`. Raises UserError where its settings do not suit the model."""
+        """Before the first step after `step`. Raises UserError where its settings do not suit the
+        model.
+        """
         ...
 
     def on_save(self, saved: Checkpoint, *, last: bool) -> None:

@@ -1,8 +1,10 @@
-"""Folders that are whole or not there: written aside, synced, listed with checksums, then renamed into place.
+"""Folders that are whole or not there: written aside, synced, listed with checksums, then renamed
+into place.
 
     checkpoints/.tmp-…/.new  →  files, synced  →  MANIFEST.json, synced  →  rename to step-00000100  →  parent synced
 
-A resume takes the newest folder whose manifest verifies and goes back one by one, saying what it left out and why.
+A resume takes the newest folder whose manifest verifies and goes back one by one, saying what it
+left out and why.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A `step-…` folder and the record beside its weights. `whole`: it was read back and is as it was written."""
+    """A `step-…` folder and the record beside its weights. `whole`: it was read back and is as it
+    was written.
+    """
 
     path: Path
     step: int
@@ -44,12 +48,21 @@ class Checkpoint:
         return self.path / "optimizer.safetensors"
 
 
-def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Mapping[str, Any], *,
-         keep: int, best: int | None, say: Say = atomic.to_stderr) -> Checkpoint:
-    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `prune` decides which ones remain.
+def save(
+    checkpoints: Path,
+    step: int,
+    write: Callable[[Path], None],
+    record: Mapping[str, Any],
+    *,
+    keep: int,
+    best: int | None,
+    say: Say = atomic.to_stderr,
+) -> Checkpoint:
+    """`write(folder)` puts `model/` and `optimizer.safetensors` there; then `prune` decides which
+    ones remain.
 
-    `best` None: no better one is on disk than the one that was called the best so far, which then stays. `say` is told
-    of what stood in the way. Raises UserError on a full disk.
+    `best` None: no better one is on disk than the one that was called the best so far, which then
+    stays. `say` is told of what stood in the way. Raises UserError on a full disk.
     """
     target = path_at(checkpoints, step)
     with whole_folder(target, {"step": step}) as folder:
@@ -63,10 +76,12 @@ def save(checkpoints: Path, step: int, write: Callable[[Path], None], record: Ma
     return Checkpoint(target, step, dict(record), whole=reason is None)
 
 
-def prune(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr) -> None:
-    """Points `best` to the best one and removes what is not to be kept of the checkpoints up to `step`: there remain
-    the newest `keep`, the best, and the newest that is sound with the one that was the best then: a way back, where
-    the newest are not."""
+def prune(
+    checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say = atomic.to_stderr
+) -> None:
+    """Points `best` to the best one and removes what is not to be kept of the checkpoints up to
+    `step`: there remain the newest `keep`, the best, and the newest that is sound with the one that
+    was the best then: a way back, where the newest are not."""
     if best is not None and path_at(checkpoints, best).is_dir():
         _point(checkpoints / "best", path_at(checkpoints, best), say)
     found = [path for path in steps(checkpoints) if _number(path) <= step]
@@ -82,15 +97,15 @@ def prune(checkpoints: Path, step: int, *, keep: int, best: int | None, say: Say
 
 
 def is_sound(record: Mapping[str, Any]) -> bool:
-    """Whether a stage can go back to the checkpoint of this record: its gradient and its figure are finite, or it is
-    the stage's start, written when the stage went back to that."""
+    """Whether a stage can go back to the checkpoint of this record: its gradient and its figure are
+    finite, or it is the stage's start, written when the stage went back to that."""
     # earlier versions did not write it down: what they saved is measured when it is gone back to
     return bool(record.get("sound", not record.get("skipped_in_a_row"))) or record.get("step") == 0
 
 
 def drop_after(checkpoints: Path, step: int, say: Say = atomic.to_stderr) -> None:
-    """Removes the checkpoints of later steps, the newest first: a process that is killed on the way goes on from what
-    it would have gone on from before."""
+    """Removes the checkpoints of later steps, the newest first: a process that is killed on the way
+    goes on from what it would have gone on from before."""
     for path in reversed(steps(checkpoints)):
         if _number(path) > step:
             atomic.remove(path, say)
@@ -102,8 +117,8 @@ def steps(checkpoints: Path) -> list[Path]:
 
 
 def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
-    """Removes all checkpoints. What else lies there stays, and a link to a folder elsewhere stays one. Raises OSError
-    where one cannot be removed."""
+    """Removes all checkpoints. What else lies there stays, and a link to a folder elsewhere stays
+    one. Raises OSError where one cannot be removed."""
     if checkpoints.is_dir():
         atomic.sweep(checkpoints, say)
         if (checkpoints / "best").is_symlink():
@@ -115,7 +130,9 @@ def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
 def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
     """The newest whole checkpoint; `say` is told of each that was left out."""
     if checkpoints.is_dir():
-        atomic.sweep(checkpoints, say)  # one that was being replaced when a process was killed is put back
+        atomic.sweep(
+            checkpoints, say
+        )  # one that was being replaced when a process was killed is put back
     for path in reversed(steps(checkpoints)):
         reason = find_damage(path)
         if reason is None:
@@ -148,10 +165,14 @@ def _number(path: Path) -> int:
 
 
 def find_damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be trusted; None: every file has the size and the hash that its manifest says."""
+    """Why a checkpoint cannot be trusted; None: every file has the size and the hash that its
+    manifest says.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files = {name: (listed["size"], listed["sha256"]) for name, listed in manifest["files"].items()}
+        files = {
+            name: (listed["size"], listed["sha256"]) for name, listed in manifest["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "no manifest"
     if manifest.get("format") != FORMAT:
@@ -168,13 +189,21 @@ def find_damage(path: Path) -> str | None:
 
 
 def _point(link: Path, target: Path, say: Say) -> None:
-    """Makes `link` point to its neighbour `target`. A folder at its place is moved aside, and that is said."""
+    """Makes `link` point to its neighbour `target`. A folder at its place is moved aside, and that
+    is said.
+    """
     if link.is_dir() and not link.is_symlink():
-        number = next(n for n in itertools.count(1) if not os.path.lexists(link.with_name(f"{link.name}-copy-{n}")))
+        number = next(
+            n
+            for n in itertools.count(1)
+            if not os.path.lexists(link.with_name(f"{link.name}-copy-{n}"))
+        )
         copy = link.with_name(f"{link.name}-copy-{number}")
         os.rename(link, copy)
-        say(f"{link.name} was a folder, not a link, as a copy that follows links makes one: it is {copy.name} now, and "
-            "nothing needs it")
+        say(
+            f"{link.name} was a folder, not a link, as a copy that follows links makes one: it is {copy.name} now, and "
+            "nothing needs it"
+        )
     with atomic.aside(link) as new:
         new.symlink_to(target.name)
         os.replace(new, link)

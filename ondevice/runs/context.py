@@ -1,4 +1,6 @@
-"""What a stage gets beside its settings: a folder, a backend, a place for events, and somebody's wish to stop."""
+"""What a stage gets beside its settings: a folder, a backend, a place for events, and somebody's
+wish to stop.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ from ondevice.seam.protocols import Backend
 
 
 def _cpu_seconds() -> float:
-    """Of this process, and of those that it has waited for. (os.times alone counts hundredths of a second.)"""
+    """Of this process, and of those that it has waited for. (os.times alone counts hundredths of a
+    second.)
+    """
     return time.process_time() + sum(os.times()[2:4])
 
 
 class ElapsedTime:
-    """Seconds on the clock and on processors that a stage has taken, its processes before a resume included."""
+    """Seconds on the clock and on processors that a stage has taken, its processes before a resume
+    included.
+    """
 
     def __init__(self) -> None:
         self._began, self._cpu = ticks(), _cpu_seconds()
@@ -44,7 +50,9 @@ class ElapsedTime:
 
 @dataclass
 class Context:
-    """One stage's surroundings while it runs. `corpus` is what `builtin` means, `prompts` are asked at its end."""
+    """One stage's surroundings while it runs. `corpus` is what `builtin` means, `prompts` are asked
+    at its end.
+    """
 
     name: str
     folder: StageFolder
@@ -67,19 +75,28 @@ class Context:
     """Whose weights the stage's result has, once it is trained."""
 
     def newest_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """Where to go on from; None at a beginning. A checkpoint that other library versions wrote is told of."""
+        """Where to go on from; None at a beginning. A checkpoint that other library versions wrote
+        is told of.
+        """
         if not self.resume:
             return None
         found = checkpoint.newest(self.folder.checkpoints, self.warn)
         if found is not None and found.record.get("versions") != self.versions():
-            self.warn(f"{found.path.name} was written by {found.record.get('versions')}, this is {self.versions()}: "
-                      "the curve goes on, but not to the last digit")
+            self.warn(
+                f"{found.path.name} was written by {found.record.get('versions')}, this is {self.versions()}: "
+                "the curve goes on, but not to the last digit"
+            )
         return found
 
     def versions(self) -> dict[str, str]:
         """What an exact resume needs to be the same."""
-        return {"backend": self.backend.name, "device": self.backend.device, "dtype": self.backend.dtype,
-                **self.backend.versions(), "machine": platform.machine()}
+        return {
+            "backend": self.backend.name,
+            "device": self.backend.device,
+            "dtype": self.backend.dtype,
+            **self.backend.versions(),
+            "machine": platform.machine(),
+        }
 
     def progress(self, total: int, first: int) -> Progress:
         return Progress(self.name, total, first)
@@ -98,12 +115,11 @@ class Context:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage gives: a model, or None where its result lies elsewhere; figures of its own for the ladder; models
-    that belong beside it, each a folder of that name; what was rated by whom, for the model's card."""
+    """What a stage gives: a model, or None where its result lies elsewhere; figures of its own for
+    the ladder; models that belong beside it, each a folder of that name; what was rated by whom,
+    for the model's card."""
 
     model: Model | None
     marks: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Model] = field(default_factory=dict)
     notes: Sequence[str] = ()
-
-

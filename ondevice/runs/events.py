@@ -1,8 +1,10 @@
-"""What a stage emits: one JSON object a line, `{"t", "event", "step", …}`, appended to `<stage>/events.jsonl`.
+"""What a stage emits: one JSON object a line, `{"t", "event", "step", …}`, appended to
+`<stage>/events.jsonl`.
 
-Readers may look at any moment, and the writer may die at any moment: a last line without its newline is torn, readers
-leave it out and the next writer cuts it off. Losing the last second of step lines in a crash is harmless, because a
-resume goes back to a checkpoint and emits those steps again.
+Readers may look at any moment, and the writer may die at any moment: a last line without its
+newline is torn, readers leave it out and the next writer cuts it off. Losing the last second of
+step lines in a crash is harmless, because a resume goes back to a checkpoint and emits those steps
+again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _BLOCK = 1 << 16
 
 
 class LineFile:
-    """A file to which whole lines of JSON are appended; a torn last line is cut off when it is opened."""
+    """A file to which whole lines of JSON are appended; a torn last line is cut off when it is
+    opened.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,9 @@ class LineFile:
         return offset
 
     def flush(self, *, sync: bool = False) -> None:
-        """Writes what waits. What a full disk refuses goes on waiting: the next flush continues in mid-line."""
+        """Writes what waits. What a full disk refuses goes on waiting: the next flush continues in
+        mid-line.
+        """
         while self._waiting:
             written = os.write(self._descriptor, self._waiting)
             self._end += written
@@ -62,8 +68,9 @@ class LineFile:
 
 
 class EventWriter:
-    """Appends a stage's events. Steps are written in batches, at least once a second while steps come; every other
-    event is written at once, together with what waits. Call `flush` before something long that emits nothing."""
+    """Appends a stage's events. Steps are written in batches, at least once a second while steps
+    come; every other event is written at once, together with what waits. Call `flush` before
+    something long that emits nothing."""
 
     def __init__(self, path: Path, *, now: Callable[[], float] = clock) -> None:
         self._file = LineFile(path)
@@ -71,7 +78,9 @@ class EventWriter:
         self._flushed = ticks()
 
     def emit(self, event: str, step: int | None = None, **fields: Any) -> None:
-        """Adds {"t", "event", "step", …fields}; numbers that are not finite become null. numpy scalars are welcome."""
+        """Adds {"t", "event", "step", …fields}; numbers that are not finite become null. numpy
+        scalars are welcome.
+        """
         head = {"t": round(self._now(), 3), "event": event}
         if step is not None:
             head["step"] = int(step)
@@ -94,11 +103,13 @@ class EventWriter:
 
 
 def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
-    """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it with a step > k.
+    """The events that hold: after {"event": "resume", "step": k} nothing counts that came before it
+    with a step > k.
 
-    A missing file has no events; a torn last line is left out; a damaged line in the middle (a disk's doing) becomes a
-    "warning" event that names it, so that what is around it can still be read. `tail` reads only the whole lines within
-    that many last bytes: enough for a glance at a long file. Raises OSError where the file cannot be read.
+    A missing file has no events; a torn last line is left out; a damaged line in the middle (a
+    disk's doing) becomes a "warning" event that names it, so that what is around it can still be
+    read. `tail` reads only the whole lines within that many last bytes: enough for a glance at a
+    long file. Raises OSError where the file cannot be read.
     """
     kept: list[dict[str, Any]] = []
     for event in _lines(path, tail):
@@ -116,7 +127,9 @@ def _step(event: Mapping[str, Any]) -> float:
 
 
 def read_at(path: Path, offset: int) -> dict[str, Any]:
-    """The line that begins at this byte offset, as `LineFile.append` returned it. Raises ValueError if none does."""
+    """The line that begins at this byte offset, as `LineFile.append` returned it. Raises ValueError
+    if none does.
+    """
     with open(path, "rb") as file:
         file.seek(offset)
         value = json.loads(file.readline())
@@ -129,7 +142,9 @@ def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     if not path.is_file():
-        raise OSError(errno.EINVAL, "is not a file", str(path))  # reading from a pipe would wait for ever
+        raise OSError(
+            errno.EINVAL, "is not a file", str(path)
+        )  # reading from a pipe would wait for ever
     with open(path, "rb") as file:
         start = os.fstat(file.fileno()).st_size - tail if tail else 0
         if start > 0:

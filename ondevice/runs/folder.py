@@ -3,10 +3,10 @@
     runs/<name>/recipe.yaml
     runs/<name>/<stage>/{lock, events.jsonl, samples.jsonl, stop, save, checkpoints/, model/, done.json}
 
-A stage is locked with `flock` for as long as the process that trains it lives. The kernel frees the lock when that
-process dies in any way, kill -9 included, so there is no stale lock to remove. Python opens files so that started
-programs do not inherit them; a *forked* child would inherit the lock and hold it after its parent's death, which is why
-helpers are spawned, never forked.
+A stage is locked with `flock` for as long as the process that trains it lives. The kernel frees the
+lock when that process dies in any way, kill -9 included, so there is no stale lock to remove.
+Python opens files so that started programs do not inherit them; a *forked* child would inherit the
+lock and hold it after its parent's death, which is why helpers are spawned, never forked.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
-            raise UserError("is a file, not a run folder", where=str(self.path), hint="give another --out")
+            raise UserError(
+                "is a file, not a run folder", where=str(self.path), hint="give another --out"
+            )
 
     @classmethod
     def new(cls, kind: str, parent: str | Path = "runs") -> RunFolder:
-        """A folder that does not exist yet: `<parent>/<kind>-<date and time>`, numbered where that is taken."""
+        """A folder that does not exist yet: `<parent>/<kind>-<date and time>`, numbered where that
+        is taken.
+        """
         base = Path(parent) / f"{kind}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(clock()))}"
         path, number = base, 2
         while path.exists():
@@ -61,14 +65,18 @@ class RunFolder:
 
     def stage(self, name: str) -> StageFolder:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-            raise UserError(f"{name!r} cannot be the name of a stage", hint="letters, digits, - and _")
+            raise UserError(
+                f"{name!r} cannot be the name of a stage", hint="letters, digits, - and _"
+            )
         return StageFolder(self.path / name)
 
     def stages(self) -> list[StageFolder]:
         """The stages begun here, in the order in which they were begun."""
         if not self.path.is_dir():
             return []
-        begun = [p for p in self.path.iterdir() if (p / "lock").is_file() or (p / "done.json").is_file()]
+        begun = [
+            p for p in self.path.iterdir() if (p / "lock").is_file() or (p / "done.json").is_file()
+        ]
         found = [(_begun_at(p), p.name, p) for p in begun]
         return [StageFolder(p) for _, _, p in sorted(found)]
 
@@ -139,7 +147,9 @@ class StageFolder:
 
     @contextmanager
     def locked(self) -> Iterator[StageFolder]:
-        """Makes the folder and holds its lock. Raises UserError naming the process that holds it already."""
+        """Makes the folder and holds its lock. Raises UserError naming the process that holds it
+        already.
+        """
         self.create()
         descriptor = _take(self.lock)
         try:
@@ -148,9 +158,13 @@ class StageFolder:
             os.close(descriptor)  # closing the last descriptor frees the lock
 
     def holder(self) -> dict[str, Any] | None:
-        """Who trains this stage now ({"pid","host","since"}, or {} where it has not yet said so); None: nobody."""
+        """Who trains this stage now ({"pid","host","since"}, or {} where it has not yet said so);
+        None: nobody.
+        """
         try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
+            descriptor = os.open(
+                self.lock, os.O_RDONLY | os.O_NONBLOCK
+            )  # a pipe in its place is not waited for
         except OSError:
             return None
         try:
@@ -175,10 +189,11 @@ class StopRequest:
             stop.begin(stage_folder)          # forgets an old stop file
             while … and not stop.requested: …
 
-    The first SIGINT, SIGTERM or SIGHUP, or a file `<stage>/stop`, sets `requested`. A file `<stage>/save` asks for a
-    checkpoint, and is removed by `save_requested`, which tells of it once. A second SIGINT ends the process at
-    once with exit code 130: nothing is saved then, and nothing half-written counts (checkpoints are renamed in place).
-    The handlers are those of the main thread; entered in another thread, only the stop file is watched.
+    The first SIGINT, SIGTERM or SIGHUP, or a file `<stage>/stop`, sets `requested`. A file
+    `<stage>/save` asks for a checkpoint, and is removed by `save_requested`, which tells of it
+    once. A second SIGINT ends the process at once with exit code 130: nothing is saved then, and
+    nothing half-written counts (checkpoints are renamed in place). The handlers are those of the
+    main thread; entered in another thread, only the stop file is watched.
     """
 
     def __init__(self) -> None:
@@ -204,7 +219,9 @@ class StopRequest:
         self._replaced.clear()
 
     def begin(self, stage: StageFolder) -> None:
-        """Watch this stage's stop and save files from now on; what an earlier run left of them is removed."""
+        """Watch this stage's stop and save files from now on; what an earlier run left of them is
+        removed.
+        """
         for file in (stage.stop, stage.save):
             file.unlink(missing_ok=True)
         self._file, self._save = stage.stop, stage.save
@@ -238,8 +255,12 @@ class StopRequest:
 
 
 def _leave_at_once() -> None:
-    # no cleaning up: a second Ctrl-C means that the first one took too long. A progress bar hides the cursor.
-    _say(("\x1b[?25h" if os.isatty(2) else "") + "\nleft at once; --resume goes on from the newest checkpoint\n")
+    # no cleaning up: a second Ctrl-C means that the first one took too long. A progress bar hides
+    # the cursor.
+    _say(
+        ("\x1b[?25h" if os.isatty(2) else "")
+        + "\nleft at once; --resume goes on from the newest checkpoint\n"
+    )
     os._exit(130)
 
 
@@ -256,7 +277,12 @@ def _take(file: Path) -> int:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _flock(descriptor, file)
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": round(clock(), 3), "command": sys.argv[0]}
+        me = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": round(clock(), 3),
+            "command": sys.argv[0],
+        }
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(me) + "\n").encode(), 0)
     except BaseException:
@@ -275,8 +301,11 @@ def _flock(descriptor: int, file: Path) -> None:
                 raise _held(file) from None
             time.sleep(0.02)
         except OSError as error:
-            raise UserError(f"this file system cannot lock files ({error.strerror})", where=str(file),
-                            hint="give --out a folder on a local disk") from error
+            raise UserError(
+                f"this file system cannot lock files ({error.strerror})",
+                where=str(file),
+                hint="give --out a folder on a local disk",
+            ) from error
 
 
 def _held(file: Path) -> UserError:
@@ -284,7 +313,11 @@ def _held(file: Path) -> UserError:
     who = f"process {holder['pid']}" if "pid" in holder else "another process"
     if holder.get("host", socket.gethostname()) != socket.gethostname():
         who += f" on {holder['host']}"
-    return UserError(f"{who} trains here", where=str(file.parent), hint="wait for it, stop it, or give another --out")
+    return UserError(
+        f"{who} trains here",
+        where=str(file.parent),
+        hint="wait for it, stop it, or give another --out",
+    )
 
 
 def _read_holder(file: Path) -> dict[str, Any]:
@@ -304,12 +337,16 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 def _begun_at(stage: Path) -> float:
     """The time of a stage's first event, or of its oldest file where it has none."""
     began = _first_time(stage / "events.jsonl")
-    return began if began is not None else min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
+    return (
+        began
+        if began is not None
+        else min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
+    )
 
 
 def first_event(events: Path) -> dict[str, Any]:
-    """The first event of a stage, its start with its settings; empty where the file does not begin with one. Raises
-    OSError where it cannot be read."""
+    """The first event of a stage, its start with its settings; empty where the file does not begin
+    with one. Raises OSError where it cannot be read."""
     if not events.is_file():  # reading from a pipe would wait for ever
         return {}
     try:
@@ -333,6 +370,8 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError("a file is in the way", where=str(path), hint="give another --out") from None
+        raise UserError(
+            "a file is in the way", where=str(path), hint="give another --out"
+        ) from None
     except OSError as error:
         raise UserError(f"cannot make this folder ({error.strerror})", where=str(path)) from error

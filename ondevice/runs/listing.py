@@ -1,4 +1,6 @@
-"""What the runs in a folder have done, read from what they left there; a run that trains is not disturbed."""
+"""What the runs in a folder have done, read from what they left there; a run that trains is not
+disturbed.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,29 @@ from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder, first_event
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
-_MARKS = ("bits_per_byte", "exact_match", "queued", "votes")  # of a finished stage, also one that does not train
+_MARKS = (
+    "bits_per_byte",
+    "exact_match",
+    "queued",
+    "votes",
+)  # of a finished stage, also one that does not train
 _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """Every run in `folder`, the oldest first: {"run", "path", "began", "ratings": has some, "stages":
-    [{"stage", "state", "step", "steps", …}]}.
+    """Every run in `folder`, the oldest first: {"run", "path", "began", "ratings": has some,
+    "stages": [{"stage", "state", "step", "steps", …}]}.
 
-    A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises UserError where
-    `folder` itself cannot be read.
+    A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises
+    UserError where `folder` itself cannot be read.
     """
     found = [run for path in run_paths(folder) if (run := _run(path)) is not None]
     return sorted(found, key=lambda run: (run["began"], run["run"]))
 
 
 def run_paths(folder: str | Path) -> list[Path]:
-    """What stands in a folder of runs, by name; a missing folder has nothing. Raises UserError where it cannot be
-    read."""
+    """What stands in a folder of runs, by name; a missing folder has nothing. Raises UserError
+    where it cannot be read."""
     try:
         root = Path(folder)
         return sorted(root.iterdir()) if root.is_dir() else []
@@ -47,8 +54,13 @@ def _run(path: Path) -> dict[str, Any] | None:
         stages = [stage_state(stage) for stage in run.stages()]
         if not stages and not is_run(run):
             return None
-        return {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages,
-                "ratings": has_ratings(run)}
+        return {
+            "run": path.name,
+            "path": str(path),
+            "began": began_at(run, stages),
+            "stages": stages,
+            "ratings": has_ratings(run),
+        }
     except Exception as problem:  # whatever it is, the other runs are listed, and it is told
         return unreadable(path, problem)
 
@@ -60,14 +72,17 @@ def is_run(run: RunFolder) -> bool:
 
 def has_ratings(run: RunFolder) -> bool:
     """Whether a run has pairs that people rate."""
-    from ondevice.preferences.sqlite_store import FILE  # here: it loads SQLite, and most runs are known without
+    from ondevice.preferences.sqlite_store import (
+        FILE,
+    )  # here: it loads SQLite, and most runs are known without
 
     return (run.path / FILE).is_file()
 
 
 def began_at(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> float:
-    """When its first stage began; of a run without stages, the time of its oldest file. (The folder's own time changes
-    with every look at its ratings: SQLite makes files beside them and removes them.)"""
+    """When its first stage began; of a run without stages, the time of its oldest file. (The
+    folder's own time changes with every look at its ratings: SQLite makes files beside them and
+    removes them.)"""
     if stages:
         return min(float(stage["began"]) for stage in stages)
     oldest = run.path.stat().st_mtime
@@ -78,8 +93,8 @@ def began_at(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> float:
 
 
 def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
-    """The record of a run that cannot be read. What is not a matter of files and their contents is told by its type:
-    it is a mistake of ours."""
+    """The record of a run that cannot be read. What is not a matter of files and their contents is
+    told by its type: it is a mistake of ours."""
     if isinstance(problem, UserError):
         told = str(problem)
     elif isinstance(problem, OSError):
@@ -96,10 +111,11 @@ def unreadable(path: Path, problem: Exception) -> dict[str, Any]:
 def stage_state(stage: StageFolder) -> dict[str, Any]:
     """A stage's state, its newest step and headline numbers.
 
-    The state is done, training, stopped (a person asked for it), failed (its `message` says why) or died (its process
-    is gone and left no word). `holder` names the process that trains, `last` is the time of the newest event. `since`
-    (time, step): where it began or went on last, or the first step in the part of the file that is read; `paused`:
-    seconds between a stop and its resume, of those resumes that are in that part.
+    The state is done, training, stopped (a person asked for it), failed (its `message` says why) or
+    died (its process is gone and left no word). `holder` names the process that trains, `last` is
+    the time of the newest event. `since` (time, step): where it began or went on last, or the first
+    step in the part of the file that is read; `paused`: seconds between a stop and its resume, of
+    those resumes that are in that part.
     """
     first = first_event(stage.events)
     newest: dict[str, dict[str, Any]] = {}
@@ -113,7 +129,11 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
         step = event["step"] if isinstance(event.get("step"), int) else step
         if event.get("event") == "resume" and at is not None and before is not None:
             paused += max(at - before, 0.0)
-        if at is not None and step is not None and (since is None or event.get("event") == "resume"):
+        if (
+            at is not None
+            and step is not None
+            and (since is None or event.get("event") == "resume")
+        ):
             since = at, step
     holder, done = stage.holder(), stage.done_record()
     ended = last if last.get("event") == "failed" else {}
@@ -134,19 +154,30 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
     given = (done or {}).get("outcome")
-    if isinstance(given, Mapping) and isinstance(given.get("value"), (int, float)):  # of the weights that it gives
+    if isinstance(given, Mapping) and isinstance(
+        given.get("value"), (int, float)
+    ):  # of the weights that it gives
         name = {"loss": "heldout_loss"}.get(str(given.get("figure")), str(given.get("figure")))
         numbers.update({name: given["value"]} if name in _HEADLINE else {})
     held = (done or {}).get("marks")
     marks = held if isinstance(held, Mapping) else {}
     began, steps = _number(first.get("t")), first.get("steps")
     times = [t for event in newest.values() if (t := _number(event.get("t"))) is not None]
-    return {"stage": stage.name, "state": state, "step": step, "steps": steps if isinstance(steps, int) else None,
-            "began": began if began is not None else stage.path.stat().st_mtime, "numbers": numbers,
-            "marks": {key: marks[key] for key in _MARKS if _number(marks.get(key)) is not None},
-            "last": max(times, default=None), "since": since, "paused": paused, "holder": holder,
-            "message": str(ended.get("message", "")),
-            "seconds": _number((done or {}).get("seconds"))}
+    return {
+        "stage": stage.name,
+        "state": state,
+        "step": step,
+        "steps": steps if isinstance(steps, int) else None,
+        "began": began if began is not None else stage.path.stat().st_mtime,
+        "numbers": numbers,
+        "marks": {key: marks[key] for key in _MARKS if _number(marks.get(key)) is not None},
+        "last": max(times, default=None),
+        "since": since,
+        "paused": paused,
+        "holder": holder,
+        "message": str(ended.get("message", "")),
+        "seconds": _number((done or {}).get("seconds")),
+    }
 
 
 def _number(value: Any) -> float | None:
@@ -180,6 +211,6 @@ def find_run(name: str, folder: str | Path) -> RunFolder:
         if path.is_dir():
             return RunFolder(path)
     known = [run["run"] for run in list_runs(folder)]
-    raise UserError("no such run", where=name, hint=nearest(name, known) if known else f"{folder} has no runs")
-
-
+    raise UserError(
+        "no such run", where=name, hint=nearest(name, known) if known else f"{folder} has no runs"
+    )

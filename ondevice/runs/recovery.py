@@ -1,12 +1,14 @@
-"""What a checkpoint's record holds beside weights and optimizer, and the way back from weights that are ruined.
+"""What a checkpoint's record holds beside weights and optimizer, and the way back from weights that
+are ruined.
 
-Weights are ruined where an update makes one of them not finite, or where no step's gradient is finite any more. The
-stage then goes back by itself, once: to the newest sound checkpoint (or to its start), with half the learning rate and
-without the batch that did it. Everything that decides this follows from the seed and the step, and stands in the
-record: whatever kills the process on the way, the next one comes to the same weights.
+Weights are ruined where an update makes one of them not finite, or where no step's gradient is
+finite any more. The stage then goes back by itself, once: to the newest sound checkpoint (or to its
+start), with half the learning rate and without the batch that did it. Everything that decides this
+follows from the seed and the step, and stands in the record: whatever kills the process on the way,
+the next one comes to the same weights.
 
-A checkpoint is sound where its step's gradient was finite and so is its figure. One that a person's stop saved is not
-measured: it is when it is gone back to.
+A checkpoint is sound where its step's gradient was finite and so is its figure. One that a person's
+stop saved is not measured: it is when it is gone back to.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class State:
     """What a checkpoint keeps beside weights and optimizer."""
 
     step: int = 0
-    first: int = 0  # the number of the first batch: after those of the stage that this one continues
+    first: int = (
+        0  # the number of the first batch: after those of the stage that this one continues
+    )
     tokens: int = 0
     best_step: int | None = None
     best_score: float | None = None
@@ -44,27 +48,38 @@ class State:
     skipped_in_a_row: int = 0
     ended: str = ""  # why the stage ended before its last step
     before: dict[str, Any] | None = None  # the held-out figures before the first step
-    measured: dict[str, Any] | None = None  # the held-out figures of these very weights; None: not measured
+    measured: dict[str, Any] | None = (
+        None  # the held-out figures of these very weights; None: not measured
+    )
     score: float | None = None  # the one of them that decides, where it is finite
     sound: bool = False
     last_update: int | None = None  # the number of the batch that changed the weights last
-    left_out: list[int] = field(default_factory=list)  # numbers of batches that are not learned from
+    left_out: list[int] = field(
+        default_factory=list
+    )  # numbers of batches that are not learned from
     rate_factor: float = 1.0
-    rolled_back: dict[str, Any] | None = None  # {"at", "to", "tensor", "batch"}, once it has happened
-    changes: list[dict[str, Any]] = field(default_factory=list)  # {"step", "field", "before", "now"}: a person's
+    rolled_back: dict[str, Any] | None = (
+        None  # {"at", "to", "tensor", "batch"}, once it has happened
+    )
+    changes: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # {"step", "field", "before", "now"}: a person's
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> State:
-        return cls(**{name: value for name, value in record.items() if name in cls.__dataclass_fields__})
+        return cls(
+            **{name: value for name, value in record.items() if name in cls.__dataclass_fields__}
+        )
 
     def number(self) -> int:
         """The number of the next step's batch."""
         return batch_number(self.step, self.left_out)
 
     def culprit(self, applied: bool, saved: int) -> int:
-        """The number of the batch to leave out, after going back to step `saved`: the one that changed the weights
-        last, or the first whose gradient was not finite, where the weights that are gone back to hold that change.
+        """The number of the batch to leave out, after going back to step `saved`: the one that
+        changed the weights last, or the first whose gradient was not finite, where the weights that
+        are gone back to hold that change.
 
         `applied`: the step that was ruined is the one that was just done.
         """
@@ -75,7 +90,9 @@ class State:
 
 @dataclass(frozen=True)
 class ResultRecord:
-    """Whose weights a stage's result has: the step, all that was measured of them, and the figure that decides."""
+    """Whose weights a stage's result has: the step, all that was measured of them, and the figure
+    that decides.
+    """
 
     step: int
     figures: Mapping[str, Any]
@@ -101,7 +118,9 @@ def batch_number(step: int, left_out: Iterable[int]) -> int:
 
 
 def sound_checkpoints(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Checkpoint]:
-    """The whole checkpoints that are sound, the newest first, and that of step 0, which is a stage's start."""
+    """The whole checkpoints that are sound, the newest first, and that of step 0, which is a
+    stage's start.
+    """
     for path in reversed(checkpoint.steps(checkpoints)):
         if not checkpoint.is_sound(checkpoint.record_of(path)):
             continue
@@ -113,24 +132,34 @@ def sound_checkpoints(checkpoints: Path, warn: checkpoint.Say) -> Iterator[Check
 
 
 def measured_checkpoints(checkpoints: Path, name: str, newest: int) -> list[Checkpoint]:
-    """The whole checkpoints up to step `newest` of which the figure `name` was measured, and is finite."""
+    """The whole checkpoints up to step `newest` of which the figure `name` was measured, and is
+    finite.
+    """
     found = []
     for path in checkpoint.steps(checkpoints):
         record = checkpoint.record_of(path)
         figures = record.get("measured")
-        if isinstance(figures, Mapping) and finite(figures.get(name)) is not None and record["step"] <= newest:
+        if (
+            isinstance(figures, Mapping)
+            and finite(figures.get(name)) is not None
+            and record["step"] <= newest
+        ):
             found.append(path)
     return [checkpoint.load(path) for path in found if checkpoint.find_damage(path) is None]
 
 
 def keep_batch(stage: Path, number: int, batches: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes a step's micro-batches to `<stage>/ruined/batch-00000012.npz`, as arrays `0.ids`, `0.weights`, `1.ids` …,
-    for a person to look at or to replay. Raises UserError on a full disk."""
+    """Writes a step's micro-batches to `<stage>/ruined/batch-00000012.npz`, as arrays `0.ids`,
+    `0.weights`, `1.ids` …, for a person to look at or to replay. Raises UserError on a full disk.
+    """
     file = stage / FOLDER / f"batch-{number:08d}.npz"
     file.parent.mkdir(exist_ok=True)
     held = io.BytesIO()
-    arrays: Any = {f"{n}.{name}": np.asarray(values) for n, batch in enumerate(batches)
-                   for name, values in batch.items()}
+    arrays: Any = {
+        f"{n}.{name}": np.asarray(values)
+        for n, batch in enumerate(batches)
+        for name, values in batch.items()
+    }
     np.savez(held, **arrays)
     with atomic.aside(file) as new:
         new.write_bytes(held.getvalue())

@@ -11,8 +11,9 @@ from ondevice.runs.folder import RunFolder, holds_model
 
 
 def find_model(path: str) -> Path:
-    """A model's or an adapter's folder, the newest model of a run folder or of a stage's folder, or the snapshot of a
-    model on the Hub. Of a run folder's models one that writes, where there is one."""
+    """A model's or an adapter's folder, the newest model of a run folder or of a stage's folder, or
+    the snapshot of a model on the Hub. Of a run folder's models one that writes, where there is
+    one."""
     folder = snapshot.resolve(path)
     if holds_model(folder) or not folder.is_dir():
         return folder

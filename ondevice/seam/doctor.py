@@ -1,6 +1,7 @@
 """What this machine can do, and what `auto` would choose on it.
 
-`doctor()` gathers, `render()` words it. Secrets are never read into the result: a token is present or it is not.
+`doctor()` gathers, `render()` words it. Secrets are never read into the result: a token is present
+or it is not.
 """
 
 from __future__ import annotations
@@ -22,15 +23,25 @@ from ondevice.seam.select import available, choose, load_backend
 
 Report = dict[str, Any]
 
-_LIBRARIES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "transformers", "mlx-lm", "datasets", "textual")
+_LIBRARIES = (
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "transformers",
+    "mlx-lm",
+    "datasets",
+    "textual",
+)
 
 
 def doctor() -> Report:
     """Everything `ondevice doctor` says, as plain JSON values.
 
-    Keys: ondevice, python, machine, cores, memory {total, available}, disk {folder, free}, backends (name → version,
-    usable, device, dtype, error), auto {backend, why}, hints, libraries (name → version or None), hf_token. Sizes are
-    bytes, None where the system does not tell. Loads every installed backend, which takes seconds.
+    Keys: ondevice, python, machine, cores, memory {total, available}, disk {folder, free}, backends
+    (name → version, usable, device, dtype, error), auto {backend, why}, hints, libraries (name →
+    version or None), hf_token. Sizes are bytes, None where the system does not tell. Loads every
+    installed backend, which takes seconds.
     """
     backends = {name: _backend(name, found) for name, found in available().items()}
     return {
@@ -77,12 +88,20 @@ def render(report: Report) -> str:
 
 
 def _backend(name: str, found: str | None) -> Report:
-    state: Report = {"version": found, "usable": False, "device": None, "dtype": None, "error": None}
+    state: Report = {
+        "version": found,
+        "usable": False,
+        "device": None,
+        "dtype": None,
+        "error": None,
+    }
     if found is None:
         return state
     try:
         backend = load_backend(name)
-    except Exception as problem:  # whatever a broken installation raises is what a person came here to learn
+    except (
+        Exception
+    ) as problem:  # whatever a broken installation raises is what a person came here to learn
         return {**state, "error": f"{type(problem).__name__}: {problem}".splitlines()[0]}
     return {**state, "usable": True, "device": backend.device, "dtype": backend.dtype}
 
@@ -108,7 +127,11 @@ def _hints(backends: dict[str, Report]) -> list[str]:
     on_cpu = mlx is not None and mlx["usable"] and "cpu" in str(mlx["device"]).lower()
     if on_cpu and platform.system() == "Linux" and not _openblas_loaded():
         library = openblas()
-        first = "" if library else "install OpenBLAS (on Debian: apt install libopenblas0-pthread), then "
+        first = (
+            ""
+            if library
+            else "install OpenBLAS (on Debian: apt install libopenblas0-pthread), then "
+        )
         hints.append(
             "MLX multiplies float32 matrices many times faster on this CPU with OpenBLAS preloaded: "
             f"{first}LD_PRELOAD={library or 'libopenblas.so.0'} ondevice …"
@@ -130,7 +153,9 @@ def openblas() -> str | None:
 
 
 def _openblas_loaded() -> bool:
-    """Whether this process holds a system's OpenBLAS (numpy's own, by another name, does nothing for MLX)."""
+    """Whether this process holds a system's OpenBLAS (numpy's own, by another name, does nothing
+    for MLX).
+    """
     maps = Path("/proc/self/maps")
     return maps.is_file() and "/libopenblas" in maps.read_text()
 
@@ -155,7 +180,9 @@ def _memory_total() -> int | None:
 
 
 def memory_available() -> int | None:
-    """What can be had without swapping: Linux's own estimate; on macOS free, inactive and speculative pages."""
+    """What can be had without swapping: Linux's own estimate; on macOS free, inactive and
+    speculative pages.
+    """
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
@@ -168,7 +195,9 @@ def memory_available() -> int | None:
 
 
 def _token_present() -> bool:
-    """Where huggingface_hub would find a token: two variables, and a file. Importing it would take half a second."""
+    """Where huggingface_hub would find a token: two variables, and a file. Importing it would take
+    half a second.
+    """
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return True
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")

@@ -19,8 +19,9 @@ class Reading(Protocol):
 
 
 class Library(Protocol):
-    """The library's model, without weights: they come as an argument. `shapes`: tensors by the library's names, the
-    table of tokens first; `linears`: modules → (outputs, inputs) beside which adapters may stand."""
+    """The library's model, without weights: they come as an argument. `shapes`: tensors by the
+    library's names, the table of tokens first; `linears`: modules → (outputs, inputs) beside which
+    adapters may stand."""
 
     shapes: Mapping[str, tuple[int, ...]]
     linears: Mapping[str, tuple[int, int]]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 def sub(named: Mapping[str, Array], prefix: str) -> Params:
     """What stands under `prefix`, by relative names."""
-    return {name[len(prefix):]: x for name, x in named.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: x for name, x in named.items() if name.startswith(prefix)}
 
 
 HostArray = NDArray[Any]
@@ -46,28 +46,44 @@ class Array(Protocol):
 
 
 Params = dict[str, Array]
-Metrics = dict[str, tuple[Array, Array]]  # name → (sum, count): averaged only after all micro-batches are added
+Metrics = dict[
+    str, tuple[Array, Array]
+]  # name → (sum, count): averaged only after all micro-batches are added
 Loss = Callable[["Ops", Params, Mapping[str, Array]], tuple[Array, Metrics]]
 
 
 class Ops(Protocol):
     """Pure operations on arrays; none draws random numbers. Compute type: the backend's `dtype`."""
 
-    # weights: the one door (casts to the compute type, so that no second copy of the model exists; reads quantised
-    # weights; `linear` adds what the adapters beside a weight say)
+    # weights: the one door (casts to the compute type, so that no second copy of the model exists;
+    # reads quantised weights; `linear` adds what the adapters beside a weight say)
     def weight(self, params: Params, name: str) -> Array: ...
     def linear(self, params: Params, name: str, x: Array) -> Array: ...
     def embed(self, params: Params, name: str, ids: Array, width: int = 0) -> Array:
-        """`width`, how wide a row is, is asked for where the table may be quantised: its own shape does not say."""
+        """`width`, how wide a row is, is asked for where the table may be quantised: its own shape
+        does not say.
+        """
         ...
 
-    def rms_norm(self, params: Params, name: str, x: Array, eps: float, shift: float = 0.0) -> Array: ...
+    def rms_norm(
+        self, params: Params, name: str, x: Array, eps: float, shift: float = 0.0
+    ) -> Array: ...
     def layer_norm(self, params: Params, name: str, x: Array, eps: float) -> Array: ...
     # blocks
     def rope(self, x: Array, cos: Array, sin: Array) -> Array: ...
-    def attention(self, q: Array, k: Array, v: Array, *, scale: float, causal: bool = True, window: int = 0,
-                  segments: Array | None = None, lengths: Array | None = None,
-                  bias: Array | None = None) -> Array:
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        scale: float,
+        causal: bool = True,
+        window: int = 0,
+        segments: Array | None = None,
+        lengths: Array | None = None,
+        bias: Array | None = None,
+    ) -> Array:
         """`bias` (1 or B, H, t_q, t_k) is added to the scores; it has q's type and a gradient."""
         ...
 
@@ -103,10 +119,15 @@ class Ops(Protocol):
     # autograd
     def stop_gradient(self, x: Array) -> Array: ...
     def checkpoint(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn(block_params, x, …)`, computed again in the backward pass; what is differentiated is an argument."""
-    def in_chunks(self, fn: Callable[..., tuple[Array, ...]], rows: int, *,
-                  keep: bool = False) -> Callable[..., tuple[Array, ...]]:
-        """`fn(params, x, *others)` over `rows` rows of `x` and `others` at a time, one chunk after the other in both
-        passes, each computed again in the backward one unless there is room to `keep` what it needs. `fn` returns
-        arrays with a row for a row; gradients flow to `params` and `x` only."""
+        """`fn(block_params, x, …)`, computed again in the backward pass; what is differentiated is
+        an argument.
+        """
+
+    def in_chunks(
+        self, fn: Callable[..., tuple[Array, ...]], rows: int, *, keep: bool = False
+    ) -> Callable[..., tuple[Array, ...]]:
+        """`fn(params, x, *others)` over `rows` rows of `x` and `others` at a time, one chunk after
+        the other in both passes, each computed again in the backward one unless there is room to
+        `keep` what it needs. `fn` returns arrays with a row for a row; gradients flow to `params`
+        and `x` only."""
         ...

@@ -25,7 +25,9 @@ class OptimSettings:
     muon_names: frozenset[str] = frozenset()  # the tensors Muon updates; AdamW has the rest
 
     def decay(self, name: str, dimensions: int) -> float:
-        """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1, V)) do not."""
+        """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1,
+        V)) do not.
+        """
         return self.weight_decay if dimensions >= 2 and not name.endswith("bias") else 0.0
 
 
@@ -43,8 +45,9 @@ class Trainer(Protocol):
     def step(self, batches: Sequence[Batch], lr: float) -> dict[str, float]:
         """Adds the micro-batches' gradients, clips, updates; one synchronisation.
 
-        Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not finite nothing
-        changes and `skipped` is 1; where the update has made a parameter not finite `ruined` is 1.
+        Returns each metric's sum divided by its count, and `grad_norm`; where the gradient is not
+        finite nothing changes and `skipped` is 1; where the update has made a parameter not finite
+        `ruined` is 1.
         """
         ...
 
@@ -72,10 +75,12 @@ class Backend(Protocol):
         """Tensors of one safetensors file; `dtype` None keeps the file's."""
         ...
 
-    def save(self, file: Path, params: Params, metadata: dict[str, str], dtype: str | None = None) -> None: ...
+    def save(
+        self, file: Path, params: Params, metadata: dict[str, str], dtype: str | None = None
+    ) -> None: ...
     def open_library(self, folder: Path, raw: dict[str, Any], dtype: str) -> tuple[Library, Params]:
-        """A model of another architecture than ours, by the library that knows it, and its weights. `raw` is its
-        config.json. Raises UserError where the library cannot load it."""
+        """A model of another architecture than ours, by the library that knows it, and its weights.
+        `raw` is its config.json. Raises UserError where the library cannot load it."""
         ...
 
     def array(self, x: HostArray) -> Array: ...
@@ -83,8 +88,15 @@ class Backend(Protocol):
         """On the host; bfloat16 comes as float32, since numpy has none."""
         ...
 
-    def trainer(self, loss: Loss, trainable: Params, frozen: Params, optim: OptimSettings, *,
-                compile: str = "auto") -> Trainer: ...
+    def trainer(
+        self,
+        loss: Loss,
+        trainable: Params,
+        frozen: Params,
+        optim: OptimSettings,
+        *,
+        compile: str = "auto",
+    ) -> Trainer: ...
     def inference_fn(self, fn: Callable[..., Any], *, compile: str = "auto") -> Callable[..., Any]:
         """`fn` without gradients, compiled where that gains; numpy arguments are put on the device."""
         ...

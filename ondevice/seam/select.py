@@ -1,7 +1,9 @@
-"""The seam: what the shared code may ask of an array library, and the one place where a backend is chosen.
+"""The seam: what the shared code may ask of an array library, and the one place where a backend is
+chosen.
 
-`Ops` is closed by rule: an operation enters when it is one call in both libraries, has two users or is a fused
-kernel, and comes with a parity test. Shapes: B batch, T tokens, D hidden, H heads, V vocabulary.
+`Ops` is closed by rule: an operation enters when it is one call in both libraries, has two users or
+is a fused kernel, and comes with a parity test. Shapes: B batch, T tokens, D hidden, H heads, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -31,14 +33,18 @@ def available() -> dict[str, str | None]:
 
 
 def choose(name: str = "auto") -> str:
-    """The backend that `name` means on this machine: MLX on Apple Silicon, else torch. Raises UserError if absent."""
+    """The backend that `name` means on this machine: MLX on Apple Silicon, else torch. Raises
+    UserError if absent.
+    """
     have = {n for n, version in available().items() if version}
     if name == "auto":
         apple = platform.system() == "Darwin" and platform.machine() == "arm64"
         order = ("mlx", "torch") if apple else ("torch", "mlx")
         name = next((n for n in order if n in have), order[0])
     if name not in _MODULES:
-        raise UserError(f"unknown backend {name!r}", where="backend", hint="known: auto, mlx, torch")
+        raise UserError(
+            f"unknown backend {name!r}", where="backend", hint="known: auto, mlx, torch"
+        )
     if name not in have:
         raise UserError(f"{name} is not installed", where="backend", hint=install_hint(name))
     return name

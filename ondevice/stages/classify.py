@@ -1,5 +1,5 @@
-"""Fine-tuning to tell texts apart: a body, pre-trained, under a new head of one score a class; saved as
-…ForSequenceClassification with the names of the classes."""
+"""Fine-tuning to tell texts apart: a body, pre-trained, under a new head of one score a class;
+saved as …ForSequenceClassification with the names of the classes."""
 
 from __future__ import annotations
 
@@ -41,40 +41,76 @@ def run(cfg: ClassifyConfig, ctx: Context) -> StageResult:
     body = load_model(cfg.model, ctx.backend, backbone_only=True)
     need_scores(body)
     if cfg.sequence_length > body.cfg.max_position_embeddings:
-        raise UserError(f"the model's context holds {body.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint="give as many or fewer")
+        raise UserError(
+            f"the model's context holds {body.cfg.max_position_embeddings} tokens",
+            where="sequence_length",
+            hint="give as many or fewer",
+        )
     found = text_and_chats.labelled_texts(DataSpec.of(cfg), cfg.text, cfg.label, ctx, cfg.pair)
     model, numbers = _numbered(body, found.train, cfg, ctx)
     names = names_of(model)
-    rows = partial(LabelledSource, model=model, numbers=numbers, width=cfg.sequence_length, batch_size=cfg.batch_size,
-                   seed=cfg.seed)
+    rows = partial(
+        LabelledSource,
+        model=model,
+        numbers=numbers,
+        width=cfg.sequence_length,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
     source, held = rows(found.train, accumulate=cfg.accumulate), rows(found.held)
     if source.cut + held.cut:
-        ctx.warn(f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens")
-    ctx.events.emit("data", texts=len(found.train), held_texts=len(found.held), classes=len(names), cut=source.cut)
-    ctx.say(f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
-            "out")
+        ctx.warn(
+            f"{source.cut + held.cut} texts are cut {cut_where(body.tokenizer)}, to {cfg.sequence_length} tokens"
+        )
+    ctx.events.emit(
+        "data",
+        texts=len(found.train),
+        held_texts=len(found.held),
+        classes=len(names),
+        cut=source.cut,
+    )
+    ctx.say(
+        f"{ctx.name}: {len(found.train):,} texts of {len(names)} classes to learn from, {len(found.held):,} held "
+        "out"
+    )
     loss = partial(classification_loss, model=model.network, checkpoint=cfg.checkpointing)
     params = fit(model, loss, source, heldout_metrics(loss, held, ctx, cfg, "texts"), ctx, cfg)
     everything = heldout_metrics(loss, Whole(held), ctx, cfg)(params)
     right = round(everything["accuracy"] * len(found.held))
     share = wilson(right, len(found.held))
     likeliest = Counter(row.label for row in found.held).most_common(1)[0][1] / len(found.held)
-    return StageResult(model.with_params(params), {"classes": {
-        "accuracy": share.share, "low": share.low, "high": share.high, "texts": len(found.held), "names": list(names),
-        "most_frequent": likeliest}})
+    return StageResult(
+        model.with_params(params),
+        {
+            "classes": {
+                "accuracy": share.share,
+                "low": share.low,
+                "high": share.high,
+                "texts": len(found.held),
+                "names": list(names),
+                "most_frequent": likeliest,
+            }
+        },
+    )
 
 
-def _numbered(body: Model, rows: Sequence[LabelledText], cfg: ClassifyConfig,
-              ctx: Context) -> tuple[Model, dict[str, int]]:
-    """(the model that is trained, the number of its score for each class of the rows). Raises UserError where all rows
-    are of one class."""
+def _numbered(
+    body: Model, rows: Sequence[LabelledText], cfg: ClassifyConfig, ctx: Context
+) -> tuple[Model, dict[str, int]]:
+    """(the model that is trained, the number of its score for each class of the rows). Raises
+    UserError where all rows are of one class."""
     if len(there := {row.label for row in rows}) < 2:
-        raise UserError(f"all rows are of the class {min(there)!r}", where=cfg.data, hint="give rows of two or more")
+        raise UserError(
+            f"all rows are of the class {min(there)!r}",
+            where=cfg.data,
+            hint="give rows of two or more",
+        )
     names = in_order(row.label for row in rows)
     if missing := missing_numbers(names):
-        ctx.say(f"{ctx.name}: no row is of the class {missing[0]}: the score of number {missing[0]} is that of the "
-                f"class {names[missing[0]]}, as the model's config.json says")
+        ctx.say(
+            f"{ctx.name}: no row is of the class {missing[0]}: the score of number {missing[0]} is that of the "
+            f"class {names[missing[0]]}, as the model's config.json says"
+        )
     model = with_classes(body, names, cfg.seed, ctx)
     known = same_classes(names_of(model), names)
     assert known is not None  # the model's head was made or chosen for them
@@ -82,8 +118,8 @@ def _numbered(body: Model, rows: Sequence[LabelledText], cfg: ClassifyConfig,
 
 
 def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -> Model:
-    """The body under its own head, where that tells these very classes apart, else under a new one; what becomes of a
-    head that is there is said."""
+    """The body under its own head, where that tells these very classes apart, else under a new one;
+    what becomes of a head that is there is said."""
     if not body.cfg.num_labels:
         return with_head(body, ctx.backend, seed, len(names), names)
     if body.cfg.num_labels == 1:
@@ -91,10 +127,16 @@ def with_classes(body: Model, names: tuple[str, ...], seed: int, ctx: Context) -
     elif body.cfg.problem_type == MULTI_LABEL:
         why = "it gives one text several classes"
     elif len(names) == len(names_of(body)) and (same := same_classes(names_of(body), names)):
-        if not body.cfg.label_names and not all(map(is_integer, names)):  # it has numbers, the data names for them
+        if not body.cfg.label_names and not all(
+            map(is_integer, names)
+        ):  # it has numbers, the data names for them
             named = {number: name for name, number in same.items()}
-            body = replace(body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body))))
-        ctx.say(f"{ctx.name}: the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}")
+            body = replace(
+                body, cfg=replace(body.cfg, label_names=tuple(named[one] for one in names_of(body)))
+            )
+        ctx.say(
+            f"{ctx.name}: the head of {body.folder} goes on, its classes in its order: {_listed(names_of(body))}"
+        )
         return body
     else:
         why = f"it tells {_listed(names_of(body))} apart, the data {_listed(names)}"
@@ -107,10 +149,21 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class LabelledSource(RowSource):
-    """Texts with their classes in an order of their own each epoch. `cut`: how many were longer than `width`."""
+    """Texts with their classes in an order of their own each epoch. `cut`: how many were longer
+    than `width`.
+    """
 
-    def __init__(self, rows: Sequence[LabelledText], *, model: Model, numbers: Mapping[str, int], width: int,
-                 batch_size: int, seed: int, accumulate: int = 1) -> None:
+    def __init__(
+        self,
+        rows: Sequence[LabelledText],
+        *,
+        model: Model,
+        numbers: Mapping[str, int],
+        width: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+    ) -> None:
         self.reads = model.network.pooling
         self._texts, self._types, self.cut = text_inputs(rows, model, width)
         self._classes = np.array([numbers[row.label] for row in rows], np.int32)
@@ -120,7 +173,9 @@ class LabelledSource(RowSource):
         chosen = [row for _, row in group]
         types = None if self._types is None else [self._types[i] for i in chosen]
         batch = text_batch([self._texts[i] for i in chosen], self.batch_size, self.reads, types)
-        batch |= packing.pad_targets(self._classes[chosen], batch["read"][:len(chosen)], self.batch_size)
+        batch |= packing.pad_targets(
+            self._classes[chosen], batch["read"][: len(chosen)], self.batch_size
+        )
         del batch["index"]  # a text is read at `read`
         return batch
 
@@ -130,4 +185,3 @@ class Whole:
 
     def __init__(self, source: LabelledSource) -> None:
         self.eval_batches = lambda limit: source.eval_batches(None)
-

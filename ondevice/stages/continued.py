@@ -1,5 +1,5 @@
-"""A stage that goes on from a finished one of the same kind: from its weights and its optimizer's state, with a
-schedule of its own. The batches go on where they stopped."""
+"""A stage that goes on from a finished one of the same kind: from its weights and its optimizer's
+state, with a schedule of its own. The batches go on where they stopped."""
 
 from __future__ import annotations
 
@@ -13,43 +13,66 @@ from ondevice.runs.folder import RunFolder, StageFolder
 
 
 def finished(name: str, cfg: StageConfig) -> StageFolder | None:
-    """The stage that `continue_from` names, by its folder or its run's; None where it names none. Raises UserError for
-    one that is not there, is not finished or is of another kind."""
+    """The stage that `continue_from` names, by its folder or its run's; None where it names none.
+    Raises UserError for one that is not there, is not finished or is of another kind."""
     named = str(getattr(cfg, "continue_from", ""))
     if not named:
         return None
     path = Path(os.path.expanduser(named))
-    run = RunFolder(path.parent) if path.name == name and not (path / name).is_dir() else RunFolder(path)
+    run = (
+        RunFolder(path.parent)
+        if path.name == name and not (path / name).is_dir()
+        else RunFolder(path)
+    )
     stage = run.stage(name)
     if not stage.path.is_dir():
-        raise UserError(f"has no stage {name}", where=named, hint=f"give a run with a finished {name}")
+        raise UserError(
+            f"has no stage {name}", where=named, hint=f"give a run with a finished {name}"
+        )
     if not stage.done_record():
-        raise UserError(f"its stage {name} is not finished", where=named,
-                        hint="--resume goes on with it, with more --steps too where its schedule allows that")
+        raise UserError(
+            f"its stage {name} is not finished",
+            where=named,
+            hint="--resume goes on with it, with more --steps too where its schedule allows that",
+        )
     return stage
 
 
 def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
-    """The checkpoint of the very weights that the finished stage gave. Raises UserError where it is gone or damaged,
-    and for settings under which its optimizer's state means nothing."""
+    """The checkpoint of the very weights that the finished stage gave. Raises UserError where it is
+    gone or damaged, and for settings under which its optimizer's state means nothing."""
     stage = finished(name, cfg)
     if stage is None:
         return None
     done, where = stage.done_record() or {}, str(stage.path)
     before = done.get("fingerprint") or {}
     if before.get("adapter", "none") != "none" or getattr(cfg, "adapter", "none") != "none":
-        raise UserError("an adapter on top of an adapter has no optimizer state to go on from", where="continue_from",
-                        hint="give the finished stage's folder as the model instead")
+        raise UserError(
+            "an adapter on top of an adapter has no optimizer state to go on from",
+            where="continue_from",
+            hint="give the finished stage's folder as the model instead",
+        )
     if before.get("optimizer") != getattr(cfg, "optimizer", None):
-        raise UserError(f"its state is {before.get('optimizer')}'s", where="optimizer",
-                        hint=f"give --optimizer {before.get('optimizer')}")
+        raise UserError(
+            f"its state is {before.get('optimizer')}'s",
+            where="optimizer",
+            hint=f"give --optimizer {before.get('optimizer')}",
+        )
     model = Path(os.path.expanduser(str(getattr(cfg, "model", ""))))
     if model.resolve() != stage.model.resolve():
-        raise UserError(f"is not the model of {stage.model}, whose optimizer is to go on", where="model",
-                        hint="leave it out")
+        raise UserError(
+            f"is not the model of {stage.model}, whose optimizer is to go on",
+            where="model",
+            hint="leave it out",
+        )
     step = (done.get("outcome") or {}).get("measured")
-    path = checkpoint.path_at(stage.checkpoints, step) if isinstance(step, int) else stage.checkpoints
+    path = (
+        checkpoint.path_at(stage.checkpoints, step) if isinstance(step, int) else stage.checkpoints
+    )
     if (reason := checkpoint.find_damage(path)) is not None:
-        raise UserError(f"the checkpoint of its result cannot be read ({reason})", where=where,
-                        hint="give the finished stage's folder as the model: the optimizer then begins anew")
+        raise UserError(
+            f"the checkpoint of its result cannot be read ({reason})",
+            where=where,
+            hint="give the finished stage's folder as the model: the optimizer then begins anew",
+        )
     return checkpoint.load(path)

@@ -1,6 +1,7 @@
 """Stage 3 without a reward model: DPO and its family. The reference is the stage's start, frozen.
 
-The reference's log-probabilities are computed once and kept beside the stage: a step then costs one model, not two.
+The reference's log-probabilities are computed once and kept beside the stage: a step then costs one
+model, not two.
 """
 
 from __future__ import annotations
@@ -41,34 +42,77 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
     if found.strong or found.margins:
-        unused = [f"the {what} of {count:,} pairs" for what, count in (
-            ("strength", found.strong), ("margin", found.margins)) if count]
-        ctx.warn(f"{' and '.join(unused)} {'are' if len(unused) > 1 else 'is'} not used: reward learns from them")
+        unused = [
+            f"the {what} of {count:,} pairs"
+            for what, count in (("strength", found.strong), ("margin", found.margins))
+            if count
+        ]
+        ctx.warn(
+            f"{' and '.join(unused)} {'are' if len(unused) > 1 else 'is'} not used: reward learns from them"
+        )
     if found.judged and (unbalanced := advice(found.good, len(found.train) - found.good, cfg)):
         ctx.warn(unbalanced)
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type, found.judged)
-        reference = None if cfg.loss_type in WITHOUT_REFERENCE else reference_logps(name, sides, cfg, model, ctx)
-        sources.append(partial(PairSource, part, batch_size=cfg.batch_size, seed=cfg.seed,
-                               make=partial(pair_batch, sides=sides, reference=reference, start=model.network.decoder_start_token_id)))
-    loss = partial(preference_loss, model=model.network, kind=cfg.loss_type, beta=cfg.beta,
-                   smoothing=cfg.label_smoothing, gamma=cfg.gamma, desirable=cfg.desirable_weight,
-                   undesirable=cfg.undesirable_weight, checkpoint=cfg.checkpointing)
-    measure = heldout_metrics(loss, sources[1](), ctx, cfg, "completions" if found.judged else "pairs")
-    params = fit(model, loss, sources[0](accumulate=cfg.accumulate), measure, ctx, cfg, sample=sampler(model, ctx))
+        reference = (
+            None
+            if cfg.loss_type in WITHOUT_REFERENCE
+            else reference_logps(name, sides, cfg, model, ctx)
+        )
+        sources.append(
+            partial(
+                PairSource,
+                part,
+                batch_size=cfg.batch_size,
+                seed=cfg.seed,
+                make=partial(
+                    pair_batch,
+                    sides=sides,
+                    reference=reference,
+                    start=model.network.decoder_start_token_id,
+                ),
+            )
+        )
+    loss = partial(
+        preference_loss,
+        model=model.network,
+        kind=cfg.loss_type,
+        beta=cfg.beta,
+        smoothing=cfg.label_smoothing,
+        gamma=cfg.gamma,
+        desirable=cfg.desirable_weight,
+        undesirable=cfg.undesirable_weight,
+        checkpoint=cfg.checkpointing,
+    )
+    measure = heldout_metrics(
+        loss, sources[1](), ctx, cfg, "completions" if found.judged else "pairs"
+    )
+    params = fit(
+        model,
+        loss,
+        sources[0](accumulate=cfg.accumulate),
+        measure,
+        ctx,
+        cfg,
+        sample=sampler(model, ctx),
+    )
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
-    marks = {"judged" if found.judged else "pairs": figures, "simulated": found.simulated,
-             "kl": kl_from_start(params, model, found.held, cfg, ctx)}
+    marks = {
+        "judged" if found.judged else "pairs": figures,
+        "simulated": found.simulated,
+        "kl": kl_from_start(params, model, found.held, cfg, ctx),
+    }
     return StageResult(model.with_params(params), marks, notes=found.notes)
 
 
 def advice(good: int, bad: int, cfg: DPOConfig) -> str:
-    """What to say where the weights leave good and bad completions far out of balance; empty elsewhere.
+    """What to say where the weights leave good and bad completions far out of balance; empty
+    elsewhere.
 
-    Good ones should count 1 to 4/3 times as much as bad ones in all (Ethayarajh 2024, eq. 8; TRL advises the same). A
-    tenth more or less is not worth a word.
+    Good ones should count 1 to 4/3 times as much as bad ones in all (Ethayarajh 2024, eq. 8; TRL
+    advises the same). A tenth more or less is not worth a word.
     """
     if not good or not bad:
         return ""  # that is said by itself
@@ -77,62 +121,98 @@ def advice(good: int, bad: int, cfg: DPOConfig) -> str:
         return ""
     low, high = bad * cfg.undesirable_weight / good, MOST_GOOD * bad * cfg.undesirable_weight / good
     less, more = good * cfg.desirable_weight / (MOST_GOOD * bad), good * cfg.desirable_weight / bad
-    return (f"{good:,} good completions count {ratio:.3g} times as much as {bad:,} bad ones, where KTO is to have 1 to "
-            f"1.33: give --desirable-weight {low:.3g} to {high:.3g}, or --undesirable-weight {less:.3g} to {more:.3g}")
+    return (
+        f"{good:,} good completions count {ratio:.3g} times as much as {bad:,} bad ones, where KTO is to have 1 to "
+        f"1.33: give --desirable-weight {low:.3g} to {high:.3g}, or --undesirable-weight {less:.3g} to {more:.3g}"
+    )
 
 
-def kl_from_start(params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context) -> float:
-    """Nats a completion between policy and start, over one completion at temperature 1 of each held-out prompt."""
+def kl_from_start(
+    params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context
+) -> float:
+    """Nats a completion between policy and start, over one completion at temperature 1 of each
+    held-out prompt.
+    """
     longest = max(len(side.completion) for pair in held for side in (pair.chosen, pair.rejected))
     sampler = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
     asked = [pair.chosen.prompt for pair in held[:HELD]]
-    rows = [s.row for s in sampler.draw(params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held")]
+    rows = [
+        s.row
+        for s in sampler.draw(
+            params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held"
+        )
+    ]
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
     now, start = scorer.logprobs(params, rows), scorer.logprobs(model.params, rows)
     return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
 
 
 def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> list[Sequence[Row]]:
-    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next pair of another
-    prompt, no longer than the longest pair. Of completions that are `judged` one by one there is one side, and this."""
+    """Chosen rows, rejected rows and, for KTO, each prompt with the chosen completion of the next
+    pair of another prompt, no longer than the longest pair. Of completions that are `judged` one by
+    one there is one side, and this."""
     numbers = np.arange(len(pairs))
-    sides: list[Sequence[Row]] = [Lazy(lambda i: pairs[i].chosen, numbers), Lazy(lambda i: pairs[i].rejected, numbers)]
+    sides: list[Sequence[Row]] = [
+        Lazy(lambda i: pairs[i].chosen, numbers),
+        Lazy(lambda i: pairs[i].rejected, numbers),
+    ]
     if kind == "kto":
         longest = max(p.length for p in pairs)
 
         def crossed(i: int) -> Row:
             prompt = pairs[i].chosen.prompt
-            return Row(prompt, mismatched_completion(pairs, i).chosen.completion[:longest - len(prompt)])
+            return Row(
+                prompt, mismatched_completion(pairs, i).chosen.completion[: longest - len(prompt)]
+            )
+
         sides = [*(sides[:1] if judged else sides), Lazy(crossed, numbers)]
     return sides
 
 
 def mismatched_completion(pairs: Sequence[TokenPair], i: int) -> TokenPair:
-    """The next pair after number i, in a circle, whose prompt is another; the next one where all have the same."""
+    """The next pair after number i, in a circle, whose prompt is another; the next one where all
+    have the same.
+    """
     count, prompt = len(pairs), pairs[i].chosen.prompt
     circle = (pairs[(i + n) % count] for n in range(1, count))
-    return next((p for p in circle if not np.array_equal(p.chosen.prompt, prompt)), pairs[(i + 1) % count])
+    return next(
+        (p for p in circle if not np.array_equal(p.chosen.prompt, prompt)), pairs[(i + 1) % count]
+    )
 
 
-def reference_logps(name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model,
-                    ctx: Context) -> NDArray[np.float32]:
-    """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read from a file beside
-    the stage where an earlier process has left it."""
+def reference_logps(
+    name: str, sides: Sequence[Sequence[Row]], cfg: DPOConfig, model: Model, ctx: Context
+) -> NDArray[np.float32]:
+    """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read
+    from a file beside the stage where an earlier process has left it."""
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
     rows = hashlib.sha256()
     for row in flat:
         for ids in row:
             rows.update(len(ids).to_bytes(4, "little") + np.asarray(ids, np.int32).tobytes())
-    key = digest([ctx.fingerprint.get("model", str(model.folder)), ctx.backend.name, ctx.backend.dtype,
-                  rows.hexdigest()])
+    key = digest(
+        [
+            ctx.fingerprint.get("model", str(model.folder)),
+            ctx.backend.name,
+            ctx.backend.dtype,
+            rows.hexdigest(),
+        ]
+    )
     file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
     if file.is_file():
         sums: NDArray[np.float32] = np.load(file)
         return sums
     ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
-    parts = with_progress((flat[n:n + TOGETHER] for n in range(0, len(flat), TOGETHER)), f"{ctx.name}: thousands scored")
-    each = [row.sum(dtype=np.float64) for part in parts for row in scorer.logprobs(model.params, list(part))]
+    parts = with_progress(
+        (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER)),
+        f"{ctx.name}: thousands scored",
+    )
+    each = [
+        row.sum(dtype=np.float64)
+        for part in parts
+        for row in scorer.logprobs(model.params, list(part))
+    ]
     sums = np.array(each, np.float32).reshape(len(sides), -1)
     made_once(file, lambda part: _write(part, sums))
     return sums
@@ -143,15 +223,26 @@ def _write(part: Path, sums: NDArray[np.float32]) -> None:
         np.save(out, sums)
 
 
-def pair_batch(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, sides: Sequence[Sequence[Row]],
-             reference: NDArray[np.float32] | None, start: int | None = None) -> Batch:
-    """`size` rows of each side, those beyond the group filled with its first pair, which then counts nothing."""
+def pair_batch(
+    group: Sequence[int],
+    rows: Sequence[TokenPair],
+    size: int,
+    *,
+    sides: Sequence[Sequence[Row]],
+    reference: NDArray[np.float32] | None,
+    start: int | None = None,
+) -> Batch:
+    """`size` rows of each side, those beyond the group filled with its first pair, which then
+    counts nothing.
+    """
     filled = [*group, *[group[0]] * (size - len(group))]
-    batch = completion_batch([side[i] for side in sides for i in filled], size * len(sides), start=start)
+    batch = completion_batch(
+        [side[i] for side in sides for i in filled], size * len(sides), start=start
+    )
     if reference is not None:
         batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)
-    batch["pairs"][:len(group)] = 1.0
+    batch["pairs"][: len(group)] = 1.0
     if rows[group[0]].label:
         batch["label"] = np.array([rows[i].label for i in filled], np.float32)
     if len(sides) == 3:

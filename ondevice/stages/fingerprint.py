@@ -26,15 +26,39 @@ from ondevice.runs.folder import StageFolder
 from ondevice.stages.continued import state_of
 from ondevice.training.lr_schedule import same_so_far
 
-_NO_MATTER = {"out", "resume", "backend", "device", "dtype", "keep", "save_every", "sample_every", "eval_batches",
-              "push_every", "push_to", "ratings", "reward_timeout"}
+_NO_MATTER = {
+    "out",
+    "resume",
+    "backend",
+    "device",
+    "dtype",
+    "keep",
+    "save_every",
+    "sample_every",
+    "eval_batches",
+    "push_every",
+    "push_to",
+    "ratings",
+    "reward_timeout",
+}
 """Fields that do not decide what the result is: a run may go on with other ones."""
 _OF_MEASURING = ("save_every", "eval_batches")
-"""Those that decide it all the same where a measurement ends the stage or picks its weights: a save measures, too."""
+"""Those that decide it all the same where a measurement ends the stage or picks its weights: a save
+measures, too.
+"""
 RATES = ("learning_rate", "muon_learning_rate", "clip_norm")
-"""Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights that are not finite."""
-_BEFORE = {"limit": 0, "pair": "", "chat_template_kwargs": "", "separator": "", "columns": [],
-           "bad_share": 0.01, "continue_from": ""}
+"""Fields that a person may change when an unfinished stage goes on: a wrong one ends in weights
+that are not finite.
+"""
+_BEFORE = {
+    "limit": 0,
+    "pair": "",
+    "chat_template_kwargs": "",
+    "separator": "",
+    "columns": [],
+    "bad_share": 0.01,
+    "continue_from": "",
+}
 """What a field was taken to be where a fingerprint has none."""
 _UNKNOWN = ("sources", *_OF_MEASURING)
 """Fields that older fingerprints do not tell, whatever they were."""
@@ -42,14 +66,23 @@ _HASH = re.compile(r"[0-9a-f]{16} [0-9a-f]{16}")
 _OF_ADAPTERS = {f.name for f in fields(TuningConfig)} - {f.name for f in fields(TrainingConfig)}
 
 
-def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, resume: bool) -> dict[str, Any]:
-    """Field → value, or a hash where the value is a file's contents: what the stage's result follows from."""
-    decides = _OF_MEASURING if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False) else ()
+def fingerprint_of(
+    cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, resume: bool
+) -> dict[str, Any]:
+    """Field → value, or a hash where the value is a file's contents: what the stage's result
+    follows from.
+    """
+    decides = (
+        _OF_MEASURING if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False) else ()
+    )
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
-        out["sources"] = [cfg.data, out.pop("validation")]  # the stage goes on with its copy, whatever they hold now
+        out["sources"] = [
+            cfg.data,
+            out.pop("validation"),
+        ]  # the stage goes on with its copy, whatever they hold now
         out["data"] = pairs_digest(cfg, folder.path, resume, corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), corpus)
@@ -73,30 +106,47 @@ def fingerprint_of(cfg: StageConfig, corpus: CorpusConfig, folder: StageFolder, 
 
 
 def model_digest(folder: Path) -> str:
-    """A hash of weights, config and tokenizer, of an adapter and its base. Raises UserError for a folder that is no
-    checkpoint."""
+    """A hash of weights, config and tokenizer, of an adapter and its base. Raises UserError for a
+    folder that is no checkpoint."""
     folder = snapshot.resolve(folder)
     if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder), hint="give a Hugging Face model folder")
+        raise UserError(
+            "there is no such folder", where=str(folder), hint="give a Hugging Face model folder"
+        )
     if is_adapter_folder(folder):
         files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS, "tokenizer.json")]
-        return digest([model_digest(base_folder(folder)), *(sha256(p) for p in files if p.is_file())])
+        return digest(
+            [model_digest(base_folder(folder)), *(sha256(p) for p in files if p.is_file())]
+        )
     if not (folder / "config.json").is_file():
-        raise UserError("is no checkpoint: it holds no config.json", where=str(folder),
-                        hint="give a Hugging Face model folder")
+        raise UserError(
+            "is no checkpoint: it holds no config.json",
+            where=str(folder),
+            hint="give a Hugging Face model folder",
+        )
     parts = [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]
     return digest([sha256(p) for p in parts if p.is_file()])
 
 
-def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, restart_hint: str) -> bool:
-    """Whether the stage is done with these settings. Raises UserError naming the first field that differs."""
+def complete(
+    folder: StageFolder, fingerprint: dict[str, Any], resume: bool, restart_hint: str
+) -> bool:
+    """Whether the stage is done with these settings. Raises UserError naming the first field that
+    differs.
+    """
     done = folder.done_record()
     if done is None:
         return False
     steps = done.get("fingerprint", {}).get("steps")
-    if fingerprint.get("steps") != steps and "continue_from" not in STAGES[folder.name].without_effect:
-        raise UserError(f"is complete, with steps {steps}, not {fingerprint.get('steps')}", where=str(folder.path),
-                        hint=f"set it back; {restart_hint}; or go on from it: --continue-from {folder.path} with another --out")
+    if (
+        fingerprint.get("steps") != steps
+        and "continue_from" not in STAGES[folder.name].without_effect
+    ):
+        raise UserError(
+            f"is complete, with steps {steps}, not {fingerprint.get('steps')}",
+            where=str(folder.path),
+            hint=f"set it back; {restart_hint}; or go on from it: --continue-from {folder.path} with another --out",
+        )
     compare(done.get("fingerprint", {}), fingerprint, folder, "is complete", restart_hint)
     if not resume:
         raise UserError("is complete already", where=str(folder.path), hint=restart_hint)
@@ -105,41 +155,62 @@ def complete(folder: StageFolder, fingerprint: dict[str, Any], resume: bool, res
 
 def changed_rates(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Those of the rates that differ between two fingerprints: what they were, and are."""
-    return {name: (old[name], new[name]) for name in RATES if name in old and name in new and old[name] != new[name]}
+    return {
+        name: (old[name], new[name])
+        for name in RATES
+        if name in old and name in new and old[name] != new[name]
+    }
 
 
-def changed_steps(cfg: StageConfig, old: dict[str, Any], new: dict[str, Any],
-                  done: int) -> dict[str, tuple[float, float]]:
+def changed_steps(
+    cfg: StageConfig, old: dict[str, Any], new: dict[str, Any], done: int
+) -> dict[str, tuple[float, float]]:
     """`steps` where it is another one than at the checkpoint of `done` steps: what it was, and is.
 
-    Raises UserError where the steps so far would have had other rates, or where there are more of them already.
+    Raises UserError where the steps so far would have had other rates, or where there are more of
+    them already.
     """
     before, now = old.get("steps"), new.get("steps")
     if not isinstance(cfg, TrainingConfig) or before is None or before == now:
         return {}
     if now is not None and now < done:
-        raise UserError(f"{done} steps are done already", where="steps", hint=f"give {done} or more")
+        raise UserError(
+            f"{done} steps are done already", where="steps", hint=f"give {done} or more"
+        )
     if not same_so_far(cfg, before, done):
-        raise UserError(f"the {done} steps so far had the rates of a {cfg.schedule} schedule over {before} steps",
-                        where="steps", hint=f"give --steps {before}; a run that may become longer takes --schedule "
-                        "constant, or wsd, which can before its decay")
+        raise UserError(
+            f"the {done} steps so far had the rates of a {cfg.schedule} schedule over {before} steps",
+            where="steps",
+            hint=f"give --steps {before}; a run that may become longer takes --schedule "
+            "constant, or wsd, which can before its decay",
+        )
     return {"steps": (before, cfg.steps)}
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, restart_hint: str) -> None:
+def compare(
+    old: dict[str, Any], new: dict[str, Any], folder: StageFolder, what: str, restart_hint: str
+) -> None:
     """Raises UserError naming the first field in which two fingerprints differ."""
     plain = json.loads(json.dumps(new))
     for field in plain:
         unknown = plain[field] if field in _UNKNOWN else None
         before, now = old.get(field, _BEFORE.get(field, unknown)), plain[field]
         if before != now:
-            differs = (f"with other contents of {field} than now" if _HASH.fullmatch(f"{before} {now}") else
-                       f"with {field} {before}, not {now}")
-            raise UserError(f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {restart_hint}")
+            differs = (
+                f"with other contents of {field} than now"
+                if _HASH.fullmatch(f"{before} {now}")
+                else f"with {field} {before}, not {now}"
+            )
+            raise UserError(
+                f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {restart_hint}"
+            )
 
 
 def refuse_unfinished(folder: StageFolder, restart_hint: str) -> None:
     """Raises UserError where an earlier process has left checkpoints."""
     if checkpoint.steps(folder.checkpoints):
-        raise UserError("an unfinished run stands here", where=str(folder.path),
-                        hint=f"--resume goes on with it; {restart_hint}")
+        raise UserError(
+            "an unfinished run stands here",
+            where=str(folder.path),
+            hint=f"--resume goes on with it; {restart_hint}",
+        )

@@ -23,28 +23,50 @@ class NoSignal:
         self.warn, self.steps = warn, 0
         self._in_a_row: Counter[str] = Counter()
 
-    def look(self, step: int, by_name: Mapping[str, Floats], totals: Floats, advantages: Floats,
-             learned: Floats) -> None:
-        """`by_name`: (N,) each reward's values, NaN where it gave none; `totals`, `advantages`, and `learned` (0 where
-        a completion is left out): (N,) each."""
+    def look(
+        self,
+        step: int,
+        by_name: Mapping[str, Floats],
+        totals: Floats,
+        advantages: Floats,
+        learned: Floats,
+    ) -> None:
+        """`by_name`: (N,) each reward's values, NaN where it gave none; `totals`, `advantages`, and
+        `learned` (0 where a completion is left out): (N,) each."""
         for name, values in by_name.items():
-            self._count(step, f"the reward {name} said nothing of any of {len(values)} completions",
-                        not np.isfinite(values).any())
+            self._count(
+                step,
+                f"the reward {name} said nothing of any of {len(values)} completions",
+                not np.isfinite(values).any(),
+            )
         nothing, masked = not np.isfinite(totals).any(), not learned.any()
         alike = not (nothing or masked or (advantages * learned).any())
         self.steps += nothing or masked or alike
         self._count(step, "no completion has a reward: nothing is learned", nothing)
-        self._count(step, "all completions were cut at max_new_tokens and mask_truncated leaves them out: nothing is "
-                    "learned; raise max_new_tokens", masked and not nothing)
-        self._count(step, f"in no group of {ALIKE} steps do rewards differ: they teach nothing; take problems that are "
-                    "neither too easy nor too hard, more completions of each, or a higher temperature", alike, ALIKE)
+        self._count(
+            step,
+            "all completions were cut at max_new_tokens and mask_truncated leaves them out: nothing is "
+            "learned; raise max_new_tokens",
+            masked and not nothing,
+        )
+        self._count(
+            step,
+            f"in no group of {ALIKE} steps do rewards differ: they teach nothing; take problems that are "
+            "neither too easy nor too hard, more completions of each, or a higher temperature",
+            alike,
+            ALIKE,
+        )
 
     def look_at_scores(self, step: int, scores: Floats) -> None:
         """`scores` (N,): a reward model's, of all completions of a rollout."""
         alike = len(scores) > 1 and float(scores.max()) == float(scores.min())
         self.steps += alike
-        self._count(step, f"the reward model gives all completions of {ALIKE} steps the same score: it teaches nothing",
-                    alike, ALIKE)
+        self._count(
+            step,
+            f"the reward model gives all completions of {ALIKE} steps the same score: it teaches nothing",
+            alike,
+            ALIKE,
+        )
 
     def _count(self, step: int, text: str, happened: bool, first: int = 1) -> None:
         self._in_a_row[text] = times = self._in_a_row[text] + 1 if happened else 0

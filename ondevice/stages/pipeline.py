@@ -28,40 +28,69 @@ from ondevice.stages.continued import finished
 from ondevice.stages.runner import RunSettings, run_stage, say
 
 
-def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (), backend: str = "auto",
-        device: str = "auto", dtype: str = "auto", seed: int | None = None, resume: bool = False,
-        redo: Sequence[str] = (), preference: str = "", arch: str = "decoder") -> Path:
+def run(
+    recipe: str = "minute",
+    *,
+    out: str | Path = "",
+    sets: Sequence[str] = (),
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int | None = None,
+    resume: bool = False,
+    redo: Sequence[str] = (),
+    preference: str = "",
+    arch: str = "decoder",
+) -> Path:
     """All stages of a recipe, one after the other. Returns the run folder.
 
-    `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5", `preference` (ppo, dpo) the way through
-    stage 3, `arch` the architecture (tiny for an encoder is the recipe tiny-encoder). With `resume`, complete stages
-    are kept and the unfinished one goes on from its newest checkpoint. A stage named in `redo` is run again, and so is
-    what follows from it. Raises UserError, or Interrupted once a stop has been saved.
+    `recipe` is a name or a YAML file, `sets` are changes such as "sft.steps=5", `preference` (ppo,
+    dpo) the way through stage 3, `arch` the architecture (tiny for an encoder is the recipe
+    tiny-encoder). With `resume`, complete stages are kept and the unfinished one goes on from its
+    newest checkpoint. A stage named in `redo` is run again, and so is what follows from it. Raises
+    UserError, or Interrupted once a stop has been saved.
     """
     recipe = recipe_for(recipe, arch)
-    found = load_recipe(recipe, sets, preference, seed=seed, backend=backend, device=device, dtype=dtype)
+    found = load_recipe(
+        recipe, sets, preference, seed=seed, backend=backend, device=device, dtype=dtype
+    )
     for name in redo:
         if name not in found.stages:
-            raise UserError(f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages))
+            raise UserError(
+                f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages)
+            )
     head = next(iter(found.stages))
     start = getattr(found.stages[head], "model", None)
     if start == "":
-        raise UserError("no model was named", where=f"{recipe}: stages.{head}.model",
-                        hint="begin with the stage init, or name a model's folder")
+        raise UserError(
+            "no model was named",
+            where=f"{recipe}: stages.{head}.model",
+            hint="begin with the stage init, or name a model's folder",
+        )
     folder = RunFolder(out) if out else RunFolder.new(found.name)
     begun = [stage.name for stage in folder.stages()]
     if begun and not (resume or redo):
-        raise UserError(f"holds a run already ({', '.join(begun)})", where=str(folder.path),
-                        hint="--resume goes on with it; or give another --out")
-    own = not any(str(getattr(cfg, "data", "")).startswith("builtin") for cfg in found.stages.values()
-                  if not getattr(cfg, "tokenizer", ""))  # with a ready tokenizer init reads no data
-    exam = None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
+        raise UserError(
+            f"holds a run already ({', '.join(begun)})",
+            where=str(folder.path),
+            hint="--resume goes on with it; or give another --out",
+        )
+    own = not any(
+        str(getattr(cfg, "data", "")).startswith("builtin")
+        for cfg in found.stages.values()
+        if not getattr(cfg, "tokenizer", "")
+    )  # with a ready tokenizer init reads no data
+    exam = (
+        None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
+    )
     around = RunSettings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
 
-    def keep_recipe() -> None:  # not earlier: one that does not fit what stands there must not take its recipe's place
+    def keep_recipe() -> (
+        None
+    ):  # not earlier: one that does not fit what stands there must not take its recipe's place
         write_file(folder.recipe, recipe_text(found))
 
     with StopRequest() as stop:
@@ -70,16 +99,29 @@ def run(recipe: str = "minute", *, out: str | Path = "", sets: Sequence[str] = (
             if stop.requested:
                 raise Interrupted(f"stopped before {name}. {resume_hint}")
             cfg = _placed(found.stages[name], made, bool(resume or redo))
-            made[cfg.gives] = str(run_stage(name, cfg, folder, around, stop, redo=again, resume_hint=resume_hint, on_ready=keep_recipe,
-                                            restart_hint=f"--redo {name} runs it again"))
+            made[cfg.gives] = str(
+                run_stage(
+                    name,
+                    cfg,
+                    folder,
+                    around,
+                    stop,
+                    redo=again,
+                    resume_hint=resume_hint,
+                    on_ready=keep_recipe,
+                    restart_hint=f"--redo {name} runs it again",
+                )
+            )
     write_report(folder)
     return folder.path
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:
-    """One stage by its own command; returns its model folder. The run folder is `cfg.out`, or a new one.
+    """One stage by its own command; returns its model folder. The run folder is `cfg.out`, or a new
+    one.
 
-    On the built-in corpus the stage takes the same exam as in a recipe. Raises UserError and Interrupted as `run` does.
+    On the built-in corpus the stage takes the same exam as in a recipe. Raises UserError and
+    Interrupted as `run` does.
     """
     cfg.check()
     model = getattr(cfg, "model", None)
@@ -97,8 +139,14 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
-    exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128)) if corpus and cfg.gives == "policy" else None
-    around = RunSettings(corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam)
+    exam = (
+        builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
+        if corpus and cfg.gives == "policy"
+        else None
+    )
+    around = RunSettings(
+        corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam
+    )
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     with StopRequest() as stop:
         return run_stage(name, cfg, folder, around, stop, resume_hint=resume_hint)
@@ -107,15 +155,22 @@ def run_one(name: str, cfg: StageConfig) -> Path:
 def recipe_text(recipe: Recipe) -> str:
     """The recipe with everything resolved, as YAML, and what it ran on."""
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    versions = {"ondevice": own_version(), "tokenizers": version("tokenizers"),
-                **{name: found for name, found in available().items() if found}}
+    versions = {
+        "ondevice": own_version(),
+        "tokenizers": version("tokenizers"),
+        **{name: found for name, found in available().items() if found},
+    }
     return dump_yaml({**recipe.mapping(), "versions": versions, "machine": machine})
 
 
 def rule_of(recipe: Recipe) -> SimulatedRater | None:
     """The rule of the recipe's simulated rater."""
     cfg = recipe.stages.get("rate")
-    return SimulatedRater(cfg.right, cfg.courtesy) if isinstance(cfg, RaterConfig) and cfg.rater == "simulated" else None
+    return (
+        SimulatedRater(cfg.right, cfg.courtesy)
+        if isinstance(cfg, RaterConfig) and cfg.rater == "simulated"
+        else None
+    )
 
 
 def _placed(cfg: StageConfig, made: Mapping[str, str], resume: bool) -> StageConfig:

@@ -1,9 +1,10 @@
 """Stage 3 with a reward model: PPO (Schulman 2017; Ouyang 2022; details after Huang 2024).
 
-One step is one rollout: completions sampled from the policy, scored by the reward model, a price for every token that
-moves away from the reference (the stage's start, frozen), advantages by GAE under a value model of its own, and then
-`epochs` × `minibatches` updates of policy and value model together. The value model begins from the reward model and is
-kept with the checkpoints and beside the result.
+One step is one rollout: completions sampled from the policy, scored by the reward model, a price
+for every token that moves away from the reference (the stage's start, frozen), advantages by GAE
+under a value model of its own, and then `epochs` × `minibatches` updates of policy and value model
+together. The value model begins from the reward model and is kept with the checkpoints and beside
+the result.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from ondevice.models.model import Model, require_generative
 from ondevice.models.score_head import with_head
 from ondevice.models.shapes import shapes
 from ondevice.rl.advantages import explained_variance, gae, whiten
-from ondevice.rl.micro_batches import Floats, held_out, length_metrics, micro_batch_size, micro_batches, prompt_indices
+from ondevice.rl.micro_batches import (
+    Floats,
+    held_out,
+    length_metrics,
+    micro_batch_size,
+    micro_batches,
+    prompt_indices,
+)
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
@@ -52,38 +60,73 @@ def run(cfg: PPOConfig, ctx: Context) -> StageResult:
     judge = load_reward_model(cfg, policy, ctx)
     value = with_adapter(value_model(start, judge, cfg, ctx), cfg, ctx)
     feed = PPOFeed(cfg, ctx, policy, judge, value)
-    loss = partial(ppo_loss, model=policy.network, clip=cfg.clip, value_clip=cfg.value_clip, value_coef=cfg.value_coef,
-                   sft_coef=cfg.sft_coef, temperature=cfg.temperature, checkpoint=cfg.checkpointing)
-    params = fit(policy, loss, feed, feed.watch, ctx, cfg, sample=sampler(policy, ctx), beside={"value": value},
-                 better=BestMetric("score", higher=True))
+    loss = partial(
+        ppo_loss,
+        model=policy.network,
+        clip=cfg.clip,
+        value_clip=cfg.value_clip,
+        value_coef=cfg.value_coef,
+        sft_coef=cfg.sft_coef,
+        temperature=cfg.temperature,
+        checkpoint=cfg.checkpointing,
+    )
+    params = fit(
+        policy,
+        loss,
+        feed,
+        feed.watch,
+        ctx,
+        cfg,
+        sample=sampler(policy, ctx),
+        beside={"value": value},
+        better=BestMetric("score", higher=True),
+    )
     own = {name: params[name] for name in policy.params}
     beside = {"value_model": value.with_params(sub(params, "value."))}
-    return StageResult(policy.with_params(own), {"held_out": held_out(ctx)}, beside,
-                [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"])
+    return StageResult(
+        policy.with_params(own),
+        {"held_out": held_out(ctx)},
+        beside,
+        [f"rewarded by {'/'.join(Path(cfg.reward_model).parts[-3:])}"],
+    )
 
 
 def load_reward_model(cfg: PPOConfig, policy: Model, ctx: Context) -> Model:
-    """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or one of another
-    tokenizer that has no chat template to read a conversation by."""
+    """The reward model, of whatever architecture. Raises UserError: none named, no reward model, or
+    one of another tokenizer that has no chat template to read a conversation by."""
     if not cfg.reward_model:
-        raise UserError("no reward model was named", where="reward_model", hint="ondevice reward makes one")
+        raise UserError(
+            "no reward model was named", where="reward_model", hint="ondevice reward makes one"
+        )
     judge = load_start(cfg.reward_model, cfg, ctx)
     if judge.cfg.num_labels != 1:
-        raise UserError("is no reward model: it has no head of one score", where=cfg.reward_model,
-                        hint="ondevice reward makes one")
+        raise UserError(
+            "is no reward model: it has no head of one score",
+            where=cfg.reward_model,
+            hint="ondevice reward makes one",
+        )
     if judge.tokenizer.chat_template is None:
-        raise UserError("has no chat template", where=cfg.reward_model, hint="ondevice reward needs one too")
+        raise UserError(
+            "has no chat template", where=cfg.reward_model, hint="ondevice reward needs one too"
+        )
     return judge
 
 
 def value_model(policy: Model, judge: Model, cfg: PPOConfig, ctx: Context) -> Model:
-    """Begun from the reward model where that has the policy's shape and tokenizer, else from the policy: a value stands
-    before every token, which only a model that reads from left to right can tell."""
+    """Begun from the reward model where that has the policy's shape and tokenizer, else from the
+    policy: a value stands before every token, which only a model that reads from left to right can
+    tell."""
     wanted = replace(policy.cfg, num_labels=1)
-    if isinstance(judge.cfg, type(wanted)) and shapes(judge.cfg) == shapes(wanted) and same_tokenizer(judge, policy):
+    if (
+        isinstance(judge.cfg, type(wanted))
+        and shapes(judge.cfg) == shapes(wanted)
+        and same_tokenizer(judge, policy)
+    ):
         return judge.with_params(dict(judge.params))
     made = with_head(policy, ctx.backend, cfg.seed)
-    ctx.say(f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy")
+    ctx.say(
+        f"{ctx.name}: the reward model is no model of the policy's shape: the value model begins from the policy"
+    )
     return made
 
 
@@ -92,9 +135,13 @@ def same_tokenizer(one: Model, other: Model) -> bool:
 
 
 class PPOFeed:
-    """Each step's rollout and updates: a function of the seed, the step, the parameters and kl_coef."""
+    """Each step's rollout and updates: a function of the seed, the step, the parameters and
+    kl_coef.
+    """
 
-    def __init__(self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model) -> None:
+    def __init__(
+        self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model
+    ) -> None:
         self.cfg, self.ctx, self.judge = cfg, ctx, judge
         self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
@@ -102,9 +149,17 @@ class PPOFeed:
         wanted = DataSpec.of(cfg)
         self.asked = prompts(wanted, "train", policy, room, ctx)
         self.held = prompts(wanted, "validation", policy, room, ctx)[-HELD:]
-        self.sampler = Sampler(policy, ctx.backend, temperature=cfg.temperature, max_new_tokens=room, seed=cfg.seed,
-                               batch_size=cfg.rollout_batch)
-        self.scorer = Scorer(policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size)
+        self.sampler = Sampler(
+            policy,
+            ctx.backend,
+            temperature=cfg.temperature,
+            max_new_tokens=room,
+            seed=cfg.seed,
+            batch_size=cfg.rollout_batch,
+        )
+        self.scorer = Scorer(
+            policy, ctx.backend, temperature=cfg.temperature, batch_size=cfg.batch_size
+        )
         self.critic = Scorer(value, ctx.backend, batch_size=cfg.batch_size)
         self.marker = Scorer(judge, ctx.backend, batch_size=cfg.batch_size)
         self.chats = self._chats(policy)
@@ -119,14 +174,32 @@ class PPOFeed:
         sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
         self.no_signal.look_at_scores(step + 1, found.scores)
-        numbers = {**found.numbers, **length_metrics(sampled), "kl_coef": self.leash.coef,
-                   "groups": self.log.append(step + 1, to_records(asked, sampled, {"score": found.scores}, found.scores,
-                                                            [float(a.mean()) for a in found.tokens["advantages"]]))}
+        numbers = {
+            **found.numbers,
+            **length_metrics(sampled),
+            "kl_coef": self.leash.coef,
+            "groups": self.log.append(
+                step + 1,
+                to_records(
+                    asked,
+                    sampled,
+                    {"score": found.scores},
+                    found.scores,
+                    [float(a.mean()) for a in found.tokens["advantages"]],
+                ),
+            ),
+        }
         self.leash.pull(found.numbers["kl"])
-        return StepPlan(self.updates(number, sampled, found), numbers, sum(len(s.ids) for s in sampled),
-                    ("reward", "kl", "completion_length"))
+        return StepPlan(
+            self.updates(number, sampled, found),
+            numbers,
+            sum(len(s.ids) for s in sampled),
+            ("reward", "kl", "completion_length"),
+        )
 
-    def rollout(self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float) -> Rollout:
+    def rollout(
+        self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float
+    ) -> Rollout:
         rows = [s.row for s in sampled]
         old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
@@ -134,17 +207,31 @@ class PPOFeed:
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
 
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
-        """(N,) the reward model's scores, less where a completion did not stop. Raises UserError for one that is no
-        number: the advantages of a whole rollout would be none."""
-        rows = [s.row if self.by_ids else completion_row(a.messages, thought_opening(a.ids, self.sampler.tokenizer) + s.text,
-                                                        self.judge.tokenizer)
-                for a, s in zip(asked, sampled, strict=True)]
+        """(N,) the reward model's scores, less where a completion did not stop. Raises UserError
+        for one that is no number: the advantages of a whole rollout would be none."""
+        rows = [
+            s.row
+            if self.by_ids
+            else completion_row(
+                a.messages,
+                thought_opening(a.ids, self.sampler.tokenizer) + s.text,
+                self.judge.tokenizer,
+            )
+            for a, s in zip(asked, sampled, strict=True)
+        ]
         most = self.judge.cfg.max_position_embeddings
-        found = self.marker.scores(self.judge.params, [prompt_and_completion(row)[-most:] for row in rows])
+        found = self.marker.scores(
+            self.judge.params, [prompt_and_completion(row)[-most:] for row in rows]
+        )
         if not np.isfinite(found).all():
-            raise UserError(f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
-                            where=self.cfg.reward_model, hint="train the reward model anew, with a lower learning_rate")
-        return (found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])).astype(np.float32)
+            raise UserError(
+                f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
+                where=self.cfg.reward_model,
+                hint="train the reward model anew, with a lower learning_rate",
+            )
+        return (
+            found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])
+        ).astype(np.float32)
 
     def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:
         cfg = self.cfg
@@ -153,8 +240,16 @@ class PPOFeed:
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
                 size = micro_batch_size(cfg, len(part))
-                made = [batch for batch, _ in micro_batches(sampled, part.tolist(), size, found.tokens,
-                                                              self.scorer.network.decoder_start_token_id)]
+                made = [
+                    batch
+                    for batch, _ in micro_batches(
+                        sampled,
+                        part.tolist(),
+                        size,
+                        found.tokens,
+                        self.scorer.network.decoder_start_token_id,
+                    )
+                ]
                 total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
                 for batch in made:
                     batch["denominator"] = total
@@ -164,20 +259,35 @@ class PPOFeed:
         return out
 
     def watch(self, params: Params) -> dict[str, float]:
-        """The mean score of completions of held-out prompts, and their distance to the reference. The completions of a
-        few of the prompts, always the same, go to the groups' file."""
+        """The mean score of completions of held-out prompts, and their distance to the reference.
+        The completions of a few of the prompts, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
-        return {**figures, "groups": self.log.append_held_out(self.held, sampled, {"score": scores}, scores)}
+        return {
+            **figures,
+            "groups": self.log.append_held_out(self.held, sampled, {"score": scores}, scores),
+        }
 
-    def _measured(self, params: Params) -> tuple[dict[str, float], list[Sampled], NDArray[np.float32]]:
-        """The figures, the completions, (N,) their scores. The random numbers are the same at every measurement."""
+    def _measured(
+        self, params: Params
+    ) -> tuple[dict[str, float], list[Sampled], NDArray[np.float32]]:
+        """The figures, the completions, (N,) their scores. The random numbers are the same at every
+        measurement.
+        """
         sampled = self.sampler.draw(params, [a.ids for a in self.held], 1, stage="ppo held")
         rows = [s.row for s in sampled]
         now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
         kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
         scores = self.scores(self.held, sampled)
-        return {"score": float(scores.mean()), "kl": kl, **length_metrics(sampled),
-                "prompts": len(sampled)}, sampled, scores
+        return (
+            {
+                "score": float(scores.mean()),
+                "kl": kl,
+                **length_metrics(sampled),
+                "prompts": len(sampled),
+            },
+            sampled,
+            scores,
+        )
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis
@@ -191,10 +301,16 @@ class PPOFeed:
     def _chats(self, policy: Model) -> ChatSource | None:
         if not self.cfg.sft_coef:
             return None
-        found = text_and_chats.chats(DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx)
+        found = text_and_chats.chats(
+            DataSpec(self.cfg.sft_data, seed=self.cfg.seed), policy.tokenizer, self.ctx
+        )
         width = min(128, policy.cfg.max_position_embeddings)
-        return ChatSource(found.train, sequence_length=width, batch_size=max(4, self.cfg.batch_size // 4),
-                          seed=self.cfg.seed)
+        return ChatSource(
+            found.train,
+            sequence_length=width,
+            batch_size=max(4, self.cfg.batch_size // 4),
+            seed=self.cfg.seed,
+        )
 
     def _add_chats(self, batches: list[Batch], number: int) -> None:
         """A batch of chats beside the first micro-batch; beside the others one that counts nothing."""
@@ -207,36 +323,56 @@ class PPOFeed:
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the updates of a step learn from. `tokens`: name in the batch → for each completion one value a token;
-    `scores` (N,) are the completions', `numbers` what the step's event tells."""
+    """What the updates of a step learn from. `tokens`: name in the batch → for each completion one
+    value a token; `scores` (N,) are the completions', `numbers` what the step's event tells."""
 
     tokens: Mapping[str, Sequence[Floats]]
     scores: NDArray[np.float32]
     numbers: dict[str, float]
 
 
-def assemble(old: Sequence[Floats], ref: Sequence[Floats], values: Sequence[Floats], scores: NDArray[np.float32],
-             kl_coef: float, gamma: float, lam: float) -> Rollout:
-    """Rewards (−kl_coef·(log π − log π_ref) a token, the score at the last), GAE, whitened advantages."""
-    apart = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(old, ref, strict=True)]
+def assemble(
+    old: Sequence[Floats],
+    ref: Sequence[Floats],
+    values: Sequence[Floats],
+    scores: NDArray[np.float32],
+    kl_coef: float,
+    gamma: float,
+    lam: float,
+) -> Rollout:
+    """Rewards (−kl_coef·(log π − log π_ref) a token, the score at the last), GAE, whitened
+    advantages.
+    """
+    apart = [
+        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(old, ref, strict=True)
+    ]
     rewards = [-kl_coef * row for row in apart]
     for row, score in zip(rewards, scores, strict=True):
         row[-1] += float(score)
     advantages, returns = gae(rewards, values, gamma, lam)
-    known, seen = np.concatenate(returns), np.concatenate([np.asarray(v, np.float64) for v in values])
-    numbers = {"reward": float(scores.mean()), "reward_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
-               "kl": float(np.mean([row.sum() for row in apart])),
-               "return": float(np.mean([row.sum() for row in rewards])),
-               "explained_variance": explained_variance(known, seen)}
-    tokens = {"old_logps": old, "old_values": values,
-              "advantages": [row.astype(np.float32) for row in whiten(advantages)],
-              "returns": [row.astype(np.float32) for row in returns]}
+    known, seen = (
+        np.concatenate(returns),
+        np.concatenate([np.asarray(v, np.float64) for v in values]),
+    )
+    numbers = {
+        "reward": float(scores.mean()),
+        "reward_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+        "kl": float(np.mean([row.sum() for row in apart])),
+        "return": float(np.mean([row.sum() for row in rewards])),
+        "explained_variance": explained_variance(known, seen),
+    }
+    tokens = {
+        "old_logps": old,
+        "old_values": values,
+        "advantages": [row.astype(np.float32) for row in whiten(advantages)],
+        "returns": [row.astype(np.float32) for row in returns],
+    }
     return Rollout(tokens, scores, numbers)
 
 
 class KLController:
-    """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a step, by how far the
-    distance is off, at most a fifth of the target."""
+    """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a
+    step, by how far the distance is off, at most a fifth of the target."""
 
     def __init__(self, cfg: PPOConfig) -> None:
         self.cfg, self.coef, self.diagnosis = cfg, cfg.kl_coef, ""
@@ -247,5 +383,7 @@ class KLController:
             off = min(max(kl / self.cfg.target_kl - 1, -0.2), 0.2)
             self.coef *= 1 + 0.1 * off
         if kl > self.cfg.most_kl:
-            self.diagnosis = (f"the policy has collapsed: its completions are {kl:.1f} nats away from the reference, "
-                              f"more than most_kl {self.cfg.most_kl:g}; raise kl_coef or lower learning_rate")
+            self.diagnosis = (
+                f"the policy has collapsed: its completions are {kl:.1f} nats away from the reference, "
+                f"more than most_kl {self.cfg.most_kl:g}; raise kl_coef or lower learning_rate"
+            )

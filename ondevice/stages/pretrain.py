@@ -1,5 +1,6 @@
-"""Stage 1: a model learns from plain text, packed into rows: to predict the next token (a decoder), to guess from both
-sides what is hidden (an encoder), or to write what is hidden or the text as it was (an encoder-decoder)."""
+"""Stage 1: a model learns from plain text, packed into rows: to predict the next token (a decoder),
+to guess from both sides what is hidden (an encoder), or to write what is hidden or the text as it
+was (an encoder-decoder)."""
 
 from __future__ import annotations
 
@@ -25,38 +26,67 @@ from ondevice.training.losses import causal_lm_loss
 def run(cfg: PretrainConfig, ctx: Context) -> Model:
     model = load_model(cfg.model, ctx.backend)
     _check(cfg, model)
-    train, held = text_and_chats.token_streams(DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator)
+    train, held = text_and_chats.token_streams(
+        DataSpec.of(cfg), model.tokenizer, ctx, cfg.separator
+    )
     rows = source_of(cfg, model)
     measured = rows(held)
     sizes: dict[str, Any] = {}
     if isinstance(measured, TextSource):  # every token is a target: a loss is bits per byte
-        sizes["held_bytes_per_token"] = bytes_per_token(measured.eval_batches(cfg.eval_batches), model.tokenizer)
+        sizes["held_bytes_per_token"] = bytes_per_token(
+            measured.eval_batches(cfg.eval_batches), model.tokenizer
+        )
     ctx.events.emit("data", tokens=len(train), held_tokens=len(held), **sizes)
     ctx.say(f"{ctx.name}: {len(train):,} tokens to learn from, {len(held):,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
     figures = heldout_metrics(partial(loss, accuracy=not sizes), measured, ctx, cfg)
-    params = fit(model, loss, rows(train, accumulate=cfg.accumulate), figures, ctx, cfg, sample=sampler(model, ctx))
+    params = fit(
+        model,
+        loss,
+        rows(train, accumulate=cfg.accumulate),
+        figures,
+        ctx,
+        cfg,
+        sample=sampler(model, ctx),
+    )
     return model.with_params(params)
 
 
 def _check(cfg: PretrainConfig, model: Model) -> None:
     if not supports_packing(model.cfg):
-        raise UserError(f"a {model.cfg.model_type} model can be tuned, not pre-trained here", where=cfg.model,
-                        hint="ondevice sft, dpo and grpo take it")
+        raise UserError(
+            f"a {model.cfg.model_type} model can be tuned, not pre-trained here",
+            where=cfg.model,
+            hint="ondevice sft, dpo and grpo take it",
+        )
     if model.cfg.num_labels:
-        raise UserError("is a reward model or a classifier", where=cfg.model, hint="take the model that it began as")
+        raise UserError(
+            "is a reward model or a classifier",
+            where=cfg.model,
+            hint="take the model that it began as",
+        )
     if cfg.objective not in ("auto", objective(model.cfg)):
-        raise UserError(f"{model.cfg.model_type} is not made for {cfg.objective!r}", where="objective",
-                        hint=f"leave it at auto, or give {objective(model.cfg)}")
-    for name, usual, known in (("whole_words", False, ("masked",)), ("mean_span", 3.0, ("spans", "infilling")),
-                               ("mask_share", 0.0, ("masked", "spans", "infilling")),
-                               ("isolate_documents", False, ("causal", "masked"))):
+        raise UserError(
+            f"{model.cfg.model_type} is not made for {cfg.objective!r}",
+            where="objective",
+            hint=f"leave it at auto, or give {objective(model.cfg)}",
+        )
+    for name, usual, known in (
+        ("whole_words", False, ("masked",)),
+        ("mean_span", 3.0, ("spans", "infilling")),
+        ("mask_share", 0.0, ("masked", "spans", "infilling")),
+        ("isolate_documents", False, ("causal", "masked")),
+    ):
         if getattr(cfg, name) != usual and objective(model.cfg) not in known:
-            raise UserError(f"means nothing where {objective(model.cfg)} is the objective", where=name,
-                            hint=f"leave it out; it is for {' and '.join(known)}")
+            raise UserError(
+                f"means nothing where {objective(model.cfg)} is the objective",
+                where=name,
+                hint=f"leave it out; it is for {' and '.join(known)}",
+            )
     room = most_of(model, cfg.sequence_length)
     if cfg.sequence_length > room:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint=f"give {room} or fewer")
-
-
+        raise UserError(
+            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+            where="sequence_length",
+            hint=f"give {room} or fewer",
+        )

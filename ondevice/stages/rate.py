@@ -1,7 +1,8 @@
 """Stage 3, second step: votes on the pairs that wait in ratings.db.
 
-Unattended, a simulated rater applies the rule that stands in the recipe; its votes carry a name that says so, here and
-wherever they are counted. Where a person is to rate, the stage ends once enough usable pairs are there.
+Unattended, a simulated rater applies the rule that stands in the recipe; its votes carry a name
+that says so, here and wherever they are counted. Where a person is to rate, the stage ends once
+enough usable pairs are there.
 """
 
 from __future__ import annotations
@@ -29,24 +30,37 @@ def run(cfg: RaterConfig, ctx: Context) -> StageResult:
             simulate(ratings, SimulatedRater(cfg.right, cfg.courtesy), ctx)
         found = pairs_of(ratings)
     people = sorted({rater for pair in found for rater in pair.raters})
-    ctx.events.emit("data", votes=found.votes, simulated_votes=found.simulated_votes, pairs=len(found),
-                    left_out=found.left_out, raters=people)
-    ctx.say(f"{ctx.name}: {found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
-            f"{len(found):,} usable pairs")
+    ctx.events.emit(
+        "data",
+        votes=found.votes,
+        simulated_votes=found.simulated_votes,
+        pairs=len(found),
+        left_out=found.left_out,
+        raters=people,
+    )
+    ctx.say(
+        f"{ctx.name}: {found.votes:,} votes, {found.simulated_votes:,} of them simulated; "
+        f"{len(found):,} usable pairs"
+    )
     if not found.rows:
-        raise UserError("no vote prefers one response to another", where=str(ratings.path),
-                        hint="sample more varied responses, or rate more pairs")
+        raise UserError(
+            "no vote prefers one response to another",
+            where=str(ratings.path),
+            hint="sample more varied responses, or rate more pairs",
+        )
     marks = {"votes": found.votes, "simulated_votes": found.simulated_votes, "pairs": len(found)}
     return StageResult(None, marks)
 
 
 def simulate(ratings: Ratings, rule: SimulatedRater, ctx: Context) -> None:
-    """A vote on everything that this rule has not yet rated. Raises UserError for items without a known answer."""
+    """A vote on everything that this rule has not yet rated. Raises UserError for items without a
+    known answer.
+    """
     waiting, counts = ratings.queue(rule.rater), Counter[str]()
     with ctx.progress(len(waiting), 0) as bar:
         for start in range(0, len(waiting), TOGETHER):
             with ratings.transaction():
-                for item in map(ratings.item, waiting[start:start + TOGETHER]):
+                for item in map(ratings.item, waiting[start : start + TOGETHER]):
                     counts[judge(ratings, item, rule, ctx)] += 1
             done = min(start + TOGETHER, len(waiting))
             ctx.events.emit("step", done, **counts)
@@ -59,8 +73,11 @@ def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> s
     """Stores the rule's vote; the best response first, all others behind it."""
     kind, answer = item.meta.get("kind"), item.meta.get("answer")
     if not (isinstance(kind, str) and isinstance(answer, str)):
-        raise UserError(f"item {item.id} has no known answer, so the rule cannot rate it", where=str(ratings.path),
-                        hint="the simulated rater is for built-in prompts; --set rate.rater=person for your own")
+        raise UserError(
+            f"item {item.id} has no known answer, so the rule cannot rate it",
+            where=str(ratings.path),
+            hint="the simulated rater is for built-in prompts; --set rate.rater=person for your own",
+        )
     points = [rule.points(kind, response.text, answer) for response in item.responses]
     best = max(points)
     leaders = [slot for slot, p in enumerate(points) if p == best]
@@ -69,14 +86,24 @@ def judge(ratings: Ratings, item: Item, rule: SimulatedRater, ctx: Context) -> s
         ratings.vote(item.id, rule.rater, ctx.name, outcome)
         return str(outcome)
     others = [slot for slot in range(len(points)) if slot not in leaders]
-    polite = {courteous(item.responses[slot].text) for slot in others} != {courteous(item.responses[leaders[0]].text)}
-    ratings.vote(item.id, rule.rater, ctx.name, "ranked", leaders, reason="courtesy" if polite else "right")
+    polite = {courteous(item.responses[slot].text) for slot in others} != {
+        courteous(item.responses[leaders[0]].text)
+    }
+    ratings.vote(
+        item.id, rule.rater, ctx.name, "ranked", leaders, reason="courtesy" if polite else "right"
+    )
     return "ranked"
 
 
 def wait_for_people(ratings: Ratings, cfg: RaterConfig, ctx: Context) -> None:
     """Raises Interrupted, saying what to do, until enough usable pairs are rated."""
-    found = [pair for pair in pairs_of(ratings, simulated=False) if not any(map(is_simulated, pair.raters))]
+    found = [
+        pair
+        for pair in pairs_of(ratings, simulated=False)
+        if not any(map(is_simulated, pair.raters))
+    ]
     if len(found) < cfg.needed:
-        raise Interrupted(f"{len(found)} of {cfg.needed} usable pairs are rated. "
-                          f"Rate more: ondevice rate {ctx.folder.path.parent}")
+        raise Interrupted(
+            f"{len(found)} of {cfg.needed} usable pairs are rated. "
+            f"Rate more: ondevice rate {ctx.folder.path.parent}"
+        )

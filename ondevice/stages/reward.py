@@ -1,7 +1,9 @@
-"""Stage 3, reward model: Bradley–Terry on pairs, saved as …ForSequenceClassification with one score.
+"""Stage 3, reward model: Bradley–Terry on pairs, saved as …ForSequenceClassification with one
+score.
 
-The score is read at a response's last token, its stop token. What a person needs to trust it is measured on held-out
-prompts: accuracy with its interval, how far apart the two scores are, and whether σ(difference) means what it says.
+The score is read at a response's last token, its stop token. What a person needs to trust it is
+measured on held-out prompts: accuracy with its interval, how far apart the two scores are, and
+whether σ(difference) means what it says.
 """
 
 from __future__ import annotations
@@ -32,18 +34,31 @@ def run(cfg: RewardConfig, ctx: Context) -> StageResult:
     need_scores(writer)
     found = pairs(cfg, writer, ctx)
     if cfg.strength_margin and not found.strong:
-        raise UserError("no pair is of a strength above 1, so that it would change nothing", where="strength_margin",
-                        hint="leave it out")
+        raise UserError(
+            "no pair is of a strength above 1, so that it would change nothing",
+            where="strength_margin",
+            hint="leave it out",
+        )
     if found.strong and not cfg.strength_margin:
-        ctx.warn(f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin")
+        ctx.warn(
+            f"that {found.strong:,} pairs are of a strength above 1 is not used: give --strength-margin"
+        )
     model = with_adapter(_with_score(writer, cfg.seed, ctx), cfg, ctx)
-    source = partial(PairSource, batch_size=cfg.batch_size, seed=cfg.seed,
-                     make=partial(score_batch, cfg=cfg, reads=model.network.pooling))
-    loss = partial(reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing)
+    source = partial(
+        PairSource,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        make=partial(score_batch, cfg=cfg, reads=model.network.pooling),
+    )
+    loss = partial(
+        reward_loss, model=model.network, center=cfg.center, checkpoint=cfg.checkpointing
+    )
     measure = heldout_metrics(loss, source(found.held), ctx, cfg, "pairs")
     params = fit(model, loss, source(found.train, accumulate=cfg.accumulate), measure, ctx, cfg)
     marks = quality(params, found.held, Scorer(model, ctx.backend, batch_size=32))
-    return StageResult(model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes)
+    return StageResult(
+        model.with_params(params), {**marks, "simulated": found.simulated}, notes=found.notes
+    )
 
 
 def _with_score(start: Model, seed: int, ctx: Context) -> Model:
@@ -56,18 +71,25 @@ def _with_score(start: Model, seed: int, ctx: Context) -> Model:
     return with_head(start, ctx.backend, seed)
 
 
-def score_batch(group: Sequence[int], rows: Sequence[TokenPair], size: int, *, cfg: RewardConfig,
-           reads: str = "last") -> Batch:
+def score_batch(
+    group: Sequence[int],
+    rows: Sequence[TokenPair],
+    size: int,
+    *,
+    cfg: RewardConfig,
+    reads: str = "last",
+) -> Batch:
     """Chosen rows, then rejected ones, `size` of each; `weights` count the tokens that are read."""
     found = [rows[i] for i in group]
     empty = np.zeros(1, np.int32)
     filling = [empty] * (size - len(found))
-    chosen, rejected = [prompt_and_completion(p.chosen) for p in found], [prompt_and_completion(p.rejected) for p in found]
+    chosen, rejected = (
+        [prompt_and_completion(p.chosen) for p in found],
+        [prompt_and_completion(p.rejected) for p in found],
+    )
     batch = text_batch([*chosen, *filling, *rejected, *filling], 2 * size, reads)
     margin, real = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    margin[:len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]
-    real[:len(found)] = 1.0
+    margin[: len(found)] = [p.margin + cfg.strength_margin * (p.strength - 1) for p in found]
+    real[: len(found)] = 1.0
     tokens = np.array([float(p.chosen.length + p.rejected.length) for p in found], np.float32)
     return {**batch, "margin": margin, "pairs": real, "weights": tokens}
-
-

@@ -1,4 +1,6 @@
-"""What every stage does around its own work: lock, look at what stands there, train, write the model, take the exam."""
+"""What every stage does around its own work: lock, look at what stands there, train, write the
+model, take the exam.
+"""
 
 from __future__ import annotations
 
@@ -61,20 +63,32 @@ def say(text: str) -> None:
     print(sanitize(text), file=sys.stderr, flush=True)
 
 
-def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, stop: StopRequest, *,
-              redo: bool = False, resume_hint: str = "", restart_hint: str = "give another --out",
-              on_ready: Callable[[], None] = lambda: None) -> Path:
-    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings. `resume_hint` says how a
-    person goes on after a stop, `restart_hint` how one begins anew; `on_ready` is called once nothing stands in the way.
+def run_stage(
+    name: str,
+    cfg: StageConfig,
+    run: RunFolder,
+    around: RunSettings,
+    stop: StopRequest,
+    *,
+    redo: bool = False,
+    resume_hint: str = "",
+    restart_hint: str = "give another --out",
+    on_ready: Callable[[], None] = lambda: None,
+) -> Path:
+    """Runs the stage, or finds it complete; returns what it made: a model's folder, or the ratings.
+    `resume_hint` says how a person goes on after a stop, `restart_hint` how one begins anew;
+    `on_ready` is called once nothing stands in the way.
 
-    Raises UserError: settings out of range, another process trains here, a complete or unfinished stage in the way.
-    Raises Interrupted once a stop has been saved.
+    Raises UserError: settings out of range, another process trains here, a complete or unfinished
+    stage in the way. Raises Interrupted once a stop has been saved.
     """
     cfg.check()
     folder, resume = run.stage(name), cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
     continued = state_of(name, cfg)
-    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)  # before the folder: where it is refused, none is made
+    backend = load_backend(
+        cfg.backend, cfg.device, cfg.dtype
+    )  # before the folder: where it is refused, none is made
     with folder.locked():
         if redo:
             _clear(folder)
@@ -86,8 +100,19 @@ def run_stage(name: str, cfg: StageConfig, run: RunFolder, around: RunSettings, 
             _clear(folder)
         stop.begin(folder)
         with EventWriter(folder.events) as events:
-            ctx = Context(name, folder, backend, events, stop, around.corpus, around.prompts, resume, fingerprint,
-                          say, continued=continued)
+            ctx = Context(
+                name,
+                folder,
+                backend,
+                events,
+                stop,
+                around.corpus,
+                around.prompts,
+                resume,
+                fingerprint,
+                say,
+                continued=continued,
+            )
             if isinstance(cfg, TrainingConfig) and cfg.push_every:
                 ctx.callbacks = (BackgroundPusher(folder, cfg.push_to, cfg.push_every, ctx.warn),)
             return _guarded(ctx, cfg, around, resume_hint, restart_hint, on_ready)
@@ -101,8 +126,9 @@ def result_of(cfg: StageConfig, folder: StageFolder) -> Path:
 
 
 def _clear(folder: StageFolder) -> None:
-    """Removes what an earlier attempt left; the lock stays, it is held. A link to another disk is emptied where it
-    holds checkpoints, and taken away, without what it points to, where it stands for a model.
+    """Removes what an earlier attempt left; the lock stays, it is held. A link to another disk is
+    emptied where it holds checkpoints, and taken away, without what it points to, where it stands
+    for a model.
 
     Raises UserError where something cannot be removed, or is not known to be an attempt's.
     """
@@ -110,33 +136,64 @@ def _clear(folder: StageFolder) -> None:
     if not (folder.events.exists() or folder.done.exists()):  # an attempt begins with an event
         for path in made:
             if path.is_dir() and any(path.iterdir()):
-                raise UserError("holds a model that no attempt of this stage has made", where=str(path),
-                                hint="move it away, or give another --out")
+                raise UserError(
+                    "holds a model that no attempt of this stage has made",
+                    where=str(path),
+                    hint="move it away, or give another --out",
+                )
     try:
         checkpoint.clear(folder.checkpoints, say)
         for path in (*made, folder.path / PUSH, folder.path / RUINED):
             atomic.remove(path, say)
-        for path in (folder.done, folder.events, folder.samples, folder.groups, folder.path / PAIRS,
-                     folder.path / REJECTED):
+        for path in (
+            folder.done,
+            folder.events,
+            folder.samples,
+            folder.groups,
+            folder.path / PAIRS,
+            folder.path / REJECTED,
+        ):
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot be removed ({error.strerror})", where=str(error.filename or folder.path),
-                        hint="remove it, or give another --out") from error
+        raise UserError(
+            f"cannot be removed ({error.strerror})",
+            where=str(error.filename or folder.path),
+            hint="remove it, or give another --out",
+        ) from error
 
 
-def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, resume_hint: str, restart_hint: str,
-             on_ready: Callable[[], None]) -> Path:
+def _guarded(
+    ctx: Context,
+    cfg: StageConfig,
+    around: RunSettings,
+    resume_hint: str,
+    restart_hint: str,
+    on_ready: Callable[[], None],
+) -> Path:
     events, found = ctx.events, ctx.newest_checkpoint()
     if found is not None:
         before = found.record.get("fingerprint", {})
-        ctx.changed = {**changed_rates(before, ctx.fingerprint),
-                       **changed_steps(cfg, before, ctx.fingerprint, found.step)}
-        compare({**before, **{name: now for name, (_, now) in ctx.changed.items()}}, ctx.fingerprint, ctx.folder,
-                "has a checkpoint", restart_hint)
+        ctx.changed = {
+            **changed_rates(before, ctx.fingerprint),
+            **changed_steps(cfg, before, ctx.fingerprint, found.step),
+        }
+        compare(
+            {**before, **{name: now for name, (_, now) in ctx.changed.items()}},
+            ctx.fingerprint,
+            ctx.folder,
+            "has a checkpoint",
+            restart_hint,
+        )
         ctx.spent.add(found.record.get("spent", {}))
     on_ready()
-    events.emit("start", found.step if found else 0, stage=ctx.name,
-                steps=getattr(cfg, "steps", 0), config=to_mapping(cfg), versions=ctx.versions())
+    events.emit(
+        "start",
+        found.step if found else 0,
+        stage=ctx.name,
+        steps=getattr(cfg, "steps", 0),
+        config=to_mapping(cfg),
+        versions=ctx.versions(),
+    )
     try:
         return _work(ctx, cfg, around)
     except Interrupted as error:
@@ -148,8 +205,8 @@ def _guarded(ctx: Context, cfg: StageConfig, around: RunSettings, resume_hint: s
 
 
 def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
-    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from nowhere there, as of
-    a stage that starts from no model."""
+    """Where on the Hub the stage's start is from: pulled, or by its name; empty where it is from
+    nowhere there, as of a stage that starts from no model."""
     start = getattr(cfg, "model", "")
     if not start:
         return {}
@@ -160,11 +217,17 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
 
 
 def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
-    body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(f"ondevice.stages.{ctx.name}").run
+    body: Callable[[Any, Context], StageResult | Model] = importlib.import_module(
+        f"ondevice.stages.{ctx.name}"
+    ).run
     made = body(cfg, ctx)
     if isinstance(made, Model):
         made = StageResult(made)
-    record: dict[str, Any] = {"fingerprint": ctx.fingerprint, "marks": dict(made.marks), "notes": list(made.notes)}
+    record: dict[str, Any] = {
+        "fingerprint": ctx.fingerprint,
+        "marks": dict(made.marks),
+        "notes": list(made.notes),
+    }
     if found := _base(cfg, made.model):
         record["base"] = found
     model = None if made.model is None else result(made.model, cfg, ctx)
@@ -174,17 +237,36 @@ def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:
         for name, one in {"model": model, **made.beside}.items():
             with whole_folder(ctx.folder.path / name) as folder:
                 dtype = one.cfg.dtype if one is model and made.model is not model else "float32"
-                write(folder, ctx.backend, one, dtype=dtype,
-                      card=model_card(ctx.name, cfg, replace(made, model=one), ctx.folder.path.parent.name, part=name))
+                write(
+                    folder,
+                    ctx.backend,
+                    one,
+                    dtype=dtype,
+                    card=model_card(
+                        ctx.name,
+                        cfg,
+                        replace(made, model=one),
+                        ctx.folder.path.parent.name,
+                        part=name,
+                    ),
+                )
         if ctx.stop.requested:
             raise Interrupted("stopped before its exam")
         if not model.cfg.num_labels:
             if around.exam is not None:
-                record["marks"] |= measure(model, ctx.backend, around.exam, ctx.folder.path / "data").mapping()
+                record["marks"] |= measure(
+                    model, ctx.backend, around.exam, ctx.folder.path / "data"
+                ).mapping()
             record["answers"] = answer(model, model.params, ctx.backend, around.prompts)
-    record |= {**ctx.spent.mapping(), "peak_bytes": ctx.backend.memory().peak, "versions": ctx.versions()}
+    record |= {
+        **ctx.spent.mapping(),
+        "peak_bytes": ctx.backend.memory().peak,
+        "versions": ctx.versions(),
+    }
     write_file(ctx.folder.done, json.dumps(record, indent=1) + "\n")
-    ctx.events.emit("done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome"))
+    ctx.events.emit(
+        "done", seconds=record["seconds"], marks=record["marks"], outcome=record.get("outcome")
+    )
     if model is not None:
         ctx.say(summary(ctx, model, record, ended))
     return result_of(cfg, ctx.folder)

@@ -1,7 +1,7 @@
 """Stage 2: instruction tuning on chats.
 
-The loss is on the assistant's tokens, the stop token included; packed examples do not see each other. A chat that is
-too long is cut and counted, one without a target is left out and counted.
+The loss is on the assistant's tokens, the stop token included; packed examples do not see each
+other. A chat that is too long is cut and counted, one without a target is left out and counted.
 """
 
 from __future__ import annotations
@@ -32,26 +32,54 @@ _LOOKED_AT = 10_000  # rows of which empty answers are counted
 
 
 def run(cfg: SFTConfig, ctx: Context) -> Model:
-    model = with_adapter(with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx)
-    rows = rows_of(cfg, model)  # what the architecture cannot do is refused before anything that a number could mend
+    model = with_adapter(
+        with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx
+    )
+    rows = rows_of(
+        cfg, model
+    )  # what the architecture cannot do is refused before anything that a number could mend
     if cfg.sequence_length > model.cfg.max_position_embeddings:
-        raise UserError(f"the model's context holds {model.cfg.max_position_embeddings} tokens",
-                        where="sequence_length", hint="give as many or fewer")
+        raise UserError(
+            f"the model's context holds {model.cfg.max_position_embeddings} tokens",
+            where="sequence_length",
+            hint="give as many or fewer",
+        )
     found = text_and_chats.chats(DataSpec.of(cfg), model.tokenizer, ctx, whole=cfg.loss_on == "all")
     if cfg.packing and not supports_packing(model.cfg):
-        ctx.say(f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed")
+        ctx.say(
+            f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
+        )
     _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
-    train = text_and_chats.with_replay(cfg.replay, cfg.replay_share, cfg.sequence_length, found.train, cfg.seed,
-                              model.tokenizer, ctx) if cfg.replay else found.train
+    train = (
+        text_and_chats.with_replay(
+            cfg.replay,
+            cfg.replay_share,
+            cfg.sequence_length,
+            found.train,
+            cfg.seed,
+            model.tokenizer,
+            ctx,
+        )
+        if cfg.replay
+        else found.train
+    )
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:
-            ctx.warn(f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens{_where_cut(part, model)}, "
-                     f"{part.skipped} left out because nothing of the answer remained")
+            ctx.warn(
+                f"{name} chats: {part.truncated} cut at {cfg.sequence_length} tokens{_where_cut(part, model)}, "
+                f"{part.skipped} left out because nothing of the answer remained"
+            )
     replay = len(train) - len(found.train)
     chats = source.examples - replay
-    ctx.events.emit("data", chats=chats, replayed=replay, held_chats=held.examples,
-                    cut=source.truncated + held.truncated, left_out=source.skipped + held.skipped)
+    ctx.events.emit(
+        "data",
+        chats=chats,
+        replayed=replay,
+        held_chats=held.examples,
+        cut=source.truncated + held.truncated,
+        left_out=source.skipped + held.skipped,
+    )
     beside = f" beside {replay:,} rows of plain text" if replay else ""
     ctx.say(f"{ctx.name}: {chats:,} chats to learn from{beside}, {held.examples:,} held out")
     loss = partial(causal_lm_loss, model=model.network, checkpoint=cfg.checkpointing)
@@ -59,42 +87,64 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     return model.with_params(params)
 
 
-def _tell_of_empty_answers(rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: Context) -> None:
-    """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a word."""
+def _tell_of_empty_answers(
+    rows: Sequence[ChatRow], special: NDArray[np.bool_], ctx: Context
+) -> None:
+    """Warns where more than one chat in a hundred teaches special tokens alone: to stop without a
+    word.
+    """
     empty = sum(bool(row.mask.any()) and bool(special[row.ids[row.mask]].all()) for row in rows)
     if empty > 0.01 * len(rows):
-        ctx.warn(f"{empty} of {len(rows)} chats have empty answers: of them the stop token alone is learned")
+        ctx.warn(
+            f"{empty} of {len(rows)} chats have empty answers: of them the stop token alone is learned"
+        )
 
 
 def with_template(model: Model, cfg: SFTConfig, ctx: Context) -> Model:
-    """The model with the chat template that `cfg` names, its special tokens and their embeddings with it.
+    """The model with the chat template that `cfg` names, its special tokens and their embeddings
+    with it.
 
     Raises UserError where there is no template at all.
     """
     if not cfg.chat_template:
         if model.tokenizer.chat_template is None:
-            raise UserError("the model has no chat template", where=str(model.folder),
-                            hint="give --chat-template chatml")
+            raise UserError(
+                "the model has no chat template",
+                where=str(model.folder),
+                hint="give --chat-template chatml",
+            )
         return model
     tokenizer = add_template(model.tokenizer, cfg.chat_template)
     if tokenizer.vocab_size <= model.cfg.vocab_size:
         return replace(model, tokenizer=tokenizer)
     if not supports_packing(model.cfg):
-        raise UserError(f"needs new tokens, for which a {model.cfg.model_type} model has no room here",
-                        where="chat_template", hint="take plain, which needs none")
+        raise UserError(
+            f"needs new tokens, for which a {model.cfg.model_type} model has no room here",
+            where="chat_template",
+            hint="take plain, which needs none",
+        )
     if cfg.adapter != "none":
-        raise UserError("needs new tokens, for which an adapter's base has no room", where="chat_template",
-                        hint="take plain, which needs none, or train all weights")
+        raise UserError(
+            "needs new tokens, for which an adapter's base has no room",
+            where="chat_template",
+            hint="take plain, which needs none, or train all weights",
+        )
     return grow_vocabulary(replace(model, tokenizer=tokenizer), ctx)
 
 
 def grow_vocabulary(model: Model, ctx: Context) -> Model:
-    """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the average one."""
+    """Rows for new tokens: the mean of the old rows, so that no new token begins likelier than the
+    average one.
+    """
     size = model.tokenizer.vocab_size
     cfg, params = replace(model.cfg, vocab_size=size), dict(model.params)
     for name, shape in shapes(cfg).items():
         old = ctx.backend.numpy(params[name])
-        for axis in (axis for axis, (wanted, had) in enumerate(zip(shape, old.shape, strict=True)) if wanted > had):
+        for axis in (
+            axis
+            for axis, (wanted, had) in enumerate(zip(shape, old.shape, strict=True))
+            if wanted > had
+        ):
             rows = np.repeat(old.mean(axis, keepdims=True), shape[axis] - old.shape[axis], axis)
             params[name] = ctx.backend.array(np.concatenate([old, rows], axis).astype(np.float32))
     return replace(model, params=params, cfg=cfg)

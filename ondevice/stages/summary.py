@@ -1,6 +1,7 @@
-"""What a stage says at its end, on stderr: how it went on held-out data, over how many tokens, in what time, and where
-the model is. Steps, tokens and losses come from the stage's events, so that a resumed stage tells of all its steps;
-the time is that of all its processes, up to the checkpoint from which each went on."""
+"""What a stage says at its end, on stderr: how it went on held-out data, over how many tokens, in
+what time, and where the model is. Steps, tokens and losses come from the stage's events, so that a
+resumed stage tells of all its steps; the time is that of all its processes, up to the checkpoint
+from which each went on."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ UNITS = ("tokens", "pairs", "completions", "texts", "problems", "prompts")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A stage's training in figures; None where it has none. What was measured is of the very weights that the stage
-    gives, those of step `measured`: `figure` is the name of what decides which ones are best, and `value` how they
-    are; `loss` is in nats a token on held-out data. `before` and `after` are all figures, before the first step and of
-    those weights; they were taken over `held` of `unit` (tokens, pairs, texts, problems, prompts). `epochs` says how
-    often the data was gone through."""
+    """A stage's training in figures; None where it has none. What was measured is of the very
+    weights that the stage gives, those of step `measured`: `figure` is the name of what decides
+    which ones are best, and `value` how they are; `loss` is in nats a token on held-out data.
+    `before` and `after` are all figures, before the first step and of those weights; they were
+    taken over `held` of `unit` (tokens, pairs, texts, problems, prompts). `epochs` says how often
+    the data was gone through."""
 
     steps: int = 0
     tokens: int = 0
@@ -63,14 +65,34 @@ def outcome(ctx: Context) -> Outcome:
     loss, size = finite(taken.figures.get("loss")), data.get("held_bytes_per_token")
     bits = loss / math.log(2) / size if loss is not None and size else None
     unit = next((name for name in UNITS if name in taken.figures), None)
-    return Outcome(int(step.get("step", 0)), tokens, epochs, loss, taken.step, taken.figures.get(unit or ""), unit,
-                   bits, taken.name, taken.value, *(None if part is None else {
-                       name: finite(value) for name, value in part.items() if name not in ("groups", *UNITS)}
-                       for part in (taken.before, taken.figures)))
+    return Outcome(
+        int(step.get("step", 0)),
+        tokens,
+        epochs,
+        loss,
+        taken.step,
+        taken.figures.get(unit or ""),
+        unit,
+        bits,
+        taken.name,
+        taken.value,
+        *(
+            None
+            if part is None
+            else {
+                name: finite(value)
+                for name, value in part.items()
+                if name not in ("groups", *UNITS)
+            }
+            for part in (taken.before, taken.figures)
+        ),
+    )
 
 
 def bytes_per_token(batches: Iterable[Mapping[str, np.ndarray]], tokenizer: Tokenizer) -> float:
-    """UTF-8 bytes of text that a target of these batches stands for, on average: it turns a loss into bits per byte."""
+    """UTF-8 bytes of text that a target of these batches stands for, on average: it turns a loss
+    into bits per byte.
+    """
     size = count = 0.0
     for batch in batches:
         size += float((tokenizer.token_bytes(batch["targets"]) * batch["weights"]).sum())
@@ -82,7 +104,9 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
     """Some lines for a person. `record` is what done.json holds."""
     spent = f"{duration(record['seconds'])} ({record['cpu_seconds']:.0f} CPU seconds)"
     low = model.adapter
-    kind = f"an adapter beside {sanitize(low.base, newlines=False)}" if low else model.cfg.model_type
+    kind = (
+        f"an adapter beside {sanitize(low.base, newlines=False)}" if low else model.cfg.model_type
+    )
     weights = sum(math.prod(model.params[n].shape) for n in low.trained) if low else model.size
     lines = [f"{ctx.name}: done in {spent}"]
     if ended.steps:
@@ -94,9 +118,11 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
         lines.append(f"             that is worse than before the first step: {ended.figure}")
     if exam := _exam(record.get("marks") or {}):
         lines.append(f"  exam       {exam}")
-    lines.append(f"  model      {sanitize(str(ctx.folder.model), newlines=False)} ({kind}, "
-                 f"{weights:,} parameters{' trained' if low else ''}, {model.tokenizer.vocab_size:,} tokens in its "
-                 "vocabulary)")
+    lines.append(
+        f"  model      {sanitize(str(ctx.folder.model), newlines=False)} ({kind}, "
+        f"{weights:,} parameters{' trained' if low else ''}, {model.tokenizer.vocab_size:,} tokens in its "
+        "vocabulary)"
+    )
     return "\n".join(lines)
 
 

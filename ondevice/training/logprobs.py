@@ -1,7 +1,8 @@
 """The seam between model and loss: log-probabilities of targets, never a (B, T, V) array.
 
-N positions that are targets, which the model has gathered (`Decoder.hidden`'s `at`); D hidden, V vocabulary. The head
-is applied in chunks that the backward pass computes again, so that memory grows with N·D, not with N·V.
+N positions that are targets, which the model has gathered (`Decoder.hidden`'s `at`); D hidden, V
+vocabulary. The head is applied in chunks that the backward pass computes again, so that memory
+grows with N·D, not with N·V.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ from __future__ import annotations
 from ondevice.seam.head import Head
 from ondevice.seam.ops import Array, Ops, Params
 
-# Logits of one chunk: large enough that the matrix product runs at full speed, small beside a model's activations.
-# MLX allocates some ten operations ahead of the one that runs, so that about ten chunks are alive there.
+# Logits of one chunk: large enough that the matrix product runs at full speed, small beside a
+# model's activations. MLX allocates some ten operations ahead of the one that runs, so that about
+# ten chunks are alive there.
 CHUNK_ELEMENTS = 2**21
-# Up to so many logits in all, 64 MB of them, are kept for the backward pass where that is the quicker way.
+# Up to so many logits in all, 64 MB of them, are kept for the backward pass where that is the
+# quicker way.
 KEEP_ELEMENTS = 2**24
 
 
-def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Array, temperature: float = 1.0,
-                   entropy: bool = False) -> tuple[Array, Array | None]:
-    """log p(target) and, on request, the entropy of each distribution (told, not learned from: it has no gradient),
-    both (N,) float32.
+def token_logprobs(
+    ops: Ops,
+    params: Params,
+    head: Head,
+    x: Array,
+    targets: Array,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> tuple[Array, Array | None]:
+    """log p(target) and, on request, the entropy of each distribution (told, not learned from: it
+    has no gradient), both (N,) float32.
 
     `x` (N, D) the states that predict `targets` (N,), token ids.
     """
@@ -38,12 +48,15 @@ def token_logprobs(ops: Ops, params: Params, head: Head, x: Array, targets: Arra
         norm = ops.logsumexp(z, -1)
         return logp, norm - ops.sum(ops.exp(z - norm.reshape(-1, 1)) * z, -1)
 
-    out = (chunk if n <= rows else ops.in_chunks(chunk, rows, keep=n * v <= KEEP_ELEMENTS))(weight, x, targets)
+    out = (chunk if n <= rows else ops.in_chunks(chunk, rows, keep=n * v <= KEEP_ELEMENTS))(
+        weight, x, targets
+    )
     return out[0], out[1] if entropy else None
 
 
 def is_top1(ops: Ops, params: Params, head: Head, x: Array, targets: Array) -> Array:
     """(N,) float32, 1 where the target is the likeliest token. No gradient flows through it."""
+
     def chunk(weight: Params, x: Array, targets: Array) -> tuple[Array, ...]:
         off = ops.argmax(head.logits(ops, weight, x), -1) - targets
         return (ops.cast(off * off < 1, "float32"),)

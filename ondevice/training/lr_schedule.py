@@ -9,7 +9,9 @@ from ondevice.config.stages import TrainingConfig
 
 
 def learning_rate(step: int, cfg: TrainingConfig) -> float:
-    """The rate for the step after `step` finished ones. The warm-up reaches the peak at its last step."""
+    """The rate for the step after `step` finished ones. The warm-up reaches the peak at its last
+    step.
+    """
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     low = cfg.final_lr_fraction
@@ -28,7 +30,8 @@ def learning_rate(step: int, cfg: TrainingConfig) -> float:
 
 
 def same_so_far(cfg: TrainingConfig, steps: int, done: int) -> bool:
-    """Whether the first `done` rates would have been the same in a run of `steps` steps: always where the schedule is
-    constant, before its decay where it is wsd, in the warm-up whatever it is."""
+    """Whether the first `done` rates would have been the same in a run of `steps` steps: always
+    where the schedule is constant, before its decay where it is wsd, in the warm-up whatever it is.
+    """
     other = replace(cfg, steps=steps)
     return all(learning_rate(step, cfg) == learning_rate(step, other) for step in range(done))

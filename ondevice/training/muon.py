@@ -1,7 +1,7 @@
 """Muon for matrices, written once (Jordan 2024, "Muon: An optimizer for hidden layers").
 
-The update is the momentum (Nesterov) made orthogonal by five Newton–Schulz steps of the quintic iteration,
-times sqrt(max(1, rows / columns)).
+The update is the momentum (Nesterov) made orthogonal by five Newton–Schulz steps of the quintic
+iteration, times sqrt(max(1, rows / columns)).
 """
 
 from __future__ import annotations

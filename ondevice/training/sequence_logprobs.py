@@ -20,30 +20,45 @@ Floats = NDArray[np.floating[Any]]
 
 
 class Scorer:
-    """Figures of whole completions or texts under parameters given at each call: float32, no gradient."""
+    """Figures of whole completions or texts under parameters given at each call: float32, no
+    gradient.
+    """
 
-    def __init__(self, model: Model, backend: Backend, *, temperature: float = 1.0, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: Model, backend: Backend, *, temperature: float = 1.0, batch_size: int = 64
+    ) -> None:
         self.backend, self.batch_size = backend, batch_size
         network = self.network = model.network
 
         def logprobs(params: Params, batch: dict[str, Array]) -> Array:
             ops = backend.ops
             hidden = network.hidden(ops, params, batch, at=batch["index"])
-            return token_logprobs(ops, params, network.head, hidden, batch["targets"], temperature)[0]
+            return token_logprobs(ops, params, network.head, hidden, batch["targets"], temperature)[
+                0
+            ]
 
         def at(place: str) -> Any:
             return lambda params, batch: scalar_head(
-                backend.ops, params, network, network.hidden(backend.ops, params, batch, at=batch[place]))
+                backend.ops,
+                params,
+                network,
+                network.hidden(backend.ops, params, batch, at=batch[place]),
+            )
 
         self._logprobs = backend.inference_fn(logprobs)
-        self._values, self._scores = backend.inference_fn(at("index")), backend.inference_fn(at("read"))
+        self._values, self._scores = (
+            backend.inference_fn(at("index")),
+            backend.inference_fn(at("read")),
+        )
 
     def logprobs(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
         """log p of every token of each completion, (its length,) each."""
         return self._of_tokens(self._logprobs, params, rows)
 
     def values(self, params: Params, rows: Sequence[Row]) -> list[Floats]:
-        """A value model's figure for the state before every token of each completion, (its length,) each."""
+        """A value model's figure for the state before every token of each completion, (its length,)
+        each.
+        """
         return self._of_tokens(self._values, params, rows)
 
     def scores(self, params: Params, texts: Sequence[Ids]) -> Floats:
@@ -51,13 +66,15 @@ class Scorer:
         out = np.zeros(len(texts), np.float32)
         for group in group_by_length([len(text) for text in texts], self.batch_size):
             batch = text_batch([texts[i] for i in group], self.batch_size, self.network.pooling)
-            out[group] = self.backend.numpy(self._scores(params, batch))[:len(group)]
+            out[group] = self.backend.numpy(self._scores(params, batch))[: len(group)]
         return out
 
     def _of_tokens(self, fn: Any, params: Params, rows: Sequence[Row]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         for group in group_by_length([row.length for row in rows], self.batch_size):
-            batch: Batch = completion_batch([rows[i] for i in group], self.batch_size, start=self.network.decoder_start_token_id)
+            batch: Batch = completion_batch(
+                [rows[i] for i in group], self.batch_size, start=self.network.decoder_start_token_id
+            )
             del batch["member"]
             flat = self.backend.numpy(fn(params, batch))
             ends = np.cumsum([len(rows[i].completion) for i in group])

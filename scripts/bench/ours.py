@@ -81,30 +81,60 @@ def sources(job: Job, model: Model) -> tuple[TextSource | ChatSource, PretrainCo
     shape, steps = job.shape, job.steps
     source: TextSource | ChatSource
     if job.what in ("text", "blocks"):
-        source = TextSource(np.load(job.file("tokens.npy")), sequence_length=shape.length, batch_size=shape.rows)
+        source = TextSource(
+            np.load(job.file("tokens.npy")), sequence_length=shape.length, batch_size=shape.rows
+        )
     else:
-        rows = [row for chat in job.chats() for row in encode_chat(chat["messages"], model.tokenizer)]
+        rows = [
+            row for chat in job.chats() for row in encode_chat(chat["messages"], model.tokenizer)
+        ]
         packed = job.what == "chats-packed"
-        source = ChatSource(rows, sequence_length=shape.length, batch_size=shape.rows if packed else shape.chats,
-                            packing=packed)
+        source = ChatSource(
+            rows,
+            sequence_length=shape.length,
+            batch_size=shape.rows if packed else shape.chats,
+            packing=packed,
+        )
         assert not source.truncated and not source.skipped
         steps = source.rows // source.batch_size  # one epoch
     return source, PretrainConfig(
-        steps=steps, learning_rate=job.learning_rate, schedule="constant", clip_norm=job.clip_norm, eval_every=0,
-        save_every=0, eval_batches=1)
+        steps=steps,
+        learning_rate=job.learning_rate,
+        schedule="constant",
+        clip_norm=job.clip_norm,
+        eval_every=0,
+        save_every=0,
+        eval_batches=1,
+    )
 
 
 def _first_loss(job: Job, backend: Backend, model: Model) -> float:
-    """The first chats' loss in rows of their own, for comparison with a peer that orders its batches otherwise."""
-    rows = [row for chat in job.chats()[:job.shape.chats] for row in encode_chat(chat["messages"], model.tokenizer)]
+    """The first chats' loss in rows of their own, for comparison with a peer that orders its
+    batches otherwise.
+    """
+    rows = [
+        row
+        for chat in job.chats()[: job.shape.chats]
+        for row in encode_chat(chat["messages"], model.tokenizer)
+    ]
     source = ChatSource(rows, sequence_length=job.shape.length, batch_size=len(rows), packing=False)
-    loss = backend.inference_fn(lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0])
+    loss = backend.inference_fn(
+        lambda p, b: causal_lm_loss(backend.ops, p, b, model=model.network)[0]
+    )
     return float(backend.numpy(loss(model.params, source.batch(0)[0])))
 
 
-def blocks(job: Job, meter: Meter, backend: Backend, model: Model, source: TextSource | ChatSource,
-           cfg: PretrainConfig) -> None:
-    """Only the blocks are trained, embeddings and head stay: no stage of ours does that, the trainer can."""
+def blocks(
+    job: Job,
+    meter: Meter,
+    backend: Backend,
+    model: Model,
+    source: TextSource | ChatSource,
+    cfg: PretrainConfig,
+) -> None:
+    """Only the blocks are trained, embeddings and head stay: no stage of ours does that, the
+    trainer can.
+    """
     inside = {n: p for n, p in model.params.items() if n.startswith("model.layers.")}
     outside = {n: p for n, p in model.params.items() if n not in inside}
     loss = partial(causal_lm_loss, model=model.network)
@@ -120,7 +150,9 @@ def blocks(job: Job, meter: Meter, backend: Backend, model: Model, source: TextS
 
 def generate(job: Job, meter: Meter, backend: Backend, model: Model) -> None:
     prompts = json.loads(job.file("prompts.json").read_text())
-    generator = Generator(model, backend, Sampling(max_new_tokens=job.shape.new_tokens, temperature=0))
+    generator = Generator(
+        model, backend, Sampling(max_new_tokens=job.shape.new_tokens, temperature=0)
+    )
     generator.stop_ids = set()  # every row writes all its tokens
     generator.run(model.params, prompts)
     meter.start()

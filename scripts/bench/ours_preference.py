@@ -58,30 +58,61 @@ def main() -> None:
 def work(job: Job) -> Callable[[Context], Any]:
     """The stage with its settings."""
     shape = job.shape
-    shared: dict[str, Any] = {"model": str(job.model), "steps": job.steps, "learning_rate": job.learning_rate,
-                              "schedule": "constant", "clip_norm": job.clip_norm, "eval_every": 0, "save_every": 0}
-    paired = {**shared, "data": str(job.file("pairs.jsonl")), "validation": str(job.file("held.jsonl")),
-              "batch_size": shape.pairs}
+    shared: dict[str, Any] = {
+        "model": str(job.model),
+        "steps": job.steps,
+        "learning_rate": job.learning_rate,
+        "schedule": "constant",
+        "clip_norm": job.clip_norm,
+        "eval_every": 0,
+        "save_every": 0,
+    }
+    paired = {
+        **shared,
+        "data": str(job.file("pairs.jsonl")),
+        "validation": str(job.file("held.jsonl")),
+        "batch_size": shape.pairs,
+    }
     if job.what == "reward":
         return lambda ctx: reward.run(RewardConfig(**paired, center=0.0), ctx)
     if job.what.startswith("dpo"):
         return lambda ctx: dpo.run(DPOConfig(**paired), ctx)
     rolled = {**shared, "data": str(job.file("asked.jsonl")), "max_new_tokens": shape.new_tokens}
     if job.what == "ppo":
-        return lambda ctx: ppo.run(PPOConfig(**rolled, reward_model=str(job.file("judge")), prompts=shape.episodes,
-                                             batch_size=shape.episodes, missing_eos_penalty=0.0), ctx)
-    made = GRPOConfig(**rolled, prompts=shape.prompts, group_size=shape.group, batch_size=shape.prompts * shape.group,
-                      rewards=(), reward_file=str(job.file("reward.py")))
+        return lambda ctx: ppo.run(
+            PPOConfig(
+                **rolled,
+                reward_model=str(job.file("judge")),
+                prompts=shape.episodes,
+                batch_size=shape.episodes,
+                missing_eos_penalty=0.0,
+            ),
+            ctx,
+        )
+    made = GRPOConfig(
+        **rolled,
+        prompts=shape.prompts,
+        group_size=shape.group,
+        batch_size=shape.prompts * shape.group,
+        rewards=(),
+        reward_file=str(job.file("reward.py")),
+    )
     if job.backend == "mlx":  # what the peer does; it scores and learns from so many rows at a time
         made = replace(made, beta=0.1, loss_type="grpo", batch_size=shape.prompts)
     return lambda ctx: grpo.run(made, ctx)
 
 
 def listen(meter: Meter, backend: Backend) -> None:
-    """Times the parts of a step, lets no completion stop before its limit, and begins to measure with the trainer."""
-    for part, owner, name in (("generation", Sampler, "draw"), ("rewards", Rewards, "score"),
-                              ("rewards", Scorer, "scores"), ("log-probabilities", Scorer, "logprobs"),
-                              ("log-probabilities", Scorer, "values")):
+    """Times the parts of a step, lets no completion stop before its limit, and begins to measure
+    with the trainer.
+    """
+    for part, owner, name in (
+        ("generation", Sampler, "draw"),
+        ("rewards", Rewards, "score"),
+        ("rewards", Scorer, "scores"),
+        ("log-probabilities", Scorer, "logprobs"),
+        ("log-probabilities", Scorer, "values"),
+    ):
         setattr(owner, name, _method(meter, part, getattr(owner, name)))
     begin, make = Generator.__init__, backend.trainer
 
@@ -95,6 +126,7 @@ def listen(meter: Meter, backend: Backend) -> None:
         meter.parts.clear()  # what came before the first step: the reference of DPO
         meter.start()
         return made
+
     Generator.__init__ = unending  # type: ignore[method-assign]
     backend.trainer = trainer  # type: ignore[method-assign]
 

@@ -1,6 +1,8 @@
-"""mlx-lm-lora's DPO and GRPO, all weights trained, on the same pairs and prompts, in batches of its own making.
+"""mlx-lm-lora's DPO and GRPO, all weights trained, on the same pairs and prompts, in batches of its
+own making.
 
-GRPO decodes as many rows at once as there are prompts, `grpo-wide` all of them. Both score a few rows at a time.
+GRPO decodes as many rows at once as there are prompts, `grpo-wide` all of them. Both score a few
+rows at a time.
 """
 
 from __future__ import annotations
@@ -28,11 +30,21 @@ def main() -> None:
     model, tokenizer = load(str(job.model))[:2]
     reference = load(str(job.model))[0]
     reference.freeze()
-    optimizer = optim.AdamW(job.learning_rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, bias_correction=True)
+    optimizer = optim.AdamW(
+        job.learning_rate, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, bias_correction=True
+    )
     with tempfile.TemporaryDirectory() as folder:
-        shared = {"iters": job.steps, "steps_per_report": 1, "steps_per_eval": 10**9, "steps_per_save": 10**9,
-                  "adapter_file": str(Path(folder) / "adapters.safetensors"), "beta": 0.1}
-        (dpo if job.what == "dpo" else grpo)(job, meter, model, reference, tokenizer, optimizer, shared)
+        shared = {
+            "iters": job.steps,
+            "steps_per_report": 1,
+            "steps_per_eval": 10**9,
+            "steps_per_save": 10**9,
+            "adapter_file": str(Path(folder) / "adapters.safetensors"),
+            "beta": 0.1,
+        }
+        (dpo if job.what == "dpo" else grpo)(
+            job, meter, model, reference, tokenizer, optimizer, shared
+        )
     meter.report(device_peak=mx.get_peak_memory() / 1e6)
 
 
@@ -42,17 +54,36 @@ def without_gpu() -> None:
     mx.device_info, mx.set_wired_limit = (lambda *args: told), (lambda *args: 0)
 
 
-def dpo(job: Job, meter: Meter, model: Any, reference: Any, tokenizer: Any, optimizer: Any,
-        shared: dict[str, Any]) -> None:
+def dpo(
+    job: Job,
+    meter: Meter,
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    optimizer: Any,
+    shared: dict[str, Any],
+) -> None:
     from mlx_lm_lora.trainer.dpo_trainer import DPOTrainingArgs, train_dpo
 
-    rows = [{"chosen": p["prompt_ids"] + p["chosen_ids"], "rejected": p["prompt_ids"] + p["rejected_ids"],
-             "chosen_prompt_length": len(p["prompt_ids"]), "rejected_prompt_length": len(p["prompt_ids"])}
-            for p in json.loads(job.file("pairs.json").read_text())]
+    rows = [
+        {
+            "chosen": p["prompt_ids"] + p["chosen_ids"],
+            "rejected": p["prompt_ids"] + p["rejected_ids"],
+            "chosen_prompt_length": len(p["prompt_ids"]),
+            "rejected_prompt_length": len(p["prompt_ids"]),
+        }
+        for p in json.loads(job.file("pairs.json").read_text())
+    ]
     meter.start()
-    train_dpo(model, reference, optimizer, rows, None, DPOTrainingArgs(**shared, batch_size=job.shape.pairs,
-                                                                       max_seq_length=256),
-              training_callback=Marking(meter))
+    train_dpo(
+        model,
+        reference,
+        optimizer,
+        rows,
+        None,
+        DPOTrainingArgs(**shared, batch_size=job.shape.pairs, max_seq_length=256),
+        training_callback=Marking(meter),
+    )
 
 
 class MarkingRollouts(TrainingCallback):
@@ -69,8 +100,15 @@ class MarkingRollouts(TrainingCallback):
         return
 
 
-def grpo(job: Job, meter: Meter, model: Any, reference: Any, tokenizer: Any, optimizer: Any,
-         shared: dict[str, Any]) -> None:
+def grpo(
+    job: Job,
+    meter: Meter,
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    optimizer: Any,
+    shared: dict[str, Any],
+) -> None:
     import mlx_lm_lora.trainer.grpo_trainer as module
 
     shape, vowels = job.shape, own_reward(job)
@@ -83,22 +121,43 @@ def grpo(job: Job, meter: Meter, model: Any, reference: Any, tokenizer: Any, opt
         out = draw(*args, **kwargs)
         meter.tokens.append(sum(ids.size for ids in out[0]))
         return out
+
     module.generate_grpo = counted
     module._rollout_rewards = meter.timed("rewards", module._rollout_rewards)
     if job.what == "grpo-wide":
         wide = shape.prompts * shape.group
         module.BatchGenerator = lambda *args, **kwargs: generator(
-            *args, **{**kwargs, "completion_batch_size": wide, "prefill_batch_size": wide})
-    args = module.GRPOTrainingArgs(**shared, batch_size=shape.prompts, group_size=shape.group, max_seq_length=256,
-                                   max_completion_length=shape.new_tokens, temperature=1.0, top_p=1.0, top_k=0)
+            *args, **{**kwargs, "completion_batch_size": wide, "prefill_batch_size": wide}
+        )
+    args = module.GRPOTrainingArgs(
+        **shared,
+        batch_size=shape.prompts,
+        group_size=shape.group,
+        max_seq_length=256,
+        max_completion_length=shape.new_tokens,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+    )
     meter.start()
-    module.train_grpo(model, reference, tokenizer, optimizer, rows, None, [named(vowels)], args,
-                      training_callback=MarkingRollouts(meter), end_answer_token="")
+    module.train_grpo(
+        model,
+        reference,
+        tokenizer,
+        optimizer,
+        rows,
+        None,
+        [named(vowels)],
+        args,
+        training_callback=MarkingRollouts(meter),
+        end_answer_token="",
+    )
 
 
 def named(vowels: Any) -> Any:
     def run(prompts: Any, completions: Any, **columns: Any) -> Any:
         return vowels(prompts, completions)
+
     return run
 
 

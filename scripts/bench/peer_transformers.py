@@ -31,21 +31,39 @@ class Marking(TrainerCallback):
 
 
 def arguments(job: Job, folder: str, rows: int) -> dict[str, Any]:
-    """As like ours as its settings allow: the optimizer, the clipping, a constant rate, each loss logged, no saving."""
-    return {"output_dir": folder, "learning_rate": job.learning_rate, "lr_scheduler_type": "constant",
-            "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-8, "weight_decay": 0.0,
-            "max_grad_norm": job.clip_norm, "per_device_train_batch_size": rows, "logging_steps": 1,
-            "logging_nan_inf_filter": False, "save_strategy": "no", "report_to": "none", "use_cpu": True,
-            "bf16": job.dtype == "bfloat16", "train_sampling_strategy": "sequential", "disable_tqdm": True,
-            "gradient_checkpointing": False}
+    """As like ours as its settings allow: the optimizer, the clipping, a constant rate, each loss
+    logged, no saving.
+    """
+    return {
+        "output_dir": folder,
+        "learning_rate": job.learning_rate,
+        "lr_scheduler_type": "constant",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": job.clip_norm,
+        "per_device_train_batch_size": rows,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": job.dtype == "bfloat16",
+        "train_sampling_strategy": "sequential",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+    }
 
 
 def counting(collate: Any, meter: Meter) -> Any:
     """The collator, its targets counted: labels that a shift by one leaves."""
+
     def run(rows: list[Any]) -> Any:
         batch = collate(rows)
         meter.tokens.append(int((batch["labels"][:, 1:] != -100).sum()))
         return batch
+
     return run
 
 
@@ -66,10 +84,18 @@ def main() -> None:
         return {"input_ids": ids, "labels": ids}
 
     with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(**arguments(job, folder, job.shape.rows), max_steps=job.steps,
-                                 remove_unused_columns=False)
-        Trainer(model=load(job), args=args, train_dataset=data, data_collator=counting(collate, meter),
-                callbacks=[Marking(meter)]).train()
+        args = TrainingArguments(
+            **arguments(job, folder, job.shape.rows),
+            max_steps=job.steps,
+            remove_unused_columns=False,
+        )
+        Trainer(
+            model=load(job),
+            args=args,
+            train_dataset=data,
+            data_collator=counting(collate, meter),
+            callbacks=[Marking(meter)],
+        ).train()
     meter.report()
 
 
@@ -82,8 +108,14 @@ def generate(job: Job, meter: Meter) -> None:
 
     def run() -> Any:
         with torch.no_grad():
-            return model.generate(ids, attention_mask=seen, max_new_tokens=job.shape.new_tokens, do_sample=False,
-                                  pad_token_id=0)
+            return model.generate(
+                ids,
+                attention_mask=seen,
+                max_new_tokens=job.shape.new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
     run()
     meter.start()
     rounds = []

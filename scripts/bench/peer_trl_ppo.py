@@ -1,4 +1,6 @@
-"""PPO of TRL 1.12.0, the last that has it: four epochs over a rollout, policy and value model updated together."""
+"""PPO of TRL 1.12.0, the last that has it: four epochs over a rollout, policy and value model
+updated together.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +21,46 @@ def main() -> None:
     job, meter = Job.from_argv(), Meter()
     shape = job.shape
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
-    data = Dataset.from_list([{"input_ids": ids} for ids in json.loads(job.file("asked.json").read_text())])
+    data = Dataset.from_list(
+        [{"input_ids": ids} for ids in json.loads(job.file("asked.json").read_text())]
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = arguments(job, folder, shape.episodes)
         del settings["train_sampling_strategy"]
-        args = PPOConfig(**settings, gradient_accumulation_steps=1, total_episodes=shape.episodes * job.steps,
-                         response_length=shape.new_tokens, num_ppo_epochs=4, num_mini_batches=1, temperature=1.0,
-                         num_sample_generations=0, local_rollout_forward_batch_size=shape.episodes)
-        trainer = PPOTrainer(args=args, processing_class=tokenizer, model=load(job), ref_model=load(job),
-                             reward_model=scores(job), value_model=scores(job), train_dataset=data,
-                             eval_dataset=data.select(range(4)), callbacks=[Marking(meter)])
-        meter.tokens = [shape.episodes * shape.new_tokens] * job.steps  # it writes to the limit, whatever it writes
+        args = PPOConfig(
+            **settings,
+            gradient_accumulation_steps=1,
+            total_episodes=shape.episodes * job.steps,
+            response_length=shape.new_tokens,
+            num_ppo_epochs=4,
+            num_mini_batches=1,
+            temperature=1.0,
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=shape.episodes,
+        )
+        trainer = PPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=load(job),
+            ref_model=load(job),
+            reward_model=scores(job),
+            value_model=scores(job),
+            train_dataset=data,
+            eval_dataset=data.select(range(4)),
+            callbacks=[Marking(meter)],
+        )
+        meter.tokens = [
+            shape.episodes * shape.new_tokens
+        ] * job.steps  # it writes to the limit, whatever it writes
         listen(meter, trainer)
         trainer.train()
     meter.report()
 
 
 def scores(job: Job) -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(job.file("judge"), num_labels=1, dtype=torch.float32)
+    return AutoModelForSequenceClassification.from_pretrained(
+        job.file("judge"), num_labels=1, dtype=torch.float32
+    )
 
 
 def listen(meter: Meter, trainer: PPOTrainer) -> None:
@@ -45,8 +69,12 @@ def listen(meter: Meter, trainer: PPOTrainer) -> None:
     reference, judge = meter.timed("log-probabilities", forward), meter.timed("rewards", reward)
     values = meter.timed("log-probabilities", reward)
     module.batch_generation = meter.timed("generation", module.batch_generation)
-    module.forward = lambda model, *args: (reference if model is trainer.ref_model else forward)(model, *args)
-    module.get_reward = lambda model, *args: (judge if model is trainer.reward_model else values)(model, *args)
+    module.forward = lambda model, *args: (reference if model is trainer.ref_model else forward)(
+        model, *args
+    )
+    module.get_reward = lambda model, *args: (judge if model is trainer.reward_model else values)(
+        model, *args
+    )
 
 
 if __name__ == "__main__":

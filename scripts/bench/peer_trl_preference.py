@@ -1,4 +1,6 @@
-"""TRL's RewardTrainer, DPOTrainer and GRPOTrainer on the same pairs, in the same order, and on the same prompts."""
+"""TRL's RewardTrainer, DPOTrainer and GRPOTrainer on the same pairs, in the same order, and on the
+same prompts.
+"""
 
 from __future__ import annotations
 
@@ -25,28 +27,47 @@ def main() -> None:
 
 
 def reward(job: Job, meter: Meter, folder: str, tokenizer: Any) -> RewardTrainer:
-    pairs = [{side: pair["prompt_ids"] + pair[side] for side in ("chosen_ids", "rejected_ids")}
-             for pair in json.loads(job.file("pairs.json").read_text())]
-    model = AutoModelForSequenceClassification.from_pretrained(job.file("judge"), num_labels=1, dtype=torch.float32)
-    trainer = RewardTrainer(model=model, args=RewardConfig(**settings(job, folder, job.shape.pairs), max_length=256),
-                            train_dataset=Dataset.from_list(pairs), processing_class=tokenizer,
-                            callbacks=[Marking(meter)])
+    pairs = [
+        {side: pair["prompt_ids"] + pair[side] for side in ("chosen_ids", "rejected_ids")}
+        for pair in json.loads(job.file("pairs.json").read_text())
+    ]
+    model = AutoModelForSequenceClassification.from_pretrained(
+        job.file("judge"), num_labels=1, dtype=torch.float32
+    )
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(**settings(job, folder, job.shape.pairs), max_length=256),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer,
+        callbacks=[Marking(meter)],
+    )
     trainer.data_collator = counting(trainer.data_collator, meter, "attention_mask")
     return trainer
 
 
 def dpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> DPOTrainer:
     DPOTrainer._prepare_dataset = lambda self, dataset, *others: dataset  # ours are ids already
-    args = DPOConfig(**settings(job, folder, job.shape.pairs), max_length=256, beta=0.1,
-                     precompute_ref_log_probs=job.what == "dpo")
-    trainer = DPOTrainer(model=load(job), args=args, processing_class=tokenizer, callbacks=[Marking(meter)],
-                         train_dataset=Dataset.from_list(json.loads(job.file("pairs.json").read_text())))
+    args = DPOConfig(
+        **settings(job, folder, job.shape.pairs),
+        max_length=256,
+        beta=0.1,
+        precompute_ref_log_probs=job.what == "dpo",
+    )
+    trainer = DPOTrainer(
+        model=load(job),
+        args=args,
+        processing_class=tokenizer,
+        callbacks=[Marking(meter)],
+        train_dataset=Dataset.from_list(json.loads(job.file("pairs.json").read_text())),
+    )
     trainer.data_collator = counting(trainer.data_collator, meter, "completion_mask")
     return trainer
 
 
 def grpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> GRPOTrainer:
-    asked = [json.loads(line)["prompt"] for line in job.file("asked.jsonl").read_text().splitlines()]
+    asked = [
+        json.loads(line)["prompt"] for line in job.file("asked.jsonl").read_text().splitlines()
+    ]
     data = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in asked])
     vowels = own_reward(job)
 
@@ -54,10 +75,20 @@ def grpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> GRPOTrainer:
         return vowels(None, [completion[0]["content"] for completion in completions])
 
     shape = job.shape
-    args = GRPOConfig(**settings(job, folder, shape.prompts * shape.group), num_generations=shape.group, beta=0.0,
-                      max_completion_length=shape.new_tokens)
-    trainer = GRPOTrainer(model=load(job), reward_funcs=scored, args=args, train_dataset=data,
-                          processing_class=tokenizer, callbacks=[Marking(meter)])
+    args = GRPOConfig(
+        **settings(job, folder, shape.prompts * shape.group),
+        num_generations=shape.group,
+        beta=0.0,
+        max_completion_length=shape.new_tokens,
+    )
+    trainer = GRPOTrainer(
+        model=load(job),
+        reward_funcs=scored,
+        args=args,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Marking(meter)],
+    )
     # every completion has its full length
     trainer.eos_token_ids = [-1]
     trainer.generation_kwargs["eos_token_id"] = trainer.generation_config.eos_token_id = None
@@ -68,6 +99,7 @@ def grpo(job: Job, meter: Meter, folder: str, tokenizer: Any) -> GRPOTrainer:
         out = draw(*args, **kwargs)
         meter.tokens.append(sum(map(len, out[0])))
         return out
+
     trainer._generate_single_turn = counted
     trainer._calculate_rewards = meter.timed("rewards", trainer._calculate_rewards)
     return trainer
@@ -83,10 +115,12 @@ def settings(job: Job, folder: str, rows: int) -> dict[str, Any]:
 
 def counting(collate: Any, meter: Meter, mask: str) -> Any:
     """The collator, its tokens counted."""
+
     def run(rows: list[Any]) -> Any:
         batch = collate(rows)
         meter.tokens.append(int(batch[mask].sum()))
         return batch
+
     return run
 
 

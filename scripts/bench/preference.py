@@ -1,8 +1,10 @@
-"""The same for preference and reasoning: a reward model's step, DPO, PPO and GRPO, as train.py compares the rest.
+"""The same for preference and reasoning: a reward model's step, DPO, PPO and GRPO, as train.py
+compares the rest.
 
     python scripts/bench/preference.py --trl112 DIR --mlx-lm-lora DIR
 
-PPO was last in TRL 1.12.0, and mlx-lm-lora wants other versions than ours: each lies in a folder of its own.
+PPO was last in TRL 1.12.0, and mlx-lm-lora wants other versions than ours: each lies in a folder of
+its own.
 
     pip install --no-deps --target DIR trl==1.12.0
     pip install --no-deps --target DIR mlx-lm-lora
@@ -22,8 +24,13 @@ from train import Comparison, bench, parsed, parser  # noqa: E402
 FOLDERS = {"trl_ppo": ("trl112", "trl==1.12.0"), "mlx_lm_lora": ("mlx_lm_lora", "mlx-lm-lora")}
 
 
-def _torch(what: str, title: str, peer: str = "trl_preference", clip_norm: float = 1.0,
-           same_steps: bool = True) -> Comparison:
+def _torch(
+    what: str,
+    title: str,
+    peer: str = "trl_preference",
+    clip_norm: float = 1.0,
+    same_steps: bool = True,
+) -> Comparison:
     return Comparison(what, "torch", peer, title, clip_norm, same_steps, "trl", "ours_preference")
 
 
@@ -46,16 +53,23 @@ COMPARISONS = (
 def main() -> None:
     asked = parser(__doc__, COMPARISONS)
     for option, package in FOLDERS.values():
-        asked.add_argument(f"--{option.replace('_', '-')}", type=Path, metavar="DIR",
-                           help=f"made by: pip install --no-deps --target DIR {package}")
+        asked.add_argument(
+            f"--{option.replace('_', '-')}",
+            type=Path,
+            metavar="DIR",
+            help=f"made by: pip install --no-deps --target DIR {package}",
+        )
     args = parsed(asked)
     found = []
     for c in COMPARISONS:
         option, package = FOLDERS.get(c.peer, ("", ""))
         if option and getattr(args, option) is None:
             if c.backend in args.backend:
-                print(f"left out: {c.title}; pip install --no-deps --target DIR {package}, "
-                      f"then --{option.replace('_', '-')} DIR", file=sys.stderr)
+                print(
+                    f"left out: {c.title}; pip install --no-deps --target DIR {package}, "
+                    f"then --{option.replace('_', '-')} DIR",
+                    file=sys.stderr,
+                )
             continue
         found.append(c._replace(folder=getattr(args, option) if option else None))
     bench(args, found, _make, 1e-4)

@@ -1,12 +1,14 @@
-"""How quick the terminal UI stays: a million lines of events to read, and a thousand more every second.
+"""How quick the terminal UI stays: a million lines of events to read, and a thousand more every
+second.
 
     python scripts/bench/tui.py [--lines 1000000] [--rate 1000] [--seconds 30] [--size 120x36]
     python scripts/bench/tui.py --lines 2000 --seconds 1 --repeats 1 --rounds 1     # does it run?
 
-The app runs in a process of its own on a real pseudo-terminal; a writer appends to the stage's events; keys are pressed
-at random moments and the time to the first bytes of the answer is taken. CPU and memory are the app's process's alone.
-An app that shows one word and does nothing is measured in the same way beside it, under the same load: what the machine
-and Textual cost on their own. Prints one JSON object.
+The app runs in a process of its own on a real pseudo-terminal; a writer appends to the stage's
+events; keys are pressed at random moments and the time to the first bytes of the answer is taken.
+CPU and memory are the app's process's alone. An app that shows one word and does nothing is
+measured in the same way beside it, under the same load: what the machine and Textual cost on their
+own. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -36,8 +38,20 @@ PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 def line(step: int) -> bytes:
     """A step event of ordinary length; its loss has noise and now and then a spike."""
     loss = 6 * 2.718 ** (-step / 50_000) + 1 + random.random() * 0.2 + 5 * (step % 9973 == 0)
-    return as_line({"t": 1.7e9 + step / 1000, "event": "step", "step": step, "loss": loss, "grad_norm": 0.5, "lr": 1e-3,
-                    "tokens": step * 2048, "tokens_per_second": 4000.5, "seconds": 0.5, "memory_bytes": 464044032})
+    return as_line(
+        {
+            "t": 1.7e9 + step / 1000,
+            "event": "step",
+            "step": step,
+            "loss": loss,
+            "grad_norm": 0.5,
+            "lr": 1e-3,
+            "tokens": step * 2048,
+            "tokens_per_second": 4000.5,
+            "seconds": 0.5,
+            "memory_bytes": 464044032,
+        }
+    )
 
 
 def as_line(event: dict[str, object]) -> bytes:
@@ -48,7 +62,9 @@ def write_run(folder: Path, lines: int) -> Path:
     stage = folder / "big" / "pretrain"
     stage.mkdir(parents=True)
     with open(stage / "events.jsonl", "wb") as file:
-        file.write(as_line({"t": 1.7e9, "event": "start", "step": 0, "steps": lines * 2, "config": {}}))
+        file.write(
+            as_line({"t": 1.7e9, "event": "start", "step": 0, "steps": lines * 2, "config": {}})
+        )
         for step in range(1, lines + 1):
             file.write(line(step))
     return stage
@@ -94,21 +110,32 @@ Empty().run()
 
 
 def ours(folder: Path) -> str:
-    return ("from ondevice_tui.app import OndeviceApp; "
-            f"OndeviceApp({str(folder)!r}, look_at_machine=False).run()")
+    return (
+        "from ondevice_tui.app import OndeviceApp; "
+        f"OndeviceApp({str(folder)!r}, look_at_machine=False).run()"
+    )
 
 
 class Terminal:
-    """An app on a pseudo-terminal, from its start; `first_screen` (seconds, seconds of CPU) once it shows something."""
+    """An app on a pseudo-terminal, from its start; `first_screen` (seconds, seconds of CPU) once it
+    shows something.
+    """
 
     def __init__(self, folder: Path, columns: int, rows: int, code: str) -> None:
         self.began, self.bytes, self.recent = time.perf_counter(), 0, b""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
             os.chdir(folder.parent)
-            os.execve(sys.executable, [sys.executable, "-c", code],
-                      {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
-                       "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})
+            os.execve(
+                sys.executable,
+                [sys.executable, "-c", code],
+                {
+                    **os.environ,
+                    "TERM": "xterm-256color",
+                    "COLORTERM": "truecolor",
+                    "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+                },
+            )
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def first_screen(self) -> tuple[float, float]:
@@ -161,8 +188,15 @@ def keys(app: Terminal, empty: Terminal, rounds: int) -> tuple[list[float], list
     return found
 
 
-def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int, int], repeats: int,
-            rounds: int) -> dict[str, object]:
+def measure(
+    folder: Path,
+    lines: int,
+    rate: int,
+    seconds: float,
+    size: tuple[int, int],
+    repeats: int,
+    rounds: int,
+) -> dict[str, object]:
     stage = write_run(folder, lines)
     writer = Writer(stage, lines + 1, rate)
     starts: list[list[tuple[float, float]]] = [[], []]
@@ -196,13 +230,24 @@ def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int
     share = (app.cpu() - cpu) / (time.perf_counter() - wall)
     sent_kb = (app.bytes - sent) / (time.perf_counter() - wall) / 1000
     pressed, pressed_empty = keys(app, empty, rounds)
-    found = {"lines": lines, "rate": rate, "size": f"{size[0]}x{size[1]}", "load": os.getloadavg()[0],
-             "first_screen_s_and_cpu_s": starts[0], "empty_first_screen_s_and_cpu_s": starts[1],
-             "read_all_s": round(read_s, 1), "key_ms_while_reading": [round(k) for k in while_reading],
-             "key_ms_median": round(median(pressed)), "key_ms_worst": round(max(pressed)),
-             "empty_key_ms_median": round(median(pressed_empty)), "empty_key_ms_worst": round(max(pressed_empty)),
-             "cpu_share": round(share, 3), "to_terminal_kB_s": round(sent_kb, 1),
-             "memory_MB": round(app.memory(), 1), "empty_memory_MB": round(empty.memory(), 1)}
+    found = {
+        "lines": lines,
+        "rate": rate,
+        "size": f"{size[0]}x{size[1]}",
+        "load": os.getloadavg()[0],
+        "first_screen_s_and_cpu_s": starts[0],
+        "empty_first_screen_s_and_cpu_s": starts[1],
+        "read_all_s": round(read_s, 1),
+        "key_ms_while_reading": [round(k) for k in while_reading],
+        "key_ms_median": round(median(pressed)),
+        "key_ms_worst": round(max(pressed)),
+        "empty_key_ms_median": round(median(pressed_empty)),
+        "empty_key_ms_worst": round(max(pressed_empty)),
+        "cpu_share": round(share, 3),
+        "to_terminal_kB_s": round(sent_kb, 1),
+        "memory_MB": round(app.memory(), 1),
+        "empty_memory_MB": round(empty.memory(), 1),
+    }
     writer.stopped = True
     app.close()
     empty.close()
@@ -210,7 +255,9 @@ def measure(folder: Path, lines: int, rate: int, seconds: float, size: tuple[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rate", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30)
@@ -222,8 +269,20 @@ def main() -> None:
         parser.error("the app's CPU and memory are read from /proc, which Linux has")
     columns, rows = map(int, options.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder) / "runs", options.lines, options.rate, options.seconds, (columns, rows),
-                                 options.repeats, options.rounds), indent=2))
+        print(
+            json.dumps(
+                measure(
+                    Path(folder) / "runs",
+                    options.lines,
+                    options.rate,
+                    options.seconds,
+                    (columns, rows),
+                    options.repeats,
+                    options.rounds,
+                ),
+                indent=2,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What one program makes of a real model's folder: logits of a chat, greedy answers, CPU seconds. Run once for each.
+"""What one program makes of a real model's folder: logits of a chat, greedy answers, CPU seconds.
+Run once for each.
 
-WHO: torch, mlx (ours), transformers, mlx-lm; FOLDER: a causal model's folder.
-Writes OUT/WHO.npz (ids and float32 logits of the first prompt) and OUT/WHO.json (answers); `compare OUT` says how far
+WHO: torch, mlx (ours), transformers, mlx-lm; FOLDER: a causal model's folder. Writes OUT/WHO.npz
+(ids and float32 logits of the first prompt) and OUT/WHO.json (answers); `compare OUT` says how far
 the programs that are there are apart. float32 on the CPU, so that the numbers can be compared.
 """
 
@@ -17,9 +18,16 @@ from typing import Any
 
 import numpy as np
 
-PROMPTS = ["What is the capital of France?", "Write one sentence about the sea.", "What is 12 + 30?",
-           "Name three colours.", "Explain in one sentence what a computer does."]
-Measured = tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]  # ids, logits, answers, CPU seconds
+PROMPTS = [
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "What is 12 + 30?",
+    "Name three colours.",
+    "Explain in one sentence what a computer does.",
+]
+Measured = tuple[
+    np.ndarray, np.ndarray, list[str], dict[str, float]
+]  # ids, logits, answers, CPU seconds
 
 
 def ours(backend_name: str, folder: str, tokens: int) -> Measured:
@@ -34,13 +42,22 @@ def ours(backend_name: str, folder: str, tokens: int) -> Measured:
     loaded = time.process_time()
     prompts = [prompt_ids([{"role": "user", "content": p}], model.tokenizer) for p in PROMPTS]
     ids = np.array(prompts[:1], np.int32)
-    batch = {"ids": backend.array(ids), "positions": backend.array(np.arange(ids.shape[1], dtype=np.int32)[None])}
+    batch = {
+        "ids": backend.array(ids),
+        "positions": backend.array(np.arange(ids.shape[1], dtype=np.int32)[None]),
+    }
     head = model.network.head
     hidden = model.network.hidden(backend.ops, model.params, batch)
     logits = np.array(backend.numpy(head.logits(backend.ops, head.params(model.params), hidden)))
     read = time.process_time()
-    found = Generator(model, backend, Sampling(max_new_tokens=tokens, temperature=0.0)).run(model.params, prompts)
-    spent = {"load": loaded - began, "answers": time.process_time() - read, "tokens": sum(len(c.ids) for c in found)}
+    found = Generator(model, backend, Sampling(max_new_tokens=tokens, temperature=0.0)).run(
+        model.params, prompts
+    )
+    spent = {
+        "load": loaded - began,
+        "answers": time.process_time() - read,
+        "tokens": sum(len(c.ids) for c in found),
+    }
     return ids, logits, [model.tokenizer.decode(c.ids) for c in found], spent
 
 
@@ -50,15 +67,31 @@ def theirs(folder: str, tokens: int) -> Measured:
 
     words: Any = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompts = [words.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True,
-                                         return_tensors="pt", return_dict=True)["input_ids"] for p in PROMPTS]
+    prompts = [
+        words.apply_chat_template(
+            [{"role": "user", "content": p}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )["input_ids"]
+        for p in PROMPTS
+    ]
     with torch.no_grad():
         logits = model(prompts[0]).logits.numpy()
         began = time.process_time()
-        made = [model.generate(ids, do_sample=False, max_new_tokens=tokens, attention_mask=torch.ones_like(ids))
-                [0, ids.shape[1]:] for ids in prompts]
+        made = [
+            model.generate(
+                ids, do_sample=False, max_new_tokens=tokens, attention_mask=torch.ones_like(ids)
+            )[0, ids.shape[1] :]
+            for ids in prompts
+        ]
     spent = {"answers": time.process_time() - began, "tokens": sum(len(m) for m in made)}
-    return prompts[0].numpy(), logits, [words.decode(m, skip_special_tokens=True) for m in made], spent
+    return (
+        prompts[0].numpy(),
+        logits,
+        [words.decode(m, skip_special_tokens=True) for m in made],
+        spent,
+    )
 
 
 def mlx_lms(folder: str, tokens: int) -> Measured:
@@ -69,7 +102,10 @@ def mlx_lms(folder: str, tokens: int) -> Measured:
     mx.set_default_device(mx.cpu)
     model, words = load(folder)[:2]
     model.set_dtype(mx.float32)
-    prompts = [words.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True) for p in PROMPTS]
+    prompts = [
+        words.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True)
+        for p in PROMPTS
+    ]
     logits = np.array(model(mx.array(prompts[:1])))
     began = time.process_time()
     made: list[list[int]] = []
@@ -84,7 +120,11 @@ def mlx_lms(folder: str, tokens: int) -> Measured:
 
 
 PROGRAMS: dict[str, Callable[[str, int], Measured]] = {
-    "torch": partial(ours, "torch"), "mlx": partial(ours, "mlx"), "transformers": theirs, "mlx-lm": mlx_lms}
+    "torch": partial(ours, "torch"),
+    "mlx": partial(ours, "mlx"),
+    "transformers": theirs,
+    "mlx-lm": mlx_lms,
+}
 
 
 def compare(out: Path) -> None:
@@ -92,19 +132,25 @@ def compare(out: Path) -> None:
     held = {name: np.load(out / f"{name}.npz") for name in names}
     said = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
     for n, one in enumerate(names):
-        for other in names[n + 1:]:
+        for other in names[n + 1 :]:
             assert np.array_equal(held[one]["ids"], held[other]["ids"])
             off = float(np.abs(held[one]["logits"] - held[other]["logits"]).max())
-            print(f"{one} and {other}: logits differ by at most {off:.1e}, answers "
-                  f"{'the same' if said[one]['answers'] == said[other]['answers'] else 'DIFFERENT'}")
+            print(
+                f"{one} and {other}: logits differ by at most {off:.1e}, answers "
+                f"{'the same' if said[one]['answers'] == said[other]['answers'] else 'DIFFERENT'}"
+            )
     for name in names:
         print(name, said[name]["spent"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("who", choices=[*PROGRAMS, "compare"])
-    parser.add_argument("place", metavar="FOLDER", help="the model's; OUT of the others for compare")
+    parser.add_argument(
+        "place", metavar="FOLDER", help="the model's; OUT of the others for compare"
+    )
     parser.add_argument("out", nargs="?", type=Path, default=Path("smollm2"))
     parser.add_argument("--tokens", type=int, default=40, help="of each answer, at most")
     given = parser.parse_args()

@@ -1,4 +1,6 @@
-"""Which of the processes that the app starts may speak to the Hub, and so see its token: those that push or pull."""
+"""Which of the processes that the app starts may speak to the Hub, and so see its token: those that
+push or pull.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,31 @@ _RECIPES = ("run", "runs")  # commands whose settings stand in a file
 
 
 def of_model(path: str) -> Access:
-    """Of the worker of a model: the model, or an adapter's base, is named on the Hub and so may have to be fetched."""
-    remote = not Path(path).is_dir() or is_name(base := base_of(path)) and not (Path(path) / base).is_dir()
+    """Of the worker of a model: the model, or an adapter's base, is named on the Hub and so may
+    have to be fetched.
+    """
+    remote = (
+        not Path(path).is_dir()
+        or is_name(base := base_of(path))
+        and not (Path(path) / base).is_dir()
+    )
     return Access.HUB if remote else Access.OWN
 
 
 def of_command(words: Sequence[str], run: Path) -> Access:
-    """Of a command line: it pushes or pulls, or one of its values, or its recipe's, names something on the Hub."""
+    """Of a command line: it pushes or pulls, or one of its values, or its recipe's, names something
+    on the Hub.
+    """
     if words[0] in ("push", "pull"):
         return Access.HUB
-    values = [(word.partition("=")[0].lstrip("-").replace("-", "_"), word.partition("=")[2] or word)
-              for word in words[1:]]
+    values = [
+        (word.partition("=")[0].lstrip("-").replace("-", "_"), word.partition("=")[2] or word)
+        for word in words[1:]
+    ]
     if words[0] in _RECIPES:
-        files = [Path(value) for _, value in values if value.endswith((".yaml", ".yml"))] or [run / "recipe.yaml"]
+        files = [Path(value) for _, value in values if value.endswith((".yaml", ".yml"))] or [
+            run / "recipe.yaml"
+        ]
         values += [pair for file in files for pair in _settings(file)]
     return Access.HUB if any(_remote(name, value) for name, value in values) else Access.OWN
 
@@ -44,7 +58,9 @@ def base_of(folder: str) -> str:
 
 
 def _settings(file: Path) -> list[tuple[str, str]]:
-    """Every setting of a recipe; none of one that cannot be read, which the command will say itself."""
+    """Every setting of a recipe; none of one that cannot be read, which the command will say
+    itself.
+    """
     if not file.is_file():
         return []
     try:

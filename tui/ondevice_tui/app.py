@@ -1,8 +1,8 @@
 """The terminal UI: `ondevice` without arguments.
 
-It holds no model and trains nothing. Stages are processes of their own (`runner`), it reads what they write (`tail`,
-`road`), and models are talked to through `ondevice worker` (`model`). So it may be closed, killed or lost with its
-terminal at any moment, and opened again.
+It holds no model and trains nothing. Stages are processes of their own (`runner`), it reads what
+they write (`tail`, `road`), and models are talked to through `ondevice worker` (`model`). So it may
+be closed, killed or lost with its terminal at any moment, and opened again.
 """
 
 from __future__ import annotations
@@ -38,18 +38,43 @@ BETWEEN_S = 0.02  # between two modules that are imported ahead: keys have their
 LOOK_S = 1.0  # between two looks at the folder of runs
 
 # Okabe and Ito's hues: told apart with any colour vision. No state is told by colour alone.
-DARK = Theme(name="ondevice-dark", dark=True, primary="#56B4E9", secondary="#009E73", accent="#56B4E9",
-             warning="#E69F00", error="#F0784A", success="#2FBF91", foreground="#D8DEE4", background="#0F1418",
-             surface="#151B21", panel="#1D252D",
-             variables={"muted": "#8B98A5"})
-LIGHT = Theme(name="ondevice-light", dark=False, primary="#0072B2", secondary="#00785A", accent="#0072B2",
-              warning="#9A6700", error="#B5420A", success="#00785A", foreground="#1B2127", background="#FAFBFC",
-              surface="#F0F3F5", panel="#E2E7EB",
-              variables={"muted": "#5B6670"})
+DARK = Theme(
+    name="ondevice-dark",
+    dark=True,
+    primary="#56B4E9",
+    secondary="#009E73",
+    accent="#56B4E9",
+    warning="#E69F00",
+    error="#F0784A",
+    success="#2FBF91",
+    foreground="#D8DEE4",
+    background="#0F1418",
+    surface="#151B21",
+    panel="#1D252D",
+    variables={"muted": "#8B98A5"},
+)
+LIGHT = Theme(
+    name="ondevice-light",
+    dark=False,
+    primary="#0072B2",
+    secondary="#00785A",
+    accent="#0072B2",
+    warning="#9A6700",
+    error="#B5420A",
+    success="#00785A",
+    foreground="#1B2127",
+    background="#FAFBFC",
+    surface="#F0F3F5",
+    panel="#E2E7EB",
+    variables={"muted": "#5B6670"},
+)
 
 
 def later(module: str, name: str) -> Callable[[], Screen[Any]]:
-    """A screen that is imported when it is first opened, or a moment after the start: the first one waits for none."""
+    """A screen that is imported when it is first opened, or a moment after the start: the first one
+    waits for none.
+    """
+
     def make() -> Screen[Any]:
         imports.load_all()  # it may start threads, and they import nothing
         return getattr(importlib.import_module(f"ondevice_tui.screens.{module}"), name)()  # type: ignore[no-any-return]
@@ -58,34 +83,66 @@ def later(module: str, name: str) -> Callable[[], Screen[Any]]:
 
 
 class OndeviceApp(Steady, App[str]):
-    """`runs` is the folder of runs. Returns what is to be said on the terminal at the end. `survives`: an error in a
-    worker or a handler is told and written down; without, it ends the app and is raised, as tests want it."""
+    """`runs` is the folder of runs. Returns what is to be said on the terminal at the end.
+    `survives`: an error in a worker or a handler is told and written down; without, it ends the app
+    and is raised, as tests want it."""
 
     CSS_PATH = "app.tcss"
     TITLE = "ondevice"
     MODES: ClassVar[dict[str, Any]] = {
-        "road": RoadScreen, "train": later("train", "TrainScreen"), "ladder": later("ladder", "LadderScreen"),
-        "chat": later("chat", "ChatScreen"), "reason": later("rewards", "ReasonScreen"),
-        "rate": later("rate", "RateScreen"), "push": later("push", "PushScreen")}
+        "road": RoadScreen,
+        "train": later("train", "TrainScreen"),
+        "ladder": later("ladder", "LadderScreen"),
+        "chat": later("chat", "ChatScreen"),
+        "reason": later("rewards", "ReasonScreen"),
+        "rate": later("rate", "RateScreen"),
+        "push": later("push", "PushScreen"),
+    }
     DEFAULT_MODE = "road"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (80, "-normal"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-short"), (24, "-std"), (34, "-tall")]
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("1", "go('road')", "screens", key_display="1–7", tooltip="The road of stages and the list of runs"),
+        Binding(
+            "1",
+            "go('road')",
+            "screens",
+            key_display="1–7",
+            tooltip="The road of stages and the list of runs",
+        ),
         Binding("2", "go('train')", "train", show=False, tooltip="Curves and samples of one stage"),
-        Binding("3", "go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"),
-        Binding("4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"),
+        Binding(
+            "3", "go('reason')", "rewards", show=False, tooltip="Rewards and groups of PPO and GRPO"
+        ),
+        Binding(
+            "4", "go('rate')", "rate", show=False, tooltip="Say which of two answers is better"
+        ),
         Binding("5", "go('ladder')", "ladder", show=False, tooltip="What every stage achieved"),
         Binding("6", "go('chat')", "chat", show=False, tooltip="Talk with a stage's model"),
-        Binding("7", "go('push')", "push", show=False, tooltip="Send a model or ratings to the Hugging Face Hub"),
+        Binding(
+            "7",
+            "go('push')",
+            "push",
+            show=False,
+            tooltip="Send a model or ratings to the Hugging Face Hub",
+        ),
         Binding("T", "light", "light", tooltip="Switch between the light and the dark theme"),
-        Binding("question_mark", "explain", "help", key_display="?", tooltip="Explain this screen and its keys"),
+        Binding(
+            "question_mark",
+            "explain",
+            "help",
+            key_display="?",
+            tooltip="Explain this screen and its keys",
+        ),
         Binding("q", "leave", "quit", tooltip="Close this app; training goes on"),
         Binding("ctrl+q", "leave", "quit", show=False, priority=True),
-        Binding("ctrl+z", "suspend_process", show=False, priority=True),  # to the shell; `fg` comes back
+        Binding(
+            "ctrl+z", "suspend_process", show=False, priority=True
+        ),  # to the shell; `fg` comes back
     ]
 
-    def __init__(self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False) -> None:
+    def __init__(
+        self, runs: str | Path = "runs", *, look_at_machine: bool = True, survives: bool = False
+    ) -> None:
         super().__init__()
         self.survives = survives
         self.remembered = Remembered()
@@ -96,7 +153,10 @@ class OndeviceApp(Steady, App[str]):
         self._troubles: list[str] = []  # errors that were told
         self.chosen: Path | None = None
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
-        self.talk_with = ("", 0)  # the stage whose model was asked for (empty: the run's newest), and how many times
+        self.talk_with = (
+            "",
+            0,
+        )  # the stage whose model was asked for (empty: the run's newest), and how many times
         self.machine = "looking at this machine …"
         self.started: list[stage_processes.Child] = []
         self._look_at_machine = look_at_machine
@@ -109,7 +169,10 @@ class OndeviceApp(Steady, App[str]):
 
     def on_mount(self) -> None:
         if self.theme == "textual-dark":  # nothing else was asked for (TEXTUAL_THEME)
-            self.theme = self.remembered.get("theme", lambda name: name in self.available_themes) or DARK.name
+            self.theme = (
+                self.remembered.get("theme", lambda name: name in self.available_themes)
+                or DARK.name
+            )
             self.watch(self, "theme", lambda name: self.keep("theme", name), init=False)
         if self.remembered.trouble:
             self.say(self.remembered.trouble, bad=True)
@@ -120,8 +183,8 @@ class OndeviceApp(Steady, App[str]):
             self.run_worker(self._ask_doctor(), group="machine")
 
     def _import_ahead(self) -> None:
-        """One module, then the next a moment later, so that the first key that opens a screen waits for none. Here and
-        in no thread: see `imports`."""
+        """One module, then the next a moment later, so that the first key that opens a screen waits
+        for none. Here and in no thread: see `imports`."""
         if left := imports.waiting():
             imports.load(left[0])
             self.set_timer(BETWEEN_S, self._import_ahead)
@@ -154,7 +217,11 @@ class OndeviceApp(Steady, App[str]):
         for child in self.started:
             child.look(self._state_of(child.run))
         if self.chosen is None or not self.chosen.is_dir():
-            busy = [run for run in self.runs if any(stage["state"] == "training" for stage in run["stages"])]
+            busy = [
+                run
+                for run in self.runs
+                if any(stage["state"] == "training" for stage in run["stages"])
+            ]
             first = next(iter(busy or self.runs), None)
             self.chosen = Path(first["path"]) if first else None
         self.tell_page()
@@ -191,17 +258,26 @@ class OndeviceApp(Steady, App[str]):
 
     def training(self) -> list[tuple[str, str]]:
         """(run, stage) of whatever trains now."""
-        return [(run["run"], stage["stage"]) for run in self.runs or () for stage in run["stages"]
-                if stage["state"] == "training"]
+        return [
+            (run["run"], stage["stage"])
+            for run in self.runs or ()
+            for stage in run["stages"]
+            if stage["state"] == "training"
+        ]
 
     # what this machine is
 
     async def _ask_doctor(self) -> None:
-        """In a process of its own: it loads the array libraries to see whether they work. An app that is closed before
-        the answer comes does not wait for it."""
+        """In a process of its own: it loads the array libraries to see whether they work. An app
+        that is closed before the answer comes does not wait for it."""
         quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-        doctor = await processes.start_async(processes.command("ondevice", "doctor", "--json"), processes.Access.OWN,
-                                             stdin=quiet, stdout=pipe, stderr=quiet)
+        doctor = await processes.start_async(
+            processes.command("ondevice", "doctor", "--json"),
+            processes.Access.OWN,
+            stdin=quiet,
+            stdout=pipe,
+            stderr=quiet,
+        )
         try:
             said, _ = await doctor.communicate()
             self.post_message(MachineRead(machine_line(json.loads(said))))
@@ -219,11 +295,13 @@ class OndeviceApp(Steady, App[str]):
     # starting and stopping
 
     def start(self, words: Sequence[str], run: Path) -> bool:
-        """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one. False where it could not, or
-        where one that does the same is only just starting."""
+        """Runs `ondevice WORDS…` as a process of its own and makes `run` the chosen one. False
+        where it could not, or where one that does the same is only just starting."""
         stage = words[0] if words[0] in STAGES else ""
-        if any(child.run == run and not child.begun and (not stage or child.stage in ("", stage))
-               for child in self.started):
+        if any(
+            child.run == run and not child.begun and (not stage or child.stage in ("", stage))
+            for child in self.started
+        ):
             self.say("it is starting already: loading takes some seconds")
             return False
         try:
@@ -246,8 +324,12 @@ class OndeviceApp(Steady, App[str]):
 
     def say(self, text: str, *, bad: bool = False) -> None:
         """A toast. The one place that makes them: text is made inert, and read as no markup."""
-        self.notify(sanitize(text, limit=1500), severity="error" if bad else "information", markup=False,
-                    timeout=15 if bad else 5)
+        self.notify(
+            sanitize(text, limit=1500),
+            severity="error" if bad else "information",
+            markup=False,
+            timeout=15 if bad else 5,
+        )
 
     def keep(self, name: str, value: Any) -> None:
         """Remembers what a person chose, for the next time the app is opened."""
@@ -257,17 +339,20 @@ class OndeviceApp(Steady, App[str]):
     # errors that nobody foresaw
 
     def tell_trouble(self, doing: str, error: BaseException) -> None:
-        """Once for each: the same one again (a look at the runs each second) is not told again, only the first is
-        written down."""
+        """Once for each: the same one again (a look at the runs each second) is not told again,
+        only the first is written down."""
         told = f"{doing}: {type(error).__name__}: {error}"
         if told not in self._troubles:
             self._troubles = [*self._troubles[-100:], told]
-            self.say(f"an error of ondevice's own, in {told}\nThe app goes on; the traceback is in "
-                     f"{write_trouble(doing, error)}", bad=True)
+            self.say(
+                f"an error of ondevice's own, in {told}\nThe app goes on; the traceback is in "
+                f"{write_trouble(doing, error)}",
+                bad=True,
+            )
 
     def _handle_exception(self, error: Exception) -> None:
-        """What Textual ends the app at. A worker that failed, or a timer of ours, takes nothing else with it; a screen
-        that cannot be made or drawn does."""
+        """What Textual ends the app at. A worker that failed, or a timer of ours, takes nothing
+        else with it; a screen that cannot be made or drawn does."""
         cause = error.error if isinstance(error, WorkerFailed) else None
         if self.survives and cause is not None:
             self.tell_trouble("a task in the background", cause)
@@ -299,7 +384,12 @@ class OndeviceApp(Steady, App[str]):
 
     def action_leave(self) -> None:
         busy = self.training()
-        self.exit("".join(f"{run}: {stage} goes on training; `ondevice` shows it again\n" for run, stage in busy))
+        self.exit(
+            "".join(
+                f"{run}: {stage} goes on training; `ondevice` shows it again\n"
+                for run, stage in busy
+            )
+        )
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key of the screen that is open, and the app's own."""
@@ -309,14 +399,18 @@ class OndeviceApp(Steady, App[str]):
                 await self.run_action(action, node)
 
             told = binding.tooltip or binding.description
-            yield SystemCommand(f"{binding.description} ({self.get_key_display(binding)})", told, perform)
+            yield SystemCommand(
+                f"{binding.description} ({self.get_key_display(binding)})", told, perform
+            )
         for command in super().get_system_commands(screen):
             if command.title in ("Theme", "Screenshot"):
                 yield command
 
 
 def own_bindings(screen: Screen[Any]) -> list[tuple[Binding, Any]]:
-    """The keys of a screen and of the app, one for each action; what widgets bind for themselves is left out."""
+    """The keys of a screen and of the app, one for each action; what widgets bind for themselves is
+    left out.
+    """
     found: dict[str, tuple[Binding, Any]] = {}
     for active in screen.active_bindings.values():
         told = active.binding.description and active.binding.action != "command_palette"
@@ -331,8 +425,10 @@ def machine_line(report: dict[str, Any]) -> str:
     found = report["backends"].get(name) or {}
     memory = report["memory"]
     size = [f"{memory[key] / 2**30:.1f}" if memory[key] else "?" for key in ("available", "total")]
-    return (f"{name or 'no backend'} · {found.get('device') or 'no device'} · {report['cores']} cores · "
-            f"{size[0]} of {size[1]} GB free · disk {report['disk']['free'] / 2**30:.0f} GB")
+    return (
+        f"{name or 'no backend'} · {found.get('device') or 'no device'} · {report['cores']} cores · "
+        f"{size[0]} of {size[1]} GB free · disk {report['disk']['free'] / 2**30:.0f} GB"
+    )
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""How often a stage goes through its data: so many steps, so many rows a step, so many rows there are.
+"""How often a stage goes through its data: so many steps, so many rows a step, so many rows there
+are.
 
-Known for rows that can be counted without a tokenizer: pairs and prompts. Chats that are packed and running text are
-counted in tokens, and nothing is said of them.
+Known for rows that can be counted without a tokenizer: pairs and prompts. Chats that are packed and
+running text are counted in tokens, and nothing is said of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ MOST_BYTES = 1 << 28  # of a file whose lines are counted
 
 
 def rows_a_step(cls: type, values: Mapping[str, Any]) -> int | None:
-    """Rows that one optimizer step, or one rollout, takes; None where that depends on more than the settings."""
+    """Rows that one optimizer step, or one rollout, takes; None where that depends on more than the
+    settings.
+    """
     if issubclass(cls, PairsConfig):
         return int(values["batch_size"]) * int(values["accumulate"])
     if issubclass(cls, RolloutConfig):
@@ -30,8 +33,8 @@ def rows_a_step(cls: type, values: Mapping[str, Any]) -> int | None:
 
 
 def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
-    """The one file of rows on this disk that the settings name, and when it was last changed; None for anything
-    else."""
+    """The one file of rows on this disk that the settings name, and when it was last changed; None
+    for anything else."""
     from ondevice.preferences.sqlite_store import FILE
 
     data = str(values.get("data", ""))
@@ -41,13 +44,17 @@ def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
             place = place / FILE
         fits = place.is_file() and place.suffix in (".db", ".jsonl")
         return (place, place.stat().st_mtime_ns) if fits else None
-    except (OSError, ValueError, RuntimeError):  # a list of names too long for a path, a home that is not known
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # a list of names too long for a path, a home that is not known
         return None
 
 
 def count(source: Path) -> int | None:
-    """Rows of a file: pairs of a database of votes, lines of a JSONL file. Takes its time; None where it cannot be
-    read, which the stage itself says better."""
+    """Rows of a file: pairs of a database of votes, lines of a JSONL file. Takes its time; None
+    where it cannot be read, which the stage itself says better."""
     try:
         if source.suffix == ".db":
             from ondevice.preferences.database import Ratings
@@ -63,7 +70,7 @@ def count(source: Path) -> int | None:
 
 
 def told(steps: int, a_step: int, rows: int) -> str:
-    """"≈ 262 times through 61 rows"."""
+    """ "≈ 262 times through 61 rows"."""
     times = steps * a_step / rows
     shown = f"{times:,.0f}" if times >= 10 else f"{times:.1f}" if times >= 0.1 else f"{times:.2f}"
     return f"≈ {shown} times through {rows:,} row{'' if rows == 1 else 's'}"

@@ -1,11 +1,13 @@
 """A stage's events read as they are written, into curves of bounded memory.
 
-`History` is what has been read; `Follower` reads more of the file into it. A thread calls `Follower.read` and a screen
-looks at the history under its lock: no event is handed over by itself (a message for each fell behind at 1,000 events a
-second, where one message a quarter of a second costs a few percent of a core).
+`History` is what has been read; `Follower` reads more of the file into it. A thread calls
+`Follower.read` and a screen looks at the history under its lock: no event is handed over by itself
+(a message for each fell behind at 1,000 events a second, where one message a quarter of a second
+costs a few percent of a core).
 
-A resume at step k makes void what stands before it with a step beyond k. Where such lines are is found by a look
-through the bytes before anything is parsed; when one comes while the stage runs, the file is read again.
+A resume at step k makes void what stands before it with a step beyond k. Where such lines are is
+found by a look through the bytes before anything is parsed; when one comes while the stage runs,
+the file is read again.
 """
 
 from __future__ import annotations
@@ -49,10 +51,16 @@ class History:
         self.evals: dict[str, Series] = {}
         self.newest: dict[str, dict[str, Any]] = {}  # kind of event → the newest one
         self.start: dict[str, Any] = {}
-        self.samples: deque[tuple[int, int]] = deque(maxlen=NOTES)  # (step, byte offset in samples.jsonl)
+        self.samples: deque[tuple[int, int]] = deque(
+            maxlen=NOTES
+        )  # (step, byte offset in samples.jsonl)
         self.groups: deque[tuple[int, int]] = deque(maxlen=GROUPS)  # the same in groups.jsonl
-        self.held_out: deque[tuple[int, int]] = deque(maxlen=NOTES)  # and of the measurements on held-out prompts
-        self.notes: deque[tuple[float, int | None, str]] = deque(maxlen=NOTES)  # (time, step, what happened)
+        self.held_out: deque[tuple[int, int]] = deque(
+            maxlen=NOTES
+        )  # and of the measurements on held-out prompts
+        self.notes: deque[tuple[float, int | None, str]] = deque(
+            maxlen=NOTES
+        )  # (time, step, what happened)
         self.events = 0
         self.last_kind = ""
         self.version = getattr(self, "version", 0) + 1
@@ -78,7 +86,9 @@ class History:
         return found
 
     def take(self, event: dict[str, Any]) -> None:
-        """One more event. Values that are no numbers are left out of the curves, None is a gap in them."""
+        """One more event. Values that are no numbers are left out of the curves, None is a gap in
+        them.
+        """
         kind, step = str(event.get("event", "")), event.get("step")
         self.events += 1
         self.version += 1
@@ -97,7 +107,9 @@ class History:
 
     def _points(self, curves: dict[str, Series], event: dict[str, Any], step: int) -> None:
         for name, value in event.items():
-            if value.__class__ not in _NUMBERS or name in _NO_CURVES:  # for each value of each event: be quick
+            if (
+                value.__class__ not in _NUMBERS or name in _NO_CURVES
+            ):  # for each value of each event: be quick
                 continue
             series = curves.get(name)
             if series is None:
@@ -108,9 +120,13 @@ class History:
 
     def _note(self, kind: str, event: dict[str, Any], step: int | None) -> None:
         at = event.get("t")
-        text = {"warning": f"! {event.get('message', '')}", "failed": f"✗ {event.get('message', '')}",
-                "checkpoint": f"saved {event.get('path', '')}", "resume": f"resumed from step {step}",
-                "done": "✓ done"}.get(kind)
+        text = {
+            "warning": f"! {event.get('message', '')}",
+            "failed": f"✗ {event.get('message', '')}",
+            "checkpoint": f"saved {event.get('path', '')}",
+            "resume": f"resumed from step {step}",
+            "done": "✓ done",
+        }.get(kind)
         if kind == "eval":
             text = _held_out(event)
         if text is not None:
@@ -141,8 +157,9 @@ class Follower:
         self._trouble = ""  # why the file could not be read, as it was last told
 
     def read(self, most: int = CHUNK) -> bool:
-        """Takes in at most `most` further bytes; True where something came. A file that was replaced, cut or whose run
-        was begun anew is read again from its beginning. One that cannot be read is told of in the notes, once."""
+        """Takes in at most `most` further bytes; True where something came. A file that was
+        replaced, cut or whose run was begun anew is read again from its beginning. One that cannot
+        be read is told of in the notes, once."""
         try:
             if self.path.exists() and not self.path.is_file():
                 return self._tell("is not a file")  # reading from a pipe would wait for ever
@@ -189,13 +206,20 @@ class Follower:
             try:
                 event = json.loads(raw)
             except (ValueError, RecursionError):
-                event = {"event": "warning", "message": f"the line at byte {at} is damaged and was left out"}
+                event = {
+                    "event": "warning",
+                    "message": f"the line at byte {at} is damaged and was left out",
+                }
             if isinstance(event, dict):
                 events.append((at, event))
             at += len(raw)
-        fresh = [(place, event["step"]) for place, event in events
-                 if event.get("event") == "resume" and isinstance(event.get("step"), int)
-                 and (place, event["step"]) not in self._cuts]
+        fresh = [
+            (place, event["step"])
+            for place, event in events
+            if event.get("event") == "resume"
+            and isinstance(event.get("step"), int)
+            and (place, event["step"]) not in self._cuts
+        ]
         if fresh:
             self._cuts += fresh
             if self.history.step > min(step for _, step in fresh):
@@ -210,11 +234,15 @@ class Follower:
         self._offset = at
 
     def _void(self, place: int, step: Any) -> bool:
-        return isinstance(step, int) and any(place < cut and step > last for cut, last in self._cuts)
+        return isinstance(step, int) and any(
+            place < cut and step > last for cut, last in self._cuts
+        )
 
 
 def _resumes(path: Path) -> list[tuple[int, int]]:
-    """Where resumes stand in a file, and their steps: a search through its bytes, of which few lines are parsed."""
+    """Where resumes stand in a file, and their steps: a search through its bytes, of which few
+    lines are parsed.
+    """
     found, base, rest = [], 0, b""
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -242,7 +270,9 @@ def _resumed(line: bytes) -> int | None:
 
 
 def follow(owner: Widget, follower: Follower) -> None:
-    """The body of a thread worker: reads until it is cancelled, and tells `owner` at most once in NEWS_S."""
+    """The body of a thread worker: reads until it is cancelled, and tells `owner` at most once in
+    NEWS_S.
+    """
     worker = get_current_worker()
     told, untold = 0.0, False
     while not worker.is_cancelled:
@@ -270,10 +300,18 @@ def log_tail(path: Path, lines: int = 12) -> str:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return "\n".join([line.rsplit("\r", 1)[-1] for line in text.split("\n") if line.strip()][-lines:])
+    return "\n".join(
+        [line.rsplit("\r", 1)[-1] for line in text.split("\n") if line.strip()][-lines:]
+    )
 
 
 def stage_log(stage: StageFolder) -> Path | None:
-    """The log of the process that ran this stage, where a process of ours did: the stage's own, or the whole run's."""
-    found = [path for path in (stage.path.with_suffix(".log"), stage.path.parent / "run.log") if path.is_file()]
+    """The log of the process that ran this stage, where a process of ours did: the stage's own, or
+    the whole run's.
+    """
+    found = [
+        path
+        for path in (stage.path.with_suffix(".log"), stage.path.parent / "run.log")
+        if path.is_file()
+    ]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)

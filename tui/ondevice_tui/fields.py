@@ -1,4 +1,6 @@
-"""A settings dataclass as a form sees it: its fields, their help, and the text in a control as a value and back."""
+"""A settings dataclass as a form sees it: its fields, their help, and the text in a control as a
+value and back.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ondevice.config.load import parse_yaml
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """`choices` for a fixed set of words; `flag` for true or false; `many` for a list written with commas."""
+    """`choices` for a fixed set of words; `flag` for true or false; `many` for a list written with
+    commas.
+    """
 
     name: str
     kind: Any
@@ -28,7 +32,9 @@ class FieldSpec:
     many: bool = False
 
     def value(self, text: str | bool) -> Any:
-        """What a control holds, as `from_mapping` takes it. Raises UserError for keys and values that are no YAML."""
+        """What a control holds, as `from_mapping` takes it. Raises UserError for keys and values
+        that are no YAML.
+        """
         if isinstance(text, bool):
             return text
         if self.many:
@@ -47,14 +53,23 @@ class FieldSpec:
             return ", ".join(map(str, value))
         if isinstance(value, Mapping):
             return ", ".join(f"{key}: {inner}" for key, inner in value.items())
-        return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+        return (
+            f"{value:g}"
+            if isinstance(value, float) and float(f"{value:g}") == value
+            else str(value)
+        )
 
 
 def fields_of(cls: type) -> list[FieldSpec]:
     """The fields of a settings class, its own first and those of its bases after them."""
     hints, helps = typing.get_type_hints(cls), field_help(cls)
     names = {f.name for f in dataclasses.fields(cls) if f.init}
-    order = [name for base in cls.__mro__ for name in vars(base).get("__annotations__", {}) if name in names]
+    order = [
+        name
+        for base in cls.__mro__
+        for name in vars(base).get("__annotations__", {})
+        if name in names
+    ]
     return [_spec(name, hints[name], helps.get(name, "")) for name in dict.fromkeys(order)]
 
 
@@ -75,8 +90,13 @@ def field_help(cls: type) -> dict[str, str]:
         if not isinstance(tree, ast.ClassDef):
             continue
         for node, after in zip(tree.body, tree.body[1:], strict=False):
-            if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr)
-                    and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
                 found[node.target.id] = " ".join(after.value.value.split())
     return found
 
@@ -89,5 +109,7 @@ def settings(specs: list[FieldSpec], texts: Mapping[str, str | bool]) -> dict[st
         try:
             values[name] = by_name[name].value(text)
         except UserError as problem:
-            raise UserError(problem.message, where=name, hint="write it as key: value, key: value") from None
+            raise UserError(
+                problem.message, where=name, hint="write it as key: value, key: value"
+            ) from None
     return values

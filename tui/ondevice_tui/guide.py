@@ -1,4 +1,6 @@
-"""What each stage does and what to watch, for the form that starts it; and what a screen is for, for its help."""
+"""What each stage does and what to watch, for the form that starts it; and what a screen is for,
+for its help.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """What is imported after the first screen stands, and by whom: only the main thread imports.
 
-Two threads that import at the same time wait for each other's module locks. Packages that import themselves in circles
-(numpy does) then end in `_DeadlockError`, and so would the app. So a thread is handed functions whose modules are there
-already: those of the thread that reads the runs before it starts, all others before any screen but the first is made.
-The one exception is a library that no other thread ever imports, and only where a person names a file that needs it
-(pyarrow, datasets).
+Two threads that import at the same time wait for each other's module locks. Packages that import
+themselves in circles (numpy does) then end in `_DeadlockError`, and so would the app. So a thread
+is handed functions whose modules are there already: those of the thread that reads the runs before
+it starts, all others before any screen but the first is made. The one exception is a library that
+no other thread ever imports, and only where a person names a file that needs it (pyarrow,
+datasets).
 """
 
 from __future__ import annotations
@@ -13,18 +14,42 @@ import importlib
 import sys
 
 FOR_READING_RUNS = ("yaml", "encodings.utf_8_sig", "ondevice.preferences.database")
-# In the order in which a person may want them. Each is imported between two keys: none takes long by itself.
+# In the order in which a person may want them. Each is imported between two keys: none takes long
+# by itself.
 AHEAD = (
-    *FOR_READING_RUNS, "ondevice_tui.screens.train", "ondevice_tui.screens.ladder", "ondevice_tui.screens.new_run",
-    "ondevice_tui.screens.start", "ondevice_tui.screens.confirm", "ondevice_tui.screens.help", "numpy", "numpy.random",
-    "numpy.ma", "email.parser",  # by which importlib.metadata reads our version, for each vote
-    "ondevice_tui.screens.rewards", "ondevice.preferences.terminal", "ondevice_tui.screens.rate",
-    "ondevice.inference.conversations", "ondevice_tui.screens.chat", "ondevice_tui.screens.push",
-    "ondevice_tui.screens.choose_model", "ondevice_tui.screens.choose_chat",
-    "ondevice_tui.screens.sample_pairs", "ondevice_tui.screens.vote_statistics", "ondevice.cli", "ondevice.seam.doctor",
-    "ondevice.preferences.pairs", "ondevice.preferences.agreement", "ondevice.preferences.import_export",
-    "ondevice.reports.results", "ondevice.reports.report",
-    "ondevice.config.corpus", "ondevice.data.builtin", "ondevice.data.formats", "ondevice.data.readers")
+    *FOR_READING_RUNS,
+    "ondevice_tui.screens.train",
+    "ondevice_tui.screens.ladder",
+    "ondevice_tui.screens.new_run",
+    "ondevice_tui.screens.start",
+    "ondevice_tui.screens.confirm",
+    "ondevice_tui.screens.help",
+    "numpy",
+    "numpy.random",
+    "numpy.ma",
+    "email.parser",  # by which importlib.metadata reads our version, for each vote
+    "ondevice_tui.screens.rewards",
+    "ondevice.preferences.terminal",
+    "ondevice_tui.screens.rate",
+    "ondevice.inference.conversations",
+    "ondevice_tui.screens.chat",
+    "ondevice_tui.screens.push",
+    "ondevice_tui.screens.choose_model",
+    "ondevice_tui.screens.choose_chat",
+    "ondevice_tui.screens.sample_pairs",
+    "ondevice_tui.screens.vote_statistics",
+    "ondevice.cli",
+    "ondevice.seam.doctor",
+    "ondevice.preferences.pairs",
+    "ondevice.preferences.agreement",
+    "ondevice.preferences.import_export",
+    "ondevice.reports.results",
+    "ondevice.reports.report",
+    "ondevice.config.corpus",
+    "ondevice.data.builtin",
+    "ondevice.data.formats",
+    "ondevice.data.readers",
+)
 
 
 def waiting() -> list[str]:

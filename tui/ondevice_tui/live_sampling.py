@@ -1,9 +1,9 @@
-"""Behind the rate screen: further pairs are sampled while a person rates, and the reward model says of which it knows
-least.
+"""Behind the rate screen: further pairs are sampled while a person rates, and the reward model says
+of which it knows least.
 
-Both go through `ondevice worker`, one model at a time: what is not to be used next is closed first, and where the
-memory would not do, nothing is loaded and that is said. All of it runs on the app's event loop, between two waits for
-the worker; votes never wait for it.
+Both go through `ondevice worker`, one model at a time: what is not to be used next is closed first,
+and where the memory would not do, nothing is loaded and that is said. All of it runs on the app's
+event loop, between two waits for the worker; votes never wait for it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import gives
 from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
 
-AHEAD, LOW = 12, 4  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
-TOGETHER = 4  # prompts that one model answers before another takes its place: loading it takes seconds
+AHEAD, LOW = (
+    12,
+    4,
+)  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
+TOGETHER = (
+    4  # prompts that one model answers before another takes its place: loading it takes seconds
+)
 TRIES = 3  # draws for each response: what is said twice is no choice
 SCORED = 32  # pairs scored before sampling gets its turn
 READS = "the reward model reads"
@@ -44,8 +49,8 @@ class Writer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where further pairs come from. `data`: a file of prompts, builtin, or empty for the prompts of this run's
-    ratings."""
+    """Where further pairs come from. `data`: a file of prompts, builtin, or empty for the prompts
+    of this run's ratings."""
 
     writers: tuple[Writer, ...]
     responses: int = 2
@@ -73,7 +78,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Judge:
-    """A run's reward model. `learned`: the items that it has learned from; `stamp` changes when it is trained anew."""
+    """A run's reward model. `learned`: the items that it has learned from; `stamp` changes when it
+    is trained anew.
+    """
 
     name: str
     folder: str
@@ -93,7 +100,9 @@ def judge_of(run: RunFolder, known: Judge | None = None) -> Judge | None:
 
 
 def _learned(copy: Path) -> frozenset[int]:
-    """The items of the pairs that a stage has copied, those that it holds out left out; nothing of a damaged file."""
+    """The items of the pairs that a stage has copied, those that it holds out left out; nothing of
+    a damaged file.
+    """
     if not copy.is_file():
         return frozenset()
     try:
@@ -104,19 +113,26 @@ def _learned(copy: Path) -> frozenset[int]:
 
 
 def prompts(data: str, run: RunFolder) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """(what is asked: chats that end with the user; what there is to say of a file's rows: which could not be used, and
-    what of them was not). Raises UserError where a file holds none. Takes its time."""
+    """(what is asked: chats that end with the user; what there is to say of a file's rows: which
+    could not be used, and what of them was not). Raises UserError where a file holds none. Takes
+    its time."""
     remarks: list[str] = []
     if not data:
         with Ratings.open(run.path) as ratings:
-            asked = {item.prompt_sha: item.messages for item in ratings.items() if item.kind == "normal"}
+            asked = {
+                item.prompt_sha: item.messages for item in ratings.items() if item.kind == "normal"
+            }
         found = list(asked.values())
     elif data == "builtin" or data.startswith("builtin:"):
         found = _builtin(data.partition(":")[2] or (str(run.path) if run.recipe.is_file() else ""))
     else:
         found, remarks = _of_file(data)
     if not found:
-        raise UserError("holds no prompt", where=data or str(run.path), hint="give a file of prompts, or builtin")
+        raise UserError(
+            "holds no prompt",
+            where=data or str(run.path),
+            hint="give a file of prompts, or builtin",
+        )
     return found, remarks
 
 
@@ -156,12 +172,25 @@ class NoRoom(Exception):
 
 
 class Pairing:
-    """What goes on behind one rate screen. `ratings` gives its open database, `rater` who rates, `run` the run; `news`
-    is called when there are new pairs, or something else is to be told (`told`), `say` with what is to be read once."""
+    """What goes on behind one rate screen. `ratings` gives its open database, `rater` who rates,
+    `run` the run; `news` is called when there are new pairs, or something else is to be told
+    (`told`), `say` with what is to be read once."""
 
-    def __init__(self, ratings: Callable[[], RatingsThread | None], rater: Callable[[], str],
-                 run: Callable[[], RunFolder | None], news: Callable[[], None], say: Callable[[str], None]) -> None:
-        self._ratings, self._rater, self._run, self._news, self._say = ratings, rater, run, news, say
+    def __init__(
+        self,
+        ratings: Callable[[], RatingsThread | None],
+        rater: Callable[[], str],
+        run: Callable[[], RunFolder | None],
+        news: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._ratings, self._rater, self._run, self._news, self._say = (
+            ratings,
+            rater,
+            run,
+            news,
+            say,
+        )
         self.plan: Plan | None = None
         self.judge: Judge | None = None
         self.scores: dict[int, list[float]] = {}
@@ -213,10 +242,14 @@ class Pairing:
         ratings, judge, rater = self._ratings(), self._look_for_judge(), self._rater()
         if ratings is None or judge is None or self._silent:
             return self._read_no_more()
-        waiting, voted = await ratings.do(lambda found: (found.waiting(rater), found.repeatable(rater)[0]))
+        waiting, voted = await ratings.do(
+            lambda found: (found.waiting(rater), found.repeatable(rater)[0])
+        )
         normal = [w.item for w in waiting if w.kind == "normal"]
         wanted = [item for item in (*normal, *voted) if item not in self.scores]
-        if not wanted or (self._sampling(waiting) and len(wanted) <= AHEAD):  # what takes turns must load each time
+        if not wanted or (
+            self._sampling(waiting) and len(wanted) <= AHEAD
+        ):  # what takes turns must load each time
             return self._read_no_more()
         self._tell(f"{READS} {len(wanted)} pairs")
         try:
@@ -225,7 +258,9 @@ class Pairing:
                 if self._ratings() is not ratings:  # another run was chosen meanwhile
                     return self._read_no_more()
                 item = await ratings.do(partial(Ratings.item, id=number))
-                await self._score(process, number, item.messages, [response.text for response in item.responses])
+                await self._score(
+                    process, number, item.messages, [response.text for response in item.responses]
+                )
         except WorkerGone as gone:
             self._silent = True
             self._tell(f"✗ the reward model cannot be used: {gone}")
@@ -240,10 +275,14 @@ class Pairing:
             self._tell("")
         return False
 
-    async def _score(self, process: ModelProcess, number: int, messages: Sequence[Any], texts: Sequence[str]) -> None:
+    async def _score(
+        self, process: ModelProcess, number: int, messages: Sequence[Any], texts: Sequence[str]
+    ) -> None:
         try:
             self.scores[number] = await process.score(messages, texts)
-        except Refused:  # too long for it, or a chat that its template does not take: it has no opinion
+        except (
+            Refused
+        ):  # too long for it, or a chat that its template does not take: it has no opinion
             self.scores[number] = []
             return
         self.doubts[number] = uncertainty(self.scores[number])
@@ -278,7 +317,7 @@ class Pairing:
                 items = await ratings.do(lambda found: found.items(plan.batch))
                 done = [int(item.meta.get("number", -1)) for item in items]
                 self._next = 1 + max(done, default=-1)
-            asked = self._prompts[self._next:][:1 if len(plan.folders) == 1 else TOGETHER]
+            asked = self._prompts[self._next :][: 1 if len(plan.folders) == 1 else TOGETHER]
             if not asked:
                 return self._end("every prompt was answered once; g gives others")
             self._tell("writing the next answers …")
@@ -309,15 +348,30 @@ class Pairing:
                 for slot, writer in enumerate(plan.slots):
                     if writer.folder == folder:
                         place = (self._next + n) * 4 + slot
-                        texts[n][slot] = await self._draw(process, plan, writer, messages, place, texts[n])
+                        texts[n][slot] = await self._draw(
+                            process, plan, writer, messages, place, texts[n]
+                        )
         return texts
 
-    async def _draw(self, process: ModelProcess, plan: Plan, writer: Writer, messages: list[dict[str, Any]],
-                    place: int, known: Sequence[str]) -> str:
-        """A response that no other slot has, where some tries give one. `place` numbers the slots of all prompts."""
+    async def _draw(
+        self,
+        process: ModelProcess,
+        plan: Plan,
+        writer: Writer,
+        messages: list[dict[str, Any]],
+        place: int,
+        known: Sequence[str],
+    ) -> str:
+        """A response that no other slot has, where some tries give one. `place` numbers the slots
+        of all prompts.
+        """
         if not process.ready.get("chat"):
             raise Refused("this model has no chat format: take one from sft on")
-        sampling = {"temperature": writer.temperature, "max_new_tokens": plan.max_new_tokens, "seed": plan.seed}
+        sampling = {
+            "temperature": writer.temperature,
+            "max_new_tokens": plan.max_new_tokens,
+            "seed": plan.seed,
+        }
         text = ""
         for turn in range(TRIES):
             done = await process.write(messages, sampling, place * TRIES + turn)
@@ -326,7 +380,9 @@ class Pairing:
                 break
         return text
 
-    async def _queue(self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]) -> None:
+    async def _queue(
+        self, plan: Plan, asked: Sequence[list[dict[str, Any]]], texts: Sequence[Sequence[str]]
+    ) -> None:
         """Those that differ go into the database, all or none of this round."""
         ratings = self._ratings()
         if ratings is None:
@@ -337,9 +393,17 @@ class Pairing:
             with found.transaction():
                 for n, (messages, said) in enumerate(zip(asked, texts, strict=True)):
                     if len({text.strip() for text in said} - {""}) == plan.responses:
-                        responses = [Response(text, writer.name, {"temperature": writer.temperature})
-                                     for text, writer in zip(said, plan.slots, strict=True)]
-                        found.add(plan.batch, messages, responses, meta={"number": first + n}, seed=plan.seed)
+                        responses = [
+                            Response(text, writer.name, {"temperature": writer.temperature})
+                            for text, writer in zip(said, plan.slots, strict=True)
+                        ]
+                        found.add(
+                            plan.batch,
+                            messages,
+                            responses,
+                            meta={"number": first + n},
+                            seed=plan.seed,
+                        )
 
         await ratings.do(work)
         self._next += len(asked)

@@ -21,7 +21,9 @@ class StageNews(Message):
 
 @dataclass
 class RunsRead(Message):
-    """What stands in the folder of runs now (`road.RunsReader`); `trouble` says why it cannot be read."""
+    """What stands in the folder of runs now (`road.RunsReader`); `trouble` says why it cannot be
+    read.
+    """
 
     runs: list[dict[str, Any]]
     trouble: str = ""

@@ -1,7 +1,7 @@
 """Pushes, as this app starts them: `ondevice push` in processes of its own, whose lines are read.
 
-What would be sent is asked of `--dry-run --json`; a push writes `--lines` to `<run>/push.log` and outlives the app.
-This process loads no client of the Hub and never sees a token.
+What would be sent is asked of `--dry-run --json`; a push writes `--lines` to `<run>/push.log` and
+outlives the app. This process loads no client of the Hub and never sees a token.
 """
 
 from __future__ import annotations
@@ -29,11 +29,17 @@ class PlanFailed(Exception):
 
 
 def choices(run: RunFolder | None) -> list[str]:
-    """What of a run can be sent: finished stages with a model, the last one first; all of them; its ratings."""
+    """What of a run can be sent: finished stages with a model, the last one first; all of them; its
+    ratings.
+    """
     if run is None:
         return []
     stages = [s.name for s in run.stages() if s.done.is_file() and s.has_model][::-1]
-    return [*stages, *([EVERY] if len(stages) > 1 else []), *([VOTES] if (run.path / RATINGS).is_file() else [])]
+    return [
+        *stages,
+        *([EVERY] if len(stages) > 1 else []),
+        *([VOTES] if (run.path / RATINGS).is_file() else []),
+    ]
 
 
 def repo_name(run: RunFolder) -> str:
@@ -42,22 +48,36 @@ def repo_name(run: RunFolder) -> str:
     return re.sub(r"[-.]*-[-.]*", "-", plain)[:90].strip("-._").removesuffix(".git") or "model"
 
 
-def settings(run: RunFolder, what: str, repo: str, *, public: bool = False, optimizer: bool = False,
-             resume: bool = False) -> dict[str, Any]:
+def settings(
+    run: RunFolder,
+    what: str,
+    repo: str,
+    *,
+    public: bool = False,
+    optimizer: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Fields of `PushConfig` for a choice."""
     if resume:
         return {"model": str(run.path), "resume": True, "dataset": what == VOTES}
-    return {"model": str(run.path), "repo_id": repo, "public": public, "all_stages": what == EVERY,
-            "dataset": what == VOTES, "stage": "" if what in (EVERY, VOTES) else what,
-            "with_optimizer": optimizer and what not in (EVERY, VOTES)}
+    return {
+        "model": str(run.path),
+        "repo_id": repo,
+        "public": public,
+        "all_stages": what == EVERY,
+        "dataset": what == VOTES,
+        "stage": "" if what in (EVERY, VOTES) else what,
+        "with_optimizer": optimizer and what not in (EVERY, VOTES),
+    }
 
 
 async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     """What would be sent, where to, and who is logged in. Raises PlanFailed."""
     words = stage_processes.words_for("push", PushConfig, {**values, "dry_run": True})
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    process = await processes.start_async([*COMMAND, *words, "--json"], processes.Access.HUB, stdin=quiet, stdout=pipe,
-                                          stderr=pipe)
+    process = await processes.start_async(
+        [*COMMAND, *words, "--json"], processes.Access.HUB, stdin=quiet, stdout=pipe, stderr=pipe
+    )
     try:
         said, wrong = await process.communicate()
     finally:
@@ -70,7 +90,11 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         lines = wrong.decode("utf-8", "replace").strip().splitlines()
         # the command's flag for what stands in the app's field
-        why = lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1) if lines else ""
+        why = (
+            lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1)
+            if lines
+            else ""
+        )
         raise PlanFailed(why or "the plan's process said nothing") from None
 
 
@@ -112,7 +136,9 @@ class Push:
             event = json.loads(line)
             kind = event["event"]
         except (ValueError, TypeError, KeyError):
-            self.said = [*self.said[-5:], line.removeprefix("ondevice: ")] if line.strip() else self.said
+            self.said = (
+                [*self.said[-5:], line.removeprefix("ondevice: ")] if line.strip() else self.said
+            )
             return
         if kind == "plan":
             self.of = int(event.get("bytes") or 0)
@@ -123,8 +149,12 @@ class Push:
             self.url, self.commit = str(event.get("url")), str(event.get("commit"))
             self.private = bool(event.get("private"))
         else:
-            self.stage = {"wait": f"waiting: {event.get('reason')}", "commit": "committing", "landed": "it had landed",
-                          "verify": "comparing hashes"}.get(kind, str(kind))
+            self.stage = {
+                "wait": f"waiting: {event.get('reason')}",
+                "commit": "committing",
+                "landed": "it had landed",
+                "verify": "comparing hashes",
+            }.get(kind, str(kind))
 
 
 def begin(run: RunFolder, values: Mapping[str, Any]) -> Push:

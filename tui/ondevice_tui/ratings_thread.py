@@ -1,8 +1,8 @@
 """The ratings database of the Rate screen, on a thread of its own.
 
-What waits for the disk, or for another program that holds the database, waits there: the app goes on drawing and taking
-keys. One thread, so that what is asked is done in the order in which it was asked, and by the connection's own thread,
-as SQLite's module wants it.
+What waits for the disk, or for another program that holds the database, waits there: the app goes
+on drawing and taking keys. One thread, so that what is asked is done in the order in which it was
+asked, and by the connection's own thread, as SQLite's module wants it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class RatingsThread:
         self._closed = False
 
     def open(self, *, create: bool = False) -> Awaitable[list[str]]:
-        """Checks, repairs and copies as a rating session begins; gives what is to be told of it. Raises UserError."""
+        """Checks, repairs and copies as a rating session begins; gives what is to be told of it.
+        Raises UserError.
+        """
+
         def work() -> list[str]:
             self._ratings, told = open_for_rating(self.path, create=create)
             return told
@@ -39,9 +42,11 @@ class RatingsThread:
         return self._submit(work)
 
     def do(self, work: Callable[[Ratings], T]) -> Awaitable[T]:
-        """What `work` gives for the open database. It is begun when this is called, and done to its end even where
-        nobody waits for it any more. Raises what `work` raises: UserError for a database that is held, full or damaged;
-        UserError where it could not be opened, and where it was closed before."""
+        """What `work` gives for the open database. It is begun when this is called, and done to its
+        end even where nobody waits for it any more. Raises what `work` raises: UserError for a
+        database that is held, full or damaged; UserError where it could not be opened, and where it
+        was closed before."""
+
         def with_ratings() -> T:
             if self._ratings is None:  # asked for before it was known that it cannot be opened
                 raise UserError("could not be opened", where=str(self.path))

@@ -1,7 +1,9 @@
-"""What a person chose in the app and wants again next time: who rates, the theme, how answers are drawn and laid out.
+"""What a person chose in the app and wants again next time: who rates, the theme, how answers are
+drawn and laid out.
 
-A small JSON file in the person's own settings (`XDG_CONFIG_HOME`). Nothing in it is needed: one that is missing,
-damaged or cannot be written costs only what it would have remembered, and that is told.
+A small JSON file in the person's own settings (`XDG_CONFIG_HOME`). Nothing in it is needed: one
+that is missing, damaged or cannot be written costs only what it would have remembered, and that is
+told.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def settings_file() -> Path:
 
 
 class Remembered:
-    """The file's values. `trouble`: why it could not be read, empty where it could or where there is none."""
+    """The file's values. `trouble`: why it could not be read, empty where it could or where there
+    is none.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file or settings_file()
@@ -35,8 +39,8 @@ class Remembered:
         return value if value is not None and fits(value) else None
 
     def keep(self, name: str, value: Any) -> str:
-        """Remembers a value. Returns why it could not, empty where it is on disk. What another window has remembered
-        meanwhile stays; a damaged file is set aside."""
+        """Remembers a value. Returns why it could not, empty where it is on disk. What another
+        window has remembered meanwhile stays; a damaged file is set aside."""
         if self._values.get(name) == value:
             return ""
         self._values[name] = value

@@ -1,4 +1,6 @@
-"""Groups of completions, as a reasoning stage writes them to groups.jsonl: read defensively, filtered, judged."""
+"""Groups of completions, as a reasoning stage writes them to groups.jsonl: read defensively,
+filtered, judged.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the rewards (unbiased): 0, exactly so where all are alike, teaches nothing."""
+        """Standard deviation of the rewards (unbiased): 0, exactly so where all are alike, teaches
+        nothing.
+        """
         found = [a.reward for a in self.answers if a.reward is not None]
         return statistics.stdev(found) if len(found) > 1 else 0.0
 
@@ -65,11 +69,17 @@ def groups_at(path: Path, step: int, offset: int) -> list[Group]:
     """The groups of the record at this place; what is not as it should be is left out."""
     record = texts_at(path, offset) or {}
     found = record.get("groups")
-    return [_group(step, raw) for raw in found if isinstance(raw, Mapping)] if isinstance(found, list) else []
+    return (
+        [_group(step, raw) for raw in found if isinstance(raw, Mapping)]
+        if isinstance(found, list)
+        else []
+    )
 
 
 class Browser:
-    """A place among all groups of a stage: (which record, which group in it), the newest unless it was moved."""
+    """A place among all groups of a stage: (which record, which group in it), the newest unless it
+    was moved.
+    """
 
     def __init__(self, path: Path, history: History) -> None:
         self.path, self.history = path, history
@@ -78,7 +88,9 @@ class Browser:
         self._read: dict[int, list[Group]] = {}
 
     def current(self) -> tuple[Group | None, int, int]:
-        """(the group, its number in its step, groups of that step); the newest that passes where none was chosen."""
+        """(the group, its number in its step, groups of that step); the newest that passes where
+        none was chosen.
+        """
         found = self._search(None, -1) if self.place is None else self.place
         if found is None:
             return None, 0, 0
@@ -86,7 +98,9 @@ class Browser:
         return (groups[found[1]], found[1], len(groups)) if found[1] < len(groups) else (None, 0, 0)
 
     def move(self, by: int) -> bool:
-        """To the next group that passes the filter, newer (1) or older (-1); False where none was found near."""
+        """To the next group that passes the filter, newer (1) or older (-1); False where none was
+        found near.
+        """
         here = self.place or self._search(None, -1)
         found = self._search(here, by) if here is not None else None
         if found is None:
@@ -97,7 +111,9 @@ class Browser:
         return True
 
     def go_to(self, step: int) -> bool:
-        """To the first group that passes the filter at this step, or near it; False where none was found."""
+        """To the first group that passes the filter at this step, or near it; False where none was
+        found.
+        """
         found = self._search((step, -1), 1) or self._search((step, 0), -1)
         if found is not None:
             self.place = found
@@ -147,17 +163,24 @@ class HeldOut:
         self._read: dict[tuple[int, int], list[Group]] = {}
 
     def course(self) -> tuple[list[Group], int, int]:
-        """(the chosen prompt with its one completion at each measurement, the newest first; the prompt's number; how
-        many prompts there are)."""
+        """(the chosen prompt with its one completion at each measurement, the newest first; the
+        prompt's number; how many prompts there are)."""
         with self.history.lock:
             places = list(self.history.held_out)
-        self._read = {place: self._read.get(place) or groups_at(self.path, *place) for place in places}
+        self._read = {
+            place: self._read.get(place) or groups_at(self.path, *place) for place in places
+        }
         measured = [groups for groups in self._read.values() if groups]
         if not measured:
             return [], 0, 0
         prompts = [group.prompt for group in measured[-1]]
         at = self.problem % len(prompts)
-        found = [group for groups in reversed(measured) for group in groups if group.prompt == prompts[at]]
+        found = [
+            group
+            for groups in reversed(measured)
+            for group in groups
+            if group.prompt == prompts[at]
+        ]
         return [group for group in found if group.answers], at, len(prompts)
 
 
@@ -166,13 +189,19 @@ def warnings(history: History) -> list[str]:
     found = []
 
     def ends(name: str) -> tuple[float, float] | None:
-        """(mean of the first fifth, mean of the last fifth) of a curve with enough points to have them."""
+        """(mean of the first fifth, mean of the last fifth) of a curve with enough points to have
+        them.
+        """
         series = history.steps.get(name)
-        means = [m for m in series.columns(200).mean if not math.isnan(m)] if series is not None else []
+        means = (
+            [m for m in series.columns(200).mean if not math.isnan(m)] if series is not None else []
+        )
         part = len(means) // 5
         return (sum(means[:part]) / part, sum(means[-part:]) / part) if part >= 2 else None
 
-    spread, length, right, entropy = (ends(n) for n in ("zero_spread", "completion_length", "accuracy", "entropy"))
+    spread, length, right, entropy = (
+        ends(n) for n in ("zero_spread", "completion_length", "accuracy", "entropy")
+    )
     if spread and spread[1] > 0.5:
         found.append(f"{spread[1]:.0%} of the groups taught nothing (all right or all wrong)")
     if length and right and length[1] > 1.3 * length[0] and right[1] <= right[0] + 0.01:
@@ -189,9 +218,15 @@ def _group(step: int, raw: Mapping[str, Any]) -> Group:
     truth = raw.get("answer")
     answer = None if truth is None else str(truth)
     found = raw.get("completions")
-    made = [_answer(c, answer) for c in found if isinstance(c, Mapping)] if isinstance(found, Sequence) else []
+    made = (
+        [_answer(c, answer) for c in found if isinstance(c, Mapping)]
+        if isinstance(found, Sequence)
+        else []
+    )
     if not any(a.parsed is not None or set(RIGHT) & set(a.rewards) for a in made):
-        made = [replace(a, right=None) for a in made]  # PPO reads no answers: nothing tells which is right
+        made = [
+            replace(a, right=None) for a in made
+        ]  # PPO reads no answers: nothing tells which is right
     return Group(step, str(raw.get("prompt", "")), answer, tuple(made))
 
 
@@ -200,10 +235,17 @@ def _answer(raw: Mapping[str, Any], truth: str | None) -> Answer:
     given = raw.get("rewards")
     rewards = {str(k): _number(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
     tokens = raw.get("tokens")
-    return Answer(text, tokens if isinstance(tokens, int) else 0, bool(raw.get("truncated")), rewards,
-                  _number(raw.get("reward")), _number(raw.get("advantage")) or 0.0,
-                  None if parsed is None else str(parsed), _span(raw.get("span"), len(text)),
-                  _right(rewards, parsed, truth))
+    return Answer(
+        text,
+        tokens if isinstance(tokens, int) else 0,
+        bool(raw.get("truncated")),
+        rewards,
+        _number(raw.get("reward")),
+        _number(raw.get("advantage")) or 0.0,
+        None if parsed is None else str(parsed),
+        _span(raw.get("span"), len(text)),
+        _right(rewards, parsed, truth),
+    )
 
 
 def _right(rewards: Mapping[str, float | None], parsed: Any, truth: str | None) -> bool | None:

@@ -1,5 +1,5 @@
-"""The folder of runs, read for a screen that asks every second: what has not changed is not read again, and a run in
-which nothing goes on is looked at every ten seconds only."""
+"""The folder of runs, read for a screen that asks every second: what has not changed is not read
+again, and a run in which nothing goes on is looked at every ten seconds only."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SILENT_S = 60.0  # a process that has begun no stage and said nothing for so lon
 
 
 class Votes(NamedTuple):
-    """What a run's ratings hold. `given`: votes of people; `pending`: pairs on which no person has voted; repeats count
-    in neither. `trouble`: why they cannot be read."""
+    """What a run's ratings hold. `given`: votes of people; `pending`: pairs on which no person has
+    voted; repeats count in neither. `trouble`: why they cannot be read."""
 
     given: int
     pending: int
@@ -32,39 +32,54 @@ class Votes(NamedTuple):
 
 
 class RunsReader:
-    """`listing.list_runs` for a screen that asks every second: a stage that has not changed is not read again."""
+    """`listing.list_runs` for a screen that asks every second: a stage that has not changed is not
+    read again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[tuple[str, Path], tuple[Any, Any]] = {}
         self._wrong: dict[Path, str] = {}  # what was told of runs that cannot be read
-        self._looked: dict[Path, tuple[float, Any, dict[str, Any] | None]] = {}  # run → (when, stamp, what was found)
+        self._looked: dict[
+            Path, tuple[float, Any, dict[str, Any] | None]
+        ] = {}  # run → (when, stamp, what was found)
 
     def read(self, chosen: Path | None = None) -> list[dict[str, Any]]:
-        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending": pairs on which
-        nobody has voted, "ratings": whether it has any, "ratings_trouble": why they cannot be read, "unstarted":
-        {stage: the last line of a process that ended, or was lost, before it had begun it}, "stages": [state …]}], the
-        newest first.
+        """[{"run", "path", "began", "recipe": [stages of its recipe], "votes": people's, "pending":
+        pairs on which nobody has voted, "ratings": whether it has any, "ratings_trouble": why they
+        cannot be read, "unstarted": {stage: the last line of a process that ended, or was lost,
+        before it had begun it}, "stages": [state …]}], the newest first.
 
-        The chosen run, those in which something trains and those whose folder has changed are looked at each time, of
-        the others some, so that each has its turn within REST_S. A run that cannot be read has no stages, says why
-        under "wrong", and hides no other. Raises UserError where the folder of runs itself cannot be read.
+        The chosen run, those in which something trains and those whose folder has changed are
+        looked at each time, of the others some, so that each has its turn within REST_S. A run that
+        cannot be read has no stages, says why under "wrong", and hides no other. Raises UserError
+        where the folder of runs itself cannot be read.
         """
         paths = run_paths(self.folder)
         there = set(paths)
         self._looked = {path: known for path, known in self._looked.items() if path in there}
-        resting = {path: ticks() - self._looked[path][0] for path in paths if path != chosen and self._rests(path)}
-        few = sorted(resting, key=resting.__getitem__, reverse=True)[:len(resting) // int(REST_S) + 1]
+        resting = {
+            path: ticks() - self._looked[path][0]
+            for path in paths
+            if path != chosen and self._rests(path)
+        }
+        few = sorted(resting, key=resting.__getitem__, reverse=True)[
+            : len(resting) // int(REST_S) + 1
+        ]
         for path in paths:
             rested = resting.get(path, REST_S)
-            if rested >= REST_S or (path in few and rested >= REST_S / 2):  # some ahead: not all in one second
+            if rested >= REST_S or (
+                path in few and rested >= REST_S / 2
+            ):  # some ahead: not all in one second
                 stamp = _stamp(path)  # before the look: what changes meanwhile is looked at again
                 self._looked[path] = ticks(), stamp, self._run(path)
         found = [run for path in paths if (run := self._looked[path][2]) is not None]
         return sorted(found, key=lambda run: (run["began"], run["run"]), reverse=True)
 
     def _rests(self, path: Path) -> bool:
-        """Whether nothing went on in this run when it was looked at, and nothing was added to its folder since."""
+        """Whether nothing went on in this run when it was looked at, and nothing was added to its
+        folder since.
+        """
         known = self._looked.get(path)
         if known is None or known[1] != _stamp(path):
             return False
@@ -81,15 +96,31 @@ class RunsReader:
             if not stages and not unstarted and not is_run(run):
                 return None
             votes = self._votes(path)
-            read = {"run": path.name, "path": str(path), "began": began_at(run, stages), "stages": stages,
-                    "recipe": recipe, "ratings": has_ratings(run), "votes": votes.given, "pending": votes.pending,
-                    "ratings_trouble": votes.trouble, "unstarted": unstarted}
+            read = {
+                "run": path.name,
+                "path": str(path),
+                "began": began_at(run, stages),
+                "stages": stages,
+                "recipe": recipe,
+                "ratings": has_ratings(run),
+                "votes": votes.given,
+                "pending": votes.pending,
+                "ratings_trouble": votes.trouble,
+                "unstarted": unstarted,
+            }
         except Exception as problem:  # whatever it is, the other runs are read, and it is told
             wrong = unreadable(path, problem)
             if self._wrong.get(path) != wrong["wrong"]:  # once, not every second
                 self._wrong[path] = wrong["wrong"]
                 write_trouble(f"reading the run {path}", problem)
-            return {**wrong, "recipe": [], "votes": 0, "pending": 0, "ratings_trouble": "", "unstarted": {}}
+            return {
+                **wrong,
+                "recipe": [],
+                "votes": 0,
+                "pending": 0,
+                "ratings_trouble": "",
+                "unstarted": {},
+            }
         self._wrong.pop(path, None)
         return read
 
@@ -110,10 +141,16 @@ class RunsReader:
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
     def _votes(self, run: Path) -> Votes:
-        from ondevice.preferences.sqlite_store import FILE  # here, in a thread: the first screen waits for no database
+        from ondevice.preferences.sqlite_store import (
+            FILE,
+        )  # here, in a thread: the first screen waits for no database
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
-        return self._once("votes", run, stamp, lambda: votes_of_people(run)) if stamp[0] else Votes(0, 0, "")
+        return (
+            self._once("votes", run, stamp, lambda: votes_of_people(run))
+            if stamp[0]
+            else Votes(0, 0, "")
+        )
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -130,20 +167,28 @@ def votes_of_people(run: Path) -> Votes:
 
     try:
         with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
-            pairs = {waiting.item for waiting in ratings.waiting("") if waiting.kind != "repeat"}  # "" votes on nothing
-            voted = [vote.item for vote in ratings.live_votes(simulated=False)
-                     if vote.outcome is not None and vote.item in pairs]
+            pairs = {
+                waiting.item for waiting in ratings.waiting("") if waiting.kind != "repeat"
+            }  # "" votes on nothing
+            voted = [
+                vote.item
+                for vote in ratings.live_votes(simulated=False)
+                if vote.outcome is not None and vote.item in pairs
+            ]
             return Votes(len(voted), len(pairs.difference(voted)), "")
     except UserError as problem:
         return Votes(0, 0, problem.message)
 
 
 def unstarted_stages(run: RunFolder, begun: list[str], recipe: list[str]) -> dict[str, str]:
-    """Stages whose process has left a log and nothing else, with its last line. A recipe's log counts for its first
-    stage."""
+    """Stages whose process has left a log and nothing else, with its last line. A recipe's log
+    counts for its first stage."""
     first = next((name for name in recipe if name in STAGES), "init")
     found: dict[str, str] = {}
-    for stage, log in [*((name, run.path / f"{name}.log") for name in STAGES), (first, run.path / "run.log")]:
+    for stage, log in [
+        *((name, run.path / f"{name}.log") for name in STAGES),
+        (first, run.path / "run.log"),
+    ]:
         stamp = _stamp(log)
         if stamp is None or stage in begun or (log.name == "run.log" and begun):
             continue

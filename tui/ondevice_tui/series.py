@@ -1,4 +1,6 @@
-"""Curves in bounded memory: min, max and mean of buckets, which hold twice as many points whenever all are full."""
+"""Curves in bounded memory: min, max and mean of buckets, which hold twice as many points whenever
+all are full.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ BUCKETS = 4096  # 200 kB a series; a terminal is a few hundred columns wide
 
 @dataclass(frozen=True)
 class Columns:
-    """A series as a plot draws it: x, lowest, highest and mean value of each column, NaN where it has no finite value;
-    `gaps` are the x of points that were no number."""
+    """A series as a plot draws it: x, lowest, highest and mean value of each column, NaN where it
+    has no finite value; `gaps` are the x of points that were no number."""
 
     x: list[float]
     low: list[float]
@@ -34,7 +36,13 @@ class Series:
         self._x, self._low, self._high, self._sum = array("d"), array("d"), array("d"), array("d")
         self._count, self._gaps = array("l"), array("l")
         self._in_last = 1  # points of the newest bucket, gaps included; all that it holds, so that the first one opens
-        self._open = (math.inf, -math.inf, 0.0, 0, 0)  # the newest bucket's low, high, sum, count, gaps
+        self._open = (
+            math.inf,
+            -math.inf,
+            0.0,
+            0,
+            0,
+        )  # the newest bucket's low, high, sum, count, gaps
 
     def __len__(self) -> int:
         return len(self._x)
@@ -55,12 +63,20 @@ class Series:
         self.last = value
         if value.__class__ is not int:
             self.whole = False
-        self._open = (value if value < low else low, value if value > high else high, total + value, count + 1, gaps)
+        self._open = (
+            value if value < low else low,
+            value if value > high else high,
+            total + value,
+            count + 1,
+            gaps,
+        )
 
     def _settle(self) -> None:
         """The newest bucket as it stands goes where the others are."""
         if self._x:
-            self._low[-1], self._high[-1], self._sum[-1], self._count[-1], self._gaps[-1] = self._open
+            self._low[-1], self._high[-1], self._sum[-1], self._count[-1], self._gaps[-1] = (
+                self._open
+            )
 
     def _begin(self, x: float) -> None:
         for values in (self._x, self._low, self._high, self._sum):
@@ -93,7 +109,9 @@ class Series:
         return self._sum[i] / self._count[i] if self._count[i] else None
 
     def columns(self, number: int, start: float = -math.inf, end: float = math.inf) -> Columns:
-        """At most `number` columns over the points with start <= x <= end; neighbours are merged, none is left out."""
+        """At most `number` columns over the points with start <= x <= end; neighbours are merged,
+        none is left out.
+        """
         self._settle()
         first, last = bisect.bisect_left(self._x, start), bisect.bisect_right(self._x, end)
         out = Columns([], [], [], [], [])
@@ -111,7 +129,9 @@ class Series:
 
 
 def smooth(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the bias of its beginning (Kingma and Ba 2014, section 3); NaN is left out."""
+    """Exponential moving average without the bias of its beginning (Kingma and Ba 2014, section 3);
+    NaN is left out.
+    """
     out, mean, scale = [], 0.0, 0.0
     for value in values:
         if math.isnan(value):
@@ -129,9 +149,16 @@ def spark(values: Sequence[float], width: int) -> str:
     if not values or width < 1:
         return ""
     columns = min(width, len(values))
-    means = [sum(part) / len(part) for part in (
-        values[i * len(values) // columns:(i + 1) * len(values) // columns] for i in range(columns))]
+    means = [
+        sum(part) / len(part)
+        for part in (
+            values[i * len(values) // columns : (i + 1) * len(values) // columns]
+            for i in range(columns)
+        )
+    ]
     low, high = min(means), max(means)
     if high - low < 1e-9 * max(abs(low), abs(high)):
         high = low  # rounding is no course
-    return "".join("▁▂▃▄▅▆▇█"[round((m - low) / (high - low) * 7) if high > low else 0] for m in means)
+    return "".join(
+        "▁▂▃▄▅▆▇█"[round((m - low) / (high - low) * 7) if high > low else 0] for m in means
+    )

@@ -1,8 +1,10 @@
-"""Starts and stops what trains: processes of their own, exactly the command line, that outlive this app.
+"""Starts and stops what trains: processes of their own, exactly the command line, that outlive this
+app.
 
-A stage is detached (`start_new_session`), so that neither the app's end, nor the terminal's, nor a kill -9 reaches it;
-its output goes to `<run>/<stage>.log` (`run.log` for a recipe). Whether it lives is asked of its lock, never of a
-process number. A stop is the file `<stage>/stop`, the same wish as Ctrl-C: the step is finished and saved.
+A stage is detached (`start_new_session`), so that neither the app's end, nor the terminal's, nor a
+kill -9 reaches it; its output goes to `<run>/<stage>.log` (`run.log` for a recipe). Whether it
+lives is asked of its lock, never of a process number. A stop is the file `<stage>/stop`, the same
+wish as Ctrl-C: the step is finished and saved.
 """
 
 from __future__ import annotations
@@ -61,12 +63,18 @@ class Child:
         """The stage that is being started; empty once something has begun."""
         if self.begun:
             return ""
-        done = {stage["stage"] for stage in run["stages"] if stage["state"] == "done"} if run else set()
+        done = (
+            {stage["stage"] for stage in run["stages"] if stage["state"] == "done"}
+            if run
+            else set()
+        )
         recipe = [name for name in (run["recipe"] if run else ()) if name not in done]
         return self.stage or next(iter(recipe), "init")
 
     def ended(self) -> tuple[int, str] | None:
-        """(exit code, the end of its log), once and only once it has ended. Asking also buries the process."""
+        """(exit code, the end of its log), once and only once it has ended. Asking also buries the
+        process.
+        """
         code = self.process.poll()
         if code is None or self.told:
             return None
@@ -79,13 +87,21 @@ def start(words: Sequence[str], run: Path) -> Child:
     run.mkdir(parents=True, exist_ok=True)
     log = run / f"{words[0]}.log" if words[0] != "runs" else run / "run.log"
     with open(log, "ab") as out:
-        process = processes.start(processes.command("ondevice", *words), access.of_command(words, run),
-                                  stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        process = processes.start(
+            processes.command("ondevice", *words),
+            access.of_command(words, run),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
     return Child(shown(words), process, log)
 
 
 def stop(stage: StageFolder) -> bool:
-    """Asks the process that trains this stage to finish its step, save and leave; False where nobody trains."""
+    """Asks the process that trains this stage to finish its step, save and leave; False where
+    nobody trains.
+    """
     if stage.holder() is None:
         return False
     stage.stop.touch()
@@ -105,10 +121,15 @@ def shown(words: Sequence[str]) -> str:
     return shlex.join(["ondevice", *words])
 
 
-def words_for(verb: str, cls: type, values: Mapping[str, Any], base: Mapping[str, Any] | None = None,
-              recipe: str = "") -> list[str]:
-    """The command line of a verb: positional words first, then a flag for each value that differs from the default (or
-    from `base`, what `--recipe` fills in)."""
+def words_for(
+    verb: str,
+    cls: type,
+    values: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+    recipe: str = "",
+) -> list[str]:
+    """The command line of a verb: positional words first, then a flag for each value that differs
+    from the default (or from `base`, what `--recipe` fills in)."""
     from ondevice.cli import VERBS
 
     plain = base if base is not None else _defaults(cls)
@@ -128,7 +149,8 @@ def words_for(verb: str, cls: type, values: Mapping[str, Any], base: Mapping[str
 
 
 def resume_words(run: RunFolder, stage: StageFolder) -> list[str]:
-    """What goes on with an unfinished stage: its recipe where it is of the run's recipe, else its own command.
+    """What goes on with an unfinished stage: its recipe where it is of the run's recipe, else its
+    own command.
 
     Raises UserError where the stage has left no settings.
     """
@@ -137,7 +159,9 @@ def resume_words(run: RunFolder, stage: StageFolder) -> list[str]:
     first = next(iter(read(stage.events)), {})
     config, cls = first.get("config"), STAGES.get(stage.name)
     if not isinstance(config, dict) or cls is None:
-        raise UserError("left no settings to go on with", where=str(stage.path), hint="start the stage anew")
+        raise UserError(
+            "left no settings to go on with", where=str(stage.path), hint="start the stage anew"
+        )
     return words_for(stage.name, cls, {**config, "out": str(run.path), "resume": True})
 
 

@@ -1,8 +1,10 @@
-"""Errors that nobody foresaw: written down with their traceback, told on the screen, and no end of the app.
+"""Errors that nobody foresaw: written down with their traceback, told on the screen, and no end of
+the app.
 
-Textual ends the app at the first exception of a worker or of a message's handler. Whoever rates or watches a training
-loses the app to a fault that concerns one screen. So the handlers of the app, its screens and its cards run under
-`Steady`, and `OndeviceApp` tells what went wrong and goes on. Under a test it ends as ever, so that no error is hidden.
+Textual ends the app at the first exception of a worker or of a message's handler. Whoever rates or
+watches a training loses the app to a fault that concerns one screen. So the handlers of the app,
+its screens and its cards run under `Steady`, and `OndeviceApp` tells what went wrong and goes on.
+Under a test it ends as ever, so that no error is hidden.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ def log_file() -> Path:
 
 
 def write_trouble(doing: str, problem: BaseException) -> str:
-    """Writes an error down with its traceback; returns where it stands, or why it could not be written."""
+    """Writes an error down with its traceback; returns where it stands, or why it could not be
+    written.
+    """
     told = "".join(traceback.format_exception(problem))
     when = time.strftime("%Y-%m-%d %H:%M:%S")
     file = log_file()
@@ -44,8 +48,8 @@ def write_trouble(doing: str, problem: BaseException) -> str:
 
 
 class Steady(MessagePump):
-    """Mixed into the app, its screens and its cards: an exception in the handler of a message, or in the action of a
-    key, is told, and the next message is taken."""
+    """Mixed into the app, its screens and its cards: an exception in the handler of a message, or
+    in the action of a key, is told, and the next message is taken."""
 
     async def _dispatch_message(self, message: Message) -> None:
         app: OndeviceApp = self.app  # type: ignore[assignment]

@@ -1,4 +1,6 @@
-"""A model in a process of its own: `ondevice worker`, spoken to in JSON lines from the app's event loop."""
+"""A model in a process of its own: `ondevice worker`, spoken to in JSON lines from the app's event
+loop.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +46,48 @@ class ModelProcess:
     async def open(self) -> dict[str, Any]:
         """Loads the model: seconds. Raises WorkerGone with the reason where that fails."""
         self._process = await processes.start_async(
-            [*COMMAND, self.path], access.of_model(self.path), stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=LINE)
+            [*COMMAND, self.path],
+            access.of_model(self.path),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE,
+        )
         self._listening = asyncio.create_task(self._listen())
         self.ready = await self._next()
         return self.ready
 
-    async def ask(self, sampling: Mapping[str, Any], *, messages: Sequence[Mapping[str, str]] | None = None,
-                  text: str | None = None, number: int = 0) -> AsyncIterator[dict[str, Any]]:
+    async def ask(
+        self,
+        sampling: Mapping[str, Any],
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        text: str | None = None,
+        number: int = 0,
+    ) -> AsyncIterator[dict[str, Any]]:
         """The events of one answer, "done" or "error" last. Raises WorkerGone."""
-        async for event in self._answers({"op": "generate", "messages": messages, "text": text,
-                                          "sampling": dict(sampling), "number": number}):
+        async for event in self._answers(
+            {
+                "op": "generate",
+                "messages": messages,
+                "text": text,
+                "sampling": dict(sampling),
+                "number": number,
+            }
+        ):
             yield event
 
-    async def write(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any],
-                    number: int = 0) -> dict[str, Any]:
+    async def write(
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], number: int = 0
+    ) -> dict[str, Any]:
         """The "done" of one answer, for who does not watch it come. Raises WorkerGone and Refused."""
-        return await self._done({"op": "generate", "messages": messages, "sampling": dict(sampling), "number": number})
+        return await self._done(
+            {"op": "generate", "messages": messages, "sampling": dict(sampling), "number": number}
+        )
 
-    async def score(self, messages: Sequence[Mapping[str, str]], responses: Sequence[str]) -> list[float]:
+    async def score(
+        self, messages: Sequence[Mapping[str, str]], responses: Sequence[str]
+    ) -> list[float]:
         """What a reward model thinks of each response. Raises WorkerGone and Refused."""
         done = await self._done({"op": "score", "messages": messages, "responses": list(responses)})
         return [float(score) for score in done["scores"]]
@@ -111,7 +136,11 @@ class ModelProcess:
             stage_processes.end(self._process)
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+        if (
+            self._process is not None
+            and self._process.stdin is not None
+            and not self._process.stdin.is_closing()
+        ):
             self._process.stdin.write(to_json(request).encode() + b"\n")
 
     async def _next(self) -> dict[str, Any]:
@@ -137,8 +166,8 @@ class ModelProcess:
 
 
 def models_in(runs: Sequence[Mapping[str, Any]], kind: str = "policy") -> list[tuple[str, str]]:
-    """[(run · stage, model folder)] of every model of this kind (by itself: that can be talked to), the newest run and
-    stage first."""
+    """[(run · stage, model folder)] of every model of this kind (by itself: that can be talked to),
+    the newest run and stage first."""
     found = []
     for run in runs:
         for stage in reversed(RunFolder(run["path"]).stages()):
@@ -148,8 +177,8 @@ def models_in(runs: Sequence[Mapping[str, Any]], kind: str = "policy") -> list[t
 
 
 def weight_bytes(folder: str) -> int:
-    """Bytes of the weights in a model folder, of an adapter's base with them where that is a folder: what loading it
-    takes at least."""
+    """Bytes of the weights in a model folder, of an adapter's base with them where that is a
+    folder: what loading it takes at least."""
     size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
     if not (base := access.base_of(folder)):
         return size  # no adapter
@@ -157,10 +186,15 @@ def weight_bytes(folder: str) -> int:
 
 
 def memory_warning(folder: str) -> str:
-    """Why a second model might not fit into this machine's memory; empty where it does or nothing is known."""
+    """Why a second model might not fit into this machine's memory; empty where it does or nothing
+    is known.
+    """
     from ondevice.seam.doctor import memory_available
 
-    free, needs = memory_available(), 2 * weight_bytes(folder) + (500 << 20)  # a cache, and the array library itself
+    free, needs = (
+        memory_available(),
+        2 * weight_bytes(folder) + (500 << 20),
+    )  # a cache, and the array library itself
     if free is None or needs <= free:
         return ""
     return f"{needs / 2**30:.1f} GB are wanted for this model, {free / 2**30:.1f} GB are free"
@@ -169,5 +203,14 @@ def memory_warning(folder: str) -> str:
 def sampling_defaults() -> dict[str, Any]:
     """The settings of an answer, by the names and defaults of the command line."""
     plain = SamplingConfig(model="-")
-    return {name: getattr(plain, name) for name in (
-        "temperature", "top_p", "top_k", "max_new_tokens", "seed", "chat_template_kwargs")}
+    return {
+        name: getattr(plain, name)
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "max_new_tokens",
+            "seed",
+            "chat_template_kwargs",
+        )
+    }

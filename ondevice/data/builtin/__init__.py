@@ -1,4 +1,6 @@
-"""The built-in corpus: a small world in plain English, made by rule from a seed. Nothing is downloaded."""
+"""The built-in corpus: a small world in plain English, made by rule from a seed. Nothing is
+downloaded.
+"""
 
 from __future__ import annotations
 

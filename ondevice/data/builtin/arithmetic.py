@@ -1,8 +1,8 @@
 """Sums written out digit by digit, and the ways to ask for them.
 
-`47+85: 7+5+0=12; 4+8+1=13; so 132.` reads: ones first, each column adds two digits and the carry; the last column's
-total stands in front. Sums of two one-digit numbers are the columns of all others, so they are taught (train only) and
-never count as a problem of their own.
+`47+85: 7+5+0=12; 4+8+1=13; so 132.` reads: ones first, each column adds two digits and the carry;
+the last column's total stands in front. Sums of two one-digit numbers are the columns of all
+others, so they are taught (train only) and never count as a problem of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ POOLS: Mapping[str, float] = {
     "problem-validation": 0.04,
     "problem-heldout": 0.08,
 }
-"""Which part of all sums each split's text may use, and which part is left to the reasoning stage."""
+"""Which part of all sums each split's text may use, and which part is left to the reasoning stage.
+"""
 
 LEADS = (
     "Sums, step by step.",
@@ -96,8 +97,12 @@ class Sums:
                 pools[place(self.seed, "sum", f"{a}+{b}", POOLS)].append((a, b))
         return pools
 
-    def pool(self, split: Split, *, problems: bool = False, largest: int | None = None) -> list[tuple[int, int]]:
-        """The pairs (a, b), a ≤ b, of a split's text or of its problems, with operands up to `largest`."""
+    def pool(
+        self, split: Split, *, problems: bool = False, largest: int | None = None
+    ) -> list[tuple[int, int]]:
+        """The pairs (a, b), a ≤ b, of a split's text or of its problems, with operands up to
+        `largest`.
+        """
         pairs = self._pools[f"problem-{split}" if problems else split]
         return pairs if largest is None else [pair for pair in pairs if pair[1] <= largest]
 
@@ -107,7 +112,9 @@ def turned(random: Random, pair: tuple[int, int]) -> tuple[int, int]:
     return pair if random.random() < 0.5 else (pair[1], pair[0])
 
 
-def document(random: Random, pairs: list[tuple[int, int]], split: Split, name: str, items: str) -> str:
+def document(
+    random: Random, pairs: list[tuple[int, int]], split: Split, name: str, items: str
+) -> str:
     """Some sums in one document."""
     style = random.random()
     if style < 0.2:

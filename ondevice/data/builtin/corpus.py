@@ -1,8 +1,9 @@
 """The corpus itself: documents, instruction chats and problems, by split.
 
-Which split a question, a context, a list of words or a sum belongs to follows from what it is (splits.py), and a
-document that an earlier split already has is not taken again. The held-out split is made first, then validation, then
-train, each from a generator of its own: reading one does not disturb another.
+Which split a question, a context, a list of words or a sum belongs to follows from what it is
+(splits.py), and a document that an earlier split already has is not taken again. The held-out split
+is made first, then validation, then train, each from a generator of its own: reading one does not
+disturb another.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ GREETINGS = (
 
 
 def build(cfg: CorpusConfig) -> Corpus:
-    """The corpus of `cfg`. Text is made when it is first asked for. Raises UserError for a field out of range."""
+    """The corpus of `cfg`. Text is made when it is first asked for. Raises UserError for a field
+    out of range.
+    """
     cfg.check()
     return Corpus(cfg)
 
@@ -57,10 +60,14 @@ class Corpus:
         self.sums = arithmetic.Sums(cfg.seed, cfg.max_operand)
         self.names = tuple(person.name for person in self.world.people)
         self._documents: dict[Split, list[str]] = {}
-        self._questions = {split: telling.questions(self.world, cfg.seed, split) for split in SPLITS}
+        self._questions = {
+            split: telling.questions(self.world, cfg.seed, split) for split in SPLITS
+        }
 
     def documents(self, split: Split) -> Iterator[str]:
-        """Texts to pre-train on, in an order in which kinds are mixed. No text is in two splits, or twice in one."""
+        """Texts to pre-train on, in an order in which kinds are mixed. No text is in two splits, or
+        twice in one.
+        """
         for earlier in reversed(SPLITS):
             if earlier not in self._documents:
                 self._documents[earlier] = self._write(earlier)
@@ -69,33 +76,47 @@ class Corpus:
         yield from self._documents[split]
 
     def chats(self, split: Split) -> Iterator[dict[str, Any]]:
-        """Instruction chats {"messages": [user, assistant], "kind", "answer"}; no prompt comes twice."""
+        """Instruction chats {"messages": [user, assistant], "kind", "answer"}; no prompt comes
+        twice.
+        """
         rows = []
         for kind, share in self.cfg.chats.shares().items():
             random = Random(f"{self.cfg.seed}|chats|{split}|{kind}")
             wanted = round(share * self._scaled(self.cfg.chat_count, split))
-            for name, prompt, reply, right in _fresh(wanted, partial(self._chat, random, split, kind)):
+            for name, prompt, reply, right in _fresh(
+                wanted, partial(self._chat, random, split, kind)
+            ):
                 if random.random() < self.cfg.courtesy_share:
                     reply = f"{reply}\n{random.choice(COURTESIES)}"
-                messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]
+                messages = [
+                    {"role": "user", "content": prompt},
+                    {"role": "assistant", "content": reply},
+                ]
                 rows.append({"messages": messages, "kind": name, "answer": right})
         Random(f"{self.cfg.seed}|chats|{split}").shuffle(rows)
         yield from rows
 
     def prompts(self, split: Split) -> Iterator[dict[str, str]]:
-        """Prompts for the preference stage {"prompt", "answer", "kind"}: of the chats' kinds, none of them a chat's."""
+        """Prompts for the preference stage {"prompt", "answer", "kind"}: of the chats' kinds, none
+        of them a chat's.
+        """
         asked = {chat["messages"][0]["content"] for chat in self.chats(split)}
         rows = []
         for kind, share in self.cfg.chats.shares().items():
             random = Random(f"{self.cfg.seed}|prompts|{split}|{kind}")
             wanted = self.cfg.prompt_count if split == "train" else self.cfg.held_prompt_count
             drawn = _fresh(round(share * wanted), partial(self._chat, random, split, kind), asked)
-            rows += [{"prompt": prompt, "answer": right, "kind": name} for name, prompt, _, right in drawn]
+            rows += [
+                {"prompt": prompt, "answer": right, "kind": name}
+                for name, prompt, _, right in drawn
+            ]
         Random(f"{self.cfg.seed}|prompts|{split}").shuffle(rows)
         yield from rows
 
     def problems(self, split: Split) -> Iterator[dict[str, str]]:
-        """Sums for the reasoning stage {"prompt", "answer", "kind"}: none of them is in any document or chat."""
+        """Sums for the reasoning stage {"prompt", "answer", "kind"}: none of them is in any
+        document or chat.
+        """
         random = Random(f"{self.cfg.seed}|problems|{split}")
         pairs = self.sums.pool(split, problems=True)
 
@@ -108,7 +129,11 @@ class Corpus:
             yield {"prompt": prompt, "answer": right, "kind": kind}
 
     def _scaled(self, count: int, split: Split) -> int:
-        share = {"train": 1.0, "validation": self.cfg.validation_share, "heldout": self.cfg.heldout_share}[split]
+        share = {
+            "train": 1.0,
+            "validation": self.cfg.validation_share,
+            "heldout": self.cfg.heldout_share,
+        }[split]
         return max(1, round(count * share))
 
     # Documents
@@ -149,7 +174,9 @@ class Corpus:
                 return tasks.document(random, seed, split, self.cfg.max_words, self.names)
             case "sums":
                 pairs, name = self.sums.pool(split), random.choice(self.names)
-                return arithmetic.document(random, pairs, split, name, random.choice(lexicon.COUNTED))
+                return arithmetic.document(
+                    random, pairs, split, name, random.choice(lexicon.COUNTED)
+                )
             case _:
                 raise AssertionError(f"no kind of document {kind!r}")
 
@@ -188,8 +215,8 @@ class Corpus:
 
 
 def _fresh(wanted: int, draw: Callable[[], Row], taken: Iterable[str] = ()) -> Iterator[Row]:
-    """Up to `wanted` draws whose prompts (their second part) differ from each other and from those `taken`; fewer where
-    new ones no longer turn up."""
+    """Up to `wanted` draws whose prompts (their second part) differ from each other and from those
+    `taken`; fewer where new ones no longer turn up."""
     seen = set(taken)
     most, misses = len(seen) + wanted, 0
     while len(seen) < most and misses < 500:

@@ -1,8 +1,8 @@
 """Sentence frames about the world: how a fact is told, how it is asked, how it is answered.
 
-Slots: {S} the subject at the start of a sentence (a name, or He or She after the first time), {P} its possessive,
-{name} always the name, {v} the value, {av} the value with a or an, {V} the value with a capital letter. Facts on
-animals are told in the plural, facts on things with "the".
+Slots: {S} the subject at the start of a sentence (a name, or He or She after the first time), {P}
+its possessive, {name} always the name, {v} the value, {av} the value with a or an, {V} the value
+with a capital letter. Facts on animals are told in the plural, facts on things with "the".
 """
 
 from __future__ import annotations
@@ -281,7 +281,9 @@ def label(fact: Fact) -> str:
 
 
 def tell(fact: Fact, frame: str, *, pronoun: str = "", his: str = "his", he: str = "he") -> str:
-    """One statement. With `pronoun` ("He", "She", "It", "They") the subject is not named where the frame allows."""
+    """One statement. With `pronoun` ("He", "She", "It", "They") the subject is not named where the
+    frame allows.
+    """
     name = label(fact)
     owner = {"He": "His", "She": "Her"}.get(pronoun, f"{sentence(name)}'s")
     text = frame.format(

@@ -1,7 +1,7 @@
 """The words of the built-in world. Plain data: every other module draws from these lists.
 
-The lists are short on purpose: with a vocabulary of 1,024 tokens most of these words become one token, and a model of
-a million parameters then sees each of them often enough.
+The lists are short on purpose: with a vocabulary of 1,024 tokens most of these words become one
+token, and a model of a million parameters then sees each of them often enough.
 """
 
 from __future__ import annotations
@@ -73,9 +73,36 @@ FOODS = (
     "cake", "fish", "beans", "nuts", "grapes", "eggs", "pie", "butter",
 )  # fmt: skip
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "orange", "pink", "grey")
-ITEMS = ("ball", "book", "cup", "key", "hat", "coin", "ring", "bag", "shoe", "pen", "letter", "stone", "umbrella")
+ITEMS = (
+    "ball",
+    "book",
+    "cup",
+    "key",
+    "hat",
+    "coin",
+    "ring",
+    "bag",
+    "shoe",
+    "pen",
+    "letter",
+    "stone",
+    "umbrella",
+)
 COUNTED = ("apples", "eggs", "nuts", "books", "cups", "coins", "stones", "hens", "pears", "plums")
-ROOMS = ("kitchen", "garden", "barn", "hall", "shop", "tower", "yard", "school", "mill", "office", "park", "house")
+ROOMS = (
+    "kitchen",
+    "garden",
+    "barn",
+    "hall",
+    "shop",
+    "tower",
+    "yard",
+    "school",
+    "mill",
+    "office",
+    "park",
+    "house",
+)
 SPOTS = ("table", "shelf", "floor", "bench", "wall", "bed", "roof", "step", "chair", "cart")
 
 CATEGORIES = {
@@ -86,11 +113,15 @@ CATEGORIES = {
 }
 """The words of the text tasks, by what they can be picked for. No word stands in two of them."""
 TASK_WORDS = tuple(word for words in CATEGORIES.values() for word in words)
-"""Few, so that a small model soon sees each of them come back: with 66 words it learned to copy three times later."""
+"""Few, so that a small model soon sees each of them come back: with 66 words it learned to copy
+three times later.
+"""
 
 
 def article(noun: str) -> str:
-    """The noun with its indefinite article. The lists hold no silent h and no "you" sound but "uni…"."""
+    """The noun with its indefinite article. The lists hold no silent h and no "you" sound but
+    "uni…".
+    """
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 

@@ -1,7 +1,9 @@
-"""Contexts: a few sentences that say something for the moment, and questions that only they can answer.
+"""Contexts: a few sentences that say something for the moment, and questions that only they can
+answer.
 
-What they tell (who is in which room, who has what, what lies where, who bought or lost what) is drawn anew each time
-and contradicts no fact of the world, so a right answer has to be read off the context.
+What they tell (who is in which room, who has what, what lies where, who bought or lost what) is
+drawn anew each time and contradicts no fact of the world, so a right answer has to be read off the
+context.
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ THEMES: Mapping[str, Theme] = {
             "{e} is working in the {v}.",
             "{e} is now in the {v}.",
         ),
-        ask_value=("Where is {e}?", "In which room is {e}?", "Where can we find {e}?", "Where should we look for {e}?"),
+        ask_value=(
+            "Where is {e}?",
+            "In which room is {e}?",
+            "Where can we find {e}?",
+            "Where should we look for {e}?",
+        ),
         value_answer="In the {v}",
         ask_entity=("Who is in the {v}?", "Who went to the {v}?", "Whom can we find in the {v}?"),
     ),
@@ -58,7 +65,12 @@ THEMES: Mapping[str, Theme] = {
             "{e} picked up the {v}.",
             "{e} was given the {v}.",
         ),
-        ask_value=("What does {e} have?", "What has {e} got?", "Which thing is with {e}?", "What can {e} give us?"),
+        ask_value=(
+            "What does {e} have?",
+            "What has {e} got?",
+            "Which thing is with {e}?",
+            "What can {e} give us?",
+        ),
         value_answer="The {v}",
         ask_entity=("Who has the {v}?", "Who has got the {v}?", "Whom should we ask for the {v}?"),
     ),
@@ -73,9 +85,17 @@ THEMES: Mapping[str, Theme] = {
             "The {e} is there on the {v}.",
             "The {e} was put on the {v}.",
         ),
-        ask_value=("Where is the {e}?", "Where does the {e} lie?", "Where should we look for the {e}?"),
+        ask_value=(
+            "Where is the {e}?",
+            "Where does the {e} lie?",
+            "Where should we look for the {e}?",
+        ),
         value_answer="On the {v}",
-        ask_entity=("What is on the {v}?", "Which thing is on the {v}?", "What was left on the {v}?"),
+        ask_entity=(
+            "What is on the {v}?",
+            "Which thing is on the {v}?",
+            "What was left on the {v}?",
+        ),
         entity_answer="The {e}",
     ),
     "bought": Theme(
@@ -104,7 +124,11 @@ THEMES: Mapping[str, Theme] = {
             "{e} dreamed of {av}.",
             "{e} heard {av}.",
         ),
-        ask_value=("Which animal was it for {e}?", "What animal did {e} meet or see?", "Which animal goes with {e}?"),
+        ask_value=(
+            "Which animal was it for {e}?",
+            "What animal did {e} meet or see?",
+            "Which animal goes with {e}?",
+        ),
         value_answer="{AV}",
         ask_entity=("Who tells of {av}?", "Who goes with {av}?", "Who knows about {av}?"),
     ),
@@ -149,16 +173,26 @@ class Context:
         return " ".join(self.told)
 
     def question(self, random: Random, index: int, backwards: bool) -> tuple[str, str]:
-        """A question about pair `index` and its answer without the full stop; backwards asks for the entity."""
+        """A question about pair `index` and its answer without the full stop; backwards asks for
+        the entity.
+        """
         e, v = self.pairs[index]
-        slots = {"e": e, "v": v, "V": sentence(v), "av": lexicon.article(v), "AV": sentence(lexicon.article(v))}
+        slots = {
+            "e": e,
+            "v": v,
+            "V": sentence(v),
+            "av": lexicon.article(v),
+            "AV": sentence(lexicon.article(v)),
+        }
         frames = self.theme.ask_entity if backwards else self.theme.ask_value
         shape = self.theme.entity_answer if backwards else self.theme.value_answer
         return random.choice(frames).format(**slots), shape.format(**slots)
 
 
 def context(random: Random, seed: int, split: Split, people: Sequence[str], count: int) -> Context:
-    """A context of `count` sentences; who goes with what decides its split, whatever the wording or the order."""
+    """A context of `count` sentences; who goes with what decides its split, whatever the wording or
+    the order.
+    """
     name = random.choice(tuple(THEMES))
     theme = THEMES[name]
     while True:
@@ -167,20 +201,30 @@ def context(random: Random, seed: int, split: Split, people: Sequence[str], coun
         if place(seed, "context", f"{name} {sorted(pairs)}", CONTENTS) == split:
             break
     # Half of the contexts repeat one wording: there the pairs alone tell the sentences apart.
-    frames = [random.choice(theme.tell)] * count if random.random() < 0.5 else random.choices(theme.tell, k=count)
-    told = (frame.format(e=e, v=v, av=lexicon.article(v)) for frame, (e, v) in zip(frames, pairs, strict=True))
+    frames = (
+        [random.choice(theme.tell)] * count
+        if random.random() < 0.5
+        else random.choices(theme.tell, k=count)
+    )
+    told = (
+        frame.format(e=e, v=v, av=lexicon.article(v))
+        for frame, (e, v) in zip(frames, pairs, strict=True)
+    )
     return Context(theme, pairs, tuple(told))
 
 
 def request(random: Random, seed: int, split: Split, people: Sequence[str]) -> tuple[str, str]:
     """One instruction and its answer without the full stop."""
     found = context(random, seed, split, people, random.choice((2, 2, 3, 3, 4)))
-    question, answer = found.question(random, random.randrange(len(found.pairs)), random.random() < 0.25)
+    question, answer = found.question(
+        random, random.randrange(len(found.pairs)), random.random() < 0.25
+    )
     return random.choice(LAYOUTS).format(context=found.text, q=question), answer
 
 
 def document(random: Random, seed: int, split: Split, people: Sequence[str]) -> str:
-    """A context, then what it said once more: as answers to questions about all of it, or told in another order.
+    """A context, then what it said once more: as answers to questions about all of it, or told in
+    another order.
 
     Whole sentences as answers are the step between copying a text and looking up one thing in it.
     """
@@ -189,7 +233,9 @@ def document(random: Random, seed: int, split: Split, people: Sequence[str]) -> 
     random.shuffle(order)
     style, pair = random.random(), random.choice(PAIRS)
     if style < 0.15:
-        return random.choice(RETOLD).format(context=found.text, again=" ".join(found.told[index] for index in order))
+        return random.choice(RETOLD).format(
+            context=found.text, again=" ".join(found.told[index] for index in order)
+        )
     backwards = random.random() < 0.3
     asked = [(found.question(random, index, backwards), found.told[index]) for index in order]
     return found.text + "".join(

@@ -6,16 +6,18 @@ import re
 
 SUMS = frozenset(("sum", "quick"))
 COURTESIES = ("Happy to help.", "You are welcome.", "Have a nice day.")
-"""Lines with which an answer may end. They are manners, not part of the answer: preference learning changes them."""
+"""Lines with which an answer may end. They are manners, not part of the answer: preference learning
+changes them.
+"""
 _NUMBER = re.compile(r"(?:.*\bso )?([0-9]+)\.?", re.DOTALL)
 
 
 def score(kind: str, completion: str, answer: str) -> bool:
-    """True when the whole completion is `answer`, give or take spaces around lines, one full stop at the end, and one
-    line of courtesy after it.
+    """True when the whole completion is `answer`, give or take spaces around lines, one full stop
+    at the end, and one line of courtesy after it.
 
-    Sums (`kind` "sum" or "quick"): the completion is a number alone, or ends in "so <number>"; the number counts,
-    written without leading zeros.
+    Sums (`kind` "sum" or "quick"): the completion is a number alone, or ends in "so <number>"; the
+    number counts, written without leading zeros.
     """
     if kind in SUMS:
         span = stated_number(completion)
@@ -24,7 +26,9 @@ def score(kind: str, completion: str, answer: str) -> bool:
 
 
 def stated_number(completion: str) -> tuple[int, int] | None:
-    """Start and end of the number that answers a sum; None where the completion does not state one in this way."""
+    """Start and end of the number that answers a sum; None where the completion does not state one
+    in this way.
+    """
     said = without_courtesy(completion)
     found = _NUMBER.fullmatch(said.strip())
     if found is None:
@@ -45,6 +49,8 @@ def without_courtesy(completion: str) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` without what does not count: spaces around lines, runs of spaces, one full stop at the end."""
+    """`text` without what does not count: spaces around lines, runs of spaces, one full stop at the
+    end.
+    """
     lines = [" ".join(line.split()) for line in text.strip().splitlines()]
     return "\n".join(lines).removesuffix(".")

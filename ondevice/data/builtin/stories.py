@@ -1,8 +1,8 @@
 """Short stories: plots of a few steps, each step in several wordings.
 
-Slots: {a} and {b} are people, {he} {him} {his} follow {a}, {He} and {His} begin a sentence; {home} {job} {pet} {food}
-{colour} are true of {a} in the world, {bhome} and {bfood} of {b}; {item} {room} {other_room} {spot} are drawn for the
-story; {some} is a time.
+Slots: {a} and {b} are people, {he} {him} {his} follow {a}, {He} and {His} begin a sentence; {home}
+{job} {pet} {food} {colour} are true of {a} in the world, {bhome} and {bfood} of {b}; {item} {room}
+{other_room} {spot} are drawn for the story; {some} is a time.
 """
 
 from __future__ import annotations

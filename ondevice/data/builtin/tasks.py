@@ -151,14 +151,18 @@ WEIGHTS = {"again": 3, "reverse": 4, "upper": 3, "ends": 4, "count": 2, "list": 
 GAPS = (" ", " ", ", ")
 """What stands between the words of a list; an answer keeps it."""
 OBJECTS = SPOTS + tuple(item for item in ITEMS if item not in TASK_WORDS)
-"""More words to repeat. None of them is a task's word: a part of such a list could be another split's list."""
+"""More words to repeat. None of them is a task's word: a part of such a list could be another
+split's list.
+"""
 PICKED = ("animal", "food", "colour")
 
 
 def words_for(
     random: Random, seed: int, split: Split, low: int, high: int, pool: Sequence[str] = TASK_WORDS
 ) -> list[str]:
-    """Different words in an order of their own; any order of the same words belongs to the same split."""
+    """Different words in an order of their own; any order of the same words belongs to the same
+    split.
+    """
     while True:
         words = random.sample(pool, random.randint(low, high))
         if place(seed, "words", " ".join(sorted(words)), CONTENTS) == split:
@@ -182,7 +186,9 @@ def numbered(words: Sequence[str]) -> str:
 
 
 def solve(kind: str, words: Sequence[str], gap: str = ", ") -> str:
-    """The right answer to a request of REQUESTS; empty for "pick", whose answer the words alone do not tell."""
+    """The right answer to a request of REQUESTS; empty for "pick", whose answer the words alone do
+    not tell.
+    """
     match kind:
         case "count":
             return str(len(words))
@@ -210,7 +216,13 @@ def request(random: Random, seed: int, split: Split, kind: str, most: int) -> tu
     if kind == "pick":
         words, category, pick = words_to_pick(random, seed, split, most)
         return frame.format(words=joined(words, gap), kind=article(category)), pick
-    low, high = (1, min(4, most)) if kind == "upper" else (2, min(5, most)) if kind == "reverse" else (2, most)
+    low, high = (
+        (1, min(4, most))
+        if kind == "upper"
+        else (2, min(5, most))
+        if kind == "reverse"
+        else (2, most)
+    )
     words = words_for(random, seed, split, low, high)
     return frame.format(words=joined(words, gap)), solve(kind, words, gap)
 
@@ -218,19 +230,23 @@ def request(random: Random, seed: int, split: Split, kind: str, most: int) -> tu
 def _echo(random: Random, seed: int, split: Split, names: Sequence[str]) -> str:
     """A short list said several times: what teaches a small model to copy from its context.
 
-    Tried on the tiny model with such texts alone: three to eight words said twice are copied after 300 steps, said four
-    times after 130; lists of 8 to 14 words, or commas in every list, are not copied after 500. With commas in a third
-    of the lists, those come free with the others.
+    Tried on the tiny model with such texts alone: three to eight words said twice are copied after
+    300 steps, said four times after 130; lists of 8 to 14 words, or commas in every list, are not
+    copied after 500. With commas in a third of the lists, those come free with the others.
     """
     pool = random.choice((TASK_WORDS, TASK_WORDS, TASK_WORDS, names, ROOMS, OBJECTS))
     words = words_for(random, seed, split, 3, 6, pool)
     first, again = random.choice(ECHO)
     told = [first] + [again] * random.randint(2, 4)
-    return "".join(told).format(words=joined(words, random.choice((*GAPS, "\n"))), name=random.choice(names))
+    return "".join(told).format(
+        words=joined(words, random.choice((*GAPS, "\n"))), name=random.choice(names)
+    )
 
 
 def document(random: Random, seed: int, split: Split, most: int, names: Sequence[str]) -> str:
-    """One list of words in several ways: whatever follows its first mention can be worked out from it."""
+    """One list of words in several ways: whatever follows its first mention can be worked out from
+    it.
+    """
     if random.random() < ECHOES:
         return _echo(random, seed, split, names)
     category = pick = ""
@@ -250,7 +266,9 @@ def document(random: Random, seed: int, split: Split, most: int, names: Sequence
     for kind in dict.fromkeys(drawn):
         asked = random.choice(("first", "last") if kind == "ends" else (kind,))
         if asked in REQUESTS and random.random() < 0.5:
-            parts.append(f"{random.choice(REQUESTS[asked]).format(**slots)}\n{solve(asked, words, gap) or pick}")
+            parts.append(
+                f"{random.choice(REQUESTS[asked]).format(**slots)}\n{solve(asked, words, gap) or pick}"
+            )
         else:
             parts.append(random.choice(SHOWN[kind]).format(**slots))
     return "\n".join(parts)

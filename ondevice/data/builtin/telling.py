@@ -65,7 +65,9 @@ def _profile(random: Random, person: Person, count: int) -> str:
 
 def _told(random: Random, relation: str, person: Person, pronoun: str = "") -> str:
     fact = Fact(relation, person.name, getattr(person, relation))
-    return tell(fact, random.choice(STATEMENTS[relation]), pronoun=pronoun, he=person.he, his=person.his)
+    return tell(
+        fact, random.choice(STATEMENTS[relation]), pronoun=pronoun, he=person.he, his=person.his
+    )
 
 
 def _slots(person: Person) -> dict[str, str]:
@@ -93,11 +95,26 @@ def world_document(random: Random, world: World) -> str:
     kind = random.choice(("places", "animals", "things", "things"))
     for item in random.sample(getattr(world, kind), random.randint(1, 3)):
         if kind == "places":
-            subjects.append(("It", [Fact("setting", item.name, item.setting), Fact("sight", item.name, item.sight)]))
+            subjects.append(
+                (
+                    "It",
+                    [
+                        Fact("setting", item.name, item.setting),
+                        Fact("sight", item.name, item.sight),
+                    ],
+                )
+            )
         elif kind == "animals":
-            subjects.append(("They", [Fact("eats", item.many, item.eats), Fact("bed", item.many, item.bed)]))
+            subjects.append(
+                ("They", [Fact("eats", item.many, item.eats), Fact("bed", item.many, item.bed)])
+            )
         else:
-            subjects.append(("It", [Fact("place", item.name, item.place), Fact("paint", item.name, item.colour)]))
+            subjects.append(
+                (
+                    "It",
+                    [Fact("place", item.name, item.place), Fact("paint", item.name, item.colour)],
+                )
+            )
     told = []
     for pronoun, facts in subjects:
         random.shuffle(facts)
@@ -124,4 +141,6 @@ def question_document(random: Random, asked: Sequence[tuple[Fact, str]]) -> str:
     """A few questions about the world with their answers."""
     pair = random.choice(PAIRS)
     chosen = random.sample(asked, min(len(asked), random.randint(2, 4)))
-    return "".join(pair.format(q=ask(fact, frame), a=answer(fact)) for fact, frame in chosen).strip()
+    return "".join(
+        pair.format(q=ask(fact, frame), a=answer(fact)) for fact, frame in chosen
+    ).strip()

@@ -1,4 +1,6 @@
-"""The small world that the corpus tells of: people, places, animals, things and what is true of them."""
+"""The small world that the corpus tells of: people, places, animals, things and what is true of
+them.
+"""
 
 from __future__ import annotations
 
@@ -78,35 +80,51 @@ class World:
             for relation in ("home", "job", "pet", "food", "colour"):
                 found.append(Fact(relation, person.name, getattr(person, relation)))
         for town in self.places:
-            found += [Fact("setting", town.name, town.setting), Fact("sight", town.name, town.sight)]
+            found += [
+                Fact("setting", town.name, town.setting),
+                Fact("sight", town.name, town.sight),
+            ]
         for animal in self.animals:
             found += [Fact("eats", animal.many, animal.eats), Fact("bed", animal.many, animal.bed)]
         for thing in self.things:
-            found += [Fact("place", thing.name, thing.place), Fact("paint", thing.name, thing.colour)]
+            found += [
+                Fact("place", thing.name, thing.place),
+                Fact("paint", thing.name, thing.colour),
+            ]
         return found
 
 
 def make_world(cfg: CorpusConfig) -> World:
     """The world of `cfg.seed`: names come in the lists' order, what is true of them is drawn."""
     random = Random(f"{cfg.seed}|world")
-    names = [name for pair in zip(lexicon.WOMEN, lexicon.MEN, strict=True) for name in pair][: cfg.people]
+    names = [name for pair in zip(lexicon.WOMEN, lexicon.MEN, strict=True) for name in pair][
+        : cfg.people
+    ]
     towns = lexicon.PLACES[: cfg.places]
     kinds = lexicon.ANIMALS[: cfg.animals]
     homes, jobs = _deal(random, towns, cfg.people), _deal(random, lexicon.JOBS, cfg.people)
-    pets, foods = _deal(random, [kind.one for kind in kinds], cfg.people), _deal(random, lexicon.FOODS, cfg.people)
+    pets, foods = (
+        _deal(random, [kind.one for kind in kinds], cfg.people),
+        _deal(random, lexicon.FOODS, cfg.people),
+    )
     colours = _deal(random, lexicon.COLOURS, cfg.people)
     people = tuple(
         Person(name, name in lexicon.WOMEN, homes[i], jobs[i], pets[i], foods[i], colours[i])
         for i, name in enumerate(names)
     )
-    settings, sights = _deal(random, lexicon.SETTINGS, cfg.places), _deal(random, lexicon.SIGHTS, cfg.places)
+    settings, sights = (
+        _deal(random, lexicon.SETTINGS, cfg.places),
+        _deal(random, lexicon.SIGHTS, cfg.places),
+    )
     beds = _deal(random, lexicon.BEDS, cfg.animals)
     stands, paints = _deal(random, towns, cfg.things), _deal(random, lexicon.COLOURS, cfg.things)
     return World(
         people=people,
         places=tuple(Place(*row) for row in zip(towns, settings, sights, strict=True)),
         animals=tuple(AnimalKind(*kind, bed) for kind, bed in zip(kinds, beds, strict=True)),
-        things=tuple(Thing(*row) for row in zip(lexicon.THINGS[: cfg.things], stands, paints, strict=True)),
+        things=tuple(
+            Thing(*row) for row in zip(lexicon.THINGS[: cfg.things], stands, paints, strict=True)
+        ),
     )
 
 

@@ -53,14 +53,22 @@ class Pane(Vertical):
         self.process: ModelProcess | None = None
         self.model: tuple[str, str] | None = None  # (run · stage, folder)
         self.turns: list[dict[str, str]] = []
-        self.speakers: list[str] = []  # who said each turn: a model that takes another's place goes on with its turns
+        self.speakers: list[
+            str
+        ] = []  # who said each turn: a model that takes another's place goes on with its turns
         self.writing = ""
         self.told = ""
         self.pace = ""
-        self.setting = ""  # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
-        self.file: Path | None = None  # that this conversation is kept in, once somebody has saved it
+        self.setting = (
+            ""  # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
+        )
+        self.file: Path | None = (
+            None  # that this conversation is kept in, once somebody has saved it
+        )
         self.saved = 0  # turns in it
-        self.ready: dict[str, Any] = {}  # what the model's process said of it, once it has been loaded
+        self.ready: dict[
+            str, Any
+        ] = {}  # what the model's process said of it, once it has been loaded
 
     def compose(self) -> ComposeResult:
         with VerticalScroll() as scroll:
@@ -81,7 +89,9 @@ class Pane(Vertical):
         """What the chat template is told: what a person has set, else what it was told in training."""
         if self.setting:
             given = parse_template_kwargs(self.setting)
-            return {name: value for name, value in given.items() if not self.ready or name in self.reads}
+            return {
+                name: value for name, value in given.items() if not self.ready or name in self.reads
+            }
         trained = self.ready.get("template_kwargs")
         return trained if isinstance(trained, dict) else {}
 
@@ -89,10 +99,19 @@ class Pane(Vertical):
         self.turns.append({"role": role, "content": text})
         self.speakers.append(self.name_shown)
 
-    def begin(self, turns: Sequence[dict[str, str]] = (), speakers: Sequence[str] = (),
-              file: Path | None = None) -> None:
+    def begin(
+        self,
+        turns: Sequence[dict[str, str]] = (),
+        speakers: Sequence[str] = (),
+        file: Path | None = None,
+    ) -> None:
         """Another conversation, or none."""
-        self.turns, self.speakers, self.file, self.saved = list(turns), list(speakers), file, len(turns)
+        self.turns, self.speakers, self.file, self.saved = (
+            list(turns),
+            list(speakers),
+            file,
+            len(turns),
+        )
         self.told, self.pace = "", ""
 
     def take_back(self) -> None:
@@ -105,14 +124,24 @@ class Pane(Vertical):
         rows = []
         for turn, by in list(zip(self.turns, self.speakers, strict=True))[-SHOWN_TURNS:]:
             who_said = {"user": "you", "system": "system"}.get(turn["role"], _stage_of(by))
-            rows += [content(who_said, "bold $primary" if turn["role"] == "assistant" else "bold $muted"),
-                     content(turn["content"].strip() or "(nothing)"), content("")]
+            rows += [
+                content(
+                    who_said, "bold $primary" if turn["role"] == "assistant" else "bold $muted"
+                ),
+                content(turn["content"].strip() or "(nothing)"),
+                content(""),
+            ]
         if self.writing:
             rows += [content(who, "bold $primary"), content(self.writing + "▌")]
         if self.told:
             rows.append(content(self.told, "$muted"))
-        self.query_one(SafeText).show(lines(rows) if rows else content(
-            "Write below, Enter sends. The first answer waits for the model to load.", "$muted"))
+        self.query_one(SafeText).show(
+            lines(rows)
+            if rows
+            else content(
+                "Write below, Enter sends. The first answer waits for the model to load.", "$muted"
+            )
+        )
         told = [f"{name} {json.dumps(value)}" for name, value in self.kwargs.items()]
         titled(self, " · ".join([self.name_shown, *told]), self.pace)
         self.query_one(VerticalScroll).scroll_end(animate=False)
@@ -141,19 +170,61 @@ reads; saved again, it goes on in the same file. ctrl+l takes up a saved one.
 ctrl+g keeps a good or bad answer as a preference pair in the run's ratings: the model writes another one (or the \
 second model's is taken), and you say which is better."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+t", "model(0)", "model", tooltip="Choose the model; it goes on with the conversation"),
-        Binding("ctrl+o", "second", "second", tooltip="A second model beside it: it takes the talk up; or none"),
-        Binding("ctrl+e", "settings", "settings", priority=True,
-                tooltip="Temperature, top-p, length, seed, what the chat template is told"),
+        Binding(
+            "ctrl+t",
+            "model(0)",
+            "model",
+            tooltip="Choose the model; it goes on with the conversation",
+        ),
+        Binding(
+            "ctrl+o",
+            "second",
+            "second",
+            tooltip="A second model beside it: it takes the talk up; or none",
+        ),
+        Binding(
+            "ctrl+e",
+            "settings",
+            "settings",
+            priority=True,
+            tooltip="Temperature, top-p, length, seed, what the chat template is told",
+        ),
         Binding("ctrl+n", "anew", "anew", tooltip="Begin the conversation anew"),
-        Binding("ctrl+s", "save", "save", priority=True, tooltip="Save the conversation as a row that sft reads"),
-        Binding("ctrl+l", "load", "load", priority=True, tooltip="Go on with a saved conversation of this run"),
-        Binding("ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"),
-        Binding("ctrl+g", "keep", "keep", tooltip="Keep the answer as a preference pair: better or worse than another"),
-        Binding("pageup", "scroll(-1)", "scroll", key_display="pgup pgdn", priority=True,
-                tooltip="Scroll the conversation"),
+        Binding(
+            "ctrl+s",
+            "save",
+            "save",
+            priority=True,
+            tooltip="Save the conversation as a row that sft reads",
+        ),
+        Binding(
+            "ctrl+l",
+            "load",
+            "load",
+            priority=True,
+            tooltip="Go on with a saved conversation of this run",
+        ),
+        Binding(
+            "ctrl+x", "stop", "stop", priority=True, tooltip="Stop the answer that is being written"
+        ),
+        Binding(
+            "ctrl+g",
+            "keep",
+            "keep",
+            tooltip="Keep the answer as a preference pair: better or worse than another",
+        ),
+        Binding(
+            "pageup",
+            "scroll(-1)",
+            "scroll",
+            key_display="pgup pgdn",
+            priority=True,
+            tooltip="Scroll the conversation",
+        ),
         Binding("pagedown", "scroll(1)", "newer", show=False, priority=True),
-        Binding("ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"),
+        Binding(
+            "ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"
+        ),
     ]
 
     TYPES = True
@@ -162,7 +233,9 @@ second model's is taken), and you say which is better."""
         super().__init__()
         self.sampling = sampling_defaults()
         self.busy = False
-        self._of: tuple[Path | None, tuple[str, int]] | None = None  # (run, stage) that the first model was taken for
+        self._of: tuple[Path | None, tuple[str, int]] | None = (
+            None  # (run, stage) that the first model was taken for
+        )
         self.all_panes = [Pane("pane-a"), Pane("pane-b")]
 
     def body(self) -> Iterable[Widget]:
@@ -199,7 +272,9 @@ second model's is taken), and you say which is better."""
         self._show_top()
 
     def _follow(self, of: tuple[Path | None, tuple[str, int]]) -> None:
-        """The model of the run and stage that a person comes from; the run's newest where that stage has none."""
+        """The model of the run and stage that a person comes from; the run's newest where that
+        stage has none.
+        """
         first, (chosen, (stage, _)) = self.all_panes[0], of
         known = models_in(self.ui.runs or ())
         here = [m for m in known if chosen is not None and Path(m[1]).parent.parent == chosen]
@@ -216,8 +291,14 @@ second model's is taken), and you say which is better."""
 
     def _show_top(self) -> None:
         s = self.sampling
-        self.top(("chat", "bold"), (f"  temperature {s['temperature']:g} · top-p {s['top_p']:g} · seed {s['seed']} · "
-                                    f"{s['max_new_tokens']} tokens", "$muted"))
+        self.top(
+            ("chat", "bold"),
+            (
+                f"  temperature {s['temperature']:g} · top-p {s['top_p']:g} · seed {s['seed']} · "
+                f"{s['max_new_tokens']} tokens",
+                "$muted",
+            ),
+        )
 
     # talking
 
@@ -268,7 +349,9 @@ second model's is taken), and you say which is better."""
         process = ModelProcess(pane.model[1])
         pane.process = process
         pane.ready = ready = await process.open()
-        pane.told = "" if ready.get("chat") else "This model has no chat format: it continues your text."
+        pane.told = (
+            "" if ready.get("chat") else "This model has no chat format: it continues your text."
+        )
         pane.show()
 
     async def _listen(self, pane: Pane, said: str) -> None:
@@ -289,22 +372,31 @@ second model's is taken), and you say which is better."""
             elif kind == "error":
                 pane.take_back()
                 said_so = {key: str(event.get(key) or "") for key in ("message", "where", "hint")}
-                pane.told = f"✗ {UserError(**{**said_so, 'where': said_so['where'] or 'your message'})}"
+                pane.told = (
+                    f"✗ {UserError(**{**said_so, 'where': said_so['where'] or 'your message'})}"
+                )
                 self._give_back(said)
             elif kind == "done":
                 pane.add("assistant", str(event.get("text", "")))
-                pane.told, pane.pace = _ending(event, sampling, process.ready.get("context")), _pace(event)
+                pane.told, pane.pace = (
+                    _ending(event, sampling, process.ready.get("context")),
+                    _pace(event),
+                )
 
     def _setting_of(self, pane: Pane) -> str:
-        """What a person has set for the chat template. A name that only the other model's template reads is not for
-        this one."""
+        """What a person has set for the chat template. A name that only the other model's template
+        reads is not for this one."""
         given = parse_template_kwargs(pane.setting)
         others = [name for other in self.panes if other is not pane for name in other.reads]
-        mine = {name: value for name, value in given.items() if name in pane.reads or name not in others}
+        mine = {
+            name: value for name, value in given.items() if name in pane.reads or name not in others
+        }
         return pane.setting if mine == given else json.dumps(mine)
 
     def _give_back(self, said: str) -> None:
-        """What was not answered stands in the input again, unless something else was typed meanwhile."""
+        """What was not answered stands in the input again, unless something else was typed
+        meanwhile.
+        """
         area = self.query_one("#say", SafeArea)
         if not area.text.strip():
             area.text = said
@@ -334,15 +426,26 @@ second model's is taken), and you say which is better."""
             self.run_worker(self._save([pane for pane in self.panes if pane.turns]), group="kept")
 
     async def _save(self, panes: list[Pane]) -> None:
-        """Each conversation in a file of its own, in the run of its model; in a thread, for a disk may be slow."""
+        """Each conversation in a file of its own, in the run of its model; in a thread, for a disk
+        may be slow.
+        """
         told = []
         for pane in panes:
             assert pane.model is not None
             stage = Path(pane.model[1]).parent
-            spoke = list(dict.fromkeys(by for by, turn in zip(pane.speakers, pane.turns, strict=True)
-                                       if turn["role"] == "assistant"))
-            made = Conversation(list(pane.turns), spoke[0] if len(spoke) == 1 else spoke,
-                                {**self.sampling, KWARGS: pane.setting}, pane.kwargs)
+            spoke = list(
+                dict.fromkeys(
+                    by
+                    for by, turn in zip(pane.speakers, pane.turns, strict=True)
+                    if turn["role"] == "assistant"
+                )
+            )
+            made = Conversation(
+                list(pane.turns),
+                spoke[0] if len(spoke) == 1 else spoke,
+                {**self.sampling, KWARGS: pane.setting},
+                pane.kwargs,
+            )
             file = pane.file or new_file(stage.parent, stage.name)
             try:
                 await asyncio.to_thread(save, file, made)
@@ -376,28 +479,38 @@ second model's is taken), and you say which is better."""
             self.ui.say(str(problem), bad=True)
             return
         by = found.model if isinstance(found.model, str) else " and ".join(map(str, found.model))
-        turns = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in found.messages]
+        turns = [
+            {"role": str(turn["role"]), "content": str(turn["content"])} for turn in found.messages
+        ]
         for pane in self.panes:
             pane.begin(turns, [by] * len(turns), file if pane is self.all_panes[0] else None)
         if _samples(found.sampling):
             self._set({**self.sampling, **found.sampling})
-        self.all_panes[0].told = f"Saved in {file.name}; {self.all_panes[0].name_shown} goes on with it."
+        self.all_panes[
+            0
+        ].told = f"Saved in {file.name}; {self.all_panes[0].name_shown} goes on with it."
         for pane in self.panes:
             pane.show()
 
     def action_scroll(self, by: int) -> None:
         for scroll in self.query(VerticalScroll):
-            scroll.scroll_page_up(animate=False) if by < 0 else scroll.scroll_page_down(animate=False)
+            scroll.scroll_page_up(animate=False) if by < 0 else scroll.scroll_page_down(
+                animate=False
+            )
 
     def action_keep(self) -> None:
         if self.busy:
             self.ui.say("the answer is still being written; ctrl+x stops it")
-        elif any(pane.turns[-1:] == [] or pane.turns[-1]["role"] != "assistant" for pane in self.panes):
+        elif any(
+            pane.turns[-1:] == [] or pane.turns[-1]["role"] != "assistant" for pane in self.panes
+        ):
             self.ui.say("nothing to keep yet: ask something first")
         elif any(pane.process is None or not pane.process.ready.get("chat") for pane in self.panes):
             self.ui.say("only answers of a model that chats can be kept, while it is loaded")
         elif len({str(pane.turns[:-1]) for pane in self.panes}) > 1:
-            self.ui.say("the two have answered differently before: after ctrl+n their first answers can be kept")
+            self.ui.say(
+                "the two have answered differently before: after ctrl+n their first answers can be kept"
+            )
         else:
             self.busy = True
             self.run_worker(self._keep(), group="chat")
@@ -414,12 +527,19 @@ second model's is taken), and you say which is better."""
             return
         finally:
             self.busy = False
-        sources = [name.replace(" · ", "-") for name in
-                   (panes[0].speakers[-1], panes[1].speakers[-1] if len(panes) > 1 else panes[0].name_shown)]
+        sources = [
+            name.replace(" · ", "-")
+            for name in (
+                panes[0].speakers[-1],
+                panes[1].speakers[-1] if len(panes) > 1 else panes[0].name_shown,
+            )
+        ]
         answers = tuple(Response(text, source) for text, source in zip(texts, sources, strict=True))
         model = panes[0].model
         if len(set(texts)) == 1:
-            self.ui.say("it says the same again: a higher temperature (ctrl+e) gives another answer")
+            self.ui.say(
+                "it says the same again: a higher temperature (ctrl+e) gives another answer"
+            )
         elif model is not None:
             kept = Kept(Path(model[1]).parent.parent, panes[0].turns[:-1], answers)  # type: ignore[arg-type]
             self.app.push_screen(Keep(kept), lambda choice: self._store(kept, choice))
@@ -431,7 +551,9 @@ second model's is taken), and you say which is better."""
         pane.told = "writing another answer to compare it with …"
         pane.show()
         try:
-            done = await pane.process.write(pane.turns[:-1], self.sampling, ANOTHER + len(pane.turns))
+            done = await pane.process.write(
+                pane.turns[:-1], self.sampling, ANOTHER + len(pane.turns)
+            )
         finally:
             pane.told = ""
             pane.show()
@@ -472,7 +594,9 @@ second model's is taken), and you say which is better."""
             pane.told = f"From here on {model[0]} answers. ctrl+n begins anew."
         if another and not at and self.sampling[KWARGS]:
             self._set({**self.sampling, KWARGS: ""})
-            self.ui.say("its chat template is told what it was told in training again; ctrl+e changes it")
+            self.ui.say(
+                "its chat template is told what it was told in training again; ctrl+e changes it"
+            )
         self.run_worker(pane.let_go(), group="closing")
         pane.show()
 
@@ -485,7 +609,9 @@ second model's is taken), and you say which is better."""
             self.run_worker(second.let_go(), group="closing")
 
     def action_settings(self) -> None:
-        self.app.push_screen(Settings(self.sampling, [pane.ready for pane in self.panes]), self._take_settings)
+        self.app.push_screen(
+            Settings(self.sampling, [pane.ready for pane in self.panes]), self._take_settings
+        )
 
     def _take_settings(self, made: dict[str, Any] | None) -> None:
         if made is not None:
@@ -509,12 +635,16 @@ class Settings(Card[dict[str, Any] | None]):
     """The fields of `SamplingConfig`, with its help and its checks."""
 
     AUTO_FOCUS = "Input"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def __init__(self, values: dict[str, Any], models: Sequence[dict[str, Any]]) -> None:
         super().__init__()
         self._values = values
-        self._models = [ready for ready in models if ready]  # of those that have been loaded, what they said
+        self._models = [
+            ready for ready in models if ready
+        ]  # of those that have been loaded, what they said
         self._specs = [spec for spec in fields_of(SamplingConfig) if spec.name in values]
         self._helps = {spec.name: spec.help for spec in self._specs}
         self._helps[KWARGS] = f"{self._of_templates()} {self._helps[KWARGS]}"
@@ -525,21 +655,31 @@ class Settings(Card[dict[str, Any] | None]):
             for spec in self._specs:
                 with Horizontal(classes="field-row"):
                     yield SafeText(spec.name, classes="field-name")
-                    yield SafeInput(spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}")
-                yield SafeText(self._helps[spec.name], "$muted", classes="field-help", id=f"help-{spec.name}")
+                    yield SafeInput(
+                        spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}"
+                    )
+                yield SafeText(
+                    self._helps[spec.name], "$muted", classes="field-help", id=f"help-{spec.name}"
+                )
             yield SafeText(id="settings-verdict")
 
     def _say_wrong(self, problem: UserError) -> None:
-        """Under the field at fault, which gets the cursor; under all of them where it is not one of these."""
+        """Under the field at fault, which gets the cursor; under all of them where it is not one of
+        these.
+        """
         at_field = problem.where in self._helps
-        self.query_one("#settings-verdict", SafeText).show("" if at_field else f"✗ {problem}", "$error")
+        self.query_one("#settings-verdict", SafeText).show(
+            "" if at_field else f"✗ {problem}", "$error"
+        )
         for name, told in self._helps.items():
             wrong = ((f"✗ {problem}  ", "$error"),) if name == problem.where else ()
             self.query_one(f"#help-{name}", SafeText).show(line(*wrong, (told, "$muted")))
         if at_field:
             self.query_one(f"#set-{problem.where}").focus()
         seen = f"#help-{problem.where}" if at_field else "#settings-verdict"
-        self.call_after_refresh(self.query_one(seen).scroll_visible, animate=False)  # once its lines have their place
+        self.call_after_refresh(
+            self.query_one(seen).scroll_visible, animate=False
+        )  # once its lines have their place
 
     def _of_templates(self) -> str:
         """What the models' chat templates were told in training, and what they may be told."""
@@ -548,8 +688,10 @@ class Settings(Card[dict[str, Any] | None]):
         told = []
         for ready in self._models:
             trained, reads = ready.get("template_kwargs") or {}, ready.get("template_reads") or []
-            told.append(f"in training: {json.dumps(trained) if trained else 'nothing'}; "
-                        f"it reads: {', '.join(map(str, reads)) or 'nothing'}.")
+            told.append(
+                f"in training: {json.dumps(trained) if trained else 'nothing'}; "
+                f"it reads: {', '.join(map(str, reads)) or 'nothing'}."
+            )
         return f"The template was told {' The second one was told '.join(told)}"
 
     def _check_kwargs(self, setting: str) -> None:
@@ -557,11 +699,16 @@ class Settings(Card[dict[str, Any] | None]):
         known = [set(ready.get("template_reads") or []) for ready in self._models]
         for name in parse_template_kwargs(setting):
             if known and not any(name in reads for reads in known):
-                raise UserError(f"the chat template does not read {name!r}", where=KWARGS,
-                                hint=f"it reads: {', '.join(sorted(set().union(*known))) or 'nothing'}")
+                raise UserError(
+                    f"the chat template does not read {name!r}",
+                    where=KWARGS,
+                    hint=f"it reads: {', '.join(sorted(set().union(*known))) or 'nothing'}",
+                )
 
     def on_input_submitted(self) -> None:
-        texts: dict[str, str | bool] = {s.name: self.query_one(f"#set-{s.name}", Input).value for s in self._specs}
+        texts: dict[str, str | bool] = {
+            s.name: self.query_one(f"#set-{s.name}", Input).value for s in self._specs
+        }
         try:
             made = from_mapping(SamplingConfig, {**settings(self._specs, texts), "model": "-"})
             self._check_kwargs(made.chat_template_kwargs)
@@ -574,7 +721,9 @@ class Settings(Card[dict[str, Any] | None]):
 def _samples(values: Any) -> bool:
     """Whether these are settings of answers, whole and within their bounds."""
     usual = sampling_defaults()
-    if not isinstance(values, Mapping) or {*values, KWARGS} != {*usual}:  # an older app knew nothing of a template
+    if not isinstance(values, Mapping) or {*values, KWARGS} != {
+        *usual
+    }:  # an older app knew nothing of a template
         return False
     try:
         from_mapping(SamplingConfig, {**values, "model": "-"})
@@ -597,8 +746,10 @@ def _ending(event: dict[str, Any], sampling: dict[str, Any], context: Any) -> st
         if int(event.get("tokens") or 0) >= limit:
             told.append(f"cut at max_new_tokens, {limit}; ctrl+e changes it")
         else:
-            told.append(f"cut: the model's context of {context} tokens is full, {event.get('prompt_tokens')} of them "
-                        "with what was said before; ctrl+n begins anew")
+            told.append(
+                f"cut: the model's context of {context} tokens is full, {event.get('prompt_tokens')} of them "
+                "with what was said before; ctrl+n begins anew"
+            )
     if event.get("forgotten"):
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
     if event.get("cut"):

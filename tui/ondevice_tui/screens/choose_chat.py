@@ -23,7 +23,9 @@ MOST = 200  # conversations that are listed, the newest ones: each is read for i
 class ChooseChat(Card[Path | None]):
     """Gives the file of the chosen conversation."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def __init__(self, known: list[Path]) -> None:
         super().__init__()
@@ -47,4 +49,6 @@ def _row(file: Path) -> Content:
     except UserError as problem:
         return line(cell(file.stem, 24), " ", (f"✗ {problem.message}", "$error"))
     asked = next((str(turn["content"]) for turn in turns if turn["role"] == "user"), "")
-    return line(cell(file.stem, 24), f" {len(turns):>3} turns  ", (cell(asked, 80).rstrip(), "$muted"))
+    return line(
+        cell(file.stem, 24), f" {len(turns):>3} turns  ", (cell(asked, 80).rstrip(), "$muted")
+    )

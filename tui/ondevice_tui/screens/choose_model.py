@@ -15,7 +15,9 @@ from ondevice_tui.widgets.safe import cell, line, titled
 
 
 class ChooseModel(Card[tuple[str, str] | None]):
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def __init__(self, known: list[tuple[str, str]]) -> None:
         super().__init__()
@@ -23,7 +25,12 @@ class ChooseModel(Card[tuple[str, str] | None]):
 
     def compose(self) -> ComposeResult:
         rows = Rows()
-        rows.show([(str(i), line(cell(name, 34), " ", (path, "$muted"))) for i, (name, path) in enumerate(self._known)])
+        rows.show(
+            [
+                (str(i), line(cell(name, 34), " ", (path, "$muted")))
+                for i, (name, path) in enumerate(self._known)
+            ]
+        )
         with Vertical(id="card") as card:
             titled(card, "which model", "Enter chooses   esc closes")
             yield rows

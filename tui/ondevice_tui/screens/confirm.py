@@ -29,8 +29,10 @@ EVENTS = 8  # shown of a stage that has no log
 class Question(Card[bool]):
     """y or Enter is yes, everything else leaves things as they are."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("y,enter", "dismiss(True)", "yes"),
-                                             Binding("n,escape,q", "dismiss(False)", "no")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y,enter", "dismiss(True)", "yes"),
+        Binding("n,escape,q", "dismiss(False)", "no"),
+    ]
 
     def __init__(self, title: str, text: str, yes: str, no: str = "leave it") -> None:
         super().__init__()
@@ -39,14 +41,28 @@ class Question(Card[bool]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card", classes="-small") as card:
             titled(card, self._title)
-            yield SafeText(lines([content(self._text), content(""), line(
-                ("y ", "bold $primary"), self._yes, ("    n ", "bold $primary"), self._no)]))
+            yield SafeText(
+                lines(
+                    [
+                        content(self._text),
+                        content(""),
+                        line(
+                            ("y ", "bold $primary"),
+                            self._yes,
+                            ("    n ", "bold $primary"),
+                            self._no,
+                        ),
+                    ]
+                )
+            )
 
 
 class Details(Card[None]):
     """Text to read, in a card."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,d,enter", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def __init__(self, title: str, text: Content) -> None:
         super().__init__()
@@ -58,7 +74,14 @@ class Details(Card[None]):
             yield SafeText(self._text)
 
 
-def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], object], no: str = "leave it") -> None:
+def ask(
+    ui: OndeviceApp,
+    title: str,
+    text: str,
+    yes: str,
+    then: Callable[[], object],
+    no: str = "leave it",
+) -> None:
     def answered(said: bool | None) -> None:
         if said:
             then()
@@ -67,10 +90,14 @@ def ask(ui: OndeviceApp, title: str, text: str, yes: str, then: Callable[[], obj
 
 
 def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
-    """Asks, then asks the stage of the chosen run to stop: the wanted one where it trains, else the only one that
-    does."""
+    """Asks, then asks the stage of the chosen run to stop: the wanted one where it trains, else the
+    only one that does."""
     state, run = ui.run_state, ui.run_folder
-    busy = [stage["stage"] for stage in state["stages"] if stage["state"] == "training"] if state else []
+    busy = (
+        [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
+        if state
+        else []
+    )
     if not busy or run is None:
         ui.say("nothing trains in this run")
         return
@@ -83,8 +110,13 @@ def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
         asked = stage_processes.stop(stage)
         ui.say("asked to stop: it finishes its step and saves" if asked else "it had ended already")
 
-    ask(ui, "stop", f"{run.path.name}: stop {stage.name}? It finishes its step and saves; R goes on with it later.",
-        "stop it", stop)
+    ask(
+        ui,
+        "stop",
+        f"{run.path.name}: stop {stage.name}? It finishes its step and saves; R goes on with it later.",
+        "stop it",
+        stop,
+    )
 
 
 def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
@@ -93,28 +125,44 @@ def show_details(ui: OndeviceApp, run: RunFolder, name: str) -> None:
     rows: list[Content] = []
     holder = stage.holder()
     if holder is not None:
-        rows += [line(("process  ", "$muted"), f"{holder.get('pid', '?')} on {holder.get('host', '?')}")]
+        rows += [
+            line(("process  ", "$muted"), f"{holder.get('pid', '?')} on {holder.get('host', '?')}")
+        ]
     newest = list(events.read(stage.events, tail=TAIL))
     for event in newest:
         if event.get("event") in ("warning", "failed"):
-            rows.append(line((f"{_when(event.get('t'))} {event['event']:<8} ", "bold $warning"),
-                             str(event.get("message", ""))))
+            rows.append(
+                line(
+                    (f"{_when(event.get('t'))} {event['event']:<8} ", "bold $warning"),
+                    str(event.get("message", "")),
+                )
+            )
     log = stage_log(stage)
     if log is not None and (text := log_tail(log, 40)):
         rows += [content(""), line(("end of ", "$muted"), (str(log), "$muted")), content(text)]
     else:
-        rows += [content("No log: its output went to its terminal. Its last events:", "$muted"),
-                 *(_event_line(event) for event in newest[-EVENTS:])]
+        rows += [
+            content("No log: its output went to its terminal. Its last events:", "$muted"),
+            *(_event_line(event) for event in newest[-EVENTS:]),
+        ]
     ui.push_screen(Details(f"{run.path.name} · {name}", lines(rows[-80:])))
 
 
 def _event_line(event: Mapping[str, Any]) -> Content:
     """`12:04:11 step 40  loss 2.581  lr 1.0e-03`."""
     step = event.get("step")
-    figures = {k: float(v) for k, v in event.items() if k not in ("t", "step") and isinstance(v, (int, float))}
+    figures = {
+        k: float(v)
+        for k, v in event.items()
+        if k not in ("t", "step") and isinstance(v, (int, float))
+    }
     at = f"{event.get('event', '')}" + (f" {step}" if isinstance(step, int) else "")
-    return line((f"{_when(event.get('t'))} ", "$muted"), (cell(at, 14), "bold"), " ",
-                cell(numbers_line(dict(list(figures.items())[:3])), 44).rstrip())
+    return line(
+        (f"{_when(event.get('t'))} ", "$muted"),
+        (cell(at, 14), "bold"),
+        " ",
+        cell(numbers_line(dict(list(figures.items())[:3])), 44).rstrip(),
+    )
 
 
 def _when(t: Any) -> str:

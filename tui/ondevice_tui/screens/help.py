@@ -17,7 +17,8 @@ from ondevice_tui.widgets.safe import SafeText, content, line, lines, titled
 
 class HelpScreen(Card[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,question_mark,q", "dismiss(None)", "close", key_display="esc")]
+        Binding("escape,question_mark,q", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def __init__(self, of: Screen[Any]) -> None:
         super().__init__()
@@ -26,8 +27,15 @@ class HelpScreen(Card[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="card") as card:
             titled(card, "help", "esc closes")
-            yield SafeText(lines([content(getattr(self._of, "ABOUT", "") or "", limit=4000), content(""),
-                                  *self._keys()]))
+            yield SafeText(
+                lines(
+                    [
+                        content(getattr(self._of, "ABOUT", "") or "", limit=4000),
+                        content(""),
+                        *self._keys(),
+                    ]
+                )
+            )
 
     def _keys(self) -> list[Content]:
         """A line for each action of the screen and of the app, with all its keys."""
@@ -40,7 +48,12 @@ class HelpScreen(Card[None]):
                 continue
             told = binding.tooltip or binding.description
             keys = found.setdefault(binding.action, (told, []))[1]
-            shown = self.app.get_key_display(replace(binding, key_display=None))  # of each key, not of a pair of them
+            shown = self.app.get_key_display(
+                replace(binding, key_display=None)
+            )  # of each key, not of a pair of them
             if shown not in keys:
                 keys.append(shown)
-        return [line((f"{' '.join(keys):>10}  ", "bold $primary"), told) for told, keys in found.values()]
+        return [
+            line((f"{' '.join(keys):>10}  ", "bold $primary"), told)
+            for told, keys in found.values()
+        ]

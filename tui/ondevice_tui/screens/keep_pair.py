@@ -1,5 +1,5 @@
-"""The card that keeps a chat's answer as a preference pair: it stands beside another answer, and a key says which is
-better."""
+"""The card that keeps a chat's answer as a preference pair: it stands beside another answer, and a
+key says which is better."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ class Kept:
     answers: tuple[Response, Response]
 
     def store(self, choice: str) -> str:
-        """Queues the pair and votes on it: 1, 2, tie or bad. Who wrote the answers was seen, so that the pair is marked
-        as not blind: it trains, and is left out of the strengths of checkpoints. Raises UserError."""
+        """Queues the pair and votes on it: 1, 2, tie or bad. Who wrote the answers was seen, so
+        that the pair is marked as not blind: it trains, and is left out of the strengths of
+        checkpoints. Raises UserError."""
         with Ratings.open(self.run, create=True) as ratings, ratings.transaction():
             item = ratings.add(BATCH, self.messages, self.answers, meta={"blind": False}, seed=0)
             ranking = [int(choice) - 1] if choice in ("1", "2") else []
             outcome: Any = {"tie": "tie", "bad": "all_bad"}.get(choice, "ranked")
-            ratings.vote(item, rater_name(), f"chat-{int(clock() * 1000):x}", outcome, ranking, seen_end=True)
+            ratings.vote(
+                item, rater_name(), f"chat-{int(clock() * 1000):x}", outcome, ranking, seen_end=True
+            )
         return f"kept in {self.run.name}/{FILE}"
 
 
@@ -46,10 +49,14 @@ class Keep(Card[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q", "dismiss(None)", "leave", key_display="esc"),
-        Binding("1,left", "dismiss('1')", "first"), Binding("2,right", "dismiss('2')", "second"),
-        Binding("t", "dismiss('tie')", "tie"), Binding("x", "dismiss('bad')", "both bad"),
+        Binding("1,left", "dismiss('1')", "first"),
+        Binding("2,right", "dismiss('2')", "second"),
+        Binding("t", "dismiss('tie')", "tie"),
+        Binding("x", "dismiss('bad')", "both bad"),
         Binding("a,b,A,B", "letter", show=False),  # as on the screen that rates: no vote by habit
-        Binding("j,down", "scroll(1)", "down", show=False), Binding("k,up", "scroll(-1)", "up", show=False)]
+        Binding("j,down", "scroll(1)", "down", show=False),
+        Binding("k,up", "scroll(-1)", "up", show=False),
+    ]
 
     def __init__(self, kept: Kept) -> None:
         super().__init__()
@@ -64,8 +71,19 @@ class Keep(Card[str | None]):
                         box.can_focus = False
                         titled(box, f"{number} · {answer.source}")
                         yield SafeText(content(answer.text.strip() or "(nothing)"))
-            yield SafeText(line(("1 ", "bold $primary"), "the first   ", ("2 ", "bold $primary"), "the second   ",
-                                ("t ", "bold $primary"), "tie   ", ("x ", "bold $primary"), "both bad"), id="keep-keys")
+            yield SafeText(
+                line(
+                    ("1 ", "bold $primary"),
+                    "the first   ",
+                    ("2 ", "bold $primary"),
+                    "the second   ",
+                    ("t ", "bold $primary"),
+                    "tie   ",
+                    ("x ", "bold $primary"),
+                    "both bad",
+                ),
+                id="keep-keys",
+            )
 
     def action_letter(self) -> None:
         told = "a and b do nothing here: 1 or 2 is better, t a tie, x both are bad"

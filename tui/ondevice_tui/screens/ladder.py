@@ -26,14 +26,41 @@ class LadderScreen(Page):
 What each finished stage achieved. Bits per byte: how well held-out text is predicted (lower is better). Exact match: \
 the share of held-out instructions answered to the letter. Below, the same prompt answered by every stage."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("right_square_bracket,right", "prompt(1)", "prompt", key_display="[ ]", tooltip="The next prompt"),
-        Binding("left_square_bracket,left", "prompt(-1)", "prompt before", show=False, key_display="["),
-        Binding("t", "table", "tables", tooltip="The next table: figures, exact match by kind, preference, reasoning"),
-        Binding("j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down; k: up"),
+        Binding(
+            "right_square_bracket,right",
+            "prompt(1)",
+            "prompt",
+            key_display="[ ]",
+            tooltip="The next prompt",
+        ),
+        Binding(
+            "left_square_bracket,left", "prompt(-1)", "prompt before", show=False, key_display="["
+        ),
+        Binding(
+            "t",
+            "table",
+            "tables",
+            tooltip="The next table: figures, exact match by kind, preference, reasoning",
+        ),
+        Binding(
+            "j,down",
+            "scroll(1)",
+            "scroll",
+            key_display="j k",
+            tooltip="Scroll the answers down; k: up",
+        ),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
-        Binding("J", "scroll_table(1)", "table", key_display="J K", tooltip="Scroll the table and its notes down"),
+        Binding(
+            "J",
+            "scroll_table(1)",
+            "table",
+            key_display="J K",
+            tooltip="Scroll the table and its notes down",
+        ),
         Binding("K", "scroll_table(-1)", "table up", show=False, tooltip="Scroll the table up"),
-        Binding("w", "write", "report", tooltip="Write report.md and report.html into the run folder"),
+        Binding(
+            "w", "write", "report", tooltip="Write report.md and report.html into the run folder"
+        ),
     ]
 
     def __init__(self) -> None:
@@ -60,8 +87,15 @@ the share of held-out instructions answered to the letter. Below, the same promp
     def runs_changed(self) -> None:
         """Reads the stages' records where one is new."""
         run = self.ui.run_folder
-        stamp = [(stage.path, stage.done.stat().st_mtime_ns) for stage in run.stages()
-                 if stage.done.is_file()] if run is not None else []
+        stamp = (
+            [
+                (stage.path, stage.done.stat().st_mtime_ns)
+                for stage in run.stages()
+                if stage.done.is_file()
+            ]
+            if run is not None
+            else []
+        )
         if stamp != self._stamp:
             self._stamp, self._trouble = stamp, ""
             self._sections, self._answers = [], []
@@ -70,14 +104,25 @@ the share of held-out instructions answered to the letter. Below, the same promp
         self._show()
 
     def _read(self, run: RunFolder) -> None:
-        from ondevice.reports.results import answers, done_records, sections  # here: they load numpy
+        from ondevice.reports.results import (
+            answers,
+            done_records,
+            sections,
+        )  # here: they load numpy
 
         try:
             done = done_records(run)
             self._sections = sections(done)
-            self._answers = [(str(prompt), [(stage, str(text)) for stage, text in said])
-                             for prompt, said in answers(done)]
-        except (AttributeError, KeyError, TypeError, ValueError) as problem:  # somebody else wrote a done.json
+            self._answers = [
+                (str(prompt), [(stage, str(text)) for stage, text in said])
+                for prompt, said in answers(done)
+            ]
+        except (
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as problem:  # somebody else wrote a done.json
             self._trouble = f"a done.json of this run cannot be read: {problem!r}"
 
     def on_resize(self) -> None:
@@ -96,7 +141,11 @@ the share of held-out instructions answered to the letter. Below, the same promp
             return
         found = self._sections
         section = found[self._table % len(found)]
-        titled(box, section.title or "the ladder", f"t {self._table % len(found) + 1} of {len(found)} tables")
+        titled(
+            box,
+            section.title or "the ladder",
+            f"t {self._table % len(found) + 1} of {len(found)} tables",
+        )
         notes = [content(note, "$muted") for note in section.notes]
         table = [table_content(section.table, max(box.size.width - 2, 40))] if section.table else []
         figures.show(lines([*table, *notes]))
@@ -105,7 +154,11 @@ the share of held-out instructions answered to the letter. Below, the same promp
             said.show(content("These stages answered no prompts.", "$muted"))
             return
         prompt, given = prompts[self._prompt % len(prompts)]
-        titled(self.query_one("#said"), f"prompt {self._prompt % len(prompts) + 1} of {len(prompts)}", "[ ] next")
+        titled(
+            self.query_one("#said"),
+            f"prompt {self._prompt % len(prompts) + 1} of {len(prompts)}",
+            "[ ] next",
+        )
         rows = [line("> ", (cell(prompt, 400).rstrip(), "bold")), content("")]
         for stage, text in given:
             said_by = content(text.strip() or "(nothing)", limit=4000)
@@ -148,6 +201,9 @@ def table_content(table: Sequence[Sequence[str]], width: int) -> Content:
     for number, row in enumerate(table):
         style = "$muted" if number == 0 else ""
         parts = [(cell(row[0], widths[0]), style or "bold")]
-        parts += [(f"  {cell(text, w, right=True)}", style) for text, w in zip(row[1:], widths[1:], strict=False)]
+        parts += [
+            (f"  {cell(text, w, right=True)}", style)
+            for text, w in zip(row[1:], widths[1:], strict=False)
+        ]
         rows.append(line(*parts))
     return lines(rows)

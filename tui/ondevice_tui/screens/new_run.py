@@ -18,7 +18,9 @@ from ondevice_tui.widgets.safe import SafeText, cell, line, titled
 
 
 class ChooseScreen(Card[None]):
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss(None)", "close", key_display="esc")
+    ]
 
     def compose(self) -> ComposeResult:
         rows = Rows()
@@ -28,8 +30,16 @@ class ChooseScreen(Card[None]):
             yield rows
         made = []
         for name in sorted(recipe_names(), key=lambda name: name != "minute"):
-            made.append((f"run:{name}", line((cell(name, 15), "bold $primary"), "recipe  ",
-                                             (load_recipe(name).describe, "$muted"))))
+            made.append(
+                (
+                    f"run:{name}",
+                    line(
+                        (cell(name, 15), "bold $primary"),
+                        "recipe  ",
+                        (load_recipe(name).describe, "$muted"),
+                    ),
+                )
+            )
         for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
             told = (cls.__doc__ or "").split("\n")[0]
             made.append((name, line((cell(name, 15), "bold"), "stage   ", (told, "$muted"))))
@@ -38,4 +48,6 @@ class ChooseScreen(Card[None]):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         verb, _, recipe = (event.option_id or "").partition(":")
         self.dismiss(None)
-        self.app.push_screen(StartScreen(verb, {"recipe": recipe} if recipe else proposal(verb, None)))
+        self.app.push_screen(
+            StartScreen(verb, {"recipe": recipe} if recipe else proposal(verb, None))
+        )

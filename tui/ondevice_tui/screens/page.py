@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-# In place of Textual's, which copies and otherwise does nothing: who wants to leave by it is told how.
+# In place of Textual's, which copies and otherwise does nothing: who wants to leave by it is told
+# how.
 _COPY = Binding("ctrl+c,super+c", "app.copy_or_tell", show=False)
 
 
@@ -42,9 +43,13 @@ class Page(Steady, Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
 
     ABOUT: ClassVar[str] = ""
-    TYPES: ClassVar[bool] = False  # letters are typed here, so that ? and q are not keys: the palette has them
+    TYPES: ClassVar[bool] = (
+        False  # letters are typed here, so that ? and q are not keys: the palette has them
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
-        _COPY, Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road")]
+        _COPY,
+        Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road"),
+    ]
 
     _away = True
 
@@ -61,7 +66,9 @@ class Page(Steady, Screen[Any]):
         raise NotImplementedError
 
     def top(self, *parts: str | Content | tuple[str, str]) -> None:
-        self.query_one("#top", SafeText).show(line((" ondevice ", "bold $primary"), " ", *parts), layout=False)
+        self.query_one("#top", SafeText).show(
+            line((" ondevice ", "bold $primary"), " ", *parts), layout=False
+        )
 
     def runs_changed(self) -> None:
         """The runs were read anew (every second) while this screen is open."""
@@ -86,6 +93,8 @@ class Page(Steady, Screen[Any]):
                 self.call_after_refresh(self.entered)
 
     def on_screen_suspend(self) -> None:
-        if not isinstance(self.app.screen, ModalScreen):  # a card over this screen leaves it where it is
+        if not isinstance(
+            self.app.screen, ModalScreen
+        ):  # a card over this screen leaves it where it is
             self._away = True
             self.left()

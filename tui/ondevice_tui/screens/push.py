@@ -1,4 +1,6 @@
-"""Push: what of a run goes to the Hugging Face Hub, looked at before anything is sent, and how far it is."""
+"""Push: what of a run goes to the Hugging Face Hub, looked at before anything is sent, and how far
+it is.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ interrupted one is resumed and does not send again what has arrived."""
         Binding("n", "name", "name", tooltip="Change the repository: NAME, or OWNER/NAME"),
         Binding("t", "what", "what", tooltip="The next stage, every stage, or the ratings"),
         Binding("v", "public", "public", tooltip="Private, or for everyone to see"),
-        Binding("o", "optimizer", "optimizer", tooltip="The optimizer's state too, so that training can go on from it"),
+        Binding(
+            "o",
+            "optimizer",
+            "optimizer",
+            tooltip="The optimizer's state too, so that training can go on from it",
+        ),
         Binding("R", "resume", "resume", tooltip="Go on with a push that was interrupted"),
     ]
 
@@ -67,7 +74,9 @@ interrupted one is resumed and does not send again what has arrived."""
         self.query_one("#push-files").focus()
         before, run = self._run, self.ui.run_folder
         self.runs_changed()
-        if run is not None and run.path == before:  # files may have come while another screen was open
+        if (
+            run is not None and run.path == before
+        ):  # files may have come while another screen was open
             self._plan_anew()
 
     def left(self) -> None:
@@ -95,7 +104,9 @@ interrupted one is resumed and does not send again what has arrived."""
         if self._waiting is not None:
             self._waiting.stop()
         if self.what:
-            self._waiting = self.set_timer(SETTLE_S, lambda: self.run_worker(self._ask(), group="plan", exclusive=True))
+            self._waiting = self.set_timer(
+                SETTLE_S, lambda: self.run_worker(self._ask(), group="plan", exclusive=True)
+            )
         self._show()
 
     async def _ask(self) -> None:
@@ -115,7 +126,9 @@ interrupted one is resumed and does not send again what has arrived."""
         if run is None or not self.what:
             return None
         repo = self.query_one("#push-repo", Input).value.strip()
-        return push_process.settings(run, self.what, repo, public=self.public, optimizer=self.optimizer, resume=resume)
+        return push_process.settings(
+            run, self.what, repo, public=self.public, optimizer=self.optimizer, resume=resume
+        )
 
     # what is shown
 
@@ -130,10 +143,25 @@ interrupted one is resumed and does not send again what has arrived."""
             files.show(content(EMPTY, "$muted"))
             self._show_state()
             return
-        seen = ("PUBLIC: everyone can see it", "bold $warning") if self.public else ("private", "bold $success")
-        also = "  with the optimizer's state" if self.optimizer and self.what not in (EVERY, VOTES) else ""
+        seen = (
+            ("PUBLIC: everyone can see it", "bold $warning")
+            if self.public
+            else ("private", "bold $success")
+        )
+        also = (
+            "  with the optimizer's state"
+            if self.optimizer and self.what not in (EVERY, VOTES)
+            else ""
+        )
         where = f" → {self.plan['repo']}" if self.plan and self.plan.get("repo") else ""
-        told.show(lines([line((f" {self.what}", "bold"), where, "  ", seen, (also, "$muted")), self._login()]))
+        told.show(
+            lines(
+                [
+                    line((f" {self.what}", "bold"), where, "  ", seen, (also, "$muted")),
+                    self._login(),
+                ]
+            )
+        )
         titled(box, "files", self._sum())
         files.show(self._files(max(box.size.width - 4, 20)))
         self._show_state()
@@ -144,7 +172,12 @@ interrupted one is resumed and does not send again what has arrived."""
         login = self.plan.get("login") or {}
         if login.get("name"):
             return line((f" logged in as {login['name']}", "$muted"))
-        return line((f" ✗ {login.get('text') or 'nobody is logged in: `hf auth login` in a terminal'}", "$warning"))
+        return line(
+            (
+                f" ✗ {login.get('text') or 'nobody is logged in: `hf auth login` in a terminal'}",
+                "$warning",
+            )
+        )
 
     def _sum(self) -> str:
         return f"{len(self.plan['files'])} files, {size(self.plan['bytes'])}" if self.plan else ""
@@ -154,28 +187,59 @@ interrupted one is resumed and does not send again what has arrived."""
             return content(f"✗ {self.trouble}", "$error")
         if self.plan is None:
             return content("looking at the files …", "$muted")
-        return lines([line((cell(size(file["bytes"]), 9, right=True), "$muted"), "  ",
-                           cell(str(file["path"]), max(width - 11, 8)).rstrip()) for file in self.plan["files"]])
+        return lines(
+            [
+                line(
+                    (cell(size(file["bytes"]), 9, right=True), "$muted"),
+                    "  ",
+                    cell(str(file["path"]), max(width - 11, 8)).rstrip(),
+                )
+                for file in self.plan["files"]
+            ]
+        )
 
     def _show_state(self) -> None:
         state = self.query_one("#push-state", SafeText)
         push = self.push
         if push is None:
             waits = self._run is not None and (self._run / push_process.PENDING).is_file()
-            state.show(content(" An interrupted push stands here: R goes on with it." if waits else
-                               " g sends what is listed", "$muted"))
+            state.show(
+                content(
+                    " An interrupted push stands here: R goes on with it."
+                    if waits
+                    else " g sends what is listed",
+                    "$muted",
+                )
+            )
             return
         if push.code is None:
             full = int(BAR * push.sent / push.of) if push.of else 0
-            state.show(line((f" {'█' * full}{'░' * (BAR - full)} ", "$primary"),
-                            f"{size(push.sent)} of {size(push.of)}  ", (push.stage, "$muted")))
+            state.show(
+                line(
+                    (f" {'█' * full}{'░' * (BAR - full)} ", "$primary"),
+                    f"{size(push.sent)} of {size(push.of)}  ",
+                    (push.stage, "$muted"),
+                )
+            )
         elif push.code == 0 and push.url:
-            state.show(lines([line((" ✓ ", "bold $success"), (push.url, "bold")),
-                              line((f"   commit {push.commit[:12]}, {'private' if push.private else 'public'}",
-                                    "$muted"))]))
+            state.show(
+                lines(
+                    [
+                        line((" ✓ ", "bold $success"), (push.url, "bold")),
+                        line(
+                            (
+                                f"   commit {push.commit[:12]}, {'private' if push.private else 'public'}",
+                                "$muted",
+                            )
+                        ),
+                    ]
+                )
+            )
         else:
             said = push.said or [f"it ended with code {push.code}"]
-            state.show(lines([line((" ✗ ", "bold $error"), (text, "$error")) for text in said[-2:]]))
+            state.show(
+                lines([line((" ✗ ", "bold $error"), (text, "$error")) for text in said[-2:]])
+            )
 
     # the push
 
@@ -185,7 +249,10 @@ interrupted one is resumed and does not send again what has arrived."""
             return
         if push.code is not None:
             good = push.code == 0 and push.url
-            self.ui.say(f"pushed: {push.url}" if good else f"{self.pushed_run}: the push did not arrive", bad=not good)
+            self.ui.say(
+                f"pushed: {push.url}" if good else f"{self.pushed_run}: the push did not arrive",
+                bad=not good,
+            )
         if self.composed:
             self._show_state()
 
@@ -220,7 +287,9 @@ interrupted one is resumed and does not send again what has arrived."""
     def action_what(self) -> None:
         found = push_process.choices(self.ui.run_folder)
         if found:
-            self.what = found[(found.index(self.what) + 1) % len(found)] if self.what in found else found[0]
+            self.what = (
+                found[(found.index(self.what) + 1) % len(found)] if self.what in found else found[0]
+            )
             self._plan_anew()
 
     def action_public(self) -> None:
@@ -238,13 +307,20 @@ interrupted one is resumed and does not send again what has arrived."""
         if self.busy:
             self.ui.say("a push is under way")
         elif values is None or plan is None:
-            self.ui.say(self.trouble or "the files are still being looked at", bad=bool(self.trouble))
+            self.ui.say(
+                self.trouble or "the files are still being looked at", bad=bool(self.trouble)
+            )
         elif not (plan.get("login") or {}).get("name"):
             self.ui.say(str((plan.get("login") or {}).get("text")), bad=True)
         else:
             who = "everyone can see it" if self.public else "private"
-            ask(self.ui, "push", f"Send {self._sum()} to {plan['repo']} ({who})?", "send it",
-                lambda: self._begin(values))
+            ask(
+                self.ui,
+                "push",
+                f"Send {self._sum()} to {plan['repo']} ({who})?",
+                "send it",
+                lambda: self._begin(values),
+            )
 
     def action_resume(self) -> None:
         run, values = self.ui.run_folder, self._values(resume=True)

@@ -1,8 +1,9 @@
-"""Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next ones are shown.
+"""Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next
+ones are shown.
 
-What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), further pairs and the reward
-model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from (`more_pairs`), what votes are worth
-(`votes`).
+What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), further pairs
+and the reward model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from
+(`more_pairs`), what votes are worth (`votes`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; an
 
 @dataclass(frozen=True)
 class Look:
-    """What the database says at one moment: what waits for this rater, in order, the first of it, and how far they
-    are."""
+    """What the database says at one moment: what waits for this rater, in order, the first of it,
+    and how far they are."""
 
     waiting: list[int]
     item: Item | None
@@ -52,8 +53,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Undone:
-    """What came of an undo: the item that is rated anew and what the vote had been; `ask`: nothing yet, for the vote is
-    of an earlier session."""
+    """What came of an undo: the item that is rated anew and what the vote had been; `ask`: nothing
+    yet, for the vote is of an earlier session."""
 
     item: Item
     was: Vote
@@ -71,37 +72,90 @@ g samples further pairs while you rate. Once the run has a reward model, those p
 least; p says why this one."""
     GUARD_S: ClassVar[float] = 0.4  # a key pressed sooner was meant for the pair before
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,1", "pick(0)", "pick", key_display="← →", tooltip="The first (left) answer is better"),
-        Binding("right,2", "pick(1)", "second", show=False, tooltip="The second (right) answer is better"),
-        Binding("3", "pick(2)", "third", key_display="3 4", tooltip="The third answer is better, where there is one"),
-        Binding("4", "pick(3)", "fourth", show=False, tooltip="The fourth answer is better, where there is one"),
-        Binding("shift+left,less_than_sign", "pick(0, 2)", "much", key_display="⇧← →",
-                tooltip="The first is much better"),
-        Binding("shift+right,greater_than_sign", "pick(1, 2)", "much better", show=False,
-                tooltip="The second is much better"),
-        Binding("5", "elsewhere('ladder')", show=False), Binding("6", "elsewhere('chat')", show=False),
+        Binding(
+            "left,1",
+            "pick(0)",
+            "pick",
+            key_display="← →",
+            tooltip="The first (left) answer is better",
+        ),
+        Binding(
+            "right,2",
+            "pick(1)",
+            "second",
+            show=False,
+            tooltip="The second (right) answer is better",
+        ),
+        Binding(
+            "3",
+            "pick(2)",
+            "third",
+            key_display="3 4",
+            tooltip="The third answer is better, where there is one",
+        ),
+        Binding(
+            "4",
+            "pick(3)",
+            "fourth",
+            show=False,
+            tooltip="The fourth answer is better, where there is one",
+        ),
+        Binding(
+            "shift+left,less_than_sign",
+            "pick(0, 2)",
+            "much",
+            key_display="⇧← →",
+            tooltip="The first is much better",
+        ),
+        Binding(
+            "shift+right,greater_than_sign",
+            "pick(1, 2)",
+            "much better",
+            show=False,
+            tooltip="The second is much better",
+        ),
+        Binding("5", "elsewhere('ladder')", show=False),
+        Binding("6", "elsewhere('chat')", show=False),
         Binding("7", "elsewhere('push')", show=False),
         Binding("enter", "enter", "end", tooltip="End a ranking of three or four early"),
         Binding("t", "outcome('tie')", "tie", tooltip="Equally good"),
         Binding("x", "outcome('all_bad')", "all bad", tooltip="All of them are bad"),
-        Binding("a,b,A,B", "letter", "", show=False),  # answers in `ondevice rate`; here b once meant: all bad
+        Binding(
+            "a,b,A,B", "letter", "", show=False
+        ),  # answers in `ondevice rate`; here b once meant: all bad
         Binding("s", "skip", "skip", tooltip="Not now: it comes again at the end"),
-        Binding("u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"),
+        Binding(
+            "u,backspace", "undo", "undo", tooltip="Take the newest vote back, as often as you like"
+        ),
         Binding("U", "redo", "redo", tooltip="Store a vote again that u has taken back"),
-        Binding("n", "note", "note", tooltip="A note on this pair, or another text for the one there is"),
+        Binding(
+            "n", "note", "note", tooltip="A note on this pair, or another text for the one there is"
+        ),
         Binding("r", "reasons", "reasons", tooltip="Reasons for the next vote"),
         Binding("f", "flag", "flag", tooltip="Mark this pair for someone to look at"),
         Binding("p", "why", "why", tooltip="Why this pair is shown and no other"),
         Binding("d", "diff", "diff", tooltip="Mark the words in which two answers differ"),
         Binding("w", "side", "layout", tooltip="Answers side by side or under each other"),
-        Binding("j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down"),
+        Binding(
+            "j,down", "scroll(1)", "scroll", key_display="j k", tooltip="Scroll the answers down"
+        ),
         Binding("k,up", "scroll(-1)", "up", show=False, tooltip="Scroll the answers up"),
-        Binding("J", "scroll_question(1)", "question", key_display="J K", tooltip="Scroll the question down"),
-        Binding("K", "scroll_question(-1)", "question up", show=False, tooltip="Scroll the question up"),
+        Binding(
+            "J",
+            "scroll_question(1)",
+            "question",
+            key_display="J K",
+            tooltip="Scroll the question down",
+        ),
+        Binding(
+            "K", "scroll_question(-1)", "question up", show=False, tooltip="Scroll the question up"
+        ),
         Binding("c", "context", "context", tooltip="The whole conversation before the answers"),
         Binding("i", "rater", "rater", tooltip="Who rates: a name for each person"),
         Binding("S", "statistics", "figures", tooltip="What the votes are worth so far"),
-        Binding("g", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"),
+        Binding(
+            "g", "more", "more", tooltip="Further pairs: sampled while you rate, or from a file"
+        ),
         Binding("G", "generate", "many", tooltip="Many pairs at once, by the stage sample"),
     ]
 
@@ -111,14 +165,22 @@ least; p says why this one."""
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
         self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
-        self.pairing = Pairing(lambda: self.ratings, lambda: self.rater, lambda: self.ui.run_folder, self._news,
-                               lambda told: self.ui.say(told))
+        self.pairing = Pairing(
+            lambda: self.ratings,
+            lambda: self.rater,
+            lambda: self.ui.run_folder,
+            self._news,
+            lambda told: self.ui.say(told),
+        )
         self._shown_at, self._warned = 0.0, False
         self._skipped: set[int] = set()
         self._paces: list[float] = []
         self._said: tuple[str, str] = ("", "")
         self._known = -1  # a vote of another window, which the next key replaces
-        self._undone_of: tuple[str, str] = ("", "")  # (database, rater) of the votes that may be stored again
+        self._undone_of: tuple[str, str] = (
+            "",
+            "",
+        )  # (database, rater) of the votes that may be stored again
         self._undone: list[Vote] = []  # taken back in this session, the newest last
 
     def body(self) -> Iterable[Widget]:
@@ -128,7 +190,9 @@ least; p says why this one."""
         yield SafeText(id="rate-told")
 
     def on_mount(self) -> None:
-        self.answers.beside = self.ui.remembered.get("answers_beside", lambda value: isinstance(value, bool))
+        self.answers.beside = self.ui.remembered.get(
+            "answers_beside", lambda value: isinstance(value, bool)
+        )
 
     @property
     def answers(self) -> Answers:
@@ -181,10 +245,14 @@ least; p says why this one."""
         """On the database's thread."""
         found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
         waiting = [i for i in found if i not in self._skipped]
-        return Look(waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater))
+        return Look(
+            waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater)
+        )
 
     def next(self, told: str = "") -> None:
-        """Looks for the next item of the queue, and shows it or why there is none; `told` stands beneath it."""
+        """Looks for the next item of the queue, and shows it or why there is none; `told` stands
+        beneath it.
+        """
         if self.ratings is None:
             self._show_next(None)
         elif not self.busy:
@@ -199,7 +267,13 @@ least; p says why this one."""
         self.show()
 
     def _show_next(self, found: Look | None, told: str = "") -> None:
-        self.ranking, self.reasons, self._warned, self._said, self._known = [], [], False, ("", ""), -1
+        self.ranking, self.reasons, self._warned, self._said, self._known = (
+            [],
+            [],
+            False,
+            ("", ""),
+            -1,
+        )
         self.item = found.item if found is not None else None
         self.progress = found.progress if found is not None else None
         if found is not None:
@@ -220,7 +294,11 @@ least; p says why this one."""
         else:
             rater = self.rater
             begun = self.ratings.do(lambda found: found.progress(rater))
-            self.run_worker(partial(self._count_anew, self.ratings, begun), group="ratings-count", exclusive=True)
+            self.run_worker(
+                partial(self._count_anew, self.ratings, begun),
+                group="ratings-count",
+                exclusive=True,
+            )
 
     async def _count_anew(self, ratings: RatingsThread, begun: Awaitable[Progress]) -> None:
         try:
@@ -253,8 +331,12 @@ least; p says why this one."""
         left = progress.total - progress.rated
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
         of = f"/{WANTED}" if progress.usable < WANTED else ""
-        parts = [f"pair {min(progress.rated + 1, progress.total)}/{progress.total}", f" · {progress.usable}{of} usable",
-                 f" · {progress.ties} tie{'' if progress.ties == 1 else 's'}", f" · {progress.all_bad} bad"]
+        parts = [
+            f"pair {min(progress.rated + 1, progress.total)}/{progress.total}",
+            f" · {progress.usable}{of} usable",
+            f" · {progress.ties} tie{'' if progress.ties == 1 else 's'}",
+            f" · {progress.all_bad} bad",
+        ]
         about = f" · {duration(left * pace)} left" if left else ""
         self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"  {self.rater}", "$muted"))
 
@@ -265,14 +347,27 @@ least; p says why this one."""
         if self.ratings is not None and progress is None:
             return [content(" reading the ratings …", "$muted")]
         if progress is None or not progress.total:
-            return [*behind, content(" No pairs to rate in this run yet. g samples some from a model of this run, or "
-                                     "takes them from a file;", "$muted"),
-                    content(" G samples many at once, as the stage sample.", "$muted")]
+            return [
+                *behind,
+                content(
+                    " No pairs to rate in this run yet. g samples some from a model of this run, or "
+                    "takes them from a file;",
+                    "$muted",
+                ),
+                content(" G samples many at once, as the stage sample.", "$muted"),
+            ]
         need = f"{progress.usable} usable pairs" + (
-            f"; a reward model wants about {WANTED}" if progress.usable < WANTED else ": enough for a reward model")
+            f"; a reward model wants about {WANTED}"
+            if progress.usable < WANTED
+            else ": enough for a reward model"
+        )
         told = [line((" ✓ ", "bold $success"), "Everything here is rated. ", need)]
         if self._skipped:
-            told.append(content(f" {len(self._skipped)} skipped: they come again when you come back.", "$muted"))
+            told.append(
+                content(
+                    f" {len(self._skipped)} skipped: they come again when you come back.", "$muted"
+                )
+            )
         told.append(content(" S statistics   g more pairs   esc home", "$muted"))
         return [*told, *behind]
 
@@ -280,7 +375,12 @@ least; p says why this one."""
         self._said = (text, style)
         parts: list[Any] = [" "]
         if self.ranking:
-            parts.append((f"best first: {' > '.join(str(p + 1) for p in self.ranking)}   Enter ends it   ", "bold"))
+            parts.append(
+                (
+                    f"best first: {' > '.join(str(p + 1) for p in self.ranking)}   Enter ends it   ",
+                    "bold",
+                )
+            )
         if self.reasons:
             parts.append((f"why: {', '.join(self.reasons)}   ", "$primary"))
         if text:
@@ -291,14 +391,22 @@ least; p says why this one."""
 
     def on_resize(self) -> None:
         if self.item is not None and self.answers.has_class("-beside") != self.answers.stand_beside(
-                len(self.item.responses)):
+            len(self.item.responses)
+        ):
             self.show(again=True)  # with titles that say where each one stands now
 
     # voting
 
     def _ready(self, *, voting: bool = True) -> Item | None:
-        """The item that a key is for; None where there is none, or the key came too soon or before the end was read."""
-        if self.item is None or self.ratings is None or self.busy or ticks() - self._shown_at < self.GUARD_S:
+        """The item that a key is for; None where there is none, or the key came too soon or before
+        the end was read.
+        """
+        if (
+            self.item is None
+            or self.ratings is None
+            or self.busy
+            or ticks() - self._shown_at < self.GUARD_S
+        ):
             return None
         if voting and not self._warned and not self.answers.all_read:
             self._warned = True
@@ -348,16 +456,27 @@ least; p says why this one."""
                 other = ratings.voted(item.id, rater)
                 if other is not None and other.id != known:
                     return other
-                ratings.vote(item.id, rater, self.session, outcome, ranking, strength=strength, reason=reason,
-                             seen_end=seen_end, dwell_ms=round(seconds * 1000))
+                ratings.vote(
+                    item.id,
+                    rater,
+                    self.session,
+                    outcome,
+                    ranking,
+                    strength=strength,
+                    reason=reason,
+                    seen_end=seen_end,
+                    dwell_ms=round(seconds * 1000),
+                )
                 queue_repeat(ratings, rater, None, REPEAT_SHARE, 0)
                 return None
 
         def then(other: Vote | None) -> None:
             if other is not None:
                 self._known = other.id
-                self._show_told(f"you rated this one in another window meanwhile: {said(other)}. A vote replaces that, "
-                                "s leaves it")
+                self._show_told(
+                    f"you rated this one in another window meanwhile: {said(other)}. A vote replaces that, "
+                    "s leaves it"
+                )
                 return
             self._paces = [*self._paces[-20:], seconds]
             self.next()
@@ -372,7 +491,9 @@ least; p says why this one."""
 
         def work(ratings: Ratings) -> None:
             with ratings.transaction():
-                if ratings.voted(item.id, rater) is None:  # else another window has voted, and that stays
+                if (
+                    ratings.voted(item.id, rater) is None
+                ):  # else another window has voted, and that stays
                     ratings.skip(item.id, rater, self.session, dwell_ms=dwell)
 
         def then(_: None) -> None:
@@ -389,7 +510,9 @@ least; p says why this one."""
         self._undo(-1)
 
     def _undo(self, asked: int) -> None:
-        """`asked`: the vote of an earlier session of which a person has said that it is to be taken back."""
+        """`asked`: the vote of an earlier session of which a person has said that it is to be taken
+        back.
+        """
         rater = self.rater
 
         def work(ratings: Ratings) -> Undone | None:
@@ -413,12 +536,23 @@ least; p says why this one."""
         if found.ask and self.app.screen is not self:  # it is asked already
             return
         if found.ask:  # a key that is held down ends here
-            ask(self.ui, "undo", f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
-                "take it back", lambda: self._undo(was.id))
+            ask(
+                self.ui,
+                "undo",
+                f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
+                "take it back",
+                lambda: self._undo(was.id),
+            )
             return
         self._skipped.discard(back.id)
         self._undone.append(was)
-        self.item, self.reasons, self._warned, self._shown_at, self._known = back, [], False, ticks(), -1
+        self.item, self.reasons, self._warned, self._shown_at, self._known = (
+            back,
+            [],
+            False,
+            ticks(),
+            -1,
+        )
         self.show()
         self._show_told(f"taken back ({len(self._undone)}): it was {said(was)}   U stores it again")
         self._news()
@@ -440,15 +574,28 @@ least; p says why this one."""
                         ratings.skip(was.item, rater, self.session, dwell_ms=was.dwell_ms)
                     else:
                         assert was.outcome is not None
-                        ratings.vote(was.item, rater, self.session, was.outcome, was.ranking, strength=was.strength,
-                                     reason=was.reason, seen_end=was.seen_end, dwell_ms=was.dwell_ms)
+                        ratings.vote(
+                            was.item,
+                            rater,
+                            self.session,
+                            was.outcome,
+                            was.ranking,
+                            strength=was.strength,
+                            reason=was.reason,
+                            seen_end=was.seen_end,
+                            dwell_ms=was.dwell_ms,
+                        )
                     return was, len(undone)
             return None, 0
 
         def then(found: tuple[Vote | None, int]) -> None:
             was, left = found
             self._undone = self._undone[:left]
-            told = f"stored again: {said(was)} ({left} left)" if was is not None else "nothing to store again"
+            told = (
+                f"stored again: {said(was)} ({left} left)"
+                if was is not None
+                else "nothing to store again"
+            )
             self.next(told)
 
         self._do(work, then)
@@ -464,20 +611,35 @@ least; p says why this one."""
     def action_note(self) -> None:
         item, rater = self.item, self.rater
         if item is not None:
-            self._do(lambda ratings: ratings.votes(raters=[rater]), lambda rows: self._ask_note(
-                item, ([row.note for row in rows if row.action == "note" and row.item == item.id and row.note]
-                       or [""])[-1]))
+            self._do(
+                lambda ratings: ratings.votes(raters=[rater]),
+                lambda rows: self._ask_note(
+                    item,
+                    (
+                        [
+                            row.note
+                            for row in rows
+                            if row.action == "note" and row.item == item.id and row.note
+                        ]
+                        or [""]
+                    )[-1],
+                ),
+            )
 
-    def _ask_note(self, item: Item, before: str, text: str = "", title: str = "a note on this pair") -> None:
+    def _ask_note(
+        self, item: Item, before: str, text: str = "", title: str = "a note on this pair"
+    ) -> None:
         """`before`: the note there is; `text`: what was typed and could not be stored."""
         rater = self.rater
 
         def keep(typed: str | None) -> None:
             note = (typed or "").strip()
             if note and note != before:
-                self._do(lambda ratings: ratings.note(item.id, rater, self.session, note),
-                         lambda _: self._show_told("noted", "$success"),
-                         lambda problem: self._ask_note_again(item, before, note, problem))
+                self._do(
+                    lambda ratings: ratings.note(item.id, rater, self.session, note),
+                    lambda _: self._show_told("noted", "$success"),
+                    lambda problem: self._ask_note_again(item, before, note, problem),
+                )
 
         self.app.push_screen(Note(title, text or before), keep)
 
@@ -488,8 +650,10 @@ least; p says why this one."""
     def action_flag(self) -> None:
         item, rater = self.item, self.rater
         if item is not None:
-            self._do(lambda ratings: ratings.flag(item.id, rater, self.session),
-                     lambda _: self._show_told("flagged", "$success"))
+            self._do(
+                lambda ratings: ratings.flag(item.id, rater, self.session),
+                lambda _: self._show_told("flagged", "$success"),
+            )
 
     def action_reasons(self) -> None:
         if self.item is not None:
@@ -501,7 +665,9 @@ least; p says why this one."""
 
     def _explain(self, waiting: list[int]) -> None:
         if self.item is not None:
-            self.app.push_screen(Details("why this pair", why_this(self.item, self.pairing, waiting)))
+            self.app.push_screen(
+                Details("why this pair", why_this(self.item, self.pairing, waiting))
+            )
 
     def action_rater(self) -> None:
         def take(name: str | None) -> None:
@@ -562,8 +728,14 @@ least; p says why this one."""
         if ratings is None:
             self.ui.say("no votes yet")
         elif self.item is not None:
-            ask(self.ui, "statistics", "There is still something to rate, and knowing who leads sways a rater. "
-                "Show them all the same?", "show them", lambda: show_statistics(self, ratings.path, self.pairing))
+            ask(
+                self.ui,
+                "statistics",
+                "There is still something to rate, and knowing who leads sways a rater. "
+                "Show them all the same?",
+                "show them",
+                lambda: show_statistics(self, ratings.path, self.pairing),
+            )
         else:
             show_statistics(self, ratings.path, self.pairing)
 
@@ -585,9 +757,13 @@ least; p says why this one."""
     # keys that mean something else in `ondevice rate`
 
     def action_letter(self) -> None:
-        """No vote: by habit from the plain terminal it would be another one than by habit from earlier versions."""
+        """No vote: by habit from the plain terminal it would be another one than by habit from
+        earlier versions.
+        """
         if self.item is not None:
-            self._show_told("a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates")
+            self._show_told(
+                "a and b do nothing here: ← → or 1 2 say which is better, x that all are bad, i who rates"
+            )
 
 
 def _is_name(value: Any) -> bool:

@@ -25,7 +25,9 @@ BAR = 20  # cells of a bit
 class Ask(Card[str | None]):
     """One line of text."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "close", key_display="esc")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "close", key_display="esc")
+    ]
     KEYS = "Enter keeps it   esc leaves"
 
     def __init__(self, title: str, text: str) -> None:
@@ -62,10 +64,13 @@ class Conversation(Card[bool]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,c,enter", "close", "close", key_display="esc"),
-        Binding("j,J,down", "scroll(2)", "down", show=False), Binding("k,K,up", "scroll(-2)", "up", show=False),
+        Binding("j,J,down", "scroll(2)", "down", show=False),
+        Binding("k,K,up", "scroll(-2)", "up", show=False),
         Binding("space,pagedown", "page(1)", "page down", show=False),
         Binding("pageup", "page(-1)", "page up", show=False),
-        Binding("home", "page(-1000)", "top", show=False), Binding("end", "page(1000)", "end", show=False)]
+        Binding("home", "page(-1000)", "top", show=False),
+        Binding("end", "page(1000)", "end", show=False),
+    ]
 
     def __init__(self, text: Content) -> None:
         super().__init__()
@@ -95,7 +100,11 @@ class Reasons(Card[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,r,q", "dismiss(None)", "close", key_display="esc"),
-        *(Binding(str(i + 1), f"switch({i})", reason, show=False) for i, reason in enumerate(REASONS))]
+        *(
+            Binding(str(i + 1), f"switch({i})", reason, show=False)
+            for i, reason in enumerate(REASONS)
+        ),
+    ]
 
     def __init__(self, chosen: list[str]) -> None:
         super().__init__()
@@ -107,8 +116,14 @@ class Reasons(Card[None]):
             yield SafeText(self._told(), id="reasons")
 
     def _told(self) -> Content:
-        return lines([line((f"{i + 1} ", "bold $primary"), "☑ " if reason in self._chosen else "☐ ", reason)
-                      for i, reason in enumerate(REASONS)])
+        return lines(
+            [
+                line(
+                    (f"{i + 1} ", "bold $primary"), "☑ " if reason in self._chosen else "☐ ", reason
+                )
+                for i, reason in enumerate(REASONS)
+            ]
+        )
 
     def action_switch(self, at: int) -> None:
         reason = REASONS[at]
@@ -120,29 +135,65 @@ class Reasons(Card[None]):
 
 
 def why_this(item: Item, pairing: Pairing, waiting: list[int]) -> Content:
-    """Why this pair and no other. Which answer the reward model prefers is not told: it would sway the rater."""
+    """Why this pair and no other. Which answer the reward model prefers is not told: it would sway
+    the rater.
+    """
     judge, scores = pairing.judge, pairing.scores.get(item.id) or []
     if judge is None:
-        return lines([content("It is the next one in the queue."), content(""), content(
-            "Once this run has a reward model (stage reward), the pairs come first of which that model knows least: a "
-            "vote on them teaches it most.", "$muted")])
+        return lines(
+            [
+                content("It is the next one in the queue."),
+                content(""),
+                content(
+                    "Once this run has a reward model (stage reward), the pairs come first of which that model "
+                    "knows least: a vote on them teaches it most.",
+                    "$muted",
+                ),
+            ]
+        )
     if item.kind != "normal" or not scores:
-        return lines([content("It stands here by its place in the queue, or by chance."), content(""), content(
-            "Now and then a pair is shown that nobody chose, so that raters can be measured. The others come by how "
-            "little the reward model knows of them.", "$muted")])
-    return _by_doubt(judge, scores, [pairing.doubts[i] for i in waiting if i in pairing.doubts and i != item.id])
+        return lines(
+            [
+                content("It stands here by its place in the queue, or by chance."),
+                content(""),
+                content(
+                    "Now and then a pair is shown that nobody chose, so that raters can be measured. The others "
+                    "come by how little the reward model knows of them.",
+                    "$muted",
+                ),
+            ]
+        )
+    return _by_doubt(
+        judge, scores, [pairing.doubts[i] for i in waiting if i in pairing.doubts and i != item.id]
+    )
 
 
 def _by_doubt(judge: Judge, scores: list[float], others: list[float]) -> Content:
     bits = uncertainty(scores)
     more = sum(other > bits for other in others)
-    rows = [line("The reward model (", (judge.name, "bold"), ") does not know what you will say:"), content("")]
+    rows = [
+        line("The reward model (", (judge.name, "bold"), ") does not know what you will say:"),
+        content(""),
+    ]
     if len(scores) == 2:
         sure = max(forecast(scores[0], scores[1]), forecast(scores[1], scores[0]))
-        rows.append(line(f"it gives one of the two {sure:.0%} (which one is not told before you vote)"))
+        rows.append(
+            line(f"it gives one of the two {sure:.0%} (which one is not told before you vote)")
+        )
     full = round(bits * BAR)
-    rows += [line("doubt ", ("█" * full, "$primary"), ("░" * (BAR - full), "$muted"), f" {bits:.2f} of 1 bit"),
-             line(f"more doubt in {more} of the {len(others)} other pairs that wait"), content(""),
-             content("A vote on what it is unsure of teaches it most. Pairs come in the order of this doubt (the "
-                     "entropy of its forecast, the mean over the pairs of answers).", "$muted")]
+    rows += [
+        line(
+            "doubt ",
+            ("█" * full, "$primary"),
+            ("░" * (BAR - full), "$muted"),
+            f" {bits:.2f} of 1 bit",
+        ),
+        line(f"more doubt in {more} of the {len(others)} other pairs that wait"),
+        content(""),
+        content(
+            "A vote on what it is unsure of teaches it most. Pairs come in the order of this doubt (the "
+            "entropy of its forecast, the mean over the pairs of answers).",
+            "$muted",
+        ),
+    ]
     return lines(rows)

@@ -1,5 +1,5 @@
-"""A screen on a run's ratings: their database is open while the screen is, on a thread of its own, and is asked one
-thing at a time, so that no key is taken for what could not be stored."""
+"""A screen on a run's ratings: their database is open while the screen is, on a thread of its own,
+and is asked one thing at a time, so that no key is taken for what could not be stored."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ T = TypeVar("T")
 
 
 class RatingPage(Page):
-    """`item` is what is rated now, `progress` how far the rater is, `trouble` why there is no database. A subclass
-    shows all that (`show`), tells a line (`_show_told`) and goes on where the database has been opened (`begun`)."""
+    """`item` is what is rated now, `progress` how far the rater is, `trouble` why there is no
+    database. A subclass shows all that (`show`), tells a line (`_show_told`) and goes on where the
+    database has been opened (`begun`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +30,9 @@ class RatingPage(Page):
         self.item: Item | None = None
         self.progress: Progress | None = None
         self.trouble = ""
-        self.busy = False  # something is being stored or looked up; keys that vote wait for the next pair
+        self.busy = (
+            False  # something is being stored or looked up; keys that vote wait for the next pair
+        )
         self._failed_at = -RETRY_S
 
     def show(self, *, again: bool = False) -> None:
@@ -77,10 +80,15 @@ class RatingPage(Page):
         self.trouble, self._failed_at = why, ticks()
         self.show()
 
-    def _do(self, work: Callable[[Ratings], T], then: Callable[[T], None],
-            failed: Callable[[UserError], None] | None = None) -> None:
-        """Has something done in the database, then goes on with what came of it; where it fails, that is told. One
-        thing at a time: while one is being done, keys that ask for another one are told to wait."""
+    def _do(
+        self,
+        work: Callable[[Ratings], T],
+        then: Callable[[T], None],
+        failed: Callable[[UserError], None] | None = None,
+    ) -> None:
+        """Has something done in the database, then goes on with what came of it; where it fails,
+        that is told. One thing at a time: while one is being done, keys that ask for another one
+        are told to wait."""
         if self.ratings is None:
             return
         if self.busy:
@@ -88,11 +96,21 @@ class RatingPage(Page):
             return
         self.busy = True
         begun = self.ratings.do(work)
-        self.run_worker(partial(self._done, self.ratings, begun, then, failed or self._not_saved), group="ratings")
+        self.run_worker(
+            partial(self._done, self.ratings, begun, then, failed or self._not_saved),
+            group="ratings",
+        )
 
-    async def _done(self, ratings: RatingsThread, begun: Awaitable[T], then: Callable[[T], None],
-                    failed: Callable[[UserError], None]) -> None:
-        slow = self.set_timer(WAIT_S, lambda: self._show_told("waiting for the database: another program holds it"))
+    async def _done(
+        self,
+        ratings: RatingsThread,
+        begun: Awaitable[T],
+        then: Callable[[T], None],
+        failed: Callable[[UserError], None],
+    ) -> None:
+        slow = self.set_timer(
+            WAIT_S, lambda: self._show_told("waiting for the database: another program holds it")
+        )
         try:
             result = await begun
         except UserError as problem:

@@ -19,10 +19,20 @@ from ondevice_tui.widgets.curve import SCALES, Curve, Trace
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
-CURVES = ("reward", "accuracy", "kl", "entropy", "completion_length", "zero_spread", "clip_fraction")
+CURVES = (
+    "reward",
+    "accuracy",
+    "kl",
+    "entropy",
+    "completion_length",
+    "zero_spread",
+    "clip_fraction",
+)
 BAR = 6  # cells of an advantage
 
-NO_STAGE = "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s starts one."
+NO_STAGE = (
+    "No stage with rewards in this run yet: grpo or ppo write them. esc goes home, s starts one."
+)
 
 NO_SUCH = "No such group in the last steps. f: another filter, p: every problem."
 NO_HELD = "No held-out problem measured yet: eval_every says when. h: the groups."
@@ -36,16 +46,38 @@ length limit. █ is an advantage above the group's mean, ▒ one below: what ha
 newest group is shown as training goes on. h watches a held-out problem, from which nothing is learned: its answer at \
 each measurement, the newest first; [ ] go to another problem."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left_square_bracket", "group(-1)", "group", key_display="[ ]", tooltip="The group before"),
+        Binding(
+            "left_square_bracket",
+            "group(-1)",
+            "group",
+            key_display="[ ]",
+            tooltip="The group before",
+        ),
         Binding("right_square_bracket", "group(1)", "newer group", show=False, key_display="]"),
-        Binding("f", "filter(1)", "filter", tooltip="Groups shown: all, all right, all wrong, mixed, cut, no spread"),
-        Binding("z", "no_spread", "no spread", tooltip="Only groups that taught nothing, or all again"),
-        Binding("p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"),
-        Binding("h", "held_out", "held-out", tooltip="One held-out problem over the steps, or the groups again"),
+        Binding(
+            "f",
+            "filter(1)",
+            "filter",
+            tooltip="Groups shown: all, all right, all wrong, mixed, cut, no spread",
+        ),
+        Binding(
+            "z", "no_spread", "no spread", tooltip="Only groups that taught nothing, or all again"
+        ),
+        Binding(
+            "p", "pin", "same problem", tooltip="Only this problem, over all steps; or all again"
+        ),
+        Binding(
+            "h",
+            "held_out",
+            "held-out",
+            tooltip="One held-out problem over the steps, or the groups again",
+        ),
         Binding("n", "newest", "newest", tooltip="Follow the newest group again"),
         Binding("0", "go_to(0)", "first", tooltip="The first group of the training"),
         Binding("G", "which_step", "to step", tooltip="The groups of a step: a number, then Enter"),
-        Binding("v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"),
+        Binding(
+            "v", "curve", "curve", tooltip="Reward, accuracy, KL, entropy, length, spread, clipping"
+        ),
         Binding("y", "scale", "y scale", tooltip="y axis: fit, full, logarithmic"),
         Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
         Binding("d", "details", "details", tooltip="The end of the log, messages"),
@@ -60,13 +92,17 @@ each measurement, the newest first; [ ] go to another problem."""
         self._watching = False  # a held-out problem over the steps, in place of the groups
         self._curve = "reward"
         self._group: Group | None = None
-        self._shown: list[tuple[str, str, str, Answer]] = []  # (name on its card, title of its own, prompt, answer)
+        self._shown: list[
+            tuple[str, str, str, Answer]
+        ] = []  # (name on its card, title of its own, prompt, answer)
 
     def wanted(self) -> str:
         """The stage that was asked for where it has rewards, else the newest that has some."""
         state = self.ui.run_state
         stages = list(reversed(state["stages"])) if state else []
-        with_rewards = [s["stage"] for s in stages if s["stage"] in ("grpo", "ppo") or "reward" in s["numbers"]]
+        with_rewards = [
+            s["stage"] for s in stages if s["stage"] in ("grpo", "ppo") or "reward" in s["numbers"]
+        ]
         return self.ui.stage if self.ui.stage in with_rewards else (with_rewards or [""])[0]
 
     def body(self) -> Iterable[Widget]:
@@ -119,7 +155,9 @@ each measurement, the newest first; [ ] go to another problem."""
         if band is not None:
             columns = _with_spread(columns, band.columns(curve.places, first, last))
         traces = [Trace(columns)]
-        measured = "score" if name == "reward" and "score" in self.history.evals else name  # as PPO calls it
+        measured = (
+            "score" if name == "reward" and "score" in self.history.evals else name
+        )  # as PPO calls it
         held = self.history.evals.get(measured)
         title = f"{SHORT.get(name, name)} {number(series.last)}"
         if band is not None:
@@ -139,10 +177,18 @@ each measurement, the newest first; [ ] go to another problem."""
             series = self.history.steps[name]
             course = spark(series.columns(64).mean, max(min(width - 24, 16), 4))
             shown = SHORT.get(name, name.removeprefix("reward/").replace("_", " "))
-            rows.append(line((cell(shown, 14), "bold" if name in names else "$muted"),
-                             cell(number(series.last), 8, right=True), "  ", (course, "$primary")))
+            rows.append(
+                line(
+                    (cell(shown, 14), "bold" if name in names else "$muted"),
+                    cell(number(series.last), 8, right=True),
+                    "  ",
+                    (course, "$primary"),
+                )
+            )
         titled(box, "each reward, and what to watch" if names else "what to watch")
-        self.query_one("#per-reward-text", SafeText).show(lines(rows) if rows else content("nothing yet", "$muted"))
+        self.query_one("#per-reward-text", SafeText).show(
+            lines(rows) if rows else content("nothing yet", "$muted")
+        )
 
     def _show_told(self) -> None:
         told = warnings(self.history)
@@ -168,29 +214,62 @@ each measurement, the newest first; [ ] go to another problem."""
         titled(self.query_one("#group"), title, self._filter_told())
 
     def _show_prompt(self, group: Group) -> None:
-        truth = ("   truth ", "$muted"), (cell(group.answer, 24).rstrip(), "bold $success") if group.answer else ""
-        self.query_one("#prompt", SafeText).show(line((cell(group.prompt, 200).rstrip(), "bold"), *truth))
+        truth = (
+            ("   truth ", "$muted"),
+            (cell(group.answer, 24).rstrip(), "bold $success") if group.answer else "",
+        )
+        self.query_one("#prompt", SafeText).show(
+            line((cell(group.prompt, 200).rstrip(), "bold"), *truth)
+        )
 
     def _show_held_out(self) -> None:
         rows = self.query_one("#completions", Rows)
         course, at, of = self.held_out.course() if self.held_out is not None else ([], 0, 0)
-        passing = [group for group in course if self.browser is not None and FILTERS[self.browser.filter](group)]
+        passing = [
+            group
+            for group in course
+            if self.browser is not None and FILTERS[self.browser.filter](group)
+        ]
         if not passing:
-            self._show_nothing("held-out problems", NO_SUCH if course else NO_STAGE if self.folder is None else NO_HELD)
+            self._show_nothing(
+                "held-out problems",
+                NO_SUCH if course else NO_STAGE if self.folder is None else NO_HELD,
+            )
             return
         right = sum(group.right for group in course)
-        told = f" · right at {right} of {len(course)} measurements" if course[0].answers[0].right is not None else ""
-        titled(self.query_one("#group"), f"held-out problem {at + 1} of {of}{told}",
-               f"h training  [ ] problem  {self._filter_told()}")
+        told = (
+            f" · right at {right} of {len(course)} measurements"
+            if course[0].answers[0].right is not None
+            else ""
+        )
+        titled(
+            self.query_one("#group"),
+            f"held-out problem {at + 1} of {of}{told}",
+            f"h training  [ ] problem  {self._filter_told()}",
+        )
         self._show_prompt(passing[0])
         names = list(dict.fromkeys(name for group in passing for name in group.answers[0].rewards))
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width, held_out=True), "$muted")))
         newest = not rows.highlighted
-        self._shown = [(step := f"step {group.step:,}", f"{step} · held-out problem {at + 1}", group.prompt,
-                        group.answers[0]) for group in passing]
-        rows.show([(f"held {group.step}", answer_line(f"{group.step:,}", group.answers[0], names, width, held_out=True))
-                   for group in passing])
+        self._shown = [
+            (
+                step := f"step {group.step:,}",
+                f"{step} · held-out problem {at + 1}",
+                group.prompt,
+                group.answers[0],
+            )
+            for group in passing
+        ]
+        rows.show(
+            [
+                (
+                    f"held {group.step}",
+                    answer_line(f"{group.step:,}", group.answers[0], names, width, held_out=True),
+                )
+                for group in passing
+            ]
+        )
         if newest:
             rows.highlighted = 0
 
@@ -203,16 +282,30 @@ each measurement, the newest first; [ ] go to another problem."""
             return
         following = self.browser is not None and self.browser.place is None
         known = any(answer.right is not None for answer in group.answers)
-        told = f"{group.right} of {len(group.answers)} right" if known else f"completions {len(group.answers)}"
-        titled(box, f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",
-               f"{'newest' if following else 'n newest'}  {self._filter_told()}")
+        told = (
+            f"{group.right} of {len(group.answers)} right"
+            if known
+            else f"completions {len(group.answers)}"
+        )
+        titled(
+            box,
+            f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",
+            f"{'newest' if following else 'n newest'}  {self._filter_told()}",
+        )
         self._show_prompt(group)
         names = list(dict.fromkeys(name for a in group.answers for name in a.rewards))
         width = max(rows.size.width - 1, 30)
         self.query_one("#head", SafeText).show(line((head(names, width), "$muted")))
-        self._shown = [(name := f"completion {i + 1}", f"step {group.step:,} · {name}", group.prompt, answer)
-                       for i, answer in enumerate(group.answers)]
-        rows.show([(str(i), answer_line(str(i + 1), a, names, width)) for i, a in enumerate(group.answers)])
+        self._shown = [
+            (name := f"completion {i + 1}", f"step {group.step:,} · {name}", group.prompt, answer)
+            for i, answer in enumerate(group.answers)
+        ]
+        rows.show(
+            [
+                (str(i), answer_line(str(i + 1), a, names, width))
+                for i, a in enumerate(group.answers)
+            ]
+        )
 
     def _why_empty(self) -> str:
         if self.folder is None:
@@ -234,8 +327,12 @@ each measurement, the newest first; [ ] go to another problem."""
         at = self.query_one("#completions", Rows).highlighted
         if at is None or at >= len(self._shown):
             titled(box, "completion")
-            text.show(content("The highlighted completion in full; the answer that was read from it is marked.",
-                              "$muted"))
+            text.show(
+                content(
+                    "The highlighted completion in full; the answer that was read from it is marked.",
+                    "$muted",
+                )
+            )
             return
         name, _, _, answer = self._shown[at]
         titled(box, f"{name} · {answer.tokens} tokens")
@@ -253,9 +350,17 @@ each measurement, the newest first; [ ] go to another problem."""
         if event.option_index < len(self._shown):
             _, title, prompt, answer = self._shown[event.option_index]
             told = line(("prompt  ", "$muted"), cell(prompt, 2000).rstrip())
-            marks = line(("reward  ", "$muted"), number(answer.reward),
-                         *([] if self._watching else [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]),
-                         ("   parsed  ", "$muted"), cell(answer.parsed or "–", 60).rstrip())
+            marks = line(
+                ("reward  ", "$muted"),
+                number(answer.reward),
+                *(
+                    []
+                    if self._watching
+                    else [("   advantage  ", "$muted"), f"{answer.advantage:+.2f}"]
+                ),
+                ("   parsed  ", "$muted"),
+                cell(answer.parsed or "–", 60).rstrip(),
+            )
             self.app.push_screen(Details(title, lines([told, marks, content(""), marked(answer)])))
 
     def action_group(self, by: int) -> None:
@@ -303,7 +408,9 @@ each measurement, the newest first; [ ] go to another problem."""
 
     def action_pin(self) -> None:
         if self.browser is not None:
-            self.browser.pinned = "" if self.browser.pinned or self._group is None else self._group.prompt
+            self.browser.pinned = (
+                "" if self.browser.pinned or self._group is None else self._group.prompt
+            )
             self._show_answers()
 
     def action_newest(self) -> None:
@@ -331,23 +438,40 @@ each measurement, the newest first; [ ] go to another problem."""
 def head(names: list[str], width: int, *, held_out: bool = False) -> str:
     """The columns' names above the completions."""
     rewards = "".join(f" {cell(name, 8, right=True)}" for name in _fit(names, width))
-    return ("  step    reward" if held_out else f"  #    reward  advantage{'':{BAR - 4}}") + f"{rewards}  answer"
+    return (
+        "  step    reward" if held_out else f"  #    reward  advantage{'':{BAR - 4}}"
+    ) + f"{rewards}  answer"
 
 
-def answer_line(label: str, answer: Answer, names: list[str], width: int, *, held_out: bool = False) -> Content:
-    """`1 ✓  1.200  +1.63 ██████  1.00  0.20  43   the first words`, in `width` cells; a held-out answer has no
-    advantage."""
-    mark, style = {True: ("✓", "bold $success"), False: ("✗", "bold $error"), None: ("·", "$muted")}[answer.right]
+def answer_line(
+    label: str, answer: Answer, names: list[str], width: int, *, held_out: bool = False
+) -> Content:
+    """`1 ✓  1.200  +1.63 ██████  1.00  0.20  43   the first words`, in `width` cells; a held-out
+    answer has no advantage."""
+    mark, style = {
+        True: ("✓", "bold $success"),
+        False: ("✗", "bold $error"),
+        None: ("·", "$muted"),
+    }[answer.right]
     advantage = ("",) if held_out else ("  ", f"{answer.advantage:+6.2f} ", bar(answer.advantage))
-    made = line(f"{label:>{6 if held_out else 3}} ", (mark, style), "…" if answer.truncated else " ",
-                cell(number(answer.reward), 7, right=True), *advantage,
-                *(f" {cell(number(answer.rewards.get(n)), 8, right=True)}" for n in _fit(names, width)), "  ",
-                (cell(answer.parsed if answer.parsed is not None else "–", 8), "bold"), " ")
+    made = line(
+        f"{label:>{6 if held_out else 3}} ",
+        (mark, style),
+        "…" if answer.truncated else " ",
+        cell(number(answer.reward), 7, right=True),
+        *advantage,
+        *(f" {cell(number(answer.rewards.get(n)), 8, right=True)}" for n in _fit(names, width)),
+        "  ",
+        (cell(answer.parsed if answer.parsed is not None else "–", 8), "bold"),
+        " ",
+    )
     return line(made, (cell(answer.text, max(width - made.cell_length, 0)), "$muted"))
 
 
 def bar(advantage: float) -> Content:
-    """An advantage as a bar of BAR cells; the glyph tells the sign, not the colour alone. Two deviations fill it."""
+    """An advantage as a bar of BAR cells; the glyph tells the sign, not the colour alone. Two
+    deviations fill it.
+    """
     full = min(round(abs(advantage) / 2 * BAR), BAR)
     glyph, style = ("█", "$success") if advantage > 0 else ("▒", "$warning")
     return line((glyph * full, style), " " * (BAR - full))
@@ -358,14 +482,21 @@ def marked(answer: Answer) -> Content:
     if answer.span is None:
         return content(answer.text)
     start, end = answer.span
-    style = {True: "bold reverse $success", False: "bold reverse $error", None: "bold reverse"}[answer.right]
-    return Content("").join([content(answer.text[:start]), content(answer.text[start:end], style),
-                             content(answer.text[end:])])
+    style = {True: "bold reverse $success", False: "bold reverse $error", None: "bold reverse"}[
+        answer.right
+    ]
+    return Content("").join(
+        [
+            content(answer.text[:start]),
+            content(answer.text[start:end], style),
+            content(answer.text[end:]),
+        ]
+    )
 
 
 def _fit(names: list[str], width: int) -> list[str]:
     """As many rewards as leave room for some of the answer."""
-    return names[:max((width - 46) // 9, 0)]
+    return names[: max((width - 46) // 9, 0)]
 
 
 def _with_spread(means: Columns, spread: Columns) -> Columns:
@@ -375,5 +506,3 @@ def _with_spread(means: Columns, spread: Columns) -> Columns:
     low = [m - s for m, s in zip(means.mean, spread.mean, strict=True)]
     high = [m + s for m, s in zip(means.mean, spread.mean, strict=True)]
     return Columns(means.x, low, high, means.mean, means.gaps)
-
-

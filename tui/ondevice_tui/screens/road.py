@@ -36,18 +36,41 @@ numbers, its time. Enter does what is sensible with the highlighted stage: it be
 Stages are processes of their own: they go on when this app is closed, and runs that were started from the command \
 line appear here too. A run whose process is gone is shown as died; R goes on from its newest checkpoint."""
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("n", "new", "new run", tooltip="Begin a run: a recipe, or one stage from any model folder"),
-        Binding("s", "start", "start", tooltip="Start the highlighted stage (a form with its settings)"),
+        Binding(
+            "n",
+            "new",
+            "new run",
+            tooltip="Begin a run: a recipe, or one stage from any model folder",
+        ),
+        Binding(
+            "s", "start", "start", tooltip="Start the highlighted stage (a form with its settings)"
+        ),
         Binding("w", "watch", "watch", tooltip="Curves and samples of the highlighted stage"),
-        Binding("R", "resume", "resume", tooltip="Go on with an unfinished stage from its newest checkpoint"),
-        Binding("X", "stop", "stop", tooltip="Ask the stage that trains to finish its step, save and stop"),
+        Binding(
+            "R",
+            "resume",
+            "resume",
+            tooltip="Go on with an unfinished stage from its newest checkpoint",
+        ),
+        Binding(
+            "X",
+            "stop",
+            "stop",
+            tooltip="Ask the stage that trains to finish its step, save and stop",
+        ),
         Binding("tab", "app.focus_next", "lists", tooltip="From the stages to the runs and back"),
         Binding("r", "app.go('rate')", "rate", tooltip="Say which of two answers is better"),
-        Binding("l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"),
+        Binding(
+            "l", "app.go('ladder')", "ladder", tooltip="What every stage achieved, side by side"
+        ),
         Binding("g", "app.go('reason')", "rewards", tooltip="Rewards and groups of PPO and GRPO"),
         Binding("c", "chat", "chat", tooltip="Talk with the highlighted stage's model"),
-        Binding("p", "app.go('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"),
-        Binding("d", "details", "details", tooltip="Last lines and messages of the highlighted stage"),
+        Binding(
+            "p", "app.go('push')", "push", tooltip="Send a model or ratings to the Hugging Face Hub"
+        ),
+        Binding(
+            "d", "details", "details", tooltip="Last lines and messages of the highlighted stage"
+        ),
         Binding("escape", "none", "", show=False),
     ]
 
@@ -56,7 +79,9 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         self.found: list[Row] = []
         self._shown_run: Path | None = None
         self._drawn: object = None  # what the list of runs was drawn from
-        self._drawn_of: list[dict[str, Any]] | None = None  # keeps these records, so that no other has their identity
+        self._drawn_of: list[dict[str, Any]] | None = (
+            None  # keeps these records, so that no other has their identity
+        )
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
@@ -101,7 +126,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         rows = self.query_one("#stages", Rows)
         states = {stage["stage"]: stage for stage in state["stages"]} if state else {}
         wide = max(rows.size.width - 2, 40)
-        options = [(row.stage, stage_line(i, row, states.get(row.stage), wide)) for i, row in enumerate(self.found)]
+        options = [
+            (row.stage, stage_line(i, row, states.get(row.stage), wide))
+            for i, row in enumerate(self.found)
+        ]
         fresh = self._shown_run != self.ui.chosen or not rows.option_count
         unmoved = rows.highlighted == self._proposed  # nobody has chosen another row
         rows.show(options)
@@ -113,25 +141,43 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         rows = self.query_one("#runs", Rows)
         wide = max(rows.size.width - 2, 40)
         runs = self.ui.runs
-        drawn = (self.ui.chosen, wide, clock() // AGES_S, [id(run) for run in runs] if runs is not None else None)
+        drawn = (
+            self.ui.chosen,
+            wide,
+            clock() // AGES_S,
+            [id(run) for run in runs] if runs is not None else None,
+        )
         if drawn == self._drawn:  # a record that was not read again is the same object
             return
         self._drawn, self._drawn_of = drawn, runs
-        rows.show([(run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide)) for run in runs or ()])
+        rows.show(
+            [
+                (run["path"], run_line(run, Path(run["path"]) == self.ui.chosen, wide))
+                for run in runs or ()
+            ]
+        )
         told = "being read …" if runs is None else "Enter chooses" if runs else "n begins one"
         titled(rows, f"runs in {self.ui.runs_folder}", told)
 
     def _show_next(self) -> None:
         told = self.query_one("#next", SafeText)
         state = self.ui.run_state
-        wrong = self.ui.runs_trouble or (f"{state['run']} cannot be read: {state['wrong']}"
-                                         if state is not None and state.get("wrong") else "")
+        wrong = self.ui.runs_trouble or (
+            f"{state['run']} cannot be read: {state['wrong']}"
+            if state is not None and state.get("wrong")
+            else ""
+        )
         if wrong:
             told.show(line((" ✗ ", "bold $error"), (wrong, "$error")), layout=False)
             return
         if self.ui.runs is None:
-            told.show(line((" … ", "bold $primary"), (f"reading the runs in {self.ui.runs_folder}", "$muted")),
-                      layout=False)
+            told.show(
+                line(
+                    (" … ", "bold $primary"),
+                    (f"reading the runs in {self.ui.runs_folder}", "$muted"),
+                ),
+                layout=False,
+            )
             return
         if self.ui.runs == [] and not self.ui.started:
             told.show(line((" next ▸ ", "bold $primary"), NO_RUNS), layout=False)
@@ -147,15 +193,26 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         said: list[Content] = []
         for stage in run.stages() if run and self.query_one("#answers").display else ():
             answers = (stage.done_record() or {}).get("answers") or []
-            first = answers[0] if isinstance(answers, list) and answers and isinstance(answers[0], dict) else None
+            first = (
+                answers[0]
+                if isinstance(answers, list) and answers and isinstance(answers[0], dict)
+                else None
+            )
             if first:
                 if not said:
                     said = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
-                said += [content(stage.name, "bold $primary"),
-                         content(str(first.get("answer", "")).strip(), limit=1200), content("")]
+                said += [
+                    content(stage.name, "bold $primary"),
+                    content(str(first.get("answer", "")).strip(), limit=1200),
+                    content(""),
+                ]
         self.query_one("#answers-text", SafeText).show(
-            lines(said) if said else content("Each finished stage answers the same prompts; the answers appear here.",
-                                             "$muted"))
+            lines(said)
+            if said
+            else content(
+                "Each finished stage answers the same prompts; the answers appear here.", "$muted"
+            )
+        )
 
     @property
     def highlighted(self) -> Row | None:
@@ -196,7 +253,9 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         from ondevice_tui.screens.start import StartScreen, proposal
 
         row = self.highlighted
-        if row is not None and row.stage in STAGES and not startable(row.stage):  # rate: people do it there
+        if (
+            row is not None and row.stage in STAGES and not startable(row.stage)
+        ):  # rate: people do it there
             self.ui.action_go("rate")
         elif row is not None and row.stage in STAGES:
             self.app.push_screen(StartScreen(row.stage, proposal(row.stage, self.ui.run_folder)))
@@ -207,10 +266,15 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
             self.ui.action_go("train")
 
     def action_chat(self) -> None:
-        """With the highlighted stage's model, where it has been begun; else as before, or with the run's newest."""
+        """With the highlighted stage's model, where it has been begun; else as before, or with the
+        run's newest.
+        """
         row = self.highlighted
         if row is not None and row.state not in (*run_status.OPEN, "starting"):
-            self.ui.talk_with = row.stage, self.ui.talk_with[1] + 1  # again, where another model was taken meanwhile
+            self.ui.talk_with = (
+                row.stage,
+                self.ui.talk_with[1] + 1,
+            )  # again, where another model was taken meanwhile
         self.ui.action_go("chat")
 
     def action_stop(self) -> None:
@@ -221,11 +285,16 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder
         if row is None or run is None or row.state not in ("died", "failed", "stopped"):
-            self.ui.say(f"{row.stage} is starting already" if row is not None and row.state == "starting" else
-                        "nothing to resume: highlight a stage that stopped, failed or died")
+            self.ui.say(
+                f"{row.stage} is starting already"
+                if row is not None and row.state == "starting"
+                else "nothing to resume: highlight a stage that stopped, failed or died"
+            )
             return
         try:
-            self.ui.start(stage_processes.resume_words(run, StageFolder(run.path / row.stage)), run.path)
+            self.ui.start(
+                stage_processes.resume_words(run, StageFolder(run.path / row.stage)), run.path
+            )
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
 
@@ -241,7 +310,11 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
     if row.state == "training":
         return [("watch ", "bold"), row.stage, "   X stops it (saved)"]
     if row.enter == "rate":
-        return [("rate ", "bold"), "answers two by two", (f"   {row.why}" if row.why else "", "$muted")]
+        return [
+            ("rate ", "bold"),
+            "answers two by two",
+            (f"   {row.why}" if row.why else "", "$muted"),
+        ]
     if row.state == "failed" and row.enter == "start":
         return [("start ", "bold"), row.stage, " once more   d details", (f" {row.told}", "$muted")]
     if row.state in ("died", "failed", "stopped"):
@@ -261,8 +334,14 @@ def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) 
         word = f"{row.share:.0%}" if row.share is not None else "running"
     elif row.state == "next":
         word = "ready"
-    head = line(f"{number} ", (cell(row.stage, 10), "bold"), " ", (f"{MARKS[row.state]} ", f"bold {STYLES[row.state]}"),
-                (cell(word, 8), STYLES[row.state]), " ")
+    head = line(
+        f"{number} ",
+        (cell(row.stage, 10), "bold"),
+        " ",
+        (f"{MARKS[row.state]} ", f"bold {STYLES[row.state]}"),
+        (cell(word, 8), STYLES[row.state]),
+        " ",
+    )
     end = []
     if row.state == "training" and state:
         end.append(run_status.left(state))
@@ -277,7 +356,10 @@ def stage_line(number: int, row: Row, state: dict[str, Any] | None, width: int) 
 
 def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
     """A run and its stages' marks in one line."""
-    marks = [(f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]]) for stage in run["stages"]]
+    marks = [
+        (f"{MARKS[stage['state']]} {stage['stage']}  ", STYLES[stage["state"]])
+        for stage in run["stages"]
+    ]
     head = line("▸ " if chosen else "  ", (cell(run["run"], 30), "bold" if chosen else ""), " ")
     began = f"{run_status.ago(run['began']):>9}"
     nothing = ("pairs to rate" if run.get("ratings") else "nothing begun", "$muted")
@@ -289,8 +371,11 @@ def run_line(run: dict[str, Any], chosen: bool, width: int) -> Content:
         room = max(width - head.cell_length - len(began) - len(mark), 0)
         told = line(head, (mark, STYLES["wrong"]), cell(str(run["wrong"]), room))
     elif told.cell_length + len(began) > width and marks:  # only the newest stage's name has room
-        told = line(head, *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]), " ", marks[-1])
+        told = line(
+            head,
+            *((MARKS[s["state"]], STYLES[s["state"]]) for s in run["stages"][:-1]),
+            " ",
+            marks[-1],
+        )
     room = max(width - told.cell_length - len(began), 1)
     return line(told, " " * room, (began, "$muted"))
-
-

@@ -1,4 +1,6 @@
-"""The card that says where further pairs come from: one checkpoint at two temperatures, two checkpoints, or a file."""
+"""The card that says where further pairs come from: one checkpoint at two temperatures, two
+checkpoints, or a file.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class MorePairs(Card[Found]):
     AUTO_FOCUS = "#more-temperatures"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "close", key_display="esc"),
-        Binding("ctrl+g", "go", "begin", priority=True), Binding("ctrl+x", "stop", "stop", priority=True)]
+        Binding("ctrl+g", "go", "begin", priority=True),
+        Binding("ctrl+x", "stop", "stop", priority=True),
+    ]
 
     def __init__(self, ui: OndeviceApp, plan: Plan | None) -> None:
         super().__init__()
@@ -55,20 +59,41 @@ class MorePairs(Card[Found]):
         plan, rated = self._plan, self._ui.chosen is not None and (self._ui.chosen / FILE).is_file()
         writers = plan.writers if plan is not None else ()
         temperatures = [f"{writer.temperature:g}" for writer in writers] or ["0.7", "1.1"]
-        texts = {"temperatures": ", ".join(temperatures), "answers": str(plan.responses if plan else 2),
-                 "longest": str(plan.max_new_tokens if plan else 64),
-                 "prompts": plan.data if plan else "" if rated else "builtin", "file": ""}
+        texts = {
+            "temperatures": ", ".join(temperatures),
+            "answers": str(plan.responses if plan else 2),
+            "longest": str(plan.max_new_tokens if plan else 64),
+            "prompts": plan.data if plan else "" if rated else "builtin",
+            "file": "",
+        }
         with VerticalScroll(id="card") as card:
             card.can_focus = False
             titled(card, "further pairs", "Enter begins   ctrl+x no more   esc leaves")
             if self._models:
-                yield from self._row("first", Select(self._named(), value=self._folder(writers, 0), allow_blank=False,
-                                                     compact=True, id="more-first"))
-                yield from self._row("second", Select([(content("the same"), SAME), *self._named()],
-                                                      value=self._folder(writers, 1), allow_blank=False,
-                                                      compact=True, id="more-second"))
+                yield from self._row(
+                    "first",
+                    Select(
+                        self._named(),
+                        value=self._folder(writers, 0),
+                        allow_blank=False,
+                        compact=True,
+                        id="more-first",
+                    ),
+                )
+                yield from self._row(
+                    "second",
+                    Select(
+                        [(content("the same"), SAME), *self._named()],
+                        value=self._folder(writers, 1),
+                        allow_blank=False,
+                        compact=True,
+                        id="more-second",
+                    ),
+                )
             else:
-                yield SafeText("No finished model of any run here yet: pairs can come from a file.", "$warning")
+                yield SafeText(
+                    "No finished model of any run here yet: pairs can come from a file.", "$warning"
+                )
             for name, text in texts.items():
                 yield from self._row(name, SafeInput(text, compact=True, id=f"more-{name}"))
             yield SafeText(id="more-verdict")
@@ -84,7 +109,9 @@ class MorePairs(Card[Found]):
         yield SafeText(_HELP[name], "$muted", classes="field-help")
 
     def _folder(self, writers: tuple[Writer, ...], at: int) -> str:
-        """What a list of models shows at first: what the plan has, else the newest of this run, then the same."""
+        """What a list of models shows at first: what the plan has, else the newest of this run,
+        then the same.
+        """
         folders = [path for _, path in self._models]
         if at < len(writers) and writers[at].folder in folders:
             return SAME if at and writers[at].folder == writers[0].folder else writers[at].folder
@@ -113,11 +140,16 @@ class MorePairs(Card[Found]):
         self._say("reading …")
         try:
             told = await asyncio.to_thread(
-                import_file, RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file))
+                import_file, RatingsConfig(action="import", ratings=str(self._ui.chosen), file=file)
+            )
         except UserError as problem:
             self._say_wrong(problem, "file")
             return
-        more = [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"] if told["bad_rows"] else []
+        more = (
+            [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"]
+            if told["bad_rows"]
+            else []
+        )
         more += [f"not used: {told['not_used']}"] if "not_used" in told else []
         more += [f"{told['already_there']} were there already"] if told["already_there"] else []
         self._ui.say("; ".join([f"{told['items']} pairs came in, {told['votes']} votes", *more]))
@@ -126,7 +158,9 @@ class MorePairs(Card[Found]):
     def _made(self) -> Plan:
         """Raises UserError naming the field at fault."""
         if not self._models:
-            raise UserError("there is no model to write answers", where="file", hint="name a file of pairs")
+            raise UserError(
+                "there is no model to write answers", where="file", hint="name a file of pairs"
+            )
         first = str(self.query_one("#more-first", Select).value)
         second = str(self.query_one("#more-second", Select).value) or first
         given = [text for text in self._text("temperatures").split(",") if text.strip()]
@@ -155,7 +189,9 @@ class MorePairs(Card[Found]):
         self.call_after_refresh(self.query_one("#more-verdict").scroll_visible, animate=False)
 
     def _say(self, text: str) -> None:
-        self.query_one("#more-verdict", SafeText).show(f"✗ {text}" if text != "reading …" else text, "$error")
+        self.query_one("#more-verdict", SafeText).show(
+            f"✗ {text}" if text != "reading …" else text, "$error"
+        )
 
 
 def _number(text: str, where: str, kind: type[N]) -> N:

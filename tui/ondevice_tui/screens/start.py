@@ -1,4 +1,6 @@
-"""The form that starts a stage or a recipe, made from its settings dataclass: the command line's names and checks."""
+"""The form that starts a stage or a recipe, made from its settings dataclass: the command line's
+names and checks.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ DEFAULTS = "(defaults)"
 
 
 def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
-    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own recipe; where the
-    stage is complete in this run, a new run's folder, and the votes of this one."""
+    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own
+    recipe; where the stage is complete in this run, a new run's folder, and the votes of this one.
+    """
     if run is None:
         return {"out": str(RunFolder.new(stage).path)}
     order = list(STAGES)
@@ -46,8 +49,12 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
         models = [s.model for s in before if gives(s.name) == kind]
         if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
             found[field] = str(models[-1])
-    if taken and issubclass(STAGES[stage], PairsConfig):  # no data means the votes of the run's own folder
-        from ondevice.preferences.sqlite_store import FILE  # here: who starts something else waits for no database
+    if taken and issubclass(
+        STAGES[stage], PairsConfig
+    ):  # no data means the votes of the run's own folder
+        from ondevice.preferences.sqlite_store import (
+            FILE,
+        )  # here: who starts something else waits for no database
 
         if (run.path / FILE).is_file():
             found["data"] = str(run.path / FILE)
@@ -66,14 +73,20 @@ class Field(Vertical):
         if spec.flag:
             self.control = YesNo(bool(value))
         elif spec.choices:
-            self.control = Select([(content(choice), choice) for choice in spec.choices], value=str(value),
-                                  allow_blank=False, compact=True)
+            self.control = Select(
+                [(content(choice), choice) for choice in spec.choices],
+                value=str(value),
+                allow_blank=False,
+                compact=True,
+            )
         else:
             self.control = SafeInput(spec.text(value), compact=True)
         self.label = SafeText(spec.name, classes="field-name")
         self.about = SafeText(spec.help, "$muted", classes="field-help")
         # what it holds before anybody changes it; a choice knows its own only once it is mounted
-        self.begun: str | bool = (bool(value) if spec.flag else str(value) if spec.choices else spec.text(value))
+        self.begun: str | bool = (
+            bool(value) if spec.flag else str(value) if spec.choices else spec.text(value)
+        )
 
     def compose(self) -> Iterable[Widget]:
         with Horizontal(classes="field-row"):
@@ -83,8 +96,11 @@ class Field(Vertical):
 
     def add(self, text: str) -> None:
         """Something that follows from the values, behind the help."""
-        self.about.show(line((f"{self.spec.help} ", "$muted"), (text, "$warning")) if text else
-                        content(self.spec.help, "$muted"))
+        self.about.show(
+            line((f"{self.spec.help} ", "$muted"), (text, "$warning"))
+            if text
+            else content(self.spec.help, "$muted")
+        )
 
     @property
     def entry(self) -> str | bool:
@@ -118,18 +134,36 @@ The settings of a stage, with the names, help and checks of the command line. �
 is wrong. At the foot is the command that does the same; ctrl+y copies it.
 
 The stage is started as a process of its own: it goes on when this app is closed."""
-    # Priority: a key that only bubbled up from its field would come after letters that were typed later.
+    # Priority: a key that only bubbled up from its field would come after letters that were typed
+    # later.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"),
+        Binding(
+            "escape", "back", "back", key_display="esc", tooltip="Leave the form, start nothing"
+        ),
         Binding("ctrl+g", "go", "start", priority=True, tooltip="Start it"),
-        Binding("ctrl+t", "model", "model", priority=True,
-                tooltip="Begin from a model of any run here (any other folder: type it)"),
+        Binding(
+            "ctrl+t",
+            "model",
+            "model",
+            priority=True,
+            tooltip="Begin from a model of any run here (any other folder: type it)",
+        ),
         Binding("ctrl+y", "copy", "copy command", priority=True, tooltip="Copy the command line"),
-        Binding("ctrl+f", "find", "find a field", priority=True, tooltip="Type a part of a field's name"),
+        Binding(
+            "ctrl+f", "find", "find a field", priority=True, tooltip="Type a part of a field's name"
+        ),
         Binding("tab", "app.focus_next", "next", tooltip="The next field or choice"),
-        Binding("down", "step(1)", "field", key_display="↑ ↓", tooltip="The field below; ↑ the one above"),
+        Binding(
+            "down",
+            "step(1)",
+            "field",
+            key_display="↑ ↓",
+            tooltip="The field below; ↑ the one above",
+        ),
         Binding("up", "step(-1)", "field above", show=False),
-        Binding("ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"),
+        Binding(
+            "ctrl+q", "app.leave", "quit", priority=True, tooltip="Close this app; training goes on"
+        ),
     ]
 
     TYPES = True
@@ -145,21 +179,38 @@ The stage is started as a process of its own: it goes on when this app is closed
         if verb == "run" and not given.get("out"):
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
-        self.kept = {"out", "model", "reward_model", *given}  # whatever recipe the other values are taken from
-        self._words: list[str] = []  # the command that the form stands for; none while something is wrong
+        self.kept = {
+            "out",
+            "model",
+            "reward_model",
+            *given,
+        }  # whatever recipe the other values are taken from
+        self._words: list[
+            str
+        ] = []  # the command that the form stands for; none while something is wrong
         self._wrong = ""  # the field that is at fault
         self._checking = False  # a check is on its way
-        self._rows: dict[tuple[Path, int], int | None] = {}  # (file of rows, its time) → how many, once counted
-        self._goal: Field | None = None  # a field that was looked for and is not mounted yet: what is typed is for it
-        self._recipes: set[tuple[str, str]] = set()  # (recipe, arch) that have been read and are right
-        self._coming = [Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs]
+        self._rows: dict[
+            tuple[Path, int], int | None
+        ] = {}  # (file of rows, its time) → how many, once counted
+        self._goal: Field | None = (
+            None  # a field that was looked for and is not mounted yet: what is typed is for it
+        )
+        self._recipes: set[tuple[str, str]] = (
+            set()
+        )  # (recipe, arch) that have been read and are right
+        self._coming = [
+            Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs
+        ]
 
     def _base(self, recipe: str) -> dict[str, Any]:
         """What a field has where nothing is typed: the recipe's value, else the default."""
         if recipe != DEFAULTS:
             return to_mapping(stage_defaults(self.verb, recipe))
         plain = to_mapping(self.cls())
-        return {**plain, "recipe": ""} if self.verb == "run" else plain  # the command names even the default one
+        return (
+            {**plain, "recipe": ""} if self.verb == "run" else plain
+        )  # the command names even the default one
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="start"):
@@ -175,23 +226,38 @@ The stage is started as a process of its own: it goes on when this app is closed
         yield SafeText(id="verdict")
 
     def _recipe_choice(self) -> Iterable[Widget]:
-        names = [DEFAULTS, *recipe_names(), *([self.recipe] if self.recipe not in (DEFAULTS, *recipe_names()) else [])]
+        names = [
+            DEFAULTS,
+            *recipe_names(),
+            *([self.recipe] if self.recipe not in (DEFAULTS, *recipe_names()) else []),
+        ]
         fitting = [name for name in names if name == DEFAULTS or _has(name, self.verb)]
         with Horizontal(classes="field-row"):
             yield SafeText("  values from", classes="field-name")
-            yield Select([(content(name), name) for name in fitting], value=self.recipe, allow_blank=False,
-                         compact=True, id="recipe")
+            yield Select(
+                [(content(name), name) for name in fitting],
+                value=self.recipe,
+                allow_blank=False,
+                compact=True,
+                id="recipe",
+            )
 
     def on_mount(self) -> None:
         told = guide.about(self.verb, self.cls.__doc__ or "")
         text = content(told, "$muted")
         for name in ("#about-narrow", "#about-wide"):
             self.query_one(name, SafeText).show(text)
-        titled(self.query_one("#form"), "settings", "Enter next   space yes/no   ctrl+f find   ctrl+g start")
+        titled(
+            self.query_one("#form"),
+            "settings",
+            "Enter next   space yes/no   ctrl+f find   ctrl+g start",
+        )
         titled(self.query_one("#about"), f"{self.verb}: what it does, what to watch")
         self.query_one("#find").display = False
         self.top(("start ", ""), (self.verb, "bold"))
-        first = next((f for f in self.query(Field) if f.spec.name in ("recipe", "model", "data")), None)
+        first = next(
+            (f for f in self.query(Field) if f.spec.name in ("recipe", "model", "data")), None
+        )
         if first is not None:
             first.control.focus()
         self.run_worker(self._fill(), group="fields")
@@ -205,7 +271,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         return made
 
     async def _fill(self) -> None:
-        """Mounts the other fields once the first ones are there, in two parts: more of them would cost more in all."""
+        """Mounts the other fields once the first ones are there, in two parts: more of them would
+        cost more in all.
+        """
         while self._coming:
             await self.query_one("#form").mount_all(self._next_fields(3 * AT_ONCE))
             self._filter()
@@ -247,7 +315,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         elif self._goal is not None:  # a whole value, for a field that is still coming
             self._end_find()
         elif (name := best_field([spec.name for spec in self.specs], event.value)) is None:
-            self.ui.say(f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True)
+            self.ui.say(
+                f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True
+            )
         else:
             self._find_field(name)
 
@@ -255,8 +325,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._enter()
 
     def _enter(self) -> None:
-        """Enter in a field: to the field that is wrong, with what is wrong there; else to the next one. The last one
-        has none: it says what starts the stage."""
+        """Enter in a field: to the field that is wrong, with what is wrong there; else to the next
+        one. The last one has none: it says what starts the stage."""
         if self._coming:
             self.app.action_focus_next()
         elif not self.check():
@@ -273,29 +343,44 @@ The stage is started as a process of its own: it goes on when this app is closed
             self._find_field(self._wrong)
 
     def _find_field(self, name: str) -> None:
-        """Goes to this field. Where it is not mounted yet, the search box takes what is typed for it."""
-        field = next(field for field in [*self.query(Field), *self._coming] if field.spec.name == name)
+        """Goes to this field. Where it is not mounted yet, the search box takes what is typed for
+        it.
+        """
+        field = next(
+            field for field in [*self.query(Field), *self._coming] if field.spec.name == name
+        )
         if field.is_mounted:
             self._reach(field)
             return
         self._goal = field
         box = self.query_one("#find", Input)
-        box.value, box.placeholder = "", f"{name}: what is typed here goes into this field, which is being drawn"
+        box.value, box.placeholder = (
+            "",
+            f"{name}: what is typed here goes into this field, which is being drawn",
+        )
         self._filter()
 
     def _reach(self, field: Field) -> None:
-        """The cursor stands in this field, behind what was typed for it meanwhile; every field is shown again."""
+        """The cursor stands in this field, behind what was typed for it meanwhile; every field is
+        shown again.
+        """
         typed = self._end_find()
         if typed and isinstance(field.control, Input):
-            field.control.select_on_focus = False  # what is typed next goes on with it and does not replace it
+            field.control.select_on_focus = (
+                False  # what is typed next goes on with it and does not replace it
+            )
             self.set_focus(field.control)
             field.control.cursor_position = len(field.control.value)
-            field.control.call_later(setattr, field.control, "select_on_focus", True)  # after it has taken the focus
+            field.control.call_later(
+                setattr, field.control, "select_on_focus", True
+            )  # after it has taken the focus
         else:
             self.set_focus(field.control)
 
     def _end_find(self) -> bool:
-        """Puts the search box away; gives whether it held a value for the field looked for, which has it now."""
+        """Puts the search box away; gives whether it held a value for the field looked for, which
+        has it now.
+        """
         box, goal = self.query_one("#find", Input), self._goal
         typed = bool(goal is not None and box.value)
         if goal is not None and typed and isinstance(goal.control, Input):
@@ -327,7 +412,9 @@ The stage is started as a process of its own: it goes on when this app is closed
     def check(self) -> bool:
         """Says whether it can start, marks the field at fault, shows the command."""
         if self._coming:
-            self.query_one("#verdict", SafeText).show(content(" the other fields are coming …", "$muted"))
+            self.query_one("#verdict", SafeText).show(
+                content(" the other fields are coming …", "$muted")
+            )
             return False
         entries = {field.spec.name: field.entry for field in self.query(Field)}
         where, told = "", ""
@@ -335,26 +422,48 @@ The stage is started as a process of its own: it goes on when this app is closed
         values: dict[str, Any] = {}
         try:
             recipe = "" if self.recipe == DEFAULTS else self.recipe
-            filled = {field.spec.name for field in self.query(Field) if recipe and not field.changed}
-            values = to_mapping(from_mapping(self.cls, settings(self.specs, entries), filled=filled))
-            values |= {name: self.base[name] for name in filled}  # what has no effect is left out by the command too
+            filled = {
+                field.spec.name for field in self.query(Field) if recipe and not field.changed
+            }
+            values = to_mapping(
+                from_mapping(self.cls, settings(self.specs, entries), filled=filled)
+            )
+            values |= {
+                name: self.base[name] for name in filled
+            }  # what has no effect is left out by the command too
             self._words = stage_processes.words_for(self.verb, self.cls, values, self.base, recipe)
             where, told = self._obstacle(values)
         except UserError as problem:
             where, told = problem.where.partition("[")[0], str(problem)
-        except (OSError, ValueError) as problem:  # a path that no disk takes: too long, with a NUL in it
+        except (
+            OSError,
+            ValueError,
+        ) as problem:  # a path that no disk takes: too long, with a NUL in it
             told = f"a path cannot be used: {problem}"
         through = self._through(values) if not told else ""
         self._wrong = where.partition(".")[0]
         for field in self.query(Field):
             field.mark(field.spec.name == self._wrong)
         self.query_one("#command", SafeText).show(
-            line((" $ ", "bold $primary"), stage_processes.shown(self._words) if self._words else
-                 ("no command while a setting is wrong", "$muted")))
+            line(
+                (" $ ", "bold $primary"),
+                stage_processes.shown(self._words)
+                if self._words
+                else ("no command while a setting is wrong", "$muted"),
+            )
+        )
         self.query_one("#verdict", SafeText).show(
-            line((" ✗ ", "bold $error"), (told, "$error")) if told else
-            line((" ✓ ", "bold $success"), (f"ready: ctrl+g starts it{'' if through else ' as a process of its own'}",
-                                           "$success"), (f" · {through}" if through else "", "$warning")))
+            line((" ✗ ", "bold $error"), (told, "$error"))
+            if told
+            else line(
+                (" ✓ ", "bold $success"),
+                (
+                    f"ready: ctrl+g starts it{'' if through else ' as a process of its own'}",
+                    "$success",
+                ),
+                (f" · {through}" if through else "", "$warning"),
+            )
+        )
         for field in self.query(Field):
             if field.spec.name == "steps":
                 field.add(through)
@@ -379,7 +488,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         self.app.call_from_thread(self._check_soon)
 
     def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        """(field, what stands in the way): what the command would refuse, said before it is started."""
+        """(field, what stands in the way): what the command would refuse, said before it is
+        started.
+        """
         for name in ("model", "reward_model"):
             folder = values.get(name, "-")
             if folder == "":
@@ -389,7 +500,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         if not values["out"]:
             return "out", "out: name the run folder"
         run = RunFolder(str(values["out"]))
-        place = next(folder for folder in (run.path, *run.path.absolute().parents) if folder.exists())
+        place = next(
+            folder for folder in (run.path, *run.path.absolute().parents) if folder.exists()
+        )
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             return "out", f"out: cannot be written to: {place}"
         if values["resume"] or values.get("redo"):
@@ -398,9 +511,16 @@ The stage is started as a process of its own: it goes on when this app is closed
             if wrong := self._wrong_recipe(str(values["recipe"]), str(values["arch"])):
                 return "recipe", f"recipe: {wrong}"
             begun = [stage.name for stage in run.stages()]
-            return ("out", "out: a run stands there already; resume goes on with it") if begun else ("", "")
+            return (
+                ("out", "out: a run stands there already; resume goes on with it")
+                if begun
+                else ("", "")
+            )
         if issubclass(self.cls, PairsConfig) and not values["data"] and not has_ratings(run):
-            return "data", "data: this run has no ratings to learn from; name a file of pairs, or another run"
+            return (
+                "data",
+                "data: this run has no ratings to learn from; name a file of pairs, or another run",
+            )
         stage = run.stage(self.verb)
         if stage.holder() is not None:
             return "out", f"out: {self.verb} trains there now"
@@ -424,14 +544,22 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.ui.say("nothing copied: a setting is wrong, so there is no command", bad=True)
             return
         # a path that is no UTF-8 holds lone surrogates, which no terminal takes
-        self.app.copy_to_clipboard(stage_processes.shown(self._words).encode("utf-8", "replace").decode())
+        self.app.copy_to_clipboard(
+            stage_processes.shown(self._words).encode("utf-8", "replace").decode()
+        )
         self.ui.say(f"copied: {stage_processes.shown(self._words)}")
 
     def action_model(self) -> None:
-        """Fills in the model (the reward model where that field has the cursor) from a list of what the runs have."""
+        """Fills in the model (the reward model where that field has the cursor) from a list of what
+        the runs have.
+        """
         from ondevice_tui.screens.choose_model import ChooseModel
 
-        fields = {field.spec.name: field for field in self.query(Field) if field.spec.name in ("model", "reward_model")}
+        fields = {
+            field.spec.name: field
+            for field in self.query(Field)
+            if field.spec.name in ("model", "reward_model")
+        }
         typing = [field for field in fields.values() if field.control.has_focus]
         field = (typing or [fields[name] for name in fields if name == "model"] or [None])[0]
         kind = "reward" if field is not None and field.spec.name == "reward_model" else "policy"
@@ -441,10 +569,14 @@ The stage is started as a process of its own: it goes on when this app is closed
         elif not known:
             self.ui.say(f"no run here has a {'reward ' if kind == 'reward' else ''}model yet")
         else:
-            self.app.push_screen(ChooseModel(known), lambda model: field.put(model[1]) if model else None)
+            self.app.push_screen(
+                ChooseModel(known), lambda model: field.put(model[1]) if model else None
+            )
 
     def _wrong_recipe(self, recipe: str, arch: str) -> str:
-        """A right one is read once: every key asks, and parsing YAML takes as long as all else that a key does."""
+        """A right one is read once: every key asks, and parsing YAML takes as long as all else that
+        a key does.
+        """
         if (recipe, arch) not in self._recipes:
             try:
                 load_recipe(recipe_for(recipe, arch))
@@ -470,17 +602,27 @@ The stage is started as a process of its own: it goes on when this app is closed
         if self.query_one("#find", Input).display:
             self._end_find()
             return
-        changed = [field.spec.name for field in [*self.query(Field), *self._coming] if field.entry != field.begun]
+        changed = [
+            field.spec.name
+            for field in [*self.query(Field), *self._coming]
+            if field.entry != field.begun
+        ]
         if not changed:
             self.dismiss(None)
             return
-        ask(self.ui, "leave the form", f"What you changed is lost: {', '.join(changed)}.", "close the form",
-            lambda: self.dismiss(None), no="go on with it")
+        ask(
+            self.ui,
+            "leave the form",
+            f"What you changed is lost: {', '.join(changed)}.",
+            "close the form",
+            lambda: self.dismiss(None),
+            no="go on with it",
+        )
 
 
 def best_field(names: Iterable[str], part: str) -> str | None:
-    """The name that somebody means who types this: the whole name, else the first that begins with it, else the first
-    that has it in it; None where there is none, or nothing was typed."""
+    """The name that somebody means who types this: the whole name, else the first that begins with
+    it, else the first that has it in it; None where there is none, or nothing was typed."""
     wanted = _as_name(part)
     found = [name for name in names if wanted and wanted in name]
     return min(found, key=lambda name: (name != wanted, not name.startswith(wanted)), default=None)

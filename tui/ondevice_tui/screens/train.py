@@ -27,17 +27,36 @@ from ondevice_tui.series import Columns, smooth, spark
 from ondevice_tui.widgets.curve import SCALES, SMOOTHINGS, Curve, Trace
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
-PREFERRED = ("loss", "reward", "accuracy", "margin", "kl", "entropy", "completion_length", "grad_norm", "lr",
-             "tokens_per_second", "memory_bytes")
+PREFERRED = (
+    "loss",
+    "reward",
+    "accuracy",
+    "margin",
+    "kl",
+    "entropy",
+    "completion_length",
+    "grad_norm",
+    "lr",
+    "tokens_per_second",
+    "memory_bytes",
+)
 HIDDEN = ("t", "tokens", "seconds")  # axes, or told otherwise
-SHORT = {"tokens_per_second": "tok/s", "grad_norm": "grad", "memory_bytes": "memory", "completion_length": "length",
-         "clip_fraction": "clipped", "zero_spread": "no spread"}
+SHORT = {
+    "tokens_per_second": "tok/s",
+    "grad_norm": "grad",
+    "memory_bytes": "memory",
+    "completion_length": "length",
+    "clip_fraction": "clipped",
+    "zero_spread": "no spread",
+}
 AXES = ("step", "time", "tokens")
 EMPTY = "no step yet: the stage prepares its data"
 
 
 class StagePage(Page):
-    """A screen that follows one stage of the chosen run. `show_history` is called when there is news."""
+    """A screen that follows one stage of the chosen run. `show_history` is called when there is
+    news.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,12 +67,18 @@ class StagePage(Page):
         self.lag = 0
 
     def wanted(self) -> str:
-        """The stage to follow: the one that was asked for, else the one that trains, else the newest."""
+        """The stage to follow: the one that was asked for, else the one that trains, else the
+        newest.
+        """
         state = self.ui.run_state
         names = [stage["stage"] for stage in state["stages"]] if state else []
         if self.ui.stage in names:
             return self.ui.stage
-        busy = [stage["stage"] for stage in state["stages"] if stage["state"] == "training"] if state else []
+        busy = (
+            [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
+            if state
+            else []
+        )
         return (busy or names[-1:] or [""])[0]
 
     def entered(self) -> None:
@@ -66,8 +91,12 @@ class StagePage(Page):
 
     def runs_changed(self) -> None:
         run, name, state = self.ui.run_folder, self.wanted(), self.ui.run_state
-        self.state = next((s for s in state["stages"] if s["stage"] == name), None) if state else None
-        wanted = StageFolder(run.path / name) if run is not None and self.state is not None else None
+        self.state = (
+            next((s for s in state["stages"] if s["stage"] == name), None) if state else None
+        )
+        wanted = (
+            StageFolder(run.path / name) if run is not None and self.state is not None else None
+        )
         if wanted != self.folder:
             self.workers.cancel_group(self, "tail")
             self.folder, self.history, self.lag = wanted, History(), 0
@@ -101,7 +130,11 @@ class StagePage(Page):
 
     def action_resume(self) -> None:
         run = self.ui.run_folder
-        if run is None or self.folder is None or (self.state or {}).get("state") not in ("died", "failed", "stopped"):
+        if (
+            run is None
+            or self.folder is None
+            or (self.state or {}).get("state") not in ("died", "failed", "stopped")
+        ):
             self.ui.say("nothing to resume: this stage is done or trains now")
             return
         try:
@@ -129,8 +162,11 @@ class StagePage(Page):
             return ["no stage yet"]
         kind = state["state"]
         parts: list[str | Content | tuple[str, str]] = [
-            (self._run_and_stage(52 if self.app.size.width >= 110 else 30), "bold"), "  ",
-            (f"{MARKS[kind]} {'running' if kind == 'training' else kind}", f"bold {STYLES[kind]}"), "  "]
+            (self._run_and_stage(52 if self.app.size.width >= 110 else 30), "bold"),
+            "  ",
+            (f"{MARKS[kind]} {'running' if kind == 'training' else kind}", f"bold {STYLES[kind]}"),
+            "  ",
+        ]
         step, total = self.history.step, self.history.total
         if step:
             parts.append(f"step {step:,}" + (f"/{total:,} {step / total:.0%}" if total else ""))
@@ -156,11 +192,17 @@ class StagePage(Page):
         state = self.state
         if state is None or state["state"] not in ("died", "failed", "stopped"):
             return None
-        told = {"died": "the process is gone and left no word", "failed": state["message"] or "failed",
-                "stopped": state["message"] or "stopped"}[state["state"]]
+        told = {
+            "died": "the process is gone and left no word",
+            "failed": state["message"] or "failed",
+            "stopped": state["message"] or "stopped",
+        }[state["state"]]
         style = STYLES[state["state"]]
-        return line((f" {MARKS[state['state']]} ", f"bold {style}"), (told, style),
-                    ("   R resumes   d last lines", "$muted"))
+        return line(
+            (f" {MARKS[state['state']]} ", f"bold {style}"),
+            (told, style),
+            ("   R resumes   d last lines", "$muted"),
+        )
 
 
 class TrainScreen(StagePage):
@@ -171,23 +213,47 @@ is no number. Below: the newest numbers with their course, and what the model an
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "metric(1)", "curve", tooltip="Next curve (shift+tab: the one before)"),
         Binding("shift+tab", "metric(-1)", "curve back", show=False),
-        Binding("y", "scale", "y scale", tooltip="y axis: fit (2 to 98 percent), full, logarithmic"),
-        Binding("e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"),
+        Binding(
+            "y", "scale", "y scale", tooltip="y axis: fit (2 to 98 percent), full, logarithmic"
+        ),
+        Binding(
+            "e", "smoothing", "smooth", tooltip="How much the average smooths: 0, 0.6, 0.9, 0.97"
+        ),
         Binding("x", "axis", "x axis", tooltip="x axis: steps, seconds, tokens"),
-        Binding("plus,equals_sign", "zoom(1)", "zoom", key_display="+ -", tooltip="Look at the newest half"),
+        Binding(
+            "plus,equals_sign",
+            "zoom(1)",
+            "zoom",
+            key_display="+ -",
+            tooltip="Look at the newest half",
+        ),
         Binding("minus", "zoom(-1)", "zoom out", show=False, key_display="-"),
-        Binding("left_square_bracket", "sample(-1)", "older", key_display="[ ]",
-                tooltip="The sample before in training; ] the one after it"),
+        Binding(
+            "left_square_bracket",
+            "sample(-1)",
+            "older",
+            key_display="[ ]",
+            tooltip="The sample before in training; ] the one after it",
+        ),
         Binding("right_square_bracket", "sample(1)", "newer sample", show=False, key_display="]"),
         Binding("s", "prompt", "prompt", tooltip="The next prompt among the samples"),
-        Binding("o", "overlay", "overlay", tooltip="Lay the same stage of another run over the curve"),
+        Binding(
+            "o", "overlay", "overlay", tooltip="Lay the same stage of another run over the curve"
+        ),
         Binding("L", "details", "log", tooltip="The end of the log"),
         Binding("d", "details", "details", tooltip="The end of the log, messages, settings"),
-        Binding("comma", "other_stage(-1)", "stage", key_display=", .",
-                tooltip="The stage before; . the next one"),
+        Binding(
+            "comma",
+            "other_stage(-1)",
+            "stage",
+            key_display=", .",
+            tooltip="The stage before; . the next one",
+        ),
         Binding("full_stop", "other_stage(1)", "next stage", show=False, key_display="."),
         Binding("space", "freeze", "freeze", tooltip="Hold the view still; training goes on"),
-        Binding("C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"),
+        Binding(
+            "C", "checkpoint", "save", tooltip="Save a checkpoint after this step; training goes on"
+        ),
         Binding("X", "stop", "stop", tooltip="Ask the stage to finish its step, save and stop"),
         Binding("R", "resume", "resume", tooltip="Go on from the newest checkpoint"),
     ]
@@ -215,9 +281,13 @@ is no number. Below: the newest numbers with their course, and what the model an
             widget.can_focus = False
         titled(self.query_one("#notes"), "events")
         for curve in self.query(Curve):
-            smoothing = self.ui.remembered.get("smoothing", lambda value: value in SMOOTHINGS)  # 0 is one of them
+            smoothing = self.ui.remembered.get(
+                "smoothing", lambda value: value in SMOOTHINGS
+            )  # 0 is one of them
             curve.smoothing = curve.smoothing if smoothing is None else float(smoothing)
-            curve.scale = self.ui.remembered.get("scale", lambda value: value in SCALES) or curve.scale
+            curve.scale = (
+                self.ui.remembered.get("scale", lambda value: value in SCALES) or curve.scale
+            )
 
     def stage_changed(self) -> None:
         self._metric, self._back, self._halvings, self._prompt = "", 0, 0, 0
@@ -234,7 +304,9 @@ is no number. Below: the newest numbers with their course, and what the model an
             names = self._names()
             metric = self._metric if self._metric in names else (names[0] if names else "")
             self._show_curve(self.query_one("#curve", Curve), metric)
-            second = next((n for n in ("grad_norm", "lr", *names) if n in names and n != metric), "")
+            second = next(
+                (n for n in ("grad_norm", "lr", *names) if n in names and n != metric), ""
+            )
             if self.query_one("#train-right").display:
                 self._show_curve(self.query_one("#second", Curve), second)
             self.query_one("#tiles", SafeText).show(self._tiles(metric), layout=False)
@@ -249,7 +321,9 @@ is no number. Below: the newest numbers with their course, and what the model an
         if "loss" in known or "reward" in known:
             # The loss says little of a stage that learns from rewards.
             return sorted(known, key=lambda name: (name != "reward", _rank(name)))
-        return sorted(known, key=lambda name: -_rank(name))  # it learns nothing: what it counts, then how fast it was
+        return sorted(
+            known, key=lambda name: -_rank(name)
+        )  # it learns nothing: what it counts, then how fast it was
 
     def _show_curve(self, curve: Curve, metric: str) -> None:
         series = self.history.steps.get(metric)
@@ -259,42 +333,61 @@ is no number. Below: the newest numbers with their course, and what the model an
             if not started and self.ui.started:
                 empty = "It has been started: its first stage appears here."
             if started and self.state and self.state["state"] == "done":
-                empty = ("This stage has no steps: it does not train." if self.history.events else
-                         "Its events are gone: events.jsonl is empty or missing.")
+                empty = (
+                    "This stage has no steps: it does not train."
+                    if self.history.events
+                    else "Its events are gone: events.jsonl is empty or missing."
+                )
             curve.show((), (0, 1), empty)
             titled(curve, "curves")
             return
         ended = self.state is None or self.state["state"] != "training"
-        first, last = series.span[0], float(series.span[1] if ended else max(self.history.total, series.span[1]))
+        first, last = (
+            series.span[0],
+            float(series.span[1] if ended else max(self.history.total, series.span[1])),
+        )
         if self._halvings:
             last = series.span[1]
-            first = last - (last - first) / 2 ** self._halvings
+            first = last - (last - first) / 2**self._halvings
         to_axis = self._to_axis(self.history)
         traces = [Trace(to_axis(series.columns(curve.places, first, last)))]
         title = f"{metric} {number(series.last)}"
-        if curve.smoothing and not series.whole:  # of a count that grows, an average is one that was
+        if (
+            curve.smoothing and not series.whole
+        ):  # of a count that grows, an average is one that was
             title += f"  average {number(_average(traces[0].columns, curve.smoothing))}"
         held = self.history.evals.get(metric)
         other = self._overlay.history.steps.get(metric) if self._overlay is not None else None
         if other is not None and self._overlay is not None:
             with self._overlay.history.lock:
                 columns = other.columns(curve.places, first, last)
-                columns = Columns(columns.x, columns.low, columns.high,
-                                  smooth(columns.mean, 0 if series.whole else curve.smoothing), [])
+                columns = Columns(
+                    columns.x,
+                    columns.low,
+                    columns.high,
+                    smooth(columns.mean, 0 if series.whole else curve.smoothing),
+                    [],
+                )
                 traces.append(Trace(self._to_axis(self._overlay.history)(columns), "·", "third"))
             title += f"  · {self._overlay_name}"
         if held is not None and len(held):
-            traces.append(Trace(to_axis(held.columns(curve.places // 2, first, last)), "o", "second"))
+            traces.append(
+                Trace(to_axis(held.columns(curve.places // 2, first, last)), "o", "second")
+            )
             title += f"  o held-out {number(held.last)}"
         ends = to_axis(Columns([first, last], [0, 0], [0, 0], [0, 0], [])).x
         curve.show(traces, (ends[0], max(ends[1], ends[0])), whole=series.whole)
         smoothed = "counts" if series.whole else f"smooth {curve.smoothing:g}"
-        zoom = f"  zoom {2 ** self._halvings}×" if self._halvings else ""
+        zoom = f"  zoom {2**self._halvings}×" if self._halvings else ""
         titled(curve, title, f"y: {curve.scale}  x: {self._axis}  {smoothed}{zoom}")
 
     def _to_axis(self, history: History) -> Any:
         """Columns with their x as the chosen axis has it."""
-        by = history.steps.get("t" if self._axis == "time" else "tokens") if self._axis != "step" else None
+        by = (
+            history.steps.get("t" if self._axis == "time" else "tokens")
+            if self._axis != "step"
+            else None
+        )
         start = history.start.get("t", 0) if self._axis == "time" else 0
 
         def place(columns: Columns) -> Columns:
@@ -305,8 +398,13 @@ is no number. Below: the newest numbers with their course, and what the model an
                 found = by.at(x)
                 return found - start if found is not None else math.nan
 
-            return Columns([at(x) for x in columns.x], columns.low, columns.high, columns.mean,
-                           [at(x) for x in columns.gaps])
+            return Columns(
+                [at(x) for x in columns.x],
+                columns.low,
+                columns.high,
+                columns.mean,
+                [at(x) for x in columns.gaps],
+            )
 
         return place
 
@@ -321,10 +419,19 @@ is no number. Below: the newest numbers with their course, and what the model an
                 continue
             series = self.history.steps[name]
             value = self.history.value(name)
-            shown = f"{value / 1e9:.1f} GB" if name == "memory_bytes" and value is not None else number(value)
+            shown = (
+                f"{value / 1e9:.1f} GB"
+                if name == "memory_bytes" and value is not None
+                else number(value)
+            )
             course = spark(series.columns(64).mean, 6 if wide else 4)
-            part = line((f"{SHORT.get(name, name.replace('_', ' '))} ", "$muted"), (shown, "bold"), " ",
-                        (course, "$primary"), "  ")
+            part = line(
+                (f"{SHORT.get(name, name.replace('_', ' '))} ", "$muted"),
+                (shown, "bold"),
+                " ",
+                (course, "$primary"),
+                "  ",
+            )
             if part.cell_length > room:
                 break
             room -= part.cell_length
@@ -338,14 +445,24 @@ is no number. Below: the newest numbers with their course, and what the model an
         if not answers:
             titled(box, "samples")
             writes = self.folder is None or run_status.gives(self.folder.name) == "policy"
-            text.show(content("The model's answers to the fixed prompts appear here: at the stage's end, and every "
-                              "sample_every steps where the recipe says so." if writes else
-                              f"{self.folder.name if self.folder else ''} makes no model that writes: it answers no "
-                              "prompts.", "$muted"))
+            text.show(
+                content(
+                    "The model's answers to the fixed prompts appear here: at the stage's end, and every "
+                    "sample_every steps where the recipe says so."
+                    if writes
+                    else f"{self.folder.name if self.folder else ''} makes no model that writes: it answers no "
+                    "prompts.",
+                    "$muted",
+                )
+            )
             return
         chosen = answers[self._prompt % len(answers)]
         newer = f"[ ] {at + 1} of {len(samples)}" if samples else ""
-        titled(box, f"{where} · {cell(str(chosen.get('prompt', '')), 60).strip()}", f"s prompt  {newer}".strip())
+        titled(
+            box,
+            f"{where} · {cell(str(chosen.get('prompt', '')), 60).strip()}",
+            f"s prompt  {newer}".strip(),
+        )
         text.show(content(str(chosen.get("answer", ""))))
 
     def _answers(self, samples: list[tuple[int, int]]) -> tuple[list[dict[str, Any]], str, int]:
@@ -359,15 +476,30 @@ is no number. Below: the newest numbers with their course, and what the model an
         else:
             at, record, where = 0, self.folder.done_record() or {}, "at the end"
         answers = record.get("answers")
-        return [a for a in answers if isinstance(a, dict)] if isinstance(answers, list) else [], where, at
+        return (
+            [a for a in answers if isinstance(a, dict)] if isinstance(answers, list) else [],
+            where,
+            at,
+        )
 
     def _show_notes(self, notes: list[tuple[float, int | None, str]]) -> None:
         start = self.history.start.get("t", 0)
-        rows = [line((f"{duration(max(t - start, 0)):>6} " if isinstance(start, (int, float)) else "", "$muted"),
-                     (f"@{step} " if step is not None else "", "$muted"), cell(text, 300).rstrip())
-                for t, step, text in reversed(notes)]
+        rows = [
+            line(
+                (
+                    f"{duration(max(t - start, 0)):>6} " if isinstance(start, (int, float)) else "",
+                    "$muted",
+                ),
+                (f"@{step} " if step is not None else "", "$muted"),
+                cell(text, 300).rstrip(),
+            )
+            for t, step, text in reversed(notes)
+        ]
         self.query_one("#notes-text", SafeText).show(
-            lines(rows) if rows else content("Measurements, checkpoints and warnings appear here.", "$muted"))
+            lines(rows)
+            if rows
+            else content("Measurements, checkpoints and warnings appear here.", "$muted")
+        )
 
     # keys
 
@@ -418,8 +550,12 @@ is no number. Below: the newest numbers with their course, and what the model an
         if self.folder is None:
             return
         here = self.folder.path.parent.name
-        others = [run for run in self.ui.runs or () if run["run"] != here
-                  and any(stage["stage"] == self.folder.name for stage in run["stages"])]
+        others = [
+            run
+            for run in self.ui.runs or ()
+            if run["run"] != here
+            and any(stage["stage"] == self.folder.name for stage in run["stages"])
+        ]
         names = [run["run"] for run in others]
         at = names.index(self._overlay_name) + 1 if self._overlay_name in names else 0
         self._drop_overlay()
@@ -433,7 +569,11 @@ is no number. Below: the newest numbers with their course, and what the model an
 
     def on_stage_news(self, message: StageNews) -> None:
         super().on_stage_news(message)
-        if self._overlay is not None and message.history is self._overlay.history and not self.frozen:
+        if (
+            self._overlay is not None
+            and message.history is self._overlay.history
+            and not self.frozen
+        ):
             self.show_history()
 
     def _drop_overlay(self) -> None:

@@ -1,4 +1,6 @@
-"""What the votes are worth: `ondevice ratings stats` as a card, and how often the reward model agrees with a rater."""
+"""What the votes are worth: `ondevice ratings stats` as a card, and how often the reward model
+agrees with a rater.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,14 @@ def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
             with Ratings.open(path) as ratings:
                 found = agreement.statistics(ratings)
                 items = {item.id: item for item in ratings.items()}
-                told = told_of(found, agreement.judged(items, ratings.live_votes(), scores, learned))
+                told = told_of(
+                    found, agreement.judged(items, ratings.live_votes(), scores, learned)
+                )
         except UserError as problem:
             told = content(str(problem))
-        screen.app.call_from_thread(screen.app.push_screen, Details("what the votes are worth", told))
+        screen.app.call_from_thread(
+            screen.app.push_screen, Details("what the votes are worth", told)
+        )
 
     screen.run_worker(count, thread=True, group="statistics")
 
@@ -51,7 +57,9 @@ def _votes(count: int) -> str:
 def told_of(found: Mapping[str, Any], judged: Mapping[str, Any]) -> Content:
     """All of it, a heading to each part."""
     counts = [f"{_votes(found['votes'])}, {found['simulated_votes']} of them by a program"]
-    counts += [f"{count} {word.replace('_', ' ')}" for word, count in found["outcomes"].items() if count]
+    counts += [
+        f"{count} {word.replace('_', ' ')}" for word, count in found["outcomes"].items() if count
+    ]
     rows = [line(", ".join(counts)), content("")]
     rows += _raters(found["raters"]) + _agreement(found["agreement"]) + _biases(found)
     rows += _strengths(found) + _judge(judged)
@@ -65,7 +73,9 @@ def _raters(raters: Mapping[str, Any]) -> list[Content]:
         took = f"{pace / 1000:.1f} s each" if pace is not None else ""
         hasty = f", {rater['hasty']} under 1 s" if rater["hasty"] else ""
         again = kappa(rater["repeats"]) if rater["repeats"]["n"] else "no repeat yet"
-        rows.append(line(" ", (cell(name, NAME), "bold"), f" {_votes(rater['votes'])}  {took}{hasty}"))
+        rows.append(
+            line(" ", (cell(name, NAME), "bold"), f" {_votes(rater['votes'])}  {took}{hasty}")
+        )
         rows.append(line(" " * (NAME + 2), "itself ", again))
         if rater["gold"]["of"]:
             rows.append(line(" " * (NAME + 2), "gold   ", share(rater["gold"])))
@@ -79,16 +89,23 @@ def _agreement(found: Mapping[str, Any]) -> list[Content]:
     if found["fleiss"] and len(found["pairs_of_raters"]) > 1:
         rows.append(line(" ", cell("all of them", NAME), " Fleiss ", kappa(found["fleiss"])))
     if len(found["pairs_of_raters"]) > 1:
-        rows.append(line(" ", cell("all of them", NAME), " Krippendorff ", kappa(found["krippendorff"])))
+        rows.append(
+            line(" ", cell("all of them", NAME), " Krippendorff ", kappa(found["krippendorff"]))
+        )
     if len(rows) == 1:
-        rows.append(content(" No pair was rated by two people yet: a gives another name.", "$muted"))
+        rows.append(
+            content(" No pair was rated by two people yet: a gives another name.", "$muted")
+        )
     return [*rows, content("")]
 
 
 def _biases(found: Mapping[str, Any]) -> list[Content]:
-    return [_head("biases", "share of the decided pairs, with its 95 % interval"),
-            line(" position  the first shown won  ", share(found["first_shown"])),
-            line(" length    the longer won       ", share(found["longer"])), content("")]
+    return [
+        _head("biases", "share of the decided pairs, with its 95 % interval"),
+        line(" position  the first shown won  ", share(found["first_shown"])),
+        line(" length    the longer won       ", share(found["longer"])),
+        content(""),
+    ]
 
 
 def _strengths(found: Mapping[str, Any]) -> list[Content]:
@@ -100,21 +117,41 @@ def _strengths(found: Mapping[str, Any]) -> list[Content]:
     for k, source in enumerate(strengths["sources"]):
         at, low, high = (POINTS * strengths[key][k] for key in ("strength", "low", "high"))
         drawn = interval(at, low, high, ends)
-        rows.append(line(" ", (cell(source, NAME), "bold"), f" {at:+5.0f} ", (drawn, "$primary"),
-                         f" [{low:+.0f}, {high:+.0f}]"))
+        rows.append(
+            line(
+                " ",
+                (cell(source, NAME), "bold"),
+                f" {at:+5.0f} ",
+                (drawn, "$primary"),
+                f" [{low:+.0f}, {high:+.0f}]",
+            )
+        )
         rows.append(line(" " * (NAME + 2), "won ", share(found["win_rate"][source])))
         if k < len(strengths["beats"]):
             p, low, high = strengths["beats"][k]
             unsure = ("  not resolved: more votes", "$warning") if low < 0.5 < high else ""
-            rows.append(line(" " * (NAME + 2), f"beats the next with {p:.2f} [{low:.2f}, {high:.2f}]", unsure))
+            rows.append(
+                line(
+                    " " * (NAME + 2), f"beats the next with {p:.2f} [{low:.2f}, {high:.2f}]", unsure
+                )
+            )
     return [*rows, content("")]
 
 
 def _judge(judged: Mapping[str, Any]) -> list[Content]:
     rows = [_head("the reward model", "how often it orders a pair as the rater did")]
     for name, found in judged.items():
-        rows.append(line(" ", (cell(name, NAME), "bold"), " pairs it has not learned from ", share(found["new"])))
-        rows.append(line(" " * (NAME + 2), "pairs it has learned from     ", share(found["learned"])))
+        rows.append(
+            line(
+                " ",
+                (cell(name, NAME), "bold"),
+                " pairs it has not learned from ",
+                share(found["new"]),
+            )
+        )
+        rows.append(
+            line(" " * (NAME + 2), "pairs it has learned from     ", share(found["learned"]))
+        )
     if not judged:
         rows.append(content(" None yet, or it has not read the rated pairs so far.", "$muted"))
     return [*rows, content("")]
@@ -136,12 +173,13 @@ def kappa(found: Mapping[str, Any]) -> str:
 
 def interval(at: float, low: float, high: float, ends: list[float]) -> str:
     """`  ├──●───┤  ` between the two ends, in BAR cells."""
+
     def place(value: float) -> int:
         apart = ends[1] - ends[0]
         return min(max(round((value - ends[0]) / apart * (BAR - 1)) if apart else 0, 0), BAR - 1)
 
     cells = [" "] * BAR
-    cells[place(low):place(high) + 1] = "─" * (place(high) + 1 - place(low))
+    cells[place(low) : place(high) + 1] = "─" * (place(high) + 1 - place(low))
     cells[place(low)], cells[place(high)], cells[place(at)] = "├", "┤", "●"
     return "".join(cells)
 

@@ -1,4 +1,6 @@
-"""Answers beside or under each other, without names; what was read of each; the words in which two of them differ."""
+"""Answers beside or under each other, without names; what was read of each; the words in which two
+of them differ.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Readable(VerticalScroll):
         more = self.max_scroll_y - self.scroll_offset.y
         self.read_to_end = self.read_to_end or more <= 0
         told = f"▼ {more} more: {self.KEY}" if more > 0 else "end read"
-        titled(self, self.name_shown, f"end read, {told}" if self.read_to_end and more > 0 else told)
+        titled(
+            self, self.name_shown, f"end read, {told}" if self.read_to_end and more > 0 else told
+        )
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)
@@ -68,7 +72,9 @@ class Question(Readable):
 
     def show_item(self, item: Item, *, read: bool = False) -> None:
         before = len(item.messages) - 1
-        earlier = f" · {before} earlier message{'' if before == 1 else 's'}: c" if before > 0 else ""
+        earlier = (
+            f" · {before} earlier message{'' if before == 1 else 's'}: c" if before > 0 else ""
+        )
         last = item.messages[-1] if item.messages else {}
         self.show(content(said(last) or "(nothing)", "bold"), f"question{earlier}", read=read)
 
@@ -82,12 +88,16 @@ class Answer(Readable):
 
 
 class Answers(Container):
-    """The two to four answers of an item, in the order in which they are shown, to the question above them."""
+    """The two to four answers of an item, in the order in which they are shown, to the question
+    above them.
+    """
 
     def __init__(self, question: Question) -> None:
         super().__init__(id="rate-answers")
         self.question = question
-        self.beside: bool | None = None  # side by side or not, as a person wants it; None where the width decides
+        self.beside: bool | None = (
+            None  # side by side or not, as a person wants it; None where the width decides
+        )
         self.diff = False
 
     def compose(self) -> ComposeResult:
@@ -103,7 +113,9 @@ class Answers(Container):
 
     @property
     def unread(self) -> str:
-        """Whose end has not been on the screen, and the key that brings it; empty where all were read."""
+        """Whose end has not been on the screen, and the key that brings it; empty where all were
+        read.
+        """
         if not self.question.read_to_end:
             return f"the end of the question was not read: {self.question.KEY} scrolls it"
         if not all(pane.read_to_end for pane in self.panes):
@@ -121,7 +133,11 @@ class Answers(Container):
         self.question.show_item(item, read=again and self.question.read_to_end)
         for place, slot in enumerate(item.shown):
             pane = self.query_one(f"#answer-{place}", Answer)
-            pane.show(self._text(item, place, slot), self._place_name(item, place), read=again and seen[place])
+            pane.show(
+                self._text(item, place, slot),
+                self._place_name(item, place),
+                read=again and seen[place],
+            )
 
     def lay_out(self, count: int) -> None:
         self.set_class(self.stand_beside(count), "-beside")
@@ -133,7 +149,11 @@ class Answers(Container):
 
     def _place_name(self, item: Item, place: int) -> str:
         if len(item.responses) == 2:
-            return ("1 ← left", "2 → right")[place] if self.stand_beside(2) else ("1 ← above", "2 → below")[place]
+            return (
+                ("1 ← left", "2 → right")[place]
+                if self.stand_beside(2)
+                else ("1 ← above", "2 → below")[place]
+            )
         return str(place + 1)
 
     def _text(self, item: Item, place: int, slot: int) -> Content:
@@ -149,14 +169,20 @@ def differences(text: str, other: str) -> Content:
     if max(len(words), len(others)) > DIFF_WORDS:
         return content(text)
     parts: list[Content] = []
-    for tag, i, j, _, _ in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
+    for tag, i, j, _, _ in difflib.SequenceMatcher(
+        None, words, others, autojunk=False
+    ).get_opcodes():
         if i < j:
-            parts.append(content(" ".join(words[i:j]), "" if tag == "equal" else "bold underline $warning"))
+            parts.append(
+                content(" ".join(words[i:j]), "" if tag == "equal" else "bold underline $warning")
+            )
     return Content(" ").join(parts)
 
 
 def said(message: Mapping[str, Any]) -> str:
-    """The text of a message; of one in parts (as some chats have them), its parts as they are written."""
+    """The text of a message; of one in parts (as some chats have them), its parts as they are
+    written.
+    """
     text = message.get("content", "")
     return text if isinstance(text, str) else str(text)
 
@@ -165,6 +191,9 @@ def conversation(item: Item) -> Content:
     """Every message of an item's prompt, whole, with who said it."""
     rows = []
     for message in item.messages:
-        rows += [line((cell(str(message.get("role", "")), 30).strip(), "bold $primary")),
-                 content(said(message) or "(nothing)", limit=WHOLE), content("")]
+        rows += [
+            line((cell(str(message.get("role", "")), 30).strip(), "bold $primary")),
+            content(said(message) or "(nothing)", limit=WHOLE),
+            content(""),
+        ]
     return lines(rows[:-1])

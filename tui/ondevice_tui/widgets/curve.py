@@ -1,8 +1,9 @@
-"""Curves in braille: the band from min to max of what each column holds, and its moving average over it.
+"""Curves in braille: the band from min to max of what each column holds, and its moving average
+over it.
 
-No point is left out: a column that stands for many points shows their lowest and highest (striding, as other widgets
-have it, hides spikes). Points that are no number are a ✗ at the foot. The second series has a glyph of its own, so that
-colour is never the only difference.
+No point is left out: a column that stands for many points shows their lowest and highest (striding,
+as other widgets have it, hides spikes). Points that are no number are a ✗ at the foot. The second
+series has a glyph of its own, so that colour is never the only difference.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # [row][column
 
 @dataclass(frozen=True)
 class Trace:
-    """One thing to draw. `glyph` empty: band and average in braille; else this character at each point."""
+    """One thing to draw. `glyph` empty: band and average in braille; else this character at each
+    point.
+    """
 
     columns: Columns
     glyph: str = ""
@@ -62,8 +65,14 @@ def braille_works() -> bool:
 class Curve(Widget):
     """Set `traces` with `show`; `scale` and `smoothing` repaint by themselves."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"curve--axis", "curve--band", "curve--line", "curve--second",
-                                             "curve--third", "curve--gap"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "curve--axis",
+        "curve--band",
+        "curve--line",
+        "curve--second",
+        "curve--third",
+        "curve--gap",
+    }
     DEFAULT_CSS = """
     Curve {
         height: 1fr; min-height: 4;
@@ -78,7 +87,9 @@ class Curve(Widget):
     scale = reactive("fit")
     smoothing = reactive(0.6)
 
-    def __init__(self, empty: str = "nothing yet", *, id: str | None = None, classes: str | None = None) -> None:
+    def __init__(
+        self, empty: str = "nothing yet", *, id: str | None = None, classes: str | None = None
+    ) -> None:
         super().__init__(id=id, classes=classes)
         self._empty = empty
         self._traces: tuple[Trace, ...] = ()
@@ -88,10 +99,15 @@ class Curve(Widget):
         self._drawn: tuple[object, ...] | None = None
         self._version = 0
 
-    def show(self, traces: Sequence[Trace], x_range: tuple[float, float], empty: str = "",
-             whole: bool = False) -> None:
-        """`x_range` is what the x axis spans, also where no point is yet. `whole`: the values are counts, which are not
-        smoothed and stay whole numbers."""
+    def show(
+        self,
+        traces: Sequence[Trace],
+        x_range: tuple[float, float],
+        empty: str = "",
+        whole: bool = False,
+    ) -> None:
+        """`x_range` is what the x axis spans, also where no point is yet. `whole`: the values are
+        counts, which are not smoothed and stay whole numbers."""
         self._traces, self._range, self._whole = tuple(traces), x_range, whole
         self._empty = empty or self._empty
         self._version += 1
@@ -112,8 +128,10 @@ class Curve(Widget):
         if y >= len(self._rows):
             return Strip.blank(self.size.width, self.rich_style)
         base = self.rich_style
-        styles = {name: self.get_component_rich_style(f"curve--{name}")
-                  for name in ("axis", "band", "line", "second", "third", "gap")}
+        styles = {
+            name: self.get_component_rich_style(f"curve--{name}")
+            for name in ("axis", "band", "line", "second", "third", "gap")
+        }
         segments = [Segment(text, styles.get(style, base)) for text, style in self._rows[y]]
         return Strip(segments).adjust_cell_length(self.size.width, base)
 
@@ -127,7 +145,11 @@ class Curve(Widget):
         if self.scale == "log":
             values = [v for v in values if v > 0]
         if not values:
-            text = "no positive value: y shows another scale" if any(map(_values, self._traces)) else self._empty
+            text = (
+                "no positive value: y shows another scale"
+                if any(map(_values, self._traces))
+                else self._empty
+            )
             return self._message(text)
         if (alone := self._only_value()) is not None:
             return self._message(f"{number(alone)}: the only value")
@@ -139,12 +161,19 @@ class Curve(Widget):
 
     def _message(self, text: str) -> list[list[tuple[str, str]]]:
         """A line in the middle, where there is nothing to draw."""
-        middle = [("", ""), (sanitize(text, newlines=False)[:self.size.width].center(self.size.width), "axis")]
+        middle = [
+            ("", ""),
+            (sanitize(text, newlines=False)[: self.size.width].center(self.size.width), "axis"),
+        ]
         return [[] for _ in range((self.size.height - 1) // 2)] + [middle]
 
     def _only_value(self) -> float | None:
-        """The value, where there is no more than one and nothing else to draw: a dot says less than the number."""
-        found = [value for trace in self._traces for value in trace.columns.mean if not math.isnan(value)]
+        """The value, where there is no more than one and nothing else to draw: a dot says less than
+        the number.
+        """
+        found = [
+            value for trace in self._traces for value in trace.columns.mean if not math.isnan(value)
+        ]
         if len(found) != 1 or any(trace.columns.gaps for trace in self._traces):
             return None
         return round(found[0]) if self._whole else found[0]
@@ -159,11 +188,15 @@ class Curve(Widget):
         if self.scale == "log":
             low, high = math.log10(low), math.log10(high)
         room = (high - low) * 0.04 or abs(high) * 0.05 or 0.5
-        positive = self.scale != "log" and ordered[0] >= 0  # an axis below 0 would tell of what cannot be
+        positive = (
+            self.scale != "log" and ordered[0] >= 0
+        )  # an axis below 0 would tell of what cannot be
         return max(low - room, 0.0) if positive else low - room, high + room
 
     def _row(self, value: float, low: float, high: float, rows: int) -> int | None:
-        """The row of a value, counted from the top; beyond the axis it is the edge's. None: not on this scale."""
+        """The row of a value, counted from the top; beyond the axis it is the edge's. None: not on
+        this scale.
+        """
         if self.scale == "log":
             if value <= 0:
                 return None
@@ -174,7 +207,11 @@ class Curve(Widget):
         first, last = self._range
         if not first <= x <= last:
             return None
-        return min(int((x - first) / (last - first) * (places - 1) + 0.5), places - 1) if last > first else 0
+        return (
+            min(int((x - first) / (last - first) * (places - 1) + 0.5), places - 1)
+            if last > first
+            else 0
+        )
 
     def _draw_trace(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
         columns, fine = trace.columns, canvas.height * 4
@@ -206,21 +243,29 @@ class Curve(Widget):
     def _with_axes(self, canvas: _Canvas, low: float, high: float) -> list[list[tuple[str, str]]]:
         def label(row: int) -> str:
             value = high - (high - low) * row / max(canvas.height - 1, 1)
-            value = 10 ** value if self.scale == "log" else value
+            value = 10**value if self.scale == "log" else value
             return number(round(value) if self._whole else value)
 
         ticks = {0, canvas.height // 2, canvas.height - 1}
         plain = not braille_works()
         rows = []
         for row in range(canvas.height):
-            cells = [(f"{label(row) if row in ticks else '':>{LABEL - 1}}" + ("┤" if row in ticks else "│"), "axis")]
+            cells = [
+                (
+                    f"{label(row) if row in ticks else '':>{LABEL - 1}}"
+                    + ("┤" if row in ticks else "│"),
+                    "axis",
+                )
+            ]
             for column in range(canvas.width):
                 cells.append(_cell(canvas, (row, column), plain))
             rows.append(_packed(cells))
         first, last = (_tick(x) for x in self._range)
         middle = _tick((self._range[0] + self._range[1]) / 2)
         room = canvas.width - len(first) - len(last)
-        foot = first + (middle.center(room) if room > len(middle) + 4 else " " * max(room, 1)) + last
+        foot = (
+            first + (middle.center(room) if room > len(middle) + 4 else " " * max(room, 1)) + last
+        )
         rows.append([(" " * LABEL + foot, "axis")])
         return rows
 
@@ -260,7 +305,11 @@ def _packed(cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _values(trace: Trace) -> list[float]:
     columns = trace.columns
-    return [v for v in (columns.mean if trace.glyph else [*columns.low, *columns.high]) if math.isfinite(v)]
+    return [
+        v
+        for v in (columns.mean if trace.glyph else [*columns.low, *columns.high])
+        if math.isfinite(v)
+    ]
 
 
 def _tick(x: float) -> str:

@@ -14,7 +14,9 @@ SHORT = 24
 
 
 class Keys(Footer):
-    """Textual's footer, wrapped: one row would hide most actions of a screen at 80 columns. A click presses the key."""
+    """Textual's footer, wrapped: one row would hide most actions of a screen at 80 columns. A click
+    presses the key.
+    """
 
     DEFAULT_CSS = """
     Keys { layout: vertical; height: auto; }
@@ -37,7 +39,7 @@ class Keys(Footer):
                 used = 0
             rows[-1].append(key)
             used += cells
-        for row in rows[:MOST_ROWS if height >= SHORT else SHORT_ROWS]:
+        for row in rows[: MOST_ROWS if height >= SHORT else SHORT_ROWS]:
             yield HorizontalGroup(*row)
 
     def on_resize(self) -> None:

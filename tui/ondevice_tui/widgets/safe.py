@@ -1,9 +1,9 @@
 """The one door between text and the screen.
 
-Model output, file names, messages, help strings: whatever is shown comes through `content` (or `cell`, for one line of
-a fixed width), which make it inert and hand it over as plain text, so that a widget reads no markup in it, attaches no
-action and sends the terminal nothing but characters. Only this module makes `Content` or uses `Static`; a test looks
-at every other one.
+Model output, file names, messages, help strings: whatever is shown comes through `content` (or
+`cell`, for one line of a fixed width), which make it inert and hand it over as plain text, so that
+a widget reads no markup in it, attaches no action and sends the terminal nothing but characters.
+Only this module makes `Content` or uses `Static`; a test looks at every other one.
 """
 
 from __future__ import annotations
@@ -35,9 +35,14 @@ def content(text: str, style: str = "", *, newlines: bool = True, limit: int = L
 
 def line(*parts: str | Content | tuple[str, str]) -> Content:
     """One line out of parts: text, (text, style), or content that was made here."""
-    made = [part if isinstance(part, Content) else
-            content(part, newlines=False) if isinstance(part, str) else content(part[0], part[1], newlines=False)
-            for part in parts]
+    made = [
+        part
+        if isinstance(part, Content)
+        else content(part, newlines=False)
+        if isinstance(part, str)
+        else content(part[0], part[1], newlines=False)
+        for part in parts
+    ]
     return Content("").join(made)
 
 
@@ -47,8 +52,12 @@ def lines(rows: Iterable[Content]) -> Content:
 
 
 def cell(text: str, width: int, *, right: bool = False) -> str:
-    """`text` harmless, on one line, in exactly `width` terminal cells; an ellipsis says where it was cut."""
-    shown = sanitize(re.sub(r"\s*\n\s*", " ↵ ", text[:width * 8 + _MARK].strip()), newlines=False, limit=None)
+    """`text` harmless, on one line, in exactly `width` terminal cells; an ellipsis says where it
+    was cut.
+    """
+    shown = sanitize(
+        re.sub(r"\s*\n\s*", " ↵ ", text[: width * 8 + _MARK].strip()), newlines=False, limit=None
+    )
     if cell_len(shown) > width:
         return set_cell_size(shown, max(width - 1, 0)) + "…" if width else ""
     room = " " * (width - cell_len(shown))
@@ -64,8 +73,14 @@ def titled(widget: Widget, title: str, subtitle: str = "") -> None:
 class SafeText(Static):
     """Text of anyone's, made harmless. `show` replaces it; equal text costs nothing."""
 
-    def __init__(self, text: str | Content = "", style: str = "", *, id: str | None = None,
-                 classes: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str | Content = "",
+        style: str = "",
+        *,
+        id: str | None = None,
+        classes: str | None = None,
+    ) -> None:
         self._shown = _as_content(text, style)
         super().__init__(self._shown, id=id, classes=classes, markup=False)
 
@@ -83,8 +98,8 @@ class SafeText(Static):
 
 
 class YesNo(Checkbox):
-    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor sight. Space changes
-    it; Enter is the form's, as in every other field."""
+    """A checkbox in characters, `[x] yes` or `[ ] no`: no colour is needed to tell them apart, nor
+    sight. Space changes it; Enter is the form's, as in every other field."""
 
     class Entered(Message):
         """Enter was pressed in it."""
@@ -105,9 +120,9 @@ class YesNo(Checkbox):
 
 
 class SafeInput(Input):
-    """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value itself stays as it is;
-    each character is drawn as one, so that the cursor stays where it is. Lines that are pasted become one, and that is
-    said."""
+    """An input whose value, which may be a folder's name or pasted, is drawn harmless. The value
+    itself stays as it is; each character is drawn as one, so that the cursor stays where it is.
+    Lines that are pasted become one, and that is said."""
 
     def _on_paste(self, event: Paste) -> None:
         """In place of Textual's, which keeps the first line and drops the others without a word."""
@@ -136,8 +151,8 @@ class SafeInput(Input):
 
 
 class SafeArea(TextArea):
-    """Text of several lines, drawn harmless. Enter sends it (`Sent`); ctrl+j, or shift+enter where a terminal tells it,
-    begins a line. What is pasted arrives whole."""
+    """Text of several lines, drawn harmless. Enter sends it (`Sent`); ctrl+j, or shift+enter where
+    a terminal tells it, begins a line. What is pasted arrives whole."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+j,shift+enter", "line", show=False)]
 
@@ -153,8 +168,16 @@ class SafeArea(TextArea):
             return self.area
 
     def __init__(self, text: str = "", *, placeholder: str = "", id: str | None = None) -> None:
-        super().__init__(text, placeholder=content(placeholder), id=id, compact=True, soft_wrap=True,
-                         show_line_numbers=False, tab_behavior="focus", highlight_cursor_line=False)
+        super().__init__(
+            text,
+            placeholder=content(placeholder),
+            id=id,
+            compact=True,
+            soft_wrap=True,
+            show_line_numbers=False,
+            tab_behavior="focus",
+            highlight_cursor_line=False,
+        )
         self.move_cursor(self.document.end)
 
     def get_line(self, line_index: int) -> Text:
