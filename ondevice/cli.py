@@ -473,11 +473,10 @@ def print_help(verb: Verb, cls: type | None) -> None:
     except SystemExit:
         options = []  # tyro leaves the program when it has printed help
     if verb.sets:
-        what = (
-            "a field of the recipe (sft.steps=100)"
-            if verb.name == "run"
-            else f"a field ({_example(cls)})"
-        )
+        if verb.name == "run":
+            what = "a field of the recipe (sft.steps=100)"
+        else:
+            what = f"a field ({_example(cls)})"
         options.append(f"--set KEY=VALUE   change {what}; may be repeated")
     if verb.recipe:
         options.append(
@@ -551,7 +550,9 @@ def _near_flag(verb: Verb, kinds: Mapping[str, Any], key: str) -> str:
             return f"did you mean {_flag(name)!r}?"
     known += [f"no_{name}" for name, kind in kinds.items() if kind is bool]
     hint = nearest(_flag(key), map(_flag, known))
-    return hint if hint.startswith("did") else f"ondevice {verb.name} --help lists them"
+    if hint.startswith("did"):
+        return hint
+    return f"ondevice {verb.name} --help lists them"
 
 
 def _value(name: str, given: str | None, rest: list[str]) -> str:
@@ -694,10 +695,12 @@ def _flat(mapping: Mapping[str, Any], before: str = "") -> list[str]:
 
 def _figure(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(part, float) for part in value):
-        return (
-            " to ".join(map(_figure, value)) if len(value) == 2 else ", ".join(map(_figure, value))
-        )
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if len(value) == 2:
+            return " to ".join(map(_figure, value))
+        return ", ".join(map(_figure, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 def _ours() -> int:

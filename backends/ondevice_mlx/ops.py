@@ -109,7 +109,9 @@ class MLXOps:
         return nn.silu(x)
 
     def gelu(self, x: mx.array, approximate: bool = False) -> mx.array:
-        return nn.gelu_approx(x) if approximate else nn.gelu(x)
+        if approximate:
+            return nn.gelu_approx(x)
+        return nn.gelu(x)
 
     # numbers
     def softmax(self, x: mx.array, axis: int) -> mx.array:
@@ -221,9 +223,10 @@ class MLXOps:
 
                     piece = mx.depends(x[part], [*total, grads[-1]]) if grads else x[part]
                     _, new = mx.vjp(chunk, [*params.values(), piece], [c[part] for c in cotangents])
-                    total = (
-                        [a + b for a, b in zip(total, new[:-1], strict=True)] if total else new[:-1]
-                    )
+                    if total:
+                        total = [a + b for a, b in zip(total, new[:-1], strict=True)]
+                    else:
+                        total = new[:-1]
                     grads.append(new[-1])
                 return dict(zip(names, total, strict=True)), mx.concatenate(grads)
 
@@ -255,11 +258,10 @@ def attention_mask(
     last = lengths[:, None] if lengths is not None else t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
     at = mx.maximum(queries + (last - t_q), 0)[..., :, None].reshape(-1, t_q, 1)
-    mask = (
-        keys <= at
-        if causal
-        else keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
-    )
+    if causal:
+        mask = keys <= at
+    else:
+        mask = keys < (mx.maximum(lengths[:, None, None], 1) if lengths is not None else t_k)
     if window:
         mask = mask & (keys > at - window)
         if not causal:

@@ -26,13 +26,12 @@ def make(device: str, dtype: str) -> TorchBackend:
     """`device` auto, cpu or gpu; `dtype` auto, float32 or bfloat16. Raises UserError where there is
     no such device.
     """
-    gpu = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else None
-    )
+    if torch.cuda.is_available():
+        gpu = "cuda"
+    elif torch.backends.mps.is_available():
+        gpu = "mps"
+    else:
+        gpu = None
     if device == "gpu" and gpu is None:
         raise UserError("torch sees no GPU here", where="device", hint="take --device cpu or auto")
     name = "cpu" if device == "cpu" or gpu is None else gpu

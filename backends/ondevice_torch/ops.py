@@ -96,11 +96,12 @@ class TorchOps:
             and not window
             and (not causal or (q.shape[2] == k.shape[2] and bias is None))
         )
-        mask = (
-            None
-            if plain
-            else attention_mask(q.shape[2], k.shape[2], q.device, causal, window, segments, lengths)
-        )
+        if plain:
+            mask = None
+        else:
+            mask = attention_mask(
+                q.shape[2], k.shape[2], q.device, causal, window, segments, lengths
+            )
         if bias is not None:
             mask = bias if mask is None else torch.where(mask, bias, float("-inf"))
         if (
@@ -158,7 +159,9 @@ class TorchOps:
         return torch.sqrt(x)
 
     def sum(self, x: Tensor, axis: int | None = None, keepdims: bool = False) -> Tensor:
-        return torch.sum(x) if axis is None else torch.sum(x, axis, keepdim=keepdims)
+        if axis is None:
+            return torch.sum(x)
+        return torch.sum(x, axis, keepdim=keepdims)
 
     def max(self, x: Tensor, axis: int, keepdims: bool = False) -> Tensor:
         return torch.amax(x, axis, keepdim=keepdims)
@@ -173,17 +176,23 @@ class TorchOps:
         return torch.sort(x, axis).values
 
     def maximum(self, a: Any, b: Any) -> Tensor:
-        return torch.clamp(a, min=b) if isinstance(b, (int, float)) else torch.maximum(a, b)
+        if isinstance(b, (int, float)):
+            return torch.clamp(a, min=b)
+        return torch.maximum(a, b)
 
     def minimum(self, a: Any, b: Any) -> Tensor:
-        return torch.clamp(a, max=b) if isinstance(b, (int, float)) else torch.minimum(a, b)
+        if isinstance(b, (int, float)):
+            return torch.clamp(a, max=b)
+        return torch.minimum(a, b)
 
     def where(self, condition: Tensor, a: Any, b: Any) -> Tensor:
         return torch.where(condition, a, b)
 
     # shapes
     def take(self, x: Tensor, index: Tensor) -> Tensor:
-        return F.embedding(index, x) if x.ndim == 2 else x[index]
+        if x.ndim == 2:
+            return F.embedding(index, x)
+        return x[index]
 
     def concat(self, xs: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(list(xs), axis)
@@ -248,11 +257,10 @@ def attention_mask(
     last = lengths[:, None] if lengths is not None else t_k
     # a row that holds nothing looks at its first key: what it gives is thrown away, but is no NaN
     at = (queries + (last - t_q)).clamp(min=0)[..., :, None].reshape(-1, t_q, 1)
-    mask = (
-        keys <= at
-        if causal
-        else keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
-    )
+    if causal:
+        mask = keys <= at
+    else:
+        mask = keys < (lengths[:, None, None].clamp(min=1) if lengths is not None else t_k)
     if window:
         mask = mask & (keys > at - window)
         if not causal:

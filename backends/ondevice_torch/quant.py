@@ -24,11 +24,10 @@ def dequantize(packed: Tensor, scales: Tensor, biases: Tensor, width: int) -> Te
     """
     octets = packed.view(torch.uint8)  # a word's first byte holds its lowest bits
     bits = 8 * octets.shape[-1] // width
-    q = (
-        octets
-        if bits == 8
-        else torch.stack([(octets >> low) & (2**bits - 1) for low in range(0, 8, bits)], -1)
-    )
+    if bits == 8:
+        q = octets
+    else:
+        q = torch.stack([(octets >> low) & (2**bits - 1) for low in range(0, 8, bits)], -1)
     grouped = q.reshape(*scales.shape, -1).to(scales.dtype)
     torch.addcmul(biases[..., None], grouped, scales[..., None], out=grouped)
     return grouped.reshape(*packed.shape[:-1], width)
@@ -47,7 +46,9 @@ class QuantizedLinear(torch.autograd.Function):
             x @ dequantize(packed[rows], scales[rows], biases[rows], x.shape[-1]).T
             for rows in _parts(len(packed), x.shape[-1])
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

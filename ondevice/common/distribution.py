@@ -64,9 +64,8 @@ def install_hint(extra: str) -> str:
     if has_pip and setup.is_file() and Path(sys.prefix).resolve() == checkout / ".venv":
         return shlex.join(["scripts/setup" if Path.cwd() == checkout else str(setup), extra])
     python = sys.executable or "python3"
-    installer = (
-        [python, "-m", "pip", "install"]
-        if has_pip
-        else ["uv", "pip", "install", "--python", python]
-    )
+    if has_pip:
+        installer = [python, "-m", "pip", "install"]
+    else:
+        installer = ["uv", "pip", "install", "--python", python]
     return shlex.join([*installer, *packages])

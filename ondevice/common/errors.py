@@ -18,7 +18,9 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{line} ({self.hint})" if self.hint else line
+        if self.hint:
+            return f"{line} ({self.hint})"
+        return line
 
 
 class Interrupted(Exception):
@@ -29,4 +31,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A hint naming the known word nearest to `word`, or the known words where none is near."""
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(choices)}"

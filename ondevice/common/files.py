@@ -72,11 +72,10 @@ def digest(value: Any) -> str:
 
 def digest_path(path: Path) -> str:
     """A hash of a file's bytes, or of all files of a folder; hidden files are left out."""
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-    )
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
     return digest([(p.name, _sha256(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in files])
 
 

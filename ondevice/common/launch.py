@@ -34,7 +34,9 @@ class OwnPackages:
         """None for every other name, and for a package that is not beside this one: the usual
         search goes on.
         """
-        return PathFinder.find_spec(name, cls.folders) if name in PACKAGES else None
+        if name in PACKAGES:
+            return PathFinder.find_spec(name, cls.folders)
+        return None
 
 
 def keep_own_packages() -> None:

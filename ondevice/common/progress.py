@@ -97,9 +97,9 @@ class Progress:
             self._gone = True
 
     def _left(self, step: int, rate: float) -> str:
-        return (
-            f"{duration((self.total - step) / rate)} left" if self.total > step and rate > 0 else ""
-        )
+        if self.total > step and rate > 0:
+            return f"{duration((self.total - step) / rate)} left"
+        return ""
 
     def _write(self, line: str) -> None:
         if self._gone:
@@ -171,7 +171,9 @@ def number(value: float | None) -> str:
         return str(value)
     if size and size < 0.01:
         return f"{value:.1e}"
-    return f"{value:.3f}" if size < 100 else f"{value:.0f}"
+    if size < 100:
+        return f"{value:.3f}"
+    return f"{value:.0f}"
 
 
 def size(count: float) -> str:
@@ -188,10 +190,14 @@ def duration(seconds: float) -> str:
     if whole >= 86400:
         return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}"
 
 
 def _pace(rate: float) -> str:
     if rate <= 0:
         return ""
-    return f"{number(rate)} it/s" if rate >= 1 else f"{number(1 / rate)} s/it"
+    if rate >= 1:
+        return f"{number(rate)} it/s"
+    return f"{number(1 / rate)} s/it"

@@ -24,4 +24,6 @@ def redacted(text: str) -> str:
 
 
 def _without(text: str, token: str) -> str:
-    return text.replace(token, "hf_…") if len(token.strip()) > 5 else text
+    if len(token.strip()) > 5:
+        return text.replace(token, "hf_…")
+    return text

@@ -45,11 +45,15 @@ def _picture(match: re.Match[str]) -> str:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "␡"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    if code <= 0xFFFF:
+        return f"\\u{code:04x}"
+    return f"\\U{code:08x}"
 
 
 def _line_picture(match: re.Match[str]) -> str:
-    return "\n" if match[0] == "\n" else _picture(match)
+    if match[0] == "\n":
+        return "\n"
+    return _picture(match)
 
 
 def _safe(text: str, newlines: bool) -> str:

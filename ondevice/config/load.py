@@ -82,7 +82,9 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(kind):
         made: type = typing.cast(type, kind)
-        return value if isinstance(value, made) else from_mapping(made, value, where)
+        if isinstance(value, made):
+            return value
+        return from_mapping(made, value, where)
     if origin is typing.Literal:
         if value not in arguments:
             hint = nearest(str(value), map(str, arguments))
@@ -111,7 +113,9 @@ def join(where: str, name: str) -> str:
     if not where or not name:
         return where or name
     file = where.endswith((".yaml", ".yml", ".json"))
-    return f"{where}: {name}" if file else f"{where}.{name}"
+    if file:
+        return f"{where}: {name}"
+    return f"{where}.{name}"
 
 
 def apply_set(mapping: dict[str, Any], assignment: str) -> None:
@@ -278,4 +282,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return value

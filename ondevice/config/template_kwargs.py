@@ -55,7 +55,9 @@ def kwargs_text(value: Any) -> Any:
             f"{odd[0]!r} is not a name", where="chat_template_kwargs", hint="put it in quotes"
         )
     try:
-        return json.dumps(dict(value), allow_nan=False, ensure_ascii=False) if value else ""
+        if value:
+            return json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
+        return ""
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"cannot be written as JSON: {error}",

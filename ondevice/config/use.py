@@ -22,11 +22,9 @@ def _one_of(field: str, *values: str) -> Callable[[Any], bool]:
 
     def holds(cfg: Any) -> bool:
         value = getattr(cfg, field)
-        return (
-            bool({value} & set(values))
-            if isinstance(value, str)
-            else bool(set(value) & set(values))
-        )
+        if isinstance(value, str):
+            return bool({value} & set(values))
+        return bool(set(value) & set(values))
 
     return holds
 

@@ -145,15 +145,14 @@ def check_context(
     contents = [content_of(message).strip() for message in chat]
     if all(_is_written(contents[n], contents, text) for n in marks):
         marks = {}
-    marked = (
-        tried(
+    if marks:
+        marked = tried(
             tokenizer,
             [with_content(m, marks[n]) if n in marks else m for n, m in enumerate(chat)],
             prompt=prompt,
         )
-        if marks
-        else None
-    )
+    else:
+        marked = None
     for n, mark in marks.items():
         if marked is not None and mark in marked:
             continue
@@ -196,11 +195,9 @@ def _renamed(tool: Any) -> Any:
     if not isinstance(tool, Mapping):
         return tool
     inner = tool.get("function")
-    return (
-        {**tool, "function": _renamed(inner)}
-        if isinstance(inner, Mapping)
-        else {**tool, "name": MARK}
-    )
+    if isinstance(inner, Mapping):
+        return {**tool, "function": _renamed(inner)}
+    return {**tool, "name": MARK}
 
 
 # ---- what is said ---------------------------------------------------------------------------------------------------
@@ -244,11 +241,9 @@ def _marked_leaves(value: Any) -> Any:
         return {key: _marked_leaves(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_marked_leaves(entry) for entry in value]
-    return (
-        f'{{"{MARK}": "{MARK}"}}'
-        if isinstance(value, str) and value.lstrip().startswith("{")
-        else MARK
-    )
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return f'{{"{MARK}": "{MARK}"}}'
+    return MARK
 
 
 def _wholly_changed(message: Message) -> Message:
@@ -258,16 +253,14 @@ def _wholly_changed(message: Message) -> Message:
     if thoughts := _thoughts(message):
         message = {**message, **dict.fromkeys(thoughts, MARK)}
     calls = message.get("tool_calls")
-    return (
-        {
+    if calls:
+        return {
             **message,
             "tool_calls": [
                 _changed_call(_changed_call(call, "name"), "arguments") for call in calls
             ],
         }
-        if calls
-        else message
-    )
+    return message
 
 
 def _shared(one: str, other: str) -> int:
@@ -369,7 +362,9 @@ def _with_whole_content(
     if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
         return None
     part = text[len(head) : len(text) - len(tail)]
-    return (f"{head}{content}{tail}", marked) if _bare(part) in _bare(content) else None
+    if _bare(part) in _bare(content):
+        return (f"{head}{content}{tail}", marked)
+    return None
 
 
 def _where_said(
@@ -431,7 +426,9 @@ def _begin(
     for opening in _openings(tokenizer)[: 1 if whole else None]:
         if (at := text.rfind(opening, min(least, first), first)) >= 0:
             return at + len(opening)
-    return min(least, first) if whole else first
+    if whole:
+        return min(least, first)
+    return first
 
 
 @lru_cache(maxsize=8)
@@ -451,16 +448,19 @@ def _openings(tokenizer: Tokenizer) -> tuple[str, ...]:
         len(opening)
     }
     # What the prompt begins with as every message does says nothing of who speaks.
-    usual = (
-        _shared(opening, plain_turn) if (plain_turn := _asked_again(tokenizer, asked, text)) else 0
-    )
+    if plain_turn := _asked_again(tokenizer, asked, text):
+        usual = _shared(opening, plain_turn)
+    else:
+        usual = 0
     return tuple(opening[:end] for end in sorted(ends, reverse=True) if end > usual)
 
 
 def _asked_again(tokenizer: Tokenizer, asked: Sequence[Message], text: str) -> str:
     """What the template writes of a second message of the user's."""
     more = tried(tokenizer, [*asked, *asked])
-    return more[len(text) :] if more is not None and more.startswith(text) else ""
+    if more is not None and more.startswith(text):
+        return more[len(text) :]
+    return ""
 
 
 # ---- templates that mark the assistant's tokens ---------------------------------------------------------------------
@@ -544,7 +544,9 @@ def _put_in(
 
     def text_of(changed: Message) -> str | None:
         made = change(changed)
-        return None if made is None else made[0]
+        if made is None:
+            return None
+        return made[0]
 
     text, other = text_of(message), change(with_content(message, MARK))
     held = None if text is None else _with_whole_content(text, len(text), message, text_of)

@@ -123,7 +123,9 @@ def with_template_kwargs(tokenizer: Tokenizer, setting: str) -> Tokenizer:
     """The tokenizer whose template is given what the setting `chat_template_kwargs` says. Raises
     UserError for a name that the template does not read."""
     kwargs = parse_template_kwargs(setting)
-    return tokenizer.with_kwargs(kwargs) if kwargs else tokenizer
+    if kwargs:
+        return tokenizer.with_kwargs(kwargs)
+    return tokenizer
 
 
 # ---- ids and masks --------------------------------------------------------------------------------------------------
@@ -175,7 +177,9 @@ def _with_stop(
     if len(inside):
         # After the stop token a template may write a line break or end of text, which the model
         # never does.
-        return end if exact else said + int(inside[0]) + 1
+        if exact:
+            return end
+        return said + int(inside[0]) + 1
     following = np.flatnonzero(special[ids[end : end + 4]])
     if len(following) and stops[ids[end + following[0]]]:
         return end + int(following[0]) + 1

@@ -194,7 +194,9 @@ def _without_content(message: Message, form: int) -> Message:
     if not form or not _is_silent_call(message):
         return message
     rest = {key: value for key, value in message.items() if key != "content"}
-    return rest if form == 1 else {**rest, "content": ""}
+    if form == 1:
+        return rest
+    return {**rest, "content": ""}
 
 
 def _thought(message: Message) -> Message:
@@ -203,7 +205,9 @@ def _thought(message: Message) -> Message:
     """
     thought = next((message[key] for key in THOUGHTS if message.get(key) is not None), None)
     kept = {key: value for key, value in message.items() if key != "weight"}
-    return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
+    if thought is None:
+        return kept
+    return {"thinking": thought, **kept, "reasoning_content": thought}
 
 
 def _other_arguments(message: Message) -> Message:
@@ -222,9 +226,9 @@ def _other_arguments(message: Message) -> Message:
                 return {**call, "arguments": json.loads(value)}
             except (ValueError, RecursionError):
                 return call
-        return (
-            call if value is None else {**call, "arguments": json.dumps(value, ensure_ascii=False)}
-        )
+        if value is None:
+            return call
+        return {**call, "arguments": json.dumps(value, ensure_ascii=False)}
 
     return {**message, "tool_calls": [other(call) for call in message["tool_calls"]]}
 
@@ -262,7 +266,9 @@ def after_content(tokenizer: HasChatTemplate, parts: bool) -> str | None:
     mark = f"{ESCAPE}0{ESCAPE}"
     chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": mark}]
     text = tried(tokenizer, in_parts(chat) if parts else chat)
-    return text.rpartition(mark)[2].lstrip() if text is not None and mark in text else None
+    if text is not None and mark in text:
+        return text.rpartition(mark)[2].lstrip()
+    return None
 
 
 def markup(tokenizer: HasChatTemplate, words: Sequence[str]) -> list[str]:
@@ -299,7 +305,9 @@ def content_of(message: Message) -> str:
         content = "".join(
             str(part.get("text") or "") for part in content if isinstance(part, Mapping)
         )
-    return content if isinstance(content, str) else ""
+    if isinstance(content, str):
+        return content
+    return ""
 
 
 def with_content(message: Message, text: str) -> Message:
@@ -323,7 +331,9 @@ class Escape:
             return self.pattern.sub(lambda m: f"{ESCAPE}{self.number[m.group()]}{ESCAPE}", value)
         if isinstance(value, Mapping):
             return {key: self(entry) for key, entry in value.items()}
-        return [self(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return [self(entry) for entry in value]
+        return value
 
 
 def guarded(tokenizer: HasChatTemplate) -> tuple[str, ...]:

@@ -61,7 +61,9 @@ def with_names(row: dict[str, Any], columns: Mapping[str, tuple[str, ...]]) -> d
         for column, names in columns.items()
         if isinstance(value := row.get(column), int) and 0 <= value < len(names)
     }
-    return {**row, **named} if named else row
+    if named:
+        return {**row, **named}
+    return row
 
 
 def in_order(labels: Iterable[str]) -> tuple[str, ...]:
@@ -124,9 +126,13 @@ def same_classes(known: Sequence[str], labels: Iterable[str]) -> dict[str, str] 
 def _number(label: str, classes: int) -> int | None:
     """The number that a label is, or that its data set gives it, of so many classes."""
     if isinstance(label, ClassName):
-        return label.number if len(label.names) == classes else None
+        if len(label.names) == classes:
+            return label.number
+        return None
     matched = _NUMBERED.fullmatch(label)
-    return int(matched[1]) if matched else None
+    if matched:
+        return int(matched[1])
+    return None
 
 
 def _is_number(label: str) -> bool:

@@ -40,12 +40,16 @@ def context_length(prompt: Any, completion: Any, start: int | None) -> Any:
     """Tokens of a context that a prompt and its completion take, numbers or arrays of them: both
     together, or, where the completion is written after `start` and the prompt read beside it, the
     longer one."""
-    return prompt + completion if start is None else np.maximum(prompt, completion + 1)
+    if start is None:
+        return prompt + completion
+    return np.maximum(prompt, completion + 1)
 
 
 def shortened(ids: NDArray[np.int32], most: int) -> NDArray[np.int32]:
     """At most so many of a text's tokens, the one that closes it among them."""
-    return ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1:])
+    if len(ids) <= most:
+        return ids
+    return np.append(ids[: most - 1], ids[-1:])
 
 
 def completion_batch(

@@ -76,7 +76,9 @@ class Documents:
         pieces = [
             self.tokens[a:b] for a, b in zip(self.starts[begins], self.ends[closes], strict=True)
         ]
-        return pieces[0] if len(pieces) == 1 else Joined(pieces, self.tokens.dtype)
+        if len(pieces) == 1:
+            return pieces[0]
+        return Joined(pieces, self.tokens.dtype)
 
 
 def _key(tokens: NDArray[Any]) -> int:

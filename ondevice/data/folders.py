@@ -73,15 +73,14 @@ def listing(folder: Path, split: str = "train") -> Listing:
             where=str(folder),
             hint="call one train.jsonl, or give a file",
         )
-    beside = (
-        [
+    if len(files) < len(data):
+        beside = [
             f"{len(found)} of the split {name} ({_few(folder, found)})"
             for name, found in parts.items()
             if found and found is not files and name
         ]
-        if len(files) < len(data)
-        else []
-    )
+    else:
+        beside = []
     if parts[""] and parts[""] is not files:
         beside.append(f"{len(parts[''])} of no split ({_few(folder, parts[''])})")
     kinds: dict[str, list[Path]] = {}
@@ -144,4 +143,6 @@ def _few(folder: Path, files: Sequence[Path]) -> str:
 
 def _kinds(files: Sequence[Path]) -> str:
     kinds = sorted({kind_of(file) or "no ending" for file in files})
-    return f"; it holds {' '.join(kinds[:8])}" if kinds else ""
+    if kinds:
+        return f"; it holds {' '.join(kinds[:8])}"
+    return ""

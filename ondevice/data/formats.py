@@ -222,7 +222,9 @@ def _chat(row: Record) -> list[Chat]:
 
 def it_has(row: Record) -> str:
     """For people: which columns a row has."""
-    return f" (it has {', '.join(list(row)[:8])})" if row else ""
+    if row:
+        return f" (it has {', '.join(list(row)[:8])})"
+    return ""
 
 
 def before(messages: list[Chat], row: Record) -> list[Chat]:
@@ -262,7 +264,9 @@ def _instruction(row: Record) -> str:
     """Alpaca's instruction with its input, or Dolly's with its context."""
     asked, more = text_of(row["instruction"], "instruction"), row.first("input", "context")
     more = "" if more is None else text_of(_number_as_text(more), "input")
-    return f"{asked}\n\n{more}" if more else asked
+    if more:
+        return f"{asked}\n\n{more}"
+    return asked
 
 
 @accounted
@@ -367,13 +371,12 @@ def to_judged(row: Record) -> dict[str, Any]:
     if said[: len(asked)] == asked:
         said = said[len(asked) :]
     label = row["label"]
-    good = (
-        _VERDICTS.get(label.strip().lower())
-        if isinstance(label, str)
-        else label
-        if label in (0, 1)
-        else None
-    )
+    if isinstance(label, str):
+        good = _VERDICTS.get(label.strip().lower())
+    elif label in (0, 1):
+        good = label
+    else:
+        good = None
     if good is None:
         raise BadRow("label is not true or false")
     return {
@@ -413,11 +416,9 @@ def _asked_of(row: Record) -> tuple[list[Chat], bool]:
         return messages_of(asked, "prompt"), False
     if asked is not None:
         raise BadRow("a prompt is a text, or messages")
-    return (
-        ([{"role": "user", "content": _instruction(row)}], True)
-        if "instruction" in row
-        else ([], False)
-    )
+    if "instruction" in row:
+        return ([{"role": "user", "content": _instruction(row)}], True)
+    return ([], False)
 
 
 def _turns(side: Any, name: str, asked: bool) -> list[Chat]:
@@ -443,7 +444,9 @@ def _transcript(text: str) -> list[Chat]:
         {"role": "user" if who == "Human" else "assistant", "content": said.strip()}
         for who, said in zip(parts[::2], parts[1::2], strict=True)
     ]
-    return turns[:-1] if turns[-1]["role"] == "assistant" and not turns[-1]["content"] else turns
+    if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+        return turns[:-1]
+    return turns
 
 
 def _prompt_apart(
@@ -541,7 +544,9 @@ def with_tools(messages: list[Chat], row: Row) -> list[Chat]:
         for tool in tools or ()
     ]
     more = {key: _checked(value, key) for key, value in ((TOOLS, tools), (KWARGS, kwargs)) if value}
-    return [{**messages[0], **more}, *messages[1:]] if messages and more else messages
+    if messages and more:
+        return [{**messages[0], **more}, *messages[1:]]
+    return messages
 
 
 def _from_json(row: Row, key: str) -> Any:
@@ -653,7 +658,9 @@ def _number_as_text(value: Any) -> Any:
     is_number = (
         isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     )
-    return str(value) if is_number else value
+    if is_number:
+        return str(value)
+    return value
 
 
 def _calls(value: Any, what: str) -> list[Chat]:
@@ -698,9 +705,10 @@ def _content(value: Any, what: str) -> str:
 def text_of(value: Any, what: str) -> str:
     """A text that can be encoded. Raises BadRow for anything else."""
     if not isinstance(value, str):
-        kind = (
-            "missing" if value is None else f"of the wrong kind ({type(value).__name__}, not text)"
-        )
+        if value is None:
+            kind = "missing"
+        else:
+            kind = f"of the wrong kind ({type(value).__name__}, not text)"
         raise BadRow(f"{what} is {kind}")
     if not value.isascii():
         try:
@@ -718,4 +726,6 @@ def _checked(value: Any, what: str) -> Any:
         return text_of(value, what)
     if isinstance(value, Mapping):
         return {text_of(key, what): _checked(entry, what) for key, entry in value.items()}
-    return [_checked(entry, what) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_checked(entry, what) for entry in value]
+    return value

@@ -107,4 +107,6 @@ _UNREACHED = {
 def _first_line(error: BaseException) -> str:
     """What an error says, or the one that it came from, where it says nothing itself."""
     said = " ".join(str(error).split("\n\n")[0].split())
-    return said[:300] if said else type(error).__name__
+    if said:
+        return said[:300]
+    return type(error).__name__

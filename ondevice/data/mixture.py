@@ -213,22 +213,18 @@ class Lazy(Sequence[T]):
     @overload
     def __getitem__(self, at: slice) -> Lazy[T]: ...
     def __getitem__(self, at: int | slice) -> T | Lazy[T]:
-        return (
-            Lazy(self._get, self._order[at])
-            if isinstance(at, slice)
-            else self._get(int(self._order[at]))
-        )
+        if isinstance(at, slice):
+            return Lazy(self._get, self._order[at])
+        return self._get(int(self._order[at]))
 
 
 def mixture(
     parts: Sequence[Sequence[T]], weights: Sequence[float | None], seed: int
 ) -> Sequence[T]:
     """The rows of one epoch of several sources; one source is itself."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
-    )
+    if len(parts) == 1:
+        return parts[0]
+    return Lazy.over(parts, epoch_order([len(part) for part in parts], weights, seed))
 
 
 def one_after_another(parts: Sequence[Sequence[T]]) -> Sequence[T]:

@@ -67,7 +67,9 @@ class Reading(NamedTuple):
         """What the file calls a column that `renamed` keeps in brackets; any other name is its own."""
         inner = name.removeprefix("[").removesuffix("]")
         hidden = self.columns and name == f"[{inner}]" and any(inner in group for group in _RIVALS)
-        return inner if hidden else name
+        if hidden:
+            return inner
+        return name
 
 
 AS_IS = Reading()
@@ -286,9 +288,10 @@ class Rows:
 
 def add_lines(path: Path, lines: list[str]) -> int:
     """Adds those that the file does not hold yet; how many these are."""
-    there = (
-        set(Path(path).read_text(encoding="utf-8").splitlines()) if Path(path).is_file() else set()
-    )
+    if Path(path).is_file():
+        there = set(Path(path).read_text(encoding="utf-8").splitlines())
+    else:
+        there = set()
     new = [line for line in lines if line not in there]
     if new:
         with Path(path).open("a", encoding="utf-8") as file:
@@ -576,7 +579,9 @@ def _features(metadata: Any) -> dict[str, Any]:
         TypeError,
     ):  # another program's key of that name: the rows are read all the same
         return {}
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        return found
+    return {}
 
 
 def without_nulls(value: Any) -> Any:
@@ -585,12 +590,16 @@ def without_nulls(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {key: without_nulls(entry) for key, entry in value.items() if entry is not None}
-    return [without_nulls(entry) for entry in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [without_nulls(entry) for entry in value]
+    return value
 
 
 def _open(file: Path) -> Any:
     try:
-        return gzip.open(file) if file.name.lower().endswith(PACKED) else file.open("rb")
+        if file.name.lower().endswith(PACKED):
+            return gzip.open(file)
+        return file.open("rb")
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file)) from error
 

@@ -107,7 +107,9 @@ class Record(dict[str, Any]):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Record:
-        return row if isinstance(row, Record) else cls(row)
+        if isinstance(row, Record):
+            return row
+        return cls(row)
 
     def __getitem__(self, name: str) -> Any:
         self.asked.add(name)
@@ -171,8 +173,6 @@ def telling(unused: Mapping[str, tuple[int, str]]) -> str:
         f"{name} ({count:,} row{'s' * (count != 1)}, first {where})"
         for name, (count, where) in most[:8]
     ]
-    return (
-        "not used: " + ", ".join(told) + f" and {len(most) - 8} more" * (len(most) > 8)
-        if told
-        else ""
-    )
+    if told:
+        return "not used: " + ", ".join(told) + f" and {len(most) - 8} more" * (len(most) > 8)
+    return ""

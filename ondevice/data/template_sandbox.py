@@ -83,7 +83,9 @@ def _characters(value: Any) -> int:
         return len(value)
     if isinstance(value, dict):
         return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, list) else 0
+    if isinstance(value, list):
+        return sum(map(_characters, value))
+    return 0
 
 
 def _endless(what: str) -> UserError:
@@ -157,12 +159,14 @@ class _Room(jinja2.sandbox.ImmutableSandboxedEnvironment):
 def _size(operator: str, left: Any, right: Any) -> float:
     """Characters or items of the result; of a power of numbers a thousand times its digits."""
     if operator == "+":
-        return (
-            len(left) + len(right) if hasattr(left, "__len__") and hasattr(right, "__len__") else 0
-        )
+        if hasattr(left, "__len__") and hasattr(right, "__len__"):
+            return len(left) + len(right)
+        return 0
     if operator == "*":
         times, many = (left, right) if isinstance(left, int) else (right, left)
-        return len(many) * times if hasattr(many, "__len__") and isinstance(times, int) else 0
+        if hasattr(many, "__len__") and isinstance(times, int):
+            return len(many) * times
+        return 0
     if isinstance(left, int) and isinstance(right, int):
         return 1000 * left.bit_length() * max(right, 0) * 0.302
     return 0

@@ -237,9 +237,10 @@ def write_rows(folder: Path, rows: Iterable[ChatRow]) -> None:
 def mapped_rows(folder: Path) -> ChatRows:
     """Memory maps of what `write_rows` has written."""
     places = mapped(folder / "starts", np.int64)
-    keys = (
-        mapped(folder / "keys", np.uint64).reshape(-1, 2) if (folder / "keys").is_file() else None
-    )
+    if (folder / "keys").is_file():
+        keys = mapped(folder / "keys", np.uint64).reshape(-1, 2)
+    else:
+        keys = None
     return ChatRows(
         mapped(folder / "ids", np.int32),
         mapped(folder / "mask", np.bool_),
@@ -251,4 +252,6 @@ def mapped_rows(folder: Path) -> ChatRows:
 
 def mapped(file: Path, dtype: Any) -> NDArray[Any]:
     """A memory map of a file of numbers; nothing can be mapped of an empty one."""
-    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype)
+    if file.stat().st_size:
+        return np.memmap(file, dtype=dtype, mode="r")
+    return np.zeros(0, dtype)

@@ -307,9 +307,9 @@ class Tokenizer:
 
     def template_for(self, tools: bool) -> str | None:
         """The template of a chat with or without tools, as transformers chooses among named ones."""
-        return (
-            self.more_templates.get("tool_use", self.chat_template) if tools else self.chat_template
-        )
+        if tools:
+            return self.more_templates.get("tool_use", self.chat_template)
+        return self.chat_template
 
     def _markup(self) -> list[str]:
         """Added tokens that the chat template writes in a plain chat outside its contents, pairs of
@@ -319,7 +319,9 @@ class Tokenizer:
             for token in self.inner.get_added_tokens_decoder().values()
             if not token.special
         ]
-        return markup(self, added) if added and self.chat_template is not None else []
+        if added and self.chat_template is not None:
+            return markup(self, added)
+        return []
 
     def ending_as(self, base: Tokenizer) -> Tokenizer:
         """A copy that ends texts where `base` says so too: after its end of text, and all that its
@@ -356,8 +358,8 @@ class Tokenizer:
             for word in [*named, *self.special]
             if self.inner.token_to_id(word) not in {*ends, None}
         ]
-        return (
-            Tokenizer(
+        if words:
+            return Tokenizer(
                 self.inner,
                 {**self.config, "pad_token": words[0]},
                 self.chat_template,
@@ -366,9 +368,7 @@ class Tokenizer:
                 template_kwargs=self.template_kwargs,
                 rows=self.rows,
             )
-            if words
-            else self
-        )
+        return self
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`. special=False: a special token's name in the text stays text. Raises
@@ -397,7 +397,9 @@ class Tokenizer:
         around one, at the least the token that ends it."""
         bare = self.encode(text)
         ids = list(self._text_only.encode(text, add_special_tokens=True).ids)
-        return ids if ids != bare else [*bare, self.eos_id]
+        if ids != bare:
+            return ids
+        return [*bare, self.eos_id]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel; special tokens are never recognised."""
@@ -748,7 +750,9 @@ def _pieces_of_text(raw: str) -> str:
 def _content(value: Any) -> str | None:
     """A named token is written as a string or as an object with `content`."""
     value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return value
+    return None
 
 
 def _templates(folder: Path, value: Any) -> dict[str, str]:
@@ -803,11 +807,10 @@ def _told_by_ids(
 ) -> dict[str, str]:
     """The names of special tokens where a folder has their ids alone, as GPT-2's: all where the
     tokenizer's own files name none, else the end of text."""
-    wanted = (
-        ("eos_token",)
-        if any(_content(config.get(name)) for name in _NAMED)
-        else ("eos_token", "bos_token", "pad_token")
-    )
+    if any(_content(config.get(name)) for name in _NAMED):
+        wanted: tuple[str, ...] = ("eos_token",)
+    else:
+        wanted = ("eos_token", "bos_token", "pad_token")
     found: dict[str, str] = {}
     for name in wanted:
         ids = [one.get(f"{name}_id") for one in told]
@@ -826,7 +829,9 @@ def _told_by_ids(
 
 def _added_word(inner: Any, i: int) -> str | None:
     token = inner.get_added_tokens_decoder().get(i)
-    return None if token is None else token.content
+    if token is None:
+        return None
+    return str(token.content)
 
 
 def _flagged(inner: Any, words: Collection[str | None]) -> Any:

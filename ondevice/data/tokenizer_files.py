@@ -47,7 +47,9 @@ def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]
 
 def _is_gpt2(config: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     named = config.get("tokenizer_class")
-    return named in _GPT2 if named is not None else model.get("model_type") == "gpt2"
+    if named is not None:
+        return named in _GPT2
+    return model.get("model_type") == "gpt2"
 
 
 def _gpt2(vocab: Path, merges: Path, *, prefix: bool) -> Any:

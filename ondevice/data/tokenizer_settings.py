@@ -79,7 +79,9 @@ def _flag(config: Mapping[str, Any], name: str, usual: bool | None, where: str) 
     value = config.get(name, usual)
     if value is not None and not isinstance(value, bool):
         raise UserError(f"{value!r} is neither true nor false", where=f"{where}: {name}")
-    return usual if value is None else value
+    if value is None:
+        return usual
+    return value
 
 
 def _changed(inner: Any, part: str, kind: str, settings: Mapping[str, Any]) -> Any:
@@ -102,7 +104,9 @@ def _changed(inner: Any, part: str, kind: str, settings: Mapping[str, Any]) -> A
 
 def _state(part: Any) -> Any:
     """What tokenizer.json says of a part, without reading the vocabulary again."""
-    return None if part is None else json.loads(part.__getstate__())
+    if part is None:
+        return None
+    return json.loads(part.__getstate__())
 
 
 def _parts(part: Any) -> Iterator[dict[str, Any]]:

@@ -50,4 +50,6 @@ def truncated(
 
 def cut_where(tokenizer: Tokenizer) -> str:
     """For people: at which side of a text is cut."""
-    return "at the beginning" if truncation_side(tokenizer) == "left" else "at the end"
+    if truncation_side(tokenizer) == "left":
+        return "at the beginning"
+    return "at the end"

@@ -239,13 +239,12 @@ def _parted(
             hint="leave it out of the mixture",
         )
     simulated = int(found.simulated.sum())
-    by = (
-        f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
-        if simulated
-        else ", rated by people"
-        if found.voted.any()
-        else ""
-    )
+    if simulated:
+        by = f", {simulated:,} of them rated by a simulated rater: a rule, not a person"
+    elif found.voted.any():
+        by = ", rated by people"
+    else:
+        by = ""
     order = epoch_order(list(map(len, numbers)), wanted.weights, wanted.seed)
     good = int((found.label[np.concatenate(numbers)[order]] > 0).sum())
     ctx.events.emit(
@@ -331,7 +330,9 @@ def _rows(
     UserError."""
 
     def either(row: Any) -> dict[str, Any]:
-        return to_judged(row) if is_judged(row) else to_pair(row)
+        if is_judged(row):
+            return to_judged(row)
+        return to_pair(row)
 
     if judged:
         yield from _in_two(_read(wanted, corpus, ctx, strict, either))
@@ -378,7 +379,9 @@ def _votes_in(wanted: DataSpec) -> Path | None:
     path = Path(wanted.data)
     if path.suffix == ".db":
         return path
-    return path / FILE if (path / FILE).is_file() else None
+    if (path / FILE).is_file():
+        return path / FILE
+    return None
 
 
 def _voted(path: Path) -> tuple[list[dict[str, Any]], str]:

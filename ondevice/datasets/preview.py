@@ -315,11 +315,10 @@ def _form(rows: Rows, cfg: DataConfig, model: Model) -> str:
             return form_of(row)
         except BadRow as error:
             why = why or f"{where}: {error}"
-    first = (
-        f"{rows.rejected[0].where}: {rows.rejected[0].reason}"
-        if rows.rejected
-        else "no row can be read"
-    )
+    if rows.rejected:
+        first = f"{rows.rejected[0].where}: {rows.rejected[0].reason}"
+    else:
+        first = "no row can be read"
     raise UserError(f"nothing to learn from in it; {why or first}", where=cfg.data)
 
 
@@ -332,7 +331,9 @@ def form_of(row: Row) -> str:
     if isinstance(row.get("text"), str):
         return "text"
     try:
-        return "chat" if to_chat(row)["messages"][-1]["role"] == "assistant" else "prompt"
+        if to_chat(row)["messages"][-1]["role"] == "assistant":
+            return "chat"
+        return "prompt"
     except BadRow:
         to_prompt(row)
         return "prompt"
@@ -558,11 +559,10 @@ def _pairs(
         if made.places(model.network.decoder_start_token_id) > length:
             counts.skip(f"longer than {length} tokens", where, False)
             continue
-        sides = (
-            {"good" if made.label > 0 else "bad": made.chosen}
-            if judged
-            else {"chosen": made.chosen, "rejected": made.rejected}
-        )
+        if judged:
+            sides = {"good" if made.label > 0 else "bad": made.chosen}
+        else:
+            sides = {"chosen": made.chosen, "rejected": made.rejected}
         counts.use(
             sum(side.length for side in sides.values()),
             sum(len(s.completion) for s in sides.values()),

@@ -55,7 +55,9 @@ def thought_opening(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     and a new line); empty where it opens none. It belongs to what the model writes then, wherever
     that is judged."""
     found = _OPENED.search(tokenizer.decode(ids[-LAST:], skip_special=False))
-    return found[0] if found else ""
+    if found:
+        return found[0]
+    return ""
 
 
 Part = Literal["train", "validation", "all"]

@@ -112,7 +112,9 @@ class DataSpec:
         """What is learned from and what is held out of a person's source: `own` reads it, and of
         what it gives `split` holds a part out, where its folder does not."""
         named = self.named_held()
-        return (own(self), own(named)) if named is not None else split(own(self), self.data)
+        if named is not None:
+            return (own(self), own(named))
+        return split(own(self), self.data)
 
 
 def corpus_of(data: str, default: CorpusConfig) -> CorpusConfig | None:
@@ -134,7 +136,9 @@ def data_digest(data: str, validation: str, default: CorpusConfig) -> str:
         corpus = corpus_of(name, default)
         if corpus is not None:
             return to_mapping(corpus)
-        return name if name.startswith(BY_NAME) else digest_path(_existing(name))
+        if name.startswith(BY_NAME):
+            return name
+        return digest_path(_existing(name))
 
     if corpus_of(data, default) is not None and not validation:
         return digest(one(data))

@@ -104,8 +104,6 @@ def left_to_learn(
 
 def left_out(count: int, what: str) -> str:
     """What to say of rows that are not learned from."""
-    return (
-        f"{count:,} {what}s are left out because they are held out too"
-        if count != 1
-        else f"1 {what} is left out because it is held out too"
-    )
+    if count != 1:
+        return f"{count:,} {what}s are left out because they are held out too"
+    return f"1 {what} is left out because it is held out too"

@@ -147,9 +147,9 @@ def _last_documents(
     if again.all():
         ctx.warn(learned_too(where, "document", "of the last tenth stand before it too"))
         return train, replace(held, keys=held.keys[:0])
-    return (
-        (train.followed_by(held.only(again)), held.only(~again)) if again.any() else (train, held)
-    )
+    if again.any():
+        return (train.followed_by(held.only(again)), held.only(~again))
+    return (train, held)
 
 
 def _without_held_documents(

@@ -125,4 +125,6 @@ def lengths_within(first: int, second: int, most: int) -> tuple[int, int]:
     if short + long > most:
         short = most // 2
         long = most - short
-    return (short, long) if first <= second else (long, short)
+    if first <= second:
+        return (short, long)
+    return (long, short)

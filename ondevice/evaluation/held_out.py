@@ -76,7 +76,9 @@ class EvalMetrics:
             out["reasoning"] = asdict(self.reasoning)
         if self.masked_accuracy is not None:
             out["masked_accuracy"] = self.masked_accuracy
-        return {**out, "points": list(self.points)} if self.points else out
+        if self.points:
+            return {**out, "points": list(self.points)}
+        return out
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,14 @@ def measure(model: Model, backend: Backend, exam: EvalSuite, cache: Path) -> Eva
             None, None, {}, masked_accuracy=masked_accuracy(model, backend, exam, cache)
         )
     # an encoder-decoder gives no probability to a text as such
-    bits = (
-        text_figures(model, backend, exam, cache)[0]
-        if exam.documents and model.network.decoder_start_token_id is None
-        else None
-    )
-    by_kind = (
-        exact_match(model, backend, exam)
-        if exam.questions and model.tokenizer.chat_template
-        else {}
-    )
+    if exam.documents and model.network.decoder_start_token_id is None:
+        bits = text_figures(model, backend, exam, cache)[0]
+    else:
+        bits = None
+    if exam.questions and model.tokenizer.chat_template:
+        by_kind = exact_match(model, backend, exam)
+    else:
+        by_kind = {}
     right, asked = (sum(n) for n in zip(*by_kind.values(), strict=True)) if by_kind else (0, 0)
     chats = model.tokenizer.chat_template is not None
     return EvalMetrics(

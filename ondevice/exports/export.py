@@ -73,11 +73,10 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
     if not next(parent for parent in out.absolute().parents if parent.exists()).is_dir():
         raise UserError("would stand below a file", where=str(out), hint="give another --out")
     backend = load_backend(cfg.backend, "cpu", "float32")
-    model = (
-        mlx_adapter.read(folder, backend)
-        if mlx_adapter.is_folder(folder)
-        else load_model(folder, backend, merge=False)
-    )
+    if mlx_adapter.is_folder(folder):
+        model = mlx_adapter.read(folder, backend)
+    else:
+        model = load_model(folder, backend, merge=False)
     if not supports_packing(model.cfg):
         raise UserError(
             f"a {model.cfg.model_type} model has one form here, its library's",
@@ -96,9 +95,10 @@ def export(cfg: ExportConfig) -> dict[str, Any]:
         text = prompt_of(back)  # whose context may be the shorter one
         found = gap(logits(model, backend, text), logits(back, backend, text))
         _need_near(found, cfg)
-        perplexities = (
-            _perplexities(cfg, model, back, backend) if cfg.rounds and _measures(model) else {}
-        )
+        if cfg.rounds and _measures(model):
+            perplexities = _perplexities(cfg, model, back, backend)
+        else:
+            perplexities = {}
         files = {
             str(p.relative_to(aside)): p.stat().st_size
             for p in sorted(aside.rglob("*"))
@@ -198,11 +198,12 @@ def _mlx(
     packed, dtype = quantised_model(whole, cfg.bits, cfg.group_size, backend)
     write(aside, backend, packed, dtype=dtype)
     kept = len(matrices(whole.cfg, every=True)) - len(quantised(packed.params))
-    notes = (
-        [f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"]
-        if kept
-        else []
-    )
+    if kept:
+        notes = [
+            f"{kept} matrices stay {dtype}: their rows are no whole number of {cfg.group_size}"
+        ]
+    else:
+        notes = []
     if (
         isinstance(whole.cfg, DecoderConfig)
         and (whole.cfg.rope_scaling or {}).get("rope_type") == "longrope"
@@ -238,7 +239,9 @@ def _needs_base(model: Model) -> str:
 
 def _whole(model: Model, backend: Backend) -> Model:
     """The model without adapters beside its weights, and unpacked."""
-    return merged(model, backend) if model.adapter is not None or quantised(model.params) else model
+    if model.adapter is not None or quantised(model.params):
+        return merged(model, backend)
+    return model
 
 
 _FORMS: dict[str, Callable[[ExportConfig, Model, Backend, Path, str], ExportedModel]] = {

@@ -218,7 +218,9 @@ def _turned(name: str, value: Floats, cfg: DecoderConfig, undo: bool) -> Floats:
 def _type(shape: tuple[int, ...], dtype: str) -> str:
     if len(shape) == 1 or dtype == "f32":
         return "F32"
-    return "Q8_0" if dtype == "q8_0" and shape[-1] % _BLOCK == 0 else "F16"
+    if dtype == "q8_0" and shape[-1] % _BLOCK == 0:
+        return "Q8_0"
+    return "F16"
 
 
 def _add(writer: Any, name: str, value: Floats, kind: str) -> None:

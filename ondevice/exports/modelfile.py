@@ -140,7 +140,9 @@ def parts_of(tokenizer: Tokenizer) -> Parts | None:
             answer,
         )
         if all(parts.write(roles) == text for roles, text in texts.items()):
-            return parts if not any(sign in parts.write(ROLES) for sign in ("{{", '"""')) else None
+            if not any(sign in parts.write(ROLES) for sign in ("{{", '"""')):
+                return parts
+            return None
     return None
 
 

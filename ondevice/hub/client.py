@@ -303,7 +303,9 @@ def cached_card(data_set: str) -> str:
 
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{data_set.replace('/', '--')}" / "snapshots"
     cards = sorted(kept.glob("*/README.md"), key=lambda card: card.stat().st_mtime)
-    return cards[-1].read_text(encoding="utf-8", errors="replace") if cards else ""
+    if cards:
+        return cards[-1].read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def git_blob(content: bytes) -> str:
@@ -384,7 +386,9 @@ def _of_the_network(error: BaseException) -> bool:
 
 def _status(error: Any) -> int:
     response = getattr(error, "response", None)
-    return int(response.status_code) if response is not None else 0
+    if response is not None:
+        return int(response.status_code)
+    return 0
 
 
 def _refused(error: Any, where: str) -> Exception:

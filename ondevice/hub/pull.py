@@ -261,9 +261,8 @@ def _refuse_code(folder: Path, repo: str) -> None:
 
 def _say(event: Mapping[str, Any]) -> None:
     """For people, on stderr."""
-    text = (
-        f"  waiting: {event['reason']}"
-        if event["event"] == "wait"
-        else f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
-    )
+    if event["event"] == "wait":
+        text = f"  waiting: {event['reason']}"
+    else:
+        text = f"  got {size(event['sent'])} of {size(event['of'])}  {event['path']}"
     print(sanitize(text), file=sys.stderr, flush=True)

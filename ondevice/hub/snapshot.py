@@ -41,9 +41,10 @@ def fetched(name: str, revision: str | None = None) -> Path:
     try:
         return Hub(bars=True).snapshot(name, WANTED, revision)
     except (Offline, NoReply) as trouble:
-        why = (
-            "HF_HUB_OFFLINE is set" if isinstance(trouble, Offline) else "the Hub cannot be reached"
-        )
+        if isinstance(trouble, Offline):
+            why = "HF_HUB_OFFLINE is set"
+        else:
+            why = "the Hub cannot be reached"
         raise UserError(
             f"there is no such folder here, and the Hub's cache has no model of this name{of} ({why})",
             where=name,
@@ -67,4 +68,6 @@ def name_of(folder: Path) -> tuple[str, str | None]:
     """
     whole = os.path.abspath(folder)
     found = _CACHED.search(Path(whole).as_posix())
-    return (f"{found[1]}/{found[2]}", found[3]) if found else (whole, None)
+    if found:
+        return (f"{found[1]}/{found[2]}", found[3])
+    return (whole, None)

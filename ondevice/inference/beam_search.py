@@ -147,9 +147,10 @@ def beam_search(
                 )
         done = sorted(done, key=lambda one: -one.score)[:beams]
         going = going[:beams]
-        longest = (
-            reader.limit if how.early_stopping == "never" and how.length_penalty > 0 else length
-        )
+        if how.early_stopping == "never" and how.length_penalty > 0:
+            longest = reader.limit
+        else:
+            longest = length
         if not going or (
             len(done) == beams
             and (
@@ -187,11 +188,10 @@ class _Rules:
             if len(written) < self.how.min_length:
                 row[self.stops] = -np.inf
             forced = self.how.forced_bos_token_id if len(written) == 1 else None
-            forced = (
-                self.how.forced_eos_token_id
-                if last and self.how.forced_eos_token_id is not None
-                else forced
-            )
+            if last and self.how.forced_eos_token_id is not None:
+                forced = self.how.forced_eos_token_id
+            else:
+                forced = forced
             if forced is not None:
                 row[:] = -np.inf
                 row[forced] = 0.0

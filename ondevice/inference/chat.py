@@ -71,7 +71,9 @@ def trained_kwargs(model: Model) -> str:
         ) from error
     config = start.get("config")
     setting = config.get("chat_template_kwargs") if isinstance(config, dict) else ""
-    return setting if isinstance(setting, str) and parse_template_kwargs(setting) else ""
+    if isinstance(setting, str) and parse_template_kwargs(setting):
+        return setting
+    return ""
 
 
 def with_kwargs(model: Model, setting: str, note: Callable[[str], None] | None = None) -> Model:
@@ -152,11 +154,10 @@ def generate(cfg: GenerateConfig, write: Callable[[str], None] | None = None) ->
             "is empty", where="prompt", hint="write something after the model, or send it to stdin"
         )
     model, backend = open_model(cfg)
-    ids = (
-        chat_ids([{"role": "user", "content": prompt}], model)
-        if cfg.chat
-        else plain_ids(prompt, model)
-    )
+    if cfg.chat:
+        ids = chat_ids([{"role": "user", "content": prompt}], model)
+    else:
+        ids = plain_ids(prompt, model)
     generator = generator_of(
         model, backend, sampling(cfg, model, silent if cfg.beams > 1 else _told("generate"))
     )

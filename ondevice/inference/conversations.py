@@ -116,7 +116,9 @@ def _only_row(file: Path) -> Mapping[str, Any]:
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
-        return _mapping(json.loads(lines[0])) if lines[1:] in ([], [""]) else {}
+        if lines[1:] in ([], [""]):
+            return _mapping(json.loads(lines[0]))
+        return {}
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(file)) from error
     except (ValueError, RecursionError):
@@ -134,4 +136,6 @@ def _is_turn(message: Any, number: int) -> bool:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
+    if isinstance(value, dict):
+        return value
+    return {}

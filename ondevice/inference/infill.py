@@ -64,11 +64,10 @@ def fill_gaps(model: Model, backend: Backend, text: str, top: int) -> dict[str, 
     ways: list[tuple[Filling, float]] = []
     for one in found:
         ids = one.completion.ids
-        filling = (
-            _by_spans(ids, between, marks, tokenizer)
-            if by_spans
-            else _by_text(ids, parts, tokenizer)
-        )
+        if by_spans:
+            filling: Filling | None = _by_spans(ids, between, marks, tokenizer)
+        else:
+            filling = _by_text(ids, parts, tokenizer)
         if filling is not None:
             ways.append((filling, math.exp(one.score - found[0].score)))
     total = sum(weight for _, weight in ways)

@@ -196,7 +196,9 @@ class Decoder:
                 self._norm(ops, block, "self_attn.k_norm", k),
             )
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        return (ops.rope(q, *turn), ops.rope(k, *turn), v) if turn else (q, k, v)
+        if turn:
+            return (ops.rope(q, *turn), ops.rope(k, *turn), v)
+        return (q, k, v)
 
     def _after_attention(
         self, ops: Ops, block: Params, x: Array, a: Array, at: Array | None = None
@@ -277,9 +279,13 @@ class GPT2(Decoder):
 
 def decoder_of(cfg: DecoderConfig) -> Decoder:
     """The forward of the config's family."""
-    return GPT2(cfg) if cfg.model_type == "gpt2" else Decoder(cfg)
+    if cfg.model_type == "gpt2":
+        return GPT2(cfg)
+    return Decoder(cfg)
 
 
 def activation(ops: Ops, name: str, x: Array) -> Array:
     """By its name in config.json; `ACTIVATIONS` of `models/decoder_config.py` has the known ones."""
-    return ops.silu(x) if name in ("silu", "swish") else ops.gelu(x, name != "gelu")
+    if name in ("silu", "swish"):
+        return ops.silu(x)
+    return ops.gelu(x, name != "gelu")

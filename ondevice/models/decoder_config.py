@@ -94,17 +94,23 @@ class DecoderConfig(CommonConfig):
     @property
     def norm_shift(self) -> float:
         """What is added to a norm's weight: Gemma's are kept around 0."""
-        return 1.0 if self.model_type == "gemma3_text" else 0.0
+        if self.model_type == "gemma3_text":
+            return 1.0
+        return 0.0
 
     @property
     def attention_scale(self) -> float:
         return float((self.query_pre_attn_scalar or self.head_dim) ** -0.5)
 
     def theta(self, layer: int) -> float:
-        return self.thetas[layer] if self.thetas else self.rope_theta
+        if self.thetas:
+            return self.thetas[layer]
+        return self.rope_theta
 
     def window(self, layer: int) -> int:
-        return self.windows[layer] if self.windows else 0
+        if self.windows:
+            return self.windows[layer]
+        return 0
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> DecoderConfig:
@@ -358,7 +364,9 @@ def label_names(raw: dict[str, Any]) -> tuple[str, ...]:
     names = tuple(
         str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(num_labels(raw))
     )
-    return () if names == _numbered(len(names)) else names
+    if names == _numbered(len(names)):
+        return ()
+    return names
 
 
 def label_table(count: int, names: tuple[str, ...]) -> dict[str, Any]:

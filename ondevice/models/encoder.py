@@ -156,11 +156,10 @@ class Encoder:
     ) -> Array:
         b, t, _ = x.shape
         # the first block has no norm of its own: the embeddings come out of one
-        h = (
-            ops.layer_norm(block, "attn_norm", x, self.cfg.norm_eps)
-            if "attn_norm.weight" in block
-            else x
-        )
+        if "attn_norm.weight" in block:
+            h = ops.layer_norm(block, "attn_norm", x, self.cfg.norm_eps)
+        else:
+            h = x
         qkv = ops.linear(block, "attn.Wqkv", h).reshape(
             b, t, 3, self.cfg.num_attention_heads, self.cfg.head_dim
         )

@@ -77,10 +77,14 @@ class EncoderConfig(CommonConfig):
         return self.model_type == "modernbert"
 
     def window(self, layer: int) -> int:
-        return self.windows[layer] if self.windows else 0
+        if self.windows:
+            return self.windows[layer]
+        return 0
 
     def theta(self, layer: int) -> float:
-        return self.local_rope_theta if self.window(layer) else self.global_rope_theta
+        if self.window(layer):
+            return self.local_rope_theta
+        return self.global_rope_theta
 
     @classmethod
     def parse(cls, raw: dict[str, Any]) -> EncoderConfig:
@@ -105,14 +109,13 @@ class EncoderConfig(CommonConfig):
                 hint="a text is read at its first token: cls",
             )
         eos = raw.get("eos_token_id")
-        own = (
-            _modern(raw)
-            if kind == "modernbert"
-            else {
+        if kind == "modernbert":
+            own = _modern(raw)
+        else:
+            own = {
                 "norm_eps": number(raw, "layer_norm_eps", 1e-12),
                 "type_vocab_size": whole(raw, "type_vocab_size", 2),
             }
-        )
         found = cls(
             model_type=kind,
             eos_token_id=eos[0] if isinstance(eos, list) else eos,

@@ -55,7 +55,9 @@ class LibraryNetwork:
         """(N, D) states at the flat positions `at`; without `at` all of them, (B, T, D)."""
         assert "segments" not in batch, "a row holds one text"
         x = self.lib.states(params, batch["ids"])
-        return x if at is None else ops.take(x.reshape(-1, x.shape[-1]), at)
+        if at is None:
+            return x
+        return ops.take(x.reshape(-1, x.shape[-1]), at)
 
     def prompt_width(self, width: int) -> int:
         return width

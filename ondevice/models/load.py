@@ -65,25 +65,24 @@ def tokenizer_of(folder: Path, cfg: ModelConfig) -> Tokenizer:
     answer as they are. Raises UserError where the tokenizer's own words are more than the model has
     rows for; tokens that were added beyond them are refused where a text needs one."""
     tokenizer = Tokenizer.load(folder).for_rows(cfg.vocab_size, folder)
-    name = (
-        "bare"
-        if isinstance(cfg, Seq2SeqConfig)
-        else "pair"
-        if isinstance(cfg, EncoderConfig)
-        else ""
-    )
-    return add_template(tokenizer, name) if name and tokenizer.chat_template is None else tokenizer
+    if isinstance(cfg, Seq2SeqConfig):
+        name = "bare"
+    elif isinstance(cfg, EncoderConfig):
+        name = "pair"
+    else:
+        name = ""
+    if name and tokenizer.chat_template is None:
+        return add_template(tokenizer, name)
+    return tokenizer
 
 
 def labels(folder: Path) -> int:
     """How many scores a folder's model gives, 0 where it writes or fills masks; an adapter's base
     need not be there (a reward model's gives one)."""
     _need_folder(folder)
-    return (
-        int(peft.is_score_adapter(folder))
-        if is_adapter_folder(folder)
-        else load_config(folder).num_labels
-    )
+    if is_adapter_folder(folder):
+        return int(peft.is_score_adapter(folder))
+    return load_config(folder).num_labels
 
 
 def read_params(
@@ -172,7 +171,9 @@ def _load_adapted(folder: Path, backend: Backend, dtype: str, merge: bool) -> Mo
         Adapter(named, revision, frozenset(found.whole)),
         generation_of(folder),
     )
-    return merged(model, backend) if merge and not quantised(params) else model
+    if merge and not quantised(params):
+        return merged(model, backend)
+    return model
 
 
 def _adapters_tokenizer(folder: Path, base: Path, cfg: ModelConfig) -> Tokenizer:
@@ -203,7 +204,9 @@ def _changed(cfg: ModelConfig, whole: Params) -> ModelConfig:
     if score is not None:
         cfg = replace(cfg, num_labels=int(score.shape[0]))
     embeddings = whole.get(embedding_name(cfg))
-    return cfg if embeddings is None else replace(cfg, vocab_size=int(embeddings.shape[0]))
+    if embeddings is None:
+        return cfg
+    return replace(cfg, vocab_size=int(embeddings.shape[0]))
 
 
 def load_generative(folder: str | Path, backend: Backend) -> Model:

@@ -58,7 +58,9 @@ def add_adapters(ops: Ops, params: Params, name: str, x: Array, y: Array) -> Arr
 
 
 def scale_of(alpha: float, rank: int, rslora: bool) -> float:
-    return alpha / rank**0.5 if rslora else alpha / rank
+    if rslora:
+        return float(alpha / rank**0.5)
+    return alpha / rank
 
 
 def is_adapter(name: str) -> bool:

@@ -123,11 +123,10 @@ def merged(model: Model, backend: Backend) -> Model:
         if is_adapter(name) or (module in packed and part in ("scales", "biases")):
             continue
         if part == "weight" and (module in deltas or module in packed):
-            weight = (
-                dequantised(model.params, module, known[module][1], backend)
-                if module in packed
-                else backend.numpy(p)
-            )
+            if module in packed:
+                weight = dequantised(model.params, module, known[module][1], backend)
+            else:
+                weight = backend.numpy(p)
             p = backend.array(weight + deltas[module].delta if module in deltas else weight)
         params[name] = p
     return replace(model, params=params, adapter=None)

@@ -18,7 +18,9 @@ def is_adapter_folder(folder: Path) -> bool:
 
 def whole_folder(folder: Path) -> Path:
     """The folder itself, or of an adapter's its base."""
-    return base_folder(folder) if is_adapter_folder(folder) else folder
+    if is_adapter_folder(folder):
+        return base_folder(folder)
+    return folder
 
 
 def base_folder(folder: Path) -> Path:
@@ -70,10 +72,9 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         if not (folder / name).is_file():
             pickled = next(folder.glob("*.bin"), None)
-            hint = (
-                "pickled weights are not read: convert them to safetensors"
-                if pickled
-                else "is the download whole?"
-            )
+            if pickled:
+                hint = "pickled weights are not read: convert them to safetensors"
+            else:
+                hint = "is the download whole?"
             raise UserError(f"{name} is missing", where=str(folder), hint=hint)
     return [folder / name for name in names]

@@ -79,8 +79,12 @@ def supports_packing(cfg: ModelConfig) -> bool:
 def objective(cfg: ModelConfig) -> str:
     """By what the architecture learns from plain text."""
     if isinstance(cfg, Seq2SeqConfig):
-        return "spans" if cfg.relative else "infilling"
-    return "masked" if isinstance(cfg, EncoderConfig) else "causal"
+        if cfg.relative:
+            return "spans"
+        return "infilling"
+    if isinstance(cfg, EncoderConfig):
+        return "masked"
+    return "causal"
 
 
 def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
@@ -89,4 +93,6 @@ def network(cfg: ModelConfig) -> Decoder | Encoder | Seq2Seq | LibraryNetwork:
         return LibraryNetwork(cfg)
     if isinstance(cfg, EncoderConfig):
         return Encoder(cfg)
-    return Seq2Seq(cfg) if isinstance(cfg, Seq2SeqConfig) else decoder_of(cfg)
+    if isinstance(cfg, Seq2SeqConfig):
+        return Seq2Seq(cfg)
+    return decoder_of(cfg)

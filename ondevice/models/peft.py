@@ -121,11 +121,10 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
-        hint = (
-            "pickled weights are not read: convert them to safetensors"
-            if pickled
-            else "is the download whole?"
-        )
+        if pickled:
+            hint = "pickled weights are not read: convert them to safetensors"
+        else:
+            hint = "is the download whole?"
         raise UserError(f"{WEIGHTS} is missing", where=str(folder), hint=hint)
     halves: dict[str, dict[str, Any]] = {}
     whole: Params = {}
@@ -308,7 +307,9 @@ def _short(found: list[str], modules: Iterable[str]) -> list[str]:
     """The last parts of the names where these mean the same modules, else the whole names."""
     ends = {name.rpartition(".")[2] for name in found}
     meant = {name for name in modules if name.rpartition(".")[2] in ends}
-    return sorted(ends) if meant == set(found) else sorted(found)
+    if meant == set(found):
+        return sorted(ends)
+    return sorted(found)
 
 
 def _rank(config: Mapping[str, Any], module: str) -> Any:
@@ -340,7 +341,9 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def _whole_number(x: float) -> float | int:
-    return int(x) if x == int(x) else x
+    if x == int(x):
+        return int(x)
+    return x
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

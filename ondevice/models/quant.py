@@ -50,7 +50,9 @@ def _rounded(x: HostArray, dtype: str) -> Floats:
         bits = single.view(np.uint32)
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
         single = bits.view(np.float32)
-    return single.astype(np.float16).astype(np.float32) if dtype == "float16" else single
+    if dtype == "float16":
+        return single.astype(np.float16).astype(np.float32)
+    return single
 
 
 def unpacked(

@@ -37,7 +37,9 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         if not isinstance(raw.get(name), list | None):
             raise UserError(f"{raw[name]!r} is no list", where=name)
     _check_quantisation(raw)
-    return _CONFIGS[kind].parse(raw) if kind in _CONFIGS else LibraryConfig.parse(raw)
+    if kind in _CONFIGS:
+        return _CONFIGS[kind].parse(raw)
+    return LibraryConfig.parse(raw)
 
 
 def _check_quantisation(raw: dict[str, Any]) -> None:

@@ -72,13 +72,19 @@ def attention_factor(scaling: dict[str, Any] | None) -> float:
     factor = float(scaling["factor"])
     if kind == "longrope":
         original = float(scaling["original_max_position_embeddings"])
-        return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        if factor > 1:
+            return math.sqrt(1 + math.log(factor) / math.log(original))
+        return 1.0
 
     def grown(by: float) -> float:
-        return 0.1 * by * math.log(factor) + 1 if factor > 1 else 1.0
+        if factor > 1:
+            return 0.1 * by * math.log(factor) + 1
+        return 1.0
 
     one, every = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return grown(float(one)) / grown(float(every)) if one and every else grown(1)
+    if one and every:
+        return grown(float(one)) / grown(float(every))
+    return grown(1)
 
 
 def _llama3(base: NDArray[np.float64], s: dict[str, Any]) -> NDArray[np.float64]:

@@ -68,7 +68,9 @@ def write(
 def _task(cfg: ModelConfig) -> str:
     if cfg.num_labels:
         return peft.JUDGES
-    return peft.ANSWERS if isinstance(cfg, Seq2SeqConfig) else peft.WRITES
+    if isinstance(cfg, Seq2SeqConfig):
+        return peft.ANSWERS
+    return peft.WRITES
 
 
 def write_model(
@@ -201,4 +203,6 @@ def with_end_told(tokenizer: Tokenizer) -> Tokenizer:
     does."""
     end = turn_end(tokenizer)
     word = None if end is None else tokenizer.inner.id_to_token(end)
-    return tokenizer if word is None or end == tokenizer.eos_id else tokenizer.with_eos(word)
+    if word is None or end == tokenizer.eos_id:
+        return tokenizer
+    return tokenizer.with_eos(word)

@@ -135,7 +135,9 @@ class Seq2Seq:
 
     @property
     def _scale(self) -> float:
-        return 1.0 if self.cfg.relative else self.cfg.head_dim**-0.5
+        if self.cfg.relative:
+            return 1.0
+        return float(self.cfg.head_dim**-0.5)
 
     def _embed(self, ops: Ops, params: Params, side: str, ids: Array, positions: Array) -> Array:
         if self.cfg.relative:
@@ -147,11 +149,9 @@ class Seq2Seq:
         return ops.layer_norm(params, f"model.{side}.layernorm_embedding", x, self.cfg.norm_eps)
 
     def _final_norm(self, ops: Ops, params: Params, side: str, x: Array) -> Array:
-        return (
-            ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps)
-            if self.cfg.relative
-            else x
-        )
+        if self.cfg.relative:
+            return ops.rms_norm(params, f"{side}.final_layer_norm", x, self.cfg.norm_eps)
+        return x
 
     def _table(self, ops: Ops, params: Params, side: str, reach: int) -> Array:
         """(distances, H): what each distance key − query adds to a score, from −reach to reach."""
@@ -250,28 +250,24 @@ class Seq2Seq:
             layer, module = (
                 ("layer.0", "SelfAttention") if kind == "self" else ("layer.1", "EncDecAttention")
             )
-            return f"{layer}.layer_norm" if part == "norm" else f"{layer}.{module}.{part}"
+            if part == "norm":
+                return f"{layer}.layer_norm"
+            return f"{layer}.{module}.{part}"
         module = "self_attn" if kind == "self" else "encoder_attn"
-        return (
-            f"{module}_layer_norm"
-            if part == "norm"
-            else f"{module}.{'out' if part == 'o' else part}_proj"
-        )
+        if part == "norm":
+            return f"{module}_layer_norm"
+        return f"{module}.{'out' if part == 'o' else part}_proj"
 
     def _before(self, ops: Ops, block: Params, kind: str, x: Array) -> Array:
-        return (
-            ops.rms_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
-            if self.cfg.relative
-            else x
-        )
+        if self.cfg.relative:
+            return ops.rms_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
+        return x
 
     def _added(self, ops: Ops, block: Params, kind: str, x: Array, a: Array) -> Array:
         x = x + ops.linear(block, self._name(kind, "o"), a)
-        return (
-            x
-            if self.cfg.relative
-            else ops.layer_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
-        )
+        if self.cfg.relative:
+            return x
+        return ops.layer_norm(block, self._name(kind, "norm"), x, self.cfg.norm_eps)
 
     def _fed(self, ops: Ops, block: Params, x: Array) -> Array:
         """The feed-forward part."""

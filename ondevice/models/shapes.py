@@ -25,10 +25,16 @@ def shapes(cfg: ModelConfig) -> Shapes:
         assert cfg.lib is not None
         return dict(cfg.lib.shapes)
     if isinstance(cfg, EncoderConfig):
-        return _modern_shapes(cfg) if cfg.modern else _bert_shapes(cfg)
+        if cfg.modern:
+            return _modern_shapes(cfg)
+        return _bert_shapes(cfg)
     if isinstance(cfg, Seq2SeqConfig):
-        return _t5_shapes(cfg) if cfg.relative else _bart_shapes(cfg)
-    return _gpt2_shapes(cfg) if cfg.model_type == "gpt2" else _decoder_shapes(cfg)
+        if cfg.relative:
+            return _t5_shapes(cfg)
+        return _bart_shapes(cfg)
+    if cfg.model_type == "gpt2":
+        return _gpt2_shapes(cfg)
+    return _decoder_shapes(cfg)
 
 
 def embedding_name(cfg: ModelConfig) -> str:
@@ -214,7 +220,9 @@ def _t5_shapes(cfg: Seq2SeqConfig) -> Shapes:
                 out[f"{p}DenseReluDense.{matrix}.weight"] = (f, d)
             out |= {p + "DenseReluDense.wo.weight": (d, f), p + "layer_norm.weight": (d,)}
         out[f"{side}.final_layer_norm.weight"] = (d,)
-    return out if cfg.tie_word_embeddings else {**out, "lm_head.weight": (cfg.vocab_size, d)}
+    if cfg.tie_word_embeddings:
+        return out
+    return {**out, "lm_head.weight": (cfg.vocab_size, d)}
 
 
 def _bart_shapes(cfg: Seq2SeqConfig) -> Shapes:

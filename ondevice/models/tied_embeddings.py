@@ -67,19 +67,27 @@ def untie_head(cfg: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
 def head_module(cfg: ModelConfig) -> str:
     """The module that makes logits where it is not tied; empty where the family has none."""
     if isinstance(cfg, EncoderConfig):
-        return "decoder" if cfg.modern else _BERT
-    return "" if isinstance(cfg, Seq2SeqConfig) and not cfg.relative else "lm_head"
+        if cfg.modern:
+            return "decoder"
+        return _BERT
+    if isinstance(cfg, Seq2SeqConfig) and not cfg.relative:
+        return ""
+    return "lm_head"
 
 
 def embedding_module(cfg: ModelConfig) -> str:
     """The module that has a row for each token of the vocabulary."""
     if isinstance(cfg, EncoderConfig):
-        return (
-            "model.embeddings.tok_embeddings" if cfg.modern else "bert.embeddings.word_embeddings"
-        )
+        if cfg.modern:
+            return "model.embeddings.tok_embeddings"
+        return "bert.embeddings.word_embeddings"
     if isinstance(cfg, Seq2SeqConfig):
-        return "shared" if cfg.relative else "model.shared"
-    return "transformer.wte" if cfg.model_type == "gpt2" else "model.embed_tokens"
+        if cfg.relative:
+            return "shared"
+        return "model.shared"
+    if cfg.model_type == "gpt2":
+        return "transformer.wte"
+    return "model.embed_tokens"
 
 
 def _copies(cfg: ModelConfig) -> list[str]:

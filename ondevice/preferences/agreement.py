@@ -274,7 +274,9 @@ def labels(item: Item, vote: Vote) -> dict[tuple[int, int], Hashable]:
 
 
 def _beyond(raw: float, chance: float) -> float | None:
-    return None if chance >= 1 else (raw - chance) / (1 - chance)
+    if chance >= 1:
+        return None
+    return (raw - chance) / (1 - chance)
 
 
 def _fit(design: Floats, score: Floats, weight: Floats, ridge: float = 1e-2) -> Floats:

@@ -113,12 +113,14 @@ def said(vote: Vote, marks: str = "1234") -> str:
     if vote.action == "skip":
         return "skipped"
     if vote.outcome != "ranked":
-        return "all bad" if vote.outcome == "all_bad" else str(vote.outcome)
+        if vote.outcome == "all_bad":
+            return "all bad"
+        return str(vote.outcome)
     places = [marks[vote.shown.index(slot)] for slot in vote.ranking]
     much = "much better" if vote.strength == 2 else "better"
-    return (
-        f"{places[0]} is {much}" if len(places) == 1 or len(vote.shown) == 2 else " > ".join(places)
-    )
+    if len(places) == 1 or len(vote.shown) == 2:
+        return f"{places[0]} is {much}"
+    return " > ".join(places)
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,12 @@ class Ratings(Store):
         text, form = _prompt(prompt)
         batch = clean(batch)
         with self.transaction():
-            shown = (
-                self.item(repeat_of).shown[::-1]
-                if repeat_of is not None
-                else self._draw_shown(
+            if repeat_of is not None:
+                shown = self.item(repeat_of).shown[::-1]
+            else:
+                shown = self._draw_shown(
                     batch, [clean(response.source) for response in responses], seed
                 )
-            )
             return self.insert_item(
                 {
                     "batch": batch,
@@ -390,7 +391,9 @@ class Ratings(Store):
             "SELECT * FROM live WHERE rater = ? ORDER BY id DESC LIMIT 1", (clean(rater),)
         )
         with self._readable("a vote"):
-            return vote_of(rows[0]) if rows else None
+            if rows:
+                return vote_of(rows[0])
+            return None
 
     def voted(self, item: int, rater: str) -> Vote | None:
         """This rater's live vote on an item, a skip left out: another window may have stored one."""
@@ -399,7 +402,9 @@ class Ratings(Store):
             (item, clean(rater)),
         )
         with self._readable("a vote"):
-            return vote_of(rows[0]) if rows else None
+            if rows:
+                return vote_of(rows[0])
+            return None
 
     def undo(self, rater: str, session: str) -> Item | None:
         """Takes this rater's newest live vote or skip back, whatever session it is from; returns

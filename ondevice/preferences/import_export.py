@@ -197,16 +197,14 @@ def import_file(cfg: RatingsConfig) -> dict[str, Any]:
                     strength=entry.strength,
                 )
             items, votes = items + 1, votes + len(entry.votes)
-    bad = (
-        {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"}
-        if rows.rejected
-        else {}
-    )
-    gold = (
-        {"left_out": dict(not_gold), "votes_not_kept": sum(entry.said for entry in new)}
-        if cfg.gold
-        else {}
-    )
+    if rows.rejected:
+        bad = {"first_bad_row": f"{rows.rejected[0].where}: {rows.rejected[0].reason}"}
+    else:
+        bad = {}
+    if cfg.gold:
+        gold = {"left_out": dict(not_gold), "votes_not_kept": sum(entry.said for entry in new)}
+    else:
+        gold = {}
     told = {"not_used": rows.telling().removeprefix("not used: ")} if rows.telling() else {}
     return {
         "items": items,
@@ -226,7 +224,9 @@ def _why_not_gold(entry: _New) -> str:
         return "without a vote"
     if any(outcome != "ranked" for outcome, _ in entry.votes):
         return "tie or all bad"
-    return "with votes that differ" if len(set(entry.votes)) > 1 else ""
+    if len(set(entry.votes)) > 1:
+        return "with votes that differ"
+    return ""
 
 
 def _raters(given: Sequence[str], count: int) -> list[str]:

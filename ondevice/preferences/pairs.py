@@ -317,10 +317,14 @@ def _verdict(vote: Vote, slot: int, width: int) -> str | None:
     ranking.
     """
     if vote.outcome != "ranked":
-        return "bad" if vote.outcome == "all_bad" else "tie"
+        if vote.outcome == "all_bad":
+            return "bad"
+        return "tie"
     if slot == vote.ranking[0]:
         return "good"
-    return "bad" if len(vote.ranking) == width and slot == vote.ranking[-1] else "unordered"
+    if len(vote.ranking) == width and slot == vote.ranking[-1]:
+        return "bad"
+    return "unordered"
 
 
 def _counts(votes: Sequence[Vote]) -> tuple[int, int]:

@@ -62,9 +62,10 @@ class Repair:
             for count, word in ((self.lost_votes, "vote"), (self.lost_items, "pair"))
             if count
         ]
-        told = (
-            f"{' and '.join(lost)} could not be read" if lost else "nothing that it held is missing"
-        )
+        if lost:
+            told = f"{' and '.join(lost)} could not be read"
+        else:
+            told = "nothing that it held is missing"
         copied = f", {self.copied} rows came from a copy" if self.copied else ""
         return (
             f"{self.file.name} was damaged ({self.damage}) and is repaired: {self.votes} votes on {self.items} "

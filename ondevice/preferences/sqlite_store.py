@@ -38,7 +38,9 @@ def ratings_file(path: str | Path) -> Path:
     path = Path(os.path.expanduser(path))
     folder = path.is_dir() or (path.suffix != ".db" and not path.exists())
     file = path / FILE if folder else path
-    return Path(os.path.realpath(file)) if file.is_symlink() else file
+    if file.is_symlink():
+        return Path(os.path.realpath(file))
+    return file
 
 
 class Damaged(UserError):
@@ -135,7 +137,9 @@ class Store:
         lines = [
             line for row in rows for line in str(row[0]).splitlines() if not line.startswith("***")
         ]
-        return "" if lines == ["ok"] else "; ".join(lines[:3])
+        if lines == ["ok"]:
+            return ""
+        return "; ".join(lines[:3])
 
     def __enter__(self) -> Self:
         return self
@@ -206,11 +210,10 @@ class Store:
                     raise refused(error, self.path) from error
                 found = ()  # a view whose table is missing
             if found != columns:
-                told = (
-                    f"has other columns in {table} than it should"
-                    if found
-                    else f"lacks the table {table}"
-                )
+                if found:
+                    told = f"has other columns in {table} than it should"
+                else:
+                    told = f"lacks the table {table}"
                 raise Damaged(told, where=str(self.path), hint=REPAIR)
 
     def _pragma(self, name: str) -> int:
@@ -219,11 +222,11 @@ class Store:
     def _rows(
         self, statement: str, values: Mapping[str, Any] | Sequence[Any] = ()
     ) -> list[sqlite3.Row]:
-        clean = (
-            {name: _stored(value) for name, value in values.items()}
-            if isinstance(values, Mapping)
-            else [_stored(value) for value in values]
-        )
+        clean: dict[str, Any] | list[Any]
+        if isinstance(values, Mapping):
+            clean = {name: _stored(value) for name, value in values.items()}
+        else:
+            clean = [_stored(value) for value in values]
         try:
             return self._connection.execute(statement, clean).fetchall()
         except FAILED as error:
@@ -296,7 +299,9 @@ def refused(error: Exception, file: Path) -> Exception:
 
 def clean(text: str) -> str:
     """Half a character, which JSON can spell and SQLite refuses, becomes U+FFFD."""
-    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
+    if text.isascii():
+        return text
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _stored(value: Any) -> Any:
@@ -304,4 +309,6 @@ def _stored(value: Any) -> Any:
         return clean(value)
     if isinstance(value, Mapping | list | tuple):
         return clean(json.dumps(value, ensure_ascii=False, allow_nan=False))
-    return int(value) if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return int(value)
+    return value

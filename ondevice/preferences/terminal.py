@@ -102,11 +102,10 @@ class Session:
         if waiting and waiting[0] not in self._skipped:
             return self.ratings.item(waiting[0])
         progress = self.ratings.progress(self.rater, self.batch)
-        left = (
-            f"; {progress.skipped} that you skipped come again another time"
-            if progress.skipped
-            else ""
-        )
+        if progress.skipped:
+            left = f"; {progress.skipped} that you skipped come again another time"
+        else:
+            left = ""
         _say(f"nothing is left to rate: {progress}{left}")
         return None
 
@@ -269,7 +268,9 @@ class Session:
             if not self.keys.interactive:
                 _say("")
             if _means(answer, width):
-                return answer if _is_letters(answer, width) else answer.lower()
+                if _is_letters(answer, width):
+                    return answer
+                return answer.lower()
             _say(f"{sanitize(answer, newlines=False, limit=40)!r} means nothing here; ? helps")
 
     def _keys(self, width: int) -> str | None:
@@ -345,7 +346,9 @@ def _block(title: str, text: str, width: int) -> list[str]:
 
 def _content(message: Mapping[str, Any]) -> str:
     content = message.get("content")
-    return content if isinstance(content, str) else str(content)
+    if isinstance(content, str):
+        return content
+    return str(content)
 
 
 def _say(text: str, end: str = "\n") -> None:

@@ -82,13 +82,17 @@ class Keys:
         """
         if not self.interactive:
             text = sys.stdin.readline() if sys.stdin is not None else ""
-            return text.rstrip("\r\n") if text else None
+            if text:
+                return text.rstrip("\r\n")
+            return None
         self._cooked()
         try:
             data = os.read(self._descriptor, 1 << 16)
         finally:
             self._single()
-        return data.decode(errors="replace").rstrip("\r\n") if data else None
+        if data:
+            return data.decode(errors="replace").rstrip("\r\n")
+        return None
 
     def forget(self) -> None:
         """Drops what was typed before now: it was meant for what stood there before."""
@@ -112,7 +116,9 @@ class Keys:
 
     def _soon(self) -> bytes:
         ready = select.select([self._descriptor], [], [], _AFTER_ESCAPE_S)[0]
-        return os.read(self._descriptor, 1) if ready else b""
+        if ready:
+            return os.read(self._descriptor, 1)
+        return b""
 
     def _go_on(self, number: int, frame: FrameType | None) -> None:
         self._single()

@@ -137,7 +137,9 @@ def last_words(stage: StageFolder) -> str:
             lines = log.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         lines = []
-    return sanitize(lines[-1], newlines=False, limit=300) if lines else "it said nothing"
+    if lines:
+        return sanitize(lines[-1], newlines=False, limit=300)
+    return "it said nothing"
 
 
 def drain(stage: StageFolder, repo: str, client: Hub) -> int:
@@ -150,11 +152,10 @@ def drain(stage: StageFolder, repo: str, client: Hub) -> int:
         while waiting := checkpoint.steps(stage.path / FOLDER):
             folder = waiting[0]
             real_file(folder / PENDING, stage.path)
-            plan = (
-                pending(folder)
-                if (folder / PENDING).is_file()
-                else plan_checkpoint(stage, folder, repo)
-            )
+            if (folder / PENDING).is_file():
+                plan = pending(folder)
+            else:
+                plan = plan_checkpoint(stage, folder, repo)
             try:
                 send(plan, client, lambda event: None)
                 told = f"pushed to {repo}, tag {plan.tag}"

@@ -106,11 +106,10 @@ def data_read(past: StageRecord) -> list[tuple[tuple[str, ...], str]]:
     or a mixture of several, none by the folder that it lies in."""
     found = []
     for field, value in _learned_from(past):
-        names = (
-            tuple(dict.fromkeys(source_name(one) for one in _sources(value)))
-            if value
-            else (RATINGS,)
-        )
+        if value:
+            names = tuple(dict.fromkeys(source_name(one) for one in _sources(value)))
+        else:
+            names = (RATINGS,)
         found.append((names, str(past.fingerprint.get(field) or "")))
     return list(dict.fromkeys(found))
 
@@ -203,7 +202,9 @@ def _front_matter(card: str) -> Mapping[str, Any]:
 
     head = re.match(r"---\s*\n(.*?)\n---\s*\n", card, re.DOTALL)
     try:
-        return _mapping(yaml.safe_load(head[1])) if head else {}
+        if head:
+            return _mapping(yaml.safe_load(head[1]))
+        return {}
     except yaml.YAMLError:
         return {}  # somebody else's card; it states none that can be read
 
@@ -254,9 +255,9 @@ def _start_in_run(past: StageRecord) -> str:
 
 def base_of(past: StageRecord) -> str:
     """The model of the Hub that the stage began from; empty where it began from none."""
-    return (
-        str(_mapping(past.record.get("base")).get("repo") or "") if past.config.get("model") else ""
-    )
+    if past.config.get("model"):
+        return str(_mapping(past.record.get("base")).get("repo") or "")
+    return ""
 
 
 def notes(past: StageRecord) -> list[str]:
@@ -305,7 +306,9 @@ def raters(past: StageRecord) -> tuple[int, int, int] | None:
             count += 1
             names |= set(map(str, row.get("raters") or ()))
     programs = sum(map(is_simulated, names))
-    return (count, len(names) - programs, programs) if names else None
+    if names:
+        return (count, len(names) - programs, programs)
+    return None
 
 
 def parameters(folder: Path) -> int:
@@ -322,4 +325,6 @@ def parameters(folder: Path) -> int:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    if isinstance(value, Mapping):
+        return value
+    return {}

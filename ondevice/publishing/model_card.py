@@ -258,11 +258,10 @@ def _about(pasts: Sequence[StageRecord], subject: Subject, folder: Path) -> str:
             f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
             "which it needs"
         )
-    half = (
-        ""
-        if past.record
-        else f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
-    )
+    if past.record:
+        half = ""
+    else:
+        half = f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
     return (
         f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
         f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n"
@@ -329,7 +328,9 @@ def _licences(pasts: Sequence[StageRecord]) -> list[str]:
         )
     if names.keys() - {CORPUS, RATINGS, *stated}:
         told.append("Licences of the other data are not recorded.")
-    return [" ".join(told) + "\n"] if told else []
+    if told:
+        return [" ".join(told) + "\n"]
+    return []
 
 
 def _figures(pasts: Sequence[StageRecord]) -> list[str]:
@@ -455,13 +456,12 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
         if name in _LEFT_OUT or value in ("", None, [], ()):
             continue
         if isinstance(value, str):
-            value = (
-                sources_value(value)
-                if name in _SOURCES
-                else own_name(value)
-                if name in _FOLDERS
-                else value
-            )
+            if name in _SOURCES:
+                value = sources_value(value)
+            elif name in _FOLDERS:
+                value = own_name(value)
+            else:
+                value = value
         table.append([name, str(plain_values(value))])
     return markdown(table)
 

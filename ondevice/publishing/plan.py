@@ -214,11 +214,10 @@ def plan_push(cfg: PushConfig) -> Plan:
     else:
         real_file(target.model / CARD, target.home)
         card = folder_card(target.model, cfg.repo_id, license=cfg.license)
-    told = (
-        f"{own_name(target.run.path.resolve())}: {target.stage.name}"
-        if target.run and target.stage
-        else own_name(target.model.resolve())
-    )
+    if target.run and target.stage:
+        told = f"{own_name(target.run.path.resolve())}: {target.stage.name}"
+    else:
+        told = own_name(target.model.resolve())
     return _plan(cfg, target.home, f"Push {told}", files, card)
 
 
@@ -387,11 +386,10 @@ def _optimizer(target: Target) -> list[PlannedFile]:
     ):  # a checkpoint's own model
         return _state(model.parent, target.home)
     if model is not None and target.stage is not None:
-        wanted = (
-            sha256_of(model / "model.safetensors")
-            if (model / "model.safetensors").is_file()
-            else ""
-        )
+        if (model / "model.safetensors").is_file():
+            wanted = sha256_of(model / "model.safetensors")
+        else:
+            wanted = ""
         for path in reversed(checkpoint.steps(target.stage.checkpoints)):
             weights = path / "model" / "model.safetensors"
             if (

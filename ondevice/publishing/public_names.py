@@ -62,11 +62,9 @@ def source_name(data: str) -> str:
     if data.partition(":")[0] == "builtin":
         return CORPUS
     if data.startswith(("hub:", "gym:")):
-        return (
-            own_name(data.partition(":")[2])
-            if _ABSOLUTE.match(data[4:])
-            else data.removeprefix("hub:")
-        )
+        if _ABSOLUTE.match(data[4:]):
+            return own_name(data.partition(":")[2])
+        return data.removeprefix("hub:")
     return own_name(data)
 
 
@@ -76,11 +74,10 @@ def sources_value(data: str) -> str:
     for name, weight in parts(data):
         kind, colon, rest = name.partition(":")
         if colon and kind in ("builtin", "hub", "gym"):
-            shown = (
-                name
-                if kind != "builtin" and not _ABSOLUTE.match(rest)
-                else f"{kind}:{own_name(rest)}"
-            )
+            if kind != "builtin" and not _ABSOLUTE.match(rest):
+                shown = name
+            else:
+                shown = f"{kind}:{own_name(rest)}"
         else:
             shown = name if name == "builtin" else own_name(name)
         told.append(shown if weight is None else f"{shown}:{weight:g}")
@@ -91,7 +88,9 @@ def own_name(path: str | Path) -> str:
     """A file's or folder's own name; a home's is a person's, and is not told."""
     text = str(path).replace("\\", "/") if re.match(r"[A-Za-z]:\\|\\\\", str(path)) else str(path)
     name = Path(text).name
-    return "a folder" if name in ("", "..", "~", Path.home().name) else name
+    if name in ("", "..", "~", Path.home().name):
+        return "a folder"
+    return name
 
 
 def short_name(path: str) -> str:
@@ -99,9 +98,9 @@ def short_name(path: str) -> str:
     found = Path(path)
     if not path:
         return ""
-    return (
-        own_name(found.parent) if found.name == "model" and found.parent.name else own_name(found)
-    )
+    if found.name == "model" and found.parent.name:
+        return own_name(found.parent)
+    return own_name(found)
 
 
 def without_places(text: str, known: Iterable[str] = ()) -> str:
@@ -121,7 +120,9 @@ def _last_part(match: re.Match[str]) -> str:
 def without_home(text: str) -> str:
     """A text of a person's own, in which their home folder is `~`."""
     home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w-]|\.\w)", "~", text) if len(home) > 1 else text
+    if len(home) > 1:
+        return re.sub(rf"{re.escape(home)}(?![\w-]|\.\w)", "~", text)
+    return text
 
 
 def plain_values(value: Any) -> Any:
@@ -132,7 +133,9 @@ def plain_values(value: Any) -> Any:
         return {str(plain_values(key)): plain_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain_values(one) for one in value]
-    return _plain(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return _plain(value)
+    return value
 
 
 def _plain(value: str) -> str:
@@ -148,4 +151,6 @@ def _plain(value: str) -> str:
         _ABSOLUTE.match(one) and len(re.findall(r"[\\/]+[^\\/]", one)) > 1 - one.startswith("~")
         for one in told
     )
-    return sources_value(value) if deep or value.startswith("file:") else value
+    if deep or value.startswith("file:"):
+        return sources_value(value)
+    return value

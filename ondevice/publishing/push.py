@@ -159,7 +159,9 @@ def render(result: Mapping[str, Any]) -> str | None:
     a line.
     """
     if not result or "url" in result:
-        return str(result["url"]) if result else None
+        if result:
+            return str(result["url"])
+        return None
     login = result.get("login") or {}
     return f"{plan_text(result, size)}\n  {login.get('text', '')}".rstrip()
 
@@ -284,7 +286,9 @@ def _verify(plan: Plan, client: Hub, commit: str, wait: Callable[[str], None]) -
 
 
 def _blob(file: PlannedFile) -> str:
-    return git_blob_of(Path(file.source)) if file.source else git_blob(file.text.encode())
+    if file.source:
+        return git_blob_of(Path(file.source))
+    return git_blob(file.text.encode())
 
 
 def _agreed() -> bool:

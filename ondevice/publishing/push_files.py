@@ -91,7 +91,9 @@ def plain_settings(file: Path, folder: Path) -> str | None:
         for key, value in found.items()
     }
     told |= {key: _named(str(told[key])) for key in _NAMES if isinstance(told.get(key), str)}
-    return json.dumps(told, indent=2, ensure_ascii=False) + "\n" if told != given else None
+    if told != given:
+        return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    return None
 
 
 def _named(value: str) -> str:
@@ -102,7 +104,9 @@ def _named(value: str) -> str:
         or value.count("/") > 1
         or Path(value).is_dir()
     )
-    return own_name(value) if local else value
+    if local:
+        return own_name(value)
+    return value
 
 
 def content(source: str, home: Path, sha256: str) -> bytes:

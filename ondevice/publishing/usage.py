@@ -71,7 +71,9 @@ class Subject:
         """The base that an adapter names, where it is one of the Hub: a folder is nobody's
         business.
         """
-        return self._base if is_name(self._base) and not Path(self._base).is_dir() else ""
+        if is_name(self._base) and not Path(self._base).is_dir():
+            return self._base
+        return ""
 
     @property
     def base_name(self) -> str:
@@ -82,14 +84,20 @@ class Subject:
     def base_revision(self) -> str:
         """An argument of `from_pretrained`: the commit of the base, where the adapter names one."""
         commit = str(self.config.get("revision") or "")
-        return f', revision="{commit}"' if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
+        if re.fullmatch(r"[0-9a-f]{40}", commit):
+            return f', revision="{commit}"'
+        return ""
 
     @property
     def opener(self) -> str:
         """As the Hub calls it: the one that opens the folder as it is."""
         if self.adapter:
-            return "mlx" if "fine_tune_type" in self.config else "peft"
-        return "mlx" if "quantization" in self.config else "transformers"
+            if "fine_tune_type" in self.config:
+                return "mlx"
+            return "peft"
+        if "quantization" in self.config:
+            return "mlx"
+        return "transformers"
 
     def metadata(self) -> dict[str, str]:
         return {"library_name": self.opener, "pipeline_tag": self.task, "base_model": self.base}
@@ -97,7 +105,9 @@ class Subject:
     @property
     def _base(self) -> str:
         key = "model" if "fine_tune_type" in self.config else "base_model_name_or_path"
-        return str(self.config.get(key) or "") if self.adapter else ""
+        if self.adapter:
+            return str(self.config.get(key) or "")
+        return ""
 
 
 def base_may_be_told(folder: Path) -> bool:
@@ -119,8 +129,12 @@ def hub_base(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
     ):  # a folder goes before a name, as where it is loaded
         if place.is_dir():
             found = origin(place)
-            return (found["repo"], found["commit"]) if found.get("kind") == "model" else None
-    return (base, "") if is_name(base) else None
+            if found.get("kind") == "model":
+                return (found["repo"], found["commit"])
+            return None
+    if is_name(base):
+        return (base, "")
+    return None
 
 
 @dataclass(frozen=True)
@@ -213,12 +227,13 @@ def _in_transformers(subject: Subject, place: Place, prompt: str) -> str:
         base=subject.base,
         more=subject.base_revision + (", num_labels=1" if task == JUDGES else ""),
     )
-    asked = (
-        f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
-        '                                    return_tensors="pt", return_dict=True)'
-        if subject.chats
-        else f'tokenizer({json.dumps(prompt)}, return_tensors="pt")'
-    )
+    if subject.chats:
+        asked = (
+            f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True,\n"
+            '                                    return_tensors="pt", return_dict=True)'
+        )
+    else:
+        asked = f'tokenizer({json.dumps(prompt)}, return_tensors="pt")'
     # an encoder-decoder's output is the answer alone
     answer = ', ids["input_ids"].shape[1]:' if task == WRITES else ""
     text = {FILLS: _FILL, JUDGES: _CLASSIFY if classes else _SCORE}.get(task, _WRITE)
@@ -240,11 +255,10 @@ def _in_mlx_lm(subject: Subject, place: Place, prompt: str) -> str:
     if subject.adapter:
         imports = f"from huggingface_hub import snapshot_download\n{imports}"
         what = f'"{subject.base}", adapter_path=snapshot_download("{place.repo}")'
-    asked = (
-        f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True)"
-        if subject.chats
-        else json.dumps(prompt)
-    )
+    if subject.chats:
+        asked = f"tokenizer.apply_chat_template({_turns(prompt)}, add_generation_prompt=True)"
+    else:
+        asked = json.dumps(prompt)
     return _MLX_LM.format(imports=imports, what=what, asked=asked)
 
 
@@ -255,11 +269,10 @@ def _here(subject: Subject, place: Place, prompt: str) -> str:
         return ""
     name = place.repo.rpartition("/")[2]
     folder = f"{name}/{place.under}" if place.under else name
-    ask = (
-        f'fill {folder} "The [MASK] is here."'
-        if subject.task == FILLS
-        else f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64{' --chat' if subject.chats else ''}"
-    )
+    if subject.task == FILLS:
+        ask = f'fill {folder} "The [MASK] is here."'
+    else:
+        ask = f"generate {folder} {shlex.quote(prompt)} --max-new-tokens 64{' --chat' if subject.chats else ''}"
     return f"ondevice pull {place.repo} --out {name}\nondevice {ask}"
 
 
@@ -272,4 +285,6 @@ def _json(file: Path) -> dict[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if isinstance(value, dict):
+        return value
+    return {}

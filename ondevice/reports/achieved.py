@@ -48,9 +48,9 @@ def worse(outcome: Mapping[str, Any], higher: bool) -> bool:
 
 
 def _pair(before: Any, after: float, form: str) -> str:
-    return (
-        f"{form.format(before)} → {form.format(after)}" if _number(before) else form.format(after)
-    )
+    if _number(before):
+        return f"{form.format(before)} → {form.format(after)}"
+    return form.format(after)
 
 
 def _number(value: Any) -> TypeGuard[float]:

@@ -172,7 +172,9 @@ def _points(found: Sequence[Mapping[str, Any]], name: str) -> Points:
 
 def _finite(value: Any) -> float | None:
     """A number that can be drawn: sums and differences of it are finite too."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e200 else None
+    if isinstance(value, int | float) and abs(value) < 1e200:
+        return float(value)
+    return None
 
 
 def _path(points: Sequence[tuple[float, float]], across: _Scale, up: _Scale) -> str:
@@ -180,7 +182,9 @@ def _path(points: Sequence[tuple[float, float]], across: _Scale, up: _Scale) -> 
 
 
 def _tick(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else number(int(value))
+    if abs(value) < 1000:
+        return f"{value:.3g}"
+    return number(int(value))
 
 
 def _told(curve: Curve, stage: str) -> str:
@@ -190,8 +194,6 @@ def _told(curve: Curve, stage: str) -> str:
         f"{stage}: {curve.title} over {len(curve.steps):,} steps, from {number(mean[0][1])} at step "
         f"{mean[0][0]:.0f} to {number(mean[-1][1])} at step {mean[-1][0]:.0f}"
     )
-    return (
-        f"{text}; held out {number(curve.held[-1][1])} at step {curve.held[-1][0]:.0f}"
-        if curve.held
-        else text
-    )
+    if curve.held:
+        return f"{text}; held out {number(curve.held[-1][1])} at step {curve.held[-1][0]:.0f}"
+    return text

@@ -76,7 +76,9 @@ def _sections(done: Done) -> Iterator[str]:
 
 def _notes(section: Section) -> str:
     notes = "".join(f"<li>{sanitize_html(note)}</li>" for note in section.notes)
-    return f'<ul class="notes">{notes}</ul>' if notes else ""
+    if notes:
+        return f'<ul class="notes">{notes}</ul>'
+    return ""
 
 
 def _table(table: Table) -> str:
@@ -98,7 +100,9 @@ def _bar(cell: str) -> str:
         share = float(cell.removesuffix("%")) if cell.endswith("%") else -1.0
     except ValueError:
         return ""
-    return f'<i class="bar"><i style="width:{share:.1f}%"></i></i>' if 0 <= share <= 100 else ""
+    if 0 <= share <= 100:
+        return f'<i class="bar"><i style="width:{share:.1f}%"></i></i>'
+    return ""
 
 
 def _intervals(stage: str, marks: Mapping[str, Any]) -> str:
@@ -218,9 +222,10 @@ def _group(group: Mapping[str, Any]) -> str:
     more = len(group["completions"]) - COMPLETIONS
     rest = f'<p class="dim">and {more} more</p>' if more > 0 else ""
     known = group.get("answer")
-    known = (
-        f' <span class="dim">answer: {sanitize_html(str(known), limit=200)}</span>' if known else ""
-    )
+    if known:
+        known = f' <span class="dim">answer: {sanitize_html(str(known), limit=200)}</span>'
+    else:
+        known = ""
     return (
         f'<article><p class="prompt">{sanitize_html(group["prompt"], limit=ANSWER)}{known}</p>'
         f'<ul class="group">{shown}</ul>{rest}</article>'

@@ -92,7 +92,9 @@ def _sentences(section: Section) -> list[str]:
         textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         for note in section.notes
     ]
-    return ["\n".join(lines)] if lines else []
+    if lines:
+        return ["\n".join(lines)]
+    return []
 
 
 def markdown(table: Table) -> list[str]:

@@ -83,7 +83,9 @@ def number(value: float | None, form: str | Callable[[float], str]) -> str:
     """A figure in words; – where there is none."""
     if value is None:
         return NOTHING
-    return form.format(value) if isinstance(form, str) else form(value)
+    if isinstance(form, str):
+        return form.format(value)
+    return form(value)
 
 
 def _marks(record: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -288,18 +290,18 @@ def _reward(done: Done) -> Section:
                     f"{number(share.low, '{:.1%}')} to {number(share.high, '{:.1%}')}",
                 ]
             )
-        whose = (
-            " The ratings are simulated: a rule's, not a person's."
-            if _marks(record).get("simulated")
-            else ""
-        )
+        if _marks(record).get("simulated"):
+            whose = " The ratings are simulated: a rule's, not a person's."
+        else:
+            whose = ""
         notes.append(
             f"{name}: mean margin {number(marks.get('margin'), '{:.2f}')}, calibration error "
             f"{number(marks.get('calibration_error'), '{:.3f}')}.{whose}"
         )
-    simulated = (
-        ", simulated" if any(_marks(record).get("simulated") for _, record, _ in found) else ""
-    )
+    if any(_marks(record).get("simulated") for _, record, _ in found):
+        simulated = ", simulated"
+    else:
+        simulated = ""
     return Section("The reward model on held-out pairs" + simulated, table, notes)
 
 
@@ -317,11 +319,10 @@ def _about(done: Done) -> Section:
             )
         if "votes" in marks:
             rule = marks.get("simulated_votes") or 0
-            whose = (
-                f"{rule:,} of them simulated: by a rule, not by a person"
-                if rule
-                else "all by people"
-            )
+            if rule:
+                whose = f"{rule:,} of them simulated: by a rule, not by a person"
+            else:
+                whose = "all by people"
             told.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
         if isinstance(marks.get("pairs"), Mapping):  # DPO and its family
             whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""

@@ -54,7 +54,9 @@ class Answer(NamedTuple):
 def final_answer(completion: str, form: str) -> str | None:
     """The text of the answer, None where the completion gives none in this form."""
     found = find_answer(completion, form)
-    return found.text if found else None
+    if found:
+        return found.text
+    return None
 
 
 def find_answer(completion: str, form: str) -> Answer | None:
@@ -63,13 +65,17 @@ def find_answer(completion: str, form: str) -> Answer | None:
     """
     check_form(form)
     start = _after_thoughts(completion)
-    return None if start is None else _FINDERS[form](completion, start)
+    if start is None:
+        return None
+    return _FINDERS[form](completion, start)
 
 
 def after_thoughts(completion: str) -> str | None:
     """What stands after any `<think>…</think>`; None where a thought does not end."""
     start = _after_thoughts(completion)
-    return None if start is None else completion[start:]
+    if start is None:
+        return None
+    return completion[start:]
 
 
 def check_form(form: str) -> None:
@@ -82,7 +88,9 @@ def marks(completion: str, form: str) -> int:
     a mark.
     """
     text = completion[_after_thoughts(completion) or 0 :]
-    return text.count(_MARKS[form]) if form in _MARKS else 1
+    if form in _MARKS:
+        return text.count(_MARKS[form])
+    return 1
 
 
 def number(text: str) -> Fraction | None:
@@ -115,7 +123,9 @@ def _after_thoughts(text: str) -> int | None:
     """Where the text begins that is no thought; None where a thought does not end."""
     start = text.rfind(_THOUGHT)
     start = 0 if start < 0 else start + len(_THOUGHT)
-    return None if text.find(_THINK, start) >= 0 else start
+    if text.find(_THINK, start) >= 0:
+        return None
+    return start
 
 
 def _answer(text: str, start: int, end: int) -> Answer | None:
@@ -123,12 +133,16 @@ def _answer(text: str, start: int, end: int) -> Answer | None:
     inner = text[start:end]
     start += len(inner) - len(inner.lstrip())
     inner = inner.strip()
-    return Answer(inner, start, start + len(inner)) if inner else None
+    if inner:
+        return Answer(inner, start, start + len(inner))
+    return None
 
 
 def _number(text: str, start: int) -> Answer | None:
     span = stated_number(text[start:])
-    return _answer(text, start + span[0], start + span[1]) if span else None
+    if span:
+        return _answer(text, start + span[0], start + span[1])
+    return None
 
 
 def _whole(text: str, start: int) -> Answer | None:
@@ -139,18 +153,24 @@ def _hash(text: str, start: int) -> Answer | None:
     body = text.rstrip()
     lines = ((m.end(), _line_end(body, m.end())) for m in _HASH.finditer(body, start))
     found = _agreed(text, lines, "####")
-    return found if found and found.end == len(body) else None
+    if found and found.end == len(body):
+        return found
+    return None
 
 
 def _line_end(text: str, start: int) -> int:
     end = text.find("\n", start)
-    return len(text) if end < 0 else end
+    if end < 0:
+        return len(text)
+    return end
 
 
 def _boxed(text: str, start: int) -> Answer | None:
     found = _agreed(text, _boxes(text, start), "\\boxed")
     closed = text.find("}", found.end) if found else -1
-    return found if found and _AFTER_BOX.fullmatch(text, closed + 1) else None
+    if found and _AFTER_BOX.fullmatch(text, closed + 1):
+        return found
+    return None
 
 
 def _boxes(text: str, start: int) -> Iterator[tuple[int, int] | None]:
@@ -185,7 +205,9 @@ def _closing_brace(text: str, start: int) -> int | None:
 def _tag(text: str, start: int) -> Answer | None:
     found = _agreed(text, _tags(text, start), "answer>")
     closed = text.find(">", found.end) if found else -1
-    return found if found and not text[closed + 1 :].strip() else None
+    if found and not text[closed + 1 :].strip():
+        return found
+    return None
 
 
 def _tags(text: str, start: int) -> Iterator[tuple[int, int] | None]:

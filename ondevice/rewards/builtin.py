@@ -127,7 +127,9 @@ def choice(
 
 def letter(text: str | None) -> str | None:
     found = _CHOICE.fullmatch(plain(text)) if text else None
-    return found[1].upper() if found else None
+    if found:
+        return found[1].upper()
+    return None
 
 
 def regex(
@@ -182,7 +184,9 @@ def language(prompts: Sequence[str], completions: Sequence[str], **columns: Any)
 
 def _foreign(text: str, prompt: str) -> float:
     known, said = set(_scripts(prompt)), _scripts(text)
-    return sum(script not in known for script in said) / len(said) if known and said else 0.0
+    if known and said:
+        return sum(script not in known for script in said) / len(said)
+    return 0.0
 
 
 def _scripts(text: str) -> list[str]:

@@ -25,17 +25,18 @@ def _bits(node: Any) -> float:
 
     if isinstance(node, sympy.Rational):
         largest = max(abs(node.p), node.q)
-        return float(largest.bit_length()) if largest > 1 else 0.0
+        if largest > 1:
+            return float(largest.bit_length())
+        return 0.0
     inner = node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
     parts = [
         _bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))
     ]  # the latter: math-verify's sets
     if isinstance(node, sympy.Pow):
-        least = (
-            1.0
-            if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function)
-            else 0.0
-        )
+        if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function):
+            least = 1.0
+        else:
+            least = 0.0
         base = max(parts[0], least)
         return max(*parts, base * _size(node.exp) if base else 0.0)
     if isinstance(node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma)):
@@ -49,7 +50,9 @@ def _bits(node: Any) -> float:
 
 def _of_factorial(size: float) -> float:
     """Bits of size!."""
-    return math.lgamma(size + 1) / math.log(2) if size < 1e300 else math.inf
+    if size < 1e300:
+        return math.lgamma(size + 1) / math.log(2)
+    return math.inf
 
 
 def _size(node: Any) -> float:
@@ -65,16 +68,18 @@ def _size(node: Any) -> float:
     if not parts:
         return 1.0
     if isinstance(node, sympy.Mul):
-        return math.prod(parts) if all(parts) else 0.0
+        if all(parts):
+            return math.prod(parts)
+        return 0.0
     if isinstance(node, (sympy.Pow, sympy.exp)):
         base, power = parts if isinstance(node, sympy.Pow) else (math.e, parts[0])
         if isinstance(node, sympy.Pow) and node.exp.is_negative:  # below a fraction's bar
-            return 1 / base if node.exp == -1 and base else math.inf
-        return (
-            2.0**bits
-            if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000
-            else math.inf
-        )
+            if node.exp == -1 and base:
+                return 1 / base
+            return math.inf
+        if (bits := math.log2(max(base, 1.0)) * power if power else 0.0) < 1000:
+            return float(2.0**bits)
+        return math.inf
     if isinstance(
         node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)
     ):

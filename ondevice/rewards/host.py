@@ -134,7 +134,9 @@ class Message(str):
         return made
 
     def __getitem__(self, key: Any) -> Any:
-        return self._message()[key] if isinstance(key, str) else super().__getitem__(key)
+        if isinstance(key, str):
+            return self._message()[key]
+        return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
         return key in self._message() or (isinstance(key, str) and super().__contains__(key))
@@ -217,7 +219,9 @@ def _place(error: BaseException, file: Path) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename == str(file)
     ]
-    return f"{file}:{lines[-1]}" if lines else str(file)
+    if lines:
+        return f"{file}:{lines[-1]}"
+    return str(file)
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:

@@ -105,8 +105,10 @@ def _parsed(text: str) -> list[Any] | None:
 
     from ondevice.rewards.growth import grows
 
-    found = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
-    return found if found and not any(grows(one) for one in found) else None
+    found: list[Any] = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+    if found and not any(grows(one) for one in found):
+        return found
+    return None
 
 
 def _matches(text: str, pattern: str) -> float:

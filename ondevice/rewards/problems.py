@@ -90,7 +90,9 @@ def problems(
         found = [all_of_it[n] for n in some_of(len(all_of_it), count, seed)]
     if not found:
         raise UserError("no problems in it", where=spec)
-    return found[:count] if count else found
+    if count:
+        return found[:count]
+    return found
 
 
 def _builtin(corpus: CorpusConfig, split: Split | Literal["all"]) -> list[Problem]:
@@ -118,16 +120,16 @@ def _gym(task: str, split: Split | Literal["all"], count: int, seed: int) -> lis
 
 
 def _splits(split: Split | Literal["all"]) -> tuple[Split, ...]:
-    return ("train", "validation", "heldout") if split == "all" else (split,)
+    if split == "all":
+        return ("train", "validation", "heldout")
+    return (split,)
 
 
 def some_of(size: int, count: int, seed: int) -> NDArray[np.int64]:
     """Numbers of at most `count` (0: all) of `size` problems, drawn by the seed, in their order."""
-    return (
-        np.sort(permutation(seed, "problems", 0, size)[:count])
-        if 0 < count < size
-        else np.arange(size)
-    )
+    if 0 < count < size:
+        return np.sort(permutation(seed, "problems", 0, size)[:count])
+    return np.arange(size)
 
 
 def file_problems(
@@ -197,11 +199,9 @@ def _part(found: list[Problem], split: Split | Literal["all"], spec: str) -> lis
         for side in (False, True)
     )
     known = {_key(problem.chat) for problem in held}
-    return (
-        [problem for problem in train if _key(problem.chat) not in known]
-        if split == "train"
-        else held
-    )
+    if split == "train":
+        return [problem for problem in train if _key(problem.chat) not in known]
+    return held
 
 
 def to_problem(

@@ -102,7 +102,9 @@ class Rewards:
     @property
     def unused(self) -> tuple[str, ...]:
         """Public functions of a person's file that are no rewards."""
-        return self._user.unused if self._user is not None else ()
+        if self._user is not None:
+            return self._user.unused
+        return ()
 
     def told(self) -> str:
         """Every reward with its weight, in one line."""
@@ -128,7 +130,9 @@ class Rewards:
         """Columns of the data that a reward reads; None: all may be read, by a person's own
         functions.
         """
-        return None if self._functions else self.needed()
+        if self._functions:
+            return None
+        return self.needed()
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises UserError where a reward needs a column that the data does not have: before a run,
@@ -183,11 +187,10 @@ class Rewards:
             "completions": list(completions),
             "form": self.form,
         }
-        turns = (
-            [*map("".join, zip(openings, completions, strict=True))]
-            if openings
-            else list(completions)
-        )
+        if openings:
+            turns = [*map("".join, zip(openings, completions, strict=True))]
+        else:
+            turns = list(completions)
         turned = {**given, "completions": turns}
         by_name = {
             name: self._ask_user(name, given, count)

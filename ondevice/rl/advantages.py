@@ -82,4 +82,6 @@ def explained_variance(returns: Floats, values: Floats) -> float:
     says a constant.
     """
     total = float(np.var(returns))
-    return float("nan") if total == 0 else 1.0 - float(np.var(returns - values)) / total
+    if total == 0:
+        return float("nan")
+    return 1.0 - float(np.var(returns - values)) / total

@@ -126,4 +126,6 @@ def to_records(
 
 
 def _number(value: Any) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
+    if np.isfinite(value):
+        return round(float(value), 6)
+    return None

@@ -152,7 +152,9 @@ def record_of(path: Path) -> dict[str, Any]:
         record = json.loads((path / RECORD).read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if isinstance(record, dict):
+        return record
+    return {}
 
 
 def path_at(checkpoints: Path, step: int) -> Path:

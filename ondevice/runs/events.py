@@ -123,7 +123,9 @@ def read(path: Path, *, tail: int = 0) -> Iterator[dict[str, Any]]:
 def _step(event: Mapping[str, Any]) -> float:
     """An event's step; 0 where it has none, or one that is not a number."""
     step = event.get("step")
-    return step if isinstance(step, (int, float)) else 0
+    if isinstance(step, (int, float)):
+        return step
+    return 0
 
 
 def read_at(path: Path, offset: int) -> dict[str, Any]:

@@ -331,17 +331,17 @@ def _read_object(file: Path) -> dict[str, Any] | None:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _begun_at(stage: Path) -> float:
     """The time of a stage's first event, or of its oldest file where it has none."""
     began = _first_time(stage / "events.jsonl")
-    return (
-        began
-        if began is not None
-        else min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
-    )
+    if began is not None:
+        return began
+    return min((p.lstat().st_mtime for p in stage.iterdir()), default=0.0)
 
 
 def first_event(events: Path) -> dict[str, Any]:
@@ -354,7 +354,9 @@ def first_event(events: Path) -> dict[str, Any]:
             found = json.loads(file.readline())
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        return found
+    return {}
 
 
 def _first_time(events: Path) -> float | None:
@@ -363,7 +365,9 @@ def _first_time(events: Path) -> float | None:
         began = float(first_event(events)["t"])
     except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
-    return began if math.isfinite(began) else None
+    if math.isfinite(began):
+        return began
+    return None
 
 
 def _make_folder(path: Path) -> None:

@@ -41,7 +41,9 @@ def run_paths(folder: str | Path) -> list[Path]:
     where it cannot be read."""
     try:
         root = Path(folder)
-        return sorted(root.iterdir()) if root.is_dir() else []
+        if root.is_dir():
+            return sorted(root.iterdir())
+        return []
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=str(folder)) from error
 
@@ -183,7 +185,9 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
 def _number(value: Any) -> float | None:
     """A number that can be counted with; None for whatever else somebody has written in its place."""
     try:
-        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            return value
+        return None
     except OverflowError:  # a whole number beyond every float
         return None
 

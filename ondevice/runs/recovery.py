@@ -85,7 +85,9 @@ class State:
         """
         first = batch_number(self.step - (1 if applied else self.skipped_in_a_row), self.left_out)
         last = first if applied else self.last_update
-        return last if last is not None and last >= batch_number(saved, self.left_out) else first
+        if last is not None and last >= batch_number(saved, self.left_out):
+            return last
+        return first
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class ResultRecord:
 
 
 def finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
+    if isinstance(value, Real) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def batch_number(step: int, left_out: Iterable[int]) -> int:

@@ -40,4 +40,6 @@ def _newest(path: str, wanted: Callable[[int], bool]) -> Path:
     if holds_model(folder) or not folder.is_dir():
         return folder
     found = [s.model for s in RunFolder(folder).stages() if s.has_model and wanted(labels(s.model))]
-    return found[-1] if found else find_model(path)
+    if found:
+        return found[-1]
+    return find_model(path)

@@ -127,11 +127,10 @@ def _hints(backends: dict[str, Report]) -> list[str]:
     on_cpu = mlx is not None and mlx["usable"] and "cpu" in str(mlx["device"]).lower()
     if on_cpu and platform.system() == "Linux" and not _openblas_loaded():
         library = openblas()
-        first = (
-            ""
-            if library
-            else "install OpenBLAS (on Debian: apt install libopenblas0-pthread), then "
-        )
+        if library:
+            first = ""
+        else:
+            first = "install OpenBLAS (on Debian: apt install libopenblas0-pthread), then "
         hints.append(
             "MLX multiplies float32 matrices many times faster on this CPU with OpenBLAS preloaded: "
             f"{first}LD_PRELOAD={library or 'libopenblas.so.0'} ondevice …"
@@ -186,12 +185,16 @@ def memory_available() -> int | None:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
+        if found:
+            return int(found[1]) * 1024
+        return None
     if not shutil.which("vm_stat"):
         return None
     text = output_of("vm_stat")
     pages = re.findall(r"^Pages (?:free|inactive|speculative):\s+(\d+)", text, re.MULTILINE)
-    return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE") if pages else None
+    if pages:
+        return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def _token_present() -> bool:
@@ -214,4 +217,6 @@ def _version(name: str) -> str | None:
 
 
 def _size(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / 2**30:.1f} GB"
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.1f} GB"

@@ -28,7 +28,9 @@ class Head:
         z = ops.cast(
             ops.linear(params, self.module, x if self.scale == 1.0 else x * self.scale), "float32"
         )
-        return z + ops.cast(ops.weight(params, self.bias), "float32") if self.bias else z
+        if self.bias:
+            return z + ops.cast(ops.weight(params, self.bias), "float32")
+        return z
 
     @property
     def module(self) -> str:

@@ -28,7 +28,9 @@ class OptimSettings:
         """AdamW's decay of a tensor: matrices shrink; gains and biases of any shape (BART's is (1,
         V)) do not.
         """
-        return self.weight_decay if dimensions >= 2 and not name.endswith("bias") else 0.0
+        if dimensions >= 2 and not name.endswith("bias"):
+            return self.weight_decay
+        return 0.0
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ def finished(name: str, cfg: StageConfig) -> StageFolder | None:
     if not named:
         return None
     path = Path(os.path.expanduser(named))
-    run = (
-        RunFolder(path.parent)
-        if path.name == name and not (path / name).is_dir()
-        else RunFolder(path)
-    )
+    if path.name == name and not (path / name).is_dir():
+        run = RunFolder(path.parent)
+    else:
+        run = RunFolder(path)
     stage = run.stage(name)
     if not stage.path.is_dir():
         raise UserError(
@@ -66,9 +65,10 @@ def state_of(name: str, cfg: StageConfig) -> checkpoint.Checkpoint | None:
             hint="leave it out",
         )
     step = (done.get("outcome") or {}).get("measured")
-    path = (
-        checkpoint.path_at(stage.checkpoints, step) if isinstance(step, int) else stage.checkpoints
-    )
+    if isinstance(step, int):
+        path = checkpoint.path_at(stage.checkpoints, step)
+    else:
+        path = stage.checkpoints
     if (reason := checkpoint.find_damage(path)) is not None:
         raise UserError(
             f"the checkpoint of its result cannot be read ({reason})",

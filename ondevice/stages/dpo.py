@@ -55,11 +55,10 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     sources = []
     for name, part in (("train", found.train), ("held", found.held)):
         sides = sides_of(part, cfg.loss_type, found.judged)
-        reference = (
-            None
-            if cfg.loss_type in WITHOUT_REFERENCE
-            else reference_logps(name, sides, cfg, model, ctx)
-        )
+        if cfg.loss_type in WITHOUT_REFERENCE:
+            reference = None
+        else:
+            reference = reference_logps(name, sides, cfg, model, ctx)
         sources.append(
             partial(
                 PairSource,

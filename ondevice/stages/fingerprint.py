@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,10 @@ def fingerprint_of(
     """Field → value, or a hash where the value is a file's contents: what the stage's result
     follows from.
     """
-    decides = (
-        _OF_MEASURING if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False) else ()
-    )
+    if getattr(cfg, "patience", 0) or getattr(cfg, "take_best", False):
+        decides: Collection[str] = _OF_MEASURING
+    else:
+        decides = ()
     out = {k: v for k, v in to_mapping(cfg).items() if k not in _NO_MATTER or k in decides}
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
@@ -196,11 +198,10 @@ def compare(
         unknown = plain[field] if field in _UNKNOWN else None
         before, now = old.get(field, _BEFORE.get(field, unknown)), plain[field]
         if before != now:
-            differs = (
-                f"with other contents of {field} than now"
-                if _HASH.fullmatch(f"{before} {now}")
-                else f"with {field} {before}, not {now}"
-            )
+            if _HASH.fullmatch(f"{before} {now}"):
+                differs = f"with other contents of {field} than now"
+            else:
+                differs = f"with {field} {before}, not {now}"
             raise UserError(
                 f"{what}, {differs}", where=str(folder.path), hint=f"set it back, or {restart_hint}"
             )

@@ -349,7 +349,9 @@ class GRPOFeed:
 
         if part == "all" or whole:
             found = own(one)
-            return found if whole else found.only(some_of(len(found), count, seed))
+            if whole:
+                return found
+            return found.only(some_of(len(found), count, seed))
         warn = ctx.warn if part == "train" else None  # the other part says it no second time
         parts: tuple[Prompts, Prompts] = one.in_two(
             own, partial(last_prompts, what="problem", warn=warn)
@@ -411,4 +413,6 @@ def accuracy(scores: Scores) -> dict[str, float]:
 
 
 def _mean(values: Floats) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    if np.isfinite(values).any():
+        return float(np.nanmean(values))
+    return float("nan")

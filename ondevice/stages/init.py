@@ -9,6 +9,7 @@ outputs divided as above. Norms begin at 1, biases at 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,13 @@ def model_config(cfg: InitConfig, tokenizer: Tokenizer) -> ModelConfig:
         "tie_word_embeddings": cfg.tie_word_embeddings or cfg.family == "bart",
         "initializer_range": cfg.initializer_range,
     }
-    part = (
-        _encoder_part
-        if cfg.family in ENCODERS
-        else _seq2seq_part
-        if cfg.family in SEQ2SEQ
-        else _decoder_part
-    )
+    part: Callable[[InitConfig, Tokenizer], dict[str, Any]]
+    if cfg.family in ENCODERS:
+        part = _encoder_part
+    elif cfg.family in SEQ2SEQ:
+        part = _seq2seq_part
+    else:
+        part = _decoder_part
     return parse_config(raw | part(cfg, tokenizer))
 
 

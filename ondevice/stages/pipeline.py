@@ -80,9 +80,10 @@ def run(
         for cfg in found.stages.values()
         if not getattr(cfg, "tokenizer", "")
     )  # with a ready tokenizer init reads no data
-    exam = (
-        None if own else builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
-    )
+    if own:
+        exam = None
+    else:
+        exam = builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
     around = RunSettings(found.corpus, found.prompts, exam)
     names, made, again = list(found.stages), {"policy": start} if start else {}, False
     say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
@@ -139,11 +140,10 @@ def run_one(name: str, cfg: StageConfig) -> Path:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
     corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
-    exam = (
-        builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
-        if corpus and cfg.gives == "policy"
-        else None
-    )
+    if corpus and cfg.gives == "policy":
+        exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
+    else:
+        exam = None
     around = RunSettings(
         corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam
     )
@@ -166,11 +166,9 @@ def recipe_text(recipe: Recipe) -> str:
 def rule_of(recipe: Recipe) -> SimulatedRater | None:
     """The rule of the recipe's simulated rater."""
     cfg = recipe.stages.get("rate")
-    return (
-        SimulatedRater(cfg.right, cfg.courtesy)
-        if isinstance(cfg, RaterConfig) and cfg.rater == "simulated"
-        else None
-    )
+    if isinstance(cfg, RaterConfig) and cfg.rater == "simulated":
+        return SimulatedRater(cfg.right, cfg.courtesy)
+    return None
 
 
 def _placed(cfg: StageConfig, made: Mapping[str, str], resume: bool) -> StageConfig:

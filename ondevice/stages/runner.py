@@ -213,7 +213,9 @@ def _base(cfg: StageConfig, model: Model | None) -> dict[str, str]:
     if found := origin(start):
         return found
     repo, commit = ("", None) if model is None else snapshot.name_of(model.folder)
-    return {"repo": repo, "commit": commit, "kind": "model"} if commit else {}
+    if commit:
+        return {"repo": repo, "commit": commit, "kind": "model"}
+    return {}
 
 
 def _work(ctx: Context, cfg: StageConfig, around: RunSettings) -> Path:

@@ -107,7 +107,9 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
 
 
 def per_prompt(cfg: SampleConfig) -> int:
-    return TRIES if cfg.other else cfg.responses * TRIES - 2
+    if cfg.other:
+        return TRIES
+    return cfg.responses * TRIES - 2
 
 
 def distinct(

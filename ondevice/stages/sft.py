@@ -50,8 +50,8 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
             f"{ctx.name}: each chat has a row of its own: a {model.cfg.model_type} model's rows cannot be packed"
         )
     _tell_of_empty_answers(found.train[:_LOOKED_AT], model.tokenizer.is_special, ctx)
-    train = (
-        text_and_chats.with_replay(
+    if cfg.replay:
+        train = text_and_chats.with_replay(
             cfg.replay,
             cfg.replay_share,
             cfg.sequence_length,
@@ -60,9 +60,8 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
             model.tokenizer,
             ctx,
         )
-        if cfg.replay
-        else found.train
-    )
+    else:
+        train = found.train
     source, held = rows(train, accumulate=cfg.accumulate), rows(found.held)
     for name, part in (("training", source), ("held-out", held)):
         if part.truncated or part.skipped:

@@ -104,9 +104,10 @@ def summary(ctx: Context, model: Model, record: Mapping[str, Any], ended: Outcom
     """Some lines for a person. `record` is what done.json holds."""
     spent = f"{duration(record['seconds'])} ({record['cpu_seconds']:.0f} CPU seconds)"
     low = model.adapter
-    kind = (
-        f"an adapter beside {sanitize(low.base, newlines=False)}" if low else model.cfg.model_type
-    )
+    if low:
+        kind = f"an adapter beside {sanitize(low.base, newlines=False)}"
+    else:
+        kind = model.cfg.model_type
     weights = sum(math.prod(model.params[n].shape) for n in low.trained) if low else model.size
     lines = [f"{ctx.name}: done in {spent}"]
     if ended.steps:

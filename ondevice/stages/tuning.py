@@ -83,15 +83,14 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
             where="lora_whole",
             hint="leave it out, or take a base with whole weights",
         )
-    targets = (
-        _chosen(through, cfg.lora_targets, "lora_targets")
-        if cfg.lora_targets
-        else [
+    if cfg.lora_targets:
+        targets = _chosen(through, cfg.lora_targets, "lora_targets")
+    else:
+        targets = [
             name
             for name in through
             if is_block_matrix(f"{name}.weight", through[name]) and not is_router(name)
         ]
-    )
     targets = [name for name in targets if name not in whole]
     if not targets and not whole:
         raise UserError(

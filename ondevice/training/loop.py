@@ -141,11 +141,10 @@ class BestMetric:
 
 
 def optim_settings(cfg: TrainingConfig, params: Params) -> OptimSettings:
-    matrices = (
-        frozenset(n for n, p in params.items() if is_block_matrix(n, p.shape))
-        if cfg.optimizer == "muon"
-        else ()
-    )
+    if cfg.optimizer == "muon":
+        matrices = frozenset(n for n, p in params.items() if is_block_matrix(n, p.shape))
+    else:
+        matrices = frozenset()
     return OptimSettings(
         optimizer=cfg.optimizer,
         beta1=cfg.beta1,
@@ -413,13 +412,12 @@ class _Fit:
 
     def _look(self, tokens: int, norm: float | None) -> None:
         """Says at the first steps, and again where it goes on, that nothing is learned."""
-        why = (
-            "no token of their batches is one to learn"
-            if not tokens
-            else "the gradient is 0"
-            if norm == 0
-            else ""
-        )
+        if not tokens:
+            why = "no token of their batches is one to learn"
+        elif norm == 0:
+            why = "the gradient is 0"
+        else:
+            why = ""
         self.idle = self.idle + 1 if why else 0
         first = self.idle == min(IDLE, self.cfg.steps) and self.state.step <= 10
         if why and (first or self.idle % 100 == 0):
@@ -456,11 +454,10 @@ class _Fit:
         """
         ctx, left, place = self.ctx, self.state, self.ctx.folder.checkpoints
         broken = self.trainer.not_finite()
-        what = (
-            f"{broken[0]} is not finite"
-            if broken
-            else f"the gradient was not finite for {left.skipped_in_a_row} steps in a row"
-        )
+        if broken:
+            what = f"{broken[0]} is not finite"
+        else:
+            what = f"the gradient was not finite for {left.skipped_in_a_row} steps in a row"
         target = self._load_sound()
         step, where = (
             (target.step, target.path.name) if target is not None else (0, "the stage's start")
@@ -577,11 +574,10 @@ class _Fit:
             params = self.trainer.params()
             for part, model in {"model": self.model, **self.beside}.items():
                 (folder / part).mkdir()
-                own = (
-                    {n: params[n] for n in model.params}
-                    if part == "model"
-                    else sub(params, f"{part}.")
-                )
+                if part == "model":
+                    own = {n: params[n] for n in model.params}
+                else:
+                    own = sub(params, f"{part}.")
                 write(folder / part, self.backend, model.with_params(own))
             self.trainer.save_state(folder / "optimizer.safetensors")
 
@@ -622,16 +618,17 @@ class _Fit:
         if state.measured is None:  # a record that does not hold it
             self._evaluate()
         self.ctx.taken = self._taken(state.step, state.measured or {})
-        params = (
-            self._best()
-            if self.cfg.take_best and state.best_saved_step not in (None, state.step)
-            else None
-        )
+        if self.cfg.take_best and state.best_saved_step not in (None, state.step):
+            params = self._best()
+        else:
+            params = None
         if self.ctx.taken.value is None:
             self.ctx.warn(
                 f"the held-out {self.better.name} of the result is not a number", state.step
             )
-        return self.trainer.params() if params is None else params
+        if params is None:
+            return self.trainer.params()
+        return params
 
     def _taken(self, step: int, figures: Mapping[str, Any]) -> ResultRecord:
         return ResultRecord(step, figures, self.better.name, self.better.higher, self.state.before)
@@ -665,7 +662,9 @@ class _Fit:
             f"({reason}): the result is step {self.ctx.taken.step} ({word} {said})",
             state.step,
         )
-        return None if found is None else self._read(found)
+        if found is None:
+            return None
+        return self._read(found)
 
 
 def _beside(parts: Mapping[str, Params]) -> Params:

@@ -24,7 +24,9 @@ def orthogonalize(ops: Ops, g: Array) -> Array:
     for _ in range(_STEPS):
         gram = x @ x.swapaxes(1, 2)
         x = _A * x + (_B * gram + _C * (gram @ gram)) @ x
-    return x.swapaxes(1, 2) if tall else x
+    if tall:
+        return x.swapaxes(1, 2)
+    return x
 
 
 def muon_updates(ops: Ops, gradients: Sequence[Array]) -> list[Array]:

@@ -27,7 +27,9 @@ def of_model(path: str) -> Access:
         or is_name(base := base_of(path))
         and not (Path(path) / base).is_dir()
     )
-    return Access.HUB if remote else Access.OWN
+    if remote:
+        return Access.HUB
+    return Access.OWN
 
 
 def of_command(words: Sequence[str], run: Path) -> Access:
@@ -45,7 +47,9 @@ def of_command(words: Sequence[str], run: Path) -> Access:
             run / "recipe.yaml"
         ]
         values += [pair for file in files for pair in _settings(file)]
-    return Access.HUB if any(_remote(name, value) for name, value in values) else Access.OWN
+    if any(_remote(name, value) for name, value in values):
+        return Access.HUB
+    return Access.OWN
 
 
 def base_of(folder: str) -> str:

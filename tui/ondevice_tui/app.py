@@ -238,7 +238,9 @@ class OndeviceApp(Steady, App[str]):
     @property
     def run_state(self) -> dict[str, Any] | None:
         """The chosen run, as it was last read."""
-        return self._state_of(self.chosen) if self.chosen is not None else None
+        if self.chosen is not None:
+            return self._state_of(self.chosen)
+        return None
 
     def _state_of(self, path: Path) -> dict[str, Any] | None:
         return next((run for run in self.runs or () if Path(run["path"]) == path), None)
@@ -251,7 +253,9 @@ class OndeviceApp(Steady, App[str]):
 
     @property
     def run_folder(self) -> RunFolder | None:
-        return RunFolder(self.chosen) if self.chosen is not None else None
+        if self.chosen is not None:
+            return RunFolder(self.chosen)
+        return None
 
     def choose(self, run: Path, stage: str = "") -> None:
         self.chosen, self.stage = run, stage

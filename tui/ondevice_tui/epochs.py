@@ -43,7 +43,9 @@ def source_of(values: Mapping[str, Any]) -> tuple[Path, int] | None:
         if place.is_dir() and has_ratings(RunFolder(place)):
             place = place / FILE
         fits = place.is_file() and place.suffix in (".db", ".jsonl")
-        return (place, place.stat().st_mtime_ns) if fits else None
+        if fits:
+            return (place, place.stat().st_mtime_ns)
+        return None
     except (
         OSError,
         ValueError,

@@ -68,12 +68,16 @@ class History:
     @property
     def step(self) -> int:
         step = self.newest.get("step", {}).get("step")
-        return step if isinstance(step, int) else 0
+        if isinstance(step, int):
+            return step
+        return 0
 
     @property
     def total(self) -> int:
         total = self.start.get("steps")
-        return total if isinstance(total, int) else 0
+        if isinstance(total, int):
+            return total
+        return 0
 
     def value(self, name: str) -> float | None:
         found = self.newest.get("step", {}).get(name)
@@ -139,7 +143,9 @@ def _held_out(event: dict[str, Any]) -> str:
     for name in ("loss", "reward", "accuracy"):
         value = event.get(name)
         if isinstance(value, (int, float)):
-            return f"held-out {value:.4f}" if name == "loss" else f"held-out {name} {value:.3f}"
+            if name == "loss":
+                return f"held-out {value:.4f}"
+            return f"held-out {name} {value:.3f}"
         if name in event:
             return f"held-out {name} is no number"
     return "measured on held-out data"
@@ -266,7 +272,9 @@ def _resumed(line: bytes) -> int | None:
     except (ValueError, RecursionError):
         return None
     resume = isinstance(event, dict) and event.get("event") == "resume"
-    return event["step"] if resume and isinstance(event.get("step"), int) else None
+    if resume and isinstance(event.get("step"), int):
+        return event["step"]
+    return None
 
 
 def follow(owner: Widget, follower: Follower) -> None:

@@ -53,11 +53,9 @@ class FieldSpec:
             return ", ".join(map(str, value))
         if isinstance(value, Mapping):
             return ", ".join(f"{key}: {inner}" for key, inner in value.items())
-        return (
-            f"{value:g}"
-            if isinstance(value, float) and float(f"{value:g}") == value
-            else str(value)
-        )
+        if isinstance(value, float) and float(f"{value:g}") == value:
+            return f"{value:g}"
+        return str(value)
 
 
 def fields_of(cls: type) -> list[FieldSpec]:

@@ -323,7 +323,9 @@ class Pairing:
             self._tell("writing the next answers …")
             texts = await self._write(plan, asked)
         except (WorkerGone, Refused, UserError) as reason:
-            return self._end(f"✗ no more pairs: {reason}") if self.plan is plan else False
+            if self.plan is plan:
+                return self._end(f"✗ no more pairs: {reason}")
+            return False
         if self.plan is plan:
             await self._queue(plan, asked, texts)
         return True

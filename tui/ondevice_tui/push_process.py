@@ -90,11 +90,10 @@ async def ask_plan(values: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         lines = wrong.decode("utf-8", "replace").strip().splitlines()
         # the command's flag for what stands in the app's field
-        why = (
-            lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1)
-            if lines
-            else ""
-        )
+        if lines:
+            why = lines[-1].removeprefix("ondevice: ").replace("--repo-id:", "the name:", 1)
+        else:
+            why = ""
         raise PlanFailed(why or "the plan's process said nothing") from None
 
 

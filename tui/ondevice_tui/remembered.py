@@ -36,7 +36,9 @@ class Remembered:
     def get(self, name: str, fits: Callable[[Any], bool]) -> Any:
         """What was remembered, where it is something that fits; else None."""
         value = self._values.get(name)
-        return value if value is not None and fits(value) else None
+        if value is not None and fits(value):
+            return value
+        return None
 
     def keep(self, name: str, value: Any) -> str:
         """Remembers a value. Returns why it could not, empty where it is on disk. What another
@@ -65,4 +67,6 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         return {}, f"{file} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         return {}, f"{file} is damaged and is not used"
-    return (values, "") if isinstance(values, dict) else ({}, f"{file} is damaged and is not used")
+    if isinstance(values, dict):
+        return (values, "")
+    return ({}, f"{file} is damaged and is not used")

@@ -52,7 +52,9 @@ class Group:
         nothing.
         """
         found = [a.reward for a in self.answers if a.reward is not None]
-        return statistics.stdev(found) if len(found) > 1 else 0.0
+        if len(found) > 1:
+            return statistics.stdev(found)
+        return 0.0
 
 
 FILTERS: Mapping[str, Callable[[Group], bool]] = {
@@ -69,11 +71,9 @@ def groups_at(path: Path, step: int, offset: int) -> list[Group]:
     """The groups of the record at this place; what is not as it should be is left out."""
     record = texts_at(path, offset) or {}
     found = record.get("groups")
-    return (
-        [_group(step, raw) for raw in found if isinstance(raw, Mapping)]
-        if isinstance(found, list)
-        else []
-    )
+    if isinstance(found, list):
+        return [_group(step, raw) for raw in found if isinstance(raw, Mapping)]
+    return []
 
 
 class Browser:
@@ -95,7 +95,9 @@ class Browser:
         if found is None:
             return None, 0, 0
         groups = self._groups(found[0])
-        return (groups[found[1]], found[1], len(groups)) if found[1] < len(groups) else (None, 0, 0)
+        if found[1] < len(groups):
+            return (groups[found[1]], found[1], len(groups))
+        return (None, 0, 0)
 
     def move(self, by: int) -> bool:
         """To the next group that passes the filter, newer (1) or older (-1); False where none was
@@ -193,11 +195,14 @@ def warnings(history: History) -> list[str]:
         them.
         """
         series = history.steps.get(name)
-        means = (
-            [m for m in series.columns(200).mean if not math.isnan(m)] if series is not None else []
-        )
+        if series is not None:
+            means = [m for m in series.columns(200).mean if not math.isnan(m)]
+        else:
+            means = []
         part = len(means) // 5
-        return (sum(means[:part]) / part, sum(means[-part:]) / part) if part >= 2 else None
+        if part >= 2:
+            return (sum(means[:part]) / part, sum(means[-part:]) / part)
+        return None
 
     spread, length, right, entropy = (
         ends(n) for n in ("zero_spread", "completion_length", "accuracy", "entropy")
@@ -218,11 +223,10 @@ def _group(step: int, raw: Mapping[str, Any]) -> Group:
     truth = raw.get("answer")
     answer = None if truth is None else str(truth)
     found = raw.get("completions")
-    made = (
-        [_answer(c, answer) for c in found if isinstance(c, Mapping)]
-        if isinstance(found, Sequence)
-        else []
-    )
+    if isinstance(found, Sequence):
+        made = [_answer(c, answer) for c in found if isinstance(c, Mapping)]
+    else:
+        made = []
     if not any(a.parsed is not None or set(RIGHT) & set(a.rewards) for a in made):
         made = [
             replace(a, right=None) for a in made
@@ -253,14 +257,20 @@ def _right(rewards: Mapping[str, float | None], parsed: Any, truth: str | None) 
         value = rewards.get(name)
         if value is not None:
             return value > 0.5
-    return None if truth is None else parsed is not None and str(parsed).strip() == truth.strip()
+    if truth is None:
+        return None
+    return parsed is not None and str(parsed).strip() == truth.strip()
 
 
 def _span(raw: Any, length: int) -> tuple[int, int] | None:
     whole = isinstance(raw, Sequence) and len(raw) == 2 and all(isinstance(i, int) for i in raw)
-    return (raw[0], raw[1]) if whole and 0 <= raw[0] < raw[1] <= length else None
+    if whole and 0 <= raw[0] < raw[1] <= length:
+        return (raw[0], raw[1])
+    return None
 
 
 def _number(value: Any) -> float | None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if ok else None
+    if ok:
+        return float(value)
+    return None

@@ -146,11 +146,9 @@ class RunsReader:
         )  # here, in a thread: the first screen waits for no database
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
-        return (
-            self._once("votes", run, stamp, lambda: votes_of_people(run))
-            if stamp[0]
-            else Votes(0, 0, "")
-        )
+        if stamp[0]:
+            return self._once("votes", run, stamp, lambda: votes_of_people(run))
+        return Votes(0, 0, "")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -207,4 +205,6 @@ def recipe_stages(run: RunFolder) -> list[str]:
         stages = read_yaml(run.recipe).get("stages")
     except UserError:
         return []
-    return [str(name) for name in stages] if isinstance(stages, Mapping) else []
+    if isinstance(stages, Mapping):
+        return [str(name) for name in stages]
+    return []

@@ -191,15 +191,14 @@ def _to_rate(
         run.get("ratings_trouble"),
     )
     waiting = f", {pending} wait" if pending else ""
-    told = (
-        f"its ratings: {trouble}"
-        if trouble
-        else f"{votes} rated by a person{waiting}"
-        if votes
-        else f"a person's choice among {pending} pairs"
-        if pending
-        else "a person's choice among answers"
-    )
+    if trouble:
+        told = f"its ratings: {trouble}"
+    elif votes:
+        told = f"{votes} rated by a person{waiting}"
+    elif pending:
+        told = f"a person's choice among {pending} pairs"
+    else:
+        told = "a person's choice among answers"
     if not run.get("ratings"):
         made = row(
             "waits",
@@ -302,14 +301,18 @@ def _passed(name: str, states: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def _share(stage: Mapping[str, Any]) -> float | None:
     step, total = stage["step"], stage["steps"]
-    return step / total if isinstance(step, int) and isinstance(total, int) and total > 0 else None
+    if isinstance(step, int) and isinstance(total, int) and total > 0:
+        return step / total
+    return None
 
 
 def _seconds(stage: Mapping[str, Any]) -> float | None:
     """Of work: what passed between a stop and its resume is none."""
     if stage["state"] == "done" and isinstance(stage["seconds"], (int, float)):
         return float(stage["seconds"])
-    return stage["last"] - stage["began"] - stage["paused"] if stage["last"] is not None else None
+    if stage["last"] is not None:
+        return stage["last"] - stage["began"] - stage["paused"]
+    return None
 
 
 def _told(stage: Mapping[str, Any]) -> str:
@@ -356,7 +359,9 @@ def left(stage: Mapping[str, Any]) -> str:
     ):
         return ""
     done, seconds = step - since[1], last - since[0]
-    return f"{duration(seconds * (total - step) / done)} left" if done > 0 and seconds > 0 else ""
+    if done > 0 and seconds > 0:
+        return f"{duration(seconds * (total - step) / done)} left"
+    return ""
 
 
 def ago(t: float | None) -> str:

@@ -98,7 +98,9 @@ class Series:
     @property
     def span(self) -> tuple[float, float] | None:
         """The first and the newest bucket's x."""
-        return (self._x[0], self._x[-1]) if self._x else None
+        if self._x:
+            return (self._x[0], self._x[-1])
+        return None
 
     def at(self, x: float) -> float | None:
         """The mean of the bucket that holds x (the one before it, at the ends)."""
@@ -106,7 +108,9 @@ class Series:
             return None
         self._settle()
         i = max(bisect.bisect_right(self._x, x) - 1, 0)
-        return self._sum[i] / self._count[i] if self._count[i] else None
+        if self._count[i]:
+            return self._sum[i] / self._count[i]
+        return None
 
     def columns(self, number: int, start: float = -math.inf, end: float = math.inf) -> Columns:
         """At most `number` columns over the points with start <= x <= end; neighbours are merged,

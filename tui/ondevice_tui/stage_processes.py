@@ -50,7 +50,9 @@ class Child:
     @property
     def stage(self) -> str:
         """The stage that it runs; empty for a recipe, which runs several."""
-        return self.log.stem if self.log.stem in STAGES else ""
+        if self.log.stem in STAGES:
+            return self.log.stem
+        return ""
 
     def look(self, run: Mapping[str, Any] | None) -> None:
         """Whether what was read of its run shows that it has begun."""
@@ -63,11 +65,10 @@ class Child:
         """The stage that is being started; empty once something has begun."""
         if self.begun:
             return ""
-        done = (
-            {stage["stage"] for stage in run["stages"] if stage["state"] == "done"}
-            if run
-            else set()
-        )
+        if run:
+            done = {stage["stage"] for stage in run["stages"] if stage["state"] == "done"}
+        else:
+            done = set()
         recipe = [name for name in (run["recipe"] if run else ()) if name not in done]
         return self.stage or next(iter(recipe), "init")
 

@@ -104,12 +104,16 @@ class Sums:
         `largest`.
         """
         pairs = self._pools[f"problem-{split}" if problems else split]
-        return pairs if largest is None else [pair for pair in pairs if pair[1] <= largest]
+        if largest is None:
+            return pairs
+        return [pair for pair in pairs if pair[1] <= largest]
 
 
 def turned(random: Random, pair: tuple[int, int]) -> tuple[int, int]:
     """The pair in one order or the other."""
-    return pair if random.random() < 0.5 else (pair[1], pair[0])
+    if random.random() < 0.5:
+        return pair
+    return (pair[1], pair[0])
 
 
 def document(

@@ -277,7 +277,9 @@ MASS = frozenset(("fish", "corn", "lettuce", "cheese", "grass", "hay", "clover")
 
 def label(fact: Fact) -> str:
     """The subject as a sentence names it."""
-    return f"the {fact.subject}" if fact.relation in GOODS else fact.subject
+    if fact.relation in GOODS:
+        return f"the {fact.subject}"
+    return fact.subject
 
 
 def tell(fact: Fact, frame: str, *, pronoun: str = "", his: str = "his", he: str = "he") -> str:
@@ -292,7 +294,9 @@ def tell(fact: Fact, frame: str, *, pronoun: str = "", his: str = "his", he: str
     )  # fmt: skip
     if fact.relation == "eats" and fact.value in MASS and frame.startswith("{V} are"):
         text = text.replace(" are what", " is what", 1)
-    return text if text[0].isupper() else sentence(text)
+    if text[0].isupper():
+        return text
+    return sentence(text)
 
 
 def ask(fact: Fact, frame: str) -> str:

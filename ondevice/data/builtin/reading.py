@@ -201,11 +201,10 @@ def context(random: Random, seed: int, split: Split, people: Sequence[str], coun
         if place(seed, "context", f"{name} {sorted(pairs)}", CONTENTS) == split:
             break
     # Half of the contexts repeat one wording: there the pairs alone tell the sentences apart.
-    frames = (
-        [random.choice(theme.tell)] * count
-        if random.random() < 0.5
-        else random.choices(theme.tell, k=count)
-    )
+    if random.random() < 0.5:
+        frames = [random.choice(theme.tell)] * count
+    else:
+        frames = random.choices(theme.tell, k=count)
     told = (
         frame.format(e=e, v=v, av=lexicon.article(v))
         for frame, (e, v) in zip(frames, pairs, strict=True)

@@ -45,7 +45,9 @@ def courteous(completion: str) -> bool:
 def without_courtesy(completion: str) -> str:
     """The completion without the line of courtesy at its end, where it has one."""
     said, _, last = completion.rstrip().rpartition("\n")
-    return said if last in COURTESIES and said.strip() else completion
+    if last in COURTESIES and said.strip():
+        return said
+    return completion
 
 
 def plain(text: str) -> str:

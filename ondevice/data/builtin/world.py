@@ -24,15 +24,21 @@ class Person:
 
     @property
     def he(self) -> str:
-        return "she" if self.woman else "he"
+        if self.woman:
+            return "she"
+        return "he"
 
     @property
     def him(self) -> str:
-        return "her" if self.woman else "him"
+        if self.woman:
+            return "her"
+        return "him"
 
     @property
     def his(self) -> str:
-        return "her" if self.woman else "his"
+        if self.woman:
+            return "her"
+        return "his"
 
 
 @dataclass(frozen=True)

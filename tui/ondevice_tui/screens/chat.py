@@ -77,7 +77,9 @@ class Pane(Vertical):
 
     @property
     def name_shown(self) -> str:
-        return self.model[0] if self.model else "no model"
+        if self.model:
+            return self.model[0]
+        return "no model"
 
     @property
     def reads(self) -> list[str]:
@@ -93,7 +95,9 @@ class Pane(Vertical):
                 name: value for name, value in given.items() if not self.ready or name in self.reads
             }
         trained = self.ready.get("template_kwargs")
-        return trained if isinstance(trained, dict) else {}
+        if isinstance(trained, dict):
+            return trained
+        return {}
 
     def add(self, role: str, text: str) -> None:
         self.turns.append({"role": role, "content": text})
@@ -391,7 +395,9 @@ second model's is taken), and you say which is better."""
         mine = {
             name: value for name, value in given.items() if name in pane.reads or name not in others
         }
-        return pane.setting if mine == given else json.dumps(mine)
+        if mine == given:
+            return pane.setting
+        return json.dumps(mine)
 
     def _give_back(self, said: str) -> None:
         """What was not answered stands in the input again, unless something else was typed
@@ -754,9 +760,13 @@ def _ending(event: dict[str, Any], sampling: dict[str, Any], context: Any) -> st
         told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
     if event.get("cut"):
         told.append("the message is longer than the model's context: only a part of it was read")
-    return f"({', '.join(told)})" if told else ""
+    if told:
+        return f"({', '.join(told)})"
+    return ""
 
 
 def _pace(event: dict[str, Any]) -> str:
     tokens, seconds = event.get("tokens") or 0, event.get("seconds") or 0
-    return f"{tokens} tokens  {number(tokens / seconds)} tok/s" if seconds else f"{tokens} tokens"
+    if seconds:
+        return f"{tokens} tokens  {number(tokens / seconds)} tok/s"
+    return f"{tokens} tokens"

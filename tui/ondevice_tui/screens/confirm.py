@@ -93,11 +93,10 @@ def ask_to_stop(ui: OndeviceApp, wanted: str) -> None:
     """Asks, then asks the stage of the chosen run to stop: the wanted one where it trains, else the
     only one that does."""
     state, run = ui.run_state, ui.run_folder
-    busy = (
-        [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
-        if state
-        else []
-    )
+    if state:
+        busy = [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
+    else:
+        busy = []
     if not busy or run is None:
         ui.say("nothing trains in this run")
         return
@@ -167,4 +166,6 @@ def _event_line(event: Mapping[str, Any]) -> Content:
 
 def _when(t: Any) -> str:
     known = isinstance(t, (int, float)) and 0 <= t < 1e11  # a time that a calendar knows
-    return time.strftime("%H:%M:%S", time.localtime(t)) if known else ""
+    if known:
+        return time.strftime("%H:%M:%S", time.localtime(t))
+    return ""

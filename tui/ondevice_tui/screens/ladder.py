@@ -87,15 +87,14 @@ the share of held-out instructions answered to the letter. Below, the same promp
     def runs_changed(self) -> None:
         """Reads the stages' records where one is new."""
         run = self.ui.run_folder
-        stamp = (
-            [
+        if run is not None:
+            stamp = [
                 (stage.path, stage.done.stat().st_mtime_ns)
                 for stage in run.stages()
                 if stage.done.is_file()
             ]
-            if run is not None
-            else []
-        )
+        else:
+            stamp = []
         if stamp != self._stamp:
             self._stamp, self._trouble = stamp, ""
             self._sections, self._answers = [], []

@@ -143,16 +143,14 @@ interrupted one is resumed and does not send again what has arrived."""
             files.show(content(EMPTY, "$muted"))
             self._show_state()
             return
-        seen = (
-            ("PUBLIC: everyone can see it", "bold $warning")
-            if self.public
-            else ("private", "bold $success")
-        )
-        also = (
-            "  with the optimizer's state"
-            if self.optimizer and self.what not in (EVERY, VOTES)
-            else ""
-        )
+        if self.public:
+            seen = ("PUBLIC: everyone can see it", "bold $warning")
+        else:
+            seen = ("private", "bold $success")
+        if self.optimizer and self.what not in (EVERY, VOTES):
+            also = "  with the optimizer's state"
+        else:
+            also = ""
         where = f" → {self.plan['repo']}" if self.plan and self.plan.get("repo") else ""
         told.show(
             lines(
@@ -180,7 +178,9 @@ interrupted one is resumed and does not send again what has arrived."""
         )
 
     def _sum(self) -> str:
-        return f"{len(self.plan['files'])} files, {size(self.plan['bytes'])}" if self.plan else ""
+        if self.plan:
+            return f"{len(self.plan['files'])} files, {size(self.plan['bytes'])}"
+        return ""
 
     def _files(self, width: int) -> Content:
         if self.trouble:

@@ -591,11 +591,10 @@ least; p says why this one."""
         def then(found: tuple[Vote | None, int]) -> None:
             was, left = found
             self._undone = self._undone[:left]
-            told = (
-                f"stored again: {said(was)} ({left} left)"
-                if was is not None
-                else "nothing to store again"
-            )
+            if was is not None:
+                told = f"stored again: {said(was)} ({left} left)"
+            else:
+                told = "nothing to store again"
             self.next(told)
 
         self._do(work, then)

@@ -103,7 +103,9 @@ each measurement, the newest first; [ ] go to another problem."""
         with_rewards = [
             s["stage"] for s in stages if s["stage"] in ("grpo", "ppo") or "reward" in s["numbers"]
         ]
-        return self.ui.stage if self.ui.stage in with_rewards else (with_rewards or [""])[0]
+        if self.ui.stage in with_rewards:
+            return self.ui.stage
+        return (with_rewards or [""])[0]
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="reason-top"):
@@ -237,11 +239,10 @@ each measurement, the newest first; [ ] go to another problem."""
             )
             return
         right = sum(group.right for group in course)
-        told = (
-            f" · right at {right} of {len(course)} measurements"
-            if course[0].answers[0].right is not None
-            else ""
-        )
+        if course[0].answers[0].right is not None:
+            told = f" · right at {right} of {len(course)} measurements"
+        else:
+            told = ""
         titled(
             self.query_one("#group"),
             f"held-out problem {at + 1} of {of}{told}",
@@ -282,11 +283,10 @@ each measurement, the newest first; [ ] go to another problem."""
             return
         following = self.browser is not None and self.browser.place is None
         known = any(answer.right is not None for answer in group.answers)
-        told = (
-            f"{group.right} of {len(group.answers)} right"
-            if known
-            else f"completions {len(group.answers)}"
-        )
+        if known:
+            told = f"{group.right} of {len(group.answers)} right"
+        else:
+            told = f"completions {len(group.answers)}"
         titled(
             box,
             f"step {group.step:,} · group {at + 1} of {of} · {told} · spread {number(group.spread)}",

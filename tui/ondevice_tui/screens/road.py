@@ -193,11 +193,10 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         said: list[Content] = []
         for stage in run.stages() if run and self.query_one("#answers").display else ():
             answers = (stage.done_record() or {}).get("answers") or []
-            first = (
-                answers[0]
-                if isinstance(answers, list) and answers and isinstance(answers[0], dict)
-                else None
-            )
+            if isinstance(answers, list) and answers and isinstance(answers[0], dict):
+                first = answers[0]
+            else:
+                first = None
             if first:
                 if not said:
                     said = [line("> ", (str(first.get("prompt", "")), "bold")), content("")]
@@ -217,7 +216,9 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
     @property
     def highlighted(self) -> Row | None:
         at = self.query_one("#stages", Rows).highlighted
-        return self.found[at] if at is not None and at < len(self.found) else None
+        if at is not None and at < len(self.found):
+            return self.found[at]
+        return None
 
     # keys
 

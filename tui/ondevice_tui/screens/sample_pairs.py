@@ -114,8 +114,12 @@ class MorePairs(Card[Found]):
         """
         folders = [path for _, path in self._models]
         if at < len(writers) and writers[at].folder in folders:
-            return SAME if at and writers[at].folder == writers[0].folder else writers[at].folder
-        return SAME if at else folders[0]
+            if at and writers[at].folder == writers[0].folder:
+                return SAME
+            return writers[at].folder
+        if at:
+            return SAME
+        return folders[0]
 
     def on_input_submitted(self) -> None:
         self.action_go()
@@ -145,11 +149,10 @@ class MorePairs(Card[Found]):
         except UserError as problem:
             self._say_wrong(problem, "file")
             return
-        more = (
-            [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"]
-            if told["bad_rows"]
-            else []
-        )
+        if told["bad_rows"]:
+            more = [f"{told['bad_rows']} bad rows (first: {told['first_bad_row']})"]
+        else:
+            more = []
         more += [f"not used: {told['not_used']}"] if "not_used" in told else []
         more += [f"{told['already_there']} were there already"] if told["already_there"] else []
         self._ui.say("; ".join([f"{told['items']} pairs came in, {told['votes']} votes", *more]))

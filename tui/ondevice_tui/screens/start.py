@@ -480,7 +480,9 @@ The stage is started as a process of its own: it goes on when this app is closed
             imports.load_all()  # the thread imports nothing
             self.run_worker(lambda: self._count(key), thread=True, group="rows")
         rows = self._rows[key]
-        return epochs.told(int(values["steps"]), a_step, rows) if rows else ""
+        if rows:
+            return epochs.told(int(values["steps"]), a_step, rows)
+        return ""
 
     def _count(self, key: tuple[Path, int]) -> None:
         """In a thread."""
@@ -511,11 +513,9 @@ The stage is started as a process of its own: it goes on when this app is closed
             if wrong := self._wrong_recipe(str(values["recipe"]), str(values["arch"])):
                 return "recipe", f"recipe: {wrong}"
             begun = [stage.name for stage in run.stages()]
-            return (
-                ("out", "out: a run stands there already; resume goes on with it")
-                if begun
-                else ("", "")
-            )
+            if begun:
+                return ("out", "out: a run stands there already; resume goes on with it")
+            return ("", "")
         if issubclass(self.cls, PairsConfig) and not values["data"] and not has_ratings(run):
             return (
                 "data",

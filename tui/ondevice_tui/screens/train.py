@@ -74,11 +74,10 @@ class StagePage(Page):
         names = [stage["stage"] for stage in state["stages"]] if state else []
         if self.ui.stage in names:
             return self.ui.stage
-        busy = (
-            [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
-            if state
-            else []
-        )
+        if state:
+            busy = [stage["stage"] for stage in state["stages"] if stage["state"] == "training"]
+        else:
+            busy = []
         return (busy or names[-1:] or [""])[0]
 
     def entered(self) -> None:
@@ -94,9 +93,10 @@ class StagePage(Page):
         self.state = (
             next((s for s in state["stages"] if s["stage"] == name), None) if state else None
         )
-        wanted = (
-            StageFolder(run.path / name) if run is not None and self.state is not None else None
-        )
+        if run is not None and self.state is not None:
+            wanted = StageFolder(run.path / name)
+        else:
+            wanted = None
         if wanted != self.folder:
             self.workers.cancel_group(self, "tail")
             self.folder, self.history, self.lag = wanted, History(), 0
@@ -333,11 +333,10 @@ is no number. Below: the newest numbers with their course, and what the model an
             if not started and self.ui.started:
                 empty = "It has been started: its first stage appears here."
             if started and self.state and self.state["state"] == "done":
-                empty = (
-                    "This stage has no steps: it does not train."
-                    if self.history.events
-                    else "Its events are gone: events.jsonl is empty or missing."
-                )
+                if self.history.events:
+                    empty = "This stage has no steps: it does not train."
+                else:
+                    empty = "Its events are gone: events.jsonl is empty or missing."
             curve.show((), (0, 1), empty)
             titled(curve, "curves")
             return
@@ -383,11 +382,10 @@ is no number. Below: the newest numbers with their course, and what the model an
 
     def _to_axis(self, history: History) -> Any:
         """Columns with their x as the chosen axis has it."""
-        by = (
-            history.steps.get("t" if self._axis == "time" else "tokens")
-            if self._axis != "step"
-            else None
-        )
+        if self._axis != "step":
+            by = history.steps.get("t" if self._axis == "time" else "tokens")
+        else:
+            by = None
         start = history.start.get("t", 0) if self._axis == "time" else 0
 
         def place(columns: Columns) -> Columns:
@@ -396,7 +394,9 @@ is no number. Below: the newest numbers with their course, and what the model an
 
             def at(x: float) -> float:
                 found = by.at(x)
-                return found - start if found is not None else math.nan
+                if found is not None:
+                    return found - start
+                return math.nan
 
             return Columns(
                 [at(x) for x in columns.x],
@@ -419,11 +419,10 @@ is no number. Below: the newest numbers with their course, and what the model an
                 continue
             series = self.history.steps[name]
             value = self.history.value(name)
-            shown = (
-                f"{value / 1e9:.1f} GB"
-                if name == "memory_bytes" and value is not None
-                else number(value)
-            )
+            if name == "memory_bytes" and value is not None:
+                shown = f"{value / 1e9:.1f} GB"
+            else:
+                shown = number(value)
             course = spark(series.columns(64).mean, 6 if wide else 4)
             part = line(
                 (f"{SHORT.get(name, name.replace('_', ' '))} ", "$muted"),
@@ -437,7 +436,9 @@ is no number. Below: the newest numbers with their course, and what the model an
             room -= part.cell_length
             parts.append(part)
         row = line(" ", *parts)
-        return lines([ended, row]) if ended is not None else row
+        if ended is not None:
+            return lines([ended, row])
+        return row
 
     def _show_sample(self, samples: list[tuple[int, int]]) -> None:
         box, text = self.query_one("#sample"), self.query_one("#sample-text", SafeText)
@@ -586,9 +587,13 @@ is no number. Below: the newest numbers with their course, and what the model an
 
 
 def _rank(name: str) -> int:
-    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)
+    if name in PREFERRED:
+        return PREFERRED.index(name)
+    return len(PREFERRED)
 
 
 def _average(columns: Columns, weight: float) -> float | None:
     found = [value for value in smooth(columns.mean, weight) if not math.isnan(value)]
-    return found[-1] if found else None
+    if found:
+        return found[-1]
+    return None

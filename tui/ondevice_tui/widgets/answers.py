@@ -72,9 +72,10 @@ class Question(Readable):
 
     def show_item(self, item: Item, *, read: bool = False) -> None:
         before = len(item.messages) - 1
-        earlier = (
-            f" · {before} earlier message{'' if before == 1 else 's'}: c" if before > 0 else ""
-        )
+        if before > 0:
+            earlier = f" · {before} earlier message{'' if before == 1 else 's'}: c"
+        else:
+            earlier = ""
         last = item.messages[-1] if item.messages else {}
         self.show(content(said(last) or "(nothing)", "bold"), f"question{earlier}", read=read)
 
@@ -149,11 +150,9 @@ class Answers(Container):
 
     def _place_name(self, item: Item, place: int) -> str:
         if len(item.responses) == 2:
-            return (
-                ("1 ← left", "2 → right")[place]
-                if self.stand_beside(2)
-                else ("1 ← above", "2 → below")[place]
-            )
+            if self.stand_beside(2):
+                return ("1 ← left", "2 → right")[place]
+            return ("1 ← above", "2 → below")[place]
         return str(place + 1)
 
     def _text(self, item: Item, place: int, slot: int) -> Content:
@@ -184,7 +183,9 @@ def said(message: Mapping[str, Any]) -> str:
     written.
     """
     text = message.get("content", "")
-    return text if isinstance(text, str) else str(text)
+    if isinstance(text, str):
+        return text
+    return str(text)
 
 
 def conversation(item: Item) -> Content:

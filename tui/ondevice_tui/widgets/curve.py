@@ -145,11 +145,10 @@ class Curve(Widget):
         if self.scale == "log":
             values = [v for v in values if v > 0]
         if not values:
-            text = (
-                "no positive value: y shows another scale"
-                if any(map(_values, self._traces))
-                else self._empty
-            )
+            if any(map(_values, self._traces)):
+                text = "no positive value: y shows another scale"
+            else:
+                text = self._empty
             return self._message(text)
         if (alone := self._only_value()) is not None:
             return self._message(f"{number(alone)}: the only value")
@@ -176,7 +175,9 @@ class Curve(Widget):
         ]
         if len(found) != 1 or any(trace.columns.gaps for trace in self._traces):
             return None
-        return round(found[0]) if self._whole else found[0]
+        if self._whole:
+            return round(found[0])
+        return found[0]
 
     def _bounds(self, values: list[float]) -> tuple[float, float]:
         ordered = sorted(values)
@@ -207,11 +208,9 @@ class Curve(Widget):
         first, last = self._range
         if not first <= x <= last:
             return None
-        return (
-            min(int((x - first) / (last - first) * (places - 1) + 0.5), places - 1)
-            if last > first
-            else 0
-        )
+        if last > first:
+            return min(int((x - first) / (last - first) * (places - 1) + 0.5), places - 1)
+        return 0
 
     def _draw_trace(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
         columns, fine = trace.columns, canvas.height * 4
@@ -313,4 +312,6 @@ def _values(trace: Trace) -> list[float]:
 
 
 def _tick(x: float) -> str:
-    return str(round(x)) if abs(x) < 1e6 else number(x)
+    if abs(x) < 1e6:
+        return str(round(x))
+    return number(x)

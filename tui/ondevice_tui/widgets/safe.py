@@ -59,9 +59,13 @@ def cell(text: str, width: int, *, right: bool = False) -> str:
         re.sub(r"\s*\n\s*", " ↵ ", text[: width * 8 + _MARK].strip()), newlines=False, limit=None
     )
     if cell_len(shown) > width:
-        return set_cell_size(shown, max(width - 1, 0)) + "…" if width else ""
+        if width:
+            return set_cell_size(shown, max(width - 1, 0)) + "…"
+        return ""
     room = " " * (width - cell_len(shown))
-    return room + shown if right else shown + room
+    if right:
+        return room + shown
+    return shown + room
 
 
 def titled(widget: Widget, title: str, subtitle: str = "") -> None:
@@ -202,4 +206,6 @@ class SafeArea(TextArea):
 
 
 def _as_content(text: str | Content, style: str) -> Content:
-    return text if isinstance(text, Content) else content(text, style)
+    if isinstance(text, Content):
+        return text
+    return content(text, style)
