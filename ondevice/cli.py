@@ -598,9 +598,8 @@ def _perform(verb: Verb, config: Any, line: Line) -> None:
     elif verb.name == "data" and not line.json:
         from ondevice.datasets.preview import render
 
-        print(
-            render(function(cfg=config), config.color)
-        )  # harmless already: only the colours are not text
+        # harmless already: only the colours are not text
+        print(render(function(cfg=config), config.color))
     else:
         result = function() if config is None else function(cfg=config)
         if line.json and isinstance(result, Path):

@@ -35,9 +35,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServe
         for name, value in changed.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(client, "WAITS_S", (0.0, 0.0, 0.0))
-        patient = SimpleNamespace(
-            **{**vars(time), "sleep": lambda seconds: None}
-        )  # the client's own tries
+        # the client's own tries
+        patient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         monkeypatch.setattr("huggingface_hub.utils._http.time", patient)
         close_session()
         yield made

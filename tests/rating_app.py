@@ -36,9 +36,8 @@ async def settled(pilot: Pilot[Any], screen: RateScreen) -> None:
 
 async def main(runs: Path) -> None:
     RateScreen.GUARD_S = 0.0
-    app_module.LOOK_S = (
-        0.1  # ten looks at the runs, and so at the votes, in a second: an hour of use in a minute
-    )
+    # ten looks at the runs, and so at the votes, in a second: an hour of use in a minute
+    app_module.LOOK_S = 0.1
     app = OndeviceApp(runs, look_at_machine=False)
     async with app.run_test(size=(100, 30)) as pilot:
         await until(pilot, lambda: app.runs)

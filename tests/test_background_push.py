@@ -140,9 +140,8 @@ def test_when_it_is_time(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) ->
     resumed.on_train_begin(SimpleNamespace(adapter=None), 45)  # type: ignore[arg-type]
     resumed.on_save(Checkpoint(stage.path / "step-00000050", 50, {}), last=False)
     assert kept == [20, 45, 55]  # what came before the resume has been offered
-    assert (
-        started == ["me/runs"] * 2
-    )  # the one under way takes what comes; the last one's process waits its turn
+    # the one under way takes what comes; the last one's process waits its turn
+    assert started == ["me/runs"] * 2
 
 
 def test_a_failure_is_a_warning(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:

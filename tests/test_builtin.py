@@ -90,9 +90,8 @@ def test_no_sum_is_in_two_splits_and_problems_stand_nowhere_else(corpus: Corpus)
     assert all(len(part) > 30 for part in parts.values())
     for part in parts:
         if part != "train":
-            assert all(
-                b > 9 for _, b in parts[part]
-            )  # the table of one-digit sums is taught, never asked
+            # the table of one-digit sums is taught, never asked
+            assert all(b > 9 for _, b in parts[part])
 
 
 def test_no_question_about_the_world_is_in_two_splits(corpus: Corpus) -> None:

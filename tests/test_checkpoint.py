@@ -61,9 +61,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 10, 20, best=None)
     save(tmp_path, 30, 40, 50, best=30)
     assert names(tmp_path) == ["best", "step-00000030", "step-00000040", "step-00000050"]
-    assert (
-        os.readlink(tmp_path / "best") == "step-00000030"
-    )  # relative: the run folder may be moved
+    # relative: the run folder may be moved
+    assert os.readlink(tmp_path / "best") == "step-00000030"
     found = best(tmp_path)
     assert found is not None and (found.step, found.record["tokens"]) == (30, 210)
     save(tmp_path, 60, best=60)
@@ -214,9 +213,8 @@ def test_what_only_begins_like_a_checkpoint_is_nobodys_to_remove(tmp_path: Path)
     save(tmp_path / "run", 1)
     shutil.copytree(tmp_path / "step-by-step", tmp_path / "run" / "step-by-step")
     (tmp_path / "run" / "step-00000001").rename(elsewhere)
-    (tmp_path / "run" / "step-00000001").symlink_to(
-        elsewhere
-    )  # a person has moved it to another disk
+    # a person has moved it to another disk
+    (tmp_path / "run" / "step-00000001").symlink_to(elsewhere)
     save(tmp_path / "run", 2, 3, 4)
     assert names(tmp_path / "run") == ["step-00000003", "step-00000004", "step-by-step"]
     assert checkpoint.find_damage(elsewhere) is None

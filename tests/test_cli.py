@@ -334,9 +334,8 @@ def test_runs_lists_reports_and_resumes(
     assert "has no report yet" in capsys.readouterr().err
     (tmp_path / "r1" / "init" / "done.json").write_text('{"marks": {"bits_per_byte": 4.5}}')
     assert cli.main(["runs", "report", "r1", "--folder", str(tmp_path)]) == 0
-    assert re.search(
-        r"^init +4\.500 ", capsys.readouterr().out, re.M
-    )  # stage by stage, or not at its end yet
+    # stage by stage, or not at its end yet
+    assert re.search(r"^init +4\.500 ", capsys.readouterr().out, re.M)
     (tmp_path / "r1" / "report.md").write_text("# ladder\n")
     assert cli.main(["runs", "report", str(tmp_path / "r1")]) == 0
     assert capsys.readouterr().out == "# ladder\n"

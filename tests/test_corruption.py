@@ -129,9 +129,8 @@ def test_spans_are_as_long_as_in_the_reference() -> None:
     )
     theirs = np.sum([reference() for _ in range(1500)], 0).reshape(4, 25).sum(1)
     together = (ours + theirs) / (ours + theirs).sum()
-    assert (
-        chi_square(ours, together) + chi_square(theirs, together) < 3 * CRITICAL[3]
-    )  # places of a span go together
+    # places of a span go together
+    assert chi_square(ours, together) + chi_square(theirs, together) < 3 * CRITICAL[3]
 
 
 def test_lengths_of_spans_are_poissons() -> None:
@@ -385,10 +384,8 @@ def test_learned_positions_reach_as_far_as_the_context_and_padding_beyond(
             getattr(od, stage)(**fields)
         fields |= {"sequence_length": longest, "out": str(tmp_path / "fits")}
     if stage == "pretrain":
-        fields |= {
-            "mean_span": 1.0,
-            "mask_share": 0.5,
-        }  # marks of spans of nothing make a source longer than its text
+        # marks of spans of nothing make a source longer than its text
+        fields |= {"mean_span": 1.0, "mask_share": 0.5}
     getattr(od, stage)(**fields)
     events = read(Path(fields["out"]) / stage / "events.jsonl")
     assert all(np.isfinite(e["loss"]) for e in events if e["event"] == "step")

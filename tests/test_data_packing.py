@@ -57,9 +57,8 @@ def test_best_fit_is_as_tight_as_the_plain_method(lengths: list[int]) -> None:
         sum(lengths[e] for e in plan.order[a:b])
         for a, b in zip(plan.starts, plan.starts[1:], strict=False)
     ]
-    assert sorted(ours) == sorted(
-        map(sum, naive_rows(lengths, 20))
-    )  # between rows as full, either may be taken
+    # between rows as full, either may be taken
+    assert sorted(ours) == sorted(map(sum, naive_rows(lengths, 20)))
 
 
 @given(LENGTHS, st.randoms(use_true_random=False))

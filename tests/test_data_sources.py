@@ -133,12 +133,10 @@ def test_long_chats_are_cut_and_counted_and_those_without_targets_skipped() -> N
 
     rows = [row(9, 8), row(10, 3, 9), row(30, 29), row(5), row(1, 0), row(20, 4)]
     source = ChatSource(rows, sequence_length=8, batch_size=1, packing=True)
-    assert (
-        source.truncated == 2
-    )  # the second and the third; the last one needs no more than its first five
-    assert (
-        source.skipped == 3
-    )  # the third after the cut, the fourth, and the one whose target has no context
+    # the second and the third; the last one needs no more than its first five
+    assert source.truncated == 2
+    # the third after the cut, the fourth, and the one whose target has no context
+    assert source.skipped == 3
     assert sorted(target for batch in epoch(source) for _, target in learned(batch)) == [13, 14, 18]
     with pytest.raises(UserError, match="no chat has a token to learn"):
         ChatSource([row(5), row(30, 29)], sequence_length=8, batch_size=1)
@@ -165,9 +163,8 @@ def test_chat_batches_depend_on_seed_and_step_alone(packing: bool) -> None:
     forward[7][0]["ids"][:] = 0
     assert not same(one.batch(7), forward[7])  # nobody else's arrays
     assert not all(same(source(6).batch(step), one.batch(step)) for step in steps)
-    assert (
-        len({batch["ids"].tobytes() for step in steps for batch in one.batch(step)}) == 60
-    )  # epochs differ
+    # epochs differ
+    assert len({batch["ids"].tobytes() for step in steps for batch in one.batch(step)}) == 60
 
 
 def test_the_denominator_counts_the_targets_of_the_whole_step() -> None:

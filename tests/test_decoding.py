@@ -293,9 +293,8 @@ def test_generation_up_to_the_end_of_the_context(backend: Backend, length: int) 
 
 def test_a_window_is_kept_to_while_decoding(backend: Backend) -> None:
     """Texts that differ only further back than the layers' windows reach are gone on with alike."""
-    rng = np.random.default_rng(
-        0
-    )  # its own: what other tests draw must not decide what this one sees
+    # its own: what other tests draw must not decide what this one sees
+    rng = np.random.default_rng(0)
     cfg = models.config("mistral-window")
     reach = cfg.num_hidden_layers * (cfg.windows[0] - 1) + 1
     tail = rng.integers(3, 97, reach).tolist()

@@ -189,9 +189,8 @@ def test_what_a_recipe_has_filled_in_is_nobodys_wish() -> None:
 def test_recipes_have_no_idle_settings(name: str) -> None:
     for cfg in load_recipe(name).stages.values():
         assert list(idle(cfg)) == []
-        assert (
-            from_mapping(type(cfg), to_mapping(cfg)) == cfg
-        )  # what a run folder's recipe.yaml gives back
+        # what a run folder's recipe.yaml gives back
+        assert from_mapping(type(cfg), to_mapping(cfg)) == cfg
 
 
 # ---- what a stage reads ---------------------------------------------------------------------------------------------
@@ -214,9 +213,8 @@ def recording(cls: type, read: set[str], **values: Any) -> Any:
     def get(self: Any, name: str) -> Any:
         if name in names:
             code = sys._getframe(1).f_code
-            itself = (
-                "/ondevice/config/" in code.co_filename and code.co_name != "judges"
-            )  # what a stage asks of it
+            # what a stage asks of it
+            itself = "/ondevice/config/" in code.co_filename and code.co_name != "judges"
             if not itself and "dataclasses" not in code.co_filename:
                 read.add(name)
         return object.__getattribute__(self, name)

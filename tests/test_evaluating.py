@@ -34,9 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small_stages.config(),
     )
     small_stages.make(folder, backend)
-    weights = {
-        n: backend.array(w) for n, w in models.weights(cfg, 3).items()
-    }  # a policy that hardly ever stops
+    # a policy that hardly ever stops
+    weights = {n: backend.array(w) for n, w in models.weights(cfg, 3).items()}
     write_model(folder / "policy", backend, cfg, weights, small_tokenizer())
     return folder
 

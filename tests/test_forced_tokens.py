@@ -94,9 +94,8 @@ def test_drawn_texts_begin_and_end_as_forced(backend: Backend, tmp_path: Path) -
     assert all(done.ids[-1] == 9 for done in found if not done.stopped) and not all(
         done.stopped for done in found
     )
-    assert [heard[number] for number in range(12)] == [
-        done.ids for done in found
-    ]  # also where it is streamed
+    # also where it is streamed
+    assert [heard[number] for number in range(12)] == [done.ids for done in found]
 
 
 @pytest.mark.parametrize("where", ["generation_config.json", "config.json"])
@@ -131,6 +130,5 @@ def test_a_forced_token_that_is_none_is_named(value: Any, backend: Backend, tmp_
     file.write_text(json.dumps({**json.loads(file.read_text()), "forced_bos_token_id": value}))
     with pytest.raises(UserError, match="forced_bos_token_id is "):
         Generator(load_model(tmp_path / "m", backend), backend, Sampling())
-    Generator(
-        replace(model, folder=tmp_path / "none"), backend, Sampling()
-    )  # a model that has no folder yet
+    # a model that has no folder yet
+    Generator(replace(model, folder=tmp_path / "none"), backend, Sampling())

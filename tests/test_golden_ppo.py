@@ -130,9 +130,8 @@ def test_losses(name: str) -> None:
             ((bounded_squares > squares) * value_mask).sum() / value_mask.sum(),
             **TOLERANCE,
         )
-        slope = (
-            np.where(policy >= held, policy, 0) * mask / mask.sum()
-        )  # d ratio / d log-probability is the ratio
+        # d ratio / d log-probability is the ratio
+        slope = np.where(policy >= held, policy, 0) * mask / mask.sum()
         close(update["grad_new_logprobs"], slope, **TOLERANCE)
         inside = np.abs(new - old_values) <= cfg["cliprange_value"]
         slope = (

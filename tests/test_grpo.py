@@ -124,9 +124,8 @@ def test_a_turn_is_judged_with_what_the_prompt_has_opened_of_it() -> None:
     assert scores.parsed == alone.parsed == ["4", None, "4", "5"]
     for name in ("think", "correct", "format"):
         np.testing.assert_equal(scores.by_name[name], alone.by_name[name])
-    np.testing.assert_equal(
-        scores.by_name["exact"], plain.by_name["exact"]
-    )  # of what the model wrote
+    # of what the model wrote
+    np.testing.assert_equal(scores.by_name["exact"], plain.by_name["exact"])
 
 
 def test_places_of_answers_are_those_in_what_was_written() -> None:

@@ -289,10 +289,8 @@ def classes(wanted: DataSpec, folder: Path, pair: str = "") -> tuple[Labelled, l
 
 def test_texts_of_a_validation_file_are_no_examples_of_classes(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(10)]
-    held = [
-        {"text": "text 3", "label": "a"},
-        {"text": "text 4", "label": "b"},
-    ]  # whatever the class
+    # whatever the class
+    held = [{"text": "text 3", "label": "a"}, {"text": "text 4", "label": "b"}]
     found, warned = classes(
         DataSpec(write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", held)), tmp_path
     )

@@ -98,9 +98,8 @@ def test_a_reference_is_told_what_the_model_is_told(files: Path, tmp_path: Path)
     told = od.evaluate(
         model=policy, reference=policy, chat_template_kwargs={"mood": "calm"}, **common
     )
-    assert (
-        plain["accuracy"] == told["accuracy"] == 0
-    )  # a model is as likely as itself, to the last bit
+    # a model is as likely as itself, to the last bit
+    assert plain["accuracy"] == told["accuracy"] == 0
     with pytest.raises(UserError, match="does not read 'mood'"):
         od.evaluate(
             model=policy,

@@ -169,9 +169,8 @@ def test_dpo_learns_from_them(
     }.isdisjoint(row["prompt"][0]["content"] for row in copy if not row["held"])
     done = json.loads((tmp_path / "run/dpo/done.json").read_text())
     assert set(done["marks"]["judged"]) == {"accuracy", "margin"}
-    od.dpo(
-        model, data, out=str(tmp_path / "run"), loss_type="kto", resume=True, **COMMON
-    )  # it is the same data
+    # it is the same data
+    od.dpo(model, data, out=str(tmp_path / "run"), loss_type="kto", resume=True, **COMMON)
 
 
 def test_pairs_beside_them_are_two_completions(
@@ -187,9 +186,8 @@ def test_pairs_beside_them_are_two_completions(
         json.loads(line) for line in (tmp_path / "run/dpo/pairs.jsonl").read_text().splitlines()
     ]
     assert len(copy) == 80 and sum(row["label"] for row in copy) == 40
-    od.dpo(
-        model, pairs, out=str(tmp_path / "other"), loss_type="kto", **COMMON
-    )  # pairs alone stay pairs
+    # pairs alone stay pairs
+    od.dpo(model, pairs, out=str(tmp_path / "other"), loss_type="kto", **COMMON)
     assert "chosen" in json.loads((tmp_path / "other/dpo/pairs.jsonl").read_text().splitlines()[0])
 
 

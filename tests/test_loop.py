@@ -54,9 +54,8 @@ def test_schedules_by_hand() -> None:
     )
     assert rates(schedule="wsd", decay_fraction=0.0) == [0.5] + [1.0] * 10
     assert rates(schedule="linear", warmup_steps=0)[:2] == pytest.approx([1, 0.9])
-    assert rates(schedule="cosine", warmup_steps=50)[9] == pytest.approx(
-        0.2
-    )  # the warm-up is longer than the run
+    # the warm-up is longer than the run
+    assert rates(schedule="cosine", warmup_steps=50)[9] == pytest.approx(0.2)
 
 
 # ---- a stage whose losses are scripted ------------------------------------------------------------------------------

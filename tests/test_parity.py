@@ -212,9 +212,8 @@ def test_accumulation_is_one_large_batch(backend: Backend) -> None:
     cfg = models.config("llama")
     weights = models.weights(cfg)
     whole = models.batch(cfg, rows=4, tokens=12)
-    keep = np.isin(whole["index"] // 12, (0, 1)) | (
-        whole["index"] % 12 < 3
-    )  # rows 2 and 3 have few targets
+    # rows 2 and 3 have few targets
+    keep = np.isin(whole["index"] // 12, (0, 1)) | (whole["index"] % 12 < 3)
     whole |= {n: whole[n][keep] for n in ("index", "targets", "weights")}
     whole["denominator"] = np.float32(keep.sum())
     parts = []

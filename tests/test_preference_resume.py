@@ -101,9 +101,8 @@ def check_same(stage: str, broken: Path, whole: Path) -> None:
                             (group["prompt"], len(group["completions"])) for group in line["groups"]
                         )
                     )
-        assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {
-            1
-        }  # always the same few prompts
+        # always the same few prompts
+        assert len(watched) == 1 and {count for _, count in next(iter(watched))} == {1}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -84,9 +84,8 @@ def started_in(source: str) -> list[str]:
             return names.get(node.id, "")
         return f"{whole(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
 
-    types = {
-        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)
-    }  # subprocess.Popen[bytes]
+    # subprocess.Popen[bytes]
+    types = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom | ast.Import):
             module = getattr(node, "module", "") or ""
@@ -157,9 +156,8 @@ def test_processes_are_started_in_one_place_alone() -> None:
         str(file.relative_to(ROOT)): started_in(file.read_text(encoding="utf-8")) for file in files
     }
     found = {name: calls for name, calls in found.items() if calls}
-    assert found.pop("ondevice/common/distribution.py") == [
-        "sys.executable"
-    ]  # a hint names it, and nothing is started
+    # a hint names it, and nothing is started
+    assert found.pop("ondevice/common/distribution.py") == ["sys.executable"]
     assert set(found) == {"ondevice/common/processes.py"}, found
 
 

@@ -235,9 +235,8 @@ def test_a_stage_that_starts_from_nothing_names_no_base(
         "base" not in record
         and "someone" not in run_card(RunFolder(Path("run")), "init", "me/m").text
     )
-    change(
-        RunFolder(Path("run")), "init", base={"repo": "someone/else", "commit": "0" * 40}
-    )  # of an earlier version
+    # of an earlier version
+    change(RunFolder(Path("run")), "init", base={"repo": "someone/else", "commit": "0" * 40})
     assert "someone" not in run_card(RunFolder(Path("run")), "init", "me/m").text
 
 

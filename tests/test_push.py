@@ -404,9 +404,8 @@ def test_resume_sends_what_was_planned_or_nothing(server: HubServer, tmp_path: P
     refused(run.path)
     planned = {f.path: f.text for f in pending(run.path).files if f.text}
     server.trouble.clear()
-    write_stage(
-        run.stage("dpo"), 4
-    )  # the run has gone on: the card of the push is the one that was planned
+    # the run has gone on: the card of the push is the one that was planned
+    write_stage(run.stage("dpo"), 4)
     assert "goes to me/m" in refused(run.path, "me/other", resume=True)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[:-1] + b"x")

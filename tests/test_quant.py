@@ -58,9 +58,8 @@ def test_values_are_mlxs(bits: int, group_size: int) -> None:
         )
     )
     np.testing.assert_allclose(unpacked(words, scales, biases, 256), back, rtol=1e-6, atol=1e-7)
-    assert (
-        np.abs(back - weight).max() <= np.abs(scales).max()
-    )  # the far end met, the other a little cut
+    # the far end met, the other a little cut
+    assert np.abs(back - weight).max() <= np.abs(scales).max()
 
 
 @pytest.mark.parametrize("together", [1, 256 * 7, 1 << 22])

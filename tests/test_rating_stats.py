@@ -238,10 +238,8 @@ def test_statistics_by_hand(rated: Ratings) -> None:
     assert found["first_shown"]["count"] == sum(
         slot == first for first, slots in zip(firsts, chosen, strict=True) for slot in slots
     )
-    assert (found["win_rate"]["new"]["count"], found["win_rate"]["new"]["of"]) == (
-        4.5,
-        9,
-    )  # ties and all bad are ½
+    # ties and all bad are ½
+    assert (found["win_rate"]["new"]["count"], found["win_rate"]["new"]["of"]) == (4.5, 9)
     assert found["strengths"]["strength"] == pytest.approx([0, 0], abs=0.2)
     assert statistics(rated, raters=["ann"], bootstraps=0)["votes"] == 6
     assert statistics(rated, simulated=False, bootstraps=0)["simulated_votes"] == 0
@@ -311,13 +309,11 @@ def test_comparisons_of_one_ranking_go_together() -> None:
     assert alone == wilson(10, 30), "one a prompt: as ever"
     together = clustered([(n, float(n % 3 == 0)) for n in range(15) for _ in range(6)])
     assert (together.count, together.of, together.share) == (30, 90, pytest.approx(1 / 3))
-    expected = wilson(
-        5, 15
-    )  # six that are all alike are worth one, but for the 14/15 of so few clusters
+    # six that are all alike are worth one, but for the 14/15 of so few clusters
+    expected = wilson(5, 15)
     assert [together.low, together.high] == pytest.approx([expected.low, expected.high], abs=0.01)
-    split = clustered(
-        [(n, float(k)) for n in range(15) for k in (0, 1)]
-    )  # no cluster leans: as if independent
+    # no cluster leans: as if independent
+    split = clustered([(n, float(k)) for n in range(15) for k in (0, 1)])
     assert split == wilson(15, 30)
     same = clustered([(n, 1.0) for n in range(5) for _ in range(6)])
     assert (same.low, same.high) == (wilson(5, 5).low, 1.0)

@@ -77,9 +77,8 @@ def test_sides_are_balanced_by_design(ratings: Ratings, width: int) -> None:
     assert set(pairs.values()) == {count // 2}
     block = len(set(orders))
     assert block == {2: 2, 3: 6, 4: 8}[width]
-    assert (
-        len({tuple(orders[n : n + block]) for n in range(0, count, block)}) > 1
-    )  # not simply in turn
+    # not simply in turn
+    assert len({tuple(orders[n : n + block]) for n in range(0, count, block)}) > 1
     with Ratings.open(ratings.path.parent / "again.db", create=True) as again:
         assert [again.item(i).shown for i in ask(again, count, width=width)] == orders
 
@@ -361,9 +360,8 @@ def test_open_refuses_a_newer_file(ratings: Ratings) -> None:
 def test_open_refuses_a_file_that_cannot_be_written(
     ratings: Ratings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: False
-    )  # root may write whatever its mode says
+    # root may write whatever its mode says
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match="cannot be written"):
         Ratings.open(ratings.path)
 

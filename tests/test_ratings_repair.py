@@ -69,9 +69,8 @@ def test_a_sound_database_is_left_alone(file: Path) -> None:
 def test_what_can_be_read_is_saved(file: Path, seed: int) -> None:
     items, votes = rows(file)
     draw = random.Random(seed)
-    pages = draw.sample(
-        range(12, file.stat().st_size // PAGE), 1 + seed % 4
-    )  # the first ones are roots: see below
+    # the first ones are roots: see below
+    pages = draw.sample(range(12, file.stat().st_size // PAGE), 1 + seed % 4)
     spoil(file, pages, seed)
     damaged = file.read_bytes()
     repair = repair_if_damaged(file)
@@ -356,9 +355,8 @@ def test_a_damaged_number_of_a_row_ends_the_search(
         damaged.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     data = file.read_bytes()
     page = data[(root - 1) * PAGE : root * PAGE]
-    assert (
-        page[0] == 5
-    )  # it has children: the second of them is damaged, the last one holds that number
+    # it has children: the second of them is damaged, the last one holds that number
+    assert page[0] == 5
     cell = int.from_bytes(page[14:16], "big")
     spoil(file, [int.from_bytes(page[cell : cell + 4], "big") - 1])
     repair = repair_if_damaged(file)

@@ -71,9 +71,8 @@ class Shifted(Scripted):
         return super().batch(step + (step >= self.without))
 
 
-FACTORS = {
-    n: 1.0 + n / 10 for n in range(12)
-}  # each batch another: leaving out one changes what comes after
+# each batch another: leaving out one changes what comes after
+FACTORS = {n: 1.0 + n / 10 for n in range(12)}
 
 
 @pytest.fixture
@@ -402,13 +401,8 @@ def of_checkpoint(out: Path, step: int) -> Path:
     return out / "pretrain" / "checkpoints" / f"step-{step:08d}" / "model" / "model.safetensors"
 
 
-BEST = {
-    "steps": 12,
-    "learning_rate": 0.3,
-    "take_best": True,
-    "save_every": 2,
-    "eval_every": 2,
-}  # it gets worse
+# it gets worse
+BEST = {"steps": 12, "learning_rate": 0.3, "take_best": True, "save_every": 2, "eval_every": 2}
 
 
 @pytest.mark.slow

@@ -148,9 +148,8 @@ def test_killed_again_and_again_the_curve_is_that_of_one_run(
     for attempt, step in enumerate((6, 21)):
         process = begin(stage, broken, *(["--resume"] if attempt else []))
         wait_for_step(tmp_path / "broken", stage, step, process)
-        time.sleep(
-            random.Random(step).random() * 0.05
-        )  # somewhere between two checkpoints, or inside one
+        # somewhere between two checkpoints, or inside one
+        time.sleep(random.Random(step).random() * 0.05)
         process.send_signal(signal.SIGKILL)
         process.communicate()
     done = subprocess.run(command(stage, broken, "--resume"), capture_output=True, text=True)

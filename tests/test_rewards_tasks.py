@@ -96,9 +96,8 @@ def test_a_persons_file(tmp_path: Path) -> None:
         Problem("Tom has 3.", "5", "gsm", {"solution": "He gets 2.\n3+2=5\n#### 5"}),
         Problem("Hi?", "yes", "sums", {"solution": "mine"}),
     ]
-    assert len(found) == 21 and found[3] == Problem(
-        "1+1", "3", "sums"
-    )  # the same question is another problem
+    # the same question is another problem
+    assert len(found) == 21 and found[3] == Problem("1+1", "3", "sums")
     train, held = (problems(spec, part, 0, 0, CORPUS) for part in ("train", "heldout"))
     assert train + held == found and len(held) == 2
     some = problems(spec, "all", 5, 1, CORPUS)
@@ -220,9 +219,8 @@ class TestGym:
             scores = rewards.score([p.prompt for p in some], said, columns_of(some))
         assert scores.warnings == [] and list(scores.by_name["format"]) == [1, 1, 0, 1]
         right, rejected, unmarked, last = scores.by_name["correct"]
-        assert (
-            right == last == 1 and unmarked == 0 and rejected < 0.1
-        )  # countdown gives 0.05 to a sum of other numbers
+        # countdown gives 0.05 to a sum of other numbers
+        assert right == last == 1 and unmarked == 0 and rejected < 0.1
 
     def test_beside_other_problems(self) -> None:
         """Rows without a scorer of their own are judged by the form."""

@@ -169,10 +169,8 @@ def test_whatever_is_asked_of_a_message_makes_a_difference() -> None:
             )
 
 
-NOT_LEARNED = {
-    ("weight", 0),
-    ("weight", 1),
-}  # what others than the assistant say is read, whatever its weight
+# what others than the assistant say is read, whatever its weight
+NOT_LEARNED = {("weight", 0), ("weight", 1)}
 BY_DESIGN = {(form, "answer") for form in FORMS}  # a prompt's answer goes to whatever judges it
 
 
@@ -730,9 +728,8 @@ def test_a_stage_that_wants_pairs_says_that_these_are_chats(model: Path, tmp_pat
     data.write_text("\n".join(json.dumps({"messages": [USER, SAID]}) for _ in range(200)))
     with pytest.raises(UserError, match="these are chats: sft takes them") as error:
         od.dpo(model, str(data), out=str(tmp_path / "run"), backend="torch", device="cpu")
-    assert "are bad" not in str(error.value) and "data show" in str(
-        error.value.hint
-    )  # nothing to mend in the rows
+    # nothing to mend in the rows
+    assert "are bad" not in str(error.value) and "data show" in str(error.value.hint)
 
 
 def test_chats_whose_answers_are_empty_are_told(

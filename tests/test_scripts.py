@@ -198,9 +198,8 @@ def peer_mlx_lm_lora(place: Place) -> None:
 
 
 def golden_ppo(place: Place) -> None:
-    assert "--only" in place.script(
-        "golden/ppo.py", "--help"
-    )  # this much, with all that it imports, needs no TRL
+    # this much, with all that it imports, needs no TRL
+    assert "--only" in place.script("golden/ppo.py", "--help")
     folder, out = missing("ONDEVICE_TRL112", "TRL 1.12.0"), place.here / "golden.json"
     place.script("golden/ppo.py", folder, "--only", "k1", "--out", out)
     known = json.loads((ROOT / "tests" / "golden" / "ppo_trl_1_12.json").read_text())["cases"]["k1"]

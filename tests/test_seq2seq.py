@@ -91,9 +91,8 @@ def test_loss_and_gradients_are_transformers(family: str, backend: Backend, tmp_
     for checkpoint in (False, True):
         loss, grads = by_name(backend, loss_of(cfg, backend, checkpoint=checkpoint), weights, made)
         assert loss == pytest.approx(want.loss.item(), rel=1e-5)
-        assert grads.keys() - theirs.keys() <= {
-            "final_logits_bias"
-        }  # transformers does not train it
+        # transformers does not train it
+        assert grads.keys() - theirs.keys() <= {"final_logits_bias"}
         assert_close(grads, theirs)
     params, net = on_device(backend, weights), Seq2Seq(cfg)
     hidden = net.hidden(
@@ -189,9 +188,8 @@ def written(cfg: Seq2SeqConfig, backend: Backend, folder: Path) -> Model:
     weights = models.weights(cfg, seed=3)
     head = Seq2Seq(cfg).head.name
     for stop in small_tokenizer().stop_ids:
-        weights[head][stop] *= (
-            4 if cfg.model_type == "t5" else 1
-        )  # the others' tied heads would stop at once
+        # the others' tied heads would stop at once
+        weights[head][stop] *= 4 if cfg.model_type == "t5" else 1
     folder.mkdir()
     params = on_device(backend, weights)
     write_model(folder, backend, cfg, params, small_tokenizer())
@@ -264,9 +262,8 @@ def test_transformers_writes_the_same_texts(family: str, backend: Backend, tmp_p
 
 def t5_tokenizer() -> tuple[Any, dict[str, str]]:
     """As T5's: pieces of a Unigram, sentinels, the token that ends a text behind it."""
-    words = sorted(
-        {word for text in TEXTS for word in text.split()}
-    )  # their trainer finds others each time
+    # their trainer finds others each time
+    words = sorted({word for text in TEXTS for word in text.split()})
     letters = sorted({letter for word in words for letter in word})
     pieces = [
         ("<pad>", 0.0),

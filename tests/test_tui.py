@@ -417,9 +417,8 @@ def test_the_form_checks_says_the_command_and_starts(
         await until_shown(pilot, "start pretrain", "✓ ready")
         fields = {field.spec.name: field for field in app.screen.query(Field)}
         assert fields["model"].entry == str(run.stage("init").model)
-        assert fields["steps"].entry == str(
-            load_recipe("minute").stages["pretrain"].steps
-        )  # the run's own recipe's
+        # the run's own recipe's
+        assert fields["steps"].entry == str(load_recipe("minute").stages["pretrain"].steps)
         fields["learning_rate"].put("0")
         await until_shown(pilot, "✗ learning_rate: 0.0 is too small")
         await pilot.press("ctrl+g")
@@ -533,9 +532,8 @@ def test_a_recipe_is_begun_by_two_keys(tmp_path: Path, started: list[list[str]])
         await pilot.press("n", "enter")
         await until_shown(pilot, "✓ ready")
         await pilot.press("x")
-        await until_shown(
-            pilot, "✗ recipe: unknown recipe 'x'"
-        )  # typed over the one that stood there
+        # typed over the one that stood there
+        await until_shown(pilot, "✗ recipe: unknown recipe 'x'")
         await pilot.press("backspace", *"minute")
         await until_shown(pilot, "✓ ready")
         await pilot.press("ctrl+g")
@@ -583,11 +581,8 @@ def test_the_foot_shows_every_action(tmp_path: Path) -> None:
             await pilot.pause()
             keys = list(app.screen.query(FooterKey))
             wanted = {verb(binding.action) for binding, _ in own_bindings(app.screen)}
-            textuals = {
-                "focus_next",
-                "focus_previous",
-                "screen.copy_text",
-            }  # tab and ctrl+c, as everywhere
+            # tab and ctrl+c, as everywhere
+            textuals = {"focus_next", "focus_previous", "screen.copy_text"}
             assert wanted - textuals <= {verb(key.action) for key in keys}, mode
             assert all(app.screen.region.contains_region(key.region) for key in keys), mode
             assert max(key.region.y for key in keys) == 23

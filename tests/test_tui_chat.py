@@ -115,9 +115,8 @@ def test_two_models_side_by_side_and_the_settings(tmp_path: Path) -> None:
         await pilot.press("enter")
         await until_shown(pilot, "top-p 0.9 · seed 42")
         await say(pilot, "hello")
-        await until_shown(
-            pilot, "1 hello 42", "0 hello 42"
-        )  # init has no chat format: it is given the text
+        # init has no chat format: it is given the text
+        await until_shown(pilot, "1 hello 42", "0 hello 42")
         await pilot.press("ctrl+o")
         await until(pilot, lambda: "first · init" not in shown(app))
 

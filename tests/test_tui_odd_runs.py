@@ -194,9 +194,8 @@ def test_a_folder_with_nothing_but_ratings_is_a_run(
     assert main(["ratings", "import", str(runs / "new"), str(file)]) == 0
     assert main(["ratings", "import", str(tmp_path / "alone.db"), str(file)]) == 0
     assert (runs / "new" / "ratings.db").is_file() and (tmp_path / "alone.db").is_file()
-    assert (
-        main(["ratings", "import", str(runs / "new"), str(file)]) == 0
-    )  # the same again, now that it is there
+    # the same again, now that it is there
+    assert main(["ratings", "import", str(runs / "new"), str(file)]) == 0
     capsys.readouterr()
     assert main(["runs", "list", f"--folder={runs}"]) == 0
     assert str(runs / "new") in capsys.readouterr().out

@@ -784,9 +784,8 @@ def test_undo_says_what_it_was_asks_past_the_session_and_is_taken_back(tmp_path:
         await pilot.press("n")
         await settled(app, pilot)
         assert [vote.outcome for vote in votes(run)] == ["tie"]
-        await pilot.press(
-            "left"
-        )  # the first one is rated anew, so that only the other two come back
+        # the first one is rated anew, so that only the other two come back
+        await pilot.press("left")
         await until_shown(pilot, "Question 2?")
         await pilot.press("U")
         await until(pilot, lambda: len(votes(run)) == 3)

@@ -224,12 +224,8 @@ def test_groups_are_read_defensively(tmp_path: Path) -> None:
         and good.answers[0].span == (13, 15)
     )
     assert empty.answers == () and not FILTERS["all right"](empty) and not FILTERS["mixed"](empty)
-    unread = {
-        "text": "4",
-        "rewards": {"score": 0.5},
-        "reward": 0.5,
-        "parsed": None,
-    }  # as PPO writes it
+    # as PPO writes it
+    unread = {"text": "4", "rewards": {"score": 0.5}, "reward": 0.5, "parsed": None}
     with LineFile(tmp_path / "groups.jsonl") as file:
         offset = file.append(
             {"step": 2, "groups": [{"answer": "4", "completions": [unread, unread]}]}

@@ -173,9 +173,8 @@ def test_runs_in_which_nothing_goes_on_are_looked_at_seldom(
 
     assert len(read()) == 30
     assert read() == ["run-03"], "the chosen one"
-    write_stage(
-        RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died"
-    )  # something new in its folder
+    # something new in its folder
+    write_stage(RunFolder(tmp_path / "run-20").stage("sft"), 5, end="died")
     assert read() == ["run-03", "run-20"]
     most = 0
     seen: set[str] = set()

@@ -298,13 +298,8 @@ def test_folders_of_any_name(tmp_path: Path) -> None:
 
 # the source
 
-ALLOWED = {
-    "Checkbox",
-    "Footer",
-    "Input",
-    "OptionList",
-    "Select",
-}  # what they are given is checked below
+# what they are given is checked below
+ALLOWED = {"Checkbox", "Footer", "Input", "OptionList", "Select"}
 DOORS = {"content", "line", "lines", "cell"}
 
 

@@ -468,9 +468,8 @@ def test_a_full_context_is_told_and_forgets_no_more_than_it_must(
     err = told.getvalue()
     assert err.count("That is too long: ") == 1 and "the first 4 turns are forgotten" in err
     assert "the answer ends here" not in err
-    said = iter(
-        ["H" * 118, ""]
-    )  # 128 hold a start, this, an end, the answer's opening and a few tokens
+    # 128 hold a start, this, an end, the answer's opening and a few tokens
+    said = iter(["H" * 118, ""])
     chat.chat(ChatConfig(model=str(place / "parrot"), temperature=0), lambda _: next(said))
     assert "The context is full: the answer ends here." in told.getvalue()
 

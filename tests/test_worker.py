@@ -170,9 +170,8 @@ def test_a_conversation_that_is_too_long_forgets_its_first_turns(model: Path) ->
     assert done["full"] == (not done["stopped"] and done["prompt_tokens"] + done["tokens"] == 96)
     few = ask("a", text=None, messages=messages, sampling={"max_new_tokens": 2})
     (_, *_, short) = answers(model, few)
-    assert (
-        short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]
-    )  # or less, where less is asked for
+    # or less, where less is asked for
+    assert short["prompt_tokens"] >= done["prompt_tokens"] and not short["full"]
 
 
 def test_the_template_is_told_what_a_request_says(model: Path, tmp_path: Path) -> None:
@@ -280,9 +279,8 @@ def test_it_stops_in_the_middle_and_dies_with_its_parent(model: Path, tmp_path: 
     parent = subprocess.Popen([sys.executable, "-c", code, str(model)], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     told = json.loads(parent.stdout.readline())
-    assert (
-        told["cancelled"] or told["tokens"] == 90
-    )  # a fast machine is done before the cancel is heard
+    # a fast machine is done before the cancel is heard
+    assert told["cancelled"] or told["tokens"] == 90
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     deadline = time.monotonic() + 60

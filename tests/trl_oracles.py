@@ -197,9 +197,8 @@ def kto(
         others = _mask(kl_mask)
         answers.append(_constant(kl_logps) * others)
         references.append(_constant(kl_ref) * others)
-        ids = torch.ones_like(
-            _shifted(others)
-        )  # the fake model knows by an id which of its answers is wanted
+        # the fake model knows by an id which of its answers is wanted
+        ids = torch.ones_like(_shifted(others))
         batch |= {
             "KL_input_ids": ids,
             "KL_attention_mask": ids,

@@ -97,9 +97,8 @@ class TorchLibrary:
         first = model.get_input_embeddings().weight
         kept = set(model.state_dict())
         own = {n: b for n, b in model.named_buffers() if n in kept}
-        self._counts = {
-            n: b for n, b in own.items() if not b.is_floating_point()
-        }  # stay where they are
+        # stay where they are
+        self._counts = {n: b for n, b in own.items() if not b.is_floating_point()}
         self._weights: Params = {
             **{n: p.detach() for n, p in named.items() if p is first},
             **{n: p.detach() for n, p in named.items() if p is not first},

@@ -14,9 +14,8 @@ from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-DISTRIBUTION = (
-    "ondevice-trainer"  # what is installed; the import name and the command are `ondevice`
-)
+# what is installed; the import name and the command are `ondevice`
+DISTRIBUTION = "ondevice-trainer"
 
 _MLX = "mlx[cpu]" if sys.platform == "linux" else "mlx"
 

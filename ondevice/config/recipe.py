@@ -202,9 +202,8 @@ def _from_top(assignment: str, mapping: Mapping[str, Any]) -> str:
     first = assignment.partition("=")[0].partition(".")[0].strip()
     stages = mapping.get("stages")
     known = isinstance(stages, Mapping) and first in stages
-    return (
-        f"stages.{assignment}" if known and "=" in assignment else assignment
-    )  # else it is told as it was typed
+    # else it is told as it was typed
+    return f"stages.{assignment}" if known and "=" in assignment else assignment
 
 
 def _resolve(
@@ -224,9 +223,8 @@ def _resolve(
     for key in mapping:
         if key not in known:
             stages = mapping.get("stages")
-            known += (
-                tuple(stages) if isinstance(stages, Mapping) else ()
-            )  # --set stf.steps=5 meant a stage
+            # --set stf.steps=5 meant a stage
+            known += tuple(stages) if isinstance(stages, Mapping) else ()
             raise UserError(f"unknown key {key!r}", where=where, hint=nearest(str(key), known))
     common = {key: mapping[key] for key in SHARED if key in mapping}
     named: dict[str, Any] = {

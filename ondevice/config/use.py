@@ -282,12 +282,8 @@ class WorkerConfig(UseConfig):
     """
 
 
-BY_ITSELF = (
-    "problems",
-    "preference",
-    "win",
-    "classes",
-)  # tasks of `eval` whose data serves no other
+# tasks of `eval` whose data serves no other
+BY_ITSELF = ("problems", "preference", "win", "classes")
 TOGETHER = ("text", "instructions", "reasoning")
 _PROBLEMS = (
     _one_of("tasks", "problems"),
@@ -303,9 +299,8 @@ _WIN = _one_of("tasks", "win"), "it is about a win rate", "give --tasks win too,
 
 
 def _of_classes(cfg: Any) -> bool:
-    return (
-        not cfg.tasks or "classes" in cfg.tasks
-    )  # a classifier is measured by classes without naming them
+    # a classifier is measured by classes without naming them
+    return not cfg.tasks or "classes" in cfg.tasks
 
 
 _CLASSES = _of_classes, "it is for a classifier's rows (classes)"

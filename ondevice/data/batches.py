@@ -218,10 +218,8 @@ class ChatSource(PackedSource):
     ) -> None:
         self.truncated = self.skipped = 0
         flat = ChatRows.of(rows)
-        starts, sizes = (
-            array("q"),
-            array("q"),
-        )  # numbers of a list would take more memory than all else
+        # numbers of a list would take more memory than all else
+        starts, sizes = (array("q"), array("q"))
         for start, end in zip(map(int, flat.starts), map(int, flat.ends), strict=True):
             mask = np.ones(end - start, np.bool_) if loss_on == "all" else flat.mask[start:end]
             needed, cut = fitted_length(mask, sequence_length)

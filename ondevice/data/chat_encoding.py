@@ -149,9 +149,8 @@ def _encode(texts: Sequence[Rendered], tokenizer: Tokenizer) -> list[ChatRow]:
                 and stops[ids[end - 1]]
                 and ids[end - 1] != ids[end]
             ):
-                end += (
-                    1  # Cohere's turns end with two tokens, of which the second is the end of text
-                )
+                # Cohere's turns end with two tokens, of which the second is the end of text
+                end += 1
             mask[start:end] = True
             if last and not stops[ids[start:end]].any() and not _goes_on(ids, end, tokenizer):
                 # The template ends a chat with nothing at all: the model learns to stop by end of

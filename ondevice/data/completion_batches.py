@@ -194,9 +194,8 @@ def text_batch(
     last = np.array([len(row) - 1 for row in rows] + [0] * (size - len(rows)))
     if reads == "first":
         batch["segments"] = (batch["positions"] <= last[:, None]).astype(np.int32)
-        batch["positions"] = (
-            batch["positions"] * batch["segments"]
-        )  # padding may stand beyond the last position
+        # padding may stand beyond the last position
+        batch["positions"] = batch["positions"] * batch["segments"]
         last = last * 0
     return {**batch, "read": (np.arange(size) * width + last).astype(np.int32)}
 

@@ -40,12 +40,8 @@ _SPEAKERS = {
 }
 _READ = ("role", "from", "content", "value", "function_call")
 _JSON = (str, int, float, bool, list, Mapping)
-_SAID = (
-    "tool_calls",
-    "reasoning_content",
-    "thinking",
-    "reasoning",
-)  # what a message says beside its content
+# what a message says beside its content
+_SAID = ("tool_calls", "reasoning_content", "thinking", "reasoning")
 _TEMPLATES_READ = ("weight", *_SAID)
 """What every template is helped to read of a message, or the loss: see rendering.py and
 learned_ranges.py.

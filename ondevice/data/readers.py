@@ -151,9 +151,8 @@ class Rows:
         self.commit = ""  # of a data set of the Hub, once it is read
         self.seen = self.unlabelled = 0
         self.template = ""  # the chat template that the rows are for, where there is one
-        self.notes: list[str] = [
-            *self._of_files
-        ]  # whoever converts the rows may have to say more of them
+        # whoever converts the rows may have to say more of them
+        self.notes: list[str] = [*self._of_files]
         self._unused: dict[str, tuple[int, str]] = {}
         self._open: tuple[Record, str] | None = None
 

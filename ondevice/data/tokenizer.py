@@ -30,10 +30,8 @@ from ondevice.data.tokenizer_files import read_inner, with_added_tokens
 from ondevice.data.tokenizer_settings import with_settings
 
 END_OF_TEXT, PADDING, END_OF_TURN = "<|endoftext|>", "<|pad|>", "<|end|>"
-SENTINELS, SENTINEL = (
-    32,
-    "<extra_id_{}>",
-)  # what stands for the hidden spans of a text, in T5's spelling
+# what stands for the hidden spans of a text, in T5's spelling
+SENTINELS, SENTINEL = (32, "<extra_id_{}>")
 OPENING, MASK = "<|open|>", "<|mask|>"  # an encoder's
 ROLES = ("system", "user", "assistant")
 SPECIAL = (END_OF_TEXT, PADDING, END_OF_TURN, *(f"<|{role}|>" for role in ROLES))
@@ -75,9 +73,8 @@ _USUAL: dict[Any, dict[str, str]] = {
         "mask_token": "<mask>",
     },
 }
-_MORE_TEMPLATES = (
-    "additional_chat_templates"  # where transformers keeps the templates that are not the default
-)
+# where transformers keeps the templates that are not the default
+_MORE_TEMPLATES = "additional_chat_templates"
 _NAMED = (
     "bos_token",
     "eos_token",

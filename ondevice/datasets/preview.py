@@ -354,9 +354,8 @@ def _texts(rows: Records, model: Model, length: int, examples: int, counts: Coun
         document.take(ids)
         if not counts.gathers:
             seen, learned, targets = _pretrained(ids, model, length)
-            document.tokens += max(
-                len(ids), targets
-            )  # what opens and closes a row may be written too
+            # what opens and closes a row may be written too
+            document.tokens += max(len(ids), targets)
             document.learned += targets
             if len(counts.examples) + len(document.examples) < examples:
                 document.examples.append(

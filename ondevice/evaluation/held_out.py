@@ -46,9 +46,8 @@ class EvalSuite:
     problems: Sequence[dict[str, Any]] = ()  # {"prompt", "answer", "kind"}
     passes: int = 8
     duels: Sequence[dict[str, Any]] = ()  # prompts likewise
-    points: Callable[[str, str, str], float] | None = (
-        None  # the rater's rule: kind, text, answer → points
-    )
+    # the rater's rule: kind, text, answer → points
+    points: Callable[[str, str, str], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,8 @@ class EvalMetrics:
     points: tuple[
         float, ...
     ] = ()  # what the rater's rule gives the answer to each prompt of the duel
-    masked_accuracy: float | None = (
-        None  # how often what is hidden is the likeliest guess; of models that fill masks
-    )
+    # how often what is hidden is the likeliest guess; of models that fill masks
+    masked_accuracy: float | None = None
 
     def mapping(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -253,9 +251,8 @@ def exact_match(model: Model, backend: Backend, exam: EvalSuite) -> dict[str, tu
     room = model.cfg.max_position_embeddings
     fits = [
         i
-        for i, p in enumerate(
-            prompts
-        )  # where it is read beside the answer, a prompt that is too long is cut
+        # where it is read beside the answer, a prompt that is too long is cut
+        for i, p in enumerate(prompts)
         if model.network.decoder_start_token_id is not None
         or context_length(len(p), 1, None) <= room
     ]

@@ -369,9 +369,8 @@ def _translated(error: BaseException, where: str) -> Exception | None:
         "builtins",
         "huggingface_hub.errors",
     ):
-        return UserError(
-            redacted(str(error)), where=where
-        )  # metadata or a name that the Hub does not take
+        # metadata or a name that the Hub does not take
+        return UserError(redacted(str(error)), where=where)
     return None
 
 

@@ -203,9 +203,8 @@ def _place(source: Path, folder: Path, file: RemoteFile, repo: str) -> None:
     for parent in reversed(
         list(PurePosixPath(file.path).parents)[:-1]
     ):  # not the folder itself: one that was deleted
-        (folder / parent).mkdir(
-            exist_ok=True
-        )  # while it was filled must not come back with half its files
+        # while it was filled must not come back with half its files
+        (folder / parent).mkdir(exist_ok=True)
     target = folder / file.path
     shutil.copyfile(source, target)  # the cache's own is a link
     whole = sha256(target) if file.sha256 else ""

@@ -103,9 +103,8 @@ class Generator:
         )
         self._tokenizer = model.tokenizer
         self.stop_ids = set(model.tokenizer.stop_ids)
-        self.known = (
-            model.tokenizer.vocab_size
-        )  # some models have rows beyond the last token, to fill a block
+        # some models have rows beyond the last token, to fill a block
+        self.known = model.tokenizer.vocab_size
         self._words = np.arange(self.known, dtype=np.int32)[None]
         self._forced_first, self._forced_last = self._forced(model)
         self._prefill = backend.inference_fn(self._prefill_fn, compile=compile)
@@ -132,9 +131,8 @@ class Generator:
         on: what a row draws follows from its number, whether it is asked alone or among others."""
         prompts = [self._checked(prompt) for prompt in prompts]
         out: list[Completion | None] = [None] * (len(prompts) * samples)
-        order = sorted(
-            range(len(prompts)), key=lambda i: len(prompts[i])
-        )  # like lengths together: less padding
+        # like lengths together: less padding
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for asked in self._groups(order, prompts, max(1, batch_size // samples)):
             rows = []
             for i in asked:

@@ -21,9 +21,8 @@ class CommonConfig:
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
-    num_labels: int = (
-        0  # 0: the model writes, or fills masks; else a head of so many scores in place of that one
-    )
+    # 0: the model writes, or fills masks; else a head of so many scores in place of that one
+    num_labels: int = 0
     label_names: tuple[str, ...] = ()
     dtype: str = "float32"
     raw: dict[str, Any] = field(default_factory=dict, compare=False)

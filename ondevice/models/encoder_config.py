@@ -242,9 +242,8 @@ def _modern(raw: dict[str, Any]) -> dict[str, Any]:
         theta[name] = number(
             own, "rope_theta", number(rope, "rope_theta", number(raw, name, usual))
         )
-    raw.get(
-        "layer_norm_eps"
-    )  # published folders have it; it was never read, by ModernBERT's own code neither
+    # published folders have it; it was never read, by ModernBERT's own code neither
+    raw.get("layer_norm_eps")
     return {
         "norm_eps": number(raw, "norm_eps", 1e-5),
         "norm_bias": bool(raw.get("norm_bias", False)),

@@ -85,9 +85,8 @@ def with_whole_tensors(params: Params, whole: Params, cfg: ModelConfig, where: s
         raise UserError(
             f"lacks the tensor {missing[0]}", where=where, hint="is the download whole?"
         )
-    replaced = {
-        name.removesuffix(".weight") for name in whole
-    }  # of one that was packed, nothing else is left
+    # of one that was packed, nothing else is left
+    replaced = {name.removesuffix(".weight") for name in whole}
     return {
         **{
             name: p

@@ -267,10 +267,8 @@ def write(
         for name in list(whole)
         if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))
     ):
-        whole = {
-            **whole,
-            "lm_head.weight": whole[table] * 1,
-        }  # PEFT's copies of the two are not tied
+        # PEFT's copies of the two are not tied
+        whole = {**whole, "lm_head.weight": whole[table] * 1}
     stand_in = list(dict.fromkeys(name.rpartition(".")[0] for name in whole))
     saved = _short(stand_in, [*modules, *stand_in])
     config: dict[str, Any] = {

@@ -30,9 +30,8 @@ def frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> 
     if kind == "llama3":
         return _llama3(base, scaling)
     if kind == "dynamic":
-        return (
-            base  # it changes what lies beyond max_position_embeddings alone, and no text here does
-        )
+        # it changes what lies beyond max_position_embeddings alone, and no text here does
+        return base
     if kind == "yarn":
         return _yarn(base, theta, scaling)
     if kind == "longrope":

@@ -46,9 +46,8 @@ def with_head(
     1/(D + 1)) as in Huang 2024 (and in Stiennon 2020), a layer before it at N(0, 1/D), biases at 0,
     drawn on the host: the same on both backends. Raises UserError as `need_scores`."""
     need_scores(model)
-    raw = {
-        name: value for name, value in model.cfg.raw.items() if name != "problem_type"
-    }  # that of the head before
+    # that of the head before
+    raw = {name: value for name, value in model.cfg.raw.items() if name != "problem_type"}
     cfg = replace(model.cfg, num_labels=labels, label_names=names, raw=raw)
     head = model.network.score + ".weight"
     params = tensors_of_config(model.params, cfg)

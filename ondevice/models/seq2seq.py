@@ -39,9 +39,8 @@ class Seq2Seq:
             for side in ("encoder", "decoder")
             if cfg.relative
         }
-        self.decoder_start_token_id: int | None = (
-            cfg.decoder_start_token_id
-        )  # what is written follows this token, not the prompt
+        # what is written follows this token, not the prompt
+        self.decoder_start_token_id: int | None = cfg.decoder_start_token_id
         if cfg.relative:
             self._sides = ("encoder.block.", "decoder.block.")
             scale = cfg.hidden_size**-0.5 if cfg.scale_decoder_outputs else 1.0
@@ -165,9 +164,8 @@ class Seq2Seq:
         """(1, H, T, T), or none: every block adds that of the first."""
         if not self.cfg.relative:
             return ()
-        apart = ops.take(
-            self._table(ops, params, side, width), ops.constant(_apart(width))
-        )  # (T, T, H)
+        # (T, T, H)
+        apart = ops.take(self._table(ops, params, side, width), ops.constant(_apart(width)))
         h = self.cfg.num_attention_heads
         return (apart.reshape(width * width, h).swapaxes(0, 1).reshape(1, h, width, width),)
 

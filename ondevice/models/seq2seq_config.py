@@ -16,9 +16,8 @@ SEQ2SEQ = {
     "mt5": "MT5ForConditionalGeneration",
     "bart": "BartForConditionalGeneration",
 }
-CONTEXT = (
-    512  # tokens of either side of a T5, whose positions are relative: what it was trained with
-)
+# tokens of either side of a T5, whose positions are relative: what it was trained with
+CONTEXT = 512
 # Our name → the family's; both sides of BART have heads and feed-forward parts of their own there,
 # and one size here.
 _T5 = {
@@ -192,9 +191,8 @@ class Seq2SeqConfig(CommonConfig):
 
 def _t5(raw: dict[str, Any]) -> dict[str, Any]:
     kind = raw["model_type"]
-    shape = raw.get("feed_forward_proj") or (
-        "relu" if kind == "t5" else "gated-gelu"
-    )  # as transformers' own configs
+    # as transformers' own configs
+    shape = raw.get("feed_forward_proj") or ("relu" if kind == "t5" else "gated-gelu")
     if shape not in _ACTIVATIONS:
         raise UserError(
             f"cannot be {shape!r} here", where="feed_forward_proj", hint="known: relu, gated-gelu"
@@ -206,9 +204,8 @@ def _t5(raw: dict[str, Any]) -> dict[str, Any]:
         if raw.get(name) not in (None, follows):
             raise UserError(f"is {raw[name]!r}, feed_forward_proj says {follows!r}", where=name)
     tied = raw.get("tie_word_embeddings", True) is not False
-    buckets = whole(
-        raw, "relative_attention_num_buckets", 32, least=4
-    )  # half to either side, half of those exact
+    # half to either side, half of those exact
+    buckets = whole(raw, "relative_attention_num_buckets", 32, least=4)
     return {
         "num_decoder_layers": whole(raw, "num_decoder_layers", raw["num_layers"]),
         "gated": shape == "gated-gelu",

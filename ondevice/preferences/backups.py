@@ -20,9 +20,8 @@ from ondevice.preferences.schema import APPLICATION
 from ondevice.preferences.sqlite_store import FAILED, Store, refused
 
 COPIES = 3
-_STATE = (
-    "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"  # both tables only ever grow
-)
+# both tables only ever grow
+_STATE = "SELECT (SELECT max(id) FROM vote), (SELECT max(id) FROM item)"
 
 
 def keep_copy(opened: Store) -> Path | None:

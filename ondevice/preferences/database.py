@@ -530,9 +530,8 @@ class Ratings(Store):
         """The order of the next item with these sources. Orders come in blocks that are balanced in
         themselves, each block shuffled: no rater can tell the next one, and any number of items is
         balanced to within a block."""
-        from ondevice.common.rng import (
-            generator,
-        )  # here: it loads numpy, and who only votes does without
+        # here: it loads numpy, and who only votes does without
+        from ondevice.common.rng import generator
 
         by_source = sorted(range(len(sources)), key=lambda slot: (sources[slot], slot))
         group = tuple(sources[slot] for slot in by_source)

@@ -56,9 +56,8 @@ def rating_order(
     normal = most_uncertain_first([w.item for w in fresh if w.kind == "normal"], doubts or {})
     skipped = [w.item for w in waiting if w.skipped]
     if gold:
-        from ondevice.common.rng import (
-            generator,
-        )  # here: it loads numpy, and mostly there is no gold
+        # here: it loads numpy, and mostly there is no gold
+        from ondevice.common.rng import generator
 
         voted = len(ratings.repeatable(rater, batch)[0])
         due = int((generator(seed, "gold", rater).random(voted) < share).sum())

@@ -34,11 +34,8 @@ from ondevice.preferences.sqlite_store import (
 Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were
 _GAP = 100_000  # the most between two that can be read: numbers are given one by one, and a damaged one may be any
-_NUMBERS = {
-    "item": ("id",),
-    "response": ("item", "slot"),
-    "vote": ("id", "item"),
-}  # by which rows find each other
+# by which rows find each other
+_NUMBERS = {"item": ("id",), "response": ("item", "slot"), "vote": ("id", "item")}
 
 
 @dataclass(frozen=True)

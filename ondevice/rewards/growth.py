@@ -29,9 +29,8 @@ def _bits(node: Any) -> float:
             return float(largest.bit_length())
         return 0.0
     inner = node.flat() if isinstance(node, sympy.MatrixBase) else getattr(node, "args", ())
-    parts = [
-        _bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))
-    ]  # the latter: math-verify's sets
+    # the latter: math-verify's sets
+    parts = [_bits(part) for part in (*inner, *getattr(node, "_unsorted_args", ()))]
     if isinstance(node, sympy.Pow):
         if node.base.has(sympy.Add, sympy.Float, sympy.NumberSymbol, sympy.Function):
             least = 1.0
@@ -83,7 +82,6 @@ def _size(node: Any) -> float:
     if isinstance(
         node, (sympy.factorial, sympy.factorial2, sympy.subfactorial, sympy.gamma, sympy.binomial)
     ):
-        return (
-            2.0**bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf
-        )  # of a binomial, no less
+        # of a binomial, no less
+        return 2.0**bits if (bits := _of_factorial(sum(parts))) < 1000 else math.inf
     return sum(parts) + 1.0

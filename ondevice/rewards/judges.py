@@ -126,9 +126,8 @@ def _fits(text: str | None, schema: str) -> float:
         value = json_text.loads(text or "", parse_constant=_no_json, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return 0.0
-    return float(
-        kind(wanted, registry=Registry()).is_valid(value)
-    )  # a registry of its own: nothing is fetched
+    # a registry of its own: nothing is fetched
+    return float(kind(wanted, registry=Registry()).is_valid(value))
 
 
 def _no_json(word: str) -> None:

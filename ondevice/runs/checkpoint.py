@@ -130,9 +130,8 @@ def clear(checkpoints: Path, say: Say = atomic.to_stderr) -> None:
 def newest(checkpoints: Path, say: Say) -> Checkpoint | None:
     """The newest whole checkpoint; `say` is told of each that was left out."""
     if checkpoints.is_dir():
-        atomic.sweep(
-            checkpoints, say
-        )  # one that was being replaced when a process was killed is put back
+        # one that was being replaced when a process was killed is put back
+        atomic.sweep(checkpoints, say)
     for path in reversed(steps(checkpoints)):
         reason = find_damage(path)
         if reason is None:

@@ -144,9 +144,8 @@ def _lines(path: Path, tail: int) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     if not path.is_file():
-        raise OSError(
-            errno.EINVAL, "is not a file", str(path)
-        )  # reading from a pipe would wait for ever
+        # reading from a pipe would wait for ever
+        raise OSError(errno.EINVAL, "is not a file", str(path))
     with open(path, "rb") as file:
         start = os.fstat(file.fileno()).st_size - tail if tail else 0
         if start > 0:

@@ -162,9 +162,8 @@ class StageFolder:
         None: nobody.
         """
         try:
-            descriptor = os.open(
-                self.lock, os.O_RDONLY | os.O_NONBLOCK
-            )  # a pipe in its place is not waited for
+            # a pipe in its place is not waited for
+            descriptor = os.open(self.lock, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return None
         try:

@@ -16,12 +16,8 @@ from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder, first_event
 
 TAIL = 1 << 18  # bytes of an event file that are read: the newest hundreds of steps
-_MARKS = (
-    "bits_per_byte",
-    "exact_match",
-    "queued",
-    "votes",
-)  # of a finished stage, also one that does not train
+# of a finished stage, also one that does not train
+_MARKS = ("bits_per_byte", "exact_match", "queued", "votes")
 _HEADLINE = ("loss", "heldout_loss", "bits_per_byte", "exact_match", "accuracy", "reward")
 
 
@@ -74,9 +70,8 @@ def is_run(run: RunFolder) -> bool:
 
 def has_ratings(run: RunFolder) -> bool:
     """Whether a run has pairs that people rate."""
-    from ondevice.preferences.sqlite_store import (
-        FILE,
-    )  # here: it loads SQLite, and most runs are known without
+    # here: it loads SQLite, and most runs are known without
+    from ondevice.preferences.sqlite_store import FILE
 
     return (run.path / FILE).is_file()
 

@@ -36,9 +36,8 @@ class State:
     """What a checkpoint keeps beside weights and optimizer."""
 
     step: int = 0
-    first: int = (
-        0  # the number of the first batch: after those of the stage that this one continues
-    )
+    # the number of the first batch: after those of the stage that this one continues
+    first: int = 0
     tokens: int = 0
     best_step: int | None = None
     best_score: float | None = None
@@ -48,22 +47,19 @@ class State:
     skipped_in_a_row: int = 0
     ended: str = ""  # why the stage ended before its last step
     before: dict[str, Any] | None = None  # the held-out figures before the first step
-    measured: dict[str, Any] | None = (
-        None  # the held-out figures of these very weights; None: not measured
-    )
+    # the held-out figures of these very weights; None: not measured
+    measured: dict[str, Any] | None = None
     score: float | None = None  # the one of them that decides, where it is finite
     sound: bool = False
     last_update: int | None = None  # the number of the batch that changed the weights last
-    left_out: list[int] = field(
-        default_factory=list
-    )  # numbers of batches that are not learned from
+    # numbers of batches that are not learned from
+    left_out: list[int] = field(default_factory=list)
     rate_factor: float = 1.0
     rolled_back: dict[str, Any] | None = (
         None  # {"at", "to", "tensor", "batch"}, once it has happened
     )
-    changes: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # {"step", "field", "before", "now"}: a person's
+    # {"step", "field", "before", "now"}: a person's
+    changes: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

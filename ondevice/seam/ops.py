@@ -46,9 +46,8 @@ class Array(Protocol):
 
 
 Params = dict[str, Array]
-Metrics = dict[
-    str, tuple[Array, Array]
-]  # name → (sum, count): averaged only after all micro-batches are added
+# name → (sum, count): averaged only after all micro-batches are added
+Metrics = dict[str, tuple[Array, Array]]
 Loss = Callable[["Ops", Params, Mapping[str, Array]], tuple[Array, Metrics]]
 
 

@@ -81,10 +81,8 @@ def fingerprint_of(
     if isinstance(cfg, TuningConfig) and cfg.adapter == "none":
         out = {k: v for k, v in out.items() if k not in _OF_ADAPTERS}
     if isinstance(cfg, PairsConfig):
-        out["sources"] = [
-            cfg.data,
-            out.pop("validation"),
-        ]  # the stage goes on with its copy, whatever they hold now
+        # the stage goes on with its copy, whatever they hold now
+        out["sources"] = [cfg.data, out.pop("validation")]
         out["data"] = pairs_digest(cfg, folder.path, resume, corpus)
     elif "data" in out:
         out["data"] = data_digest(out["data"], out.pop("validation", ""), corpus)

@@ -86,9 +86,8 @@ def run_stage(
     folder, resume = run.stage(name), cfg.resume and not redo
     fingerprint = fingerprint_of(cfg, around.corpus, folder, resume)
     continued = state_of(name, cfg)
-    backend = load_backend(
-        cfg.backend, cfg.device, cfg.dtype
-    )  # before the folder: where it is refused, none is made
+    # before the folder: where it is refused, none is made
+    backend = load_backend(cfg.backend, cfg.device, cfg.dtype)
     with folder.locked():
         if redo:
             _clear(folder)

@@ -35,9 +35,8 @@ def run(cfg: SFTConfig, ctx: Context) -> Model:
     model = with_adapter(
         with_template(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx), cfg, ctx
     )
-    rows = rows_of(
-        cfg, model
-    )  # what the architecture cannot do is refused before anything that a number could mend
+    # what the architecture cannot do is refused before anything that a number could mend
+    rows = rows_of(cfg, model)
     if cfg.sequence_length > model.cfg.max_position_embeddings:
         raise UserError(
             f"the model's context holds {model.cfg.max_position_embeddings} tokens",

@@ -42,9 +42,8 @@ from ondevice.seam.ops import Loss, Params, sub
 from ondevice.seam.protocols import Backend, OptimSettings, Trainer
 from ondevice.training.lr_schedule import learning_rate
 
-SKIPPED_IN_A_ROW = (
-    10  # after so many steps without a finite gradient the run is beyond mending itself
-)
+# after so many steps without a finite gradient the run is beyond mending itself
+SKIPPED_IN_A_ROW = 10
 IDLE = 3  # so many first steps that teach nothing are no chance
 Batches = list[dict[str, np.ndarray]]
 
@@ -239,9 +238,8 @@ class _Fit:
             int, list[dict[str, np.ndarray]]
         ] = {}  # batches that may have ruined the weights
         self.idle = 0  # steps in a row that taught nothing
-        self.compared = (
-            False  # whether a measurement was held against the one before the first step
-        )
+        # whether a measurement was held against the one before the first step
+        self.compared = False
         self.found = ctx.newest_checkpoint()
         self.trained = {n for n in model.params if model.trains(n)} | {
             f"{part}.{n}" for part, other in beside.items() for n in other.params if other.trains(n)
@@ -336,16 +334,14 @@ class _Fit:
                 say=ctx.warn,
             )
         elif ctx.resume and any(e.get("event") == "step" for e in events.read(ctx.folder.events)):
-            ctx.events.emit(
-                "resume", 0
-            )  # killed before its first checkpoint: what it told is told again
+            # killed before its first checkpoint: what it told is told again
+            ctx.events.emit("resume", 0)
 
     def _begin(self) -> None:
         """Measures before the first step, so that the end can tell what the stage achieved."""
         if self.found is None:
-            self.ctx.folder.groups.unlink(
-                missing_ok=True
-            )  # of an attempt that was killed before its first checkpoint
+            # of an attempt that was killed before its first checkpoint
+            self.ctx.folder.groups.unlink(missing_ok=True)
             self.state.before = dict(self.measure(self.trainer.params()))
             self.ctx.events.emit("before", 0, **self.state.before)
 
@@ -481,10 +477,8 @@ class _Fit:
         now = self.state
         now.left_out, now.rate_factor = [*left.left_out, number], left.rate_factor * FACTOR
         now.before = left.before
-        now.fingerprint, now.changes = (
-            left.fingerprint,
-            left.changes,
-        )  # a person's may be newer than the checkpoint
+        # a person's may be newer than the checkpoint
+        now.fingerprint, now.changes = (left.fingerprint, left.changes)
         now.rolled_back = {
             "at": left.step,
             "to": step,

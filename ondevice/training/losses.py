@@ -416,9 +416,8 @@ def grpo_objective(
     """`grpo_loss` from the log-probabilities (K,) of the targets."""
     each, metrics = clipped_objective(ops, logp, batch, clip_low, clip_high, sequence)
     if beta:
-        distance = k3(
-            ops, logp * batch["weights"], batch["ref_logps"] * batch["weights"]
-        )  # padding may lie far apart
+        # padding may lie far apart
+        distance = k3(ops, logp * batch["weights"], batch["ref_logps"] * batch["weights"])
         each = each + beta * distance
         metrics["kl"] = (ops.sum(distance * batch["weights"]), ops.sum(batch["weights"]))
     metrics |= _of_tokens(ops, batch["weights"], loss=each)

@@ -16,9 +16,8 @@ import numpy as np
 
 MARK = "BENCH "  # a result's line begins so; whatever else a library prints is passed over
 SKIP = 2  # steps left out at the beginning: caches fill, compilers run
-HELD_PAIRS = (
-    8  # pairs that are held out: they are measured at the ends of a stage, which is not timed
-)
+# pairs that are held out: they are measured at the ends of a stage, which is not timed
+HELD_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -232,10 +231,8 @@ def prepare_preference(work: Path, size: str, backend_name: str, steps: int) -> 
         }
         for _ in range(steps * shape.pairs + HELD_PAIRS)
     ]
-    pairs, held = (
-        pairs[:-HELD_PAIRS],
-        pairs[-HELD_PAIRS:],
-    )  # a prompt that is held out is not learned from
+    # a prompt that is held out is not learned from
+    pairs, held = (pairs[:-HELD_PAIRS], pairs[-HELD_PAIRS:])
     for name, some in (("pairs", pairs), ("held", held)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in some))
     tokens = [to_tokens(pairs[i], model.tokenizer) for i in permutation(0, "pairs", 0, len(pairs))]
@@ -298,9 +295,8 @@ class Meter:
     tokens: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     peak: float = 0.0
-    parts: dict[str, float] = field(
-        default_factory=dict
-    )  # CPU seconds so far, of what is timed by itself
+    # CPU seconds so far, of what is timed by itself
+    parts: dict[str, float] = field(default_factory=dict)
     parted: list[dict[str, float]] = field(default_factory=list)  # the same at the end of each step
 
     def start(self) -> None:

@@ -37,9 +37,8 @@ class Comparison(NamedTuple):
     peer: str
     title: str
     clip_norm: float = 1.0
-    same_steps: bool = (
-        True  # the peer's batches are ours, so the losses of the first steps must agree
-    )
+    # the peer's batches are ours, so the losses of the first steps must agree
+    same_steps: bool = True
     module: str = ""  # what the peer needs to be installed; empty: a package of the peer's name
     ours: str = "ours"  # our script
     folder: Path | None = None  # where the peer's package lies, if it is not installed

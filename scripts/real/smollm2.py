@@ -25,9 +25,8 @@ PROMPTS = [
     "Name three colours.",
     "Explain in one sentence what a computer does.",
 ]
-Measured = tuple[
-    np.ndarray, np.ndarray, list[str], dict[str, float]
-]  # ids, logits, answers, CPU seconds
+# ids, logits, answers, CPU seconds
+Measured = tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]
 
 
 def ours(backend_name: str, folder: str, tokens: int) -> Measured:

@@ -153,10 +153,8 @@ class OndeviceApp(Steady, App[str]):
         self._troubles: list[str] = []  # errors that were told
         self.chosen: Path | None = None
         self.stage = ""  # the stage that is watched; empty: what trains, else the newest
-        self.talk_with = (
-            "",
-            0,
-        )  # the stage whose model was asked for (empty: the run's newest), and how many times
+        # the stage whose model was asked for (empty: the run's newest), and how many times
+        self.talk_with = ("", 0)
         self.machine = "looking at this machine …"
         self.started: list[stage_processes.Child] = []
         self._look_at_machine = look_at_machine

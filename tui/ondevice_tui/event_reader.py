@@ -51,16 +51,13 @@ class History:
         self.evals: dict[str, Series] = {}
         self.newest: dict[str, dict[str, Any]] = {}  # kind of event → the newest one
         self.start: dict[str, Any] = {}
-        self.samples: deque[tuple[int, int]] = deque(
-            maxlen=NOTES
-        )  # (step, byte offset in samples.jsonl)
+        # (step, byte offset in samples.jsonl)
+        self.samples: deque[tuple[int, int]] = deque(maxlen=NOTES)
         self.groups: deque[tuple[int, int]] = deque(maxlen=GROUPS)  # the same in groups.jsonl
-        self.held_out: deque[tuple[int, int]] = deque(
-            maxlen=NOTES
-        )  # and of the measurements on held-out prompts
-        self.notes: deque[tuple[float, int | None, str]] = deque(
-            maxlen=NOTES
-        )  # (time, step, what happened)
+        # and of the measurements on held-out prompts
+        self.held_out: deque[tuple[int, int]] = deque(maxlen=NOTES)
+        # (time, step, what happened)
+        self.notes: deque[tuple[float, int | None, str]] = deque(maxlen=NOTES)
         self.events = 0
         self.last_kind = ""
         self.version = getattr(self, "version", 0) + 1

@@ -25,13 +25,10 @@ from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import gives
 from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning
 
-AHEAD, LOW = (
-    12,
-    4,
-)  # pairs that wait for the rater: sampling rests at so many, and begins again below so few
-TOGETHER = (
-    4  # prompts that one model answers before another takes its place: loading it takes seconds
-)
+# pairs that wait for the rater: sampling rests at so many, and begins again below so few
+AHEAD, LOW = (12, 4)
+# prompts that one model answers before another takes its place: loading it takes seconds
+TOGETHER = 4
 TRIES = 3  # draws for each response: what is said twice is no choice
 SCORED = 32  # pairs scored before sampling gets its turn
 READS = "the reward model reads"

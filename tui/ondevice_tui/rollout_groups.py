@@ -228,9 +228,8 @@ def _group(step: int, raw: Mapping[str, Any]) -> Group:
     else:
         made = []
     if not any(a.parsed is not None or set(RIGHT) & set(a.rewards) for a in made):
-        made = [
-            replace(a, right=None) for a in made
-        ]  # PPO reads no answers: nothing tells which is right
+        # PPO reads no answers: nothing tells which is right
+        made = [replace(a, right=None) for a in made]
     return Group(step, str(raw.get("prompt", "")), answer, tuple(made))
 
 

@@ -141,9 +141,8 @@ class RunsReader:
         return self._once("recipe", run.path, _stamp(run.recipe), lambda: recipe_stages(run))
 
     def _votes(self, run: Path) -> Votes:
-        from ondevice.preferences.sqlite_store import (
-            FILE,
-        )  # here, in a thread: the first screen waits for no database
+        # here, in a thread: the first screen waits for no database
+        from ondevice.preferences.sqlite_store import FILE
 
         stamp = (_stamp(run / FILE), _stamp(run / f"{FILE}-wal"))
         if stamp[0]:
@@ -165,9 +164,8 @@ def votes_of_people(run: Path) -> Votes:
 
     try:
         with Ratings.open(run, patience_s=LOOK_PATIENCE_S) as ratings:
-            pairs = {
-                waiting.item for waiting in ratings.waiting("") if waiting.kind != "repeat"
-            }  # "" votes on nothing
+            # "" votes on nothing
+            pairs = {waiting.item for waiting in ratings.waiting("") if waiting.kind != "repeat"}
             voted = [
                 vote.item
                 for vote in ratings.live_votes(simulated=False)

@@ -36,13 +36,8 @@ class Series:
         self._x, self._low, self._high, self._sum = array("d"), array("d"), array("d"), array("d")
         self._count, self._gaps = array("l"), array("l")
         self._in_last = 1  # points of the newest bucket, gaps included; all that it holds, so that the first one opens
-        self._open = (
-            math.inf,
-            -math.inf,
-            0.0,
-            0,
-            0,
-        )  # the newest bucket's low, high, sum, count, gaps
+        # the newest bucket's low, high, sum, count, gaps
+        self._open = (math.inf, -math.inf, 0.0, 0, 0)
 
     def __len__(self) -> int:
         return len(self._x)

@@ -191,10 +191,8 @@ def memory_warning(folder: str) -> str:
     """
     from ondevice.seam.doctor import memory_available
 
-    free, needs = (
-        memory_available(),
-        2 * weight_bytes(folder) + (500 << 20),
-    )  # a cache, and the array library itself
+    # a cache, and the array library itself
+    free, needs = (memory_available(), 2 * weight_bytes(folder) + (500 << 20))
     if free is None or needs <= free:
         return ""
     return f"{needs / 2**30:.1f} GB are wanted for this model, {free / 2**30:.1f} GB are free"

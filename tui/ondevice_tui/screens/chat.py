@@ -59,12 +59,10 @@ class Pane(Vertical):
         self.writing = ""
         self.told = ""
         self.pace = ""
-        self.setting = (
-            ""  # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
-        )
-        self.file: Path | None = (
-            None  # that this conversation is kept in, once somebody has saved it
-        )
+        # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
+        self.setting = ""
+        # that this conversation is kept in, once somebody has saved it
+        self.file: Path | None = None
         self.saved = 0  # turns in it
         self.ready: dict[
             str, Any
@@ -237,9 +235,8 @@ second model's is taken), and you say which is better."""
         super().__init__()
         self.sampling = sampling_defaults()
         self.busy = False
-        self._of: tuple[Path | None, tuple[str, int]] | None = (
-            None  # (run, stage) that the first model was taken for
-        )
+        # (run, stage) that the first model was taken for
+        self._of: tuple[Path | None, tuple[str, int]] | None = None
         self.all_panes = [Pane("pane-a"), Pane("pane-b")]
 
     def body(self) -> Iterable[Widget]:
@@ -648,9 +645,8 @@ class Settings(Card[dict[str, Any] | None]):
     def __init__(self, values: dict[str, Any], models: Sequence[dict[str, Any]]) -> None:
         super().__init__()
         self._values = values
-        self._models = [
-            ready for ready in models if ready
-        ]  # of those that have been loaded, what they said
+        # of those that have been loaded, what they said
+        self._models = [ready for ready in models if ready]
         self._specs = [spec for spec in fields_of(SamplingConfig) if spec.name in values]
         self._helps = {spec.name: spec.help for spec in self._specs}
         self._helps[KWARGS] = f"{self._of_templates()} {self._helps[KWARGS]}"
@@ -683,9 +679,8 @@ class Settings(Card[dict[str, Any] | None]):
         if at_field:
             self.query_one(f"#set-{problem.where}").focus()
         seen = f"#help-{problem.where}" if at_field else "#settings-verdict"
-        self.call_after_refresh(
-            self.query_one(seen).scroll_visible, animate=False
-        )  # once its lines have their place
+        # once its lines have their place
+        self.call_after_refresh(self.query_one(seen).scroll_visible, animate=False)
 
     def _of_templates(self) -> str:
         """What the models' chat templates were told in training, and what they may be told."""

@@ -48,9 +48,8 @@ class HelpScreen(Card[None]):
                 continue
             told = binding.tooltip or binding.description
             keys = found.setdefault(binding.action, (told, []))[1]
-            shown = self.app.get_key_display(
-                replace(binding, key_display=None)
-            )  # of each key, not of a pair of them
+            # of each key, not of a pair of them
+            shown = self.app.get_key_display(replace(binding, key_display=None))
             if shown not in keys:
                 keys.append(shown)
         return [

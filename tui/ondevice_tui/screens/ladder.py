@@ -103,11 +103,8 @@ the share of held-out instructions answered to the letter. Below, the same promp
         self._show()
 
     def _read(self, run: RunFolder) -> None:
-        from ondevice.reports.results import (
-            answers,
-            done_records,
-            sections,
-        )  # here: they load numpy
+        # here: they load numpy
+        from ondevice.reports.results import answers, done_records, sections
 
         try:
             done = done_records(run)

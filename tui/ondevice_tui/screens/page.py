@@ -43,9 +43,8 @@ class Page(Steady, Screen[Any]):
     """`ABOUT` is what `?` says of it; `body` its widgets between the top line and the footer."""
 
     ABOUT: ClassVar[str] = ""
-    TYPES: ClassVar[bool] = (
-        False  # letters are typed here, so that ? and q are not keys: the palette has them
-    )
+    # letters are typed here, so that ? and q are not keys: the palette has them
+    TYPES: ClassVar[bool] = False
     BINDINGS: ClassVar[list[BindingType]] = [
         _COPY,
         Binding("escape", "app.go('road')", "home", key_display="esc", tooltip="Back to the road"),

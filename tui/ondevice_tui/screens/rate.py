@@ -177,10 +177,8 @@ least; p says why this one."""
         self._paces: list[float] = []
         self._said: tuple[str, str] = ("", "")
         self._known = -1  # a vote of another window, which the next key replaces
-        self._undone_of: tuple[str, str] = (
-            "",
-            "",
-        )  # (database, rater) of the votes that may be stored again
+        # (database, rater) of the votes that may be stored again
+        self._undone_of: tuple[str, str] = ("", "")
         self._undone: list[Vote] = []  # taken back in this session, the newest last
 
     def body(self) -> Iterable[Widget]:

@@ -30,9 +30,8 @@ class RatingPage(Page):
         self.item: Item | None = None
         self.progress: Progress | None = None
         self.trouble = ""
-        self.busy = (
-            False  # something is being stored or looked up; keys that vote wait for the next pair
-        )
+        # something is being stored or looked up; keys that vote wait for the next pair
+        self.busy = False
         self._failed_at = -RETRY_S
 
     def show(self, *, again: bool = False) -> None:

@@ -157,9 +157,8 @@ each measurement, the newest first; [ ] go to another problem."""
         if band is not None:
             columns = _with_spread(columns, band.columns(curve.places, first, last))
         traces = [Trace(columns)]
-        measured = (
-            "score" if name == "reward" and "score" in self.history.evals else name
-        )  # as PPO calls it
+        # as PPO calls it
+        measured = "score" if name == "reward" and "score" in self.history.evals else name
         held = self.history.evals.get(measured)
         title = f"{SHORT.get(name, name)} {number(series.last)}"
         if band is not None:

@@ -79,9 +79,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         self.found: list[Row] = []
         self._shown_run: Path | None = None
         self._drawn: object = None  # what the list of runs was drawn from
-        self._drawn_of: list[dict[str, Any]] | None = (
-            None  # keeps these records, so that no other has their identity
-        )
+        # keeps these records, so that no other has their identity
+        self._drawn_of: list[dict[str, Any]] | None = None
         self._proposed: int | None = None  # the row that was highlighted as the next sensible one
 
     def body(self) -> Iterable[Widget]:
@@ -272,10 +271,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         """
         row = self.highlighted
         if row is not None and row.state not in (*run_status.OPEN, "starting"):
-            self.ui.talk_with = (
-                row.stage,
-                self.ui.talk_with[1] + 1,
-            )  # again, where another model was taken meanwhile
+            # again, where another model was taken meanwhile
+            self.ui.talk_with = (row.stage, self.ui.talk_with[1] + 1)
         self.ui.action_go("chat")
 
     def action_stop(self) -> None:

@@ -52,9 +52,8 @@ def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
     if taken and issubclass(
         STAGES[stage], PairsConfig
     ):  # no data means the votes of the run's own folder
-        from ondevice.preferences.sqlite_store import (
-            FILE,
-        )  # here: who starts something else waits for no database
+        # here: who starts something else waits for no database
+        from ondevice.preferences.sqlite_store import FILE
 
         if (run.path / FILE).is_file():
             found["data"] = str(run.path / FILE)
@@ -179,12 +178,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         if verb == "run" and not given.get("out"):
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
-        self.kept = {
-            "out",
-            "model",
-            "reward_model",
-            *given,
-        }  # whatever recipe the other values are taken from
+        # whatever recipe the other values are taken from
+        self.kept = {"out", "model", "reward_model", *given}
         self._words: list[
             str
         ] = []  # the command that the form stands for; none while something is wrong
@@ -193,12 +188,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._rows: dict[
             tuple[Path, int], int | None
         ] = {}  # (file of rows, its time) → how many, once counted
-        self._goal: Field | None = (
-            None  # a field that was looked for and is not mounted yet: what is typed is for it
-        )
-        self._recipes: set[tuple[str, str]] = (
-            set()
-        )  # (recipe, arch) that have been read and are right
+        # a field that was looked for and is not mounted yet: what is typed is for it
+        self._goal: Field | None = None
+        # (recipe, arch) that have been read and are right
+        self._recipes: set[tuple[str, str]] = set()
         self._coming = [
             Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs
         ]
@@ -208,9 +201,8 @@ The stage is started as a process of its own: it goes on when this app is closed
         if recipe != DEFAULTS:
             return to_mapping(stage_defaults(self.verb, recipe))
         plain = to_mapping(self.cls())
-        return (
-            {**plain, "recipe": ""} if self.verb == "run" else plain
-        )  # the command names even the default one
+        # the command names even the default one
+        return {**plain, "recipe": ""} if self.verb == "run" else plain
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="start"):
@@ -366,14 +358,12 @@ The stage is started as a process of its own: it goes on when this app is closed
         """
         typed = self._end_find()
         if typed and isinstance(field.control, Input):
-            field.control.select_on_focus = (
-                False  # what is typed next goes on with it and does not replace it
-            )
+            # what is typed next goes on with it and does not replace it
+            field.control.select_on_focus = False
             self.set_focus(field.control)
             field.control.cursor_position = len(field.control.value)
-            field.control.call_later(
-                setattr, field.control, "select_on_focus", True
-            )  # after it has taken the focus
+            # after it has taken the focus
+            field.control.call_later(setattr, field.control, "select_on_focus", True)
         else:
             self.set_focus(field.control)
 
@@ -428,9 +418,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             values = to_mapping(
                 from_mapping(self.cls, settings(self.specs, entries), filled=filled)
             )
-            values |= {
-                name: self.base[name] for name in filled
-            }  # what has no effect is left out by the command too
+            # what has no effect is left out by the command too
+            values |= {name: self.base[name] for name in filled}
             self._words = stage_processes.words_for(self.verb, self.cls, values, self.base, recipe)
             where, told = self._obstacle(values)
         except UserError as problem:

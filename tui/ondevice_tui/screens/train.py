@@ -281,9 +281,8 @@ is no number. Below: the newest numbers with their course, and what the model an
             widget.can_focus = False
         titled(self.query_one("#notes"), "events")
         for curve in self.query(Curve):
-            smoothing = self.ui.remembered.get(
-                "smoothing", lambda value: value in SMOOTHINGS
-            )  # 0 is one of them
+            # 0 is one of them
+            smoothing = self.ui.remembered.get("smoothing", lambda value: value in SMOOTHINGS)
             curve.smoothing = curve.smoothing if smoothing is None else float(smoothing)
             curve.scale = (
                 self.ui.remembered.get("scale", lambda value: value in SCALES) or curve.scale
@@ -321,9 +320,8 @@ is no number. Below: the newest numbers with their course, and what the model an
         if "loss" in known or "reward" in known:
             # The loss says little of a stage that learns from rewards.
             return sorted(known, key=lambda name: (name != "reward", _rank(name)))
-        return sorted(
-            known, key=lambda name: -_rank(name)
-        )  # it learns nothing: what it counts, then how fast it was
+        # it learns nothing: what it counts, then how fast it was
+        return sorted(known, key=lambda name: -_rank(name))
 
     def _show_curve(self, curve: Curve, metric: str) -> None:
         series = self.history.steps.get(metric)

@@ -96,9 +96,8 @@ class Answers(Container):
     def __init__(self, question: Question) -> None:
         super().__init__(id="rate-answers")
         self.question = question
-        self.beside: bool | None = (
-            None  # side by side or not, as a person wants it; None where the width decides
-        )
+        # side by side or not, as a person wants it; None where the width decides
+        self.beside: bool | None = None
         self.diff = False
 
     def compose(self) -> ComposeResult:

@@ -189,9 +189,8 @@ class Curve(Widget):
         if self.scale == "log":
             low, high = math.log10(low), math.log10(high)
         room = (high - low) * 0.04 or abs(high) * 0.05 or 0.5
-        positive = (
-            self.scale != "log" and ordered[0] >= 0
-        )  # an axis below 0 would tell of what cannot be
+        # an axis below 0 would tell of what cannot be
+        positive = self.scale != "log" and ordered[0] >= 0
         return max(low - room, 0.0) if positive else low - room, high + room
 
     def _row(self, value: float, low: float, high: float, rows: int) -> int | None:
