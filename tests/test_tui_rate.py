@@ -17,6 +17,7 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ondevice.inference import pair_sampling
 from ondevice.preferences.database import Ratings, Response
 from ondevice.preferences.pairs import pairs_of
 from ondevice.runs.folder import RunFolder
@@ -482,7 +483,7 @@ def test_what_of_a_file_of_prompts_was_not_used_is_said(tmp_path: Path, workers:
     file.write_text(
         "".join(json.dumps({"messages": [message]}) + "\n" for _ in range(200)) + '{"other": 1}\n'
     )
-    _, remarks = live_sampling.prompts(str(file), run)
+    _, remarks = pair_sampling.prompts(str(file), run)
     bad, unused = remarks
     assert bad.startswith(f"{file}: 1 of 201 rows could not be used (first: {file}:201: ")
     assert unused == f"{file}: not used: messages.mood (200 rows, first {file}:1)"

@@ -18,13 +18,13 @@ from textual.app import App
 from textual.pilot import Pilot
 
 from ondevice.common.intervals import wilson
+from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.agreement import cohen_kappa
 from ondevice.preferences.database import Ratings, Response
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.live_sampling import Judge
 from ondevice_tui.screens.confirm import Details
 from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen

@@ -355,3 +355,8 @@ def _stages(
                     hint=f"give it to the run: ondevice run RECIPE --{setting}",
                 )
     return made
+
+
+def gives(name: str) -> str:
+    """What a stage leaves for the next ones: policy (a model that writes), reward or ratings."""
+    return str(getattr(STAGES.get(name), "gives", "policy"))

@@ -1,4 +1,5 @@
 """What `--data` means to a stage: sources named, rows converted, bad ones recorded, held-out ones
-split off. `preview` is `ondevice data show`, through the same code. May import: every package that
-stands below it in the contract `house` of pyproject.toml.
+split off. `preview` is `ondevice data show`, through the same code.
+
+May import: every package that stands below it in the contract `house` of pyproject.toml.
 """

@@ -29,6 +29,11 @@ AHEAD = (
     "numpy.ma",
     "email.parser",  # by which importlib.metadata reads our version, for each vote
     "ondevice_tui.screens.rewards",
+    "ondevice.config.corpus",
+    "ondevice.data.builtin",
+    "ondevice.data.formats",
+    "ondevice.data.readers",
+    "ondevice.inference.pair_sampling",
     "ondevice.preferences.terminal",
     "ondevice_tui.screens.rate",
     "ondevice.inference.conversations",
@@ -45,10 +50,6 @@ AHEAD = (
     "ondevice.preferences.import_export",
     "ondevice.reports.results",
     "ondevice.reports.report",
-    "ondevice.config.corpus",
-    "ondevice.data.builtin",
-    "ondevice.data.formats",
-    "ondevice.data.readers",
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ondevice.common.clock import clock
 from ondevice.common.progress import duration, numbers_line
 from ondevice.config.preference import PairsConfig
-from ondevice.config.recipe import STAGES
+from ondevice.config.recipe import STAGES, gives
 
 MARKS = {
     "done": "✓",
@@ -270,11 +270,6 @@ def startable(name: str) -> bool:
         and name in STAGES
         and VERBS[name].config.endswith(f":{STAGES[name].__name__}")
     )
-
-
-def gives(name: str) -> str:
-    """What a stage leaves for the next ones: policy (a model that writes), reward or ratings."""
-    return str(getattr(STAGES.get(name), "gives", "policy"))
 
 
 def _before(name: str, states: Mapping[str, Mapping[str, Any]]) -> str:

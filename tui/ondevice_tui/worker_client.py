@@ -14,10 +14,10 @@ from typing import Any
 
 from ondevice.common import processes
 from ondevice.common.json_files import to_json
+from ondevice.config.recipe import gives
 from ondevice.config.use import SamplingConfig
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import access, stage_processes
-from ondevice_tui.run_status import gives
 
 COMMAND = tuple(processes.command("ondevice", "worker"))
 LINE = 1 << 24  # bytes of the longest event

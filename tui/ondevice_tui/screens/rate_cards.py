@@ -11,9 +11,10 @@ from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Input
 
+from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.database import Item
 from ondevice.preferences.rating_queue import forecast, uncertainty
-from ondevice_tui.live_sampling import Judge, Pairing
+from ondevice_tui.live_sampling import Pairing
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable
 from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled

@@ -15,8 +15,8 @@ from textual.widgets import Input, Select
 
 from ondevice.common.errors import UserError
 from ondevice.config.use import RatingsConfig
+from ondevice.inference.pair_sampling import Plan, Writer
 from ondevice.preferences.sqlite_store import FILE
-from ondevice_tui.live_sampling import Plan, Writer
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.safe import SafeInput, SafeText, cell, content, titled
 from ondevice_tui.worker_client import models_in

@@ -18,13 +18,19 @@ from textual.widgets import Checkbox, Input, Select
 from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping, to_mapping
 from ondevice.config.preference import PairsConfig
-from ondevice.config.recipe import STAGES, load_recipe, recipe_for, recipe_names, stage_defaults
+from ondevice.config.recipe import (
+    STAGES,
+    gives,
+    load_recipe,
+    recipe_for,
+    recipe_names,
+    stage_defaults,
+)
 from ondevice.config.use import RunConfig
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import has_ratings
 from ondevice_tui import epochs, guide, imports, stage_processes
 from ondevice_tui.fields import FieldSpec, fields_of, settings
-from ondevice_tui.run_status import gives
 from ondevice_tui.screens.confirm import ask
 from ondevice_tui.screens.page import Page
 from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line, titled
