@@ -11,6 +11,10 @@ A chat is one row where each of its beginnings is also the beginning of the whol
 a row of its own, with the chat cut after it (Qwen3 and gpt-oss write earlier turns without their
 thoughts). A chat of which something that it says would be learned nowhere is refused: nothing that
 a message says is dropped in silence.
+
+Why not prefixes: rendering the chat up to each turn and taking the difference, as many trainers do,
+is wrong for every template that writes a turn otherwise once another follows. Why not
+`{% generation %}` alone, as in TRL: hardly any published template has it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,16 @@
-"""Batched decoding: one compiled step, a KV cache that grows in blocks, rows that leave when they
-are done.
+"""Batched decoding: one compiled step, a KV cache that grows in blocks, rows that leave when they are
+done.
 
 The host looks every few tokens; between looks the device is never asked. A draw is the inverse of
 the cumulative distribution at a uniform that depends on (seed, stage, step, row, token) alone: a
 row's text does not depend on its neighbours, nor on the backend.
+
+Chosen: uniforms from the host in place of a library's generator, because PPO and GRPO must sample
+the same rollout after a resume, with another batch size, and on the other backend. Blocks, because
+every new shape of the cache is a new trace for a compiler. Rows that are done leave at a look, so
+that the longest answer is not paid for by all.
+Left out: paged attention and continuous batching as in vLLM, whose gain is in serving many requests
+that come at any time; speculative decoding, which needs a second model in the same memory.
 """
 
 from __future__ import annotations

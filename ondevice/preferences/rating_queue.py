@@ -4,6 +4,12 @@ most, by how little it knows of the answer itself.
 The measure is the entropy of its own forecast (uncertainty sampling; Lewis and Gale 1994): under
 Bradley–Terry the first of two responses is preferred with probability σ(difference of scores). 1
 bit is a coin toss, 0 is certainty.
+
+Chosen: the reward model's own uncertainty, since it is there and costs one pass. An ensemble would
+tell apart what is not known from what nobody can know, and is several models in memory.
+Repeats and gold items come before all else, and when they are due is drawn from the seed: raters
+are measured on what nobody chose for them. Left out: dropping pairs of which the model is certain.
+They come last, so that a person may still contradict it.
 """
 
 from __future__ import annotations

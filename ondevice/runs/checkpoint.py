@@ -1,10 +1,16 @@
-"""Folders that are whole or not there: written aside, synced, listed with checksums, then renamed
-into place.
+"""Folders that are whole or not there: written aside, synced, listed with checksums, then renamed into
+place.
 
     checkpoints/.tmp-…/.new  →  files, synced  →  MANIFEST.json, synced  →  rename to step-00000100  →  parent synced
 
 A resume takes the newest folder whose manifest verifies and goes back one by one, saying what it
 left out and why.
+
+Chosen: a folder that others read as it is (a Hugging Face model and the optimizer's state beside
+it), not one file of our own. A rename is the one step that a kill cannot cut in two; checksums find
+what a disk has lost after it. The newest, the best and the last sound one are kept, so that a
+longer run takes no more room. transformers' Trainer writes in place: a kill leaves a folder that
+looks like a checkpoint.
 """
 
 from __future__ import annotations

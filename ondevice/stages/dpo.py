@@ -1,7 +1,13 @@
 """Stage 3 without a reward model: DPO and its family. The reference is the stage's start, frozen.
 
 The reference's log-probabilities are computed once and kept beside the stage: a step then costs one
-model, not two.
+model, not two. TRL computes them at every step unless `precompute_ref_log_probs` is set; on one
+laptop the memory of a second model decides.
+
+Chosen: one objective of two sums of log-probabilities for the whole family (`PAIR_LOSSES` in
+`training/losses.py`), so that a further loss is one function of their difference. KTO, which knows
+no pairs, takes each prompt with another prompt's completion as its estimate of the distance, as TRL
+does. Left out: a reference that follows the policy (TR-DPO); it has to be computed at every step.
 """
 
 from __future__ import annotations

@@ -3,6 +3,15 @@
 One step is one rollout: a group of completions for each prompt, read once; rewards that can be
 checked; an advantage over the group; `updates` updates. Nothing but right answers is shown: how to
 reach them is the policy's to find.
+
+Chosen: the trained weights themselves write the rollout, so that no second engine gives other
+probabilities (TRL corrects for vLLM's by importance sampling). The five `loss_type`s are one
+objective with other denominators (`set_denominators`); as in TRL the default is `dapo` and the
+distance to the start is off (`beta` 0). A group without spread has advantages of 0 and is kept: a
+step has one shape.
+Left out: old rollouts that are learned from again, and rollouts made while training goes on. A step
+would then follow from more than the parameters, the seed and its number, and no resume would be
+exact.
 """
 
 from __future__ import annotations

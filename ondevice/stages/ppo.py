@@ -5,6 +5,12 @@ for every token that moves away from the reference (the stage's start, frozen), 
 under a value model of its own, and then `epochs` × `minibatches` updates of policy and value model
 together. The value model begins from the reward model and is kept with the checkpoints and beside
 the result.
+
+Chosen: a value model of its own, as in TRL, and not a second head on the policy: what the value
+learns then does not move the policy. The price of distance is a reward per token, not a term of the
+loss (InstructGPT does the same). Advantages are whitened over the rollout.
+Left out: reward whitening, and a learned stop token in place of `missing_eos_penalty`; both are
+options in TRL that its own recipes leave off.
 """
 
 from __future__ import annotations

@@ -1,10 +1,16 @@
-"""THE training loop: accumulate, clip, schedule, evaluate, log, save, stop. Every stage that trains
+"""The training loop: accumulate, clip, schedule, evaluate, log, save, stop. Every stage that trains
 uses it.
 
 A step is a pure function of the parameters, the optimizer's state and the step's number: whatever
 interrupts the loop, going on from a checkpoint gives the curve of the run that was never
 interrupted. Where a stage learns from text of its own, one step is one rollout with all its
 updates: checkpoints and stops fall between rollouts.
+
+Chosen: batches are asked for by number, so that a resume skips nothing (transformers' Trainer reads
+the data again up to the step). One synchronisation with the device per step: metrics come as sums
+and counts and are divided on the host. Updates that are not finite are left out by the trainer, and
+ruined weights are gone back from (`runs/recovery.py`).
+Left out: callbacks that change a step. What looks on has two moments (`runs/callbacks.py`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,13 @@
-"""Losses: pure functions of (ops, params, batch). A loss is a sum divided by
-`batch["denominator"]`, which the source fills for the whole accumulation window; the trainer only
-adds gradients.
+"""Losses: pure functions of (ops, params, batch). A loss is a sum divided by `batch["denominator"]`,
+which the source fills for the whole accumulation window; the trainer only adds gradients.
 
 R rows, K targets (padded; `weights` (K,) is 0 where padded), `member` (R, K) is 1 where a target is
 of a row. What is meant for a whole row (a completion's log-probability) is a sum over its members,
 so a row may stand anywhere.
+
+Why a denominator from outside: a mean per micro-batch weighs a token by how many others are in its
+micro-batch, so that the same batch gives another gradient when it is split (transformers had this
+fault until 4.46). With one denominator for a step, `accumulate` changes memory and nothing else.
 """
 
 from __future__ import annotations
