@@ -3,7 +3,7 @@
 Shapes: N examples or tokens, R rows (bins), B rows of a micro-batch, T tokens of a row, K targets.
 
 Chosen: best-fit decreasing over all examples (TRL's `bfd`), which leaves little of a row empty and
-cuts no example; first-fit over a window, as others have it, fills worse and depends on the order.
+cuts no example; filling rows in the order of the file, as torchtune does, leaves more of them empty.
 The plan follows from the lengths alone: a new epoch exchanges examples of equal length
 (`reshuffle`), so that nothing is packed again and every epoch has the same number of rows.
 Examples in a row do not see each other: their segments are numbered, and positions begin anew.

@@ -9,8 +9,7 @@ the result.
 Chosen: a value model of its own, as in TRL, and not a second head on the policy: what the value
 learns then does not move the policy. The price of distance is a reward per token, not a term of the
 loss (InstructGPT does the same). Advantages are whitened over the rollout.
-Left out: reward whitening, and a learned stop token in place of `missing_eos_penalty`; both are
-options in TRL that its own recipes leave off.
+Left out: whitened rewards, which TRL has as an option and leaves off.
 """
 
 from __future__ import annotations
