@@ -304,13 +304,15 @@ def read(
     strict: bool = True,
     limit: int = 0,
     split: str = "train",
+    also: str = "",
     reading: Reading = AS_IS,
 ) -> Rows:
     """Rows of a file, of the files of a folder, or of `hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`;
     the first `limit` (0: all).
 
     A text file is one document. In a folder that holds files of rows, text files beside them (a
-    README) are left out; of one that holds splits by name, `split` is read (see folders.py). Raises
+    README) are left out; of one that holds splits by name, `split` is read (see folders.py); of the
+    split `also`, which the same stage reads too, it is not said that it is left out. Raises
     UserError for what does not exist or is of no known kind.
     """
     name = str(spec)
@@ -325,7 +327,7 @@ def read(
         return Rows(name, [], [], strict, limit, reading)
     path = Path(os.path.expanduser(spec))
     if path.is_dir():
-        found = listing(path, split)
+        found = listing(path, split, also)
         return Rows(name, found.files, found.ignored, strict, limit, reading, found.notes)
     if not path.is_file():
         raise UserError("no such file or folder", where=name, hint=f"a data set of the Hub: {FORM}")
