@@ -35,7 +35,8 @@ from ondevice.rl.rollout import Sampler, mean_kl
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.heldout_metrics import heldout_metrics
+from ondevice.training.loop import fit
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.training.sequence_logprobs import Scorer
 

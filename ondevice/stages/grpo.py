@@ -56,9 +56,11 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import BestMetric, StepPlan, fit
+from ondevice.training.heldout_metrics import BestMetric
+from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
+from ondevice.training.step_source import StepPlan
 
 HELD = 64  # held-out problems of a measurement
 GOLDS = 2000  # problems whose right answers are looked at before the run

@@ -52,9 +52,11 @@ from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import BestMetric, StepPlan, fit
+from ondevice.training.heldout_metrics import BestMetric
+from ondevice.training.loop import fit
 from ondevice.training.losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
+from ondevice.training.step_source import StepPlan
 
 HELD = 64  # held-out prompts of a measurement
 
