@@ -122,13 +122,15 @@ def model_card(
             f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.",
             "",
         ]
-    if start := getattr(cfg, "model", ""):
+    start = getattr(cfg, "model", "")
+    if start:
         lines += [f"Start: {cell(short_name(start))}", ""]
-    known = [value for value in to_mapping(cfg).values() if isinstance(value, str)]
-    lines += [f"* {cell(without_places(note, known))}" for note in made.notes] + (
-        [""] if made.notes else []
-    )
-    return "\n".join([*lines, *_settings(to_mapping(cfg))]) + "\n"
+    settings = to_mapping(cfg)
+    if made.notes:
+        known = [value for value in settings.values() if isinstance(value, str)]
+        lines += [f"* {cell(without_places(note, known))}" for note in made.notes]
+        lines.append("")
+    return "\n".join([*lines, *_settings(settings)]) + "\n"
 
 
 def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
@@ -167,11 +169,16 @@ def run_card(
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
     folder = model or run.stage(stage).model
-    subject, title = Subject.of(folder), _title(repo, own_name(run.path))
-    pictures = {} if under else _pictures(pasts)
+    subject = Subject.of(folder)
+    title = _title(repo, own_name(run.path))
+    heading = cell(title)
+    pictures = _pictures(pasts)
+    if under:
+        heading += f" ({cell(stage)})"
+        pictures = {}
     parts = [
         _head(pasts, subject, title, license),
-        f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
+        f"# {heading}\n",
         _about(pasts, subject, folder),
         *use(subject, Place(repo, under), _prompt(pasts)),
         *_walk(folders, repo),
@@ -188,7 +195,7 @@ def run_card(
 
 def metadata(**values: Any) -> str:
     """The block that the Hub reads; what is empty is left out."""
-    import yaml
+    import yaml  # here: a command that writes no card does without
 
     kept = {key: value for key, value in values.items() if value}
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
@@ -196,8 +203,10 @@ def metadata(**values: Any) -> str:
 
 def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: str) -> str:
     found = subject.metadata()
+    if not found["base_model"]:
+        found["base_model"] = base_of(lineage(list(pasts))[0])
     return metadata(
-        **{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])},
+        **found,
         license=license,
         datasets=hub_datasets(list(pasts)),
         tags=["ondevice", *(past.name for past in pasts)],
@@ -207,37 +216,7 @@ def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: s
 
 def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
-    marks, found = past.marks, []
-    for key, kind, told in _METRICS:
-        if isinstance(marks.get(key), int | float):
-            found.append({"type": kind, "value": marks[key], "name": told})
-    if "accuracy" in marks and "interval" in marks:
-        found.append(
-            {
-                "type": "accuracy",
-                "value": marks["accuracy"],
-                "name": "Held-out pairs ranked rightly",
-            }
-        )
-    if classes := marks.get("classes"):
-        found.append(
-            {"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"}
-        )
-    if reasoning := marks.get("reasoning"):
-        found.append(
-            {
-                "type": "accuracy",
-                "value": reasoning["accuracy"],
-                "name": "Held-out problems solved greedily",
-            }
-        )
-        found.append(
-            {
-                "type": "pass_at_k",
-                "value": reasoning["pass_at"],
-                "name": f"pass@{reasoning['passes']}",
-            }
-        )
+    found = _metrics(past.marks)
     if not found:
         return []
     whose = " and ".join(data_names(past)) or CORPUS
@@ -247,20 +226,44 @@ def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     ]
 
 
+def _metrics(marks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A stage's held-out figures as the Hub names them."""
+    found = []
+    for key, kind, told in _METRICS:
+        if isinstance(marks.get(key), int | float):
+            found.append(_metric(kind, marks[key], told))
+    if "accuracy" in marks and "interval" in marks:
+        found.append(_metric("accuracy", marks["accuracy"], "Held-out pairs ranked rightly"))
+    classes = marks.get("classes")
+    if classes:
+        found.append(_metric("accuracy", classes["accuracy"], "Held-out texts told apart"))
+    reasoning = marks.get("reasoning")
+    if reasoning:
+        solved = reasoning["accuracy"]
+        found.append(_metric("accuracy", solved, "Held-out problems solved greedily"))
+        found.append(_metric("pass_at_k", reasoning["pass_at"], f"pass@{reasoning['passes']}"))
+    return found
+
+
+def _metric(kind: str, value: float, name: str) -> dict[str, Any]:
+    return {"type": kind, "value": value, "name": name}
+
+
 def _about(pasts: Sequence[StageRecord], subject: Subject, folder: Path) -> str:
-    past, chain = pasts[-1], lineage(list(pasts))
+    past = pasts[-1]
+    chain = lineage(list(pasts))
     # what was sampled and rated in between belongs to the way; a model that it did not begin from
     # does not
-    way = " → ".join(p.name for p in pasts if p in chain or not p.makes_policy)
-    what = f"A {subject.config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
+    way = " → ".join(one.name for one in pasts if one in chain or not one.makes_policy)
+    count = f"{parameters(folder):,} parameters"
+    what = f"A {subject.config.get('model_type', 'a')} model of {count}"
     if subject.adapter:
         what = (
-            f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
+            f"An adapter (LoRA, in PEFT's format) of {count} beside {subject.base_name}, "
             "which it needs"
         )
-    if past.record:
-        half = ""
-    else:
+    half = ""
+    if not past.record:
         half = f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
     return (
         f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
@@ -283,50 +286,63 @@ def _stages(pasts: Sequence[StageRecord]) -> list[str]:
     table = [
         ["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]
     ]
-    for past in pasts:
-        at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
-        data = ", ".join(
-            " + ".join(at.get(name, name) for name in names) + (f" ({mark})" if mark else "")
-            for names, mark in data_read(past)
-        )
-        amount = ", ".join(
-            f"{past.data[key]:,} {word}"
-            for key, word in _COUNTED.items()
-            if isinstance(past.data.get(key), int)
-        )
-        steps = past.outcome.get("steps") if past.record else past.step
-        tokens = past.outcome.get("tokens")
-        seconds = past.record.get("seconds")
-        began = start_of(past) if "model" in past.config else ""
-        table.append(
-            [
-                past.name,
-                WHAT.get(past.name, ""),
-                began,
-                data,
-                amount,
-                f"{steps:,}" if steps else "",
-                f"{tokens:,}" if tokens else "",
-                duration(seconds) if seconds is not None else "",
-            ]
-        )
+    table += [_stage_row(past) for past in pasts]
     return ["## How it was made\n", *markdown(table), "", *_licences(pasts)]
 
 
-def _licences(pasts: Sequence[StageRecord]) -> list[str]:
-    names = dict.fromkeys(name for past in pasts for name in data_names(past))
-    stated = {name: licence for past in pasts for name, licence in licences(past).items()}
-    told = [
-        f"The licence of {cell(name)} is {cell(licence)}, as its card states."
-        for name, licence in stated.items()
+def _stage_row(past: StageRecord) -> list[str]:
+    steps = past.outcome.get("steps") if past.record else past.step
+    tokens = past.outcome.get("tokens")
+    seconds = past.record.get("seconds")
+    return [
+        past.name,
+        WHAT.get(past.name, ""),
+        start_of(past) if "model" in past.config else "",
+        _data(past),
+        _amount(past),
+        f"{steps:,}" if steps else "",
+        f"{tokens:,}" if tokens else "",
+        duration(seconds) if seconds is not None else "",
     ]
+
+
+def _data(past: StageRecord) -> str:
+    """The data that a stage has read, with the Hub's commits and hashes where they are known."""
+    at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
+    told = []
+    for names, mark in data_read(past):
+        text = " + ".join(at.get(name, name) for name in names)
+        if mark:
+            text += f" ({mark})"
+        told.append(text)
+    return ", ".join(told)
+
+
+def _amount(past: StageRecord) -> str:
+    """How much data a stage has read."""
+    told = []
+    for key, word in _COUNTED.items():
+        if isinstance(past.data.get(key), int):
+            told.append(f"{past.data[key]:,} {word}")
+    return ", ".join(told)
+
+
+def _licences(pasts: Sequence[StageRecord]) -> list[str]:
+    """A paragraph on the licences of the data; none where no data was read."""
+    names: set[str] = set()
+    stated: dict[str, str] = {}
+    for past in pasts:
+        names.update(data_names(past))
+        stated.update(licences(past))
+    told = []
     if CORPUS in names:
-        told.insert(
-            0,
+        told.append(
             "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
-            "chats.",
+            "chats."
         )
-    if names.keys() - {CORPUS, RATINGS, *stated}:
+    for name, licence in stated.items():
+        told.append(f"The licence of {cell(name)} is {cell(licence)}, as its card states.")
+    if names - {CORPUS, RATINGS, *stated}:
         told.append("Licences of the other data are not recorded.")
     if told:
         return [" ".join(told) + "\n"]
@@ -335,54 +351,72 @@ def _licences(pasts: Sequence[StageRecord]) -> list[str]:
 
 def _figures(pasts: Sequence[StageRecord]) -> list[str]:
     """The ladder and what belongs to it, up to this stage."""
-    done = [(past.name, {**past.record, "notes": notes(past)}) for past in pasts if past.record]
+    done = []
+    for past in pasts:
+        if past.record:
+            done.append((past.name, {**past.record, "notes": notes(past)}))
     if not done:
         return []
     lines = ["## Held-out results\n"]
     for number, section in enumerate(sections(done)):
-        lines += [f"### {cell(section.title)}\n"] if number and section.title else []
-        lines += [*markdown(section.table), ""] if section.table else []
-        lines += [*(f"- {cell(note)}" for note in section.notes), ""] if section.notes else []
+        if number and section.title:
+            lines.append(f"### {cell(section.title)}\n")
+        if section.table:
+            lines += [*markdown(section.table), ""]
+        if section.notes:
+            lines += [f"- {cell(note)}" for note in section.notes]
+            lines.append("")
     return lines
 
 
 def _pictures(pasts: Iterable[StageRecord]) -> dict[str, str]:
-    """Path → SVG of every curve; a name has no sign that a path or Markdown reads otherwise."""
+    """Path → SVG of every curve."""
     found = {}
     for past in pasts:
         for curve in curves(past.folder.events):
-            plain = "".join(
-                c if c.isalnum() and c.isascii() else "-"
-                for c in f"{past.name}-{curve.title}".lower()
-            )
-            found[f"curves/{plain}.svg"] = picture(curve, past.name)
+            name = _plain_name(f"{past.name}-{curve.title}")
+            found[f"curves/{name}.svg"] = picture(curve, past.name)
     return found
 
 
+def _plain_name(text: str) -> str:
+    """A file's name without a sign that a path or Markdown reads otherwise."""
+    name = ""
+    for sign in text.lower():
+        name += sign if sign.isalnum() and sign.isascii() else "-"
+    return name
+
+
 def _curves(pictures: Mapping[str, str]) -> list[str]:
-    shown = [
-        f"![{path.removeprefix('curves/').removesuffix('.svg').replace('-', ' ')}]({path})"
-        for path in pictures
-    ]
-    return ["## Curves\n", *shown, ""] if shown else []
+    if not pictures:
+        return []
+    lines = ["## Curves\n"]
+    for path in pictures:
+        title = path.removeprefix("curves/").removesuffix(".svg").replace("-", " ")
+        lines.append(f"![{title}]({path})")
+    lines.append("")
+    return lines
 
 
 def _ratings(pasts: Sequence[StageRecord]) -> list[str]:
     lines = []
     for past in pasts:
         found = raters(past)
-        if found is not None:
-            pairs, people, programs = found
-            by = [f"{people} {'person' if people == 1 else 'people'}"] if people else []
-            by += (
-                [f"{programs} simulated rater{'s' * (programs > 1)} (a rule, not a person)"]
-                if programs
-                else []
-            )
-            lines.append(
-                f"- {cell(past.name)} learned from {pairs:,} pairs, rated by {' and '.join(by)}."
-            )
-    return ["## Ratings\n", *lines, ""] if lines else []
+        if found is None:
+            continue
+        pairs, people, programs = found
+        by = []
+        if people:
+            by.append(f"{people} {'person' if people == 1 else 'people'}")
+        if programs:
+            plural = "s" if programs > 1 else ""
+            by.append(f"{programs} simulated rater{plural} (a rule, not a person)")
+        lines.append(
+            f"- {cell(past.name)} learned from {pairs:,} pairs, rated by {' and '.join(by)}."
+        )
+    if not lines:
+        return []
+    return ["## Ratings\n", *lines, ""]
 
 
 def _cost(pasts: Sequence[StageRecord]) -> list[str]:
@@ -403,40 +437,52 @@ def _cost(pasts: Sequence[StageRecord]) -> list[str]:
 
 def _limits(pasts: Sequence[StageRecord], subject: Subject) -> list[str]:
     said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
-    told = [
-        f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."
-    ]
+    told = []
     context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
     if context:
-        told.insert(
-            0,
-            f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.",
-        )
+        vocabulary = subject.config.get("vocab_size", 0)
+        told.append(f"Its context holds {context:,} tokens, its vocabulary {vocabulary:,}.")
+    told.append(
+        f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."
+    )
     if _corpus_alone(pasts):
         told.append(
             "It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
             "nothing."
         )
-    if any((found := raters(past)) is not None and found[2] for past in pasts):
+    if any(_simulated(past) for past in pasts):
         told.append("Its simulated ratings say what a rule prefers, and nothing of what people do.")
     return ["## Limits\n", *(f"- {line}" for line in told), ""]
+
+
+def _simulated(past: StageRecord) -> bool:
+    """Whether simulated raters have rated what a stage learned from."""
+    found = raters(past)
+    return found is not None and found[2] > 0
 
 
 def _corpus_alone(pasts: Sequence[StageRecord]) -> bool:
     """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the
     run's own models wrote, and no weights came from elsewhere. People rate chats and imported pairs
     as well."""
-    names = {name for past in pasts for name in data_names(past)}
-    rated = [raters(past) for past in pasts if RATINGS in data_names(past)]
-    own = all(found is not None and found[1] == 0 for found in rated) and (
-        not rated or any(past.name == "sample" and not past.config.get("other") for past in pasts)
-    )
-    return (
-        bool(names)
-        and own
-        and names <= {CORPUS, RATINGS}
-        and start_of(lineage(list(pasts))[0]) == "random weights"
-    )
+    names: set[str] = set()
+    for past in pasts:
+        read = data_names(past)
+        names.update(read)
+        if RATINGS not in read:
+            continue
+        found = raters(past)
+        if found is None or found[1] != 0:
+            return False
+    if not names or not names <= {CORPUS, RATINGS}:
+        return False
+    if RATINGS in names and not any(_samples_own_model(past) for past in pasts):
+        return False
+    return start_of(lineage(list(pasts))[0]) == "random weights"
+
+
+def _samples_own_model(past: StageRecord) -> bool:
+    return past.name == "sample" and not past.config.get("other")
 
 
 def _all_settings(pasts: Sequence[StageRecord]) -> list[str]:
@@ -460,20 +506,18 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
                 value = sources_value(value)
             elif name in _FOLDERS:
                 value = own_name(value)
-            else:
-                value = value
         table.append([name, str(plain_values(value))])
     return markdown(table)
 
 
 def _prompt(pasts: Sequence[StageRecord]) -> str:
     """One that the run asked its stages, to be asked again."""
-    asked = (
-        str(answer["prompt"])
-        for past in reversed(pasts)
-        for answer in past.record.get("answers") or ()
-    )
-    return next(filter(_plain, asked), "Hello")
+    for past in reversed(pasts):
+        for answer in past.record.get("answers") or ():
+            prompt = str(answer["prompt"])
+            if _plain(prompt):
+                return prompt
+    return "Hello"
 
 
 def _plain(text: str) -> bool:
@@ -494,10 +538,10 @@ def _subject(model: Model | None) -> Subject:
     if model is None:
         return Subject({})
     config = model.cfg.to_json("float32")
+    if model.adapter is None:
+        return Subject(config)
     return Subject(
-        config
-        if model.adapter is None
-        else {
+        {
             "architectures": config["architectures"],
             "base_model_name_or_path": model.adapter.base,
         }
