@@ -351,7 +351,7 @@ def test_holding_out_cuts_at_a_document() -> None:
 @pytest.mark.slow
 def test_a_real_text(tmp_path: Path) -> None:
     from ondevice.data.formats import texts
-    from ondevice.data.tokenizer import train_tokenizer
+    from ondevice.data.tokenizer_training import train_tokenizer
 
     path = real_data("tinyshakespeare.txt")
     tokenizer = train_tokenizer(texts(read(path)), 512)
