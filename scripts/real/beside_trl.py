@@ -190,8 +190,10 @@ def prepare(job: Job) -> None:
 def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
     """A row's ids by TRL's names; None for one that is too long or cannot be read."""
     from ondevice.data.chat_encoding import encode_chat
-    from ondevice.data.formats import BadRow, to_chat, to_pair
+    from ondevice.data.formats import to_chat
+    from ondevice.data.messages import BadRow
     from ondevice.data.preference_batches import to_tokens
+    from ondevice.data.preference_formats import to_pair
 
     try:
         if job.stage == "sft":
