@@ -23,8 +23,8 @@ from ondevice.data.messages import (
     text_of,
     with_tools,
 )
-from ondevice.data.readers import Rows
 from ondevice.data.row_keys import Record, carries
+from ondevice.data.rows import Rows
 
 T = TypeVar("T")
 
@@ -118,14 +118,15 @@ def to_label(row: Row, text: str, label: str, pair: str = "") -> LabelledText:
     found = row.get(label)
     if not isinstance(found, str | int):
         raise BadRow(f"the column {label!r} holds no class{_columns(row, label, 'label')}")
-    name = str(found)
-    if name == str(NO_LABEL):
+    if str(found) == str(NO_LABEL):
         raise Unlabelled(f"the class is {NO_LABEL}, which says that there is none")
     nothing_lost(row)
+    if not isinstance(found, str):  # a text stays as it is: it may be a `ClassName`
+        found = str(found)
     first = text_of(row[text], text)
     if pair:
-        return LabelledText(first, name, text_of(second, pair))
-    return LabelledText(first, name, None)
+        return LabelledText(first, found, text_of(second, pair))
+    return LabelledText(first, found, None)
 
 
 def _is_text(value: Any) -> bool:
