@@ -27,7 +27,7 @@ from ondevice.data.chat_encoding import (
 from ondevice.data.chat_template import TEMPLATES
 from ondevice.data.formats import chats
 from ondevice.data.messages import BadRow
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import SPECIAL
 

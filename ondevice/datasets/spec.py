@@ -25,7 +25,7 @@ from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
 from ondevice.data.messages import BadRow
 from ondevice.data.mixture import BY_NAME, sources
-from ondevice.data.readers import AS_IS, Reading, Rows, add_lines, read
+from ondevice.data.rows import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.runs.context import Context

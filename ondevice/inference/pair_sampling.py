@@ -17,7 +17,7 @@ from ondevice.config.recipe import gives, load_recipe
 from ondevice.data.builtin.corpus import build
 from ondevice.data.formats import to_prompt
 from ondevice.data.messages import BadRow
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.preferences.database import Ratings
 from ondevice.runs.folder import RunFolder
 

@@ -23,8 +23,8 @@ from ondevice.config.use import RatingsConfig
 from ondevice.data.formats import before, nothing_lost, to_chat
 from ondevice.data.messages import BadRow, content_alone
 from ondevice.data.preference_formats import to_pair
-from ondevice.data.readers import read
 from ondevice.data.row_keys import Record
+from ondevice.data.rows import read
 from ondevice.preferences.agreement import statistics, text
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Item, Outcome, Ratings, Response, Vote

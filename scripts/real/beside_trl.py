@@ -154,7 +154,7 @@ def prepare(job: Job) -> None:
     and its adapter.
     """
     from ondevice.common.rng import permutation
-    from ondevice.data.readers import read
+    from ondevice.data.rows import read
     from ondevice.models.model import require_generative
     from ondevice.models.save import write
     from ondevice.models.score_head import with_head
