@@ -14,7 +14,7 @@ import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
 from ondevice.data.folders import holds_split, listing, split_of
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.seam.select import load_backend
 
 PAIR = {"chosen": "12", "rejected": "34"}

@@ -27,7 +27,8 @@ from ondevice.common.errors import UserError
 from ondevice.common.sanitize import sanitize
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference import beam_search, chat
 from ondevice.inference.beam_search import Search
 from ondevice.models.decoder_config import DecoderConfig

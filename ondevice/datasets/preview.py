@@ -35,22 +35,14 @@ from ondevice.data.chat_encoding import (
     with_template_kwargs,
 )
 from ondevice.data.completion_batches import counted_answers, fitted_row
-from ondevice.data.formats import (
-    BadRow,
-    Row,
-    Unlabelled,
-    is_judged,
-    to_chat,
-    to_judged,
-    to_label,
-    to_pair,
-    to_prompt,
-    to_text,
-)
+from ondevice.data.formats import Unlabelled, to_chat, to_label, to_prompt, to_text
+from ondevice.data.messages import BadRow, Row
 from ondevice.data.mixture import sources
 from ondevice.data.preference_batches import to_tokens
-from ondevice.data.readers import Part, Reading, Rows, read
+from ondevice.data.preference_formats import is_judged, to_judged, to_pair
+from ondevice.data.readers import Part
 from ondevice.data.row_keys import Record, telling
+from ondevice.data.rows import Reading, Rows, read
 from ondevice.data.special_token_text import SIGN, Spelt, separated
 from ondevice.data.special_token_text import shown as shown_text
 from ondevice.data.token_cache import ChatRows

@@ -21,10 +21,11 @@ from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.folders import holds_split
-from ondevice.data.formats import BadRow, Unlabelled, to_chat, to_text
+from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
+from ondevice.data.messages import BadRow
 from ondevice.data.mixture import BY_NAME, sources
-from ondevice.data.readers import AS_IS, Reading, Rows, add_lines, read
+from ondevice.data.rows import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.runs.context import Context

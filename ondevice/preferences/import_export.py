@@ -20,9 +20,11 @@ from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
 from ondevice.common.json_files import to_json
 from ondevice.config.use import RatingsConfig
-from ondevice.data.formats import BadRow, before, content_alone, nothing_lost, to_chat, to_pair
-from ondevice.data.readers import read
+from ondevice.data.formats import before, nothing_lost, to_chat
+from ondevice.data.messages import BadRow, content_alone
+from ondevice.data.preference_formats import to_pair
 from ondevice.data.row_keys import Record
+from ondevice.data.rows import read
 from ondevice.preferences.agreement import statistics, text
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Item, Outcome, Ratings, Response, Vote

@@ -32,7 +32,7 @@ AHEAD = (
     "ondevice.config.corpus",
     "ondevice.data.builtin",
     "ondevice.data.formats",
-    "ondevice.data.readers",
+    "ondevice.data.rows",
     "ondevice.inference.pair_sampling",
     "ondevice.preferences.terminal",
     "ondevice_tui.screens.rate",
