@@ -25,7 +25,8 @@ from ondevice.preferences.agreement import (
     text,
     win_rates,
 )
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 
 
 def test_wilson_by_hand() -> None:

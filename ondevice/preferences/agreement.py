@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from ondevice.common.intervals import Share, wilson
 from ondevice.common.rng import generator
-from ondevice.preferences.database import Item, Ratings, Vote, is_simulated
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import better
+from ondevice.preferences.votes import Item, Vote, is_simulated
 
 Floats = NDArray[np.float64]
 FEW = 20  # below this many, an agreement says nothing

@@ -13,7 +13,7 @@ from typing import Any
 
 from ondevice.data.formats import BadRow, before, content_alone, nothing_lost, to_chat, to_pair
 from ondevice.data.row_keys import Record
-from ondevice.preferences.database import Outcome, Response
+from ondevice.preferences.votes import Outcome, Response
 
 Row = Mapping[str, Any]
 _LETTERS = "abcd"
