@@ -18,7 +18,6 @@ from ondevice.common.json_files import to_json
 from ondevice.config.use import RatingsConfig
 from ondevice.data.formats import BadRow
 from ondevice.data.readers import Rows, read
-from ondevice.preferences.agreement import statistics, text
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.exported_votes import ExportedVotes
@@ -26,6 +25,7 @@ from ondevice.preferences.import_rows import NewItem, parse
 from ondevice.preferences.pairs import pairs_of, unpaired_of
 from ondevice.preferences.repair import repair_if_damaged
 from ondevice.preferences.sqlite_store import ratings_file
+from ondevice.preferences.vote_statistics import statistics, text
 
 IMPORTED = "imported"  # the rater of pairs that come without one
 

@@ -47,6 +47,8 @@ AHEAD = (
     "ondevice.seam.doctor",
     "ondevice.preferences.pairs",
     "ondevice.preferences.agreement",
+    "ondevice.preferences.strengths",
+    "ondevice.preferences.vote_statistics",
     "ondevice.preferences.import_rows",
     "ondevice.preferences.exported_votes",
     "ondevice.preferences.import_export",
