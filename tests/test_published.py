@@ -23,8 +23,9 @@ from ondevice.common.errors import UserError
 from ondevice.data.tokenizer import Tokenizer, train_tokenizer
 from ondevice.inference import infill
 from ondevice.inference.beam_search import Search, beam_search
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
 from ondevice.inference.infill import parts_around
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model, tokenizer_of
 from ondevice.models.registry import load_config
 from ondevice.models.save import write_model

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ondevice.data.completion_batches import Row
-from ondevice.inference.generator import Sampling, generator_of
+from ondevice.inference.library_generator import generator_of
+from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
