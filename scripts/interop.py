@@ -33,7 +33,8 @@ import ondevice as od  # noqa: E402
 from ondevice.common.rng import normal  # noqa: E402
 from ondevice.data.chat_encoding import encode_chat, prompt_ids  # noqa: E402
 from ondevice.exports.compare import logits, prompt_of  # noqa: E402
-from ondevice.inference.generator import Generator, Sampling  # noqa: E402
+from ondevice.inference.generator import Generator  # noqa: E402
+from ondevice.inference.next_token import Sampling  # noqa: E402
 from ondevice.models.load import load_model  # noqa: E402
 from ondevice.models.lora import INHERITED, Pair, lora_tensors  # noqa: E402
 from ondevice.models.model import Adapter, Model  # noqa: E402

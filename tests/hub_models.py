@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 import models
 from data_samples import small_tokenizer
 from ondevice.models.decoder_config import DecoderConfig
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder, StageFolder
 
 ALLOWED = [

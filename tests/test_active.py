@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.rating_queue import (
     forecast,
@@ -14,6 +14,7 @@ from ondevice.preferences.rating_queue import (
     rating_order,
     uncertainty,
 )
+from ondevice.preferences.votes import Response
 
 
 def test_forecast_and_doubt_by_hand() -> None:

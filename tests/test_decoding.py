@@ -15,7 +15,8 @@ import pytest
 import models
 from conftest import BACKENDS
 from ondevice.common.errors import UserError
-from ondevice.inference.generator import Completion, Generator, Sampling
+from ondevice.inference.generator import Completion, Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.model import Model
 from ondevice.seam.protocols import Backend

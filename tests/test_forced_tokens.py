@@ -13,7 +13,8 @@ import pytest
 import ondevice as od
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import read_json
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.save import write
 from ondevice.seam.protocols import Backend

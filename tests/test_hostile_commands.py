@@ -16,7 +16,8 @@ import pytest
 
 from ondevice import cli
 from ondevice.inference import chat, side_by_side
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.reports.report import write_report
 from test_inert import acts
 from test_tui_safe import STRINGS, hostile_run

@@ -21,7 +21,8 @@ from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import TokenPair
 from ondevice.data.preference_formats import to_judged, to_pair
 from ondevice.datasets.preview import render
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.events import read
 from ondevice.seam.protocols import Backend
 from ondevice.seam.select import load_backend

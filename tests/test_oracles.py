@@ -15,7 +15,8 @@ import pytest
 import models
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models.decoder import decoder_of
 from ondevice.models.decoder_config import DecoderConfig
 from ondevice.models.load import load_model

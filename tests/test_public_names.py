@@ -17,7 +17,8 @@ from hub_server import HubServer, Repo
 from ondevice.common.errors import UserError
 from ondevice.hub.client import Hub
 from ondevice.hub.pull import ORIGIN
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.publishing import background
 from ondevice.publishing.model_card import run_card
 from ondevice.publishing.plan import FORMAT, PENDING, PlannedFile, pending, plan_push

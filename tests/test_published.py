@@ -24,8 +24,9 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference import infill
 from ondevice.inference.beam_search import Search, beam_search
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
 from ondevice.inference.infill import parts_around
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model, tokenizer_of
 from ondevice.models.registry import load_config
 from ondevice.models.save import write_model

@@ -18,7 +18,8 @@ import small_stages
 from gradients import by_name, on_device
 from ondevice.common.errors import UserError
 from ondevice.common.files import sha256
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models import peft
 from ondevice.models.convert import merge, quantize
 from ondevice.models.decoder import decoder_of

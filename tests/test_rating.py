@@ -22,8 +22,9 @@ import pytest
 
 from ondevice.config.use import RateConfig
 from ondevice.preferences import terminal as rating
-from ondevice.preferences.database import Ratings, Response, said
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.votes import Response, said
 
 PROMPT = b"? help > "
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J \u202eevil a\0b \x9b31m\r\n[B]\nno"

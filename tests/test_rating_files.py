@@ -13,9 +13,10 @@ import pytest
 
 import ondevice
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.import_export import render
 from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.votes import Response
 
 HOSTILE = "\x1b]52;c;QQ==\x07\x1b[2J[/b] \u202eevil\u2066 a\0b \x9b31m \ud800 [A]\r\n│ [B]"
 

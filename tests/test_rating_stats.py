@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ondevice.common.intervals import wilson
+from ondevice.common.intervals import clustered, wilson
 from ondevice.common.rng import generator
-from ondevice.preferences.agreement import (
-    Comparison,
-    bradley_terry,
-    clustered,
-    cohen_kappa,
-    fleiss_kappa,
-    judged,
-    krippendorff_alpha,
-    statistics,
-    text,
-    win_rates,
-)
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.strengths import Comparison, bradley_terry, win_rates
+from ondevice.preferences.vote_statistics import judged, statistics, text
+from ondevice.preferences.votes import Response
 
 
 def test_wilson_by_hand() -> None:

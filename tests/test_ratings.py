@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Ratings, Response, is_simulated
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import held_out, pairs_of, split, unpaired_of
 from ondevice.preferences.schema import VERSION
 from ondevice.preferences.sqlite_store import Replaced
+from ondevice.preferences.votes import Response, is_simulated
 
 AB = (Response("good", "sft", {"tokens": 1}), Response("bad", "base"))
 

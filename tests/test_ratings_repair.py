@@ -19,9 +19,10 @@ import pytest
 from ondevice.common.errors import UserError
 from ondevice.preferences import lock as lock_file
 from ondevice.preferences.backups import COPIES, copies, keep_copy, places
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.repair import find_damage, open_for_rating, repair_if_damaged
 from ondevice.preferences.sqlite_store import Damaged, ratings_file
+from ondevice.preferences.votes import Response
 
 PAGE = 4096
 

@@ -24,8 +24,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import small_stages
 from hub_server import HubServer, environment, running
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.votes import Response
 from ondevice.seam.select import load_backend
 
 pytestmark = pytest.mark.slow

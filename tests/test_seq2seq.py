@@ -25,7 +25,8 @@ from ondevice.data.token_cache import ChatRows
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.beam_search import beam_search
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model, tokenizer_of
 from ondevice.models.model import Model
 from ondevice.models.registry import load_config, parse_config

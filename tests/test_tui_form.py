@@ -13,7 +13,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.config.recipe import STAGES
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice_tui import epochs
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.confirm import Question

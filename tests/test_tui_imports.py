@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice_tui import imports
 from tui_imports import looked_on
 from tui_runs import a_run

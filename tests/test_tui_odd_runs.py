@@ -16,7 +16,8 @@ import pytest
 from textual.pilot import Pilot
 
 from ondevice.cli import main
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs import listing
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder, StageFolder

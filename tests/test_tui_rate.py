@@ -18,8 +18,9 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from ondevice.inference import pair_sampling
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
+from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import live_sampling, worker_client
 from ondevice_tui.app import OndeviceApp

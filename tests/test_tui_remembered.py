@@ -10,7 +10,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice_tui import live_sampling
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
 from ondevice_tui.remembered import Remembered, settings_file

@@ -15,7 +15,8 @@ import pytest
 from textual.pilot import Pilot
 
 from ondevice.common.clock import clock
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder
 from ondevice.runs.listing import stage_state

@@ -20,7 +20,8 @@ from textual.pilot import Pilot
 from ondevice.common.intervals import wilson
 from ondevice.inference.pair_sampling import Judge
 from ondevice.preferences.agreement import cohen_kappa
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.events import EventWriter, LineFile
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import worker_client

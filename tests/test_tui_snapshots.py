@@ -22,7 +22,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import push_process, run_status
 from ondevice_tui.app import OndeviceApp

@@ -28,7 +28,8 @@ from ondevice.config.effects import effects, idle
 from ondevice.config.load import from_mapping
 from ondevice.inference import chat, worker
 from ondevice.preferences import terminal
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Response
 from ondevice.seam.select import load_backend
 from ondevice.stages import pipeline
 

@@ -43,9 +43,10 @@ from ondevice.datasets.spec import (
     reuse_cached,
 )
 from ondevice.models.model import Model, require_chat_template
-from ondevice.preferences.database import Ratings, is_simulated
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import held_out, pairs_of
 from ondevice.preferences.sqlite_store import FILE
+from ondevice.preferences.votes import is_simulated
 from ondevice.runs.context import Context
 
 COPY = "pairs.jsonl"

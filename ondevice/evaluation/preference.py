@@ -25,7 +25,7 @@ from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preference_pairs import read_pairs
 from ondevice.evaluation.reward_model import quality
 from ondevice.inference.chat import with_kwargs
-from ondevice.inference.generator import Sampling
+from ondevice.inference.next_token import Sampling
 from ondevice.inference.side_by_side import Messages, answers, conversations
 from ondevice.models.load import load_generative, load_model
 from ondevice.models.model import Model, require_chat_template, require_generative

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
@@ -16,7 +18,8 @@ from ondevice.data.rows import Reading
 from ondevice.datasets.prompts import thought_opening
 from ondevice.datasets.spec import check_rejected
 from ondevice.inference.chat import chat_ids
-from ondevice.inference.generator import Sampling, generator_of
+from ondevice.inference.library_generator import generator_of
+from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model, require_chat_template, require_generative
 from ondevice.rewards.answers import final_answer
 from ondevice.rewards.problems import Problem, problems
@@ -52,65 +55,101 @@ def solve_rate(cfg: EvalConfig, model: Model, backend: Backend) -> dict[str, Any
         uses=("answer", "solution"),
         reading=Reading.of(cfg),
     )
-    shown, asked = found[: cfg.shots], found[cfg.shots :][: cfg.limit or None]
+    shown = found[: cfg.shots]
+    asked = found[cfg.shots :][: cfg.limit or None]
     if not asked:
         raise UserError(
             f"{len(found)} problems are all shown as examples", where="shots", hint="give fewer"
         )
     prompts = [chat_ids(_conversation(cfg.system, shown, problem), model) for problem in asked]
-    form = "whole" if cfg.answer == "any" else cfg.answer
+    form = cfg.answer
+    if form == "any":
+        form = "whole"
     with Rewards(("correct", "format"), form=form) as rewards:
         rewards.check(_columns(asked))
-        unreadable = rewards.check_answers({**p.columns, "answer": p.answer or None} for p in asked)
-
-        def judged(temperature: float, samples: int) -> tuple[Any, Any, Any]:
-            """(right, in the asked form, cut at the limit): (problems, samples) bools each."""
-            generator = generator_of(
-                model, backend, Sampling(cfg.max_new_tokens, temperature, seed=cfg.seed)
-            )
-            drawn = generator.run(model.params, prompts, stage="eval", samples=samples)
-            rows = [problem for problem in asked for _ in range(samples)]
-            texts = [model.tokenizer.decode(c.ids) for c in drawn]
-            openings = [
-                thought_opening(ids, model.tokenizer) for ids in prompts for _ in range(samples)
-            ]
-            if cfg.answer == "any":
-                texts, openings = (
-                    [any_answer(o + t) or "" for o, t in zip(openings, texts, strict=True)],
-                    [],
-                )
-            scores = rewards.score([p.prompt for p in rows], texts, _columns(rows), openings)
-            cut = np.array([not c.stopped for c in drawn])
-            right, formed = (
-                scores.by_name[name].reshape(len(asked), samples) >= 1
-                for name in ("correct", "format")
-            )
-            return right, formed, cut.reshape(len(asked), samples)
-
-        right, formed, cut = judged(0.0, 1)
-        share = wilson(int(right.sum()), len(asked))
-        out = {
-            "accuracy": share.share,
-            "interval": [share.low, share.high],
-            "problems": len(asked),
-            "answered": float(formed.mean()),
-            "truncated": float(cut.mean()),
-        }
+        unreadable = rewards.check_answers(map(_with_answer, asked))
+        exam = _Exam(cfg, model, backend, rewards, asked, prompts)
+        greedy = exam.judge(0.0, 1)
+        out = _greedy_figures(greedy)
         if unreadable:
             out["unreadable"] = unreadable[0].bad
-        if (
-            model.network.decoder_start_token_id is not None
-        ):  # of any other model a prompt that is too long is refused
+        # of any other model a prompt that is too long is refused
+        if model.network.decoder_start_token_id is not None:
             longest = model.cfg.max_position_embeddings
             out["cut_prompts"] = sum(len(prompt) > longest for prompt in prompts)
         if cfg.tries:
-            counts = [int(n) for n in judged(1.0, cfg.tries)[0].sum(1)]
-            out |= {"pass_at": sum(n > 0 for n in counts) / len(counts), "tries": cfg.tries}
-            out |= {
-                f"pass@{k}": sum(pass_at(k, cfg.tries, n) for n in counts) / len(counts)
-                for k in (2**n for n in range(cfg.tries.bit_length()))
-                if k <= cfg.tries
-            }
+            out |= _pass_figures(exam.judge(1.0, cfg.tries).right, cfg.tries)
+    return out
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """(problems, samples) bools each: the answer is right; it has the asked form; it was cut at the
+    limit."""
+
+    right: NDArray[np.bool_]
+    formed: NDArray[np.bool_]
+    cut: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """Problems, their prompts, and what answers and judges them."""
+
+    cfg: EvalConfig
+    model: Model
+    backend: Backend
+    rewards: Rewards
+    asked: Sequence[Problem]
+    prompts: Sequence[Sequence[int]]
+
+    def judge(self, temperature: float, samples: int) -> _Judged:
+        """Draws `samples` answers to each problem and judges them."""
+        sampling = Sampling(self.cfg.max_new_tokens, temperature, seed=self.cfg.seed)
+        generator = generator_of(self.model, self.backend, sampling)
+        drawn = generator.run(self.model.params, self.prompts, stage="eval", samples=samples)
+        texts = [self.model.tokenizer.decode(completion.ids) for completion in drawn]
+        rows: list[Problem] = []
+        openings: list[str] = []
+        for problem, prompt in zip(self.asked, self.prompts, strict=True):
+            rows += [problem] * samples
+            openings += [thought_opening(prompt, self.model.tokenizer)] * samples
+        if self.cfg.answer == "any":
+            texts = _found_answers(openings, texts)
+            openings = []
+        chats = [problem.prompt for problem in rows]
+        scores = self.rewards.score(chats, texts, _columns(rows), openings)
+        shape = (len(self.asked), samples)
+        cut = np.array([not completion.stopped for completion in drawn])
+        return _Judged(
+            scores.by_name["correct"].reshape(shape) >= 1,
+            scores.by_name["format"].reshape(shape) >= 1,
+            cut.reshape(shape),
+        )
+
+
+def _greedy_figures(found: _Judged) -> dict[str, Any]:
+    """What is told of one greedy answer to each problem."""
+    asked = len(found.right)
+    share = wilson(int(found.right.sum()), asked)
+    return {
+        "accuracy": share.share,
+        "interval": [share.low, share.high],
+        "problems": asked,
+        "answered": float(found.formed.mean()),
+        "truncated": float(found.cut.mean()),
+    }
+
+
+def _pass_figures(right: NDArray[np.bool_], tries: int) -> dict[str, Any]:
+    """{"pass_at": the share of problems that at least one of `tries` answers solves, "tries"}, and
+    "pass@k" for each power of two k up to `tries`."""
+    counts: list[int] = right.sum(1).tolist()
+    out: dict[str, Any] = {"pass_at": np.count_nonzero(counts) / len(counts), "tries": tries}
+    k = 1
+    while k <= tries:
+        out[f"pass@{k}"] = sum(pass_at(k, tries, n) for n in counts) / len(counts)
+        k *= 2
     return out
 
 
@@ -123,23 +162,35 @@ def pass_at(k: int, samples: int, right: int) -> float:
 
 def any_answer(text: str) -> str | None:
     """The final answer in the first of the forms `ANY` that finds one."""
-    return next((found for form in ANY if (found := final_answer(text, form)) is not None), None)
+    for form in ANY:
+        found = final_answer(text, form)
+        if found is not None:
+            return found
+    return None
+
+
+def _found_answers(openings: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """The final answer of each text, with what its prompt opens before it; empty where it has
+    none."""
+    found = []
+    for opening, text in zip(openings, texts, strict=True):
+        found.append(any_answer(opening + text) or "")
+    return found
 
 
 def _conversation(system: str, shown: Sequence[Problem], asked: Problem) -> Messages:
     """Examples as turns that were answered before, then the question. A row's `solution` shows how,
     if it has one.
     """
-    messages: Messages = [{"role": "system", "content": system}] if system else []
+    messages: Messages = []
+    if system:
+        messages.append({"role": "system", "content": system})
     for problem in shown:
-        messages += [
-            *_turns(problem, bool(messages)),
-            {
-                "role": "assistant",
-                "content": str(problem.columns.get("solution") or problem.answer),
-            },
-        ]
-    return [*messages, *_turns(asked, bool(messages))]
+        answer = str(problem.columns.get("solution") or problem.answer)
+        messages += _turns(problem, bool(messages))
+        messages.append({"role": "assistant", "content": answer})
+    messages += _turns(asked, bool(messages))
+    return messages
 
 
 def _turns(problem: Problem, later: bool) -> Messages:
@@ -155,11 +206,20 @@ def _turns(problem: Problem, later: bool) -> Messages:
     return problem.chat
 
 
+def _with_answer(problem: Problem) -> dict[str, Any]:
+    """A problem's columns and its answer, None where it has none."""
+    return {**problem.columns, "answer": problem.answer or None}
+
+
 def _columns(rows: Sequence[Problem]) -> dict[str, list[Any]]:
     """As rewards take them, None where a problem has none of that name."""
-    names = dict.fromkeys(name for problem in rows for name in problem.columns)
-    return {
+    names: dict[str, None] = {}
+    for problem in rows:
+        names.update(dict.fromkeys(problem.columns))
+    columns: dict[str, list[Any]] = {
         "answer": [problem.answer for problem in rows],
         "kind": [problem.kind for problem in rows],
-        **{name: [problem.columns.get(name) for problem in rows] for name in names},
     }
+    for name in names:
+        columns[name] = [problem.columns.get(name) for problem in rows]
+    return columns

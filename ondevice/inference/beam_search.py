@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,8 @@ class Search:
     of the length that a finished text's log-probability is divided by."""
 
     length_penalty: float = 1.0
-    early_stopping: bool | str = (
-        False  # True: as soon as `beams` texts are finished; "never": when none can be better
-    )
+    # True: as soon as `beams` texts are finished; "never": when none can be better
+    early_stopping: bool | str = False
     min_length: int = 0
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
@@ -41,18 +40,18 @@ class Search:
         """What a model's folder says; old ones say it in config.json. `note` is told what a search
         here leaves out. Raises UserError for a value of the wrong kind."""
         file, said = settings_of(folder)
-        if left := left_out(
-            said, _LEFT_OUT, dict.fromkeys([*(field.name for field in fields(cls)), *_DRAWING])
-        ):
+        names = [field.name for field in fields(cls)]
+        left = left_out(said, _LEFT_OUT, dict.fromkeys([*names, *_DRAWING]))
+        if left:
             note(f"{file.name} asks for {', '.join(left)}: a search here does without")
         found: dict[str, Any] = {}
-        for field in fields(cls):
-            value = said.get(field.name)
+        for name in names:
+            value = said.get(name)
             if value is None:
                 continue
-            if not isinstance(value, _KINDS.get(field.name, int)):
-                raise UserError(f"{field.name} is {value!r}", where=str(file), hint="leave it out")
-            found[field.name] = value
+            if not isinstance(value, _KINDS.get(name, int)):
+                raise UserError(f"{name} is {value!r}", where=str(file), hint="leave it out")
+            found[name] = value
         return cls(**found)
 
 
@@ -105,64 +104,111 @@ def beam_search(
     better, as long as it is, than all finished. Raises UserError for what is forced and is no
     token.
     """
+    _check_forced(how, generator.known)
+    reader = generator.reader(params, prompt)
+    search = _Search(generator, prompt, beams, how, reader.limit)
+    for length in range(1, reader.limit + 1):
+        going = search.extend(reader.logprobs().astype(np.float32), length)
+        if search.is_over(going, length):
+            break
+        search.keep(going)
+        reader.go_on([one.beam for one in going], [one.token for one in going])
+    return search.done
+
+
+def _check_forced(how: Search, known: int) -> None:
+    """Raises UserError for what is forced and is not a token of a vocabulary of `known`."""
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        if not 0 <= (getattr(how, name) or 0) < generator.known:
+        token = getattr(how, name)
+        if not 0 <= (token or 0) < known:
             raise UserError(
-                f"{name} is {getattr(how, name)}, the vocabulary has {generator.known}",
+                f"{name} is {token}, the vocabulary has {known}",
                 where="generation_config.json",
                 hint="leave it out",
             )
-    start = generator.network.decoder_start_token_id
-    rules = _Rules(how, list(prompt) if start is None else [start], sorted(generator.stop_ids))
-    texts: list[list[int]] = [[]]
-    scores = np.zeros(1, np.float32)
-    done: list[Finished] = []
-    reader = generator.reader(params, prompt)
-    for length in range(1, reader.limit + 1):
-        logp = reader.logprobs().astype(np.float32)
-        rules.keep(logp, texts, last=length == reader.limit)
-        logp += scores[:, None]
+
+
+class _Candidate(NamedTuple):
+    """A text that goes on: its log-probability, the beam that it continues, and by which token."""
+
+    score: float
+    beam: int
+    token: int
+
+
+class _Search:
+    """The texts that go on, with their log-probabilities, and those that are finished, best
+    first."""
+
+    def __init__(
+        self, generator: Generator, prompt: Sequence[int], beams: int, how: Search, limit: int
+    ) -> None:
+        self.done: list[Finished] = []
+        self._how = how
+        self._beams = beams
+        self._limit = limit
+        self._stops = generator.stop_ids
+        start = generator.network.decoder_start_token_id
+        before = list(prompt) if start is None else [start]
+        self._rules = _Rules(how, before, sorted(self._stops))
+        self._texts: list[list[int]] = [[]]
+        self._scores = np.zeros(1, np.float32)
+
+    def extend(self, logp: NDArray[np.float32], length: int) -> list[_Candidate]:
+        """Takes (K, V) log-probabilities of the next token, the text's `length`th: adds what ends
+        with it to `done`, and returns the likeliest texts that go on, at most `beams`."""
+        full = length == self._limit
+        self._rules.keep(logp, self._texts, last=full)
+        logp += self._scores[:, None]
         vocabulary = logp.shape[1]
+        flat = logp.reshape(-1)
         # enough candidates that `beams` of them go on, whatever stops
-        count = min((len(generator.stop_ids) + 1) * beams, logp.size)
-        going: list[tuple[float, int, int]] = []
-        for rank, place in enumerate(_best(logp.reshape(-1), count).tolist()):
-            beam, token, score = (
-                place // vocabulary,
-                place % vocabulary,
-                float(logp.reshape(-1)[place]),
-            )
-            stopped, full = token in generator.stop_ids, length == reader.limit
+        count = min((len(self._stops) + 1) * self._beams, logp.size)
+        going: list[_Candidate] = []
+        for rank, place in enumerate(_best(flat, count).tolist()):
+            beam, token = divmod(place, vocabulary)
+            score = float(flat[place])
             if score == -np.inf:
                 break
+            stopped = token in self._stops
             if not stopped and not full:
-                going.append((score, beam, token))
-            elif rank < beams:
-                ids = texts[beam] if stopped else [*texts[beam], token]
-                done.append(
-                    Finished(
-                        score / length**how.length_penalty,
-                        Completion(ids, token if stopped else None),
-                    )
-                )
-        done = sorted(done, key=lambda one: -one.score)[:beams]
-        going = going[:beams]
-        if how.early_stopping == "never" and how.length_penalty > 0:
-            longest = reader.limit
-        else:
-            longest = length
-        if not going or (
-            len(done) == beams
-            and (
-                how.early_stopping is True
-                or going[0][0] / longest**how.length_penalty <= done[-1].score
-            )
-        ):
-            break
-        texts = [[*texts[beam], token] for _, beam, token in going]
-        scores = np.array([score for score, _, _ in going], np.float32)
-        reader.go_on([beam for _, beam, _ in going], [token for _, _, token in going])
-    return done
+                going.append(_Candidate(score, beam, token))
+            elif rank < self._beams:
+                self._finish(_Candidate(score, beam, token), stopped, length)
+        self.done = sorted(self.done, key=_by_score)[: self._beams]
+        return going[: self._beams]
+
+    def _finish(self, last: _Candidate, stopped: bool, length: int) -> None:
+        ids = self._texts[last.beam]
+        stop: int | None = last.token
+        if not stopped:
+            ids = [*ids, last.token]
+            stop = None
+        score = last.score / length**self._how.length_penalty
+        self.done.append(Finished(score, Completion(ids, stop)))
+
+    def is_over(self, going: Sequence[_Candidate], length: int) -> bool:
+        """Whether no text that goes on can be better than all that are finished."""
+        if not going:
+            return True
+        if len(self.done) < self._beams:
+            return False
+        if self._how.early_stopping is True:
+            return True
+        longest = length
+        if self._how.early_stopping == "never" and self._how.length_penalty > 0:
+            longest = self._limit
+        best: float = going[0].score / longest**self._how.length_penalty
+        return best <= self.done[-1].score
+
+    def keep(self, going: Sequence[_Candidate]) -> None:
+        """Goes on with these texts."""
+        self._texts = [[*self._texts[one.beam], one.token] for one in going]
+        self._scores = np.array([one.score for one in going], np.float32)
+
+
+def _by_score(one: Finished) -> float:
+    return -one.score
 
 
 @dataclass(frozen=True)
@@ -187,11 +233,11 @@ class _Rules:
             row[_repeating(written, self.how.no_repeat_ngram_size)] = -np.inf
             if len(written) < self.how.min_length:
                 row[self.stops] = -np.inf
-            forced = self.how.forced_bos_token_id if len(written) == 1 else None
+            forced = None
             if last and self.how.forced_eos_token_id is not None:
                 forced = self.how.forced_eos_token_id
-            else:
-                forced = forced
+            elif len(written) == 1:
+                forced = self.how.forced_bos_token_id
             if forced is not None:
                 row[:] = -np.inf
                 row[forced] = 0.0
@@ -202,11 +248,11 @@ def _repeating(written: Sequence[int], size: int) -> list[int]:
     if not 0 < size <= len(written):
         return []
     end = written[len(written) - size + 1 :]
-    return [
-        written[at + size - 1]
-        for at in range(len(written) - size + 1)
-        if written[at : at + size - 1] == end
-    ]
+    found = []
+    for at in range(len(written) - size + 1):
+        if written[at : at + size - 1] == end:
+            found.append(written[at + size - 1])
+    return found
 
 
 def _best(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:

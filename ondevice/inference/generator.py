@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from numpy.typing import NDArray
 
 from ondevice.common.errors import UserError
 from ondevice.common.rng import uniforms
-from ondevice.config.drawing import check_temperature
 from ondevice.data.completion_batches import context_length
 from ondevice.data.truncation import truncated
+from ondevice.inference.next_token import Sampling, draw
 from ondevice.models.encoder import Encoder
 from ondevice.models.kv_cache import Cache
 from ondevice.models.library import LibraryNetwork
@@ -37,24 +36,6 @@ from ondevice.seam.protocols import Backend
 
 BLOCK = 32  # the cache grows by this many tokens
 LOOK = 8  # tokens between two looks of the host
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution. A
-    repetition_penalty (Keskar 2019) divides the logits of tokens that stand in the prompt or the
-    answer where they are above 0, and multiplies the others; 1 changes nothing. Raises UserError
-    for a temperature that cannot be drawn at."""
-
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -71,21 +52,13 @@ class Completion:
 
 
 @dataclass
-class _Row:
+class Row:
     """A row still being decoded."""
 
     at: int  # its place among the prompts
     limit: int
     ids: list[int]
     uniforms: NDArray[np.float32]
-
-
-def generator_of(
-    model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto"
-) -> Generator:
-    """What decodes with the model, whichever architecture it is of."""
-    kind = LibraryGenerator if isinstance(model.network, LibraryNetwork) else Generator
-    return kind(model, backend, sampling, compile=compile)
 
 
 class Generator:
@@ -102,12 +75,10 @@ class Generator:
         self, model: Model, backend: Backend, sampling: Sampling, *, compile: str = "auto"
     ) -> None:
         assert not isinstance(model.network, Encoder)
-        self.cfg, self.network, self.backend, self.sampling = (
-            model.cfg,
-            model.network,
-            backend,
-            sampling,
-        )
+        self.cfg = model.cfg
+        self.network = model.network
+        self.backend = backend
+        self.sampling = sampling
         self._tokenizer = model.tokenizer
         self.stop_ids = set(model.tokenizer.stop_ids)
         # some models have rows beyond the last token, to fill a block
@@ -138,19 +109,23 @@ class Generator:
         on: what a row draws follows from its number, whether it is asked alone or among others."""
         prompts = [self._checked(prompt) for prompt in prompts]
         out: list[Completion | None] = [None] * (len(prompts) * samples)
+        lengths = [len(prompt) for prompt in prompts]
         # like lengths together: less padding
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        order = sorted(range(len(prompts)), key=lengths.__getitem__)
         for asked in self._groups(order, prompts, max(1, batch_size // samples)):
             rows = []
             for i in asked:
-                taken = self.network.prompt_width(len(prompts[i]))
-                limit = min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - taken)
-                rows += [
-                    _Row(at, limit, [], self._uniforms(stage, step, first + at, limit))
-                    for at in range(i * samples, (i + 1) * samples)
-                ]
+                limit = self.limit(lengths[i])
+                for at in range(i * samples, (i + 1) * samples):
+                    drawn = self._uniforms(stage, step, first + at, limit)
+                    rows.append(Row(at, limit, [], drawn))
             self._batch(params, rows, [prompts[i] for i in asked], out, on_token)
         return [c for c in out if c is not None]
+
+    def limit(self, length: int) -> int:
+        """How many tokens may be written after a prompt of so many."""
+        taken = self.network.prompt_width(length)
+        return min(self.sampling.max_new_tokens, self.cfg.max_position_embeddings - taken)
 
     def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
         """What stands behind a search among several continuations of one prompt."""
@@ -175,19 +150,19 @@ class Generator:
             raise UserError("is empty", where="prompt", hint="write something")
         if self.is_cut(prompt):
             prompt = truncated(prompt, self.cfg.max_position_embeddings, self._tokenizer).tolist()
-        if (
-            context_length(len(prompt), 1, self.network.decoder_start_token_id)
-            > self.cfg.max_position_embeddings
-        ):
+        room = self.cfg.max_position_embeddings
+        if context_length(len(prompt), 1, self.network.decoder_start_token_id) > room:
             raise UserError(
-                f"has {len(prompt)} tokens, the model's context holds {self.cfg.max_position_embeddings}",
+                f"has {len(prompt)} tokens, the model's context holds {room}",
                 where="prompt",
                 hint="shorten it",
             )
-        if min(prompt) < 0 or max(prompt) >= self.cfg.vocab_size:
+        lowest = min(prompt)
+        highest = max(prompt)
+        if lowest < 0 or highest >= self.cfg.vocab_size:
+            outside = lowest if lowest < 0 else highest
             raise UserError(
-                f"token id {min(prompt) if min(prompt) < 0 else max(prompt)} is outside the vocabulary of "
-                f"{self.cfg.vocab_size}",
+                f"token id {outside} is outside the vocabulary of {self.cfg.vocab_size}",
                 where="prompt",
             )
         return prompt
@@ -201,22 +176,28 @@ class Generator:
         """What the folder forces as the first token after the one that opens what is written, and
         as the last one where the limit comes first, as transformers does (BART's `<s>` and `</s>`).
         Raises UserError for what is no token."""
-        found: list[int | None] = []
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            value = model.generation.get(name)
-            if value is not None and not (isinstance(value, int) and 0 <= value < self.known):
-                raise UserError(
-                    f"{name} is {value!r}, the vocabulary has {self.known} tokens",
-                    where=str(model.folder / "generation_config.json"),
-                    hint="leave it out",
-                )
-            found.append(value)
-        return found[0] if self.network.decoder_start_token_id is not None else None, found[1]
+        first = self._forced_token(model, "forced_bos_token_id")
+        last = self._forced_token(model, "forced_eos_token_id")
+        if self.network.decoder_start_token_id is None:
+            return None, last
+        return first, last
+
+    def _forced_token(self, model: Model, name: str) -> int | None:
+        value = model.generation.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int) or not 0 <= value < self.known:
+            raise UserError(
+                f"{name} is {value!r}, the vocabulary has {self.known} tokens",
+                where=str(model.folder / "generation_config.json"),
+                hint="leave it out",
+            )
+        return value
 
     def _batch(
         self,
         params: Params,
-        rows: list[_Row],
+        rows: list[Row],
         prompts: list[Sequence[int]],
         out: list[Completion | None],
         on_token: Callable[[int, int], None] | None,
@@ -224,54 +205,62 @@ class Generator:
         samples = len(rows) // len(prompts)
         cache, last, longest = self._read(params, prompts, samples)
         seen = [self.backend.array(x) for x in self._seen(prompts, samples)]
-        token, done = self._first(params, last, seen, _column(rows, 0)), 0
+        token = self._first(params, last, seen, column(rows, 0))
         if self._forced_first is not None:
             token = self.backend.array(np.full(len(rows), self._forced_first, np.int32))
         look = 1 if on_token else LOOK
+        done = 0
         fresh = [token]
-        while rows:
+        while True:
             for _ in range(look - len(fresh)):
                 done += 1
-                token, keys, values, at, seen = self._step(
-                    params,
-                    token,
-                    cache.keys,
-                    cache.values,
-                    cache.lengths,
-                    cache.fixed,
-                    seen,
-                    _column(rows, done),
-                )
-                cache = Cache(keys, values, at, cache.fixed)
+                token, cache, seen = self._next(params, token, cache, seen, column(rows, done))
                 fresh.append(token)
             written = np.stack([self.backend.numpy(t) for t in fresh], 1)
             fresh = []
-            alive = [
-                i for i, row in enumerate(rows) if not self._take(row, written[i], out, on_token)
-            ]
+            alive = self._unfinished(rows, written, out, on_token)
+            if not alive:
+                return
             if len(alive) * 2 <= len(rows):  # halving: a compiled step then sees few batch sizes
-                keep = (alive + [alive[0]] * len(rows))[: max(len(rows) // 2, 1)] if alive else []
-                if not alive:
-                    return
-                rows = [
-                    rows[i] if n < len(alive) else _Row(-1, 0, [], np.zeros(0, np.float32))
-                    for n, i in enumerate(keep)
-                ]
-                index = np.array(keep, np.int32)
+                rows, index = _halved(rows, alive)
                 cache, token = self._select(cache, token, index)
                 seen = [x[self.backend.array(index)] for x in seen]
             cache = self._grow(cache, longest + done + look + 1)
 
+    def _next(
+        self, params: Params, token: Array, cache: Cache, seen: list[Array], u: NDArray[np.float32]
+    ) -> tuple[Array, Cache, list[Array]]:
+        """(next token of each row, the cache with it, what each row has then)."""
+        token, keys, values, lengths, seen = self._step(
+            params, token, cache.keys, cache.values, cache.lengths, cache.fixed, seen, u
+        )
+        return token, Cache(keys, values, lengths, cache.fixed), seen
+
+    def _unfinished(
+        self,
+        rows: Sequence[Row],
+        written: NDArray[Any],
+        out: list[Completion | None],
+        on_token: Callable[[int, int], None] | None,
+    ) -> list[int]:
+        """Adds what all rows have written since the last look; the numbers of those that go on."""
+        alive = []
+        for i, row in enumerate(rows):
+            if not self._take(row, written[i], out, on_token):
+                alive.append(i)
+        return alive
+
     def _seen(self, prompts: Sequence[Sequence[int]], samples: int) -> list[NDArray[np.float32]]:
         """(rows, V) 1 where a row has a token already, nothing where nobody asks. Of what is read
-        apart from what is written, as an encoder-decoder's source, none counts but the token that
+        apart from what is written, as an encoder-decoder's source, none counts except the token that
         opens the answer: as in transformers."""
         if self.sampling.repetition_penalty == 1:
             return []
         table = np.zeros((len(prompts), self.known), np.float32)
+        start = self.network.decoder_start_token_id
         for row, prompt in zip(table, prompts, strict=True):
-            start = self.network.decoder_start_token_id
-            row[[i for i in (prompt if start is None else [start]) if i < self.known]] = 1
+            had = prompt if start is None else [start]
+            row[[i for i in had if i < self.known]] = 1
         return [np.repeat(table, samples, 0)]
 
     def _read(
@@ -308,7 +297,7 @@ class Generator:
 
     def _take(
         self,
-        row: _Row,
+        row: Row,
         seen: NDArray[Any],
         out: list[Completion | None],
         on_token: Callable[[int, int], None] | None,
@@ -319,9 +308,8 @@ class Generator:
         for token in seen.tolist():
             stopped = token in self.stop_ids
             if not stopped and self._forced_last is not None and len(row.ids) + 1 == row.limit:
-                if (
-                    self._forced_last in self.stop_ids
-                ):  # the limit has ended the text, not the model
+                # the limit has ended the text, not the model
+                if self._forced_last in self.stop_ids:
                     out[row.at] = Completion(row.ids)
                     return True
                 token = self._forced_last
@@ -337,9 +325,9 @@ class Generator:
     def _select(self, cache: Cache, token: Array, keep: NDArray[np.int32]) -> tuple[Cache, Array]:
         """The rows `keep` of a cache and of what stands beside it, as often as they are named."""
         index = self.backend.array(keep)
-        keys, values, fixed = (
-            [x[index] for x in xs] for xs in (cache.keys, cache.values, cache.fixed)
-        )
+        keys = [x[index] for x in cache.keys]
+        values = [x[index] for x in cache.values]
+        fixed = [x[index] for x in cache.fixed]
         return Cache(keys, values, cache.lengths[index], fixed), token[index]
 
     def _grow(self, cache: Cache, needed: int) -> Cache:
@@ -348,7 +336,8 @@ class Generator:
             return cache
         ops = self.backend.ops
         more = ops.zeros((b, h, _round_up(needed - room, BLOCK), c), self.backend.dtype)
-        keys, values = ([ops.concat([x, more], 2) for x in xs] for xs in (cache.keys, cache.values))
+        keys = [ops.concat([x, more], 2) for x in cache.keys]
+        values = [ops.concat([x, more], 2) for x in cache.values]
         return Cache(keys, values, cache.lengths, cache.fixed)
 
     # what runs on the device
@@ -361,9 +350,8 @@ class Generator:
         last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
         b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
-        keys, values = (
-            [ops.concat([x, empty], 2) for x in xs] for xs in (cache.keys, cache.values)
-        )
+        keys = [ops.concat([x, empty], 2) for x in cache.keys]
+        values = [ops.concat([x, empty], 2) for x in cache.values]
         return last, keys, values, cache.lengths, cache.fixed
 
     def _first_fn(self, params: Params, last: Array, seen: list[Array], u: Array) -> Array:
@@ -388,13 +376,8 @@ class Generator:
         if seen:
             away = token.reshape(-1, 1) - ops.constant(self._words)
             seen = [ops.where(ops.maximum(away, -away) < 1, 1.0, x) for x in seen]
-        return (
-            self._draw(ops, params, hidden, u, seen),
-            cache.keys,
-            cache.values,
-            cache.lengths,
-            seen,
-        )
+        drawn = self._draw(ops, params, hidden, u, seen)
+        return drawn, cache.keys, cache.values, cache.lengths, seen
 
     def _advance_fn(
         self,
@@ -423,33 +406,9 @@ class Generator:
         """(B,) next tokens from hidden (B, D) or (B, 1, D), uniforms (B,), and what each row has
         already (`_seen`).
         """
-        s = self.sampling
-        z = self.network.head.logits(ops, params, hidden.reshape(hidden.shape[0], -1))[
-            :, : self.known
-        ]
-        for table in seen:
-            z = ops.where(
-                table > 0, ops.where(z < 0, z * s.repetition_penalty, z / s.repetition_penalty), z
-            )
-        if not s.temperature:
-            return ops.cast(ops.argmax(z, -1), "int32")
-        p = ops.softmax(z / s.temperature, -1)
-        v = p.shape[-1]
-        if 0 < s.top_k < v:
-            least = ops.sort(p, -1)[:, v - s.top_k : v - s.top_k + 1]
-            p = ops.where(p < least, 0.0, p)
-        if s.top_p < 1:
-            p = p / ops.sum(p, -1, True)
-            rising = ops.sort(p, -1)
-            least = -ops.max(
-                ops.where(ops.cumsum(rising, -1) > 1 - s.top_p, -rising, -2.0), -1, True
-            )
-            # the likeliest stays, also where rounding leaves no sum above 1 - top_p
-            least = ops.minimum(least, rising[:, v - 1 : v])
-            p = ops.where(p < least, 0.0, p)
-        heap = ops.cumsum(p, -1)
-        below = ops.cast(heap <= u.reshape(-1, 1) * heap[:, v - 1 : v], "int32")
-        return ops.cast(ops.minimum(ops.sum(below, -1), v - 1), "int32")
+        flat = hidden.reshape(hidden.shape[0], -1)
+        logits = self.network.head.logits(ops, params, flat)[:, : self.known]
+        return draw(ops, logits, self.sampling, u, seen)
 
 
 class Reader:
@@ -457,11 +416,9 @@ class Reader:
     many tokens may be written."""
 
     def __init__(self, generator: Generator, params: Params, prompt: Sequence[int]) -> None:
-        self._g, self._params = generator, params
-        taken = generator.network.prompt_width(len(prompt))
-        self.limit = min(
-            generator.sampling.max_new_tokens, generator.cfg.max_position_embeddings - taken
-        )
+        self._g = generator
+        self._params = params
+        self.limit = generator.limit(len(prompt))
         self._cache, self._last, self._longest = generator._read(params, [prompt], 1)
 
     def logprobs(self) -> NDArray[np.float32]:
@@ -483,67 +440,23 @@ class Reader:
         self._cache = Cache(keys, values, lengths, cache.fixed)
 
 
-class LibraryGenerator(Generator):
-    """Decodes by a library's own cache, which may hold states of any kind: what is read at once has
-    one length, and no row leaves before the others. A search reads its texts anew at each token."""
-
-    def _groups(
-        self, order: list[int], prompts: Sequence[Sequence[int]], together: int
-    ) -> Iterator[list[int]]:
-        for _, alike in groupby(order, key=lambda i: len(prompts[i])):
-            yield from super()._groups(list(alike), prompts, together)
-
-    def _batch(
-        self,
-        params: Params,
-        rows: list[_Row],
-        prompts: list[Sequence[int]],
-        out: list[Completion | None],
-        on_token: Callable[[int, int], None] | None,
-    ) -> None:
-        assert isinstance(self.network, LibraryNetwork)
-        read = self.network.lib.reading(params)
-        ids = np.repeat(np.array(prompts, np.int32), len(rows) // len(prompts), 0)
-        seen = self._seen(prompts, len(rows) // len(prompts))
-        for done in range(max(row.limit for row in rows)):
-            token = self._first(params, read(self.backend.array(ids)), seen, _column(rows, done))
-            written = self.backend.numpy(token).reshape(-1, 1)
-            if all([self._take(row, written[i], out, on_token) for i, row in enumerate(rows)]):
-                return
-            ids = written.astype(np.int32)
-            for table in seen:
-                table[np.arange(len(rows)), ids[:, 0]] = 1
-
-    def reader(self, params: Params, prompt: Sequence[int]) -> Reader:
-        return _Rereader(self, params, self._checked(prompt))
+def column(rows: Sequence[Row], token: int) -> NDArray[np.float32]:
+    """(rows,) the uniforms of a token by its number, 0 where a row has no more."""
+    found = np.zeros(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        if token < len(row.uniforms):
+            found[i] = row.uniforms[token]
+    return found
 
 
-class _Rereader(Reader):
-    def __init__(self, generator: LibraryGenerator, params: Params, prompt: Sequence[int]) -> None:
-        self._g, self._params, self._texts = generator, params, [list(prompt)]
-        self.limit = min(
-            generator.sampling.max_new_tokens, generator.cfg.max_position_embeddings - len(prompt)
-        )
-        self._read()
-
-    def _read(self) -> None:
-        network = self._g.network
-        assert isinstance(network, LibraryNetwork)
-        self._last = network.lib.reading(self._params)(
-            self._g.backend.array(np.array(self._texts, np.int32))
-        )
-
-    def go_on(self, texts: Sequence[int], tokens: Sequence[int]) -> None:
-        self._texts = [
-            [*self._texts[text], token] for text, token in zip(texts, tokens, strict=True)
-        ]
-        self._read()
-
-
-def _column(rows: list[_Row], token: int) -> NDArray[np.float32]:
-    return np.array(
-        [r.uniforms[token] if token < len(r.uniforms) else 0.0 for r in rows], np.float32
-    )
+def _halved(rows: Sequence[Row], alive: Sequence[int]) -> tuple[list[Row], NDArray[np.int32]]:
+    """Half as many rows: those that are `alive`, then copies of the first that nobody reads; and
+    the numbers that they had."""
+    half = len(rows) // 2
+    filled = half - len(alive)
+    kept = [rows[i] for i in alive]
+    kept += [Row(-1, 0, [], np.zeros(0, np.float32))] * filled
+    return kept, np.array([*alive, *[alive[0]] * filled], np.int32)
 
 
 def _round_up(n: int, block: int) -> int:

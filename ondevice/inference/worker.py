@@ -54,7 +54,9 @@ from ondevice.inference.chat import (
     trained_kwargs,
     with_kwargs,
 )
-from ondevice.inference.generator import Generator, Sampling, generator_of
+from ondevice.inference.generator import Generator
+from ondevice.inference.library_generator import generator_of
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.model import Model, require_generative
 from ondevice.runs.resolve import find_model

@@ -5,144 +5,44 @@ votes are append-only, an undo is a row of its own. Which response stands left i
 is queued, from a seed, balanced within the batch, and stored; who wrote a response is stored beside
 it and is not for the rater's eyes.
 
-A rater whose name begins with `simulated:` is a program; whoever counts votes says how many are of
-that kind.
-
 The file must lie on a local disk: SQLite's WAL does not work over a network.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import fields
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from ondevice.common.clock import clock
 from ondevice.common.distribution import own_version
 from ondevice.common.errors import UserError
 from ondevice.preferences.sqlite_store import REPAIR, Damaged, Store, clean
+from ondevice.preferences.votes import (
+    Item,
+    Kind,
+    Outcome,
+    Progress,
+    QueueEntry,
+    Response,
+    Unreadable,
+    Vote,
+    is_simulated,
+    item_of,
+    vote_of,
+)
 
-if TYPE_CHECKING:
-    pass
-
-SIMULATED = "simulated:"
-Outcome = Literal["ranked", "tie", "all_bad"]
-Kind = Literal["normal", "gold", "repeat"]
 Message = Mapping[str, Any]
-Row = sqlite3.Row | dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Response:
-    """One answer to an item's prompt. `source` names the checkpoint that wrote it."""
-
-    text: str
-    source: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt and its responses, by slot. `shown`: the slots from left to right; `gold`: the slot
-    known to be best.
-    """
-
-    id: int
-    batch: str
-    prompt: str
-    prompt_sha: str
-    shown: tuple[int, ...]
-    kind: Kind
-    gold: int | None
-    repeat_of: int | None
-    meta: Mapping[str, Any]
-    created: float
-    responses: tuple[Response, ...]
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The prompt as a chat: [{"role", "content"}, …]."""
-        if self.meta.get("form") == "messages":
-            return list(json.loads(self.prompt))
-        return [{"role": "user", "content": self.prompt}]
-
-
-@dataclass(frozen=True)
-class QueueEntry:
-    """An item that a rater has not voted on; `skipped` where they have put it off."""
-
-    item: int
-    kind: Kind
-    skipped: bool
-
-
-@dataclass(frozen=True)
-class Vote:
-    """A row of the table `vote`. `ranking` and `shown` are slots; () where there is none."""
-
-    id: int
-    item: int
-    rater: str
-    session: str
-    action: str
-    outcome: Outcome | None
-    ranking: tuple[int, ...]
-    strength: int | None
-    shown: tuple[int, ...]
-    undoes: int | None
-    reason: str | None
-    note: str | None
-    seen_end: bool | None
-    dwell_ms: int | None
-    at: float
-    app: str
-
-
-def said(vote: Vote, marks: str = "1234") -> str:
-    """A vote in a word or two, by the places at which the responses were shown: "2 is better", "3 >
-    1", "tie".
-    """
-    if vote.action == "skip":
-        return "skipped"
-    if vote.outcome != "ranked":
-        if vote.outcome == "all_bad":
-            return "all bad"
-        return str(vote.outcome)
-    places = [marks[vote.shown.index(slot)] for slot in vote.ranking]
-    much = "much better" if vote.strength == 2 else "better"
-    if len(places) == 1 or len(vote.shown) == 2:
-        return f"{places[0]} is {much}"
-    return " > ".join(places)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one rater is, repeats left out. `usable`: (better, worse) pairs that the ranked votes
-    give.
-    """
-
-    rated: int
-    total: int
-    skipped: int
-    usable: int
-    ties: int
-    all_bad: int
-
-    def __str__(self) -> str:
-        return f"{self.rated} of {self.total} rated, {self.usable} usable pair{'' if self.usable == 1 else 's'}"
-
-
-def is_simulated(rater: str) -> bool:
-    """Whether this rater is a program."""
-    return rater.startswith(SIMULATED)
+# Columns that are written: the database counts ids itself.
+_ITEM = tuple(f.name for f in fields(Item) if f.name not in ("id", "responses"))
+_VOTE = tuple(f.name for f in fields(Vote) if f.name != "id")
 
 
 class Ratings(Store):
@@ -183,19 +83,18 @@ class Ratings(Store):
         source (every slot, where sources have no names) stands at every place equally often. A
         repeat is shown in the opposite order of the item that it repeats.
         """
-        assert 2 <= len(responses) <= 4 and (gold is None or 0 <= gold < len(responses))
-        assert (kind == "gold") == (gold is not None) and (kind == "repeat") == (
-            repeat_of is not None
-        )
+        assert 2 <= len(responses) <= 4
+        assert gold is None or 0 <= gold < len(responses)
+        assert (kind == "gold") == (gold is not None)
+        assert (kind == "repeat") == (repeat_of is not None)
         text, form = _prompt(prompt)
         batch = clean(batch)
         with self.transaction():
             if repeat_of is not None:
                 shown = self.item(repeat_of).shown[::-1]
             else:
-                shown = self._draw_shown(
-                    batch, [clean(response.source) for response in responses], seed
-                )
+                sources = [clean(response.source) for response in responses]
+                shown = self._draw_shown(batch, sources, seed)
             return self.insert_item(
                 {
                     "batch": batch,
@@ -222,22 +121,11 @@ class Ratings(Store):
         )
 
     def insert_item(self, row: Mapping[str, Any], responses: Sequence[Response]) -> int:
-        """A whole row of `item` as it is, but for its id; for reading exported ratings. `add` makes
+        """A whole row of `item` as it is, except its id; for reading exported ratings. `add` makes
         new ones.
         """
-        names = (
-            "batch",
-            "prompt",
-            "prompt_sha",
-            "shown",
-            "kind",
-            "gold",
-            "repeat_of",
-            "meta",
-            "created",
-        )
         with self.transaction():
-            item = self._insert("item", {name: row[name] for name in names})
+            item = self._insert("item", {name: row[name] for name in _ITEM})
             for slot, response in enumerate(responses):
                 self._insert(
                     "response",
@@ -264,10 +152,8 @@ class Ratings(Store):
 
     def batches(self) -> list[str]:
         """Names of the batches, the first queued first."""
-        return [
-            row["batch"]
-            for row in self._rows("SELECT batch FROM item GROUP BY batch ORDER BY min(id)")
-        ]
+        rows = self._rows("SELECT batch FROM item GROUP BY batch ORDER BY min(id)")
+        return [row["batch"] for row in rows]
 
     def queue(self, rater: str, batch: str | None = None) -> list[int]:
         """Ids of what this rater has not yet rated: repeats that wait, the others in order, then
@@ -296,12 +182,11 @@ class Ratings(Store):
             {"rater": rater, "batch": batch},
         )
         counts = Counter(row["outcome"] or row["action"] for row in rows)
-        # the first named is better than width-1 others, the second than width-2, …
-        usable = sum(
-            sum(row["width"] - 1 - place for place in range(row["named"]))
-            for row in rows
-            if row["named"]
-        )
+        usable = 0
+        for row in rows:
+            # the first named is better than width-1 others, the second than width-2, …
+            for place in range(row["named"] or 0):
+                usable += row["width"] - 1 - place
         rated = counts["ranked"] + counts["tie"] + counts["all_bad"]
         return Progress(rated, len(rows), counts["skip"], usable, counts["tie"], counts["all_bad"])
 
@@ -434,53 +319,18 @@ class Ratings(Store):
         return self._votes("vote", batch, raters, simulated)
 
     def insert_vote(self, row: Mapping[str, Any]) -> int:
-        """A whole row of `vote` as it is, but for its id; for reading exported ratings."""
-        names = (
-            "item",
-            "rater",
-            "session",
-            "action",
-            "outcome",
-            "ranking",
-            "strength",
-            "shown",
-            "undoes",
-            "reason",
-            "note",
-            "seen_end",
-            "dwell_ms",
-            "at",
-            "app",
-        )
-        return self._insert("vote", {name: row[name] for name in names})
+        """A whole row of `vote` as it is, except its id; for reading exported ratings."""
+        return self._insert("vote", {name: row[name] for name in _VOTE})
 
     # Within
 
     def _act(self, item: Item, rater: str, session: str, action: str, **given: Any) -> Vote:
-        empty = dict.fromkeys(
-            (
-                "outcome",
-                "ranking",
-                "strength",
-                "shown",
-                "undoes",
-                "reason",
-                "note",
-                "seen_end",
-                "dwell_ms",
-            )
-        )
+        """Stores a row of `vote` with what is `given` of its columns, the others empty."""
         assert rater
-        row = {
-            "item": item.id,
-            "rater": rater,
-            "session": session,
-            "action": action,
-            **empty,
-            **given,
-            "at": clock(),
-            "app": _app(),
-        }
+        row: dict[str, Any] = dict.fromkeys(_VOTE)
+        row |= {"item": item.id, "rater": rater, "session": session, "action": action}
+        row |= given
+        row |= {"at": clock(), "app": _app()}
         with self.transaction():
             vote = self.insert_vote(row)
         return vote_of(self._rows("SELECT * FROM vote WHERE id = ?", (vote,))[0])
@@ -494,10 +344,8 @@ class Ratings(Store):
                 values,
             ):
                 responses.setdefault(row["item"], []).append(row)
-            return [
-                item_of(row, responses.get(row["id"], []))
-                for row in self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)
-            ]
+            rows = self._rows(f"SELECT * FROM item WHERE {where} ORDER BY id", values)
+            return [item_of(row, responses.get(row["id"], [])) for row in rows]
 
     def _votes(
         self, table: str, batch: str | None, raters: Iterable[str], simulated: bool
@@ -508,13 +356,15 @@ class Ratings(Store):
             (batch, batch),
         )
         wanted = {clean(rater) for rater in raters}
+        found = []
         with self._readable("a vote"):
-            return [
-                vote_of(row)
-                for row in rows
-                if (not wanted or row["rater"] in wanted)
-                and (simulated or not is_simulated(row["rater"]))
-            ]
+            for row in rows:
+                if wanted and row["rater"] not in wanted:
+                    continue
+                if not simulated and is_simulated(row["rater"]):
+                    continue
+                found.append(vote_of(row))
+        return found
 
     @contextmanager
     def _readable(self, what: str) -> Iterator[None]:
@@ -562,85 +412,35 @@ class Ratings(Store):
 def _balanced(width: int) -> list[tuple[int, ...]]:
     """Orders in which every slot stands at every place equally often, and every two in either
     order: the rotations and their opposites (2 orders of two, 6 of three, 8 of four)."""
-    rotations = [tuple((start + place) % width for place in range(width)) for start in range(width)]
-    return list(dict.fromkeys(itertools.chain(rotations, (order[::-1] for order in rotations))))
+    slots = tuple(range(width))
+    rotations = [slots[start:] + slots[:start] for start in slots]
+    opposites = [order[::-1] for order in rotations]
+    return list(dict.fromkeys(rotations + opposites))
 
 
 def _prompt(prompt: str | Sequence[Message]) -> tuple[str, str]:
     """(text as stored, form). A chat of one plain user message is that message: one prompt has one
     hash.
     """
-    if not isinstance(prompt, str):
-        messages = [dict(message) for message in prompt]
-        if (
-            len(messages) != 1
-            or set(messages[0]) != {"role", "content"}
-            or messages[0]["role"] != "user"
-        ):
-            return clean(json.dumps(messages, ensure_ascii=False)), "messages"
-        return clean(messages[0]["content"]), "text"
-    return clean(prompt), "text"
+    if isinstance(prompt, str):
+        return clean(prompt), "text"
+    messages = [dict(message) for message in prompt]
+    if len(messages) == 1 and set(messages[0]) == {"role", "content"}:
+        [message] = messages
+        if message["role"] == "user":
+            return clean(message["content"]), "text"
+    return clean(json.dumps(messages, ensure_ascii=False)), "messages"
 
 
 def _whole(ranking: Sequence[int], width: int) -> tuple[int, ...]:
     """The ranking, with the last slot added where only one place for it is left."""
-    assert ranking and len(set(ranking)) == len(ranking) and set(ranking) <= set(range(width)), (
-        ranking
-    )
+    assert ranking, ranking
+    assert len(set(ranking)) == len(ranking), ranking
+    assert set(ranking) <= set(range(width)), ranking
     rest = [slot for slot in range(width) if slot not in ranking]
-    return tuple(ranking) + (tuple(rest) if len(rest) == 1 else ())
-
-
-class Unreadable(ValueError):
-    """A row says what no version of ours has written."""
-
-
-def _parsed(text: Any, kind: type) -> Any:
-    """JSON of one kind. Raises Unreadable."""
-    try:
-        value = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:  # TypeError: no text at all
-        raise Unreadable(str(error)) from error
-    if not isinstance(value, kind):
-        raise Unreadable(f"{text[:40]!r} is not a {kind.__name__}")
-    return value
-
-
-def _slots(text: str | None, width: int = 4) -> tuple[int, ...]:
-    """Slots out of JSON: different ones, each below `width`."""
-    slots = _parsed(text or "[]", list)
-    if not all(type(slot) is int and 0 <= slot < width for slot in slots) or len(set(slots)) != len(
-        slots
-    ):
-        raise Unreadable(f"{text!r} are not slots")
-    return tuple(slots)
-
-
-def item_of(row: Row, responses: Sequence[Row]) -> Item:
-    """Rows of `item` and `response`, by slot, as they are stored. Raises Unreadable."""
-    told = tuple(
-        Response(each["text"], each["source"], _parsed(each["meta"], dict)) for each in responses
-    )
-    item = Item(
-        **{**dict(row), "shown": _slots(row["shown"]), "meta": _parsed(row["meta"], dict)},
-        responses=told,
-    )
-    if len(item.responses) < 2 or sorted(item.shown) != list(range(len(item.responses))):
-        raise Unreadable(
-            f"item {item.id} has {len(item.responses)} responses, shown as {row['shown']}"
-        )
-    if item.meta.get("form") == "messages" and not all(
-        isinstance(message, dict) for message in _parsed(item.prompt, list)
-    ):
-        raise Unreadable(f"item {item.id} has a prompt that is not a chat")
-    return item
-
-
-def vote_of(row: Row) -> Vote:
-    """A row of `vote` as it is stored. Raises Unreadable."""
-    lists = {name: _slots(row[name]) for name in ("ranking", "shown")}
-    seen = None if row["seen_end"] is None else bool(row["seen_end"])
-    return Vote(**{**dict(row), **lists, "seen_end": seen})
+    if len(rest) == 1:
+        return (*ranking, *rest)
+    return tuple(ranking)
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
-from ondevice.preferences.database import Item, Ratings, Vote, is_simulated
+from ondevice.preferences.database import Ratings
+from ondevice.preferences.votes import Item, Vote, is_simulated
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ondevice.common.atomic import sync
 from ondevice.common.errors import UserError
 from ondevice.preferences import lock
 from ondevice.preferences.backups import copies, is_ours, keep_copy, read_only
-from ondevice.preferences.database import Ratings, Unreadable, item_of, vote_of
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.schema import COLUMNS, SCHEMA
 from ondevice.preferences.sqlite_store import (
     FAILED,
@@ -30,6 +30,7 @@ from ondevice.preferences.sqlite_store import (
     ratings_file,
     refused,
 )
+from ondevice.preferences.votes import Unreadable, item_of, vote_of
 
 Row = dict[str, Any]
 _MISSES = 10_000  # rows in a row that cannot be read, where nothing says how many there were

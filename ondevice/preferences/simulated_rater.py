@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ondevice.data.builtin.scoring import courteous, score
-from ondevice.preferences.database import SIMULATED
+from ondevice.preferences.votes import SIMULATED
 
 
 @dataclass(frozen=True)

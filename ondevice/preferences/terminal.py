@@ -20,11 +20,12 @@ from ondevice.common.errors import Interrupted, UserError
 from ondevice.common.rng import generator
 from ondevice.common.sanitize import LIMIT, sanitize
 from ondevice.config.use import RateConfig
-from ondevice.preferences.database import Item, Progress, Ratings, is_simulated, said
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.repair import open_for_rating
 from ondevice.preferences.sqlite_store import Damaged, Replaced, clean
 from ondevice.preferences.terminal_keys import ESCAPE, Keys
+from ondevice.preferences.votes import Item, Progress, is_simulated, said
 
 LETTERS = "abcd"
 _DIGITS = str.maketrans("1234", LETTERS)  # the keys of the app

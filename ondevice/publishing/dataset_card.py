@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ondevice.common.errors import UserError
 from ondevice.common.json_files import to_json
-from ondevice.preferences.database import Ratings, is_simulated
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import Pairs, pairs_of
+from ondevice.preferences.votes import is_simulated
 from ondevice.publishing.model_card import metadata
 from ondevice.publishing.public_names import plain_values
 from ondevice.reports.report import cell, markdown

@@ -29,7 +29,7 @@ from ondevice.hub.pull import ORIGIN
 from ondevice.hub.snapshot import is_name
 from ondevice.models import peft
 from ondevice.models.model_folder import is_adapter_folder, weight_files
-from ondevice.preferences.database import is_simulated
+from ondevice.preferences.votes import is_simulated
 from ondevice.publishing.public_names import CORPUS, parts, short_name, source_name, without_places
 from ondevice.runs import events
 from ondevice.runs.folder import RunFolder, StageFolder

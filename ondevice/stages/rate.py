@@ -13,10 +13,11 @@ from typing import Any
 from ondevice.common.errors import Interrupted, UserError
 from ondevice.config.preference import RaterConfig
 from ondevice.data.builtin.scoring import courteous
-from ondevice.preferences.database import Item, Ratings, is_simulated
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.pairs import pairs_of
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.preferences.sqlite_store import FILE
+from ondevice.preferences.votes import Item, is_simulated
 from ondevice.runs.context import Context, StageResult
 
 TOGETHER = 200  # votes between two commits

@@ -18,8 +18,9 @@ from ondevice.datasets.prompts import Prompt, prompts
 from ondevice.datasets.spec import DataSpec
 from ondevice.models.load import load_generative
 from ondevice.models.model import Model
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
+from ondevice.preferences.votes import Response
 from ondevice.rl.rollout import Sampled, Sampler
 from ondevice.runs.context import Context, StageResult
 

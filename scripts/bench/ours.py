@@ -16,7 +16,8 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.stages import PretrainConfig
 from ondevice.data.batches import ChatSource, TextSource
 from ondevice.data.chat_encoding import encode_chat
-from ondevice.inference.generator import Generator, Sampling
+from ondevice.inference.generator import Generator
+from ondevice.inference.next_token import Sampling
 from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.runs.context import Context

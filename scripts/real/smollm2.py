@@ -31,7 +31,8 @@ Measured = tuple[np.ndarray, np.ndarray, list[str], dict[str, float]]
 
 def ours(backend_name: str, folder: str, tokens: int) -> Measured:
     from ondevice.data.chat_encoding import prompt_ids
-    from ondevice.inference.generator import Generator, Sampling
+    from ondevice.inference.generator import Generator
+    from ondevice.inference.next_token import Sampling
     from ondevice.models.load import load_model
     from ondevice.seam.select import load_backend
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from ondevice.common.errors import UserError
 from ondevice.inference.pair_sampling import Judge, Plan, Writer, judge_of, prompts
-from ondevice.preferences.database import QueueEntry, Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import uncertainty
+from ondevice.preferences.votes import QueueEntry, Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.worker_client import ModelProcess, Refused, WorkerGone, memory_warning

@@ -21,7 +21,7 @@ from ondevice.config.load import from_mapping
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import SamplingConfig
 from ondevice.inference.conversations import Conversation, load, new_file, save, saved
-from ondevice.preferences.database import Response
+from ondevice.preferences.votes import Response
 from ondevice_tui.fields import fields_of, settings
 from ondevice_tui.screens.choose_chat import ChooseChat
 from ondevice_tui.screens.choose_model import ChooseModel

@@ -13,8 +13,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 
 from ondevice.common.clock import clock
-from ondevice.preferences.database import Ratings, Response
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
+from ondevice.preferences.votes import Response
 from ondevice_tui.live_sampling import rater_name
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.safe import SafeText, content, line, titled

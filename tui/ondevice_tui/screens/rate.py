@@ -22,9 +22,10 @@ from ondevice.common.clock import clock, ticks
 from ondevice.common.errors import UserError
 from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
-from ondevice.preferences.database import Item, Outcome, Progress, Ratings, Vote, said
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import rating_order
 from ondevice.preferences.sqlite_store import Damaged, Replaced, ratings_file
+from ondevice.preferences.votes import Item, Outcome, Progress, Vote, said
 from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import ago

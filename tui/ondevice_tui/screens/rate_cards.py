@@ -12,8 +12,8 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from ondevice.inference.pair_sampling import Judge
-from ondevice.preferences.database import Item
 from ondevice.preferences.rating_queue import forecast, uncertainty
+from ondevice.preferences.votes import Item
 from ondevice_tui.live_sampling import Pairing
 from ondevice_tui.screens.page import Card
 from ondevice_tui.widgets.answers import Readable

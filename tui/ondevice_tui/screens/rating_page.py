@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
-from ondevice.preferences.database import Item, Progress, Ratings
+from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE, Damaged, Replaced
+from ondevice.preferences.votes import Item, Progress
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.screens.page import Page
 

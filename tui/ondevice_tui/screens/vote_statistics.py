@@ -32,15 +32,13 @@ def show_statistics(screen: RateScreen, path: Path, pairing: Pairing) -> None:
 
     def count() -> None:
         """With a connection of its own."""
-        from ondevice.preferences import agreement
+        from ondevice.preferences.vote_statistics import judged, statistics
 
         try:
             with Ratings.open(path) as ratings:
-                found = agreement.statistics(ratings)
+                found = statistics(ratings)
                 items = {item.id: item for item in ratings.items()}
-                told = told_of(
-                    found, agreement.judged(items, ratings.live_votes(), scores, learned)
-                )
+                told = told_of(found, judged(items, ratings.live_votes(), scores, learned))
         except UserError as problem:
             told = content(str(problem))
         screen.app.call_from_thread(

@@ -13,7 +13,7 @@ from textual.containers import Container, VerticalScroll
 from textual.content import Content
 
 from ondevice.common.sanitize import LIMIT
-from ondevice.preferences.database import Item
+from ondevice.preferences.votes import Item
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
 
 DIFF_WORDS = 1500  # more are not compared: it would hold up the keys
