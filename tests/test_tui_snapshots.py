@@ -27,7 +27,7 @@ from ondevice.runs.folder import RunFolder
 from ondevice_tui import push_process, run_status
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens import rate, train
-from ondevice_tui.screens.chat import Pane
+from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.screens.start import StartScreen
 from test_tui_push import PLAN
 from tui_runs import (
