@@ -596,7 +596,8 @@ least; p says why this one."""
             self.next()
 
     def action_generate(self) -> None:
-        from ondevice_tui.screens.start import StartScreen, proposal
+        from ondevice_tui.proposals import proposal
+        from ondevice_tui.screens.start import StartScreen
 
         if "sample" in STAGES:
             self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))

@@ -250,7 +250,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         self.app.push_screen(ChooseScreen())
 
     def action_start(self) -> None:
-        from ondevice_tui.screens.start import StartScreen, proposal
+        from ondevice_tui.proposals import proposal
+        from ondevice_tui.screens.start import StartScreen
 
         row = self.highlighted
         if (
