@@ -387,7 +387,7 @@ def text(found: Mapping[str, Any]) -> str:
             f"rater       {name}: {rater['votes']} vote{'' if rater['votes'] == 1 else 's'}{_pace(rater)}"
         )
         if rater["gold"]["of"]:
-            lines.append(f"            gold right: {_share(rater['gold'])}")
+            lines.append(f"            gold right: {share_text(rater['gold'])}")
         if rater["repeats"]["n"]:
             lines.append(f"            agrees with own repeats: {_agreement(rater['repeats'])}")
     for two in found["agreement"]["pairs_of_raters"]:
@@ -398,8 +398,8 @@ def text(found: Mapping[str, Any]) -> str:
         )
         if found["agreement"]["fleiss"]:
             lines.append(f"            {_agreement(found['agreement']['fleiss'], 'Fleiss kappa')}")
-    lines.append(f"first shown {_share(found['first_shown'])} of decided pairs went to it")
-    lines.append(f"longer      {_share(found['longer'])} of decided pairs went to it")
+    lines.append(f"first shown {share_text(found['first_shown'])} of decided pairs went to it")
+    lines.append(f"longer      {share_text(found['longer'])} of decided pairs went to it")
     return "\n".join(lines + _ladder(found))
 
 
@@ -413,7 +413,7 @@ def _ladder(found: Mapping[str, Any]) -> list[str]:
     ]
     for k, source in enumerate(strengths["sources"]):
         points, low, high = (POINTS * strengths[key][k] for key in ("strength", "low", "high"))
-        line = f"  {points:+5.0f} [{low:+.0f}, {high:+.0f}]  {source}  won {_share(found['win_rate'][source])}"
+        line = f"  {points:+5.0f} [{low:+.0f}, {high:+.0f}]  {source}  won {share_text(found['win_rate'][source])}"
         if k < len(strengths["beats"]):
             p, low, high = strengths["beats"][k]
             line += f"  beats the next {p:.2f} [{low:.2f}, {high:.2f}]" + (
@@ -427,7 +427,8 @@ def _ladder(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _share(share: Mapping[str, Any]) -> str:
+def share_text(share: Mapping[str, Any]) -> str:
+    """`0.53 [0.48, 0.58] (228 of 431)`: a share, its interval, what it was counted from."""
     if not share["of"]:
         return "– (0 of 0)"
     return f"{share['share']:.2f} [{share['low']:.2f}, {share['high']:.2f}] ({share['count']:g} of {share['of']})"
