@@ -46,7 +46,7 @@ AHEAD = (
     "ondevice.cli",
     "ondevice.seam.doctor",
     "ondevice.preferences.pairs",
-    "ondevice.preferences.agreement",
+    "ondevice.preferences.vote_statistics",
     "ondevice.preferences.strengths",
     "ondevice.preferences.vote_statistics",
     "ondevice.preferences.import_rows",
