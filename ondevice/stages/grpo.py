@@ -328,7 +328,7 @@ def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:
 
 def accuracy(scores: Scores) -> dict[str, float]:
     """{"accuracy"}: the share of right answers among those that were judged; empty where nothing
-    says what is right: a total of 1 is no right answer."""
+    says what is right: a total of 1 does not mean a right answer."""
     if RIGHT not in scores.by_name:
         return {}
     judged = scores.by_name[RIGHT][np.isfinite(scores.by_name[RIGHT])]

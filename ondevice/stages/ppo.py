@@ -213,7 +213,7 @@ class PPOFeed:
 
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError
-        for one that is no number: the advantages of a whole rollout would be none."""
+        for one that is not a number: no advantage of the whole rollout would be one."""
         most = self.judge.cfg.max_position_embeddings
         texts = []
         for prompt, one in zip(asked, sampled, strict=True):
