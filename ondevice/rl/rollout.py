@@ -87,6 +87,16 @@ class Sampler:
         return out
 
 
+def rows_of(sampled: Sequence[Sampled]) -> list[Row]:
+    """The completions as rows of prompt and completion."""
+    return [one.row for one in sampled]
+
+
+def count_tokens(sampled: Sequence[Sampled]) -> int:
+    """The tokens of all completions."""
+    return sum(len(one.ids) for one in sampled)
+
+
 def mean_kl(policy: Sequence[Floats], reference: Sequence[Floats]) -> float:
     """Nats per completion between two models, from the log-probabilities that each gives the tokens
     of the first one's completions.

@@ -1,4 +1,4 @@
-"""groups.jsonl: what a rollout wrote and what it earned, one line a step, for whoever watches or
+"""groups.jsonl: what a rollout wrote and what it earned, one line per step, for whoever watches or
 looks back.
 
 A line is {"step", "groups": [{"prompt", "answer", "completions": [{"text", "tokens", "truncated",

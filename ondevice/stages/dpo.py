@@ -31,7 +31,7 @@ from ondevice.data.token_cache import made_once
 from ondevice.datasets.preference_pairs import PairData, pairs
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_generative
-from ondevice.rl.rollout import Sampler, mean_kl
+from ondevice.rl.rollout import Sampler, mean_kl, rows_of
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
@@ -153,7 +153,7 @@ def kl_from_start(
     sampler = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
     prompts = [list(map(int, pair.chosen.prompt)) for pair in held[:HELD]]
     sampled = sampler.draw(params, prompts, 1, stage="dpo held")
-    rows = [one.row for one in sampled]
+    rows = rows_of(sampled)
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
     return mean_kl(scorer.logprobs(params, rows), scorer.logprobs(model.params, rows))
 

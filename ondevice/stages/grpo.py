@@ -40,7 +40,7 @@ from ondevice.rl.micro_batches import (
     repeat_per_token,
 )
 from ondevice.rl.problem_prompts import ProblemPrompts
-from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.rl.rollout import Sampled, Sampler, count_tokens, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
@@ -50,7 +50,7 @@ from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import grpo_loss
 from ondevice.training.sequence_logprobs import Scorer
-from ondevice.training.step_source import StepPlan
+from ondevice.training.step_source import StepPlan, count_targets
 
 GOLDS = 2000  # problems whose right answers are looked at before the run
 RIGHT = "correct"  # the reward that says what is right
@@ -182,7 +182,7 @@ class GRPOFeed:
         return StepPlan(
             self.updates(now, sampled, advantages),
             numbers,
-            sum(len(one.ids) for one in sampled),
+            count_tokens(sampled),
             tuple(dict.fromkeys(("reward", self.better.name, "completion_length"))),
         )
 
@@ -216,7 +216,7 @@ class GRPOFeed:
     ) -> list[list[Batch]]:
         """The step's updates, which all learn from the same micro-batches."""
         cfg = self.cfg
-        rows = [one.row for one in sampled]
+        rows = rows_of(sampled)
         tokens = {
             "advantages": repeat_per_token(advantages, sampled),
             "learned": repeat_per_token(self._learned(sampled), sampled),
@@ -289,7 +289,7 @@ def set_denominators(cfg: GRPOConfig, batches: Sequence[Batch], completions: int
     """Fills `scale` (K,) and `denominator`: what each loss type divides by (TRL's `loss_type`; Yu
     2025, DAPO; Liu 2025, Dr. GRPO). Completions of which nothing is learned count as rows, not as
     tokens."""
-    total = sum(float(batch["weights"].sum()) for batch in batches)
+    total = count_targets(batches)
     for batch in batches:
         weights = batch["weights"]
         member = batch["member"]
@@ -328,7 +328,7 @@ def reward_metrics(scores: Scores, totals: Floats) -> dict[str, Any]:
 
 def accuracy(scores: Scores) -> dict[str, float]:
     """{"accuracy"}: the share of right answers among those that were judged; empty where nothing
-    says what is right: a total of 1 is no right answer."""
+    says what is right: a total of 1 does not mean a right answer."""
     if RIGHT not in scores.by_name:
         return {}
     judged = scores.by_name[RIGHT][np.isfinite(scores.by_name[RIGHT])]

@@ -46,7 +46,7 @@ from ondevice.rl.micro_batches import (
     micro_batches,
     prompt_indices,
 )
-from ondevice.rl.rollout import Sampled, Sampler, mean_kl
+from ondevice.rl.rollout import Sampled, Sampler, count_tokens, mean_kl, rows_of
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
@@ -56,7 +56,7 @@ from ondevice.training.heldout_metrics import BestMetric
 from ondevice.training.loop import fit
 from ondevice.training.losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
-from ondevice.training.step_source import StepPlan
+from ondevice.training.step_source import StepPlan, count_targets
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -196,7 +196,7 @@ class PPOFeed:
         return StepPlan(
             self.updates(number, sampled, found),
             numbers,
-            sum(len(one.ids) for one in sampled),
+            count_tokens(sampled),
             ("reward", "kl", "completion_length"),
         )
 
@@ -204,7 +204,7 @@ class PPOFeed:
         self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float
     ) -> Rollout:
         """The completions with all that the updates learn from them."""
-        rows = [one.row for one in sampled]
+        rows = rows_of(sampled)
         old = self.scorer.logprobs(params, rows)
         ref = self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
@@ -213,7 +213,7 @@ class PPOFeed:
 
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError
-        for one that is no number: the advantages of a whole rollout would be none."""
+        for one that is not a number: no advantage of the whole rollout would be one."""
         most = self.judge.cfg.max_position_embeddings
         texts = []
         for prompt, one in zip(asked, sampled, strict=True):
@@ -262,7 +262,7 @@ class PPOFeed:
             self.scorer.network.decoder_start_token_id,
         )
         batches = [batch for batch, _ in made]
-        total = np.asarray(sum(float(batch["weights"].sum()) for batch in batches), np.float32)
+        total = np.asarray(count_targets(batches), np.float32)
         for batch in batches:
             batch["denominator"] = total
         return batches
@@ -282,7 +282,7 @@ class PPOFeed:
         """
         ids = [prompt.ids for prompt in self.held]
         sampled = self.sampler.draw(params, ids, 1, stage="ppo held")
-        rows = [one.row for one in sampled]
+        rows = rows_of(sampled)
         now = self.scorer.logprobs(params, rows)
         ref = self.scorer.logprobs(self.reference, rows)
         scores = self.scores(self.held, sampled)

@@ -21,7 +21,7 @@ from ondevice.models.model import Model
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Response
-from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.rl.rollout import Sampled, Sampler, count_tokens
 from ondevice.runs.context import Context, StageResult
 
 TRIES = 3  # candidates for each response: what is said twice is no choice
@@ -43,7 +43,7 @@ def run(cfg: SampleConfig, ctx: Context) -> StageResult:
                 group = asked[start : start + TOGETHER]
                 drawn = _draw(group, start, models, samplers, cfg)
                 queue.add(group, start, drawn)
-                tokens = _count_tokens(drawn)
+                tokens = sum(map(count_tokens, drawn))
                 done = min(start + TOGETHER, len(asked))
                 rate = tokens / max(ticks() - began, 1e-9)
                 ctx.events.emit(
@@ -114,13 +114,6 @@ def _draw(
     for n, (sampler, model) in enumerate(zip(samplers, models, strict=True)):
         drawn.append(sampler.draw(model.params, ids, each, stage=f"sample {n}", first=start * each))
     return drawn
-
-
-def _count_tokens(drawn: Sequence[Sequence[Sampled]]) -> int:
-    total = 0
-    for completions in drawn:
-        total += sum(len(one.ids) for one in completions)
-    return total
 
 
 class _PairQueue:

@@ -4,7 +4,7 @@ the device works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +23,11 @@ class BatchSource(Protocol):
     def batch(self, step: int) -> Batches:
         """The micro-batches of one optimizer step: a pure function of (seed, step)."""
         ...
+
+
+def count_targets(batches: Iterable[Mapping[str, np.ndarray]]) -> float:
+    """The tokens that are learned in all these batches."""
+    return sum(float(batch["weights"].sum()) for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class StepPlan:
         """The tokens that the step learns from."""
         if self.tokens is not None:
             return self.tokens
-        return int(sum(float(batch["weights"].sum()) for batch in self.batches()))
+        return int(count_targets(self.batches()))
 
 
 class StepSource(Protocol):
