@@ -260,7 +260,8 @@ class Builtin:
 
     @property
     def help(self) -> str:
-        return (self.function.__doc__ or "").partition("\n")[0]
+        """The first paragraph of the function's docstring, on one line."""
+        return " ".join((self.function.__doc__ or "").partition("\n\n")[0].split())
 
 
 TURNS = frozenset(("correct", "format", "choice", "json", "think"))

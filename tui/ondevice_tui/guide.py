@@ -74,6 +74,11 @@ Watch: accuracy, reward with its spread, zero_spread; screen 3 shows the groups.
 }
 
 
-def about(stage: str, otherwise: str = "") -> str:
-    """What a stage does; `otherwise` (its settings' docstring) for one that is not described here."""
-    return STAGES.get(stage, otherwise)
+def about(stage: str, settings: type) -> str:
+    """What a stage does; what its settings' docstring says of one that is not described here."""
+    return STAGES.get(stage) or first_paragraph(settings)
+
+
+def first_paragraph(settings: type) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join((settings.__doc__ or "").partition("\n\n")[0].split())

@@ -10,6 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import OptionList
 
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names
+from ondevice_tui.guide import first_paragraph
 from ondevice_tui.proposals import proposal
 from ondevice_tui.run_status import startable
 from ondevice_tui.screens.page import Card
@@ -42,7 +43,7 @@ class ChooseScreen(Card[None]):
                 )
             )
         for name, cls in ((name, cls) for name, cls in STAGES.items() if startable(name)):
-            told = (cls.__doc__ or "").split("\n")[0]
+            told = first_paragraph(cls)
             made.append((name, line((cell(name, 15), "bold"), "stage   ", (told, "$muted"))))
         rows.show(made)
 

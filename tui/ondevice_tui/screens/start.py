@@ -144,7 +144,7 @@ The stage is started as a process of its own: it goes on when this app is closed
             )
 
     def on_mount(self) -> None:
-        told = guide.about(self.verb, self.cls.__doc__ or "")
+        told = guide.about(self.verb, self.cls)
         text = content(told, "$muted")
         for name in ("#about-narrow", "#about-wide"):
             self.query_one(name, SafeText).show(text)
