@@ -261,6 +261,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_file_operation_the_old_or_the_new_is_there_and_whole(tmp_path: Path) -> None:
     code = textwrap.dedent(KILLED).replace("TESTS", repr(str(Path(__file__).parent)))
     done = subprocess.run(

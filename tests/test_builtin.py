@@ -352,6 +352,7 @@ def test_reading_one_part_does_not_change_another(corpus: Corpus) -> None:
     assert list(other.documents("heldout")) == list(corpus.documents("heldout"))
 
 
+@pytest.mark.slow
 def test_sizes_and_shares_of_the_default_corpus() -> None:
     began = time.process_time()
     corpus = build(CorpusConfig())

@@ -290,6 +290,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_file_operation_a_whole_checkpoint_stands(tmp_path: Path) -> None:
     """What `save` has returned for is never lost; the best is whole or the one before; the next
     save tidies up.

@@ -242,6 +242,7 @@ def setup(checkout: Path, *extras: str) -> tuple[int, str, list[str]]:
 EDITABLE = "install --quiet --editable "
 
 
+@pytest.mark.slow
 def test_setup_is_quick_when_nothing_changed_and_adds_extras_to_those_before(
     checkout: Path,
 ) -> None:

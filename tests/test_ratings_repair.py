@@ -184,6 +184,7 @@ def test_whatever_is_damaged_is_saved_or_said(file: Path, seed: int) -> None:
     assert find_damage(file) == ""
 
 
+@pytest.mark.slow
 def test_a_damaged_schema_that_is_no_text_is_named(file: Path) -> None:
     """SQLite quotes it in its message, which sqlite3 then cannot decode."""
     data = file.read_bytes()

@@ -302,6 +302,7 @@ DO_NOT_GROW = [
 ]
 
 
+@pytest.mark.slow
 def test_only_what_grows_is_refused() -> None:
     """And all else gets math-verify's own verdict, which for a formula and itself is that they are
     the same.

@@ -204,6 +204,7 @@ def test_a_plan_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     play(tmp_path, script)
 
 
+@pytest.mark.slow
 def test_a_push_that_failed_is_gone_on_with(
     tmp_path: Path, asked: list[Any], begun: list[Any]
 ) -> None:

@@ -402,6 +402,7 @@ def test_an_empty_line_ends_a_conversation(typed: Typed, monkeypatch: pytest.Mon
     assert typed("chat", "parrot", *LIKELIEST)[:2] == (0, f"{sanitize(HOSTILE)}\n")
 
 
+@pytest.mark.slow
 def test_a_pipe_that_knows_no_unicode_gets_escapes(place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ondevice", "generate", "parrot", "hello", *LIKELIEST],
