@@ -5,7 +5,7 @@ Strict, for whatever is rewarded is learned: an answer stands where its form put
 unambiguous, or it is no answer. Two marked answers that differ are a bet, not an answer. What a
 model wrote inside `<think>…</think>` is not its answer; a thought that never ends leaves none.
 Where a template's generation prompt opens the thought, that opening is a part of the text
-(`stages.asked.opening`).
+(`datasets.prompts.thought_opening`).
 
     number       a number alone, or "… so <number>", one full stop allowed: the built-in sums (data/builtin/scoring.py)
     hash         a last line `#### 42`, as in GSM8K

@@ -170,7 +170,7 @@ class Rewards:
         openings: Sequence[str] = (),
     ) -> Scores:
         """Judges N completions. `columns`: lists of N by name, `max_new_tokens` an int. `openings`:
-        what the prompts have opened of a thought (`stages.asked.opening`), one a completion, or
+        what the prompts have opened of a thought (`datasets.prompts.thought_opening`), one a completion, or
         none at all.
 
         Raises UserError where a person's function has failed more than FAILURES times in a row.
