@@ -43,7 +43,7 @@ AHEAD = (
     "ondevice_tui.screens.choose_chat",
     "ondevice_tui.screens.sample_pairs",
     "ondevice_tui.screens.vote_statistics",
-    "ondevice.cli",
+    "ondevice.config.verbs",
     "ondevice.seam.doctor",
     "ondevice.preferences.pairs",
     "ondevice.preferences.agreement",

@@ -263,7 +263,7 @@ def startable(name: str) -> bool:
     """Whether a command of this name runs the stage (`ondevice rate` is for people, the stage
     `rate` is a recipe's).
     """
-    from ondevice.cli import VERBS
+    from ondevice.config.verbs import VERBS
 
     return (
         name in VERBS
