@@ -48,6 +48,7 @@ if (
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+import nightly  # noqa: E402
 from hub_client import server  # noqa: E402, F401
 from ondevice.seam.protocols import Backend  # noqa: E402
 from ondevice.seam.select import load_backend  # noqa: E402
@@ -118,7 +119,10 @@ def backend(backend_name: str) -> Backend:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole recipes first: no worker is left with them at the end, nor waits for another that runs
-    the same one.
+    """Marks what is nightly. Whole recipes first: no worker is left with them at the end, nor waits
+    for another that runs the same one.
     """
+    for item in items:
+        if nightly.reason(item.path.name, item.name):
+            item.add_marker(pytest.mark.nightly)
     items.sort(key=lambda item: item.path.name not in ("test_minute.py", "test_arch_roads.py"))

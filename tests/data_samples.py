@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 
 TEXTS = [
     "Anna lives in Rome. Anna likes red apples, and Ben likes green pears.\nBen: 12 + 34 = 46.\n",

@@ -25,7 +25,7 @@ from hub_models import config, contents, write_model, write_ratings, write_run, 
 from hub_server import HubServer, environment
 from ondevice import cli
 from ondevice.common.sanitize import sanitize
-from ondevice.data.tokenizer import train_tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.hub.client import Hub
 from ondevice.models.load import load_model
 from ondevice.models.lora import INHERITED, Pair, lora_tensors

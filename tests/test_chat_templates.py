@@ -12,7 +12,8 @@ import pytest
 
 from data_samples import small_tokenizer, transformers_tokenizer
 from ondevice.data.chat_encoding import encode_chat, prompt_ids
-from ondevice.data.formats import BadRow, to_chat, to_prompt
+from ondevice.data.formats import to_chat, to_prompt
+from ondevice.data.messages import BadRow
 from ondevice.data.tokenizer import Tokenizer
 
 CHAT = [

@@ -25,7 +25,7 @@ from ondevice.data.class_labels import (
     same_classes,
 )
 from ondevice.data.formats import to_label
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.datasets.preview import show
 from ondevice.models.load import load_model
 from ondevice.models.model import Model

@@ -14,8 +14,9 @@ import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig, EvalConfig
-from ondevice.data.formats import to_chat, to_pair
-from ondevice.data.readers import LIMIT, Reading, read
+from ondevice.data.formats import to_chat
+from ondevice.data.preference_formats import to_pair
+from ondevice.data.rows import LIMIT, Reading, read
 from ondevice.rewards.problems import problems
 from ondevice.seam.select import load_backend
 

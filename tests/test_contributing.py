@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import nightly
 import small_stages
 from ondevice.seam.select import load_backend
 
@@ -48,3 +51,24 @@ def test_the_files_that_it_names_are_there() -> None:
     )
     assert len(inside) > 20
     assert not [name for name in inside if not (root / "ondevice" / name).exists()]
+
+
+def test_it_names_what_is_nightly_and_why() -> None:
+    plain = " ".join(TEXT.split())
+    for rule in nightly.NIGHTLY:
+        assert rule.reason in plain, rule.reason
+
+
+@pytest.mark.slow
+def test_every_nightly_rule_has_tests() -> None:
+    files = sorted({rule.file for rule in nightly.NIGHTLY})
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "nightly", *files],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for rule in nightly.NIGHTLY:
+        found = [line for line in listed if nightly.reason(rule.file, line.partition("::")[2])]
+        assert any(line.startswith((rule.file, f"tests/{rule.file}")) for line in found), rule

@@ -12,7 +12,7 @@ import pytest
 
 from ondevice.common.errors import UserError
 from ondevice.data.formats import to_chat
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.inference import conversations
 from ondevice.inference.conversations import Conversation
 

@@ -37,7 +37,8 @@ from ondevice.data.span_corruption import (
     text_infilling,
 )
 from ondevice.data.token_cache import ChatRows
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.runs.events import read
 from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save

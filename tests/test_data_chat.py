@@ -25,9 +25,11 @@ from ondevice.data.chat_encoding import (
     render,
 )
 from ondevice.data.chat_template import TEMPLATES
-from ondevice.data.formats import BadRow, chats
-from ondevice.data.readers import read
-from ondevice.data.tokenizer import SPECIAL, Tokenizer
+from ondevice.data.formats import chats
+from ondevice.data.messages import BadRow
+from ondevice.data.rows import read
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import SPECIAL
 
 USER_ASSISTANT = CHATS[0]
 TWO_TURNS = [

@@ -14,7 +14,7 @@ import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
 from ondevice.data.folders import holds_split, listing, split_of
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.seam.select import load_backend
 
 PAIR = {"chosen": "12", "rejected": "34"}
@@ -279,3 +279,14 @@ def test_a_quote_within_a_quote_is_one_bad_row(tmp_path: Path) -> None:
     rows = read(file)
     assert [row["prompt"] for row, _ in rows][-1] == 'two\n"lines"' and rows.seen == 202
     assert rows.rejected[0].where.endswith("a.csv:202") and "not CSV" in rows.rejected[0].reason
+
+
+def test_a_stage_that_reads_two_splits_names_neither_as_left_out(tmp_path: Path) -> None:
+    """And what both leave out is told with the same words, so that it is said once."""
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n')
+    notes = [
+        listing(tmp_path, *splits).notes
+        for splits in (("train", "validation"), ("validation", "train"))
+    ]
+    assert notes[0] == notes[1] == ["files not read: 1 of the split test (test.jsonl)"]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from data_samples import small_tokenizer
 from ondevice.data.chat_encoding import prompt_ids
-from ondevice.data.formats import BadRow, to_chat, to_pair, to_prompt, to_text
+from ondevice.data.formats import to_chat, to_prompt, to_text
+from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import to_tokens
+from ondevice.data.preference_formats import to_pair
 
 ASKED_AND_ANSWERED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 

@@ -18,7 +18,8 @@ from data_samples import real_data
 from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.formats import chats, texts
-from ondevice.data.readers import Part, Rows, read
+from ondevice.data.readers import Part
+from ondevice.data.rows import Rows, read
 
 GOOD = b'{"text": "good"}\n'
 

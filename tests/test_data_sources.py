@@ -17,7 +17,8 @@ from data_samples import TEXTS, real_data, small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.data.batches import ChatSource, TextSource, hold_out, tokenize_corpus
 from ondevice.data.chat_encoding import ChatRow
-from ondevice.data.readers import Part, read
+from ondevice.data.readers import Part
+from ondevice.data.rows import read
 from ondevice.data.tokenizer import Tokenizer
 
 EOS = 9
@@ -351,7 +352,7 @@ def test_holding_out_cuts_at_a_document() -> None:
 @pytest.mark.slow
 def test_a_real_text(tmp_path: Path) -> None:
     from ondevice.data.formats import texts
-    from ondevice.data.tokenizer import train_tokenizer
+    from ondevice.data.tokenizer_training import train_tokenizer
 
     path = real_data("tinyshakespeare.txt")
     tokenizer = train_tokenizer(texts(read(path)), 512)

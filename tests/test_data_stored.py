@@ -26,8 +26,8 @@ from ondevice.data.completion_batches import Row
 from ondevice.data.preference_batches import StoredPairs, TokenPair
 from ondevice.data.token_cache import ChatRows, JsonLines, made_once
 from ondevice.datasets import prompts, text_and_chats
+from ondevice.rl import problem_prompts
 from ondevice.seam.select import load_backend
-from ondevice.stages import grpo
 from test_classify import killed_at_first_save
 from test_data_sources import chat_rows, same
 from test_resume import same as same_weights
@@ -278,7 +278,7 @@ def test_what_one_run_has_read_another_beside_it_does_not_read_again(
     for module, function in (
         (preference_batches, "encode_chat"),
         (prompts, "prompt_ids"),
-        (grpo, "prompt_ids"),
+        (problem_prompts, "prompt_ids"),
         (text_and_chats, "encode_chats"),
         (text_and_chats, "_texts"),
     ):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data_samples import TEXTS, real_data, small_tokenizer, transformers_tokenizer
 from ondevice.common.errors import UserError
-from ondevice.data.tokenizer import SPECIAL, Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import SPECIAL, train_tokenizer
 
 
 @given(st.text(max_size=60))
@@ -87,9 +88,9 @@ def test_streaming_holds_a_character_back_until_it_is_whole() -> None:
 
 
 def _letter(byte: int) -> str:
-    from ondevice.data.tokenizer import _BYTES
+    from ondevice.data.byte_level import BYTES
 
-    return next(letter for letter, value in _BYTES.items() if value == byte)
+    return next(letter for letter, value in BYTES.items() if value == byte)
 
 
 def test_streaming_of_a_tokenizer_with_byte_fallback_keeps_spaces() -> None:

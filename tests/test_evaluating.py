@@ -16,8 +16,8 @@ import ondevice as od
 import small_stages
 from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
-from ondevice.data.formats import to_pair
 from ondevice.data.preference_batches import to_tokens
+from ondevice.data.preference_formats import to_pair
 from ondevice.evaluation import problems
 from ondevice.models.save import write_model
 from ondevice.seam.select import load_backend

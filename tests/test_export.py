@@ -24,7 +24,7 @@ from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.data.chat_encoding import add_template, encode_chat, render
 from ondevice.data.chat_template import TEMPLATES
-from ondevice.data.tokenizer import OWN_TEMPLATE
+from ondevice.data.tokenizer_training import OWN_TEMPLATE
 from ondevice.exports import gguf_file
 from ondevice.exports.compare import gap, logits, prompt_of
 from ondevice.exports.gguf_words import _PROBES, template_of, words_of

@@ -25,7 +25,7 @@ from ondevice.datasets.prompts import prompts
 from ondevice.datasets.spec import DataSpec
 from ondevice.datasets.text_and_chats import Chats, Labelled, chats, labelled_texts, token_streams
 from ondevice.rewards.problems import problems
-from ondevice.stages.grpo import GRPOFeed
+from ondevice.rl.problem_prompts import ProblemPrompts
 
 TOKENIZER = small_tokenizer()
 
@@ -360,10 +360,10 @@ def test_grpo_holds_out_the_turns_of_a_chat_together(tmp_path: Path) -> None:
     rows = [{**row, "answer": "1"} for number in range(20) for row in asking(number)]
     data = DataSpec(write(tmp_path / "rows.jsonl", [rows[7 * n % 100] for n in range(100)]))
     rewards = SimpleNamespace(uses=set, needed=lambda: {"answer"})
-    feed: Any = SimpleNamespace(
-        cfg=SimpleNamespace(seed=0, max_new_tokens=8), ctx=Ctx(tmp_path), rewards=rewards
-    )
-    train, held = (GRPOFeed._of(feed, data, part, 0, MODEL) for part in ("train", "validation"))  # type: ignore[arg-type]
+    cfg = SimpleNamespace(seed=0, max_new_tokens=8)
+    prompts = ProblemPrompts(cfg, Ctx(tmp_path), MODEL, rewards)  # type: ignore[arg-type]
+    train = prompts.source(data, "train", 0)
+    held = prompts.source(data, "validation", 0)
     sides = [{one.messages[0]["content"] for one in part} for part in (train, held)]
     assert (len(train), len(held)) == (90, 10) and not sides[0] & sides[1]
 

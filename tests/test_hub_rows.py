@@ -16,7 +16,7 @@ import pytest
 from hub_server import HubServer, environment, running
 from ondevice.common.errors import UserError
 from ondevice.data.hub_datasets import HubSpec
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.publishing.history import hub_datasets
 from ondevice.publishing.model_card import run_card
 from ondevice.runs.folder import RunFolder
@@ -24,7 +24,7 @@ from test_card import configure, write_stage
 
 SHOW = """
 import sys
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.common.errors import UserError
 for spec in sys.argv[1:]:
     rows = read(spec)

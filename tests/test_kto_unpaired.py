@@ -17,8 +17,9 @@ import small_stages
 from ondevice.common.errors import UserError
 from ondevice.config.preference import DPOConfig
 from ondevice.data.completion_batches import Row
-from ondevice.data.formats import BadRow, to_judged, to_pair
+from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import TokenPair
+from ondevice.data.preference_formats import to_judged, to_pair
 from ondevice.datasets.preview import render
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.votes import Response

@@ -30,7 +30,9 @@ from ondevice.data.chat_encoding import (
     prompt_ids,
     with_template_kwargs,
 )
-from ondevice.data.formats import BadRow, to_chat, to_judged, to_pair, to_prompt, to_text
+from ondevice.data.formats import to_chat, to_prompt, to_text
+from ondevice.data.messages import BadRow
+from ondevice.data.preference_formats import to_judged, to_pair
 from ondevice.data.row_keys import Record
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preview import show

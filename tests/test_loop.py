@@ -27,8 +27,9 @@ from ondevice.runs.context import Context, ElapsedTime
 from ondevice.runs.events import EventWriter, read
 from ondevice.runs.folder import RunFolder, StageFolder, StopRequest
 from ondevice.seam.protocols import Backend
-from ondevice.training.loop import StepPlan, fit
+from ondevice.training.loop import fit
 from ondevice.training.lr_schedule import learning_rate
+from ondevice.training.step_source import StepPlan
 
 # ---- the learning rate ----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from ondevice.common.rng import generator
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.masked_lm import MaskedSource, hide, pieces
 from ondevice.data.packing import Batch
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.fill_mask import mask_ids
 from ondevice.runs.events import read
 from test_resume import curve, same, weights

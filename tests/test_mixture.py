@@ -18,7 +18,7 @@ import ondevice as od
 import small_stages
 from ondevice.common.errors import UserError
 from ondevice.data.mixture import DataSource, Joined, Lazy, epoch_order, one_after_another, sources
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.seam.select import load_backend
 from test_classify import killed_at_first_save
 from test_resume import same as same_weights

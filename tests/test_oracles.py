@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import models
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling
 from ondevice.models.decoder import decoder_of

@@ -20,8 +20,8 @@ from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.config.preference import DPOConfig, PPOConfig
 from ondevice.data.completion_batches import Row
-from ondevice.data.formats import to_pair
 from ondevice.data.preference_batches import TokenPair
+from ondevice.data.preference_formats import to_pair
 from ondevice.datasets.preference_pairs import sha_of
 from ondevice.models.save import write_model
 from ondevice.models.shapes import SCORE

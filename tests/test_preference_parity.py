@@ -115,7 +115,10 @@ def dpo_batches(kind: str, step: int, cfg: ModelConfig = CFG) -> list[Weights]:
             for side in sides
         ]
         return partial(
-            pair_batch, sides=sides, reference=np.array(sums, np.float32), start=network(cfg).start
+            pair_batch,
+            sides=sides,
+            reference=np.array(sums, np.float32),
+            start=network(cfg).decoder_start_token_id,
         )
 
     return pair_batches(make, step)
@@ -153,7 +156,12 @@ def grpo_batches(step: int, cfg: ModelConfig = CFG) -> list[Weights]:
         "old_logps": logps_of(before, given, cfg),
         "ref_logps": logps_of(near(before), given, cfg),
     }
-    made = [batch for batch, _ in micro_batches(found, range(8), 4, tokens, network(cfg).start)]
+    made = [
+        batch
+        for batch, _ in micro_batches(
+            found, range(8), 4, tokens, network(cfg).decoder_start_token_id
+        )
+    ]
     set_denominators(GRPOConfig(), made, 8)
     return made
 

@@ -14,7 +14,7 @@ import ondevice as od
 import small_stages
 from ondevice import cli
 from ondevice.common.errors import UserError
-from ondevice.data import readers
+from ondevice.data import readers, rows
 from ondevice.data.chat_encoding import encode_chat
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preview import LEARNED, render
@@ -139,7 +139,7 @@ def test_a_text_file_is_one_row_however_long(
     monkeypatch.setattr(readers, "_CHUNK", 1000)
     file = tmp_path / "long.txt"
     file.write_text("Anna likes pears.\n" * 300)
-    assert len(list(readers.read(file))) > 1  # it is read in pieces, and ends once
+    assert len(list(rows.read(file))) > 1  # it is read in pieces, and ends once
     found = od.show_data(file, model)
     assert (found["rows"], found["used"]) == (1, 1)
     assert found["tokens"] == 1 + 300 * len(Tokenizer.load(model).encode("Anna likes pears.\n"))

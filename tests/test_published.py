@@ -20,7 +20,8 @@ import ondevice as od
 from data_samples import TEXTS, small_tokenizer
 from gradients import on_device
 from ondevice.common.errors import UserError
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference import infill
 from ondevice.inference.beam_search import Search, beam_search
 from ondevice.inference.generator import Generator

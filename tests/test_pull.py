@@ -16,7 +16,7 @@ from hub_models import contents, write_model, write_ratings, write_run
 from hub_server import HubServer
 from ondevice import cli
 from ondevice.common.errors import UserError
-from ondevice.data.readers import read
+from ondevice.data.rows import read
 from ondevice.hub.pull import ORIGIN, origin
 from ondevice.seam.protocols import Backend
 

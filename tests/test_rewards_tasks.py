@@ -19,7 +19,7 @@ from ondevice.common.distribution import install_hint
 from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.corpus import build
-from ondevice.data.readers import Rows
+from ondevice.data.rows import Rows
 from ondevice.rewards.problems import Problem, file_problems, problems
 from ondevice.rewards.scorer import Rewards
 from ondevice.seam.select import load_backend

@@ -18,10 +18,12 @@ from data_samples import small_tokenizer
 from ondevice.common.errors import UserError
 from ondevice.config.preference import RewardConfig
 from ondevice.data.chat_encoding import encode_chat
-from ondevice.data.formats import BadRow, to_chat, to_judged, to_label, to_pair, to_prompt, to_text
+from ondevice.data.formats import to_chat, to_label, to_prompt, to_text
+from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import to_tokens
-from ondevice.data.readers import read
+from ondevice.data.preference_formats import to_judged, to_pair
 from ondevice.data.row_keys import CONTENT, HARMLESS, Record
+from ondevice.data.rows import read
 from ondevice.datasets.preview import render
 from ondevice.seam.select import load_backend
 from ondevice.stages.reward import score_batch

@@ -268,6 +268,11 @@ def house(place: Place) -> None:
     assert "stages" in drawn.splitlines()[1] and drawn.splitlines()[-1].split()[1] == "common"
 
 
+def same_results(place: Place) -> None:
+    drawn = place.script("same_results.py", place.runs / "small", place.runs / "small")
+    assert drawn.count("the same to the bit") == len(drawn.splitlines()) > 1
+
+
 def screenshots(place: Place) -> None:
     place.script(
         "screenshots.py", place.runs, place.here / "shots", "--run", "small", "--size", "80x24"
@@ -328,6 +333,7 @@ SMALL: dict[str, Callable[[Place], None]] = {
     "real/beside_trl.py": beside_trl,
     "real/smollm2.py": smollm2,
     "real/unseen_sums.py": unseen_sums,
+    "same_results.py": same_results,
     "screenshots.py": screenshots,
 }
 

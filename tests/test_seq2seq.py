@@ -22,7 +22,8 @@ from ondevice.data.chat_encoding import encode_chat, prompt_ids
 from ondevice.data.completion_batches import Row, answers_of, completion_batch
 from ondevice.data.packing import set_denominator
 from ondevice.data.token_cache import ChatRows
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference.beam_search import beam_search
 from ondevice.inference.generator import Generator
 from ondevice.inference.next_token import Sampling

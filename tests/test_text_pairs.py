@@ -20,7 +20,8 @@ from ondevice.common.errors import UserError
 from ondevice.config.use import DataConfig
 from ondevice.data.class_labels import LabelledText
 from ondevice.data.completion_batches import text_batch
-from ondevice.data.formats import BadRow, to_label
+from ondevice.data.formats import to_label
+from ondevice.data.messages import BadRow
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preview import show
 from ondevice.datasets.text_inputs import lengths_within, text_inputs

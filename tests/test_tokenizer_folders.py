@@ -17,7 +17,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chat, encode_chats, prompt_ids
 from ondevice.data.chat_template import TEMPLATES
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.readers import Part
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.text_inputs import text_ids

@@ -22,7 +22,9 @@ from ondevice.runs.events import EventWriter
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import push_process, stage_processes
 from ondevice_tui.app import OndeviceApp, own_bindings
-from ondevice_tui.screens.start import Field, StartScreen, proposal
+from ondevice_tui.proposals import proposal
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets.curve import Curve
 from ondevice_tui.widgets.rows import Rows
 from tui_runs import SIZES, a_run, app_on, shown, until, until_shown, write_done, write_stage

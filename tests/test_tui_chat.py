@@ -20,7 +20,8 @@ from ondevice.preferences.pairs import pairs_of
 from ondevice_tui import worker_client
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.remembered import Remembered
-from ondevice_tui.screens.chat import ChatScreen, Pane
+from ondevice_tui.screens.chat import ChatScreen
+from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeArea
 from test_tui import fits, play

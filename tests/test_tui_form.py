@@ -18,7 +18,8 @@ from ondevice.preferences.votes import Response
 from ondevice_tui import epochs
 from ondevice_tui.app import OndeviceApp
 from ondevice_tui.screens.confirm import Question
-from ondevice_tui.screens.start import Field, StartScreen, best_field
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field, best_field
 from ondevice_tui.widgets.safe import YesNo
 from test_tui import play
 from tui_runs import a_run, until, until_shown

@@ -17,7 +17,8 @@ import ondevice as od
 from ondevice.runs.events import read
 from ondevice.runs.folder import RunFolder
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 from test_tui import play
 from tui_runs import until, until_shown
 

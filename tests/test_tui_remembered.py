@@ -15,7 +15,8 @@ from ondevice.preferences.votes import Response
 from ondevice_tui import live_sampling
 from ondevice_tui.app import DARK, LIGHT, OndeviceApp
 from ondevice_tui.remembered import Remembered, settings_file
-from ondevice_tui.screens.chat import ChatScreen, _samples
+from ondevice_tui.screens.chat import ChatScreen
+from ondevice_tui.screens.chat_settings import is_sampling
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.widgets.curve import Curve
 from test_tui import play
@@ -63,8 +64,10 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_odd_settings_of_answers_are_not_taken(values: Any) -> None:
-    assert not _samples(values)
-    assert _samples({"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 9, "seed": 3})
+    assert not is_sampling(values)
+    assert is_sampling(
+        {"temperature": 0.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 9, "seed": 3}
+    )
 
 
 @pytest.mark.slow

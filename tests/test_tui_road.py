@@ -25,7 +25,8 @@ from ondevice_tui.app import OndeviceApp
 from ondevice_tui.run_reader import RunsReader
 from ondevice_tui.run_status import Row, next_row
 from ondevice_tui.screens.confirm import ask_to_stop
-from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.widgets.rows import Rows
 from test_tui import play
 from tui_runs import a_run, app_on, until, until_shown, write_done, write_stage

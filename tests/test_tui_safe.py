@@ -31,7 +31,8 @@ from ondevice_tui.screens.keep_pair import Keep, Kept
 from ondevice_tui.screens.rate import RateScreen
 from ondevice_tui.screens.rate_cards import Ask, why_this
 from ondevice_tui.screens.sample_pairs import MorePairs
-from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 from ondevice_tui.screens.vote_statistics import told_of
 from ondevice_tui.widgets.safe import SafeArea
 from test_inert import HOSTILE, acts
@@ -394,7 +395,8 @@ def test_the_app_loads_no_array_library(tmp_path: Path) -> None:
 import asyncio, json, sys
 from pathlib import Path
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens.start import Field, StartScreen
+from ondevice_tui.screens.start import StartScreen
+from ondevice_tui.screens.start_fields import Field
 async def main():
     app = OndeviceApp(Path(sys.argv[1]), look_at_machine=False)
     async with app.run_test() as pilot:

@@ -27,8 +27,8 @@ from ondevice.preferences.votes import Response
 from ondevice.runs.folder import RunFolder
 from ondevice_tui import push_process, run_status
 from ondevice_tui.app import OndeviceApp
-from ondevice_tui.screens import rate, train
-from ondevice_tui.screens.chat import Pane
+from ondevice_tui.screens import rate, stage_page
+from ondevice_tui.screens.chat_pane import Pane
 from ondevice_tui.screens.start import StartScreen
 from test_tui_push import PLAN
 from tui_runs import (
@@ -61,7 +61,7 @@ def fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TEXTUAL_THEME", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TEXTUAL_ANIMATIONS", "none")
-    for module in (run_status, train):
+    for module in (run_status, stage_page):
         monkeypatch.setattr(module, "clock", lambda: START + 7300)
     monkeypatch.setattr(rate, "rater_name", lambda: "vera")
 

@@ -29,7 +29,8 @@ from ondevice.config.command_line import make_config, take_apart
 from ondevice.config.recipe import recipe_names
 from ondevice.config.use import ChatConfig, RunsConfig
 from ondevice.config.verbs import VERBS
-from ondevice.data.tokenizer import Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import train_tokenizer
 from ondevice.inference import beam_search, chat
 from ondevice.inference.beam_search import Search
 from ondevice.models.decoder_config import DecoderConfig

@@ -39,7 +39,7 @@ from ondevice.data.chat_template import (
     tried,
     with_content,
 )
-from ondevice.data.formats import TOOLS, BadRow
+from ondevice.data.messages import TOOLS, BadRow
 from ondevice.data.tokenizer import Tokenizer
 
 T = TypeVar("T")

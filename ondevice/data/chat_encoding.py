@@ -1,6 +1,6 @@
 """Chats to ids and loss masks, through the model's own chat template.
 
-The ids are those of transformers' `apply_chat_template`; learned_ranges.py finds which characters
+The ids are those of transformers' `apply_chat_template`; assistant_ranges.py finds which characters
 the assistant wrote. The stop token is always inside the mask: a model that is not trained on it
 never stops.
 """
@@ -32,7 +32,7 @@ from ondevice.data.chat_template import (
     plain,
     rendered,
 )
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.tokenizer import Tokenizer
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import jinja2
 
 from ondevice.common.errors import UserError
-from ondevice.data.formats import KWARGS, TOOLS, BadRow
+from ondevice.data.messages import KWARGS, TOOLS, BadRow
 from ondevice.data.template_sandbox import CLOSE, OPEN, names_read, run_template
 
 Message = Mapping[str, Any]

@@ -45,7 +45,7 @@ def kind_of(file: Path) -> str:
     return Path(name.removesuffix(PACKED)).suffix
 
 
-def listing(folder: Path, split: str = "train") -> Listing:
+def listing(folder: Path, split: str = "train", also: str = "") -> Listing:
     """The files of `split` in a folder that has splits; `test` is `validation` where there is none,
     and all files where it has neither. Raises UserError for a folder without data, or without any
     to learn from."""
@@ -77,7 +77,7 @@ def listing(folder: Path, split: str = "train") -> Listing:
         beside = [
             f"{len(found)} of the split {name} ({_few(folder, found)})"
             for name, found in parts.items()
-            if found and found is not files and name
+            if found and found is not files and name and name != also
         ]
     else:
         beside = []

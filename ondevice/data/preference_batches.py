@@ -16,7 +16,7 @@ from ondevice.common.errors import UserError
 from ondevice.data.batches import RowSource
 from ondevice.data.chat_encoding import ChatRow, encode_chat
 from ondevice.data.completion_batches import Row, context_length
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.packing import Batch
 from ondevice.data.token_cache import ChatRows, made_once, mapped, mapped_rows, write_rows
 from ondevice.data.tokenizer import Tokenizer

@@ -13,6 +13,8 @@ from ondevice.common.json_files import read_json
 
 # Classes of a tokenizer whose vocab.json and merges.txt say all: byte-level BPE with GPT-2's words.
 _GPT2 = {"GPT2Tokenizer", "GPT2TokenizerFast"}
+# where transformers keeps the templates that are not the default
+_MORE_TEMPLATES = "additional_chat_templates"
 
 
 def read_inner(folder: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
@@ -128,3 +130,37 @@ def _wanted(folder: Path, config: Mapping[str, Any]) -> dict[int, tuple[Any, str
             "tokenizer_config.json",
         )
     return found
+
+
+def read_templates(folder: Path, value: Any) -> dict[str, str]:
+    """The chat templates by name, the only one as `default`: their own files first, then `value`,
+    what tokenizer_config.json says (a string, or a list of named ones)."""
+    value = read_json(folder / "chat_template.json").get("chat_template", value)
+    found: dict[Any, Any] = {}
+    if isinstance(value, list):
+        for entry in value:
+            if isinstance(entry, dict):
+                found[entry.get("name")] = entry.get("template")
+    elif isinstance(value, dict):
+        found |= value
+    else:
+        found["default"] = value
+    for name, file in _template_files(folder).items():
+        if file.is_file():
+            found[name] = file.read_text(encoding="utf-8")
+    return {str(name): template for name, template in found.items() if isinstance(template, str)}
+
+
+def _template_files(folder: Path) -> dict[str, Path]:
+    """Where a folder may have the template of each name in a file of its own."""
+    files = {"default": folder / "chat_template.jinja"}
+    for file in sorted((folder / _MORE_TEMPLATES).glob("*.jinja")):
+        files[file.stem] = file
+    return files
+
+
+def remove_template_files(folder: Path) -> None:
+    """Removes the template files of an earlier save, which would win over tokenizer_config.json."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    for file in (folder / _MORE_TEMPLATES).glob("*.jinja"):
+        file.unlink()

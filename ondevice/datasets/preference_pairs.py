@@ -25,10 +25,11 @@ from ondevice.common.progress import with_progress
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.preference import DPOConfig, PairsConfig
 from ondevice.data.builtin.corpus import build
-from ondevice.data.formats import BadRow, is_judged, to_judged, to_pair
+from ondevice.data.messages import BadRow
 from ondevice.data.mixture import Lazy, epoch_order, mixture, sources
 from ondevice.data.preference_batches import StoredPairs, TokenPair, to_tokens
-from ondevice.data.readers import AS_IS, Reading, read
+from ondevice.data.preference_formats import is_judged, to_judged, to_pair
+from ondevice.data.rows import AS_IS, Reading, read
 from ondevice.data.token_cache import made_once, place_of
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.spec import (

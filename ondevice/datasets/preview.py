@@ -21,11 +21,16 @@ from ondevice.config.effects import idle
 from ondevice.config.preference import RewardConfig
 from ondevice.config.stages import ClassifyConfig, PretrainConfig, SFTConfig
 from ondevice.config.use import DataConfig
-from ondevice.data.chat_encoding import add_template, with_template_kwargs
-from ondevice.data.formats import BadRow, Row, is_judged, to_chat, to_prompt
+from ondevice.data.chat_encoding import (
+    add_template,
+    with_template_kwargs,
+)
+from ondevice.data.formats import to_chat, to_prompt
+from ondevice.data.messages import BadRow, Row
 from ondevice.data.mixture import sources
-from ondevice.data.readers import Reading, Rows, read
+from ondevice.data.preference_formats import is_judged
 from ondevice.data.row_keys import Record, telling
+from ondevice.data.rows import Reading, Rows, read
 from ondevice.data.special_token_text import SIGN, Spelt
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.preview_forms import HELD_TOO, Count, Counts, Pieces, counter_of

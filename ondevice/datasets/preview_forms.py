@@ -22,18 +22,10 @@ from ondevice.data.batches import fitted_length
 from ondevice.data.chat_encoding import ChatRow, encode_chat, encode_chats, prompt_ids
 from ondevice.data.completion_batches import Row as CompletionRow
 from ondevice.data.completion_batches import counted_answers, fitted_row
-from ondevice.data.formats import (
-    BadRow,
-    Row,
-    Unlabelled,
-    to_chat,
-    to_judged,
-    to_label,
-    to_pair,
-    to_prompt,
-    to_text,
-)
+from ondevice.data.formats import Unlabelled, to_chat, to_label, to_prompt, to_text
+from ondevice.data.messages import BadRow, Row
 from ondevice.data.preference_batches import TokenPair, to_tokens
+from ondevice.data.preference_formats import to_judged, to_pair
 from ondevice.data.readers import Part
 from ondevice.data.row_keys import Record
 from ondevice.data.special_token_text import Spelt, separated

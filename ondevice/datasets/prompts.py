@@ -19,7 +19,8 @@ from ondevice.data.builtin.corpus import build
 from ondevice.data.builtin.splits import Split
 from ondevice.data.chat_encoding import prompt_ids
 from ondevice.data.completion_batches import context_length
-from ondevice.data.formats import BadRow, to_prompt
+from ondevice.data.formats import to_prompt
+from ondevice.data.messages import BadRow
 from ondevice.data.mixture import Lazy, epoch_order, mixture, one_after_another
 from ondevice.data.token_cache import JsonLines, place_of
 from ondevice.data.tokenizer import Tokenizer

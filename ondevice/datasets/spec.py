@@ -21,10 +21,11 @@ from ondevice.config.load import to_mapping
 from ondevice.config.recipe import load_recipe
 from ondevice.data.class_labels import NO_LABEL
 from ondevice.data.folders import holds_split
-from ondevice.data.formats import BadRow, Unlabelled, to_chat, to_text
+from ondevice.data.formats import Unlabelled, to_chat, to_text
 from ondevice.data.hub_datasets import PREFIX
+from ondevice.data.messages import BadRow
 from ondevice.data.mixture import BY_NAME, sources
-from ondevice.data.readers import AS_IS, Reading, Rows, add_lines, read
+from ondevice.data.rows import AS_IS, Reading, Rows, add_lines, read
 from ondevice.data.token_cache import link_from
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.runs.context import Context
@@ -52,6 +53,7 @@ class DataSpec:
     split: str = "train"
     reading: Reading = AS_IS
     template: str = field(default="", repr=False)  # it names no data
+    also: str = field(default="", repr=False)  # the split that the stage reads beside this one
 
     @classmethod
     def of(cls, cfg: Any, data: str = "") -> DataSpec:
@@ -96,7 +98,9 @@ class DataSpec:
 
     def rows(self) -> Rows:
         """Those of one source."""
-        rows = open_rows(self.data, self.limit, self.split, self.reading)
+        rows = read(
+            self.data, limit=self.limit, split=self.split, also=self.also, reading=self.reading
+        )
         rows.template = self.template
         return rows
 
@@ -104,7 +108,7 @@ class DataSpec:
         """What a source's own folder holds out by name; None where it does not."""
         if self.data.startswith(BY_NAME) or not holds_split(self.data, "validation"):
             return None
-        return replace(self, limit=0, split="validation")
+        return replace(self, limit=0, split="validation", also="train")
 
     def in_two(
         self, own: Callable[[DataSpec], T], split: Callable[[T, str], tuple[T, T]]
@@ -113,7 +117,7 @@ class DataSpec:
         what it gives `split` holds a part out, where its folder does not."""
         named = self.named_held()
         if named is not None:
-            return (own(self), own(named))
+            return (own(replace(self, also=named.split)), own(named))
         return split(own(self), self.data)
 
 

@@ -26,7 +26,7 @@ from ondevice.data.class_labels import LabelledText
 from ondevice.data.documents import Documents
 from ondevice.data.formats import to_chat, to_label, to_text
 from ondevice.data.mixture import epoch_order, mixture, one_after_another
-from ondevice.data.readers import Rows
+from ondevice.data.rows import Rows
 from ondevice.data.special_token_text import Spelt, separated
 from ondevice.data.token_cache import ChatRows, place_of
 from ondevice.data.tokenizer import Tokenizer

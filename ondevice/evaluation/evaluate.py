@@ -16,7 +16,7 @@ from ondevice.config.stages import PretrainConfig, SFTConfig
 from ondevice.config.use import BY_ITSELF, TOGETHER, EvalConfig
 from ondevice.data.batches import tokenize_corpus
 from ondevice.data.chat_encoding import encode_chats
-from ondevice.data.readers import LIMIT, Reading
+from ondevice.data.rows import LIMIT, Reading
 from ondevice.datasets.objectives import most_of, rows_of, source_of
 from ondevice.datasets.spec import corpus_of, plain_chats, plain_texts
 from ondevice.evaluation import preference, problems

@@ -18,9 +18,9 @@ from ondevice.common.sanitize import sanitize
 from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import EvalConfig
 from ondevice.data.completion_batches import prompt_and_completion
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.preference_batches import TokenPair, completion_row, to_tokens
-from ondevice.data.readers import Reading
+from ondevice.data.rows import Reading
 from ondevice.data.tokenizer import Tokenizer
 from ondevice.datasets.preference_pairs import read_pairs
 from ondevice.evaluation.reward_model import quality

@@ -14,7 +14,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.intervals import wilson
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import EvalConfig
-from ondevice.data.readers import Reading
+from ondevice.data.rows import Reading
 from ondevice.datasets.prompts import thought_opening
 from ondevice.datasets.spec import check_rejected
 from ondevice.inference.chat import chat_ids

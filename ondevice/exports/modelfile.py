@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ondevice.data.chat_encoding import render
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant")

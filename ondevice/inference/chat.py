@@ -17,7 +17,7 @@ from ondevice.config.template_kwargs import parse_template_kwargs
 from ondevice.config.use import ChatConfig, GenerateConfig, SamplingConfig, UseConfig
 from ondevice.data.chat_encoding import prompt_ids, with_template_kwargs
 from ondevice.data.completion_batches import context_length
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.data.truncation import cut_where
 from ondevice.inference import conversations
 from ondevice.inference.beam_search import Search, beam_search

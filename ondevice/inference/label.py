@@ -22,7 +22,7 @@ from ondevice.data.builtin.corpus import build
 from ondevice.data.class_labels import LabelledText, same_classes
 from ondevice.data.completion_batches import group_by_length, text_batch
 from ondevice.data.formats import to_label
-from ondevice.data.readers import Reading
+from ondevice.data.rows import Reading
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.spec import check_rejected, convert_rows, corpus_of, open_rows
 from ondevice.datasets.text_inputs import text_inputs

@@ -15,8 +15,9 @@ from ondevice.common.errors import UserError
 from ondevice.config.corpus import CorpusConfig
 from ondevice.config.recipe import gives, load_recipe
 from ondevice.data.builtin.corpus import build
-from ondevice.data.formats import BadRow, to_prompt
-from ondevice.data.readers import read
+from ondevice.data.formats import to_prompt
+from ondevice.data.messages import BadRow
+from ondevice.data.rows import read
 from ondevice.preferences.database import Ratings
 from ondevice.runs.folder import RunFolder
 

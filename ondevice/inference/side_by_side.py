@@ -15,7 +15,7 @@ from ondevice.config.corpus import CorpusConfig
 from ondevice.config.use import CompareConfig
 from ondevice.data.builtin.corpus import build
 from ondevice.data.formats import to_prompt
-from ondevice.data.readers import AS_IS, Reading
+from ondevice.data.rows import AS_IS, Reading
 from ondevice.data.truncation import cut_where
 from ondevice.datasets.spec import corpus_of, plain_rows
 from ondevice.inference.chat import chat_ids, open_model, sampling

@@ -4,13 +4,16 @@ read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ondevice.common.errors import UserError
 from ondevice.models.base_config import CommonConfig
 from ondevice.models.config_fields import Fields, refuse_unread
 from ondevice.models.rope_scaling import by_type, read_rope
+
+T = TypeVar("T")
 
 FAMILIES = {
     "llama": "LlamaForCausalLM",
@@ -48,6 +51,32 @@ _CANNOT: dict[str, tuple[Any, ...]] = {
     "use_mrope": (None, False),
 }
 """Fields with the only values that we can honour."""
+_AS_IT_IS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "rms_norm_eps",
+    "attention_bias",
+    "mlp_bias",
+    "initializer_range",
+    "bos_token_id",
+    "pad_token_id",
+    "hidden_act",
+)
+"""Fields that are taken as config.json has them; left out, the dataclass has their default."""
+_WRITTEN_APART = {
+    "raw",
+    "windows",
+    "thetas",
+    "rope_scaling",
+    "attention_bias",
+    "mlp_bias",
+    "dtype",
+    "num_labels",
+    "label_names",
+    "query_pre_attn_scalar",
+}
+"""Fields of the dataclass that config.json has in another form, or not for every family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +98,8 @@ class DecoderConfig(CommonConfig):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    windows: tuple[int, ...] = ()  # a window a layer, 0 the whole context; empty: 0 everywhere
-    thetas: tuple[float, ...] = ()  # a base a layer, 0 no positions; empty: rope_theta everywhere
+    windows: tuple[int, ...] = ()  # a window per layer, 0 the whole context; empty: 0 everywhere
+    thetas: tuple[float, ...] = ()  # a base per layer, 0 no positions; empty: rope_theta everywhere
     query_pre_attn_scalar: float = 0.0  # whose root divides the scores; 0: head_dim
     initializer_range: float = 0.02
 
@@ -118,38 +147,19 @@ class DecoderConfig(CommonConfig):
         honour.
         """
         kind = raw["model_type"]
-        given, fields = dict(raw), Fields(raw)
+        given = dict(raw)
+        fields = Fields(raw)
         raw = _defaults(kind, fields)
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-        ):
-            if not isinstance(raw.get(name), int) or raw[name] < 1:
-                raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
-        for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
-            if not isinstance(raw.get(name), int | None):
-                raise UserError(f"{raw[name]!r} is no whole number", where=name)
-        for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
-            if not isinstance(raw.get(name), int | float | None):
-                raise UserError(f"{raw[name]!r} is no number", where=name)
-        if raw.get("hidden_act", "silu") not in ACTIVATIONS:
-            raise UserError(
-                f"unknown activation {raw['hidden_act']!r}",
-                where="hidden_act",
-                hint=f"known: {', '.join(ACTIVATIONS)}",
-            )
-        for name, known in _CANNOT.items():
-            if raw.get(name) not in known:
-                raise UserError(f"{raw[name]!r} is not known here", where=name)
-        heads, layers = raw["num_attention_heads"], raw["num_hidden_layers"]
+        _check(raw)
+        heads = raw["num_attention_heads"]
+        layers = raw["num_hidden_layers"]
         context = raw.get("max_position_embeddings") or 2048
         head_dim = raw.get("head_dim") or raw["hidden_size"] // heads
-        theta, scaling = (10000.0, None) if kind == "gpt2" else read_rope(raw, context, head_dim)
+        theta = 10000.0
+        scaling = None
+        if kind != "gpt2":
+            theta, scaling = read_rope(raw, context, head_dim)
         windows = _windows(raw, kind, layers)
-        eos = raw.get("eos_token_id")
         found = cls(
             model_type=kind,
             num_attention_heads=heads,
@@ -162,28 +172,12 @@ class DecoderConfig(CommonConfig):
             thetas=_thetas(raw, kind, layers, theta, windows),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=context,
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            eos_token_id=_hashable(raw.get("eos_token_id")),
             num_labels=num_labels(raw),
             label_names=label_names(raw),
             dtype=raw.get("dtype") or raw.get("torch_dtype") or "float32",
             raw=given,
-            **{
-                n: raw[n]
-                for n in (
-                    "vocab_size",
-                    "hidden_size",
-                    "intermediate_size",
-                    "rms_norm_eps",
-                    "attention_bias",
-                    "mlp_bias",
-                    "initializer_range",
-                    "bos_token_id",
-                    "pad_token_id",
-                    "hidden_act",
-                    *("query_pre_attn_scalar",) * kind.startswith("gemma"),
-                )
-                if raw.get(n) is not None
-            },
+            **_as_it_is(raw, kind),
         )
         refuse_unread(fields)
         return found
@@ -191,40 +185,14 @@ class DecoderConfig(CommonConfig):
     def to_json(self, dtype: str | None = None) -> dict[str, Any]:
         """As transformers 5, transformers 4 and mlx-lm read it: rope is written both ways (mlx-lm's
         Llama reads the old one only and silently takes 10,000 without it)."""
-        out = {
-            name: value for name, value in self.raw.items() if not name.startswith("quantization")
-        }
+        out = {name: v for name, v in self.raw.items() if not name.startswith("quantization")}
         for f in fields(self):
-            if f.name not in (
-                "raw",
-                "windows",
-                "thetas",
-                "rope_scaling",
-                "attention_bias",
-                "mlp_bias",
-                "dtype",
-                "num_labels",
-                "label_names",
-                "query_pre_attn_scalar",
-            ):
+            if f.name not in _WRITTEN_APART:
                 out[f.name] = getattr(self, f.name)
-        if self.model_type in ("llama", "smollm3"):
-            out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
-        elif self.model_type in ("qwen3", "gemma3_text"):
-            out["attention_bias"] = self.attention_bias
-        if self.model_type == "mistral":
-            # written even where there is none: left out, it would mean transformers' default
-            out["sliding_window"] = max(self.windows, default=0) or None
-        elif self.windows:
-            out |= {
-                "use_sliding_window": True,
-                "sliding_window": max(self.windows),
-                "layer_types": [
-                    "sliding_attention" if w else "full_attention" for w in self.windows
-                ],
-            }
         if isinstance(self.eos_token_id, tuple):
             out["eos_token_id"] = list(self.eos_token_id)
+        out |= self._biases()
+        out |= self._window_fields()
         scaling = self.rope_scaling
         out["rope_scaling"] = scaling
         out["rope_parameters"] = {
@@ -247,18 +215,52 @@ class DecoderConfig(CommonConfig):
         out["dtype"] = dtype or self.dtype
         return out
 
+    def _biases(self) -> dict[str, bool]:
+        if self.model_type in ("llama", "smollm3"):
+            return {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
+        if self.model_type in ("qwen3", "gemma3_text"):
+            return {"attention_bias": self.attention_bias}
+        return {}
+
+    def _window_fields(self) -> dict[str, Any]:
+        if self.model_type == "mistral":
+            # written even where there is none: left out, it would mean transformers' default
+            return {"sliding_window": max(self.windows, default=0) or None}
+        if not self.windows:
+            return {}
+        kinds: list[str] = []
+        for window in self.windows:
+            if window:
+                kinds.append("sliding_attention")
+            else:
+                kinds.append("full_attention")
+        return {
+            "use_sliding_window": True,
+            "sliding_window": max(self.windows),
+            "layer_types": kinds,
+        }
+
     def _gemma(self, out: dict[str, Any]) -> dict[str, Any]:
         """What Gemma 3 has beside: a base of its own where attention has a window. mlx-lm asks for
         a pattern: every n-th layer sees the whole context."""
-        local = next((t for t in self.thetas if t != self.rope_theta), self.rope_theta)
-        whole = [i for i in range(self.num_hidden_layers) if not self.window(i)]
+        local = self.rope_theta
+        for theta in self.thetas:
+            if theta != self.rope_theta:
+                local = theta
+                break
+        # the first layer that sees the whole context says how often one does
+        pattern = self.num_hidden_layers + 1
+        for layer in range(self.num_hidden_layers):
+            if not self.window(layer):
+                pattern = layer + 1
+                break
         turn = {"rope_type": "default", "rope_theta": local}
         return {
             "hidden_activation": out.pop("hidden_act"),
             "query_pre_attn_scalar": self.query_pre_attn_scalar or self.head_dim,
             "sliding_window": max(self.windows, default=0) or None,
             "rope_local_base_freq": local,
-            "sliding_window_pattern": whole[0] + 1 if whole else self.num_hidden_layers + 1,
+            "sliding_window_pattern": pattern,
             "rope_parameters": {
                 "full_attention": out["rope_parameters"],
                 "sliding_attention": turn,
@@ -270,7 +272,51 @@ def _judge(architecture: str) -> str:
     """The name of what scores in place of what writes."""
     for ending in _WRITES:
         architecture = architecture.removesuffix(ending)
-    return ("Gemma3Text" if architecture == "Gemma3" else architecture) + _JUDGES
+    if architecture == "Gemma3":
+        architecture = "Gemma3Text"
+    return architecture + _JUDGES
+
+
+def _check(raw: Fields) -> None:
+    """Raises UserError for a field that is missing, of the wrong type, or that we cannot honour."""
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    ):
+        if not isinstance(raw.get(name), int) or raw[name] < 1:
+            raise UserError(f"{raw.get(name)!r} is no whole number above 0", where=name)
+    for name in ("num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if not isinstance(raw.get(name), int | None):
+            raise UserError(f"{raw[name]!r} is no whole number", where=name)
+    for name in ("rms_norm_eps", "initializer_range", "rope_theta"):
+        if not isinstance(raw.get(name), int | float | None):
+            raise UserError(f"{raw[name]!r} is no number", where=name)
+    if raw.get("hidden_act", "silu") not in ACTIVATIONS:
+        raise UserError(
+            f"unknown activation {raw['hidden_act']!r}",
+            where="hidden_act",
+            hint=f"known: {', '.join(ACTIVATIONS)}",
+        )
+    for name, known in _CANNOT.items():
+        if raw.get(name) not in known:
+            raise UserError(f"{raw[name]!r} is not known here", where=name)
+
+
+def _as_it_is(raw: Fields, kind: str) -> dict[str, Any]:
+    names: tuple[str, ...] = _AS_IT_IS
+    if kind.startswith("gemma"):
+        names = (*names, "query_pre_attn_scalar")
+    return {name: raw[name] for name in names if raw.get(name) is not None}
+
+
+def _hashable(ids: Any) -> Any:
+    """One id, or several as a tuple."""
+    if isinstance(ids, list):
+        return tuple(ids)
+    return ids
 
 
 def _defaults(kind: str, raw: Fields) -> Fields:
@@ -280,7 +326,9 @@ def _defaults(kind: str, raw: Fields) -> Fields:
     if kind == "gpt2":
         named = raw.renamed(_GPT2)
         width = named.get("hidden_size")
-        inner = named.get("intermediate_size") or (4 * width if isinstance(width, int) else None)
+        inner = named.get("intermediate_size") or None
+        if inner is None and isinstance(width, int):
+            inner = 4 * width
         return named.with_defaults(
             {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
             intermediate_size=inner,
@@ -324,13 +372,17 @@ def _as_gpt2(out: dict[str, Any]) -> dict[str, Any]:
 def _thetas(
     raw: dict[str, Any], kind: str, layers: int, theta: float, windows: tuple[int, ...]
 ) -> tuple[float, ...]:
-    """A base a layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one
+    """A base per layer: SmolLM3's layers without positions have 0, Gemma's layers with a window one
     of their own.
     """
     if kind == "gemma3_text" and windows:
         new = raw.get("rope_parameters") or {}
-        local = (new.get("sliding_attention") or {}).get("rope_theta") if by_type(new) else None
-        return tuple(float(local or raw["rope_local_base_freq"]) if w else theta for w in windows)
+        local = None
+        if by_type(new):
+            local = (new.get("sliding_attention") or {}).get("rope_theta")
+        if not any(windows):  # a base for layers with a window has no effect, and is not asked for
+            return (theta,) * len(windows)
+        return _by_layer(windows, float(local or raw["rope_local_base_freq"]), theta)
     if kind != "smollm3":
         return ()
     turned = raw.get("no_rope_layers")
@@ -341,7 +393,18 @@ def _thetas(
         raise UserError(
             f"{turned!r} does not say it of each of {layers} layers", where="no_rope_layers"
         )
-    return tuple(theta if one else 0.0 for one in turned[:layers])
+    return _by_layer(turned[:layers], theta, 0.0)
+
+
+def _by_layer(chosen: Iterable[Any], value: T, other: T) -> tuple[T, ...]:
+    """`value` for each layer that is chosen, `other` for the rest."""
+    found: list[T] = []
+    for one in chosen:
+        if one:
+            found.append(value)
+        else:
+            found.append(other)
+    return tuple(found)
 
 
 def num_labels(raw: dict[str, Any]) -> int:
@@ -350,7 +413,11 @@ def num_labels(raw: dict[str, Any]) -> int:
     if not any(str(name).endswith(_JUDGES) for name in raw.get("architectures") or ()):
         return 0
     labels = raw.get("id2label")
-    found = raw.get("num_labels") or (len(labels) if isinstance(labels, dict) else 2)
+    found = raw.get("num_labels")
+    if not found and isinstance(labels, dict):
+        found = len(labels)
+    elif not found:
+        found = 2
     if not isinstance(found, int) or found < 1:
         raise UserError(f"{found!r} is no whole number above 0", where="num_labels")
     return found
@@ -361,12 +428,13 @@ def label_names(raw: dict[str, Any]) -> tuple[str, ...]:
     labels = raw.get("id2label")
     if not num_labels(raw) or not isinstance(labels, dict):
         return ()
-    names = tuple(
-        str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(num_labels(raw))
-    )
-    if names == _numbered(len(names)):
+    usual = _numbered(num_labels(raw))
+    names: list[str] = []
+    for i, other in enumerate(usual):
+        names.append(str(labels.get(str(i), labels.get(i, other))))
+    if tuple(names) == usual:
         return ()
-    return names
+    return tuple(names)
 
 
 def label_table(count: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -385,10 +453,13 @@ def _numbered(count: int) -> tuple[str, ...]:
 
 
 def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
-    """A window a layer. Qwen's count only where `use_sliding_window` says so, and then from
+    """A window per layer. Qwen's count only where `use_sliding_window` says so, and then from
     `max_window_layers` on.
     """
-    window = raw.get("sliding_window", 4096 if kind == "mistral" else 0) or 0
+    usual = 0
+    if kind == "mistral":
+        usual = 4096
+    window = raw.get("sliding_window", usual) or 0
     types = raw.get("layer_types")
     if types and (not isinstance(types, list) or len(types) != layers or set(types) - _LAYERS):
         raise UserError(
@@ -401,11 +472,12 @@ def _windows(raw: dict[str, Any], kind: str, layers: int) -> tuple[int, ...]:
         return ()
     if kind == "gemma3_text" and not types:
         every = raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6
-        return tuple(window if (i + 1) % every else 0 for i in range(layers))
+        return _by_layer([(i + 1) % every for i in range(layers)], window, 0)
     if kind == "smollm3" and not types:
-        turned = _thetas(raw, kind, layers, 1.0, ())
-        return tuple(0 if one else window for one in turned)
+        return _by_layer(_thetas(raw, kind, layers, 1.0, ()), 0, window)
     if types:
-        return tuple(window if t == "sliding_attention" else 0 for t in types)
-    first = raw.get("max_window_layers", 28) if kind.startswith("qwen") else 0
-    return tuple(window if i >= first else 0 for i in range(layers))
+        return _by_layer([one == "sliding_attention" for one in types], window, 0)
+    first = 0
+    if kind.startswith("qwen"):
+        first = raw.get("max_window_layers", 28)
+    return _by_layer([i >= first for i in range(layers)], window, 0)

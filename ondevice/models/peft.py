@@ -97,7 +97,8 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     """The base that an adapter names: a folder, or a name of the Hub and its revision, where it
     says one. Raises UserError."""
     config = _read_config(folder)
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    base = config.get("base_model_name_or_path")
+    revision = config.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(
             "names no base model", where=str(folder / CONFIG), hint="set base_model_name_or_path"
@@ -107,7 +108,9 @@ def base_of(folder: Path) -> tuple[str, str | None]:
     beside = folder / base
     if not Path(base).is_absolute() and beside.is_dir():
         return str(beside), None
-    return base, revision if isinstance(revision, str) and revision else None
+    if isinstance(revision, str) and revision:
+        return base, revision
+    return base, None
 
 
 def is_score_adapter(folder: Path) -> bool:
@@ -118,6 +121,28 @@ def is_score_adapter(folder: Path) -> bool:
 def read(folder: Path, backend: Backend) -> AdapterFiles:
     """Raises UserError for an adapter of another kind than LoRA, or one that we cannot honour."""
     config = _read_config(folder)
+    file = _weights_of(folder)
+    halves, copies = _halves_and_copies(file, backend)
+    pairs: dict[str, Pair] = {}
+    for module, parts in halves.items():
+        pairs[module] = _pair(module, parts, config, file, backend)
+    if not pairs and not copies:
+        raise UserError("holds no tensor", where=str(file), hint="is the download whole?")
+    saved = _saved_modules(config)
+    whole: Params = {}
+    base: Params = {}
+    for name, tensor in copies.items():
+        module = name.rpartition(".")[0]
+        # as PEFT matches them, by the end of a module's name
+        if any(module.endswith(end) for end in saved):
+            whole[name] = tensor
+        else:
+            base[_under(name)] = tensor
+    return AdapterFiles(pairs, transposed(whole), config, transposed(base))
+
+
+def _weights_of(folder: Path) -> Path:
+    """The file of the adapter's tensors. Raises UserError where it is missing."""
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = (folder / "adapter_model.bin").is_file()
@@ -126,8 +151,14 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
         else:
             hint = "is the download whole?"
         raise UserError(f"{WEIGHTS} is missing", where=str(folder), hint=hint)
-    halves: dict[str, dict[str, Any]] = {}
-    whole: Params = {}
+    return file
+
+
+def _halves_and_copies(file: Path, backend: Backend) -> tuple[dict[str, Params], Params]:
+    """(module → its lora_A and lora_B, the other tensors by their names in the base). Raises
+    UserError for a tensor of another kind."""
+    halves: dict[str, Params] = {}
+    copies: Params = {}
     for key, value in read_tensors(file, backend).items():
         name = key.removeprefix(_PREFIX)
         module, _, part = name.removesuffix(".weight").rpartition(".")
@@ -140,50 +171,45 @@ def read(folder: Path, backend: Backend) -> AdapterFiles:
                 hint="merge it with PEFT first",
             )
         else:
-            whole[name.replace(".modules_to_save.", ".")] = value
-    saved = [str(module) for module in config.get("modules_to_save") or ()]
-    # as PEFT matches them, by the end of a module's name; `original_module` is what stands under a
-    # copy
-    base = {
-        name: p
-        for name, p in whole.items()
-        if not any(name.rpartition(".")[0].endswith(end) for end in saved)
-    }
-    pairs = {}
-    for module, parts in halves.items():
-        if len(parts) != 2:
-            raise UserError(
-                f"{module} has one half of an adapter",
-                where=str(file),
-                hint="is the download whole?",
-            )
-        a, b = (backend.numpy(parts[part]) for part in ("lora_A", "lora_B"))
-        rank = int(a.shape[0])
-        if b.shape[-1] != rank:
-            raise UserError(
-                f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file)
-            )
-        if (said := _rank(config, module)) not in (None, rank):
-            raise UserError(
-                f"{module} is of rank {rank}, {CONFIG} says {said}",
-                where=str(file),
-                hint="the two files do not belong together",
-            )
-        if _meant(config, module) is False:
-            raise UserError(
-                f"holds an adapter of {module}, which {CONFIG} leaves out",
-                where=str(file),
-                hint="the two files do not belong together",
-            )
-        pairs[module] = Pair(a, b, _scale(config, module, rank))
-    if not pairs and not whole:
-        raise UserError("holds no tensor", where=str(file), hint="is the download whole?")
-    return AdapterFiles(
-        pairs,
-        transposed({name: p for name, p in whole.items() if name not in base}),
-        config,
-        transposed({_under(name): p for name, p in base.items()}),
-    )
+            copies[name.replace(".modules_to_save.", ".")] = value
+    return halves, copies
+
+
+def _pair(
+    module: str, parts: Params, config: Mapping[str, Any], file: Path, backend: Backend
+) -> Pair:
+    """The adapter of a module. Raises UserError where its halves do not fit together, or do not
+    belong to the config."""
+    if len(parts) != 2:
+        raise UserError(
+            f"{module} has one half of an adapter", where=str(file), hint="is the download whole?"
+        )
+    a = backend.numpy(parts["lora_A"])
+    b = backend.numpy(parts["lora_B"])
+    rank = int(a.shape[0])
+    if b.shape[-1] != rank:
+        raise UserError(
+            f"{module}: shapes {a.shape} and {b.shape} do not fit together", where=str(file)
+        )
+    said = _rank(config, module)
+    if said not in (None, rank):
+        raise UserError(
+            f"{module} is of rank {rank}, {CONFIG} says {said}",
+            where=str(file),
+            hint="the two files do not belong together",
+        )
+    if _meant(config, module) is False:
+        raise UserError(
+            f"holds an adapter of {module}, which {CONFIG} leaves out",
+            where=str(file),
+            hint="the two files do not belong together",
+        )
+    return Pair(a, b, _scale(config, module, rank))
+
+
+def _saved_modules(config: Mapping[str, Any]) -> list[str]:
+    """The modules that the adapter has copies of, as the config names them."""
+    return [str(module) for module in config.get("modules_to_save") or ()]
 
 
 def need_all(
@@ -191,7 +217,7 @@ def need_all(
 ) -> None:
     """Raises UserError where the adapter says that it changes one of the base's `modules`, or has a
     copy of one of its `tensors`, and holds none."""
-    saved = [str(module) for module in found.config.get("modules_to_save") or ()]
+    saved = _saved_modules(found.config)
     for module in modules:
         apart = any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", module) for name in saved)
         if _meant(found.config, module) and not apart and module not in found.pairs:
@@ -202,10 +228,7 @@ def need_all(
             )
     for tensor in tensors:
         module = tensor.rpartition(".")[0]
-        if (
-            any(module == name or module.endswith(f".{name}") for name in saved)
-            and tensor not in found.whole
-        ):
+        if _ends(module, saved) and tensor not in found.whole:
             raise UserError(
                 f"lacks {tensor}, which {CONFIG} says was trained whole",
                 where=where,
@@ -216,22 +239,36 @@ def need_all(
 def _meant(config: Mapping[str, Any], module: str) -> bool | None:
     """Whether the config says that the module is adapted, as PEFT's check_target_module_exists;
     None where it does not say which modules are."""
-    targets, out = config.get("target_modules"), config.get("exclude_modules")
-    if out and (re.fullmatch(out, module) if isinstance(out, str) else _ends(module, out)):
+    out = config.get("exclude_modules")
+    if out and _fits(module, out):
         return False
+    targets = config.get("target_modules")
     if not targets or targets == "all-linear":
         return None
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    if not _ends(module, targets):
+    if not _fits(module, targets):
         return False
-    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
+    if isinstance(targets, str):
+        return True
+    layers = config.get("layers_to_transform")
     if module in targets or layers in (None, []):
         return True
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if numbered := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(numbered[1]) in ([layers] if isinstance(layers, int) else layers)
+    if isinstance(layers, int):
+        layers = [layers]
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    for pattern in patterns:
+        numbered = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+        if numbered:
+            return int(numbered[1]) in layers
     return False
+
+
+def _fits(module: str, names: str | Iterable[Any]) -> bool:
+    """Whether names mean the module: a regular expression for all of its name, or a list of ends."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return _ends(module, names)
 
 
 def _ends(module: str, names: Iterable[Any]) -> bool:
@@ -239,7 +276,9 @@ def _ends(module: str, names: Iterable[Any]) -> bool:
 
 
 def _under(name: str) -> str:
-    """The base's own name of a tensor on which PEFT has put something."""
+    """The base's own name of a tensor on which PEFT has put something; `original_module` is what
+    stands under a copy.
+    """
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
@@ -258,47 +297,67 @@ def write(
     """Fills an existing folder. `task` is PEFT's word for what the model does (JUDGES, WRITES,
     ANSWERS), `whole` are tensors that stand in place of the base's, `modules` the names of all
     matrices of the base, from which the short names in adapter_config.json are told apart."""
-    ranks = {m: p.rank for m, p in pairs.items()}
-    alphas = {m: p.scale * p.rank for m, p in pairs.items()}
-    rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else 1
-    for table in (
-        name
-        for name in list(whole)
-        if tied and name.endswith(("embed_tokens.weight", ".wte.weight"))
-    ):
-        # PEFT's copies of the two are not tied
-        whole = {**whole, "lm_head.weight": whole[table] * 1}
+    if tied:
+        whole = _with_head(whole)
     stand_in = list(dict.fromkeys(name.rpartition(".")[0] for name in whole))
-    saved = _short(stand_in, [*modules, *stand_in])
+    names = list(modules)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task,
         "base_model_name_or_path": base,
         "revision": revision,
-        "r": rank,
-        "lora_alpha": _whole_number(alpha),
-        "use_rslora": False,
-        "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
-        "alpha_pattern": {m: _whole_number(a) for m, a in alphas.items() if a != alpha},
-        "target_modules": _short(list(pairs), modules),
-        "modules_to_save": saved or None,
+        **_ranks_and_alphas(pairs),
+        "target_modules": _short(list(pairs), names),
+        "modules_to_save": _short(stand_in, [*names, *stand_in]) or None,
         "bias": "none",
         "lora_dropout": 0.0,
         "use_dora": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "fan_in_fan_out": any(is_transposed(f"{m}.weight") for m in pairs),
+        "fan_in_fan_out": any(is_transposed(f"{module}.weight") for module in pairs),
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors: Params = {}
     for module, pair in pairs.items():
         for part, value in (("lora_A", pair.a), ("lora_B", pair.b)):
-            tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(
-                np.ascontiguousarray(value, np.float32)
-            )
-    tensors |= {_PREFIX + name: value for name, value in transposed(whole).items()}
+            half = np.ascontiguousarray(value, np.float32)
+            tensors[f"{_PREFIX}{module}.{part}.weight"] = backend.array(half)
+    for name, tensor in transposed(whole).items():
+        tensors[_PREFIX + name] = tensor
     backend.save(folder / WEIGHTS, tensors, {})
+
+
+def _with_head(whole: Params) -> Params:
+    """The tensors with a copy of the table of embeddings for the head: PEFT's copies of the two are
+    not tied.
+    """
+    made = dict(whole)
+    for name in whole:
+        if name.endswith(("embed_tokens.weight", ".wte.weight")):
+            made["lm_head.weight"] = whole[name] * 1
+    return made
+
+
+def _ranks_and_alphas(pairs: Mapping[str, Pair]) -> dict[str, Any]:
+    """The rank and alpha that most modules have, and those of the modules that have another."""
+    ranks = {module: pair.rank for module, pair in pairs.items()}
+    alphas = {module: pair.scale * pair.rank for module, pair in pairs.items()}
+    rank = _most_common(ranks.values())
+    alpha = _most_common(alphas.values())
+    return {
+        "r": rank,
+        "lora_alpha": _whole_number(alpha),
+        "use_rslora": False,
+        "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
+        "alpha_pattern": {m: _whole_number(a) for m, a in alphas.items() if a != alpha},
+    }
+
+
+def _most_common(values: Iterable[Any]) -> Any:
+    """The most common of the values, the first of several; 1 where there is none."""
+    for value, _ in Counter(values).most_common(1):
+        return value
+    return 1
 
 
 def _short(found: list[str], modules: Iterable[str]) -> list[str]:
@@ -368,13 +427,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
                 where=f"{file}: {name}",
                 hint="merge it with PEFT first",
             )
-    strange = [
-        name for name in unread(fields, {*_HARMLESS, *_READ}) if config[name] not in (False, [], {})
-    ]
-    if strange:
-        raise UserError(
-            f"{config[strange[0]]!r} is said of a field that is not known here",
-            where=f"{file}: {strange[0]}",
-            hint="merge it with PEFT first",
-        )
+    for name in unread(fields, {*_HARMLESS, *_READ}):
+        if config[name] not in (False, [], {}):
+            raise UserError(
+                f"{config[name]!r} is said of a field that is not known here",
+                where=f"{file}: {name}",
+                hint="merge it with PEFT first",
+            )
     return config

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from ondevice.common.json_files import to_json
-from ondevice.data.formats import BadRow
+from ondevice.data.messages import BadRow
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import clean
 from ondevice.preferences.votes import Item, Response, Vote

@@ -16,8 +16,8 @@ from ondevice.common.errors import UserError
 from ondevice.common.files import write_file
 from ondevice.common.json_files import to_json
 from ondevice.config.use import RatingsConfig
-from ondevice.data.formats import BadRow
-from ondevice.data.readers import Rows, read
+from ondevice.data.messages import BadRow
+from ondevice.data.rows import Rows, read
 from ondevice.preferences.backups import is_ours
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.exported_votes import ExportedVotes

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ondevice.data.formats import BadRow, before, content_alone, nothing_lost, to_chat, to_pair
+from ondevice.data.formats import before, nothing_lost, to_chat
+from ondevice.data.messages import BadRow, content_alone
+from ondevice.data.preference_formats import to_pair
 from ondevice.data.row_keys import Record
 from ondevice.preferences.votes import Outcome, Response
 

@@ -185,8 +185,8 @@ def text(found: Mapping[str, Any]) -> str:
     for name, rater in found["raters"].items():
         lines += _rater(name, rater)
     lines += _raters_together(found["agreement"])
-    lines.append(f"first shown {_share(found['first_shown'])} of decided pairs went to it")
-    lines.append(f"longer      {_share(found['longer'])} of decided pairs went to it")
+    lines.append(f"first shown {share_text(found['first_shown'])} of decided pairs went to it")
+    lines.append(f"longer      {share_text(found['longer'])} of decided pairs went to it")
     lines += _ladder(found)
     return "\n".join(lines)
 
@@ -208,7 +208,7 @@ def _rater(name: str, rater: Mapping[str, Any]) -> list[str]:
     plural = "" if rater["votes"] == 1 else "s"
     lines = [f"rater       {name}: {rater['votes']} vote{plural}{_pace(rater)}"]
     if rater["gold"]["of"]:
-        lines.append(f"            gold right: {_share(rater['gold'])}")
+        lines.append(f"            gold right: {share_text(rater['gold'])}")
     if rater["repeats"]["n"]:
         lines.append(f"            agrees with own repeats: {_agreement(rater['repeats'])}")
     return lines
@@ -237,7 +237,7 @@ def _ladder(found: Mapping[str, Any]) -> list[str]:
         points, low, high = _points(
             strengths["strength"][k], strengths["low"][k], strengths["high"][k]
         )
-        line = f"  {points:+5.0f} [{low:+.0f}, {high:+.0f}]  {source}  won {_share(found['win_rate'][source])}"
+        line = f"  {points:+5.0f} [{low:+.0f}, {high:+.0f}]  {source}  won {share_text(found['win_rate'][source])}"
         if k < len(strengths["beats"]):
             p, low, high = strengths["beats"][k]
             line += f"  beats the next {p:.2f} [{low:.2f}, {high:.2f}]"
@@ -254,7 +254,7 @@ def _points(middle: float, low: float, high: float) -> tuple[float, float, float
     return POINTS * middle, POINTS * low, POINTS * high
 
 
-def _share(share: Mapping[str, Any]) -> str:
+def share_text(share: Mapping[str, Any]) -> str:
     if not share["of"]:
         return "– (0 of 0)"
     interval = f"[{share['low']:.2f}, {share['high']:.2f}]"

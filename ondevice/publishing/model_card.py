@@ -6,93 +6,39 @@ same with everything that the run folder knows by then, metadata that the Hub re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ondevice.common.progress import duration, size
-from ondevice.common.sanitize import sanitize
 from ondevice.config.load import to_mapping
 from ondevice.config.stages import StageConfig
 from ondevice.models.model import Model
+from ondevice.publishing import card_sections
 from ondevice.publishing.history import (
-    RATINGS,
     StageRecord,
     base_of,
-    commits,
     data_names,
-    data_read,
     history,
     hub_datasets,
-    licences,
     lineage,
-    made_with,
-    notes,
-    parameters,
-    raters,
-    start_of,
 )
 from ondevice.publishing.public_names import (
     CORPUS,
     own_name,
-    plain_values,
     short_name,
-    sources_value,
     without_home,
     without_places,
 )
-from ondevice.publishing.usage import WRITES, WRITES_ANEW, Place, Subject, use
-from ondevice.reports.curves import curves, picture
-from ondevice.reports.report import cell, markdown
-from ondevice.reports.results import sections
+from ondevice.publishing.usage import Place, Subject, use
+from ondevice.reports.report import cell
 from ondevice.runs.context import StageResult
 from ondevice.runs.folder import RunFolder
 
-WHAT: Mapping[str, str] = {
-    "init": "random weights",
-    "pretrain": "learning from plain text",
-    "sft": "instruction tuning on chats",
-    "sample": "responses to be rated",
-    "rate": "rating",
-    "classify": "a classifier: it tells texts apart, and writes none",
-    "reward": "a reward model: it scores a whole conversation, and writes no text",
-    "value_model": "the value model beside it: it scores an answer that has begun, and writes no text",
-    "dpo": "preference tuning on pairs, without a reward model",
-    "ppo": "preference tuning by a reward model (PPO)",
-    "grpo": "reasoning, from verifiable rewards (GRPO)",
-}
-_LEFT_OUT = {
-    "out",
-    "resume",
-    "backend",
-    "device",
-    "dtype",
-    "model",
-    "reward_model",
-    "keep",
-    "save_every",
-    "sample_every",
-    "push_every",
-    "push_to",
-    "ratings",
-}
-_SOURCES = {"data", "validation", "replay", "sft_data"}
-_FOLDERS = {"tokenizer", "reward_file", "other", "chat_template"}
-"""Settings that name files and folders: where these lie is not told."""
 _METRICS = (
     ("bits_per_byte", "bits_per_byte", "Bits per byte on held-out text"),
     ("exact_match", "exact_match", "Exact match on held-out instructions"),
 )
-_COUNTED = {
-    "tokens": "tokens",
-    "chats": "chats",
-    "pairs": "pairs",
-    "problems": "problems",
-    "prompts": "prompts",
-    "votes": "votes",
-    "replayed": "chats of plain text",
-}
 
 
 @dataclass(frozen=True)
@@ -114,7 +60,7 @@ def model_card(
         metadata(**subject.metadata(), tags=["ondevice"]),
         f"# {cell(own_name(run))}: {cell(stage)}{beside}",
         "",
-        f"Made by ondevice: {WHAT.get(part) or WHAT.get(stage, stage)}.",
+        f"Made by ondevice: {card_sections.WHAT.get(part) or card_sections.WHAT.get(stage, stage)}.",
         "",
     ]
     if subject.adapter:
@@ -122,13 +68,15 @@ def model_card(
             f"An adapter (LoRA, in PEFT's format) beside {cell(subject.base_name)}, which it needs.",
             "",
         ]
-    if start := getattr(cfg, "model", ""):
+    start = getattr(cfg, "model", "")
+    if start:
         lines += [f"Start: {cell(short_name(start))}", ""]
-    known = [value for value in to_mapping(cfg).values() if isinstance(value, str)]
-    lines += [f"* {cell(without_places(note, known))}" for note in made.notes] + (
-        [""] if made.notes else []
-    )
-    return "\n".join([*lines, *_settings(to_mapping(cfg))]) + "\n"
+    settings = to_mapping(cfg)
+    if made.notes:
+        known = [value for value in settings.values() if isinstance(value, str)]
+        lines += [f"* {cell(without_places(note, known))}" for note in made.notes]
+        lines.append("")
+    return "\n".join([*lines, *card_sections.settings_table(settings)]) + "\n"
 
 
 def folder_card(folder: Path, repo: str, *, license: str = "") -> Card:
@@ -167,28 +115,34 @@ def run_card(
     if step is not None:
         pasts[-1] = replace(pasts[-1], record={}, step=step)
     folder = model or run.stage(stage).model
-    subject, title = Subject.of(folder), _title(repo, own_name(run.path))
-    pictures = {} if under else _pictures(pasts)
+    subject = Subject.of(folder)
+    title = _title(repo, own_name(run.path))
+    heading = cell(title)
+    pictures: dict[str, str] = {}
+    if under:
+        heading += f" ({cell(stage)})"
+    else:
+        pictures = card_sections.curve_pictures(pasts)
     parts = [
         _head(pasts, subject, title, license),
-        f"# {cell(title)}{f' ({cell(stage)})' if under else ''}\n",
-        _about(pasts, subject, folder),
-        *use(subject, Place(repo, under), _prompt(pasts)),
-        *_walk(folders, repo),
-        *_stages(pasts),
-        *_figures(pasts),
-        *_curves(pictures),
-        *_ratings(pasts),
-        *_cost(pasts),
-        *_limits(pasts, subject),
-        *_all_settings(pasts),
+        f"# {heading}\n",
+        card_sections.about(pasts, subject, folder),
+        *use(subject, Place(repo, under), card_sections.example_prompt(pasts)),
+        *card_sections.stage_folders(folders, repo),
+        *card_sections.how_made(pasts),
+        *card_sections.held_out_results(pasts),
+        *card_sections.curve_links(pictures),
+        *card_sections.who_rated(pasts),
+        *card_sections.cost(pasts),
+        *card_sections.limits(pasts, subject),
+        *card_sections.all_settings(pasts),
     ]
     return Card("\n".join(parts) + "\n", pictures)
 
 
 def metadata(**values: Any) -> str:
     """The block that the Hub reads; what is empty is left out."""
-    import yaml
+    import yaml  # here: a command that writes no card does without
 
     kept = {key: value for key, value in values.items() if value}
     return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---\n"
@@ -196,8 +150,10 @@ def metadata(**values: Any) -> str:
 
 def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: str) -> str:
     found = subject.metadata()
+    if not found["base_model"]:
+        found["base_model"] = base_of(lineage(list(pasts))[0])
     return metadata(
-        **{**found, "base_model": found["base_model"] or base_of(lineage(list(pasts))[0])},
+        **found,
         license=license,
         datasets=hub_datasets(list(pasts)),
         tags=["ondevice", *(past.name for past in pasts)],
@@ -207,37 +163,7 @@ def _head(pasts: Sequence[StageRecord], subject: Subject, title: str, license: s
 
 def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     """The held-out figures as the Hub lists results."""
-    marks, found = past.marks, []
-    for key, kind, told in _METRICS:
-        if isinstance(marks.get(key), int | float):
-            found.append({"type": kind, "value": marks[key], "name": told})
-    if "accuracy" in marks and "interval" in marks:
-        found.append(
-            {
-                "type": "accuracy",
-                "value": marks["accuracy"],
-                "name": "Held-out pairs ranked rightly",
-            }
-        )
-    if classes := marks.get("classes"):
-        found.append(
-            {"type": "accuracy", "value": classes["accuracy"], "name": "Held-out texts told apart"}
-        )
-    if reasoning := marks.get("reasoning"):
-        found.append(
-            {
-                "type": "accuracy",
-                "value": reasoning["accuracy"],
-                "name": "Held-out problems solved greedily",
-            }
-        )
-        found.append(
-            {
-                "type": "pass_at_k",
-                "value": reasoning["pass_at"],
-                "name": f"pass@{reasoning['passes']}",
-            }
-        )
+    found = _metrics(past.marks)
     if not found:
         return []
     whose = " and ".join(data_names(past)) or CORPUS
@@ -247,242 +173,27 @@ def _index(past: StageRecord, name: str, task: str) -> list[dict[str, Any]]:
     ]
 
 
-def _about(pasts: Sequence[StageRecord], subject: Subject, folder: Path) -> str:
-    past, chain = pasts[-1], lineage(list(pasts))
-    # what was sampled and rated in between belongs to the way; a model that it did not begin from
-    # does not
-    way = " → ".join(p.name for p in pasts if p in chain or not p.makes_policy)
-    what = f"A {subject.config.get('model_type', 'a')} model of {parameters(folder):,} parameters"
-    if subject.adapter:
-        what = (
-            f"An adapter (LoRA, in PEFT's format) of {parameters(folder):,} parameters beside {subject.base_name}, "
-            "which it needs"
-        )
-    if past.record:
-        half = ""
-    else:
-        half = f" This is a checkpoint of a stage that has not ended: step {past.step:,}."
-    return (
-        f"{cell(what)}, trained with ondevice. It began from {cell(start_of(chain[0]))}; its stages: "
-        f"{cell(way)}. The last one, {cell(past.name)}: {WHAT.get(past.name, 'a stage')}.{half}\n"
-    )
-
-
-def _walk(folders: Sequence[str], repo: str) -> list[str]:
-    if not folders:
-        return []
-    names = ", ".join(f"`{name}`" for name in folders)
-    return [
-        "## Every stage\n",
-        f"Each stage's model is in a folder of its name: {names}; "
-        f'`from_pretrained("{repo}", subfolder="{folders[0]}")` opens one.\n',
-    ]
-
-
-def _stages(pasts: Sequence[StageRecord]) -> list[str]:
-    table = [
-        ["stage", "what", "began from", "data (hash)", "amount", "steps", "tokens trained", "time"]
-    ]
-    for past in pasts:
-        at = {name: f"{name} at {commit[:12]}" for name, commit in commits(past).items()}
-        data = ", ".join(
-            " + ".join(at.get(name, name) for name in names) + (f" ({mark})" if mark else "")
-            for names, mark in data_read(past)
-        )
-        amount = ", ".join(
-            f"{past.data[key]:,} {word}"
-            for key, word in _COUNTED.items()
-            if isinstance(past.data.get(key), int)
-        )
-        steps = past.outcome.get("steps") if past.record else past.step
-        tokens = past.outcome.get("tokens")
-        seconds = past.record.get("seconds")
-        began = start_of(past) if "model" in past.config else ""
-        table.append(
-            [
-                past.name,
-                WHAT.get(past.name, ""),
-                began,
-                data,
-                amount,
-                f"{steps:,}" if steps else "",
-                f"{tokens:,}" if tokens else "",
-                duration(seconds) if seconds is not None else "",
-            ]
-        )
-    return ["## How it was made\n", *markdown(table), "", *_licences(pasts)]
-
-
-def _licences(pasts: Sequence[StageRecord]) -> list[str]:
-    names = dict.fromkeys(name for past in pasts for name in data_names(past))
-    stated = {name: licence for past in pasts for name, licence in licences(past).items()}
-    told = [
-        f"The licence of {cell(name)} is {cell(licence)}, as its card states."
-        for name, licence in stated.items()
-    ]
-    if CORPUS in names:
-        told.insert(
-            0,
-            "The built-in corpus is generated by ondevice (Apache-2.0): small invented worlds, sums and "
-            "chats.",
-        )
-    if names.keys() - {CORPUS, RATINGS, *stated}:
-        told.append("Licences of the other data are not recorded.")
-    if told:
-        return [" ".join(told) + "\n"]
-    return []
-
-
-def _figures(pasts: Sequence[StageRecord]) -> list[str]:
-    """The ladder and what belongs to it, up to this stage."""
-    done = [(past.name, {**past.record, "notes": notes(past)}) for past in pasts if past.record]
-    if not done:
-        return []
-    lines = ["## Held-out results\n"]
-    for number, section in enumerate(sections(done)):
-        lines += [f"### {cell(section.title)}\n"] if number and section.title else []
-        lines += [*markdown(section.table), ""] if section.table else []
-        lines += [*(f"- {cell(note)}" for note in section.notes), ""] if section.notes else []
-    return lines
-
-
-def _pictures(pasts: Iterable[StageRecord]) -> dict[str, str]:
-    """Path → SVG of every curve; a name has no sign that a path or Markdown reads otherwise."""
-    found = {}
-    for past in pasts:
-        for curve in curves(past.folder.events):
-            plain = "".join(
-                c if c.isalnum() and c.isascii() else "-"
-                for c in f"{past.name}-{curve.title}".lower()
-            )
-            found[f"curves/{plain}.svg"] = picture(curve, past.name)
+def _metrics(marks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A stage's held-out figures as the Hub names them."""
+    found = []
+    for key, kind, told in _METRICS:
+        if isinstance(marks.get(key), int | float):
+            found.append(_metric(kind, marks[key], told))
+    if "accuracy" in marks and "interval" in marks:
+        found.append(_metric("accuracy", marks["accuracy"], "Held-out pairs ranked rightly"))
+    classes = marks.get("classes")
+    if classes:
+        found.append(_metric("accuracy", classes["accuracy"], "Held-out texts told apart"))
+    reasoning = marks.get("reasoning")
+    if reasoning:
+        solved = reasoning["accuracy"]
+        found.append(_metric("accuracy", solved, "Held-out problems solved greedily"))
+        found.append(_metric("pass_at_k", reasoning["pass_at"], f"pass@{reasoning['passes']}"))
     return found
 
 
-def _curves(pictures: Mapping[str, str]) -> list[str]:
-    shown = [
-        f"![{path.removeprefix('curves/').removesuffix('.svg').replace('-', ' ')}]({path})"
-        for path in pictures
-    ]
-    return ["## Curves\n", *shown, ""] if shown else []
-
-
-def _ratings(pasts: Sequence[StageRecord]) -> list[str]:
-    lines = []
-    for past in pasts:
-        found = raters(past)
-        if found is not None:
-            pairs, people, programs = found
-            by = [f"{people} {'person' if people == 1 else 'people'}"] if people else []
-            by += (
-                [f"{programs} simulated rater{'s' * (programs > 1)} (a rule, not a person)"]
-                if programs
-                else []
-            )
-            lines.append(
-                f"- {cell(past.name)} learned from {pairs:,} pairs, rated by {' and '.join(by)}."
-            )
-    return ["## Ratings\n", *lines, ""] if lines else []
-
-
-def _cost(pasts: Sequence[StageRecord]) -> list[str]:
-    seconds = sum(past.record.get("seconds") or 0 for past in pasts)
-    cpu = sum(past.record.get("cpu_seconds") or 0 for past in pasts)
-    tokens = sum(past.outcome.get("tokens") or 0 for past in pasts)
-    peak = max((past.record.get("peak_bytes") or 0 for past in pasts), default=0)
-    made = dict.fromkeys(made_with(past) for past in pasts if past.versions)
-    return [
-        "## What it took\n",
-        f"- time: {duration(seconds)} ({cpu:,.0f} CPU seconds)",
-        f"- tokens trained on: {tokens:,}",
-        f"- memory at most: {size(peak)}",
-        *(f"- on: {cell(one)}" for one in made),
-        "",
-    ]
-
-
-def _limits(pasts: Sequence[StageRecord], subject: Subject) -> list[str]:
-    said = "What it writes" if subject.task in (WRITES, WRITES_ANEW) else "What it answers"
-    told = [
-        f"{said} was checked by the measurements above and by nothing else: neither for truth nor for harm."
-    ]
-    context = subject.config.get("max_position_embeddings") or subject.config.get("n_positions")
-    if context:
-        told.insert(
-            0,
-            f"Its context holds {context:,} tokens, its vocabulary {subject.config.get('vocab_size', 0):,}.",
-        )
-    if _corpus_alone(pasts):
-        told.append(
-            "It has read the built-in corpus alone: an invented world and its sums. Of the real one it knows "
-            "nothing."
-        )
-    if any((found := raters(past)) is not None and found[2] for past in pasts):
-        told.append("Its simulated ratings say what a rule prefers, and nothing of what people do.")
-    return ["## Limits\n", *(f"- {line}" for line in told), ""]
-
-
-def _corpus_alone(pasts: Sequence[StageRecord]) -> bool:
-    """Whether every source of every stage is the built-in corpus, or a rule's ratings of what the
-    run's own models wrote, and no weights came from elsewhere. People rate chats and imported pairs
-    as well."""
-    names = {name for past in pasts for name in data_names(past)}
-    rated = [raters(past) for past in pasts if RATINGS in data_names(past)]
-    own = all(found is not None and found[1] == 0 for found in rated) and (
-        not rated or any(past.name == "sample" and not past.config.get("other") for past in pasts)
-    )
-    return (
-        bool(names)
-        and own
-        and names <= {CORPUS, RATINGS}
-        and start_of(lineage(list(pasts))[0]) == "random weights"
-    )
-
-
-def _all_settings(pasts: Sequence[StageRecord]) -> list[str]:
-    lines = ["## Settings\n"]
-    for past in pasts:
-        lines += [
-            f"<details><summary>{past.name}</summary>\n",
-            *_settings(past.config),
-            "\n</details>\n",
-        ]
-    return lines
-
-
-def _settings(config: Mapping[str, Any]) -> list[str]:
-    table = [["setting", "value"]]
-    for name, value in config.items():
-        if name in _LEFT_OUT or value in ("", None, [], ()):
-            continue
-        if isinstance(value, str):
-            if name in _SOURCES:
-                value = sources_value(value)
-            elif name in _FOLDERS:
-                value = own_name(value)
-            else:
-                value = value
-        table.append([name, str(plain_values(value))])
-    return markdown(table)
-
-
-def _prompt(pasts: Sequence[StageRecord]) -> str:
-    """One that the run asked its stages, to be asked again."""
-    asked = (
-        str(answer["prompt"])
-        for past in reversed(pasts)
-        for answer in past.record.get("answers") or ()
-    )
-    return next(filter(_plain, asked), "Hello")
-
-
-def _plain(text: str) -> bool:
-    """Whether it can stand in a line of code on a page."""
-    return (
-        0 < len(text) <= 200
-        and text == sanitize(text, newlines=False)
-        and not set(text) & set("`<>\\\n")
-    )
+def _metric(kind: str, value: float, name: str) -> dict[str, Any]:
+    return {"type": kind, "value": value, "name": name}
 
 
 def _title(repo: str, otherwise: str) -> str:
@@ -494,10 +205,10 @@ def _subject(model: Model | None) -> Subject:
     if model is None:
         return Subject({})
     config = model.cfg.to_json("float32")
+    if model.adapter is None:
+        return Subject(config)
     return Subject(
-        config
-        if model.adapter is None
-        else {
+        {
             "architectures": config["architectures"],
             "base_model_name_or_path": model.adapter.base,
         }

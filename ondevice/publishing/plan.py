@@ -103,13 +103,8 @@ class Plan:
         """What finds this push's commit again: the same for the same files on top of the same
         commit.
         """
-        parts = [
-            self.repo,
-            self.kind,
-            self.parent,
-            [[f.path, f.sha256] for f in self.files],
-            list(self.removed),
-        ]
+        files = [[file.path, file.sha256] for file in self.files]
+        parts = [self.repo, self.kind, self.parent, files, list(self.removed)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     @property
@@ -119,9 +114,8 @@ class Plan:
     def hashed(self) -> Plan:
         """With every file's hash. Raises UserError for a file that has gone, changed since it was
         hashed, or leads out of the folder."""
-        return dataclasses.replace(
-            self, files=tuple(_hashed(file, Path(self.folder)) for file in self.files)
-        )
+        home = Path(self.folder)
+        return dataclasses.replace(self, files=tuple(_hashed(file, home) for file in self.files))
 
     def told(self) -> dict[str, Any]:
         """For people and programs: what goes where."""
@@ -148,14 +142,10 @@ def pending(folder: Path) -> Plan:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.pop("format") != FORMAT:
             raise ValueError("another format")
-        return Plan(
-            **{
-                **record,
-                "files": tuple(PlannedFile(**f) for f in record["files"]),
-                "removed": tuple(record["removed"]),
-                "folder": str(folder),
-            }
-        )
+        record["files"] = tuple(PlannedFile(**file) for file in record["files"])
+        record["removed"] = tuple(record["removed"])
+        record["folder"] = str(folder)
+        return Plan(**record)
     except FileNotFoundError:
         raise UserError(
             "no push was interrupted here", where=str(folder), hint="push without --resume"
@@ -175,12 +165,16 @@ def check_planned(cfg: PushConfig, plan: Plan) -> None:
         "dataset": plan.kind == "dataset",
         **plan.settings,
     }
-    usual = {f.name: f.default for f in dataclasses.fields(PushConfig)}
+    usual = {setting.name: setting.default for setting in dataclasses.fields(PushConfig)}
     for name in PLANNED:
         given = getattr(cfg, name)
-        if given == usual[name] or (name in known and given == known[name]):
+        if given == usual[name]:
             continue
-        was = f"had {known[name] or 'none'!r}" if name in known else "does not say what it had"
+        was = "does not say what it had"
+        if name in known:
+            if given == known[name]:
+                continue
+            was = f"had {known[name] or 'none'!r}"
         raise UserError(
             f"the push that was interrupted goes on as it was planned, and {was}",
             where=name,
@@ -202,21 +196,17 @@ def plan_push(cfg: PushConfig) -> Plan:
         raise UserError(
             "holds no model", where=cfg.model, hint="give the folder of a model or of a run"
         )
-    if target.stage and target.run:
-        cfg = dataclasses.replace(cfg, stage=target.stage.name)  # the record says which one it was
     files = model_files(target.model, target.home)
     if cfg.with_optimizer:
         files += _optimizer(target)
     if target.run and target.stage:
-        card = run_card(
-            _records_inside(target.run), target.stage.name, cfg.repo_id, license=cfg.license
-        )
+        cfg = dataclasses.replace(cfg, stage=target.stage.name)  # the record says which one it was
+        run = _records_inside(target.run)
+        card = run_card(run, target.stage.name, cfg.repo_id, license=cfg.license)
+        told = f"{own_name(run.path.resolve())}: {target.stage.name}"
     else:
         real_file(target.model / CARD, target.home)
         card = folder_card(target.model, cfg.repo_id, license=cfg.license)
-    if target.run and target.stage:
-        told = f"{own_name(target.run.path.resolve())}: {target.stage.name}"
-    else:
         told = own_name(target.model.resolve())
     return _plan(cfg, target.home, f"Push {told}", files, card)
 
@@ -242,32 +232,51 @@ def find_target(path: str, stage: str = "") -> Target:
             hint="give the folder of a model or of a run",
         )
     if holds_model(folder):
-        made_by = StageFolder(folder.resolve().parent)
         if stage:
             raise UserError(
                 "is a model's folder: it has no stages", where=path, hint="give its run's folder"
             )
-        if folder.resolve().name == "model" and made_by.done.is_file():
-            return Target(folder, folder, RunFolder(made_by.path.parent), made_by)
-        return Target(folder, folder)
+        return _model_target(folder)
     if (folder / "done.json").is_file() and holds_model(folder / "model") and not stage:
         found = StageFolder(folder.resolve())
         return Target(folder, found.model, RunFolder(found.path.parent), found)
     run = RunFolder(folder)
-    made = [s for s in run.stages() if holds_model(s.model) and s.done_record()]
+    made = _stages_with_models(run)
     if stage:
-        named = [s for s in made if s.name == stage]
-        if not named:
-            known = [s.name for s in made]
-            raise UserError(
-                f"has no finished stage {stage!r} with a model",
-                where=path,
-                hint=nearest(stage, known) if known else "",
-            )
-        return Target(folder, named[0].model, run, named[0])
+        named = _stage_named(stage, made, path)
+        return Target(folder, named.model, run, named)
     newest = find_model(path)
-    last = next((s for s in made if s.model == newest), None)
-    return Target(folder, newest if holds_model(newest) else None, run if made else None, last)
+    last = next((found for found in made if found.model == newest), None)
+    model = newest if holds_model(newest) else None
+    return Target(folder, model, run if made else None, last)
+
+
+def _model_target(folder: Path) -> Target:
+    """A model's folder, with the run and the stage that made it, where one did."""
+    made_by = StageFolder(folder.resolve().parent)
+    if folder.resolve().name == "model" and made_by.done.is_file():
+        return Target(folder, folder, RunFolder(made_by.path.parent), made_by)
+    return Target(folder, folder)
+
+
+def _stages_with_models(run: RunFolder) -> list[StageFolder]:
+    """The finished stages of a run that gave a model."""
+    return [stage for stage in run.stages() if holds_model(stage.model) and stage.done_record()]
+
+
+def _stage_named(name: str, made: Sequence[StageFolder], path: str) -> StageFolder:
+    """The stage of this name. Raises UserError naming the nearest of those `made` in the run that
+    `path` named.
+    """
+    for stage in made:
+        if stage.name == name:
+            return stage
+    known = [stage.name for stage in made]
+    raise UserError(
+        f"has no finished stage {name!r} with a model",
+        where=path,
+        hint=nearest(name, known) if known else "",
+    )
 
 
 def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
@@ -286,17 +295,24 @@ def model_files(folder: Path, home: Path, under: str = "") -> list[PlannedFile]:
     if not weights:
         weights = weight_files(folder)
         index = folder / "model.safetensors.index.json"
-        names += [index.name] if index.is_file() and weights[0].name != "model.safetensors" else []
+        if index.is_file() and weights[0].name != "model.safetensors":
+            names.append(index.name)
+    paths = [folder / name for name in names] + weights
     found = []
-    for path in [*(folder / name for name in names), *weights]:
+    for path in paths:
         real_file(path, home)
-        text = plain_settings(path, home)
-        found.append(
-            _on_disk(f"{under}{path.name}", path, home)
-            if text is None
-            else _written(f"{under}{path.name}", text)
-        )
+        found.append(_planned(f"{under}{path.name}", path, home))
     return found
+
+
+def _planned(name: str, path: Path, home: Path) -> PlannedFile:
+    """A file to send as `name`: as it is on the disk or, where that is a file of settings that must
+    be changed, as text.
+    """
+    text = plain_settings(path, home)
+    if text is None:
+        return _on_disk(name, path, home)
+    return _written(name, text)
 
 
 def _records_inside(run: RunFolder) -> RunFolder:
@@ -312,8 +328,8 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     its name.
     """
     run = target.run
-    stages = [s for s in run.stages() if holds_model(s.model) and s.done_record()] if run else []
-    if run is None or target.stage is None or len(stages) < 1:
+    stages = _stages_with_models(run) if run else []
+    if run is None or target.stage is None or not stages:
         raise UserError(
             "is no run with finished stages", where=cfg.model, hint="leave --all-stages out"
         )
@@ -321,15 +337,10 @@ def _every_stage(cfg: PushConfig, target: Target) -> Plan:
     files = model_files(target.stage.model, target.home) if target.model else []
     for stage in stages:
         files += model_files(stage.model, target.home, f"{stage.name}/")
-        files.append(
-            _written(
-                f"{stage.name}/{CARD}",
-                run_card(run, stage.name, cfg.repo_id, under=stage.name, license=cfg.license).text,
-            )
-        )
-    card = run_card(
-        run, target.stage.name, cfg.repo_id, license=cfg.license, folders=[s.name for s in stages]
-    )
+        own = run_card(run, stage.name, cfg.repo_id, under=stage.name, license=cfg.license)
+        files.append(_written(f"{stage.name}/{CARD}", own.text))
+    folders = [stage.name for stage in stages]
+    card = run_card(run, target.stage.name, cfg.repo_id, license=cfg.license, folders=folders)
     return _plan(cfg, target.home, f"Push {own_name(run.path.resolve())}: every stage", files, card)
 
 
@@ -356,11 +367,9 @@ def _dataset(cfg: PushConfig) -> Plan:
 def _plan(
     cfg: PushConfig, home: Path, message: str, files: Sequence[PlannedFile], card: Card
 ) -> Plan:
-    made = [
-        *files,
-        _written(CARD, card.text),
-        *(_written(path, text) for path, text in card.pictures.items()),
-    ]
+    made = [*files, _written(CARD, card.text)]
+    for path, text in card.pictures.items():
+        made.append(_written(path, text))
     message = sanitize(message, newlines=False, limit=200)
     return Plan(
         cfg.repo_id,
@@ -380,37 +389,35 @@ def _settings(cfg: PushConfig) -> dict[str, Any]:
 
 def _optimizer(target: Target) -> list[PlannedFile]:
     """The optimizer's state of the checkpoint that holds these very weights."""
+    folder = _checkpoint_of(target)
+    if folder is None:
+        raise UserError(
+            "no checkpoint with these weights is on disk, so that there is no optimizer's state",
+            where=str(target.model),
+            hint="leave --with-optimizer out",
+        )
+    return [_planned(name, folder / name, target.home) for name in OPTIMIZER]
+
+
+def _checkpoint_of(target: Target) -> Path | None:
+    """The folder of the checkpoint whose weights are the target's; None: there is none."""
     model = target.model
-    if (
-        model is not None and (model.parent / "optimizer.safetensors").is_file()
-    ):  # a checkpoint's own model
-        return _state(model.parent, target.home)
-    if model is not None and target.stage is not None:
-        if (model / "model.safetensors").is_file():
-            wanted = sha256_of(model / "model.safetensors")
-        else:
-            wanted = ""
-        for path in reversed(checkpoint.steps(target.stage.checkpoints)):
-            weights = path / "model" / "model.safetensors"
-            if (
-                weights.is_file()
-                and wanted == sha256_of(weights)
-                and checkpoint.find_damage(path) is None
-            ):
-                return _state(path, target.home)
-    raise UserError(
-        "no checkpoint with these weights is on disk, so that there is no optimizer's state",
-        where=str(model),
-        hint="leave --with-optimizer out",
-    )
-
-
-def _state(checkpoint_folder: Path, home: Path) -> list[PlannedFile]:
-    files = []
-    for path in (checkpoint_folder / name for name in OPTIMIZER):
-        text = plain_settings(path, home)
-        files.append(_on_disk(path.name, path, home) if text is None else _written(path.name, text))
-    return files
+    if model is None:
+        return None
+    if (model.parent / "optimizer.safetensors").is_file():
+        return model.parent  # the model is a checkpoint's own
+    if target.stage is None:
+        return None
+    wanted = ""
+    if (model / "model.safetensors").is_file():
+        wanted = sha256_of(model / "model.safetensors")
+    for path in reversed(checkpoint.steps(target.stage.checkpoints)):
+        weights = path / "model" / "model.safetensors"
+        if not weights.is_file() or wanted != sha256_of(weights):
+            continue
+        if checkpoint.find_damage(path) is None:
+            return path
+    return None
 
 
 def _on_disk(path: str, source: Path, home: Path) -> PlannedFile:
@@ -431,14 +438,20 @@ def _hashed(file: PlannedFile, home: Path) -> PlannedFile:
             raise UserError(
                 "is not there any more", where=file.source, hint="push without --resume"
             )
-        found = sha256_of(source) if source.stat().st_size == file.size else "another size"
-    if file.sha256 and found != file.sha256 or found == "another size":
-        raise UserError(
-            "has changed since the push began",
-            where=file.source or file.path,
-            hint="push without --resume",
-        )
+        if source.stat().st_size != file.size:
+            raise _changed(file)
+        found = sha256_of(source)
+    if file.sha256 and found != file.sha256:
+        raise _changed(file)
     return dataclasses.replace(file, sha256=found)
+
+
+def _changed(file: PlannedFile) -> UserError:
+    return UserError(
+        "has changed since the push began",
+        where=file.source or file.path,
+        hint="push without --resume",
+    )
 
 
 def replaced(present: Iterable[str], files: Iterable[PlannedFile]) -> tuple[str, ...]:
@@ -446,26 +459,23 @@ def replaced(present: Iterable[str], files: Iterable[PlannedFile]) -> tuple[str,
     which this one writes."""
     mine = {file.path for file in files}
     folders = {path.rpartition("/")[0] for path in mine}
-    return tuple(
-        sorted(
-            path
-            for path in present
-            if path not in mine
-            and path.rpartition("/")[0] in folders
-            and REPLACED.fullmatch(path.rpartition("/")[2])
-        )
-    )
+    found = []
+    for path in present:
+        folder, _, name = path.rpartition("/")
+        if path not in mine and folder in folders and REPLACED.fullmatch(name):
+            found.append(path)
+    return tuple(sorted(found))
 
 
 def plan_text(told: Mapping[str, Any], size: Callable[[float], str]) -> str:
     """`Plan.told` as lines: where to, who can see it, every file with its size."""
     kind = "data set" if told["kind"] == "dataset" else "model"
     seen = "private" if told["private"] else "PUBLIC: everyone can see it"
+    tag = f", tag {told['tag']}" if told["tag"] else ""
     files = told["files"]
     wide = max((len(size(file["bytes"])) for file in files), default=0)
-    lines = [
-        f"{told['repo']}  ({kind}, {seen}{', tag ' + told['tag'] if told['tag'] else ''})",
-        *(f"  {size(file['bytes']):>{wide}}  {file['path']}" for file in files),
-        f"  {len(files)} files, {size(told['bytes'])}",
-    ]
+    lines = [f"{told['repo']}  ({kind}, {seen}{tag})"]
+    for file in files:
+        lines.append(f"  {size(file['bytes']):>{wide}}  {file['path']}")
+    lines.append(f"  {len(files)} files, {size(told['bytes'])}")
     return "\n".join(lines)

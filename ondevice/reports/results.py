@@ -14,6 +14,8 @@ from ondevice.reports.achieved import achieved
 from ondevice.runs.folder import RunFolder
 
 Table = list[list[str]]
+# kind of question → how many answers are right, …, and at the end how many questions there were
+Counts = Mapping[str, Sequence[int]]
 Done = Sequence[tuple[str, Mapping[str, Any]]]  # (stage, what its done.json holds)
 NOTHING = "–"
 RIVAL = "sft"  # the stage whose answers the others' are held against
@@ -35,15 +37,19 @@ def done_records(run: RunFolder) -> list[tuple[str, dict[str, Any]]]:
     """(stage, done.json) of every complete stage in the order of their beginning."""
     found = []
     for stage in run.stages():
-        if record := stage.done_record():
+        record = stage.done_record()
+        if record:
             found.append((sanitize(stage.name, newlines=False), record))
     return found
 
 
 def sections(done: Done) -> list[Section]:
     """The ladder first; then what there is to tell."""
-    found = [_kinds(done), _reasoning(done), _reward(done), _about(done)]
-    return [_ladder(done), *(section for section in found if section.table or section.notes)]
+    found = [_ladder(done)]
+    for section in (_kinds(done), _reasoning(done), _reward(done), _about(done)):
+        if section.table or section.notes:
+            found.append(section)
+    return found
 
 
 def answers(done: Done) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -63,19 +69,29 @@ def win_rates(done: Done) -> dict[str, tuple[int, int, int]]:
     found = {}
     for name, own in points.items():
         if rival and len(own) == len(rival):
-            apart = [a - b for a, b in zip(own, rival, strict=True)]
-            found[name] = (
-                sum(d > 0 for d in apart),
-                sum(d == 0 for d in apart),
-                sum(d < 0 for d in apart),
-            )
+            found[name] = _compared(own, rival)
     return found
+
+
+def _compared(own: Sequence[float], rival: Sequence[float]) -> tuple[int, int, int]:
+    """How many prompts are (won, tied, lost), of the points of two stages' answers to each."""
+    won = tied = lost = 0
+    for one, other in zip(own, rival, strict=True):
+        apart = one - other
+        if apart > 0:
+            won += 1
+        elif apart < 0:
+            lost += 1
+        elif apart == 0:
+            tied += 1
+    return won, tied, lost
 
 
 def kl_of(record: Mapping[str, Any]) -> float | None:
     """The distance of a stage's model to the stage's start."""
     marks = _marks(record)
-    kl: float | None = (marks.get("held_out") or {}).get("kl", marks.get("kl"))
+    held_out = marks.get("held_out") or {}
+    kl: float | None = held_out.get("kl", marks.get("kl"))
     return kl
 
 
@@ -93,54 +109,66 @@ def _marks(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ladder(done: Done) -> Section:
-    """A row a stage; columns that no stage has are left out, but for what each stage cost."""
+    """A row per stage; columns that no stage has are left out, except what each stage cost."""
     records = [record for _, record in done]
-    marks = [_marks(record) for record in records]
-    reasoning = [m.get("reasoning") or {} for m in marks]
-    outcomes = [record.get("outcome") or {} for record in records]
-    own = all(m.get("bits_per_byte") is None for m in marks)
-    tries = sorted({r["passes"] for r in reasoning if r})
+    reasoning = [_marks(record).get("reasoning") or {} for record in records]
+    tries = sorted({found["passes"] for found in reasoning if found})
+    pass_head = f"pass@{tries[0]}" if len(tries) == 1 else "pass@k"
+    own = all(_marks(record).get("bits_per_byte") is None for record in records)
     won = win_rates(done)
-    share = {name: counts[0] / sum(counts) for name, counts in won.items()}
-    measured = [
-        ("held-out loss", [number(o.get("loss") if own else None, "{:.4f}") for o in outcomes]),
-        (
-            "bits/byte",
-            [
-                number((o if own else m).get("bits_per_byte"), "{:.3f}")
-                for o, m in zip(outcomes, marks, strict=True)
-            ],
-        ),
-        ("masked tokens", [number(m.get("masked_accuracy"), "{:.1%}") for m in marks]),
-        ("classes", [number((m.get("classes") or {}).get("accuracy"), "{:.1%}") for m in marks]),
-        ("exact match", [number(m.get("exact_match"), "{:.1%}") for m in marks]),
-        ("reasoning", [number(r.get("accuracy"), "{:.1%}") for r in reasoning]),
-        (
-            f"pass@{tries[0]}" if len(tries) == 1 else "pass@k",
-            [number(r.get("pass_at"), "{:.1%}") for r in reasoning],
-        ),
-        ("wins, simulated", [number(share.get(name), "{:.1%}") for name, _ in done]),
-        ("KL", [number(kl_of(record), "{:.3f}") for record in records]),
-    ]
-    cost = [
-        ("time", [number(r.get("seconds"), duration) for r in records]),
-        ("CPU s", [number(r.get("cpu_seconds"), "{:,.0f}") for r in records]),
-        ("memory", [number(r.get("peak_bytes"), _gigabytes) for r in records]),
-    ]
-    kept = [(head, cells) for head, cells in measured if any(cell != NOTHING for cell in cells)]
-    columns = [("stage", [name for name, _ in done]), *kept, *cost]
-    table = [
-        [head for head, _ in columns],
-        *map(list, zip(*(cells for _, cells in columns), strict=True)),
-    ]
+    rows = [_figures(record, won.get(name), own, pass_head) for name, record in done]
+    heads = _heads_with_figures(rows)
+    table = [["stage", *heads, "time", "CPU s", "memory"]]
+    for (name, record), row in zip(done, rows, strict=True):
+        table.append([name, *(row[head] for head in heads), *_cost(record)])
     if len(done) > 1:
-        table.append(["together", *[NOTHING] * len(kept), *_together(records)])
-    return Section(
-        "The ladder", table, _ladder_notes([head for head, _ in kept], reasoning, won, tries)
-    )
+        table.append(["together", *[NOTHING] * len(heads), *_together(records)])
+    return Section("The ladder", table, _ladder_notes(heads, reasoning, won, tries))
+
+
+def _figures(
+    record: Mapping[str, Any], won: tuple[int, int, int] | None, own: bool, pass_head: str
+) -> dict[str, str]:
+    """A stage's figures, by the heads of their columns. `won` counts its wins, ties and losses;
+    `own`: losses are told, each on the stage's own data, since no stage took the exam on the corpus.
+    """
+    marks = _marks(record)
+    outcome = record.get("outcome") or {}
+    reasoning = marks.get("reasoning") or {}
+    classes = marks.get("classes") or {}
+    loss = outcome.get("loss") if own else None
+    bits = outcome.get("bits_per_byte") if own else marks.get("bits_per_byte")
+    share = won[0] / sum(won) if won is not None else None
+    return {
+        "held-out loss": number(loss, "{:.4f}"),
+        "bits/byte": number(bits, "{:.3f}"),
+        "masked tokens": number(marks.get("masked_accuracy"), "{:.1%}"),
+        "classes": number(classes.get("accuracy"), "{:.1%}"),
+        "exact match": number(marks.get("exact_match"), "{:.1%}"),
+        "reasoning": number(reasoning.get("accuracy"), "{:.1%}"),
+        pass_head: number(reasoning.get("pass_at"), "{:.1%}"),
+        "wins, simulated": number(share, "{:.1%}"),
+        "KL": number(kl_of(record), "{:.3f}"),
+    }
+
+
+def _heads_with_figures(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The heads of the columns in which a row has a figure."""
+    heads = list(rows[0]) if rows else []
+    return [head for head in heads if any(row[head] != NOTHING for row in rows)]
+
+
+def _cost(record: Mapping[str, Any]) -> list[str]:
+    return [
+        number(record.get("seconds"), duration),
+        number(record.get("cpu_seconds"), "{:,.0f}"),
+        number(record.get("peak_bytes"), _gigabytes),
+    ]
 
 
 def _together(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the stages cost together; the most memory is that of one of them."""
+
     def known(name: str) -> list[float]:
         return [record[name] for record in records if record.get(name) is not None] or [0]
 
@@ -193,15 +221,16 @@ def _ladder_notes(
 
 def _kinds(done: Done) -> Section:
     """Columns for the stages that answered questions."""
-    by_stage = {name: counts for name, record in done if (counts := _marks(record).get("by_kind"))}
-    kinds = sorted({kind for counts in by_stage.values() for kind in counts})
+    by_stage = {}
+    for name, record in done:
+        counts = _marks(record).get("by_kind")
+        if counts:
+            by_stage[name] = counts
+    kinds = _kinds_in(by_stage)
     table = [["kind", "questions", *by_stage]] if kinds else []
     for kind in kinds:
-        asked = max(counts[kind][1] for counts in by_stage.values() if kind in counts)
-        shares = [
-            f"{counts[kind][0] / counts[kind][1]:.0%}" if kind in counts else NOTHING
-            for counts in by_stage.values()
-        ]
+        shares = [_share(counts, kind, 0) for counts in by_stage.values()]
+        asked = _most_asked(by_stage, kind)
         table.append([sanitize(kind, newlines=False), str(asked), *shares])
     return Section("Exact match by kind of instruction", table)
 
@@ -209,48 +238,52 @@ def _kinds(done: Done) -> Section:
 def _reasoning(done: Done) -> Section:
     """Rows for the stages, so that one sees whether the digits became right, or the steps were
     written where they help."""
-    by_stage = {
-        name: found["by_kind"]
-        for name, record in done
-        if (found := _marks(record).get("reasoning"))
-    }
-    kinds = sorted({kind for counts in by_stage.values() for kind in counts})
+    by_stage = {}
+    for name, record in done:
+        found = _marks(record).get("reasoning")
+        if found:
+            by_stage[name] = found["by_kind"]
+    kinds = _kinds_in(by_stage)
     if not kinds:
         return Section("", [])
-    asked = {
-        kind: max(counts[kind][2] for counts in by_stage.values() if kind in counts)
-        for kind in kinds
-    }
-    table = [
-        [
-            "stage",
-            *(
-                sanitize(f"{kind}: {what}", newlines=False)
-                for kind in kinds
-                for what in ("right", "steps written")
-            ),
-        ]
-    ]
+    heads = ["stage"]
+    told = []
+    for kind in kinds:
+        heads.append(sanitize(f"{kind}: right", newlines=False))
+        heads.append(sanitize(f"{kind}: steps written", newlines=False))
+        told.append(f"{_most_asked(by_stage, kind)} {sanitize(kind, newlines=False)}")
+    table = [heads]
     for name, counts in by_stage.items():
-        table.append(
-            [
-                name,
-                *(
-                    f"{counts[kind][i] / counts[kind][2]:.0%}" if kind in counts else NOTHING
-                    for kind in kinds
-                    for i in (0, 1)
-                ),
-            ]
-        )
-    told = ", ".join(f"{count} {sanitize(kind, newlines=False)}" for kind, count in asked.items())
+        row = [name]
+        for kind in kinds:
+            row.append(_share(counts, kind, 0))
+            row.append(_share(counts, kind, 1))
+        table.append(row)
     return Section(
         "Reasoning by kind of problem",
         table,
         [
-            f"{told}; answered greedily. Steps written: the answer works the problem out before it says the "
+            f"{', '.join(told)}; answered greedily. Steps written: the answer works the problem out before it says the "
             "result, rightly or not."
         ],
     )
+
+
+def _kinds_in(by_stage: Mapping[str, Counts]) -> list[str]:
+    """The kinds of question that a stage was asked, in order."""
+    return sorted({kind for counts in by_stage.values() for kind in counts})
+
+
+def _most_asked(by_stage: Mapping[str, Counts], kind: str) -> int:
+    """The most questions of this kind that a stage was asked."""
+    return max(counts[kind][-1] for counts in by_stage.values() if kind in counts)
+
+
+def _share(counts: Counts, kind: str, place: int) -> str:
+    """One of the counts of a kind as a share of the questions; – where none of them was asked."""
+    if kind not in counts:
+        return NOTHING
+    return f"{counts[kind][place] / counts[kind][-1]:.0%}"
 
 
 def reward_shares(marks: Mapping[str, Any]) -> list[tuple[str, Share]]:
@@ -261,48 +294,36 @@ def reward_shares(marks: Mapping[str, Any]) -> list[tuple[str, Share]]:
     everything = Share(
         marks["accuracy"] * marks["pairs"], marks["pairs"], marks["accuracy"], low, high
     )
-    parts = sorted((marks.get("by_part") or {}).items())
-    return [
-        ("all", everything),
-        *(
-            (sanitize(PARTS.get(part, part), newlines=False), wilson(right, of))
-            for part, (right, of) in parts
-            if of
-        ),
-    ]
+    shares = [("all", everything)]
+    for part, (right, of) in sorted((marks.get("by_part") or {}).items()):
+        if of:
+            shares.append((sanitize(PARTS.get(part, part), newlines=False), wilson(right, of)))
+    return shares
 
 
 def _reward(done: Done) -> Section:
-    found = [
-        (name, record, marks) for name, record in done if "interval" in (marks := _marks(record))
-    ]
-    if not found:
-        return Section("", [])
-    table, notes = [["stage", "pairs apart by", "pairs", "ranked rightly", "95 % interval"]], []
-    for name, record, marks in found:
+    """A row for each kind of pairs that a reward model was asked to rank."""
+    table = [["stage", "pairs apart by", "pairs", "ranked rightly", "95 % interval"]]
+    notes = []
+    title = "The reward model on held-out pairs"
+    for name, record in done:
+        marks = _marks(record)
+        if "interval" not in marks:
+            continue
         for kind, share in reward_shares(marks):
-            table.append(
-                [
-                    name,
-                    kind,
-                    str(share.of),
-                    number(share.share, "{:.1%}"),
-                    f"{number(share.low, '{:.1%}')} to {number(share.high, '{:.1%}')}",
-                ]
-            )
-        if _marks(record).get("simulated"):
+            interval = f"{number(share.low, '{:.1%}')} to {number(share.high, '{:.1%}')}"
+            table.append([name, kind, str(share.of), number(share.share, "{:.1%}"), interval])
+        whose = ""
+        if marks.get("simulated"):
+            title = "The reward model on held-out pairs, simulated"
             whose = " The ratings are simulated: a rule's, not a person's."
-        else:
-            whose = ""
         notes.append(
             f"{name}: mean margin {number(marks.get('margin'), '{:.2f}')}, calibration error "
             f"{number(marks.get('calibration_error'), '{:.3f}')}.{whose}"
         )
-    if any(_marks(record).get("simulated") for _, record, _ in found):
-        simulated = ", simulated"
-    else:
-        simulated = ""
-    return Section("The reward model on held-out pairs" + simulated, table, notes)
+    if not notes:
+        return Section("", [])
+    return Section(title, table, notes)
 
 
 def _about(done: Done) -> Section:
@@ -311,53 +332,70 @@ def _about(done: Done) -> Section:
     """
     lines = []
     for name, record in done:
-        marks, told = _marks(record), []
-        if "queued" in marks:
-            told.append(
-                f"{marks['queued']:,} prompts with different answers, to be rated; {marks.get('alike') or 0:,} "
-                "left out because all their answers were alike"
-            )
-        if "votes" in marks:
-            rule = marks.get("simulated_votes") or 0
-            if rule:
-                whose = f"{rule:,} of them simulated: by a rule, not by a person"
-            else:
-                whose = "all by people"
-            told.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
-        if isinstance(marks.get("pairs"), Mapping):  # DPO and its family
-            whose = " (rated by a simulated rater)" if _marks(record).get("simulated") else ""
-            told.append(
-                f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
-                f"margin {marks['pairs']['margin']:.3f}"
-            )
-        if isinstance(marks.get("judged"), Mapping):  # KTO on single completions
-            told.append(
-                f"puts {marks['judged']['accuracy']:.1%} of held-out completions on the side of their label, "
-                f"mean margin {marks['judged']['margin']:.3f}"
-            )
-        if found := marks.get("classes"):
-            told.append(
-                f"{found['accuracy']:.1%} of {found['texts']:,} held-out texts put into the right one of "
-                f"{len(found['names'])} classes (95 % interval {found['low']:.1%} to {found['high']:.1%}; the "
-                f"most frequent class alone: {found['most_frequent']:.1%})"
-            )
-        if found := achieved(record.get("outcome") or {}):
-            told.append(f"held out: {found}")
-        elif held := marks.get("held_out"):  # of an older version
-            shown = {
-                "score": "score {:.2f}",
-                "accuracy": "accuracy {:.1%}",
-                "reward": "reward {:.2f}",
-                "completion_length": "{:.0f} tokens a completion",
-            }
-            told.append(
-                "held out: "
-                + ", ".join(
-                    form.format(held[key])
-                    for key, form in shown.items()
-                    if held.get(key) is not None
-                )
-            )
+        told = [*_about_ratings(_marks(record)), *_about_held_out(record)]
         told += map(str, record.get("notes") or [])
         lines += [f"{name}: {sanitize(sentence, newlines=False)}" for sentence in told]
     return Section("About the stages", [], lines)
+
+
+def _about_ratings(marks: Mapping[str, Any]) -> list[str]:
+    """Sentences on the prompts that were sampled and the votes that were cast."""
+    told = []
+    if "queued" in marks:
+        told.append(
+            f"{marks['queued']:,} prompts with different answers, to be rated; {marks.get('alike') or 0:,} "
+            "left out because all their answers were alike"
+        )
+    if "votes" in marks:
+        rule = marks.get("simulated_votes") or 0
+        if rule:
+            whose = f"{rule:,} of them simulated: by a rule, not by a person"
+        else:
+            whose = "all by people"
+        told.append(f"{marks['votes']:,} votes, {whose}; {marks['pairs']:,} usable pairs")
+    return told
+
+
+def _about_held_out(record: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a stage's model does with its own held-out data."""
+    marks = _marks(record)
+    told = []
+    if isinstance(marks.get("pairs"), Mapping):  # DPO and its family
+        whose = " (rated by a simulated rater)" if marks.get("simulated") else ""
+        told.append(
+            f"prefers the better answer in {marks['pairs']['accuracy']:.1%} of held-out pairs{whose}, mean "
+            f"margin {marks['pairs']['margin']:.3f}"
+        )
+    if isinstance(marks.get("judged"), Mapping):  # KTO on single completions
+        told.append(
+            f"puts {marks['judged']['accuracy']:.1%} of held-out completions on the side of their label, "
+            f"mean margin {marks['judged']['margin']:.3f}"
+        )
+    classes = marks.get("classes")
+    if classes:
+        told.append(
+            f"{classes['accuracy']:.1%} of {classes['texts']:,} held-out texts put into the right one of "
+            f"{len(classes['names'])} classes (95 % interval {classes['low']:.1%} to {classes['high']:.1%}; the "
+            f"most frequent class alone: {classes['most_frequent']:.1%})"
+        )
+    outcome = achieved(record.get("outcome") or {})
+    if outcome:
+        told.append(f"held out: {outcome}")
+    elif marks.get("held_out"):  # of an older version
+        told.append(f"held out: {_older_figures(marks['held_out'])}")
+    return told
+
+
+def _older_figures(held: Mapping[str, Any]) -> str:
+    """The held-out figures of a stage that an older version made, as words."""
+    forms = {
+        "score": "score {:.2f}",
+        "accuracy": "accuracy {:.1%}",
+        "reward": "reward {:.2f}",
+        "completion_length": "{:.0f} tokens a completion",
+    }
+    told = []
+    for name, form in forms.items():
+        if held.get(name) is not None:
+            told.append(form.format(held[name]))
+    return ", ".join(told)

@@ -20,9 +20,10 @@ from ondevice.common.rng import permutation
 from ondevice.config.corpus import CorpusConfig
 from ondevice.data.builtin.corpus import build
 from ondevice.data.builtin.splits import Split
-from ondevice.data.formats import BadRow, it_has, to_prompt
-from ondevice.data.readers import AS_IS, Reading, Rows, read
+from ondevice.data.formats import it_has, to_prompt
+from ondevice.data.messages import BadRow
 from ondevice.data.row_keys import HARMLESS, Record
+from ondevice.data.rows import AS_IS, Reading, Rows, read
 from ondevice.datasets.spec import corpus_of
 from ondevice.datasets.split import last_together, prompt_keys
 from ondevice.rewards.answers import find_answer

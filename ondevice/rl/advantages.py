@@ -33,7 +33,9 @@ def group_advantages(rewards: Floats, scale: Literal["group", "batch", "none"] =
         spread = np.sqrt((off**2).sum(1, keepdims=True) / np.maximum(count - 1, 1))
     else:
         known = rewards[there]
-        spread = np.asarray(known.std(ddof=1) if len(known) > 1 else 0.0)
+        spread = np.asarray(0.0)
+        if len(known) > 1:
+            spread = np.asarray(known.std(ddof=1))
     return np.asarray(off / (spread + EPSILON))
 
 
@@ -73,7 +75,8 @@ def whiten(rows: Sequence[Floats]) -> list[Floats]:
     flat = np.concatenate(rows) if rows else np.zeros(0)
     if len(flat) < 2:
         return [np.zeros_like(row) for row in rows]
-    mean, scale = flat.mean(), 1.0 / np.sqrt(flat.var(ddof=1) + 1e-8)
+    mean = flat.mean()
+    scale = 1.0 / np.sqrt(flat.var(ddof=1) + 1e-8)
     return [(row - mean) * scale for row in rows]
 
 

@@ -22,11 +22,14 @@ def prompt_indices(count: int, step: int, rows: int, seed: int, name: str) -> li
     """Numbers of the `count` prompts of a step: every prompt once an epoch, in an order of its own
     each time.
     """
-    places = range(step * count, (step + 1) * count)
-    order = {
-        epoch: permutation(seed, name, epoch, rows) for epoch in {place // rows for place in places}
-    }
-    return [int(order[place // rows][place % rows]) for place in places]
+    orders: dict[int, NDArray[np.int64]] = {}
+    found = []
+    for place in range(step * count, (step + 1) * count):
+        epoch = place // rows
+        if epoch not in orders:
+            orders[epoch] = permutation(seed, name, epoch, rows)
+        found.append(int(orders[epoch][place % rows]))
+    return found
 
 
 def micro_batches(
@@ -37,45 +40,42 @@ def micro_batches(
     start: int | None = None,
 ) -> Iterator[tuple[Batch, list[int]]]:
     """The `chosen` completions as batches of `size` rows, like lengths together, with the numbers
-    of their rows. `tokens`: name → for every completion of the rollout one value a token; `start`
+    of their rows. `tokens`: name → for every completion of the rollout one value per token; `start`
     as for `completion_batch`."""
     for group in group_by_length([sampled[i].row.length for i in chosen], size):
         rows = [chosen[i] for i in group]
-        yield (
-            completion_batch(
-                [sampled[i].row for i in rows],
-                size,
-                {name: [values[i] for i in rows] for name, values in tokens.items()},
-                start,
-            ),
-            rows,
-        )
+        own_tokens = {}
+        for name, values in tokens.items():
+            own_tokens[name] = [values[i] for i in rows]
+        completions = [sampled[i].row for i in rows]
+        yield completion_batch(completions, size, own_tokens, start), rows
 
 
 def repeat_per_token(values: Sequence[float] | Floats, sampled: Sequence[Sampled]) -> list[Floats]:
-    """One value a completion, said of each of its tokens."""
-    return [
-        np.full(len(s.ids), value, np.float32) for value, s in zip(values, sampled, strict=True)
-    ]
+    """Repeats one value per completion over its tokens."""
+    repeated: list[Floats] = []
+    for value, one in zip(values, sampled, strict=True):
+        repeated.append(np.full(len(one.ids), value, np.float32))
+    return repeated
 
 
 def length_metrics(sampled: Sequence[Sampled]) -> dict[str, float]:
     """What a step's event says of the completions."""
-    lengths = np.array([len(s.ids) for s in sampled])
+    lengths = np.array([len(one.ids) for one in sampled])
     return {
         "completion_length": float(lengths.mean()),
         "longest_completion": float(lengths.max()),
-        "truncated": float(np.mean([not s.stopped for s in sampled])),
+        "truncated": float(np.mean([not one.stopped for one in sampled])),
     }
 
 
 def held_out(ctx: Context) -> dict[str, Any]:
     """What was measured of the very weights that the stage gives, by name."""
-    return {
-        name: value
-        for name, value in (ctx.taken.figures if ctx.taken else {}).items()
-        if name != "groups"
-    }
+    if not ctx.taken:
+        return {}
+    figures = dict(ctx.taken.figures)
+    figures.pop("groups", None)  # their place in a file
+    return figures
 
 
 def micro_batch_size(cfg: RolloutConfig, completions: int) -> int:

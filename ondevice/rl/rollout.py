@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ondevice.data.completion_batches import Row
 from ondevice.inference.library_generator import generator_of
 from ondevice.inference.next_token import Sampling
 from ondevice.models.model import Model
 from ondevice.seam.ops import Params
 from ondevice.seam.protocols import Backend
+from ondevice.training.sequence_logprobs import Floats
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Sampler:
         top_p: float = 1.0,
         batch_size: int = 256,
     ) -> None:
-        self.tokenizer, self.batch_size = model.tokenizer, batch_size
+        self.tokenizer = model.tokenizer
+        self.batch_size = batch_size
         self.generator = generator_of(
             model, backend, Sampling(max_new_tokens, temperature, top_k, top_p, seed)
         )
@@ -75,8 +79,19 @@ class Sampler:
         )
         out = []
         for i, done in enumerate(found):
-            ids = done.ids if done.stop is None else [*done.ids, done.stop]
-            out.append(
-                Sampled(prompts[i // samples], ids, done.stopped, self.tokenizer.decode(done.ids))
-            )
+            ids = done.ids
+            if done.stop is not None:
+                ids = [*ids, done.stop]
+            text = self.tokenizer.decode(done.ids)
+            out.append(Sampled(prompts[i // samples], ids, done.stopped, text))
         return out
+
+
+def mean_kl(policy: Sequence[Floats], reference: Sequence[Floats]) -> float:
+    """Nats per completion between two models, from the log-probabilities that each gives the tokens
+    of the first one's completions.
+    """
+    sums = []
+    for own, other in zip(policy, reference, strict=True):
+        sums.append(float((own - other).sum()))
+    return float(np.mean(sums))

@@ -42,7 +42,8 @@ class GroupLog:
         """The byte offset of the new line."""
         if (not self._begun or step <= self._step) and self.path.exists():  # resumed, or gone back
             cut_from(self.path, step)
-        self._begun, self._step = True, step
+        self._begun = True
+        self._step = step
         with LineFile(self.path) as file:
             return file.append({"step": step, "groups": list(groups)})
 
@@ -55,24 +56,20 @@ class GroupLog:
         form: str = "",
         tokenizer: Tokenizer | None = None,
     ) -> int:
-        """The same of a measurement, of one completion a prompt, after the step that was appended
+        """The same of a measurement, of one completion per prompt, after the step that was appended
         last: the first few prompts, always the same. Arguments as of `to_records`."""
         few = slice(WATCHED)
+        few_rewards = {name: values[few] for name, values in rewards.items()}
+        no_advantages = np.zeros(WATCHED)
         groups = to_records(
-            asked[few],
-            sampled[few],
-            {name: values[few] for name, values in rewards.items()},
-            totals[few],
-            np.zeros(WATCHED),
-            form,
-            tokenizer,
+            asked[few], sampled[few], few_rewards, totals[few], no_advantages, form, tokenizer
         )
         with LineFile(self.path) as file:
             return file.append({"held_out": True, "step": self._step, "groups": groups})
 
 
 def cut_from(path: Path, step: int) -> None:
-    """Cuts off the lines of this step and of all later ones, and whatever is no whole line."""
+    """Cuts off the lines of this step and of all later ones, and whatever is not a whole line."""
     end = 0
     with path.open("rb") as file:
         for line in file:
@@ -96,33 +93,40 @@ def to_records(
     tokenizer: Tokenizer | None = None,
 ) -> list[dict[str, Any]]:
     """The groups of a rollout: len(sampled) / len(asked) completions each. `rewards`: name → a
-    number a completion; `form` says how answers are written, where there are any to be parsed, and
+    number per completion; `form` says how answers are written, where there are any to be parsed, and
     `tokenizer` whether a prompt has opened a thought."""
     size = len(sampled) // len(asked)
     groups = []
-    for g, one in enumerate(asked):
+    for g, prompt in enumerate(asked):
+        opened = ""
+        if tokenizer is not None:
+            opened = thought_opening(prompt.ids, tokenizer)
         completions = []
-        opened = thought_opening(one.ids, tokenizer) if tokenizer is not None else ""
         for i in range(g * size, (g + 1) * size):
-            answer = find_answer(opened + sampled[i].text, form) if form else None
-            completions.append(
-                {
-                    "text": sampled[i].text,
-                    "tokens": len(sampled[i].ids),
-                    "truncated": not sampled[i].stopped,
-                    "rewards": {name: _number(values[i]) for name, values in rewards.items()},
-                    "reward": _number(totals[i]),
-                    "advantage": _number(advantages[i]),
-                    "parsed": answer.text if answer else None,
-                    "span": [place - len(opened) for place in (answer.start, answer.end)]
-                    if answer
-                    else None,
-                }
-            )
-        groups.append(
-            {"prompt": one.text, "answer": one.known.get("answer"), "completions": completions}
-        )
+            completion = {
+                "text": sampled[i].text,
+                "tokens": len(sampled[i].ids),
+                "truncated": not sampled[i].stopped,
+                "rewards": {name: _number(values[i]) for name, values in rewards.items()},
+                "reward": _number(totals[i]),
+                "advantage": _number(advantages[i]),
+                **_parsed(sampled[i].text, opened, form),
+            }
+            completions.append(completion)
+        answer = prompt.known.get("answer")
+        groups.append({"prompt": prompt.text, "answer": answer, "completions": completions})
     return groups
+
+
+def _parsed(text: str, opened: str, form: str) -> dict[str, Any]:
+    """The answer that a completion states and its place in the text, after what the prompt has
+    `opened` of a thought; None where it states none, or answers have no form.
+    """
+    answer = find_answer(opened + text, form) if form else None
+    if answer is None:
+        return {"parsed": None, "span": None}
+    span = [answer.start - len(opened), answer.end - len(opened)]
+    return {"parsed": answer.text, "span": span}
 
 
 def _number(value: Any) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ def list_runs(folder: str | Path) -> list[dict[str, Any]]:
     A run that cannot be read has no stages and says why under "wrong"; it hides no other. Raises
     UserError where `folder` itself cannot be read.
     """
-    found = [run for path in run_paths(folder) if (run := _run(path)) is not None]
-    return sorted(found, key=lambda run: (run["began"], run["run"]))
+    found = []
+    for path in run_paths(folder):
+        run = _run(path)
+        if run is not None:
+            found.append(run)
+    return sorted(found, key=itemgetter("began", "run"))
 
 
 def run_paths(folder: str | Path) -> list[Path]:
@@ -115,66 +120,108 @@ def stage_state(stage: StageFolder) -> dict[str, Any]:
     those resumes that are in that part.
     """
     first = first_event(stage.events)
-    newest: dict[str, dict[str, Any]] = {}
-    step = None
-    last: Mapping[str, Any] = {}
-    since: tuple[float, int] | None = None
-    paused = 0.0
+    seen = _Events()
     for event in events.read(stage.events, tail=TAIL):
-        at, before = _number(event.get("t")), _number(last.get("t"))
-        last = newest[str(event.get("event", ""))] = event
-        step = event["step"] if isinstance(event.get("step"), int) else step
-        if event.get("event") == "resume" and at is not None and before is not None:
-            paused += max(at - before, 0.0)
-        if (
-            at is not None
-            and step is not None
-            and (since is None or event.get("event") == "resume")
-        ):
-            since = at, step
-    holder, done = stage.holder(), stage.done_record()
-    ended = last if last.get("event") == "failed" else {}
-    if done is not None:
-        state = "done"
-    elif holder is not None:
-        state = "training"
-    elif ended:
-        # what a person stopped has its last event from the same place as what went wrong
-        state = "stopped" if ended.get("reason") == "stopped" else "failed"
-    else:
-        state = "died"
-    numbers = {}
+        seen.add(event)
+    holder = stage.holder()
+    done = stage.done_record()
+    ended = seen.last if seen.last.get("event") == "failed" else {}
+    record = done or {}
+    marks = record.get("marks")
+    began = _number(first.get("t"))
+    steps = first.get("steps")
+    return {
+        "stage": stage.name,
+        "state": _state(done is not None, holder is not None, ended),
+        "step": seen.step,
+        "steps": steps if isinstance(steps, int) else None,
+        "began": began if began is not None else stage.path.stat().st_mtime,
+        "numbers": _headline(seen.newest, record),
+        "marks": _numbers_of(marks if isinstance(marks, Mapping) else {}, _MARKS),
+        "last": seen.newest_time(),
+        "since": seen.since,
+        "paused": seen.paused,
+        "holder": holder,
+        "message": str(ended.get("message", "")),
+        "seconds": _number(record.get("seconds")),
+    }
+
+
+class _Events:
+    """What the part of an event file that is read says: the newest event, also of each kind, the
+    newest step, and `since` and `paused` as in `stage_state`.
+    """
+
+    def __init__(self) -> None:
+        self.last: Mapping[str, Any] = {}
+        self.newest: dict[str, Mapping[str, Any]] = {}
+        self.step: int | None = None
+        self.since: tuple[float, int] | None = None
+        self.paused = 0.0
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Takes in the event after the one that was added last."""
+        at = _number(event.get("t"))
+        before = _number(self.last.get("t"))
+        resumed = event.get("event") == "resume"
+        self.last = event
+        self.newest[str(event.get("event", ""))] = event
+        if isinstance(event.get("step"), int):
+            self.step = event["step"]
+        if at is None:
+            return
+        if resumed and before is not None:
+            self.paused += max(at - before, 0.0)
+        if self.step is not None and (resumed or self.since is None):
+            self.since = (at, self.step)
+
+    def newest_time(self) -> float | None:
+        """The time of the newest event."""
+        times = []
+        for event in self.newest.values():
+            time = _number(event.get("t"))
+            if time is not None:
+                times.append(time)
+        return max(times, default=None)
+
+
+def _state(done: bool, held: bool, ended: Mapping[str, Any]) -> str:
+    """A stage's state in a word; `ended` is the event of its end, where that is the last one."""
+    if done:
+        return "done"
+    if held:
+        return "training"
+    if not ended:
+        return "died"
+    # what a person stopped has its last event from the same place as what went wrong
+    return "stopped" if ended.get("reason") == "stopped" else "failed"
+
+
+def _headline(
+    newest: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]
+) -> dict[str, float]:
+    """The numbers of the newest events that say how good the stage's model is. A figure of the
+    weights that a finished stage gives is in its record, and replaces the newest one.
+    """
+    numbers: dict[str, float] = {}
     for kind in ("step", "eval", "done"):
-        event = newest.get(kind, {})
-        found = {key: event[key] for key in _HEADLINE if _number(event.get(key)) is not None}
+        found = _numbers_of(newest.get(kind, {}), _HEADLINE)
         if kind == "eval" and "loss" in found:
             found["heldout_loss"] = found.pop("loss")
         numbers.update(found)
-    given = (done or {}).get("outcome")
-    if isinstance(given, Mapping) and isinstance(
-        given.get("value"), (int, float)
-    ):  # of the weights that it gives
-        name = {"loss": "heldout_loss"}.get(str(given.get("figure")), str(given.get("figure")))
-        numbers.update({name: given["value"]} if name in _HEADLINE else {})
-    held = (done or {}).get("marks")
-    marks = held if isinstance(held, Mapping) else {}
-    began, steps = _number(first.get("t")), first.get("steps")
-    times = [t for event in newest.values() if (t := _number(event.get("t"))) is not None]
-    return {
-        "stage": stage.name,
-        "state": state,
-        "step": step,
-        "steps": steps if isinstance(steps, int) else None,
-        "began": began if began is not None else stage.path.stat().st_mtime,
-        "numbers": numbers,
-        "marks": {key: marks[key] for key in _MARKS if _number(marks.get(key)) is not None},
-        "last": max(times, default=None),
-        "since": since,
-        "paused": paused,
-        "holder": holder,
-        "message": str(ended.get("message", "")),
-        "seconds": _number((done or {}).get("seconds")),
-    }
+    outcome = record.get("outcome")
+    if isinstance(outcome, Mapping) and isinstance(outcome.get("value"), (int, float)):
+        name = str(outcome.get("figure"))
+        if name == "loss":
+            name = "heldout_loss"
+        if name in _HEADLINE:
+            numbers[name] = outcome["value"]
+    return numbers
+
+
+def _numbers_of(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those of the values under `names` that are numbers."""
+    return {name: record[name] for name in names if _number(record.get(name)) is not None}
 
 
 def _number(value: Any) -> float | None:
@@ -191,17 +238,26 @@ def runs_text(runs: Sequence[Mapping[str, Any]]) -> str:
     """`list_runs` as lines for people: a run, and under it a line for each stage."""
     lines = []
     for run in runs:
-        empty = "pairs to rate" if run.get("ratings") else "nothing begun"
-        if run.get("wrong"):
-            empty = f"cannot be read: {run['wrong']}"
-        lines.append(run["path"] if run["stages"] else f"{run['path']}  ({empty})")
-        for stage in run["stages"]:
-            step = "" if stage["step"] is None else f"step {stage['step']}"
-            if step and stage["steps"]:
-                step += f"/{stage['steps']}"
-            line = f"  {stage['stage']:<12}{stage['state']:<10}{step:<18}{numbers_line(stage['numbers'])}"
-            lines.append(line.rstrip())
+        if run["stages"]:
+            lines.append(run["path"])
+        elif run.get("wrong"):
+            lines.append(f"{run['path']}  (cannot be read: {run['wrong']})")
+        elif run.get("ratings"):
+            lines.append(f"{run['path']}  (pairs to rate)")
+        else:
+            lines.append(f"{run['path']}  (nothing begun)")
+        lines += map(_stage_line, run["stages"])
     return "\n".join(lines)
+
+
+def _stage_line(stage: Mapping[str, Any]) -> str:
+    step = ""
+    if stage["step"] is not None:
+        step = f"step {stage['step']}"
+        if stage["steps"]:
+            step += f"/{stage['steps']}"
+    line = f"  {stage['stage']:<12}{stage['state']:<10}{step:<18}{numbers_line(stage['numbers'])}"
+    return line.rstrip()
 
 
 def find_run(name: str, folder: str | Path) -> RunFolder:
@@ -210,6 +266,8 @@ def find_run(name: str, folder: str | Path) -> RunFolder:
         if path.is_dir():
             return RunFolder(path)
     known = [run["run"] for run in list_runs(folder)]
-    raise UserError(
-        "no such run", where=name, hint=nearest(name, known) if known else f"{folder} has no runs"
-    )
+    if known:
+        hint = nearest(name, known)
+    else:
+        hint = f"{folder} has no runs"
+    raise UserError("no such run", where=name, hint=hint)

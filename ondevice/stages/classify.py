@@ -33,7 +33,8 @@ from ondevice.models.load import load_model
 from ondevice.models.model import Model
 from ondevice.models.score_head import names_of, need_scores, with_head
 from ondevice.runs.context import Context, StageResult
-from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.heldout_metrics import heldout_metrics
+from ondevice.training.loop import fit
 from ondevice.training.losses import classification_loss
 
 

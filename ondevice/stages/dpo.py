@@ -13,7 +13,7 @@ does. Left out: a reference that follows the policy (TR-DPO); it has to be compu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,14 +28,15 @@ from ondevice.data.mixture import Lazy
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import PairSource, TokenPair
 from ondevice.data.token_cache import made_once
-from ondevice.datasets.preference_pairs import pairs
+from ondevice.datasets.preference_pairs import PairData, pairs
 from ondevice.inference.fixed_prompts import sampler
 from ondevice.models.model import Model, require_generative
-from ondevice.rl.rollout import Sampler
+from ondevice.rl.rollout import Sampler, mean_kl
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.heldout_metrics import heldout_metrics
+from ondevice.training.loop import fit
 from ondevice.training.losses import WITHOUT_REFERENCE, preference_loss
 from ondevice.training.sequence_logprobs import Scorer
 
@@ -47,38 +48,17 @@ HELD = 128  # held-out prompts at which the distance to the start is measured
 def run(cfg: DPOConfig, ctx: Context) -> StageResult:
     model = with_adapter(require_generative(load_start(cfg.model, cfg, ctx)), cfg, ctx)
     found = pairs(cfg, model, ctx)
-    if found.strong or found.margins:
-        unused = [
-            f"the {what} of {count:,} pairs"
-            for what, count in (("strength", found.strong), ("margin", found.margins))
-            if count
-        ]
-        ctx.warn(
-            f"{' and '.join(unused)} {'are' if len(unused) > 1 else 'is'} not used: reward learns from them"
-        )
-    if found.judged and (unbalanced := advice(found.good, len(found.train) - found.good, cfg)):
-        ctx.warn(unbalanced)
-    sources = []
-    for name, part in (("train", found.train), ("held", found.held)):
-        sides = sides_of(part, cfg.loss_type, found.judged)
-        if cfg.loss_type in WITHOUT_REFERENCE:
-            reference = None
-        else:
-            reference = reference_logps(name, sides, cfg, model, ctx)
-        sources.append(
-            partial(
-                PairSource,
-                part,
-                batch_size=cfg.batch_size,
-                seed=cfg.seed,
-                make=partial(
-                    pair_batch,
-                    sides=sides,
-                    reference=reference,
-                    start=model.network.decoder_start_token_id,
-                ),
-            )
-        )
+    _warn_of_pairs(found, cfg, ctx)
+    make_train = _batch_maker("train", found.train, found.judged, cfg, model, ctx)
+    make_held = _batch_maker("held", found.held, found.judged, cfg, model, ctx)
+    train = PairSource(
+        found.train,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        make=make_train,
+        accumulate=cfg.accumulate,
+    )
+    held_out = PairSource(found.held, batch_size=cfg.batch_size, seed=cfg.seed, make=make_held)
     loss = partial(
         preference_loss,
         model=model.network,
@@ -90,18 +70,9 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         undesirable=cfg.undesirable_weight,
         checkpoint=cfg.checkpointing,
     )
-    measure = heldout_metrics(
-        loss, sources[1](), ctx, cfg, "completions" if found.judged else "pairs"
-    )
-    params = fit(
-        model,
-        loss,
-        sources[0](accumulate=cfg.accumulate),
-        measure,
-        ctx,
-        cfg,
-        sample=sampler(model, ctx),
-    )
+    unit = "completions" if found.judged else "pairs"
+    measure = heldout_metrics(loss, held_out, ctx, cfg, unit)
+    params = fit(model, loss, train, measure, ctx, cfg, sample=sampler(model, ctx))
     held = measure(params)
     figures = {name: held[name] for name in ("accuracy", "margin")}
     marks = {
@@ -110,6 +81,42 @@ def run(cfg: DPOConfig, ctx: Context) -> StageResult:
         "kl": kl_from_start(params, model, found.held, cfg, ctx),
     }
     return StageResult(model.with_params(params), marks, notes=found.notes)
+
+
+def _warn_of_pairs(found: PairData, cfg: DPOConfig, ctx: Context) -> None:
+    """Warns of what the pairs say and the loss does not use, and of good and bad completions out of
+    balance.
+    """
+    unused = []
+    if found.strong:
+        unused.append(f"the strength of {found.strong:,} pairs")
+    if found.margins:
+        unused.append(f"the margin of {found.margins:,} pairs")
+    if unused:
+        verb = "are" if len(unused) > 1 else "is"
+        ctx.warn(f"{' and '.join(unused)} {verb} not used: reward learns from them")
+    if found.judged:
+        unbalanced = advice(found.good, len(found.train) - found.good, cfg)
+        if unbalanced:
+            ctx.warn(unbalanced)
+
+
+def _batch_maker(
+    name: str, pairs: Sequence[TokenPair], judged: bool, cfg: DPOConfig, model: Model, ctx: Context
+) -> Callable[..., Batch]:
+    """`pair_batch` for the train or held-out pairs, with the reference's log-probabilities where
+    the loss takes them.
+    """
+    sides = sides_of(pairs, cfg.loss_type, judged)
+    reference = None
+    if cfg.loss_type not in WITHOUT_REFERENCE:
+        reference = reference_logps(name, sides, cfg, model, ctx)
+    return partial(
+        pair_batch,
+        sides=sides,
+        reference=reference,
+        start=model.network.decoder_start_token_id,
+    )
 
 
 def advice(good: int, bad: int, cfg: DPOConfig) -> str:
@@ -124,8 +131,10 @@ def advice(good: int, bad: int, cfg: DPOConfig) -> str:
     ratio = good * cfg.desirable_weight / (bad * cfg.undesirable_weight)
     if 0.9 <= ratio <= 1.1 * MOST_GOOD:
         return ""
-    low, high = bad * cfg.undesirable_weight / good, MOST_GOOD * bad * cfg.undesirable_weight / good
-    less, more = good * cfg.desirable_weight / (MOST_GOOD * bad), good * cfg.desirable_weight / bad
+    low = bad * cfg.undesirable_weight / good
+    high = MOST_GOOD * bad * cfg.undesirable_weight / good
+    less = good * cfg.desirable_weight / (MOST_GOOD * bad)
+    more = good * cfg.desirable_weight / bad
     return (
         f"{good:,} good completions count {ratio:.3g} times as much as {bad:,} bad ones, where KTO is to have 1 to "
         f"1.33: give --desirable-weight {low:.3g} to {high:.3g}, or --undesirable-weight {less:.3g} to {more:.3g}"
@@ -135,21 +144,18 @@ def advice(good: int, bad: int, cfg: DPOConfig) -> str:
 def kl_from_start(
     params: Params, model: Model, held: Sequence[TokenPair], cfg: DPOConfig, ctx: Context
 ) -> float:
-    """Nats a completion between policy and start, over one completion at temperature 1 of each
+    """Nats per completion between policy and start, over one completion at temperature 1 of each
     held-out prompt.
     """
-    longest = max(len(side.completion) for pair in held for side in (pair.chosen, pair.rejected))
+    longest = 0
+    for pair in held:
+        longest = max(longest, len(pair.chosen.completion), len(pair.rejected.completion))
     sampler = Sampler(model, ctx.backend, temperature=1.0, max_new_tokens=longest, seed=cfg.seed)
-    asked = [pair.chosen.prompt for pair in held[:HELD]]
-    rows = [
-        s.row
-        for s in sampler.draw(
-            params, [list(map(int, prompt)) for prompt in asked], 1, stage="dpo held"
-        )
-    ]
+    prompts = [list(map(int, pair.chosen.prompt)) for pair in held[:HELD]]
+    sampled = sampler.draw(params, prompts, 1, stage="dpo held")
+    rows = [one.row for one in sampled]
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
-    now, start = scorer.logprobs(params, rows), scorer.logprobs(model.params, rows)
-    return float(np.mean([float((a - b).sum()) for a, b in zip(now, start, strict=True)]))
+    return mean_kl(scorer.logprobs(params, rows), scorer.logprobs(model.params, rows))
 
 
 def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> list[Sequence[Row]]:
@@ -157,32 +163,38 @@ def sides_of(pairs: Sequence[TokenPair], kind: str, judged: bool = False) -> lis
     pair of another prompt, no longer than the longest pair. Of completions that are `judged` one by
     one there is one side, and this."""
     numbers = np.arange(len(pairs))
-    sides: list[Sequence[Row]] = [
-        Lazy(lambda i: pairs[i].chosen, numbers),
-        Lazy(lambda i: pairs[i].rejected, numbers),
-    ]
-    if kind == "kto":
-        longest = max(p.length for p in pairs)
 
-        def crossed(i: int) -> Row:
-            prompt = pairs[i].chosen.prompt
-            return Row(
-                prompt, mismatched_completion(pairs, i).chosen.completion[: longest - len(prompt)]
-            )
+    def chosen(i: int) -> Row:
+        return pairs[i].chosen
 
-        sides = [*(sides[:1] if judged else sides), Lazy(crossed, numbers)]
-    return sides
+    def rejected(i: int) -> Row:
+        return pairs[i].rejected
+
+    if kind != "kto":
+        return [Lazy(chosen, numbers), Lazy(rejected, numbers)]
+    longest = max(pair.length for pair in pairs)
+
+    def crossed(i: int) -> Row:
+        prompt = pairs[i].chosen.prompt
+        other = mismatched_completion(pairs, i).chosen.completion
+        return Row(prompt, other[: longest - len(prompt)])
+
+    if judged:
+        return [Lazy(chosen, numbers), Lazy(crossed, numbers)]
+    return [Lazy(chosen, numbers), Lazy(rejected, numbers), Lazy(crossed, numbers)]
 
 
 def mismatched_completion(pairs: Sequence[TokenPair], i: int) -> TokenPair:
     """The next pair after number i, in a circle, whose prompt is another; the next one where all
     have the same.
     """
-    count, prompt = len(pairs), pairs[i].chosen.prompt
-    circle = (pairs[(i + n) % count] for n in range(1, count))
-    return next(
-        (p for p in circle if not np.array_equal(p.chosen.prompt, prompt)), pairs[(i + 1) % count]
-    )
+    count = len(pairs)
+    prompt = pairs[i].chosen.prompt
+    for n in range(1, count):
+        other = pairs[(i + n) % count]
+        if not np.array_equal(other.chosen.prompt, prompt):
+            return other
+    return pairs[(i + 1) % count]
 
 
 def reference_logps(
@@ -191,41 +203,35 @@ def reference_logps(
     """(sides, pairs) summed log-probabilities that the stage's start gives each completion, read
     from a file beside the stage where an earlier process has left it."""
     flat = Lazy.over(sides, np.arange(sum(map(len, sides))))
-    rows = hashlib.sha256()
-    for row in flat:
-        for ids in row:
-            rows.update(len(ids).to_bytes(4, "little") + np.asarray(ids, np.int32).tobytes())
-    key = digest(
-        [
-            ctx.fingerprint.get("model", str(model.folder)),
-            ctx.backend.name,
-            ctx.backend.dtype,
-            rows.hexdigest(),
-        ]
-    )
+    start = ctx.fingerprint.get("model", str(model.folder))
+    key = digest([start, ctx.backend.name, ctx.backend.dtype, _rows_hash(flat)])
     file = ctx.folder.path / "data" / f"reference-{name}-{key}.npy"
     if file.is_file():
         sums: NDArray[np.float32] = np.load(file)
         return sums
     ctx.say(f"{ctx.name}: scoring {len(flat):,} responses with the reference, once")
     scorer = Scorer(model, ctx.backend, batch_size=2 * cfg.batch_size)
-    parts = with_progress(
-        (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER)),
-        f"{ctx.name}: thousands scored",
-    )
-    each = [
-        row.sum(dtype=np.float64)
-        for part in parts
-        for row in scorer.logprobs(model.params, list(part))
-    ]
+    parts = (flat[n : n + TOGETHER] for n in range(0, len(flat), TOGETHER))
+    each = []
+    for part in with_progress(parts, f"{ctx.name}: thousands scored"):
+        for row in scorer.logprobs(model.params, list(part)):
+            each.append(row.sum(dtype=np.float64))
     sums = np.array(each, np.float32).reshape(len(sides), -1)
-    made_once(file, lambda part: _write(part, sums))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as out:
+            np.save(out, sums)
+
+    made_once(file, write)
     return sums
 
 
-def _write(part: Path, sums: NDArray[np.float32]) -> None:
-    with part.open("wb") as out:
-        np.save(out, sums)
+def _rows_hash(rows: Iterable[Row]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        for ids in row:
+            digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def pair_batch(
@@ -241,9 +247,10 @@ def pair_batch(
     counts nothing.
     """
     filled = [*group, *[group[0]] * (size - len(group))]
-    batch = completion_batch(
-        [side[i] for side in sides for i in filled], size * len(sides), start=start
-    )
+    completions: list[Row] = []
+    for side in sides:
+        completions += [side[i] for i in filled]
+    batch = completion_batch(completions, size * len(sides), start=start)
     if reference is not None:
         batch["ref_logps"] = reference[:, filled].reshape(-1).astype(np.float32)
     batch["pairs"] = np.zeros(size, np.float32)

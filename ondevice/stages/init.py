@@ -20,7 +20,8 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import normal
 from ondevice.config.stages import InitConfig
 from ondevice.data.builtin.corpus import build
-from ondevice.data.tokenizer import SENTINELS, Tokenizer, train_tokenizer
+from ondevice.data.tokenizer import Tokenizer
+from ondevice.data.tokenizer_training import SENTINELS, train_tokenizer
 from ondevice.datasets import text_and_chats
 from ondevice.datasets.spec import DataSpec, builtin_in
 from ondevice.models.encoder_config import ENCODERS

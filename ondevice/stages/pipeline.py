@@ -18,7 +18,7 @@ from ondevice.config.preference import RaterConfig
 from ondevice.config.recipe import Recipe, load_recipe, recipe_for
 from ondevice.config.stages import StageConfig
 from ondevice.datasets.spec import builtin_in
-from ondevice.evaluation.held_out import builtin_exam
+from ondevice.evaluation.held_out import EvalSuite, builtin_exam
 from ondevice.preferences.simulated_rater import SimulatedRater
 from ondevice.reports.report import write_report
 from ondevice.runs.folder import RunFolder, StopRequest
@@ -54,67 +54,113 @@ def run(
     found = load_recipe(
         recipe, sets, preference, seed=seed, backend=backend, device=device, dtype=dtype
     )
+    _check_redo(found, redo)
+    start = _start_model(found, recipe)
+    go_on = bool(resume or redo)
+    folder = _run_folder(found, out, go_on)
+    around = RunSettings(found.corpus, found.prompts, _recipe_exam(found))
+    say(f"{found.name}: {' → '.join(found.stages)}, in {folder.path}")
+    _run_stages(found, folder, around, start, redo=redo, go_on=go_on)
+    write_report(folder)
+    return folder.path
+
+
+def _check_redo(recipe: Recipe, redo: Sequence[str]) -> None:
+    """Raises UserError for a stage to be run again that the recipe does not have."""
     for name in redo:
-        if name not in found.stages:
+        if name not in recipe.stages:
             raise UserError(
-                f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, found.stages)
+                f"the recipe has no stage {name!r}", where="redo", hint=nearest(name, recipe.stages)
             )
-    head = next(iter(found.stages))
-    start = getattr(found.stages[head], "model", None)
+
+
+def _start_model(recipe: Recipe, name: str) -> str:
+    """The model that the first stage begins from; empty where that stage makes one itself. Raises
+    UserError where the recipe called `name` should name a model and does not.
+    """
+    first = next(iter(recipe.stages))
+    start = getattr(recipe.stages[first], "model", None)
     if start == "":
         raise UserError(
             "no model was named",
-            where=f"{recipe}: stages.{head}.model",
+            where=f"{name}: stages.{first}.model",
             hint="begin with the stage init, or name a model's folder",
         )
-    folder = RunFolder(out) if out else RunFolder.new(found.name)
+    return start or ""
+
+
+def _run_folder(recipe: Recipe, out: str | Path, go_on: bool) -> RunFolder:
+    """The folder at `out`, or a new one. Raises UserError where it holds a run that the command
+    does not continue.
+    """
+    folder = RunFolder(out) if out else RunFolder.new(recipe.name)
     begun = [stage.name for stage in folder.stages()]
-    if begun and not (resume or redo):
+    if begun and not go_on:
         raise UserError(
             f"holds a run already ({', '.join(begun)})",
             where=str(folder.path),
             hint="--resume goes on with it; or give another --out",
         )
-    own = not any(
-        str(getattr(cfg, "data", "")).startswith("builtin")
-        for cfg in found.stages.values()
-        if not getattr(cfg, "tokenizer", "")
-    )  # with a ready tokenizer init reads no data
-    if own:
-        exam = None
-    else:
-        exam = builtin_exam(found.corpus, _exam_length(found), found.exam, rule_of(found))
-    around = RunSettings(found.corpus, found.prompts, exam)
-    names, made, again = list(found.stages), {"policy": start} if start else {}, False
-    say(f"{found.name}: {' → '.join(names)}, in {folder.path}")
+    return folder
+
+
+def _recipe_exam(recipe: Recipe) -> EvalSuite | None:
+    """The exam of the built-in corpus, where a stage reads that corpus."""
+    if not _reads_builtin_corpus(recipe):
+        return None
+    return builtin_exam(recipe.corpus, _exam_length(recipe), recipe.exam, rule_of(recipe))
+
+
+def _reads_builtin_corpus(recipe: Recipe) -> bool:
+    for cfg in recipe.stages.values():
+        if getattr(cfg, "tokenizer", ""):
+            continue  # with a ready tokenizer init reads no data
+        if str(getattr(cfg, "data", "")).startswith("builtin"):
+            return True
+    return False
+
+
+def _run_stages(
+    recipe: Recipe,
+    folder: RunFolder,
+    around: RunSettings,
+    start: str,
+    *,
+    redo: Sequence[str],
+    go_on: bool,
+) -> None:
+    """Runs the recipe's stages, each from what the stages before it have made. Raises Interrupted
+    between two stages where a stop was requested.
+    """
     resume_hint = f"Go on: ondevice runs resume {folder.path}"
+    made: dict[str, str] = {}
+    if start:
+        made["policy"] = start
 
-    def keep_recipe() -> (
-        None
-    ):  # not earlier: one that does not fit what stands there must not take its recipe's place
-        write_file(folder.recipe, recipe_text(found))
+    # Called once a stage can begin: a recipe that does not fit what stands in the folder must not
+    # replace the recipe there.
+    def keep_recipe() -> None:
+        write_file(folder.recipe, recipe_text(recipe))
 
+    again = False
     with StopRequest() as stop:
-        for name in names:
+        for name, settings in recipe.stages.items():
             again = again or name in redo
             if stop.requested:
                 raise Interrupted(f"stopped before {name}. {resume_hint}")
-            cfg = _placed(found.stages[name], made, bool(resume or redo))
-            made[cfg.gives] = str(
-                run_stage(
-                    name,
-                    cfg,
-                    folder,
-                    around,
-                    stop,
-                    redo=again,
-                    resume_hint=resume_hint,
-                    on_ready=keep_recipe,
-                    restart_hint=f"--redo {name} runs it again",
-                )
+            cfg = _placed(settings, made, go_on)
+            model = run_stage(
+                name,
+                cfg,
+                folder,
+                around,
+                stop,
+                redo=again,
+                resume_hint=resume_hint,
+                on_ready=keep_recipe,
+                restart_hint=f"--redo {name} runs it again",
             )
-    write_report(folder)
-    return folder.path
+            made[cfg.gives] = str(model)
 
 
 def run_one(name: str, cfg: StageConfig) -> Path:
@@ -125,41 +171,59 @@ def run_one(name: str, cfg: StageConfig) -> Path:
     Interrupted as `run` does.
     """
     cfg.check()
-    model = getattr(cfg, "model", None)
-    if model == "" and (before := finished(name, cfg)) is not None:
-        cfg, model = _filled(cfg, {"model": str(before.model)}), str(before.model)
-    if model == "":
-        raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
-    if model:
-        cfg = _filled(cfg, {"model": str(find_model(model))})
-    if other := getattr(cfg, "other", ""):
-        cfg = _filled(cfg, {"other": str(find_model(other))})
-    if reward_model := getattr(cfg, "reward_model", ""):
-        cfg = _filled(cfg, {"reward_model": str(find_reward_model(reward_model))})
+    cfg = _with_models(name, cfg)
     if cfg.resume and not cfg.out:
         raise UserError("needs the run folder", where="resume", hint="give --out FOLDER")
     folder = RunFolder(cfg.out) if cfg.out else RunFolder.new(name)
-    corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
-    if corpus and cfg.gives == "policy":
-        exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
-    else:
-        exam = None
-    around = RunSettings(
-        corpus or CorpusConfig(), load_recipe("minute").prompts if corpus else (), exam
-    )
+    around = _settings_of_one(cfg)
     resume_hint = f"Go on: the same command with --out {folder.path} --resume"
     with StopRequest() as stop:
         return run_stage(name, cfg, folder, around, stop, resume_hint=resume_hint)
 
 
+def _with_models(name: str, cfg: StageConfig) -> StageConfig:
+    """`cfg` with the folders of the models that it names. Raises UserError where the stage needs a
+    model and none is named or known, and for a model that cannot be found.
+    """
+    model = getattr(cfg, "model", None)
+    if model == "":
+        before = finished(name, cfg)
+        if before is not None:
+            model = str(before.model)
+            cfg = _filled(cfg, {"model": model})
+    if model == "":
+        raise UserError("no model was named", where="model", hint=f"ondevice {name} MODEL [DATA]")
+    if model:
+        cfg = _filled(cfg, {"model": str(find_model(model))})
+    other = getattr(cfg, "other", "")
+    if other:
+        cfg = _filled(cfg, {"other": str(find_model(other))})
+    reward_model = getattr(cfg, "reward_model", "")
+    if reward_model:
+        cfg = _filled(cfg, {"reward_model": str(find_reward_model(reward_model))})
+    return cfg
+
+
+def _settings_of_one(cfg: StageConfig) -> RunSettings:
+    """What a recipe says around its stages, for one stage alone: that of the built-in recipe where
+    the stage reads the built-in corpus.
+    """
+    corpus = builtin_in(getattr(cfg, "data", ""), CorpusConfig())
+    if not corpus:
+        return RunSettings(CorpusConfig(), (), None)
+    exam = None
+    if cfg.gives == "policy":
+        exam = builtin_exam(corpus, getattr(cfg, "sequence_length", 128))
+    return RunSettings(corpus, load_recipe("minute").prompts, exam)
+
+
 def recipe_text(recipe: Recipe) -> str:
     """The recipe with everything resolved, as YAML, and what it ran on."""
     machine: dict[str, Any] = {"system": platform.platform(), "python": platform.python_version()}
-    versions = {
-        "ondevice": own_version(),
-        "tokenizers": version("tokenizers"),
-        **{name: found for name, found in available().items() if found},
-    }
+    versions = {"ondevice": own_version(), "tokenizers": version("tokenizers")}
+    for name, found in available().items():
+        if found:
+            versions[name] = found
     return dump_yaml({**recipe.mapping(), "versions": versions, "machine": machine})
 
 

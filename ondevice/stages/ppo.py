@@ -27,7 +27,7 @@ from ondevice.common.errors import UserError
 from ondevice.common.rng import permutation
 from ondevice.config.preference import PPOConfig
 from ondevice.data.batches import ChatSource
-from ondevice.data.completion_batches import prompt_and_completion
+from ondevice.data.completion_batches import Row, prompt_and_completion
 from ondevice.data.packing import Batch
 from ondevice.data.preference_batches import completion_row
 from ondevice.datasets import text_and_chats
@@ -46,15 +46,17 @@ from ondevice.rl.micro_batches import (
     micro_batches,
     prompt_indices,
 )
-from ondevice.rl.rollout import Sampled, Sampler
+from ondevice.rl.rollout import Sampled, Sampler, mean_kl
 from ondevice.rl.rollout_log import GroupLog, to_records
 from ondevice.runs.context import Context, StageResult
 from ondevice.seam.ops import Params, sub
 from ondevice.stages.no_signal import NoSignal
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import BestMetric, StepPlan, fit
+from ondevice.training.heldout_metrics import BestMetric
+from ondevice.training.loop import fit
 from ondevice.training.losses import ppo_loss
 from ondevice.training.sequence_logprobs import Scorer
+from ondevice.training.step_source import StepPlan
 
 HELD = 64  # held-out prompts of a measurement
 
@@ -147,7 +149,9 @@ class PPOFeed:
     def __init__(
         self, cfg: PPOConfig, ctx: Context, policy: Model, judge: Model, value: Model
     ) -> None:
-        self.cfg, self.ctx, self.judge = cfg, ctx, judge
+        self.cfg = cfg
+        self.ctx = ctx
+        self.judge = judge
         self.by_ids = same_tokenizer(judge, policy)  # else by their text, in the judge's own tokens
         self.reference = policy.params
         room = cfg.max_new_tokens
@@ -176,37 +180,33 @@ class PPOFeed:
         now = params()
         chosen = prompt_indices(self.cfg.prompts, number, len(self.asked), self.cfg.seed, "prompts")
         asked = [self.asked[i] for i in chosen]
-        sampled = self.sampler.draw(now, [a.ids for a in asked], 1, stage="ppo", step=number)
+        ids = [prompt.ids for prompt in asked]
+        sampled = self.sampler.draw(now, ids, 1, stage="ppo", step=number)
         found = self.rollout(now, asked, sampled, self.leash.coef)
         self.no_signal.look_at_scores(step + 1, found.scores)
+        advantages = [float(row.mean()) for row in found.tokens["advantages"]]
+        groups = to_records(asked, sampled, {"score": found.scores}, found.scores, advantages)
         numbers = {
             **found.numbers,
             **length_metrics(sampled),
             "kl_coef": self.leash.coef,
-            "groups": self.log.append(
-                step + 1,
-                to_records(
-                    asked,
-                    sampled,
-                    {"score": found.scores},
-                    found.scores,
-                    [float(a.mean()) for a in found.tokens["advantages"]],
-                ),
-            ),
+            "groups": self.log.append(step + 1, groups),
         }
         self.leash.pull(found.numbers["kl"])
         return StepPlan(
             self.updates(number, sampled, found),
             numbers,
-            sum(len(s.ids) for s in sampled),
+            sum(len(one.ids) for one in sampled),
             ("reward", "kl", "completion_length"),
         )
 
     def rollout(
         self, params: Params, asked: Sequence[Prompt], sampled: Sequence[Sampled], kl_coef: float
     ) -> Rollout:
-        rows = [s.row for s in sampled]
-        old, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
+        """The completions with all that the updates learn from them."""
+        rows = [one.row for one in sampled]
+        old = self.scorer.logprobs(params, rows)
+        ref = self.scorer.logprobs(self.reference, rows)
         values = self.critic.values(sub(params, "value."), rows)
         scores = self.scores(asked, sampled)
         return assemble(old, ref, values, scores, kl_coef, self.cfg.gamma, self.cfg.lam)
@@ -214,63 +214,65 @@ class PPOFeed:
     def scores(self, asked: Sequence[Prompt], sampled: Sequence[Sampled]) -> NDArray[np.float32]:
         """(N,) the reward model's scores, less where a completion did not stop. Raises UserError
         for one that is no number: the advantages of a whole rollout would be none."""
-        rows = [
-            s.row
-            if self.by_ids
-            else completion_row(
-                a.messages,
-                thought_opening(a.ids, self.sampler.tokenizer) + s.text,
-                self.judge.tokenizer,
-            )
-            for a, s in zip(asked, sampled, strict=True)
-        ]
         most = self.judge.cfg.max_position_embeddings
-        found = self.marker.scores(
-            self.judge.params, [prompt_and_completion(row)[-most:] for row in rows]
-        )
+        texts = []
+        for prompt, one in zip(asked, sampled, strict=True):
+            texts.append(prompt_and_completion(self._judged_row(prompt, one))[-most:])
+        found = self.marker.scores(self.judge.params, texts)
         if not np.isfinite(found).all():
             raise UserError(
                 f"{(~np.isfinite(found)).sum()} of {len(found)} scores are not finite",
                 where=self.cfg.reward_model,
                 hint="train the reward model anew, with a lower learning_rate",
             )
-        return (
-            found - self.cfg.missing_eos_penalty * np.array([not s.stopped for s in sampled])
-        ).astype(np.float32)
+        endless = np.array([not one.stopped for one in sampled])
+        return (found - self.cfg.missing_eos_penalty * endless).astype(np.float32)
+
+    def _judged_row(self, prompt: Prompt, one: Sampled) -> Row:
+        """A completion after its prompt, in the reward model's tokens."""
+        if self.by_ids:
+            return one.row
+        text = thought_opening(prompt.ids, self.sampler.tokenizer) + one.text
+        return completion_row(prompt.messages, text, self.judge.tokenizer)
 
     def updates(self, step: int, sampled: Sequence[Sampled], found: Rollout) -> list[list[Batch]]:
+        """A step's updates, each of the micro-batches of some completions; each epoch deals the
+        completions anew.
+        """
         cfg = self.cfg
         out: list[list[Batch]] = []
         for epoch in range(cfg.epochs):
             order = permutation(cfg.seed, f"ppo {step}", epoch, len(sampled))
             for part in np.array_split(order, cfg.minibatches):
-                size = micro_batch_size(cfg, len(part))
-                made = [
-                    batch
-                    for batch, _ in micro_batches(
-                        sampled,
-                        part.tolist(),
-                        size,
-                        found.tokens,
-                        self.scorer.network.decoder_start_token_id,
-                    )
-                ]
-                total = np.asarray(sum(float(b["weights"].sum()) for b in made), np.float32)
-                for batch in made:
-                    batch["denominator"] = total
+                batches = self._minibatch(sampled, part.tolist(), found)
                 if self.chats is not None:
-                    self._add_chats(made, step * cfg.epochs * cfg.minibatches + len(out))
-                out.append(made)
+                    self._add_chats(batches, step * cfg.epochs * cfg.minibatches + len(out))
+                out.append(batches)
         return out
+
+    def _minibatch(
+        self, sampled: Sequence[Sampled], chosen: Sequence[int], found: Rollout
+    ) -> list[Batch]:
+        """The micro-batches of the `chosen` completions, with their common denominator."""
+        made = micro_batches(
+            sampled,
+            chosen,
+            micro_batch_size(self.cfg, len(chosen)),
+            found.tokens,
+            self.scorer.network.decoder_start_token_id,
+        )
+        batches = [batch for batch, _ in made]
+        total = np.asarray(sum(float(batch["weights"].sum()) for batch in batches), np.float32)
+        for batch in batches:
+            batch["denominator"] = total
+        return batches
 
     def watch(self, params: Params) -> dict[str, float]:
         """The mean score of completions of held-out prompts, and their distance to the reference.
         The completions of a few of the prompts, always the same, go to the groups' file."""
         figures, sampled, scores = self._measured(params)
-        return {
-            **figures,
-            "groups": self.log.append_held_out(self.held, sampled, {"score": scores}, scores),
-        }
+        place = self.log.append_held_out(self.held, sampled, {"score": scores}, scores)
+        return {**figures, "groups": place}
 
     def _measured(
         self, params: Params
@@ -278,21 +280,19 @@ class PPOFeed:
         """The figures, the completions, (N,) their scores. The random numbers are the same at every
         measurement.
         """
-        sampled = self.sampler.draw(params, [a.ids for a in self.held], 1, stage="ppo held")
-        rows = [s.row for s in sampled]
-        now, ref = self.scorer.logprobs(params, rows), self.scorer.logprobs(self.reference, rows)
-        kl = float(np.mean([float((a - b).sum()) for a, b in zip(now, ref, strict=True)]))
+        ids = [prompt.ids for prompt in self.held]
+        sampled = self.sampler.draw(params, ids, 1, stage="ppo held")
+        rows = [one.row for one in sampled]
+        now = self.scorer.logprobs(params, rows)
+        ref = self.scorer.logprobs(self.reference, rows)
         scores = self.scores(self.held, sampled)
-        return (
-            {
-                "score": float(scores.mean()),
-                "kl": kl,
-                **length_metrics(sampled),
-                "prompts": len(sampled),
-            },
-            sampled,
-            scores,
-        )
+        figures = {
+            "score": float(scores.mean()),
+            "kl": mean_kl(now, ref),
+            **length_metrics(sampled),
+            "prompts": len(sampled),
+        }
+        return figures, sampled, scores
 
     def finished(self, step: int) -> str:
         return self.leash.diagnosis
@@ -321,15 +321,17 @@ class PPOFeed:
         """A batch of chats beside the first micro-batch; beside the others one that counts nothing."""
         assert self.chats is not None
         chats = self.chats.batch(number)[0]
-        for n, batch in enumerate(batches):
-            own = chats if n == 0 else {**chats, "weights": np.zeros_like(chats["weights"])}
-            batch |= {f"sft.{name}": values for name, values in own.items()}
+        for batch in batches:
+            for name, values in chats.items():
+                batch[f"sft.{name}"] = values
+        for batch in batches[1:]:
+            batch["sft.weights"] = np.zeros_like(chats["weights"])
 
 
 @dataclass(frozen=True)
 class Rollout:
     """What the updates of a step learn from. `tokens`: name in the batch → for each completion one
-    value a token; `scores` (N,) are the completions', `numbers` what the step's event tells."""
+    value per token; `scores` (N,) are the completions', `numbers` what the step's event tells."""
 
     tokens: Mapping[str, Sequence[Floats]]
     scores: NDArray[np.float32]
@@ -345,23 +347,24 @@ def assemble(
     gamma: float,
     lam: float,
 ) -> Rollout:
-    """Rewards (−kl_coef·(log π − log π_ref) a token, the score at the last), GAE, whitened
+    """Rewards (−kl_coef·(log π − log π_ref) per token, the score at the last), GAE, whitened
     advantages.
     """
-    apart = [
-        np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(old, ref, strict=True)
-    ]
+    apart = []
+    for own, other in zip(old, ref, strict=True):
+        apart.append(np.asarray(own, np.float64) - np.asarray(other, np.float64))
     rewards = [-kl_coef * row for row in apart]
     for row, score in zip(rewards, scores, strict=True):
         row[-1] += float(score)
     advantages, returns = gae(rewards, values, gamma, lam)
-    known, seen = (
-        np.concatenate(returns),
-        np.concatenate([np.asarray(v, np.float64) for v in values]),
-    )
+    known = np.concatenate(returns)
+    seen = np.concatenate([np.asarray(row, np.float64) for row in values])
+    spread = 0.0
+    if len(scores) > 1:
+        spread = float(scores.std(ddof=1))
     numbers = {
         "reward": float(scores.mean()),
-        "reward_std": float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+        "reward_std": spread,
         "kl": float(np.mean([row.sum() for row in apart])),
         "return": float(np.mean([row.sum() for row in rewards])),
         "explained_variance": explained_variance(known, seen),
@@ -376,11 +379,13 @@ def assemble(
 
 
 class KLController:
-    """kl_coef from step to step. With a target it is steered as in Ziegler 2019: 10 % up or down a
-    step, by how far the distance is off, at most a fifth of the target."""
+    """kl_coef from step to step. With a target it is steered as in Ziegler 2019: per step by a tenth
+    of how far the distance is off, relative to the target and at most a fifth."""
 
     def __init__(self, cfg: PPOConfig) -> None:
-        self.cfg, self.coef, self.diagnosis = cfg, cfg.kl_coef, ""
+        self.cfg = cfg
+        self.coef = cfg.kl_coef
+        self.diagnosis = ""
 
     def pull(self, kl: float) -> None:
         """After a rollout whose completions were `kl` nats away from the reference."""

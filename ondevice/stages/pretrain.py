@@ -19,7 +19,8 @@ from ondevice.models.model import Model
 from ondevice.models.network import objective, supports_packing
 from ondevice.runs.context import Context
 from ondevice.stages.summary import bytes_per_token
-from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.heldout_metrics import heldout_metrics
+from ondevice.training.loop import fit
 from ondevice.training.losses import causal_lm_loss
 
 

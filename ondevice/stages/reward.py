@@ -24,7 +24,8 @@ from ondevice.models.model import Model
 from ondevice.models.score_head import need_scores, with_head
 from ondevice.runs.context import Context, StageResult
 from ondevice.stages.tuning import load_start, with_adapter
-from ondevice.training.loop import fit, heldout_metrics
+from ondevice.training.heldout_metrics import heldout_metrics
+from ondevice.training.loop import fit
 from ondevice.training.losses import reward_loss
 from ondevice.training.sequence_logprobs import Scorer
 

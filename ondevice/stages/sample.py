@@ -17,6 +17,7 @@ from ondevice.data.chat_encoding import with_template_kwargs
 from ondevice.datasets.prompts import Prompt, prompts
 from ondevice.datasets.spec import DataSpec
 from ondevice.models.load import load_generative
+from ondevice.models.model import Model
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.sqlite_store import FILE
 from ondevice.preferences.votes import Response
@@ -28,86 +29,139 @@ TOGETHER = 64  # prompts between two commits
 
 
 def run(cfg: SampleConfig, ctx: Context) -> StageResult:
-    model = load_generative(cfg.model, ctx.backend)
-    models = [model] if not cfg.other else [model, load_generative(cfg.other, ctx.backend)]
-    model, *_ = models = [
-        replace(m, tokenizer=with_template_kwargs(m.tokenizer, cfg.chat_template_kwargs))
-        for m in models
-    ]
-    if len({m.tokenizer.sha256() for m in models}) > 1:
+    models = _models(cfg, ctx)
+    samplers = [_sampler(model, cfg, ctx) for model in models]
+    asked = prompts(DataSpec.of(cfg), "all", models[0], cfg.max_new_tokens, ctx)
+    asked = asked[: cfg.prompts or None]
+    with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
+        queue = _PairQueue(cfg, ctx, models, ratings)
+        with ctx.progress(len(asked), queue.first) as bar:
+            # prompts are always drawn with the same others: rounding may follow from a batch's
+            # shape
+            for start in range(queue.first // TOGETHER * TOGETHER, len(asked), TOGETHER):
+                began = ticks()
+                group = asked[start : start + TOGETHER]
+                drawn = _draw(group, start, models, samplers, cfg)
+                queue.add(group, start, drawn)
+                tokens = _count_tokens(drawn)
+                done = min(start + TOGETHER, len(asked))
+                rate = tokens / max(ticks() - began, 1e-9)
+                ctx.events.emit(
+                    "step",
+                    done,
+                    queued=queue.queued,
+                    alike=done - queue.queued,
+                    tokens_per_second=rate,
+                )
+                bar.update(done, {"queued": queue.queued, "tokens_per_second": rate})
+                if ctx.stop.requested and done < len(asked):
+                    raise Interrupted(f"stopped after {done} prompts, saved")
+    alike = len(asked) - queue.queued
+    told = f"{queue.queued:,} prompts with {cfg.responses} different responses each"
+    if alike:
+        told += f"; {alike:,} whose answers were all the same are left out"
+    ctx.say(f"{ctx.name}: {told}")
+    if not queue.queued:
+        raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
+    return StageResult(None, {"queued": queue.queued, "alike": alike})
+
+
+def _models(cfg: SampleConfig, ctx: Context) -> list[Model]:
+    """The model and, where one is named, the other one that it is compared with. Raises UserError
+    where their tokenizers differ.
+    """
+    models = [load_generative(cfg.model, ctx.backend)]
+    if cfg.other:
+        models.append(load_generative(cfg.other, ctx.backend))
+    models = [_with_template_settings(model, cfg) for model in models]
+    if len({model.tokenizer.sha256() for model in models}) > 1:
         raise UserError(
             "has another tokenizer than the model",
             where=cfg.other,
             hint="compare models of one family",
         )
-    samplers = [
-        Sampler(
-            m,
-            ctx.backend,
-            temperature=cfg.temperature,
-            max_new_tokens=cfg.max_new_tokens,
-            seed=cfg.seed,
-            top_k=cfg.top_k,
-            top_p=cfg.top_p,
-            batch_size=cfg.batch_size,
-        )
-        for m in models
-    ]
-    names = [source_name(Path(m.folder)) for m in models]
-    asked = prompts(DataSpec.of(cfg), "all", model, cfg.max_new_tokens, ctx)[: cfg.prompts or None]
-    batch = f"{'-'.join(names)}-{ctx.fingerprint.get('model', '')[:6]}-{cfg.seed}"
-    queued = 0
-    with Ratings.open(cfg.ratings or ctx.folder.path.parent / FILE, create=True) as ratings:
-        before = {item.meta.get("number") for item in ratings.items(batch)}
-        first = max((n for n in before if isinstance(n, int)), default=-1) + 1
-        with ctx.progress(len(asked), first) as bar:
-            # prompts are always drawn with the same others: rounding may follow from a batch's
-            # shape
-            for start in range(first // TOGETHER * TOGETHER, len(asked), TOGETHER):
-                group, began = asked[start : start + TOGETHER], ticks()
-                drawn = [
-                    s.draw(
-                        m.params,
-                        [a.ids for a in group],
-                        per_prompt(cfg),
-                        stage=f"sample {n}",
-                        first=start * per_prompt(cfg),
-                    )
-                    for n, (s, m) in enumerate(zip(samplers, models, strict=True))
-                ]
-                with ratings.transaction():
-                    for n, one in enumerate(group):
-                        chosen = distinct(drawn, names, n, cfg)
-                        if start + n >= first and len(chosen) == cfg.responses:
-                            ratings.add(
-                                batch,
-                                one.messages,
-                                chosen,
-                                meta=about(one, start + n),
-                                seed=cfg.seed,
-                            )
-                            queued += 1
-                tokens = sum(len(s.ids) for some in drawn for s in some)
-                done = min(start + TOGETHER, len(asked))
-                alike = done - len(before) - queued
-                rate = tokens / max(ticks() - began, 1e-9)
-                ctx.events.emit(
-                    "step", done, queued=len(before) + queued, alike=alike, tokens_per_second=rate
-                )
-                bar.update(done, {"queued": len(before) + queued, "tokens_per_second": rate})
-                if ctx.stop.requested and done < len(asked):
-                    raise Interrupted(f"stopped after {done} prompts, saved")
-    alike = len(asked) - len(before) - queued
-    ctx.say(
-        f"{ctx.name}: {len(before) + queued:,} prompts with {cfg.responses} different responses each"
-        + (f"; {alike:,} whose answers were all the same are left out" if alike else "")
+    return models
+
+
+def _with_template_settings(model: Model, cfg: SampleConfig) -> Model:
+    return replace(model, tokenizer=with_template_kwargs(model.tokenizer, cfg.chat_template_kwargs))
+
+
+def _sampler(model: Model, cfg: SampleConfig, ctx: Context) -> Sampler:
+    return Sampler(
+        model,
+        ctx.backend,
+        temperature=cfg.temperature,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        top_k=cfg.top_k,
+        top_p=cfg.top_p,
+        batch_size=cfg.batch_size,
     )
-    if not before and not queued:
-        raise UserError("always gives the same answer", where=cfg.model, hint="raise --temperature")
-    return StageResult(None, {"queued": len(before) + queued, "alike": alike})
+
+
+def _draw(
+    group: Sequence[Prompt],
+    start: int,
+    models: Sequence[Model],
+    samplers: Sequence[Sampler],
+    cfg: SampleConfig,
+) -> list[list[Sampled]]:
+    """Each model's completions of the prompts from number `start` on."""
+    each = per_prompt(cfg)
+    ids = [prompt.ids for prompt in group]
+    drawn = []
+    for n, (sampler, model) in enumerate(zip(samplers, models, strict=True)):
+        drawn.append(sampler.draw(model.params, ids, each, stage=f"sample {n}", first=start * each))
+    return drawn
+
+
+def _count_tokens(drawn: Sequence[Sequence[Sampled]]) -> int:
+    total = 0
+    for completions in drawn:
+        total += sum(len(one.ids) for one in completions)
+    return total
+
+
+class _PairQueue:
+    """The stage's prompts in the ratings: `queued` of them, also by earlier processes; the next one
+    to queue has the number `first`.
+    """
+
+    def __init__(
+        self, cfg: SampleConfig, ctx: Context, models: Sequence[Model], ratings: Ratings
+    ) -> None:
+        self.cfg = cfg
+        self.ratings = ratings
+        self.names = [source_name(Path(model.folder)) for model in models]
+        model_hash = ctx.fingerprint.get("model", "")[:6]
+        self.batch = f"{'-'.join(self.names)}-{model_hash}-{cfg.seed}"
+        before = {item.meta.get("number") for item in ratings.items(self.batch)}
+        self.queued = len(before)
+        self.first = max((n for n in before if isinstance(n, int)), default=-1) + 1
+
+    def add(self, group: Sequence[Prompt], start: int, drawn: Sequence[Sequence[Sampled]]) -> None:
+        """Queues those of the prompts from number `start` on that have enough different responses
+        and are not queued yet: all of them or, where the process is killed, none.
+        """
+        with self.ratings.transaction():
+            for n, prompt in enumerate(group):
+                number = start + n
+                chosen = distinct(drawn, self.names, n, self.cfg)
+                if number < self.first or len(chosen) != self.cfg.responses:
+                    continue
+                self.ratings.add(
+                    self.batch,
+                    prompt.messages,
+                    chosen,
+                    meta=about(prompt, number),
+                    seed=self.cfg.seed,
+                )
+                self.queued += 1
 
 
 def per_prompt(cfg: SampleConfig) -> int:
+    """Completions that each model draws of a prompt."""
     if cfg.other:
         return TRIES
     return cfg.responses * TRIES - 2
@@ -122,11 +176,11 @@ def distinct(
     each = per_prompt(cfg)
     chosen: dict[str, Response] = {}
     for some, name in zip(drawn, names, strict=True):
-        for s in some[n * each : (n + 1) * each]:
-            if s.text in chosen or not s.text.strip():
+        for one in some[n * each : (n + 1) * each]:
+            if one.text in chosen or not one.text.strip():
                 continue
-            meta = {"tokens": len(s.ids), "stopped": s.stopped, "temperature": cfg.temperature}
-            chosen[s.text] = Response(s.text, name, meta)
+            meta = {"tokens": len(one.ids), "stopped": one.stopped, "temperature": cfg.temperature}
+            chosen[one.text] = Response(one.text, name, meta)
             if cfg.other or len(chosen) == cfg.responses:
                 break
     return list(chosen.values())
@@ -134,8 +188,11 @@ def distinct(
 
 def about(asked: Prompt, number: int) -> dict[str, object]:
     """What is kept of a prompt beside its text: whatever the data knows of it."""
-    plain = {k: v for k, v in asked.known.items() if isinstance(v, str | int | float | bool)}
-    return {"number": number, **plain}
+    kept: dict[str, object] = {"number": number}
+    for name, value in asked.known.items():
+        if isinstance(value, str | int | float | bool):
+            kept[name] = value
+    return kept
 
 
 def source_name(folder: Path) -> str:

@@ -7,6 +7,7 @@ adds nothing, so that the model with it is the reference to the last bit until t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ondevice.common.errors import UserError, nearest
@@ -23,6 +24,7 @@ from ondevice.models.shapes import matrices, score_head_shapes
 from ondevice.models.state_dict import quantised
 from ondevice.models.tensor_names import is_block_matrix, is_embedding, is_router
 from ondevice.runs.context import Context
+from ondevice.seam.ops import Params
 
 
 def load_start(name: str, cfg: TuningConfig, ctx: Context, *, backbone_only: bool = False) -> Model:
@@ -30,12 +32,10 @@ def load_start(name: str, cfg: TuningConfig, ctx: Context, *, backbone_only: boo
     type with the adapters of earlier stages beside it; `backbone_only` as in `load_model`. Raises
     UserError as that does, and for quantised weights that were to be trained."""
     if cfg.adapter == "lora":
-        return _checked(
-            load_model(
-                name, ctx.backend, dtype=ctx.backend.dtype, merge=False, backbone_only=backbone_only
-            ),
-            cfg,
+        base = load_model(
+            name, ctx.backend, dtype=ctx.backend.dtype, merge=False, backbone_only=backbone_only
         )
+        return _checked(base, cfg)
     model = _checked(load_model(name, ctx.backend, backbone_only=backbone_only), cfg)
     if quantised(model.params):
         raise UserError(
@@ -61,57 +61,20 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     UserError for targets that the model has not."""
     if cfg.adapter != "lora":
         return model
-    through, own = matrices(model.cfg), score_head_shapes(model.cfg)
-    whole = _chosen(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
-    whole = list(
-        dict.fromkeys(
-            [*whole, *(name.removesuffix(".weight") for name in own if name.endswith(".weight"))]
-        )
-    )
-    if not isinstance(model.cfg, DecoderConfig) and any(
-        is_embedding(f"{name}.weight") for name in whole
-    ):
-        raise UserError(
-            f"the embeddings of a {model.cfg.model_type} model cannot be trained beside an adapter",
-            where="lora_whole",
-            hint="leave them out, or train all weights",
-        )
-    packed = set(whole) & set(quantised(model.params))
-    if packed:
-        raise UserError(
-            f"{min(packed)} is quantised and cannot be trained whole",
-            where="lora_whole",
-            hint="leave it out, or take a base with whole weights",
-        )
-    if cfg.lora_targets:
-        targets = _chosen(through, cfg.lora_targets, "lora_targets")
-    else:
-        targets = [
-            name
-            for name in through
-            if is_block_matrix(f"{name}.weight", through[name]) and not is_router(name)
-        ]
-    targets = [name for name in targets if name not in whole]
-    if not targets and not whole:
+    head = score_head_shapes(model.cfg)
+    whole = _whole_modules(model, cfg, head)
+    shapes = _target_shapes(model, cfg, whole)
+    if not shapes and not whole:
         raise UserError(
             "the model has no matrix that could get an adapter",
             where="lora_targets",
             hint="name some, or train all weights",
         )
     scale = scale_of(cfg.lora_alpha, cfg.lora_rank, cfg.lora_rslora)
-    new = init_lora(
-        {name: through[name] for name in targets},
-        cfg.lora_rank,
-        scale,
-        cfg.seed,
-        f"{ctx.name} lora",
-        ctx.backend,
-    )
-    ops = ctx.backend.ops
-    weights = {
-        name: ops.cast(model.params[name], "float32")
-        for name in {*(f"{m}.weight" for m in whole), *own}
-    }
+    new = init_lora(shapes, cfg.lora_rank, scale, cfg.seed, f"{ctx.name} lora", ctx.backend)
+    weights: Params = {}
+    for name in {*(f"{module}.weight" for module in whole), *head}:
+        weights[name] = ctx.backend.ops.cast(model.params[name], "float32")
     before = model.adapter or Adapter(*snapshot.name_of(model.folder))
     scales = {name for name in new if ".lora_scale." in name}
     return replace(
@@ -125,6 +88,51 @@ def with_adapter(model: Model, cfg: TuningConfig, ctx: Context) -> Model:
     )
 
 
+def _whole_modules(model: Model, cfg: TuningConfig, head: Iterable[str]) -> list[str]:
+    """The modules whose weights are trained whole beside the adapter: those that the settings name
+    and those of the score head, whose tensors are `head`. Raises UserError for weights that cannot
+    be trained.
+    """
+    whole = _chosen(matrices(model.cfg, every=True), cfg.lora_whole, "lora_whole")
+    for name in head:
+        if name.endswith(".weight"):
+            whole.append(name.removesuffix(".weight"))
+    whole = list(dict.fromkeys(whole))
+    embeddings = [name for name in whole if is_embedding(f"{name}.weight")]
+    if embeddings and not isinstance(model.cfg, DecoderConfig):
+        raise UserError(
+            f"the embeddings of a {model.cfg.model_type} model cannot be trained beside an adapter",
+            where="lora_whole",
+            hint="leave them out, or train all weights",
+        )
+    packed = set(whole) & set(quantised(model.params))
+    if packed:
+        raise UserError(
+            f"{min(packed)} is quantised and cannot be trained whole",
+            where="lora_whole",
+            hint="leave it out, or take a base with whole weights",
+        )
+    return whole
+
+
+def _target_shapes(
+    model: Model, cfg: TuningConfig, whole: Sequence[str]
+) -> dict[str, tuple[int, int]]:
+    """Shapes of the matrices that get an adapter, by module: those that the settings name, else
+    every matrix of a block except a router's. Modules that are trained whole get none.
+    """
+    known = matrices(model.cfg)
+    if cfg.lora_targets:
+        targets = _chosen(known, cfg.lora_targets, "lora_targets")
+    else:
+        targets = [name for name in known if _is_usual_target(name, known[name])]
+    return {name: known[name] for name in targets if name not in whole}
+
+
+def _is_usual_target(name: str, shape: tuple[int, int]) -> bool:
+    return is_block_matrix(f"{name}.weight", shape) and not is_router(name)
+
+
 def result(model: Model, cfg: object, ctx: Context) -> Model:
     """What the stage leaves: the model as it is, or, where `merge` asks for it, with its adapters
     in its weights.
@@ -132,14 +140,13 @@ def result(model: Model, cfg: object, ctx: Context) -> Model:
     if model.adapter is None or not (isinstance(cfg, TuningConfig) and cfg.merge):
         return model
     params = model.params
-    if (
-        ctx.backend.dtype != "float32"
-    ):  # the base as its file has it, not in the type that was computed in
+    if ctx.backend.dtype != "float32":
+        # the base as its file has it, not in the type that was computed in
         start = load_model(getattr(cfg, "model", model.folder), ctx.backend, merge=False).params
-        params = {
-            n: p if is_adapter(n) or n in model.adapter.whole else start[n]
-            for n, p in params.items()
-        }
+        params = dict(params)
+        for name in params:
+            if not is_adapter(name) and name not in model.adapter.whole:
+                params[name] = start[name]
     made = merged(model.with_params(params), ctx.backend)
     if quantised(model.params):
         ctx.warn(COST)

@@ -123,7 +123,7 @@ def prepare(work: Path, size: str, backend_name: str, steps: int) -> None:
     """One Hugging Face folder of random weights, a stream of tokens, chats and prompts for a size."""
     from ondevice.config.stages import InitConfig
     from ondevice.data.batches import TextSource
-    from ondevice.data.tokenizer import train_tokenizer
+    from ondevice.data.tokenizer_training import train_tokenizer
     from ondevice.models.save import write_model
     from ondevice.seam.select import load_backend
     from ondevice.stages.init import initial_weights, model_config

@@ -154,7 +154,7 @@ def prepare(job: Job) -> None:
     and its adapter.
     """
     from ondevice.common.rng import permutation
-    from ondevice.data.readers import read
+    from ondevice.data.rows import read
     from ondevice.models.model import require_generative
     from ondevice.models.save import write
     from ondevice.models.score_head import with_head
@@ -190,8 +190,10 @@ def prepare(job: Job) -> None:
 def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]] | None:
     """A row's ids by TRL's names; None for one that is too long or cannot be read."""
     from ondevice.data.chat_encoding import encode_chat
-    from ondevice.data.formats import BadRow, to_chat, to_pair
+    from ondevice.data.formats import to_chat
+    from ondevice.data.messages import BadRow
     from ondevice.data.preference_batches import to_tokens
+    from ondevice.data.preference_formats import to_pair
 
     try:
         if job.stage == "sft":
@@ -217,7 +219,7 @@ def encoded(job: Job, row: dict[str, Any], tokenizer: Any) -> dict[str, list[int
 
 def ours(job: Job) -> Meter:
     """Our stage as it is, until it has measured after its last step."""
-    from ondevice.training.loop import heldout_metrics
+    from ondevice.training.heldout_metrics import heldout_metrics
 
     meter = Meter()
     stage: Any = import_module(f"ondevice.stages.{job.stage}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ondevice.config.corpus import CorpusConfig
 from ondevice.rewards.problems import problems
-from ondevice.stages.grpo import HELD
+from ondevice.rl.problem_prompts import HELD
 
 
 def main() -> None:

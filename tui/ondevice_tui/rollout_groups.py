@@ -44,7 +44,7 @@ class Group:
 
     @property
     def right(self) -> int:
-        return sum(1 for a in self.answers if a.right)
+        return sum(bool(answer.right) for answer in self.answers)
 
     @property
     def spread(self) -> float:
@@ -57,13 +57,37 @@ class Group:
         return 0.0
 
 
+def _any(group: Group) -> bool:
+    return True
+
+
+def _all_right(group: Group) -> bool:
+    return bool(group.answers) and group.right == len(group.answers)
+
+
+def _all_wrong(group: Group) -> bool:
+    return all(answer.right is False for answer in group.answers)
+
+
+def _mixed(group: Group) -> bool:
+    return 0 < group.right < len(group.answers)
+
+
+def _truncated(group: Group) -> bool:
+    return any(answer.truncated for answer in group.answers)
+
+
+def _no_spread(group: Group) -> bool:
+    return group.spread == 0
+
+
 FILTERS: Mapping[str, Callable[[Group], bool]] = {
-    "all": lambda group: True,
-    "all right": lambda group: bool(group.answers) and group.right == len(group.answers),
-    "all wrong": lambda group: all(a.right is False for a in group.answers),
-    "mixed": lambda group: 0 < group.right < len(group.answers),
-    "truncated": lambda group: any(a.truncated for a in group.answers),
-    "no spread": lambda group: group.spread == 0,
+    "all": _any,
+    "all right": _all_right,
+    "all wrong": _all_wrong,
+    "mixed": _mixed,
+    "truncated": _truncated,
+    "no spread": _no_spread,
 }
 
 
@@ -82,8 +106,10 @@ class Browser:
     """
 
     def __init__(self, path: Path, history: History) -> None:
-        self.path, self.history = path, history
-        self.filter, self.pinned = "all", ""
+        self.path = path
+        self.history = history
+        self.filter = "all"
+        self.pinned = ""  # the one prompt whose groups pass; empty: any
         self.place: tuple[int, int] | None = None  # (step, group in it); None follows the newest
         self._read: dict[int, list[Group]] = {}
 
@@ -91,26 +117,32 @@ class Browser:
         """(the group, its number in its step, groups of that step); the newest that passes where
         none was chosen.
         """
-        found = self._search(None, -1) if self.place is None else self.place
+        found = self.place
+        if found is None:
+            found = self._search(None, -1)
         if found is None:
             return None, 0, 0
-        groups = self._groups(found[0])
-        if found[1] < len(groups):
-            return (groups[found[1]], found[1], len(groups))
-        return (None, 0, 0)
+        step, number = found
+        groups = self._groups(step)
+        if number < len(groups):
+            return groups[number], number, len(groups)
+        return None, 0, 0
 
     def move(self, by: int) -> bool:
         """To the next group that passes the filter, newer (1) or older (-1); False where none was
         found near.
         """
         here = self.place or self._search(None, -1)
-        found = self._search(here, by) if here is not None else None
-        if found is None:
-            if by > 0:
-                self.place = None
-            return by > 0
-        self.place = found
-        return True
+        found = None
+        if here is not None:
+            found = self._search(here, by)
+        if found is not None:
+            self.place = found
+            return True
+        if by > 0:  # the newest is followed again
+            self.place = None
+            return True
+        return False
 
     def go_to(self, step: int) -> bool:
         """To the first group that passes the filter at this step, or near it; False where none was
@@ -125,29 +157,42 @@ class Browser:
         return FILTERS[self.filter](group) and (not self.pinned or group.prompt == self.pinned)
 
     def _search(self, start: tuple[int, int] | None, by: int) -> tuple[int, int] | None:
+        """The nearest group that passes, newer (1) or older (-1) than `start`; from the newest step
+        on where that is None. None where SEARCHED steps have none."""
         with self.history.lock:
             steps = [step for step, _ in self.history.groups]
         if not steps:
             return None
-        before = [i for i, step in enumerate(steps) if start is None or step <= start[0]]
-        at = before[-1] if before else 0
-        inside = start[1] if start is not None and steps[at] == start[0] else None
+        at = _newest_until(steps, start)
+        inside: int | None = None  # the group of the first step behind which it begins
+        if start is not None and steps[at] == start[0]:
+            inside = start[1]
         for _ in range(SEARCHED):
             if not 0 <= at < len(steps):
                 return None
-            groups = self._groups(steps[at])
-            order = range(len(groups)) if by > 0 else range(len(groups) - 1, -1, -1)
-            for i in order:
-                beyond = inside is None or (i > inside if by > 0 else i < inside)
-                if beyond and self.passes(groups[i]):
-                    return steps[at], i
-            at, inside = at + by, None
+            number = self._passing(self._groups(steps[at]), inside, by)
+            if number is not None:
+                return steps[at], number
+            at += by
+            inside = None
+        return None
+
+    def _passing(self, groups: list[Group], inside: int | None, by: int) -> int | None:
+        """The first of these groups that passes, beyond group `inside` where that is one of them."""
+        if by > 0:
+            begin = 0 if inside is None else inside + 1
+            order = range(max(begin, 0), len(groups))
+        else:
+            begin = len(groups) - 1 if inside is None else inside - 1
+            order = range(min(begin, len(groups) - 1), -1, -1)
+        for number in order:
+            if self.passes(groups[number]):
+                return number
         return None
 
     def _groups(self, step: int) -> list[Group]:
         if step not in self._read:
-            with self.history.lock:
-                offset = next((o for s, o in reversed(self.history.groups) if s == step), None)
+            offset = self._offset(step)
             if offset is None:
                 return []
             if len(self._read) > SEARCHED:
@@ -155,12 +200,21 @@ class Browser:
             self._read[step] = groups_at(self.path, step, offset)
         return self._read[step]
 
+    def _offset(self, step: int) -> int | None:
+        """Where the newest record of this step begins in the file."""
+        with self.history.lock:
+            for known, offset in reversed(self.history.groups):
+                if known == step:
+                    return offset
+        return None
+
 
 class HeldOut:
     """The same few held-out prompts at every measurement: one of them over the steps."""
 
     def __init__(self, path: Path, history: History) -> None:
-        self.path, self.history = path, history
+        self.path = path
+        self.history = history
         self.problem = 0
         self._read: dict[tuple[int, int], list[Group]] = {}
 
@@ -169,86 +223,113 @@ class HeldOut:
         prompt's number; how many prompts there are)."""
         with self.history.lock:
             places = list(self.history.held_out)
-        self._read = {
-            place: self._read.get(place) or groups_at(self.path, *place) for place in places
-        }
+        read = {}
+        for place in places:
+            read[place] = self._read.get(place) or groups_at(self.path, *place)
+        self._read = read
         measured = [groups for groups in self._read.values() if groups]
         if not measured:
             return [], 0, 0
         prompts = [group.prompt for group in measured[-1]]
         at = self.problem % len(prompts)
-        found = [
-            group
-            for groups in reversed(measured)
-            for group in groups
-            if group.prompt == prompts[at]
-        ]
-        return [group for group in found if group.answers], at, len(prompts)
+        found = []
+        for groups in reversed(measured):
+            for group in groups:
+                if group.prompt == prompts[at] and group.answers:
+                    found.append(group)
+        return found, at, len(prompts)
 
 
 def warnings(history: History) -> list[str]:
     """What the curves say in words. Hold the history's lock."""
     found = []
-
-    def ends(name: str) -> tuple[float, float] | None:
-        """(mean of the first fifth, mean of the last fifth) of a curve with enough points to have
-        them.
-        """
-        series = history.steps.get(name)
-        if series is not None:
-            means = [m for m in series.columns(200).mean if not math.isnan(m)]
-        else:
-            means = []
-        part = len(means) // 5
-        if part >= 2:
-            return (sum(means[:part]) / part, sum(means[-part:]) / part)
-        return None
-
-    spread, length, right, entropy = (
-        ends(n) for n in ("zero_spread", "completion_length", "accuracy", "entropy")
-    )
+    spread = _ends(history, "zero_spread")
+    length = _ends(history, "completion_length")
+    right = _ends(history, "accuracy")
+    entropy = _ends(history, "entropy")
+    shape = _ends(history, "reward/format")
+    correct = _ends(history, "reward/correct") or right
     if spread and spread[1] > 0.5:
         found.append(f"{spread[1]:.0%} of the groups taught nothing (all right or all wrong)")
     if length and right and length[1] > 1.3 * length[0] and right[1] <= right[0] + 0.01:
         found.append("length rises, accuracy does not")
     if entropy and entropy[1] < 0.05:
         found.append("entropy near 0: it writes the same again and again")
-    shape, correct = ends("reward/format"), ends("reward/correct") or right
     if shape and correct and shape[1] > 0.9 and correct[1] < 0.05:
         found.append("format is perfect, answers are wrong: is the reward gamed?")
     return found
 
 
+def _ends(history: History, name: str) -> tuple[float, float] | None:
+    """(mean of the first fifth, mean of the last fifth) of a curve with enough points to have
+    them.
+    """
+    series = history.steps.get(name)
+    if series is None:
+        return None
+    means = [mean for mean in series.columns(200).mean if not math.isnan(mean)]
+    part = len(means) // 5
+    if part < 2:
+        return None
+    return sum(means[:part]) / part, sum(means[-part:]) / part
+
+
+def _newest_until(steps: list[int], start: tuple[int, int] | None) -> int:
+    """The place of the last step that is not beyond `start`, else the first."""
+    if start is None:
+        return len(steps) - 1
+    for place in range(len(steps) - 1, -1, -1):
+        if steps[place] <= start[0]:
+            return place
+    return 0
+
+
 def _group(step: int, raw: Mapping[str, Any]) -> Group:
-    truth = raw.get("answer")
-    answer = None if truth is None else str(truth)
+    truth = _text(raw.get("answer"))
+    answers = []
     found = raw.get("completions")
     if isinstance(found, Sequence):
-        made = [_answer(c, answer) for c in found if isinstance(c, Mapping)]
-    else:
-        made = []
-    if not any(a.parsed is not None or set(RIGHT) & set(a.rewards) for a in made):
+        for completion in found:
+            if isinstance(completion, Mapping):
+                answers.append(_answer(completion, truth))
+    if not any(_tells(answer) for answer in answers):
         # PPO reads no answers: nothing tells which is right
-        made = [replace(a, right=None) for a in made]
-    return Group(step, str(raw.get("prompt", "")), answer, tuple(made))
+        answers = [replace(answer, right=None) for answer in answers]
+    return Group(step, str(raw.get("prompt", "")), truth, tuple(answers))
+
+
+def _tells(answer: Answer) -> bool:
+    """Whether anything says if this answer is right: what was read of it, or a reward."""
+    return answer.parsed is not None or not set(RIGHT).isdisjoint(answer.rewards)
 
 
 def _answer(raw: Mapping[str, Any], truth: str | None) -> Answer:
-    text, parsed = str(raw.get("text", "")), raw.get("parsed")
+    text = str(raw.get("text", ""))
+    parsed = raw.get("parsed")
+    rewards = {}
     given = raw.get("rewards")
-    rewards = {str(k): _number(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
+    if isinstance(given, Mapping):
+        rewards = {str(name): _number(value) for name, value in given.items()}
     tokens = raw.get("tokens")
+    if not isinstance(tokens, int):
+        tokens = 0
     return Answer(
         text,
-        tokens if isinstance(tokens, int) else 0,
+        tokens,
         bool(raw.get("truncated")),
         rewards,
         _number(raw.get("reward")),
         _number(raw.get("advantage")) or 0.0,
-        None if parsed is None else str(parsed),
+        _text(parsed),
         _span(raw.get("span"), len(text)),
         _right(rewards, parsed, truth),
     )
+
+
+def _text(raw: Any) -> str | None:
+    if raw is None:
+        return None
+    return str(raw)
 
 
 def _right(rewards: Mapping[str, float | None], parsed: Any, truth: str | None) -> bool | None:
@@ -262,14 +343,19 @@ def _right(rewards: Mapping[str, float | None], parsed: Any, truth: str | None) 
 
 
 def _span(raw: Any, length: int) -> tuple[int, int] | None:
-    whole = isinstance(raw, Sequence) and len(raw) == 2 and all(isinstance(i, int) for i in raw)
-    if whole and 0 <= raw[0] < raw[1] <= length:
-        return (raw[0], raw[1])
+    if not isinstance(raw, Sequence) or len(raw) != 2:
+        return None
+    first, last = raw
+    if not isinstance(first, int) or not isinstance(last, int):
+        return None
+    if 0 <= first < last <= length:
+        return first, last
     return None
 
 
 def _number(value: Any) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if ok:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if math.isfinite(value):
         return float(value)
     return None

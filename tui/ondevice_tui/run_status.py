@@ -38,6 +38,7 @@ STYLES = {
     "wrong": "$error",
     "starting": "$accent",
 }
+HALTED = ("stopped", "failed", "died")  # states of what was begun and is not complete
 OPEN = ("next", "skipped", "waits")  # states of what has not been begun
 STALE_S = 10.0  # without an event for so long, a person wants to be told
 
@@ -63,22 +64,31 @@ def rows(run: Mapping[str, Any] | None, starting: Collection[str] = ()) -> list[
     classifier is a side road, of encoders for the most part: it is shown where a run has one or its
     recipe makes one. `starting`: stages whose process was started here and has not begun them yet.
     """
-    states = {stage["stage"]: stage for stage in run["stages"]} if run else {}
-    recipe = list(run["recipe"]) if run else []
-    names = [
-        name
-        for name in STAGES
-        if gives(name) != "classifier" or name in states or name in recipe or name in starting
-    ]
+    if not run:
+        run = {"stages": [], "recipe": []}
+    states = {stage["stage"]: stage for stage in run["stages"]}
+    found = []
+    for name in _shown_stages(run, states, starting):
+        if name in starting and states.get(name, {}).get("state") != "training":
+            found.append(_starting(name))
+        elif name in states:
+            found.append(_begun(name, states[name]))
+        else:
+            found.append(_open(name, states, run))
+    return found
+
+
+def _shown_stages(
+    run: Mapping[str, Any], states: Collection[str], starting: Collection[str]
+) -> list[str]:
+    """The stages that the road shows, in its order; what is not on it comes last."""
+    names = []
+    for name in STAGES:
+        wanted = name in states or name in run["recipe"] or name in starting
+        if wanted or gives(name) != "classifier":
+            names.append(name)
     names += [name for name in states if name not in STAGES]
-    return [
-        _starting(name)
-        if name in starting and states.get(name, {}).get("state") != "training"
-        else _begun(name, states[name])
-        if name in states
-        else _open(name, states, run or {})
-        for name in names
-    ]
+    return names
 
 
 def next_row(found: Sequence[Row]) -> int:
@@ -89,7 +99,11 @@ def next_row(found: Sequence[Row]) -> int:
         for i, row in enumerate(found):
             if row.state in wanted:
                 return i
-    return max((i for i, row in enumerate(found) if row.state == "done"), default=0)
+    last_done = 0
+    for i, row in enumerate(found):
+        if row.state == "done":
+            last_done = i
+    return last_done
 
 
 def _starting(name: str) -> Row:
@@ -106,7 +120,9 @@ def _starting(name: str) -> Row:
 
 
 def _begun(name: str, stage: Mapping[str, Any]) -> Row:
-    by_person = not startable(name) and stage["state"] in ("stopped", "failed", "died")
+    enter = "watch"
+    if stage["state"] in HALTED and not startable(name):
+        enter = "rate"  # a person's choice: no command resumes it
     return Row(
         name,
         stage["state"],
@@ -114,121 +130,116 @@ def _begun(name: str, stage: Mapping[str, Any]) -> Row:
         _told(stage),
         _seconds(stage),
         stage["last"],
-        "rate" if by_person else "watch",
+        enter,
         stage["message"],
     )
 
 
+def _waits(name: str, told: str, why: str, enter: str = "start") -> Row:
+    """A stage that cannot be begun yet, and why."""
+    return Row(name, "waits", None, told, None, None, enter, why)
+
+
 def _open(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> Row:
     """A stage that has not been begun."""
-
-    def row(
-        state: str, told: str, why: str = "", enter: str = "start" if startable(name) else "rate"
-    ) -> Row:
-        return Row(name, state, None, told, None, None, enter, why)
-
-    busy = next((stage for stage, state in states.items() if state["state"] == "training"), "")
-    recipe = list(run.get("recipe") or ())
-    if unstarted := (run.get("unstarted") or {}).get(name):
-        return row("failed", f"did not start: {unstarted}", unstarted)
-    if busy and name in recipe:
-        return row("waits", "comes by itself", "the run's recipe begins it", "")
-    if busy:
-        return row(
-            "waits",
-            "not in this run's recipe" if recipe else f"waits for {busy}",
-            f"{busy} trains now",
-        )
+    enter = "start"
     if not startable(name):
-        return _to_rate(row, name, states, run)
-    before, wants = _before(name, states), _wants(name, states, run)
+        enter = "rate"
+    unstarted = (run.get("unstarted") or {}).get(name)
+    if unstarted:
+        told = f"did not start: {unstarted}"
+        return Row(name, "failed", None, told, None, None, enter, unstarted)
+    recipe = list(run.get("recipe") or ())
+    busy = _first_in(states, ("training",))
+    if busy and name in recipe:
+        return _waits(name, "comes by itself", "the run's recipe begins it", "")
+    if busy and recipe:
+        return _waits(name, "not in this run's recipe", f"{busy} trains now", enter)
+    if busy:
+        return _waits(name, f"waits for {busy}", f"{busy} trains now", enter)
+    if enter == "rate":
+        return _to_rate(name, states, run)
+    return _to_start(name, states, run)
+
+
+def _to_start(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> Row:
+    """A stage that a command starts, while nothing trains."""
+    before = _before(name, states)
+    wants = _wants(name, states, run)
     if _passed(name, states) or _passed_by_pairs(name, states, run):
-        ready = before and not wants
-        return row(
-            "skipped", f"left out; can start from {before}" if ready else "left out by this run"
-        )
-    halted = next(
-        (
-            stage
-            for stage, state in states.items()
-            if state["state"] in ("stopped", "failed", "died")
-        ),
-        "",
-    )
+        told = "left out by this run"
+        if before and not wants:
+            told = f"left out; can start from {before}"
+        return Row(name, "skipped", None, told, None, None, "start", "")
+    recipe = list(run.get("recipe") or ())
+    halted = _first_in(states, HALTED)
     if halted in recipe and name in recipe:
-        return row(
-            "waits",
-            f"comes by itself once {halted} goes on",
-            f"R on {halted} goes on with the run's recipe",
-        )
+        why = f"R on {halted} goes on with the run's recipe"
+        return _waits(name, f"comes by itself once {halted} goes on", why)
     if wants:
-        return row("waits", *wants)
-    if name == "init" or before:
-        return row(
-            "next", f"can start from {before}" if before else "a tokenizer and random weights"
-        )
+        told, why = wants
+        return _waits(name, told, why)
+    if before:
+        return Row(name, "next", None, f"can start from {before}", None, None, "start", "")
+    if name == "init":
+        told = "a tokenizer and random weights"
+        return Row(name, "next", None, told, None, None, "start", "")
     if _learns_from_votes(name) and run.get("votes"):
-        return row(
-            "next",
-            "there are votes; its form asks for the model",
-            "ctrl+t in its form chooses the model",
-        )
-    return row(
-        "waits", "needs a model", "needs a model: begin with init, or start it from any folder"
-    )
+        told = "there are votes; its form asks for the model"
+        why = "ctrl+t in its form chooses the model"
+        return Row(name, "next", None, told, None, None, "start", why)
+    why = "needs a model: begin with init, or start it from any folder"
+    return _waits(name, "needs a model", why)
 
 
-def _to_rate(
-    row: Any, name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]
-) -> Row:
+def _first_in(states: Mapping[str, Mapping[str, Any]], wanted: Collection[str]) -> str:
+    """The first stage of the run in one of these states; empty where there is none."""
+    for name, stage in states.items():
+        if stage["state"] in wanted:
+            return name
+    return ""
+
+
+def _to_rate(name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]) -> Row:
     """The row of a person's choice. It can be made as soon as there are pairs, whatever else the
     run has.
     """
-    made: Row
-    votes, pending, trouble = (
-        run.get("votes") or 0,
-        run.get("pending") or 0,
-        run.get("ratings_trouble"),
-    )
-    waiting = f", {pending} wait" if pending else ""
+    if not run.get("ratings"):
+        told = "needs answers to choose among: sample writes some"
+        return _waits(name, told, "no pairs yet: g there samples some", "rate")
+    state = "waits"
+    told = "its ratings hold no pair yet"
+    votes = run.get("votes") or 0
+    pending = run.get("pending") or 0
+    trouble = run.get("ratings_trouble")
     if trouble:
         told = f"its ratings: {trouble}"
+    elif votes and pending:
+        told = f"{votes} rated by a person, {pending} wait"
     elif votes:
-        told = f"{votes} rated by a person{waiting}"
+        told = f"{votes} rated by a person"
     elif pending:
         told = f"a person's choice among {pending} pairs"
-    else:
-        told = "a person's choice among answers"
-    if not run.get("ratings"):
-        made = row(
-            "waits",
-            "needs answers to choose among: sample writes some",
-            "no pairs yet: g there samples some",
-        )
-    elif pending or trouble:
-        made = row("skipped" if _passed(name, states) else "next", told)
-    else:
-        made = row("done" if votes else "waits", told if votes else "its ratings hold no pair yet")
-    return made
+    if pending or trouble:
+        state = "next"
+        if _passed(name, states):
+            state = "skipped"
+    elif votes:
+        state = "done"
+    return Row(name, state, None, told, None, None, "rate", "")
 
 
 def _wants(
     name: str, states: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any]
 ) -> tuple[str, str] | None:
     """(what a stage wants beside a model and has not, what to do about it)."""
-    if (
-        _learns_from_votes(name)
-        and not run.get("votes")
-        and states.get("rate", {}).get("state") != "done"
-    ):
+    rated = run.get("votes") or states.get("rate", {}).get("state") == "done"
+    if _learns_from_votes(name) and not rated:
         return (
             "needs pairs: rate some answers first",
             "no votes yet: r rates, or name a file of pairs in its form",
         )
-    judged = any(
-        state["state"] == "done" and gives(stage) == "reward" for stage, state in states.items()
-    )
-    if _needs_reward_model(name) and not judged:
+    if _needs_reward_model(name) and not _has_reward_model(states):
         return (
             "needs a reward model",
             "no reward model yet: start reward, or name another run's in its form",
@@ -236,13 +247,22 @@ def _wants(
     return None
 
 
+def _has_reward_model(states: Mapping[str, Mapping[str, Any]]) -> bool:
+    done = [name for name, stage in states.items() if stage["state"] == "done"]
+    return any(gives(name) == "reward" for name in done)
+
+
 def _learns_from_votes(name: str) -> bool:
     return name in STAGES and issubclass(STAGES[name], PairsConfig)
 
 
 def _needs_reward_model(name: str) -> bool:
-    fields = dataclasses.fields(STAGES[name]) if name in STAGES else ()
-    return any(field.name == "reward_model" and field.default == "" for field in fields)
+    if name not in STAGES:
+        return False
+    for field in dataclasses.fields(STAGES[name]):
+        if field.name == "reward_model":
+            return bool(field.default == "")
+    return False
 
 
 def _passed_by_pairs(
@@ -251,12 +271,10 @@ def _passed_by_pairs(
     """Whether a run has pairs, and no model that would go the road up to them: they came from a
     file, or from a model of elsewhere. What comes next is a person's choice, and what learns from
     it."""
+    if not run.get("ratings") or any(gives(stage) == "policy" for stage in states):
+        return False
     order = list(STAGES)
-    return (
-        bool(run.get("ratings"))
-        and not any(gives(stage) == "policy" for stage in states)
-        and name in order[: order.index("rate")]
-    )
+    return name in order[: order.index("rate")]
 
 
 def startable(name: str) -> bool:
@@ -265,44 +283,45 @@ def startable(name: str) -> bool:
     """
     from ondevice.config.verbs import VERBS
 
-    return (
-        name in VERBS
-        and name in STAGES
-        and VERBS[name].config.endswith(f":{STAGES[name].__name__}")
-    )
+    if name not in VERBS or name not in STAGES:
+        return False
+    return VERBS[name].config.endswith(f":{STAGES[name].__name__}")
 
 
 def _before(name: str, states: Mapping[str, Mapping[str, Any]]) -> str:
     """The last finished stage before this one on the road that left a model which writes."""
-    order = list(STAGES)
-    earlier = order[: order.index(name)] if name in order else order
-    done = (
-        s
-        for s in reversed(earlier)
-        if states.get(s, {}).get("state") == "done" and gives(s) == "policy"
-    )
-    return next(done, "")
+    found = ""
+    for stage in STAGES:
+        if stage == name:
+            break
+        if states.get(stage, {}).get("state") == "done" and gives(stage) == "policy":
+            found = stage
+    return found
 
 
 def _passed(name: str, states: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether the run has gone by this stage: a later one has been begun, or the one in whose place
     it would stand.
     """
-    order = list(STAGES)
     if name == "dpo" and "ppo" in states:
         return True
-    return name in order and any(later in states for later in order[order.index(name) + 1 :])
+    if name not in STAGES:
+        return False
+    order = list(STAGES)
+    later = order[order.index(name) + 1 :]
+    return not states.keys().isdisjoint(later)
 
 
 def _share(stage: Mapping[str, Any]) -> float | None:
-    step, total = stage["step"], stage["steps"]
+    step = stage["step"]
+    total = stage["steps"]
     if isinstance(step, int) and isinstance(total, int) and total > 0:
         return step / total
     return None
 
 
 def _seconds(stage: Mapping[str, Any]) -> float | None:
-    """Of work: what passed between a stop and its resume is none."""
+    """Of work: what passed between a stop and its resume is not counted."""
     if stage["state"] == "done" and isinstance(stage["seconds"], (int, float)):
         return float(stage["seconds"])
     if stage["last"] is not None:
@@ -312,20 +331,20 @@ def _seconds(stage: Mapping[str, Any]) -> float | None:
 
 def _told(stage: Mapping[str, Any]) -> str:
     """The headline: numbers where it has some, else what went wrong."""
-    if stage["message"] and (
-        stage["state"] == "failed" or (stage["state"] == "stopped" and not stage["numbers"])
-    ):
-        return str(stage["message"])
-    if stage["state"] == "died":
-        return "process gone" + (
-            f" after step {stage['step']}" if stage["step"] is not None else ""
-        )
+    state = stage["state"]
     numbers = stage["numbers"]
-    order = ("reward", "accuracy", "heldout_loss", "loss")
-    chosen = {
-        name.replace("heldout_loss", "held-out"): numbers[name] for name in order if name in numbers
-    }
-    return numbers_line(dict(list((chosen or _marks(stage)).items())[:2]))
+    if stage["message"] and (state == "failed" or (state == "stopped" and not numbers)):
+        return str(stage["message"])
+    if state == "died" and stage["step"] is not None:
+        return f"process gone after step {stage['step']}"
+    if state == "died":
+        return "process gone"
+    chosen = {}
+    for name in ("reward", "accuracy", "heldout_loss", "loss"):
+        if name in numbers:
+            chosen[name.replace("heldout_loss", "held-out")] = numbers[name]
+    first_two = list((chosen or _marks(stage)).items())[:2]
+    return numbers_line(dict(first_two))
 
 
 def _marks(stage: Mapping[str, Any]) -> dict[str, float]:
@@ -344,16 +363,15 @@ def left(stage: Mapping[str, Any]) -> str:
     """Time left by the pace since it began, or since it went on last: "9:12 left". Empty while that
     is not known.
     """
-    step, total, since, last = stage["step"], stage["steps"], stage["since"], stage["last"]
-    if (
-        not isinstance(step, int)
-        or not isinstance(total, int)
-        or since is None
-        or last is None
-        or step >= total
-    ):
+    step = stage["step"]
+    total = stage["steps"]
+    if not isinstance(step, int) or not isinstance(total, int) or step >= total:
         return ""
-    done, seconds = step - since[1], last - since[0]
+    if stage["since"] is None or stage["last"] is None:
+        return ""
+    began, first_step = stage["since"]
+    done = step - first_step
+    seconds = stage["last"] - began
     if done > 0 and seconds > 0:
         return f"{duration(seconds * (total - step) / done)} left"
     return ""

@@ -10,13 +10,14 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BUCKETS = 4096  # 200 kB a series; a terminal is a few hundred columns wide
+BUCKETS = 4096  # 200 kB per series; a terminal is a few hundred columns wide
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Columns:
     """A series as a plot draws it: x, lowest, highest and mean value of each column, NaN where it
-    has no finite value; `gaps` are the x of points that were no number."""
+    has no finite value; `gaps` are the x of points that were not numbers."""
 
     x: list[float]
     low: list[float]
@@ -29,13 +30,20 @@ class Series:
     """Points in order of x. `add` a value that is None or not finite and it counts as a gap."""
 
     def __init__(self, limit: int = BUCKETS) -> None:
-        self.limit, self.width = limit, 1
+        self.limit = limit
+        self.width = 1  # points per bucket
         self.points = 0
         self.whole = True  # a count: every value was a whole number
         self.last: float | None = None
-        self._x, self._low, self._high, self._sum = array("d"), array("d"), array("d"), array("d")
-        self._count, self._gaps = array("l"), array("l")
-        self._in_last = 1  # points of the newest bucket, gaps included; all that it holds, so that the first one opens
+        self._x = array("d")
+        self._low = array("d")
+        self._high = array("d")
+        self._sum = array("d")
+        self._count = array("l")
+        self._gaps = array("l")
+        # points of the newest bucket, gaps included; at first all that it holds, so that the first
+        # point opens one
+        self._in_last = 1
         # the newest bucket's low, high, sum, count, gaps
         self._open = (math.inf, -math.inf, 0.0, 0, 0)
 
@@ -53,25 +61,28 @@ class Series:
         self._in_last += 1
         self.points += 1
         if value is None or not math.isfinite(value):
-            self.last, self._open = None, (low, high, total, count, gaps + 1)
+            self.last = None
+            self._open = (low, high, total, count, gaps + 1)
             return
         self.last = value
         if value.__class__ is not int:
             self.whole = False
-        self._open = (
-            value if value < low else low,
-            value if value > high else high,
-            total + value,
-            count + 1,
-            gaps,
-        )
+        if value < low:
+            low = value
+        if value > high:
+            high = value
+        self._open = (low, high, total + value, count + 1, gaps)
 
     def _settle(self) -> None:
         """The newest bucket as it stands goes where the others are."""
-        if self._x:
-            self._low[-1], self._high[-1], self._sum[-1], self._count[-1], self._gaps[-1] = (
-                self._open
-            )
+        if not self._x:
+            return
+        low, high, total, count, gaps = self._open
+        self._low[-1] = low
+        self._high[-1] = high
+        self._sum[-1] = total
+        self._count[-1] = count
+        self._gaps[-1] = gaps
 
     def _begin(self, x: float) -> None:
         for values in (self._x, self._low, self._high, self._sum):
@@ -94,7 +105,7 @@ class Series:
     def span(self) -> tuple[float, float] | None:
         """The first and the newest bucket's x."""
         if self._x:
-            return (self._x[0], self._x[-1])
+            return self._x[0], self._x[-1]
         return None
 
     def at(self, x: float) -> float | None:
@@ -112,16 +123,22 @@ class Series:
         none is left out.
         """
         self._settle()
-        first, last = bisect.bisect_left(self._x, start), bisect.bisect_right(self._x, end)
+        first = bisect.bisect_left(self._x, start)
+        last = bisect.bisect_right(self._x, end)
         out = Columns([], [], [], [], [])
         step = max(-(-(last - first) // max(number, 1)), 1)
         for i in range(first, last, step):
             j = min(i + step, last)
             count = sum(self._count[i:j])
             out.x.append(self._x[i])
-            out.low.append(min(self._low[i:j]) if count else math.nan)
-            out.high.append(max(self._high[i:j]) if count else math.nan)
-            out.mean.append(sum(self._sum[i:j]) / count if count else math.nan)
+            if count:
+                out.low.append(min(self._low[i:j]))
+                out.high.append(max(self._high[i:j]))
+                out.mean.append(sum(self._sum[i:j]) / count)
+            else:
+                out.low.append(math.nan)
+                out.high.append(math.nan)
+                out.mean.append(math.nan)
             if sum(self._gaps[i:j]):
                 out.gaps.append(self._x[i])
         return out
@@ -131,7 +148,9 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average without the bias of its beginning (Kingma and Ba 2014, section 3);
     NaN is left out.
     """
-    out, mean, scale = [], 0.0, 0.0
+    out = []
+    mean = 0.0
+    scale = 0.0
     for value in values:
         if math.isnan(value):
             out.append(math.nan)
@@ -148,16 +167,17 @@ def spark(values: Sequence[float], width: int) -> str:
     if not values or width < 1:
         return ""
     columns = min(width, len(values))
-    means = [
-        sum(part) / len(part)
-        for part in (
-            values[i * len(values) // columns : (i + 1) * len(values) // columns]
-            for i in range(columns)
-        )
-    ]
-    low, high = min(means), max(means)
-    if high - low < 1e-9 * max(abs(low), abs(high)):
-        high = low  # rounding is no course
-    return "".join(
-        "▁▂▃▄▅▆▇█"[round((m - low) / (high - low) * 7) if high > low else 0] for m in means
-    )
+    means = []
+    for i in range(columns):
+        part = values[i * len(values) // columns : (i + 1) * len(values) // columns]
+        means.append(sum(part) / len(part))
+    low = min(means)
+    high = max(means)
+    # a difference by rounding alone is not a course
+    if high - low < 1e-9 * max(abs(low), abs(high)) or high == low:
+        return BLOCKS[0] * columns
+    blocks = []
+    for mean in means:
+        height = round((mean - low) / (high - low) * (len(BLOCKS) - 1))
+        blocks.append(BLOCKS[height])
+    return "".join(blocks)

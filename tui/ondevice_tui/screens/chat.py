@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
-from textual.widgets import Input
 
 from ondevice.common.errors import UserError
-from ondevice.common.progress import number
-from ondevice.config.load import from_mapping
 from ondevice.config.template_kwargs import parse_template_kwargs
-from ondevice.config.use import SamplingConfig
-from ondevice.inference.conversations import Conversation, load, new_file, save, saved
+from ondevice.inference.conversations import load, new_file, save, saved
 from ondevice.preferences.votes import Response
-from ondevice_tui.fields import fields_of, settings
+from ondevice_tui.screens.chat_pane import KWARGS, Pane, ending, pace
+from ondevice_tui.screens.chat_settings import Settings, is_sampling
 from ondevice_tui.screens.choose_chat import ChooseChat
 from ondevice_tui.screens.choose_model import ChooseModel
 from ondevice_tui.screens.keep_pair import Keep, Kept
-from ondevice_tui.screens.page import Card, Page
-from ondevice_tui.widgets.safe import SafeArea, SafeInput, SafeText, content, line, lines, titled
+from ondevice_tui.screens.page import Page
+from ondevice_tui.widgets.safe import SafeArea
 from ondevice_tui.worker_client import (
     ModelProcess,
     Refused,
@@ -39,120 +35,8 @@ from ondevice_tui.worker_client import (
 
 SHOW_EVERY_S = 0.1  # between two repaints of an answer that is being written
 ANOTHER = 1000  # draws of answers to compare with are numbered from here
-KWARGS = "chat_template_kwargs"
-SHOWN_TURNS = 60  # older ones stay in the conversation, but off the screen
 
 NO_MODEL = "No model yet. esc goes home; n begins a run, and every finished stage can be talked to."
-
-
-class Pane(Vertical):
-    """One model's side of the conversation."""
-
-    def __init__(self, id: str) -> None:
-        super().__init__(id=id, classes="box")
-        self.process: ModelProcess | None = None
-        self.model: tuple[str, str] | None = None  # (run · stage, folder)
-        self.turns: list[dict[str, str]] = []
-        self.speakers: list[
-            str
-        ] = []  # who said each turn: a model that takes another's place goes on with its turns
-        self.writing = ""
-        self.told = ""
-        self.pace = ""
-        # chat_template_kwargs, as a person has set it: JSON, empty where nobody has
-        self.setting = ""
-        # that this conversation is kept in, once somebody has saved it
-        self.file: Path | None = None
-        self.saved = 0  # turns in it
-        self.ready: dict[
-            str, Any
-        ] = {}  # what the model's process said of it, once it has been loaded
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll() as scroll:
-            scroll.can_focus = False
-            yield SafeText(classes="turns")
-
-    @property
-    def name_shown(self) -> str:
-        if self.model:
-            return self.model[0]
-        return "no model"
-
-    @property
-    def reads(self) -> list[str]:
-        """What the chat template may be told, once that is known."""
-        return [str(name) for name in self.ready.get("template_reads") or []]
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """What the chat template is told: what a person has set, else what it was told in training."""
-        if self.setting:
-            given = parse_template_kwargs(self.setting)
-            return {
-                name: value for name, value in given.items() if not self.ready or name in self.reads
-            }
-        trained = self.ready.get("template_kwargs")
-        if isinstance(trained, dict):
-            return trained
-        return {}
-
-    def add(self, role: str, text: str) -> None:
-        self.turns.append({"role": role, "content": text})
-        self.speakers.append(self.name_shown)
-
-    def begin(
-        self,
-        turns: Sequence[dict[str, str]] = (),
-        speakers: Sequence[str] = (),
-        file: Path | None = None,
-    ) -> None:
-        """Another conversation, or none."""
-        self.turns, self.speakers, self.file, self.saved = (
-            list(turns),
-            list(speakers),
-            file,
-            len(turns),
-        )
-        self.told, self.pace = "", ""
-
-    def take_back(self) -> None:
-        """The last turn: no answer came to it."""
-        self.turns.pop()
-        self.speakers.pop()
-
-    def show(self) -> None:
-        who = _stage_of(self.name_shown)
-        rows = []
-        for turn, by in list(zip(self.turns, self.speakers, strict=True))[-SHOWN_TURNS:]:
-            who_said = {"user": "you", "system": "system"}.get(turn["role"], _stage_of(by))
-            rows += [
-                content(
-                    who_said, "bold $primary" if turn["role"] == "assistant" else "bold $muted"
-                ),
-                content(turn["content"].strip() or "(nothing)"),
-                content(""),
-            ]
-        if self.writing:
-            rows += [content(who, "bold $primary"), content(self.writing + "▌")]
-        if self.told:
-            rows.append(content(self.told, "$muted"))
-        self.query_one(SafeText).show(
-            lines(rows)
-            if rows
-            else content(
-                "Write below, Enter sends. The first answer waits for the model to load.", "$muted"
-            )
-        )
-        told = [f"{name} {json.dumps(value)}" for name, value in self.kwargs.items()]
-        titled(self, " · ".join([self.name_shown, *told]), self.pace)
-        self.query_one(VerticalScroll).scroll_end(animate=False)
-
-    async def let_go(self) -> None:
-        """Closes the model's process; the conversation stays."""
-        process, self.process = self.process, None
-        if process is not None:
-            await process.close()
 
 
 class ChatScreen(Page):
@@ -246,7 +130,7 @@ second model's is taken), and you say which is better."""
 
     def on_mount(self) -> None:
         self.all_panes[1].display = False
-        self.sampling |= self.ui.remembered.get("sampling", _samples) or {}
+        self.sampling |= self.ui.remembered.get("sampling", is_sampling) or {}
         self.query_one("#say").focus()
 
     @property
@@ -267,8 +151,8 @@ second model's is taken), and you say which is better."""
             await pane.let_go()
 
     def runs_changed(self) -> None:
-        first, of = self.all_panes[0], (self.ui.chosen, self.ui.talk_with)
-        if first.model is None or (of != self._of and not self.busy):
+        of = (self.ui.chosen, self.ui.talk_with)
+        if self.all_panes[0].model is None or (of != self._of and not self.busy):
             self._follow(of)
         self._show_top()
 
@@ -276,18 +160,24 @@ second model's is taken), and you say which is better."""
         """The model of the run and stage that a person comes from; the run's newest where that
         stage has none.
         """
-        first, (chosen, (stage, _)) = self.all_panes[0], of
+        first = self.all_panes[0]
+        chosen, (stage, _) = of
         known = models_in(self.ui.runs or ())
-        here = [m for m in known if chosen is not None and Path(m[1]).parent.parent == chosen]
-        asked = [m for m in here if Path(m[1]).parent.name == stage]
+        here = [found for found in known if Path(found[1]).parent.parent == chosen]
+        asked = [found for found in here if Path(found[1]).parent.name == stage]
+        self._of = None
+        if known:
+            self._of = of
         model = next(iter(asked or here or known), None)
-        self._of = of if known else None
         if model is None:
-            first.told = "" if self.ui.runs is None else NO_MODEL
+            first.told = NO_MODEL
+            if self.ui.runs is None:
+                first.told = ""
             first.show()
-        elif model != first.model:
+            return
+        if model != first.model:
             self._take_model(0, model)
-        if model is not None and stage and not asked:
+        if stage and not asked:
             self.ui.say(f"{stage} of this run has no model that writes: this is {model[0]}")
 
     def _show_top(self) -> None:
@@ -325,14 +215,17 @@ second model's is taken), and you say which is better."""
 
     async def _answer_in(self, pane: Pane, said: str) -> None:
         pane.add("user", said)
-        pane.told, pane.writing, pane.pace = "", "", ""
+        pane.told = ""
+        pane.writing = ""
+        pane.pace = ""
         try:
             await self._open(pane)
             await self._listen(pane, said)
         except WorkerGone as gone:
             pane.take_back()
-            had = f"\nIt had begun: {pane.writing.strip()}" if pane.writing.strip() else ""
-            pane.told = f"The model's process ended: {gone}{had}"
+            pane.told = f"The model's process ended: {gone}"
+            if pane.writing.strip():
+                pane.told += f"\nIt had begun: {pane.writing.strip()}"
             self._give_back(said)
             await pane.let_go()
         pane.writing = ""
@@ -344,23 +237,26 @@ second model's is taken), and you say which is better."""
         warning = await asyncio.to_thread(memory_warning, pane.model[1])
         busy = self.ui.training()
         pane.told = "loading the model …"
-        if warning:
-            pane.told += f" ({warning}{'; ' + busy[0][1] + ' trains beside it' if busy else ''})"
+        if warning and busy:
+            pane.told += f" ({warning}; {busy[0][1]} trains beside it)"
+        elif warning:
+            pane.told += f" ({warning})"
         pane.show()
         process = ModelProcess(pane.model[1])
         pane.process = process
-        pane.ready = ready = await process.open()
-        pane.told = (
-            "" if ready.get("chat") else "This model has no chat format: it continues your text."
-        )
+        pane.ready = await process.open()
+        pane.told = ""
+        if not pane.ready.get("chat"):
+            pane.told = "This model has no chat format: it continues your text."
         pane.show()
 
     async def _listen(self, pane: Pane, said: str) -> None:
         process = pane.process
         if process is None:
             return
-        chats = bool(process.ready.get("chat"))
-        asked: dict[str, Any] = {"messages": pane.turns} if chats else {"text": said}
+        asked: dict[str, Any] = {"text": said}
+        if process.ready.get("chat"):
+            asked = {"messages": pane.turns}
         shown = time.monotonic()
         sampling = {**self.sampling, KWARGS: self._setting_of(pane)}
         async for event in process.ask(sampling, number=len(pane.turns), **asked):
@@ -372,26 +268,22 @@ second model's is taken), and you say which is better."""
                     pane.show()
             elif kind == "error":
                 pane.take_back()
-                said_so = {key: str(event.get(key) or "") for key in ("message", "where", "hint")}
-                pane.told = (
-                    f"✗ {UserError(**{**said_so, 'where': said_so['where'] or 'your message'})}"
-                )
+                pane.told = f"✗ {_refusal(event)}"
                 self._give_back(said)
             elif kind == "done":
                 pane.add("assistant", str(event.get("text", "")))
-                pane.told, pane.pace = (
-                    _ending(event, sampling, process.ready.get("context")),
-                    _pace(event),
-                )
+                pane.told = ending(event, sampling, process.ready.get("context"))
+                pane.pace = pace(event)
 
     def _setting_of(self, pane: Pane) -> str:
         """What a person has set for the chat template. A name that only the other model's template
         reads is not for this one."""
         given = parse_template_kwargs(pane.setting)
-        others = [name for other in self.panes if other is not pane for name in other.reads]
-        mine = {
-            name: value for name, value in given.items() if name in pane.reads or name not in others
-        }
+        foreign: set[str] = set()
+        for other in self.panes:
+            foreign.update(other.reads)
+        foreign.difference_update(pane.reads)
+        mine = {name: value for name, value in given.items() if name not in foreign}
         if mine == given:
             return pane.setting
         return json.dumps(mine)
@@ -429,41 +321,31 @@ second model's is taken), and you say which is better."""
             self.run_worker(self._save([pane for pane in self.panes if pane.turns]), group="kept")
 
     async def _save(self, panes: list[Pane]) -> None:
-        """Each conversation in a file of its own, in the run of its model; in a thread, for a disk
-        may be slow.
+        """Each conversation in a file of its own, in the run of its model; in a thread, because a
+        disk may be slow.
         """
         told = []
         for pane in panes:
             assert pane.model is not None
             stage = Path(pane.model[1]).parent
-            spoke = list(
-                dict.fromkeys(
-                    by
-                    for by, turn in zip(pane.speakers, pane.turns, strict=True)
-                    if turn["role"] == "assistant"
-                )
-            )
-            made = Conversation(
-                list(pane.turns),
-                spoke[0] if len(spoke) == 1 else spoke,
-                {**self.sampling, KWARGS: pane.setting},
-                pane.kwargs,
-            )
+            made = pane.conversation(self.sampling)
             file = pane.file or new_file(stage.parent, stage.name)
             try:
                 await asyncio.to_thread(save, file, made)
             except UserError as problem:
                 self.ui.say(f"not saved: {problem}", bad=True)
                 return
-            pane.file, pane.saved = file, len(made.messages)
+            pane.file = file
+            pane.saved = len(made.messages)
             told.append(f"{file.parent.parent.name}/{file.parent.name}/{file.name}")
         self.ui.say(f"saved as {' and '.join(told)}: a row that sft reads")
 
     def action_load(self) -> None:
         """A saved conversation of the model's run goes on."""
         first = self.all_panes[0]
-        run = Path(first.model[1]).parent.parent if first.model else None
-        known = saved(run) if run is not None else []
+        known: list[Path] = []
+        if first.model is not None:
+            known = saved(Path(first.model[1]).parent.parent)
         if self.busy:
             self.ui.say("the answer is still being written; ctrl+x stops it")
         elif not known:
@@ -481,42 +363,40 @@ second model's is taken), and you say which is better."""
         except UserError as problem:
             self.ui.say(str(problem), bad=True)
             return
-        by = found.model if isinstance(found.model, str) else " and ".join(map(str, found.model))
-        turns = [
-            {"role": str(turn["role"]), "content": str(turn["content"])} for turn in found.messages
-        ]
+        if isinstance(found.model, str):
+            by = found.model
+        else:
+            by = " and ".join(map(str, found.model))
+        turns = []
+        for turn in found.messages:
+            turns.append({"role": str(turn["role"]), "content": str(turn["content"])})
         for pane in self.panes:
-            pane.begin(turns, [by] * len(turns), file if pane is self.all_panes[0] else None)
-        if _samples(found.sampling):
+            pane.begin(turns, [by] * len(turns))
+        first = self.all_panes[0]
+        first.file = file
+        if is_sampling(found.sampling):
             self._set({**self.sampling, **found.sampling})
-        self.all_panes[
-            0
-        ].told = f"Saved in {file.name}; {self.all_panes[0].name_shown} goes on with it."
+        first.told = f"Saved in {file.name}; {first.name_shown} goes on with it."
         for pane in self.panes:
             pane.show()
 
     def action_scroll(self, by: int) -> None:
         for scroll in self.query(VerticalScroll):
-            scroll.scroll_page_up(animate=False) if by < 0 else scroll.scroll_page_down(
-                animate=False
-            )
+            if by < 0:
+                scroll.scroll_page_up(animate=False)
+            else:
+                scroll.scroll_page_down(animate=False)
 
     def action_keep(self) -> None:
         if self.busy:
             self.ui.say("the answer is still being written; ctrl+x stops it")
-        elif any(
-            pane.turns[-1:] == [] or pane.turns[-1]["role"] != "assistant" for pane in self.panes
-        ):
-            self.ui.say("nothing to keep yet: ask something first")
-        elif any(pane.process is None or not pane.process.ready.get("chat") for pane in self.panes):
-            self.ui.say("only answers of a model that chats can be kept, while it is loaded")
-        elif len({str(pane.turns[:-1]) for pane in self.panes}) > 1:
-            self.ui.say(
-                "the two have answered differently before: after ctrl+n their first answers can be kept"
-            )
-        else:
-            self.busy = True
-            self.run_worker(self._keep(), group="chat")
+            return
+        obstacle = _not_to_keep(self.panes)
+        if obstacle:
+            self.ui.say(obstacle)
+            return
+        self.busy = True
+        self.run_worker(self._keep(), group="chat")
 
     async def _keep(self) -> None:
         """The two answers on a card; the second one is drawn where only one model talks."""
@@ -530,21 +410,21 @@ second model's is taken), and you say which is better."""
             return
         finally:
             self.busy = False
-        sources = [
-            name.replace(" · ", "-")
-            for name in (
-                panes[0].speakers[-1],
-                panes[1].speakers[-1] if len(panes) > 1 else panes[0].name_shown,
-            )
-        ]
-        answers = tuple(Response(text, source) for text, source in zip(texts, sources, strict=True))
-        model = panes[0].model
         if len(set(texts)) == 1:
             self.ui.say(
                 "it says the same again: a higher temperature (ctrl+e) gives another answer"
             )
-        elif model is not None:
-            kept = Kept(Path(model[1]).parent.parent, panes[0].turns[:-1], answers)  # type: ignore[arg-type]
+            return
+        second = panes[0].name_shown
+        if len(panes) > 1:
+            second = panes[1].speakers[-1]
+        answers = (
+            Response(texts[0], panes[0].speakers[-1].replace(" · ", "-")),
+            Response(texts[1], second.replace(" · ", "-")),
+        )
+        model = panes[0].model
+        if model is not None:
+            kept = Kept(Path(model[1]).parent.parent, panes[0].turns[:-1], answers)
             self.app.push_screen(Keep(kept), lambda choice: self._store(kept, choice))
 
     async def _another(self, pane: Pane) -> str:
@@ -586,16 +466,20 @@ second model's is taken), and you say which is better."""
     def _take_model(self, at: int, model: tuple[str, str] | None) -> None:
         if model is None:
             return
-        pane, first = self.all_panes[at], self.all_panes[0]
+        pane = self.all_panes[at]
+        first = self.all_panes[0]
         pane.display = True
-        another, pane.told, pane.pace = pane.model not in (None, model), "", ""
+        had_another = pane.model not in (None, model)
+        pane.told = ""
+        pane.pace = ""
         if pane.model != model:
-            pane.model, pane.ready = model, {}
+            pane.model = model
+            pane.ready = {}
         if at:
             pane.begin(first.turns, first.speakers)
         if pane.turns:
             pane.told = f"From here on {model[0]} answers. ctrl+n begins anew."
-        if another and not at and self.sampling[KWARGS]:
+        if had_another and not at and self.sampling[KWARGS]:
             self._set({**self.sampling, KWARGS: ""})
             self.ui.say(
                 "its chat template is told what it was told in training again; ctrl+e changes it"
@@ -634,134 +518,25 @@ second model's is taken), and you say which is better."""
                 pane.process.kill()
 
 
-class Settings(Card[dict[str, Any] | None]):
-    """The fields of `SamplingConfig`, with its help and its checks."""
-
-    AUTO_FOCUS = "Input"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "close", key_display="esc")
-    ]
-
-    def __init__(self, values: dict[str, Any], models: Sequence[dict[str, Any]]) -> None:
-        super().__init__()
-        self._values = values
-        # of those that have been loaded, what they said
-        self._models = [ready for ready in models if ready]
-        self._specs = [spec for spec in fields_of(SamplingConfig) if spec.name in values]
-        self._helps = {spec.name: spec.help for spec in self._specs}
-        self._helps[KWARGS] = f"{self._of_templates()} {self._helps[KWARGS]}"
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="card") as card:
-            titled(card, "how answers are drawn", "Enter takes them   esc leaves")
-            for spec in self._specs:
-                with Horizontal(classes="field-row"):
-                    yield SafeText(spec.name, classes="field-name")
-                    yield SafeInput(
-                        spec.text(self._values[spec.name]), compact=True, id=f"set-{spec.name}"
-                    )
-                yield SafeText(
-                    self._helps[spec.name], "$muted", classes="field-help", id=f"help-{spec.name}"
-                )
-            yield SafeText(id="settings-verdict")
-
-    def _say_wrong(self, problem: UserError) -> None:
-        """Under the field at fault, which gets the cursor; under all of them where it is not one of
-        these.
-        """
-        at_field = problem.where in self._helps
-        self.query_one("#settings-verdict", SafeText).show(
-            "" if at_field else f"✗ {problem}", "$error"
-        )
-        for name, told in self._helps.items():
-            wrong = ((f"✗ {problem}  ", "$error"),) if name == problem.where else ()
-            self.query_one(f"#help-{name}", SafeText).show(line(*wrong, (told, "$muted")))
-        if at_field:
-            self.query_one(f"#set-{problem.where}").focus()
-        seen = f"#help-{problem.where}" if at_field else "#settings-verdict"
-        # once its lines have their place
-        self.call_after_refresh(self.query_one(seen).scroll_visible, animate=False)
-
-    def _of_templates(self) -> str:
-        """What the models' chat templates were told in training, and what they may be told."""
-        if not self._models:
-            return "What this model's template reads is known once the model has been loaded."
-        told = []
-        for ready in self._models:
-            trained, reads = ready.get("template_kwargs") or {}, ready.get("template_reads") or []
-            told.append(
-                f"in training: {json.dumps(trained) if trained else 'nothing'}; "
-                f"it reads: {', '.join(map(str, reads)) or 'nothing'}."
-            )
-        return f"The template was told {' The second one was told '.join(told)}"
-
-    def _check_kwargs(self, setting: str) -> None:
-        """Raises UserError where no model that is loaded reads one of these names."""
-        known = [set(ready.get("template_reads") or []) for ready in self._models]
-        for name in parse_template_kwargs(setting):
-            if known and not any(name in reads for reads in known):
-                raise UserError(
-                    f"the chat template does not read {name!r}",
-                    where=KWARGS,
-                    hint=f"it reads: {', '.join(sorted(set().union(*known))) or 'nothing'}",
-                )
-
-    def on_input_submitted(self) -> None:
-        texts: dict[str, str | bool] = {
-            s.name: self.query_one(f"#set-{s.name}", Input).value for s in self._specs
-        }
-        try:
-            made = from_mapping(SamplingConfig, {**settings(self._specs, texts), "model": "-"})
-            self._check_kwargs(made.chat_template_kwargs)
-        except UserError as problem:
-            self._say_wrong(problem)
-            return
-        self.dismiss({spec.name: getattr(made, spec.name) for spec in self._specs})
+def _refusal(event: dict[str, Any]) -> UserError:
+    """The error that a model's process has sent in place of an answer."""
+    return UserError(
+        str(event.get("message") or ""),
+        where=str(event.get("where") or "") or "your message",
+        hint=str(event.get("hint") or ""),
+    )
 
 
-def _samples(values: Any) -> bool:
-    """Whether these are settings of answers, whole and within their bounds."""
-    usual = sampling_defaults()
-    if not isinstance(values, Mapping) or {*values, KWARGS} != {
-        *usual
-    }:  # an older app knew nothing of a template
-        return False
-    try:
-        from_mapping(SamplingConfig, {**values, "model": "-"})
-    except UserError:
-        return False
-    return True
-
-
-def _stage_of(name: str) -> str:
-    """The stage of a model's name (run · stage)."""
-    return name.rsplit(" ", 1)[-1]
-
-
-def _ending(event: dict[str, Any], sampling: dict[str, Any], context: Any) -> str:
-    told = []
-    if event.get("cancelled"):
-        told.append("stopped")
-    elif not event.get("stopped"):
-        limit = sampling["max_new_tokens"]
-        if int(event.get("tokens") or 0) >= limit:
-            told.append(f"cut at max_new_tokens, {limit}; ctrl+e changes it")
-        else:
-            told.append(
-                f"cut: the model's context of {context} tokens is full, {event.get('prompt_tokens')} of them "
-                "with what was said before; ctrl+n begins anew"
-            )
-    if event.get("forgotten"):
-        told.append(f"the first {event['forgotten']} turns no longer fit and were forgotten")
-    if event.get("cut"):
-        told.append("the message is longer than the model's context: only a part of it was read")
-    if told:
-        return f"({', '.join(told)})"
+def _not_to_keep(panes: list[Pane]) -> str:
+    """Why the newest answers cannot become a preference pair; empty where they can."""
+    for pane in panes:
+        if not pane.turns or pane.turns[-1]["role"] != "assistant":
+            return "nothing to keep yet: ask something first"
+    for pane in panes:
+        if pane.process is None or not pane.process.ready.get("chat"):
+            return "only answers of a model that chats can be kept, while it is loaded"
+    before = panes[0].turns[:-1]
+    for pane in panes[1:]:
+        if pane.turns[:-1] != before:
+            return "the two have answered differently before: after ctrl+n their first answers can be kept"
     return ""
-
-
-def _pace(event: dict[str, Any]) -> str:
-    tokens, seconds = event.get("tokens") or 0, event.get("seconds") or 0
-    if seconds:
-        return f"{tokens} tokens  {number(tokens / seconds)} tok/s"
-    return f"{tokens} tokens"

@@ -10,9 +10,10 @@ from textual.containers import Vertical
 from textual.widgets import OptionList
 
 from ondevice.config.recipe import STAGES, load_recipe, recipe_names
+from ondevice_tui.proposals import proposal
 from ondevice_tui.run_status import startable
 from ondevice_tui.screens.page import Card
-from ondevice_tui.screens.start import StartScreen, proposal
+from ondevice_tui.screens.start import StartScreen
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, line, titled
 

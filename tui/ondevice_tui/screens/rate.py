@@ -1,14 +1,14 @@
 """Rate: a prompt, two to four answers without names, one key. A vote is on disk before the next
 ones are shown.
 
-What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), further pairs
-and the reward model's doubts (`pairing`), small cards (`rate_cards`), where pairs come from
-(`more_pairs`), what votes are worth (`votes`).
+What happens beside the voting is elsewhere: how answers stand (`widgets/answers`), undo and redo
+(`rate_undo`), notes and flags (`rate_marks`), the lines around the answers (`rate_messages`),
+further pairs and the reward model's doubts (`live_sampling`), small cards (`rate_cards`), where
+pairs come from (`sample_pairs`), what votes are worth (`vote_statistics`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,8 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widget import Widget
 
-from ondevice.common.clock import clock, ticks
+from ondevice.common.clock import ticks
 from ondevice.common.errors import UserError
-from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
 from ondevice.preferences.database import Ratings
 from ondevice.preferences.rating_queue import rating_order
@@ -30,15 +29,17 @@ from ondevice_tui.live_sampling import Pairing, rater_name
 from ondevice_tui.ratings_thread import RatingsThread
 from ondevice_tui.run_status import ago
 from ondevice_tui.screens.confirm import Details, ask
-from ondevice_tui.screens.rate_cards import Ask, Conversation, Note, Reasons, why_this
-from ondevice_tui.screens.rating_page import RETRY_S, RatingPage
+from ondevice_tui.screens.rate_cards import Ask, Conversation, Reasons, why_this
+from ondevice_tui.screens.rate_marks import MarkingPage
+from ondevice_tui.screens.rate_messages import all_rated, no_pairs, top_parts
+from ondevice_tui.screens.rate_undo import Restored, Undone, UndoneVotes, store_again, undo_newest
+from ondevice_tui.screens.rating_page import RETRY_S
 from ondevice_tui.widgets.answers import Answers, Question, conversation
 from ondevice_tui.widgets.safe import SafeText, content, line, lines
 
 if TYPE_CHECKING:
     from ondevice_tui.screens.sample_pairs import Found
 
-WANTED = 100  # usable pairs: fewer make a reward model that mostly guesses
 REPEAT_SHARE = 0.1  # of the votes: an earlier pair again, its sides swapped; and as often one whose answer is known
 
 
@@ -52,17 +53,7 @@ class Look:
     progress: Progress
 
 
-@dataclass(frozen=True)
-class Undone:
-    """What came of an undo: the item that is rated anew and what the vote had been; `ask`: nothing
-    yet, for the vote is of an earlier session."""
-
-    item: Item
-    was: Vote
-    ask: bool
-
-
-class RateScreen(RatingPage):
+class RateScreen(MarkingPage):
     ABOUT = """\
 Which answer is better? Neither who wrote one nor how the votes stand is told, and sides are drawn by chance. A vote \
 is saved before the next pair shows; closing this app at any moment loses nothing. Now and then an earlier pair comes \
@@ -162,10 +153,8 @@ least; p says why this one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rater = ""
         self.reasons: list[str] = []  # for the next vote
         self.ranking: list[int] = []  # places picked so far, the best first
-        self.session = f"{int(clock() * 1000):x}-{os.getpid()}"
         self.pairing = Pairing(
             lambda: self.ratings,
             lambda: self.rater,
@@ -173,14 +162,13 @@ least; p says why this one."""
             self._news,
             lambda told: self.ui.say(told),
         )
-        self._shown_at, self._warned = 0.0, False
+        self._shown_at = 0.0
+        self._warned = False  # that the end of an answer was not read
         self._skipped: set[int] = set()
         self._paces: list[float] = []
         self._said: tuple[str, str] = ("", "")
         self._known = -1  # a vote of another window, which the next key replaces
-        # (database, rater) of the votes that may be stored again
-        self._undone_of: tuple[str, str] = ("", "")
-        self._undone: list[Vote] = []  # taken back in this session, the newest last
+        self._undone = UndoneVotes()
 
     def body(self) -> Iterable[Widget]:
         question = Question()
@@ -244,9 +232,10 @@ least; p says why this one."""
         """On the database's thread."""
         found = rating_order(ratings, self.rater, None, REPEAT_SHARE, 0, self.pairing.doubts.copy())
         waiting = [i for i in found if i not in self._skipped]
-        return Look(
-            waiting, ratings.item(waiting[0]) if waiting else None, ratings.progress(self.rater)
-        )
+        first = None
+        if waiting:
+            first = ratings.item(waiting[0])
+        return Look(waiting, first, ratings.progress(self.rater))
 
     def next(self, told: str = "") -> None:
         """Looks for the next item of the queue, and shows it or why there is none; `told` stands
@@ -262,27 +251,32 @@ least; p says why this one."""
         if isinstance(problem, Damaged | Replaced):
             self._leave_database(str(problem))
             return
-        self.item, self.trouble = None, str(problem)
+        self.item = None
+        self.trouble = str(problem)
         self.show()
 
     def _show_next(self, found: Look | None, told: str = "") -> None:
-        self.ranking, self.reasons, self._warned, self._said, self._known = (
-            [],
-            [],
-            False,
-            ("", ""),
-            -1,
-        )
-        self.item = found.item if found is not None else None
-        self.progress = found.progress if found is not None else None
+        self.item = None
+        self.progress = None
         if found is not None:
+            self.item = found.item
+            self.progress = found.progress
             self.trouble = ""
-        self._shown_at = ticks()
+        self._begin_vote()
+        self._said = ("", "")
         self.show()
         if told and self.item is not None:
             self._show_told(told)
         elif told:
             self.ui.say(told)
+
+    def _begin_vote(self) -> None:
+        """Nothing is picked, said or known of the item that is shown now."""
+        self.ranking = []
+        self.reasons = []
+        self._warned = False
+        self._known = -1
+        self._shown_at = ticks()
 
     def _news(self) -> None:
         """Something has happened behind: pairs are there, or it has something to say."""
@@ -327,59 +321,27 @@ least; p says why this one."""
         if progress is None or not progress.total:
             self.top(("rate", "bold"))
             return
-        left = progress.total - progress.rated
-        pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 8.0
-        of = f"/{WANTED}" if progress.usable < WANTED else ""
-        parts = [
-            f"pair {min(progress.rated + 1, progress.total)}/{progress.total}",
-            f" · {progress.usable}{of} usable",
-            f" · {progress.ties} tie{'' if progress.ties == 1 else 's'}",
-            f" · {progress.all_bad} bad",
-        ]
-        about = f" · {duration(left * pace)} left" if left else ""
-        self.top(("rate  ", "bold"), *parts, (about, "$muted"), (f"  {self.rater}", "$muted"))
+        self.top(*top_parts(progress, self._paces, self.rater))
 
     def _nothing(self, progress: Progress | None) -> list[Content]:
-        behind = [line(" … ", (self.pairing.told, "$primary"))] if self.pairing.told else []
+        """Why there is nothing to rate, and what can be done."""
         if self.trouble:
             return [line((" ✗ ", "bold $error"), self.trouble)]
         if self.ratings is not None and progress is None:
             return [content(" reading the ratings …", "$muted")]
+        behind: list[Content] = []
+        if self.pairing.told:
+            behind.append(line(" … ", (self.pairing.told, "$primary")))
         if progress is None or not progress.total:
-            return [
-                *behind,
-                content(
-                    " No pairs to rate in this run yet. g samples some from a model of this run, or "
-                    "takes them from a file;",
-                    "$muted",
-                ),
-                content(" G samples many at once, as the stage sample.", "$muted"),
-            ]
-        need = f"{progress.usable} usable pairs" + (
-            f"; a reward model wants about {WANTED}"
-            if progress.usable < WANTED
-            else ": enough for a reward model"
-        )
-        told = [line((" ✓ ", "bold $success"), "Everything here is rated. ", need)]
-        if self._skipped:
-            told.append(
-                content(
-                    f" {len(self._skipped)} skipped: they come again when you come back.", "$muted"
-                )
-            )
-        told.append(content(" S statistics   g more pairs   esc home", "$muted"))
-        return [*told, *behind]
+            return [*behind, *no_pairs()]
+        return [*all_rated(progress, len(self._skipped)), *behind]
 
     def _show_told(self, text: str = "", style: str = "$warning") -> None:
         self._said = (text, style)
         parts: list[Any] = [" "]
         if self.ranking:
-            parts.append(
-                (
-                    f"best first: {' > '.join(str(p + 1) for p in self.ranking)}   Enter ends it   ",
-                    "bold",
-                )
-            )
+            order = " > ".join(str(place + 1) for place in self.ranking)
+            parts.append((f"best first: {order}   Enter ends it   ", "bold"))
         if self.reasons:
             parts.append((f"why: {', '.join(self.reasons)}   ", "$primary"))
         if text:
@@ -389,9 +351,10 @@ least; p says why this one."""
         self.query_one("#rate-told", SafeText).show(line(*parts))
 
     def on_resize(self) -> None:
-        if self.item is not None and self.answers.has_class("-beside") != self.answers.stand_beside(
-            len(self.item.responses)
-        ):
+        if self.item is None:
+            return
+        beside = self.answers.stand_beside(len(self.item.responses))
+        if self.answers.has_class("-beside") != beside:
             self.show(again=True)  # with titles that say where each one stands now
 
     # voting
@@ -400,12 +363,9 @@ least; p says why this one."""
         """The item that a key is for; None where there is none, or the key came too soon or before
         the end was read.
         """
-        if (
-            self.item is None
-            or self.ratings is None
-            or self.busy
-            or ticks() - self._shown_at < self.GUARD_S
-        ):
+        if self.item is None or self.ratings is None or self.busy:
+            return None
+        if ticks() - self._shown_at < self.GUARD_S:
             return None
         if voting and not self._warned and not self.answers.all_read:
             self._warned = True
@@ -443,12 +403,15 @@ least; p says why this one."""
     def _vote(self, item: Item, outcome: Outcome, strength: int | None) -> None:
         from ondevice.preferences.terminal import queue_repeat
 
-        seconds, rater = ticks() - self._shown_at, self.rater
-        ranking = [item.shown[place] for place in self.ranking] if outcome == "ranked" else []
-        reason, seen_end = ", ".join(self.reasons) or None, self.answers.all_read
-        self.ranking = []
-
+        seconds = ticks() - self._shown_at
+        rater = self.rater
+        ranking = []
+        if outcome == "ranked":
+            ranking = [item.shown[place] for place in self.ranking]
+        reason = ", ".join(self.reasons) or None
+        seen_end = self.answers.all_read
         known = self._known
+        self.ranking = []
 
         def work(ratings: Ratings) -> Vote | None:
             with ratings.transaction():  # both or neither: what is told as not saved is not there
@@ -486,13 +449,13 @@ least; p says why this one."""
         item = self._ready(voting=False)
         if item is None:
             return
-        rater, dwell = self.rater, round((ticks() - self._shown_at) * 1000)
+        rater = self.rater
+        dwell = round((ticks() - self._shown_at) * 1000)
 
         def work(ratings: Ratings) -> None:
             with ratings.transaction():
-                if (
-                    ratings.voted(item.id, rater) is None
-                ):  # else another window has voted, and that stays
+                # else another window has voted, and that stays
+                if ratings.voted(item.id, rater) is None:
                     ratings.skip(item.id, rater, self.session, dwell_ms=dwell)
 
         def then(_: None) -> None:
@@ -508,150 +471,69 @@ least; p says why this one."""
             return
         self._undo(-1)
 
-    def _undo(self, asked: int) -> None:
-        """`asked`: the vote of an earlier session of which a person has said that it is to be taken
-        back.
+    def _undo(self, confirmed: int) -> None:
+        """`confirmed`: the vote of an earlier session of which a person has said that it is to be
+        taken back.
         """
         rater = self.rater
-
-        def work(ratings: Ratings) -> Undone | None:
-            with ratings.transaction():
-                newest = ratings.newest(rater)
-                if newest is None:
-                    return None
-                if newest.session != self.session and newest.id != asked:
-                    return Undone(ratings.item(newest.item), newest, ask=True)
-                item = ratings.undo(rater, self.session)
-                assert item is not None
-                return Undone(item, newest, ask=False)
-
-        self._do(work, self._taken_back)
+        self._do(
+            lambda ratings: undo_newest(ratings, rater, self.session, confirmed), self._taken_back
+        )
 
     def _taken_back(self, found: Undone | None) -> None:
         if found is None:
             self._show_told("nothing to undo")
             return
-        was, back = found.was, found.item
-        if found.ask and self.app.screen is not self:  # it is asked already
-            return
         if found.ask:  # a key that is held down ends here
-            ask(
-                self.ui,
-                "undo",
-                f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
-                "take it back",
-                lambda: self._undo(was.id),
-            )
+            self._ask_undo(found.was)
             return
-        self._skipped.discard(back.id)
-        self._undone.append(was)
-        self.item, self.reasons, self._warned, self._shown_at, self._known = (
-            back,
-            [],
-            False,
-            ticks(),
-            -1,
-        )
+        self._skipped.discard(found.item.id)
+        self._undone.votes.append(found.was)
+        self.item = found.item
+        self._begin_vote()
         self.show()
-        self._show_told(f"taken back ({len(self._undone)}): it was {said(was)}   U stores it again")
+        count = len(self._undone.votes)
+        self._show_told(f"taken back ({count}): it was {said(found.was)}   U stores it again")
         self._news()
+
+    def _ask_undo(self, was: Vote) -> None:
+        """Whether a vote of an earlier session is to be taken back."""
+        if self.app.screen is not self:  # it is asked already
+            return
+        ask(
+            self.ui,
+            "undo",
+            f"The vote before is of an earlier session, {ago(was.at)}: {said(was)}. Take it back?",
+            "take it back",
+            lambda: self._undo(was.id),
+        )
 
     def action_redo(self) -> None:
         """The vote that was taken back last and stands for nothing else now."""
-        rater, undone = self.rater, list(self._undone)
+        rater = self.rater
+        undone = list(self._undone.votes)
         if not undone:
             self._show_told("nothing to store again")
             return
+        self._do(
+            lambda ratings: store_again(ratings, rater, self.session, undone), self._stored_again
+        )
 
-        def work(ratings: Ratings) -> tuple[Vote | None, int]:
-            with ratings.transaction():
-                while undone:
-                    was = undone.pop()
-                    if ratings.voted(was.item, rater) is not None:  # rated anew since
-                        continue
-                    if was.action == "skip":
-                        ratings.skip(was.item, rater, self.session, dwell_ms=was.dwell_ms)
-                    else:
-                        assert was.outcome is not None
-                        ratings.vote(
-                            was.item,
-                            rater,
-                            self.session,
-                            was.outcome,
-                            was.ranking,
-                            strength=was.strength,
-                            reason=was.reason,
-                            seen_end=was.seen_end,
-                            dwell_ms=was.dwell_ms,
-                        )
-                    return was, len(undone)
-            return None, 0
-
-        def then(found: tuple[Vote | None, int]) -> None:
-            was, left = found
-            self._undone = self._undone[:left]
-            if was is not None:
-                told = f"stored again: {said(was)} ({left} left)"
-            else:
-                told = "nothing to store again"
-            self.next(told)
-
-        self._do(work, then)
+    def _stored_again(self, found: Restored) -> None:
+        self._undone.votes = self._undone.votes[: found.left]
+        if found.vote is not None:
+            self.next(f"stored again: {said(found.vote)} ({found.left} left)")
+        else:
+            self.next("nothing to store again")
 
     def _forget_undone(self) -> None:
         """Another database, or another person: what was taken back belongs to neither."""
-        of = (str(self.ratings.path) if self.ratings is not None else "", self.rater)
-        if of != self._undone_of:
-            self._undone, self._undone_of = [], of
+        database = ""
+        if self.ratings is not None:
+            database = str(self.ratings.path)
+        self._undone.keep_only_of(database, self.rater)
 
     # beside the vote
-
-    def action_note(self) -> None:
-        item, rater = self.item, self.rater
-        if item is not None:
-            self._do(
-                lambda ratings: ratings.votes(raters=[rater]),
-                lambda rows: self._ask_note(
-                    item,
-                    (
-                        [
-                            row.note
-                            for row in rows
-                            if row.action == "note" and row.item == item.id and row.note
-                        ]
-                        or [""]
-                    )[-1],
-                ),
-            )
-
-    def _ask_note(
-        self, item: Item, before: str, text: str = "", title: str = "a note on this pair"
-    ) -> None:
-        """`before`: the note there is; `text`: what was typed and could not be stored."""
-        rater = self.rater
-
-        def keep(typed: str | None) -> None:
-            note = (typed or "").strip()
-            if note and note != before:
-                self._do(
-                    lambda ratings: ratings.note(item.id, rater, self.session, note),
-                    lambda _: self._show_told("noted", "$success"),
-                    lambda problem: self._ask_note_again(item, before, note, problem),
-                )
-
-        self.app.push_screen(Note(title, text or before), keep)
-
-    def _ask_note_again(self, item: Item, before: str, note: str, problem: UserError) -> None:
-        self._not_saved(problem)
-        self._ask_note(item, before, note, f"not saved ({problem.message}): Enter tries again")
-
-    def action_flag(self) -> None:
-        item, rater = self.item, self.rater
-        if item is not None:
-            self._do(
-                lambda ratings: ratings.flag(item.id, rater, self.session),
-                lambda _: self._show_told("flagged", "$success"),
-            )
 
     def action_reasons(self) -> None:
         if self.item is not None:
@@ -670,7 +552,8 @@ least; p says why this one."""
     def action_rater(self) -> None:
         def take(name: str | None) -> None:
             if name and name.strip():
-                self.rater, self._skipped = name.strip(), set()
+                self.rater = name.strip()
+                self._skipped = set()
                 self.ui.keep("rater", self.rater)
                 self._forget_undone()
                 self.next()
@@ -714,7 +597,8 @@ least; p says why this one."""
             self.next()
 
     def action_generate(self) -> None:
-        from ondevice_tui.screens.start import StartScreen, proposal
+        from ondevice_tui.proposals import proposal
+        from ondevice_tui.screens.start import StartScreen
 
         if "sample" in STAGES:
             self.app.push_screen(StartScreen("sample", proposal("sample", self.ui.run_folder)))

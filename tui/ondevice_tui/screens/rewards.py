@@ -13,7 +13,7 @@ from textual.widgets import OptionList
 
 from ondevice.common.progress import number
 from ondevice_tui.rollout_groups import FILTERS, Answer, Browser, Group, HeldOut, warnings
-from ondevice_tui.screens.train import SHORT, StagePage
+from ondevice_tui.screens.stage_page import SHORT, StagePage
 from ondevice_tui.series import Columns, spark
 from ondevice_tui.widgets.curve import SCALES, Curve, Trace
 from ondevice_tui.widgets.rows import Rows

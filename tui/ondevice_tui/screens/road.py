@@ -19,7 +19,7 @@ from ondevice.common.progress import duration
 from ondevice.config.recipe import STAGES
 from ondevice.runs.folder import StageFolder
 from ondevice_tui import run_status, stage_processes
-from ondevice_tui.run_status import MARKS, STYLES, Row, startable
+from ondevice_tui.run_status import HALTED, MARKS, STYLES, Row, startable
 from ondevice_tui.screens.page import Page
 from ondevice_tui.widgets.rows import Rows
 from ondevice_tui.widgets.safe import SafeText, cell, content, line, lines, titled
@@ -250,7 +250,8 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
         self.app.push_screen(ChooseScreen())
 
     def action_start(self) -> None:
-        from ondevice_tui.screens.start import StartScreen, proposal
+        from ondevice_tui.proposals import proposal
+        from ondevice_tui.screens.start import StartScreen
 
         row = self.highlighted
         if (
@@ -282,7 +283,7 @@ line appear here too. A run whose process is gone is shown as died; R goes on fr
 
     def action_resume(self) -> None:
         row, run = self.highlighted, self.ui.run_folder
-        if row is None or run is None or row.state not in ("died", "failed", "stopped"):
+        if row is None or run is None or row.state not in HALTED:
             self.ui.say(
                 f"{row.stage} is starting already"
                 if row is not None and row.state == "starting"
@@ -315,7 +316,7 @@ def enter_parts(row: Row) -> list[str | tuple[str, str]]:
         ]
     if row.state == "failed" and row.enter == "start":
         return [("start ", "bold"), row.stage, " once more   d details", (f" {row.told}", "$muted")]
-    if row.state in ("died", "failed", "stopped"):
+    if row.state in HALTED:
         why = f" {row.why.splitlines()[0]}" if row.why else ""
         return [("look at ", "bold"), row.stage, "   R resumes it   d details", (why, "$muted")]
     if row.enter == "watch":

@@ -4,129 +4,31 @@ names and checks.
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.widget import Widget
-from textual.widgets import Checkbox, Input, Select
+from textual.widgets import Input, Select
 
 from ondevice.common.errors import UserError
 from ondevice.config.load import from_mapping, to_mapping
-from ondevice.config.preference import PairsConfig
-from ondevice.config.recipe import (
-    STAGES,
-    gives,
-    load_recipe,
-    recipe_for,
-    recipe_names,
-    stage_defaults,
-)
+from ondevice.config.recipe import STAGES, recipe_names, stage_defaults
 from ondevice.config.use import RunConfig
 from ondevice.runs.folder import RunFolder
-from ondevice.runs.listing import has_ratings
 from ondevice_tui import epochs, guide, imports, stage_processes
-from ondevice_tui.fields import FieldSpec, fields_of, settings
+from ondevice_tui.fields import fields_of, settings
+from ondevice_tui.proposals import MODEL_FIELDS, recipe_has
 from ondevice_tui.screens.confirm import ask
 from ondevice_tui.screens.page import Page
-from ondevice_tui.widgets.safe import SafeInput, SafeText, YesNo, content, line, titled
+from ondevice_tui.screens.start_fields import Field, as_name, best_field
+from ondevice_tui.start_checks import StartChecks
+from ondevice_tui.widgets.safe import SafeInput, SafeText, content, line, titled
 from ondevice_tui.worker_client import models_in
 
 DEFAULTS = "(defaults)"
-
-
-def proposal(stage: str, run: RunFolder | None) -> dict[str, Any]:
-    """Settings worth proposing: the run's folder, the newest model before this stage, the run's own
-    recipe; where the stage is complete in this run, a new run's folder, and the votes of this one.
-    """
-    if run is None:
-        return {"out": str(RunFolder.new(stage).path)}
-    order = list(STAGES)
-    whole = [s for s in run.stages() if s.name in order and s.name != stage and s.has_model]
-    before = [s for s in whole if order.index(s.name) < order.index(stage)] or whole
-    fits = run.stage(stage)
-    taken = fits.done.is_file() or fits.holder() is not None
-    found: dict[str, Any] = {"out": str(RunFolder.new(stage).path if taken else run.path)}
-    for field, kind in (("model", "policy"), ("reward_model", "reward")):
-        models = [s.model for s in before if gives(s.name) == kind]
-        if models and field in {f.name for f in dataclasses.fields(STAGES[stage])}:
-            found[field] = str(models[-1])
-    if taken and issubclass(
-        STAGES[stage], PairsConfig
-    ):  # no data means the votes of the run's own folder
-        # here: who starts something else waits for no database
-        from ondevice.preferences.sqlite_store import FILE
-
-        if (run.path / FILE).is_file():
-            found["data"] = str(run.path / FILE)
-    if run.recipe.is_file() and _has(str(run.path), stage):
-        found["recipe"] = str(run.path)
-    return found
-
-
-class Field(Vertical):
-    """A name, its control, its help; a mark where the value is not the default."""
-
-    def __init__(self, spec: FieldSpec, value: Any, default: Any) -> None:
-        super().__init__(classes="field")
-        self.spec, self.default = spec, default
-        self.control: Input | Checkbox | Select[str]
-        if spec.flag:
-            self.control = YesNo(bool(value))
-        elif spec.choices:
-            self.control = Select(
-                [(content(choice), choice) for choice in spec.choices],
-                value=str(value),
-                allow_blank=False,
-                compact=True,
-            )
-        else:
-            self.control = SafeInput(spec.text(value), compact=True)
-        self.label = SafeText(spec.name, classes="field-name")
-        self.about = SafeText(spec.help, "$muted", classes="field-help")
-        # what it holds before anybody changes it; a choice knows its own only once it is mounted
-        self.begun: str | bool = (
-            bool(value) if spec.flag else str(value) if spec.choices else spec.text(value)
-        )
-
-    def compose(self) -> Iterable[Widget]:
-        with Horizontal(classes="field-row"):
-            yield self.label
-            yield self.control
-        yield self.about
-
-    def add(self, text: str) -> None:
-        """Something that follows from the values, behind the help."""
-        self.about.show(
-            line((f"{self.spec.help} ", "$muted"), (text, "$warning"))
-            if text
-            else content(self.spec.help, "$muted")
-        )
-
-    @property
-    def entry(self) -> str | bool:
-        return cast("str | bool", self.control.value)
-
-    def put(self, value: Any) -> None:
-        if isinstance(self.control, Checkbox):
-            self.control.value = bool(value)
-        elif isinstance(self.control, Select):
-            self.control.value = str(value)
-        else:
-            self.control.value = self.spec.text(value)
-
-    @property
-    def changed(self) -> bool:
-        """Whether the value is not the default."""
-        return self.entry != (self.default if self.spec.flag else self.spec.text(self.default))
-
-    def mark(self, wrong: bool) -> None:
-        mark = ("✗ ", "bold $error") if wrong else ("• ", "bold $primary") if self.changed else "  "
-        self.label.show(line(mark, (self.spec.name, "bold" if self.changed or wrong else "")))
 
 
 FIND = "a part of a field's name"
@@ -176,28 +78,30 @@ The stage is started as a process of its own: it goes on when this app is closed
     def __init__(self, verb: str, values: Mapping[str, Any]) -> None:
         super().__init__()
         self.verb = verb
-        self.cls: type = RunConfig if verb == "run" else STAGES[verb]
+        self.cls: type = RunConfig
+        if verb != "run":
+            self.cls = STAGES[verb]
+        self._checks = StartChecks(verb, self.cls)
         self.specs = fields_of(self.cls)
         given = dict(values)
-        self.recipe = DEFAULTS if verb == "run" else str(given.pop("recipe", DEFAULTS))
+        self.recipe = DEFAULTS
+        if verb != "run":
+            self.recipe = str(given.pop("recipe", DEFAULTS))
         self.base = self._base(self.recipe)
         if verb == "run" and not given.get("out"):
             given["out"] = str(RunFolder.new(str(given.get("recipe", "minute"))).path)
         self.values = {**self.base, **given}
         # whatever recipe the other values are taken from
         self.kept = {"out", "model", "reward_model", *given}
-        self._words: list[
-            str
-        ] = []  # the command that the form stands for; none while something is wrong
+        # the command that the form stands for; none while something is wrong
+        self._words: list[str] = []
+        self._entered: dict[str, Any] = {}  # the values of the fields, where all could be read
         self._wrong = ""  # the field that is at fault
         self._checking = False  # a check is on its way
-        self._rows: dict[
-            tuple[Path, int], int | None
-        ] = {}  # (file of rows, its time) → how many, once counted
+        # (file of rows, its time) → how many, once counted
+        self._rows: dict[tuple[Path, int], int | None] = {}
         # a field that was looked for and is not mounted yet: what is typed is for it
         self._goal: Field | None = None
-        # (recipe, arch) that have been read and are right
-        self._recipes: set[tuple[str, str]] = set()
         self._coming = [
             Field(spec, self.values[spec.name], self.base[spec.name]) for spec in self.specs
         ]
@@ -207,8 +111,9 @@ The stage is started as a process of its own: it goes on when this app is closed
         if recipe != DEFAULTS:
             return to_mapping(stage_defaults(self.verb, recipe))
         plain = to_mapping(self.cls())
-        # the command names even the default one
-        return {**plain, "recipe": ""} if self.verb == "run" else plain
+        if self.verb == "run":
+            plain["recipe"] = ""  # the command names even the default one
+        return plain
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="start"):
@@ -224,12 +129,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         yield SafeText(id="verdict")
 
     def _recipe_choice(self) -> Iterable[Widget]:
-        names = [
-            DEFAULTS,
-            *recipe_names(),
-            *([self.recipe] if self.recipe not in (DEFAULTS, *recipe_names()) else []),
-        ]
-        fitting = [name for name in names if name == DEFAULTS or _has(name, self.verb)]
+        names = [*recipe_names()]
+        if self.recipe != DEFAULTS and self.recipe not in names:
+            names.append(self.recipe)
+        fitting = [DEFAULTS, *(name for name in names if recipe_has(name, self.verb))]
         with Horizontal(classes="field-row"):
             yield SafeText("  values from", classes="field-name")
             yield Select(
@@ -253,11 +156,10 @@ The stage is started as a process of its own: it goes on when this app is closed
         titled(self.query_one("#about"), f"{self.verb}: what it does, what to watch")
         self.query_one("#find").display = False
         self.top(("start ", ""), (self.verb, "bold"))
-        first = next(
-            (f for f in self.query(Field) if f.spec.name in ("recipe", "model", "data")), None
-        )
-        if first is not None:
-            first.control.focus()
+        for field in self.query(Field):
+            if field.spec.name in ("recipe", "model", "data"):
+                field.control.focus()
+                break
         self.run_worker(self._fill(), group="fields")
 
     def on_resize(self) -> None:
@@ -265,8 +167,13 @@ The stage is started as a process of its own: it goes on when this app is closed
             self.call_after_refresh(self.focused.scroll_visible, animate=False)
 
     def _next_fields(self, most: int = AT_ONCE) -> list[Field]:
-        made, self._coming = self._coming[:most], self._coming[most:]
+        made = self._coming[:most]
+        self._coming = self._coming[most:]
         return made
+
+    def _all_fields(self) -> list[Field]:
+        """Those that are mounted, and those that are still coming."""
+        return [*self.query(Field), *self._coming]
 
     async def _fill(self) -> None:
         """Mounts the other fields once the first ones are there, in two parts: more of them would
@@ -303,7 +210,9 @@ The stage is started as a process of its own: it goes on when this app is closed
 
     def _filter(self) -> None:
         box = self.query_one("#find", Input)
-        part = _as_name(box.value) if self._goal is None and box.display else ""
+        part = ""
+        if self._goal is None and box.display:
+            part = as_name(box.value)
         for field in self.query(Field):
             field.display = part in field.spec.name
 
@@ -312,12 +221,8 @@ The stage is started as a process of its own: it goes on when this app is closed
             self._enter()
         elif self._goal is not None:  # a whole value, for a field that is still coming
             self._end_find()
-        elif (name := best_field([spec.name for spec in self.specs], event.value)) is None:
-            self.ui.say(
-                f"no setting of {self.verb} has {event.value.strip()!r} in its name", bad=True
-            )
         else:
-            self._find_field(name)
+            self._find_typed(event.value)
 
     def on_yes_no_entered(self) -> None:
         self._enter()
@@ -340,22 +245,26 @@ The stage is started as a process of its own: it goes on when this app is closed
         if self._wrong in {spec.name for spec in self.specs} and not self._coming:
             self._find_field(self._wrong)
 
+    def _find_typed(self, part: str) -> None:
+        """Goes to the field of which a part of its name was typed."""
+        name = best_field([spec.name for spec in self.specs], part)
+        if name is None:
+            self.ui.say(f"no setting of {self.verb} has {part.strip()!r} in its name", bad=True)
+        else:
+            self._find_field(name)
+
     def _find_field(self, name: str) -> None:
         """Goes to this field. Where it is not mounted yet, the search box takes what is typed for
         it.
         """
-        field = next(
-            field for field in [*self.query(Field), *self._coming] if field.spec.name == name
-        )
+        field = next(field for field in self._all_fields() if field.spec.name == name)
         if field.is_mounted:
             self._reach(field)
             return
         self._goal = field
         box = self.query_one("#find", Input)
-        box.value, box.placeholder = (
-            "",
-            f"{name}: what is typed here goes into this field, which is being drawn",
-        )
+        box.value = ""
+        box.placeholder = f"{name}: what is typed here goes into this field, which is being drawn"
         self._filter()
 
     def _reach(self, field: Field) -> None:
@@ -377,15 +286,19 @@ The stage is started as a process of its own: it goes on when this app is closed
         """Puts the search box away; gives whether it held a value for the field looked for, which
         has it now.
         """
-        box, goal = self.query_one("#find", Input), self._goal
+        box = self.query_one("#find", Input)
+        goal = self._goal
         typed = bool(goal is not None and box.value)
         if goal is not None and typed and isinstance(goal.control, Input):
             goal.control.value = box.value
         self._goal = None
         had_focus = box.has_focus
-        box.value, box.display, box.placeholder = "", False, FIND
-        if had_focus and (first := next(iter(self.query(Field)), None)) is not None:
-            self.set_focus(first.control)
+        box.value = ""
+        box.display = False
+        box.placeholder = FIND
+        mounted = list(self.query(Field))
+        if had_focus and mounted:
+            self.set_focus(mounted[0].control)
         self._filter()
         return typed
 
@@ -398,12 +311,17 @@ The stage is started as a process of its own: it goes on when this app is closed
         self._check_soon()
 
     def _take_recipe(self, name: str) -> None:
-        self.recipe, self.base = name, self._base(name)
-        for field in [*self.query(Field), *self._coming]:
+        self.base = self._base(name)
+        self.recipe = name
+        for field in self._all_fields():
             field.default = self.base[field.spec.name]
-            if field.spec.name not in self.kept:
-                field.put(field.default)
-                field.begun = str(field.default) if field.spec.choices else field.entry
+            if field.spec.name in self.kept:
+                continue
+            field.put(field.default)
+            if field.spec.choices:
+                field.begun = str(field.default)
+            else:
+                field.begun = field.entry
 
     def check(self) -> bool:
         """Says whether it can start, marks the field at fault, shows the command."""
@@ -412,63 +330,75 @@ The stage is started as a process of its own: it goes on when this app is closed
                 content(" the other fields are coming …", "$muted")
             )
             return False
-        entries = {field.spec.name: field.entry for field in self.query(Field)}
-        where, told = "", ""
-        self._words = []
-        values: dict[str, Any] = {}
-        try:
-            recipe = "" if self.recipe == DEFAULTS else self.recipe
-            filled = {
-                field.spec.name for field in self.query(Field) if recipe and not field.changed
-            }
-            values = to_mapping(
-                from_mapping(self.cls, settings(self.specs, entries), filled=filled)
-            )
-            # what has no effect is left out by the command too
-            values |= {name: self.base[name] for name in filled}
-            self._words = stage_processes.words_for(self.verb, self.cls, values, self.base, recipe)
-            where, told = self._obstacle(values)
-        except UserError as problem:
-            where, told = problem.where.partition("[")[0], str(problem)
-        except (
-            OSError,
-            ValueError,
-        ) as problem:  # a path that no disk takes: too long, with a NUL in it
-            told = f"a path cannot be used: {problem}"
-        through = self._through(values) if not told else ""
+        where, told = self._find_wrong()
         self._wrong = where.partition(".")[0]
         for field in self.query(Field):
             field.mark(field.spec.name == self._wrong)
-        self.query_one("#command", SafeText).show(
-            line(
-                (" $ ", "bold $primary"),
-                stage_processes.shown(self._words)
-                if self._words
-                else ("no command while a setting is wrong", "$muted"),
-            )
-        )
-        self.query_one("#verdict", SafeText).show(
-            line((" ✗ ", "bold $error"), (told, "$error"))
-            if told
-            else line(
-                (" ✓ ", "bold $success"),
-                (
-                    f"ready: ctrl+g starts it{'' if through else ' as a process of its own'}",
-                    "$success",
-                ),
-                (f" · {through}" if through else "", "$warning"),
-            )
-        )
+        through = ""
+        if not told:
+            through = self._through(self._entered)
+        self._show_command()
+        self._show_verdict(told, through)
         for field in self.query(Field):
             if field.spec.name == "steps":
                 field.add(through)
         return not told
 
+    def _find_wrong(self) -> tuple[str, str]:
+        """(field, what is wrong there), both empty where nothing is. Reads the fields and makes the
+        command on the way."""
+        self._words = []
+        try:
+            self._entered = self._read_fields()
+            return self._checks.obstacle(self._entered) or ("", "")
+        except UserError as problem:
+            return problem.where.partition("[")[0], str(problem)
+        except (OSError, ValueError) as problem:
+            # a path that no disk takes: too long, with a NUL in it
+            return "", f"a path cannot be used: {problem}"
+
+    def _read_fields(self) -> dict[str, Any]:
+        """The values of all fields, as the command has them. Raises UserError where one is wrong."""
+        recipe = self.recipe
+        if recipe == DEFAULTS:
+            recipe = ""
+        entries = {}
+        filled = set()
+        for field in self.query(Field):
+            entries[field.spec.name] = field.entry
+            if recipe and not field.changed:
+                filled.add(field.spec.name)
+        values = to_mapping(from_mapping(self.cls, settings(self.specs, entries), filled=filled))
+        # what has no effect is left out by the command too
+        values |= {name: self.base[name] for name in filled}
+        self._words = stage_processes.words_for(self.verb, self.cls, values, self.base, recipe)
+        return values
+
+    def _show_command(self) -> None:
+        command: str | tuple[str, str] = ("no command while a setting is wrong", "$muted")
+        if self._words:
+            command = stage_processes.shown(self._words)
+        self.query_one("#command", SafeText).show(line((" $ ", "bold $primary"), command))
+
+    def _show_verdict(self, told: str, through: str) -> None:
+        verdict = self.query_one("#verdict", SafeText)
+        mark = (" ✓ ", "bold $success")
+        if told:
+            verdict.show(line((" ✗ ", "bold $error"), (told, "$error")))
+        elif through:
+            ready = ("ready: ctrl+g starts it", "$success")
+            verdict.show(line(mark, ready, (f" · {through}", "$warning")))
+        else:
+            ready = ("ready: ctrl+g starts it as a process of its own", "$success")
+            verdict.show(line(mark, ready))
+
     def _through(self, values: Mapping[str, Any]) -> str:
         """How often the data is gone through, once its rows are counted."""
         a_step = epochs.rows_a_step(self.cls, values)
-        key = epochs.source_of(values) if a_step else None
-        if a_step is None or key is None:
+        if not a_step:
+            return ""
+        key = epochs.source_of(values)
+        if key is None:
             return ""
         if key not in self._rows:
             self._rows[key] = None
@@ -483,45 +413,6 @@ The stage is started as a process of its own: it goes on when this app is closed
         """In a thread."""
         self._rows[key] = epochs.count(key[0])
         self.app.call_from_thread(self._check_soon)
-
-    def _obstacle(self, values: Mapping[str, Any]) -> tuple[str, str]:
-        """(field, what stands in the way): what the command would refuse, said before it is
-        started.
-        """
-        for name in ("model", "reward_model"):
-            folder = values.get(name, "-")
-            if folder == "":
-                return name, f"{name}: name the folder of a model to start from"
-            if folder != "-" and not Path(str(folder)).exists():
-                return name, f"{name}: there is no {folder}"
-        if not values["out"]:
-            return "out", "out: name the run folder"
-        run = RunFolder(str(values["out"]))
-        place = next(
-            folder for folder in (run.path, *run.path.absolute().parents) if folder.exists()
-        )
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            return "out", f"out: cannot be written to: {place}"
-        if values["resume"] or values.get("redo"):
-            return "", ""
-        if self.verb == "run":
-            if wrong := self._wrong_recipe(str(values["recipe"]), str(values["arch"])):
-                return "recipe", f"recipe: {wrong}"
-            begun = [stage.name for stage in run.stages()]
-            if begun:
-                return ("out", "out: a run stands there already; resume goes on with it")
-            return ("", "")
-        if issubclass(self.cls, PairsConfig) and not values["data"] and not has_ratings(run):
-            return (
-                "data",
-                "data: this run has no ratings to learn from; name a file of pairs, or another run",
-            )
-        stage = run.stage(self.verb)
-        if stage.holder() is not None:
-            return "out", f"out: {self.verb} trains there now"
-        if stage.done.is_file() or any(stage.checkpoints.glob("step-*")):
-            return "out", f"out: {self.verb} stands there already; give another folder, or resume"
-        return "", ""
 
     # keys
 
@@ -538,7 +429,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         if not self._words:
             self.ui.say("nothing copied: a setting is wrong, so there is no command", bad=True)
             return
-        # a path that is no UTF-8 holds lone surrogates, which no terminal takes
+        # a path that is not UTF-8 holds lone surrogates, which no terminal takes
         self.app.copy_to_clipboard(
             stage_processes.shown(self._words).encode("utf-8", "replace").decode()
         )
@@ -550,35 +441,32 @@ The stage is started as a process of its own: it goes on when this app is closed
         """
         from ondevice_tui.screens.choose_model import ChooseModel
 
-        fields = {
-            field.spec.name: field
-            for field in self.query(Field)
-            if field.spec.name in ("model", "reward_model")
-        }
-        typing = [field for field in fields.values() if field.control.has_focus]
-        field = (typing or [fields[name] for name in fields if name == "model"] or [None])[0]
-        kind = "reward" if field is not None and field.spec.name == "reward_model" else "policy"
-        known = models_in(self.ui.runs or (), kind)
+        field = self._model_field()
         if field is None:
             self.ui.say(f"{self.verb} begins from no model")
-        elif not known:
-            self.ui.say(f"no run here has a {'reward ' if kind == 'reward' else ''}model yet")
-        else:
+            return
+        kind = MODEL_FIELDS[field.spec.name]
+        known = models_in(self.ui.runs or (), kind)
+        if known:
             self.app.push_screen(
                 ChooseModel(known), lambda model: field.put(model[1]) if model else None
             )
+        elif kind == "reward":
+            self.ui.say("no run here has a reward model yet")
+        else:
+            self.ui.say("no run here has a model yet")
 
-    def _wrong_recipe(self, recipe: str, arch: str) -> str:
-        """A right one is read once: every key asks, and parsing YAML takes as long as all else that
-        a key does.
-        """
-        if (recipe, arch) not in self._recipes:
-            try:
-                load_recipe(recipe_for(recipe, arch))
-            except UserError as problem:
-                return str(problem)
-            self._recipes.add((recipe, arch))
-        return ""
+    def _model_field(self) -> Field | None:
+        """The field of a model that has the cursor, else the field `model`, where there is one."""
+        found: Field | None = None
+        for field in self.query(Field):
+            if field.spec.name not in MODEL_FIELDS:
+                continue
+            if field.control.has_focus:
+                return field
+            if field.spec.name == "model":
+                found = field
+        return found
 
     def action_find(self) -> None:
         if self._goal is not None:
@@ -597,11 +485,7 @@ The stage is started as a process of its own: it goes on when this app is closed
         if self.query_one("#find", Input).display:
             self._end_find()
             return
-        changed = [
-            field.spec.name
-            for field in [*self.query(Field), *self._coming]
-            if field.entry != field.begun
-        ]
+        changed = [field.spec.name for field in self._all_fields() if field.entry != field.begun]
         if not changed:
             self.dismiss(None)
             return
@@ -613,23 +497,3 @@ The stage is started as a process of its own: it goes on when this app is closed
             lambda: self.dismiss(None),
             no="go on with it",
         )
-
-
-def best_field(names: Iterable[str], part: str) -> str | None:
-    """The name that somebody means who types this: the whole name, else the first that begins with
-    it, else the first that has it in it; None where there is none, or nothing was typed."""
-    wanted = _as_name(part)
-    found = [name for name in names if wanted and wanted in name]
-    return min(found, key=lambda name: (name != wanted, not name.startswith(wanted)), default=None)
-
-
-def _as_name(part: str) -> str:
-    return part.strip().lower().replace("-", "_")
-
-
-def _has(recipe: str, stage: str) -> bool:
-    try:
-        stage_defaults(stage, recipe)
-    except UserError:
-        return False
-    return True

@@ -2,7 +2,7 @@
 over it.
 
 No point is left out: a column that stands for many points shows their lowest and highest (striding,
-as other widgets have it, hides spikes). Points that are no number are a ✗ at the foot. The second
+as other widgets have it, hides spikes). Points that are not numbers are a ✗ at the foot. The second
 series has a glyph of its own, so that colour is never the only difference.
 """
 
@@ -108,7 +108,9 @@ class Curve(Widget):
     ) -> None:
         """`x_range` is what the x axis spans, also where no point is yet. `whole`: the values are
         counts, which are not smoothed and stay whole numbers."""
-        self._traces, self._range, self._whole = tuple(traces), x_range, whole
+        self._traces = tuple(traces)
+        self._range = x_range
+        self._whole = whole
         self._empty = empty or self._empty
         self._version += 1
         self.refresh()
@@ -124,7 +126,8 @@ class Curve(Widget):
     def render_line(self, y: int) -> Strip:
         state = (self._version, self.size, self.scale, self.smoothing)
         if state != self._drawn:
-            self._rows, self._drawn = self._draw(), state
+            self._rows = self._draw()
+            self._drawn = state
         if y >= len(self._rows):
             return Strip.blank(self.size.width, self.rich_style)
         base = self.rich_style
@@ -138,19 +141,21 @@ class Curve(Widget):
     # drawing
 
     def _draw(self) -> list[list[tuple[str, str]]]:
-        width, height = self.size.width - LABEL, self.size.height - 1
+        width = self.size.width - LABEL
+        height = self.size.height - 1
         if width < 4 or height < 2:
             return []
-        values = [v for trace in self._traces for v in _values(trace)]
-        if self.scale == "log":
-            values = [v for v in values if v > 0]
+        values: list[float] = []
+        for trace in self._traces:
+            values.extend(_values(trace))
         if not values:
-            if any(map(_values, self._traces)):
-                text = "no positive value: y shows another scale"
-            else:
-                text = self._empty
-            return self._message(text)
-        if (alone := self._only_value()) is not None:
+            return self._message(self._empty)
+        if self.scale == "log":
+            values = [value for value in values if value > 0]
+        if not values:
+            return self._message("no positive value: y shows another scale")
+        alone = self._only_value()
+        if alone is not None:
             return self._message(f"{number(alone)}: the only value")
         low, high = self._bounds(values)
         canvas = _Canvas(width, height)
@@ -160,20 +165,22 @@ class Curve(Widget):
 
     def _message(self, text: str) -> list[list[tuple[str, str]]]:
         """A line in the middle, where there is nothing to draw."""
-        middle = [
-            ("", ""),
-            (sanitize(text, newlines=False)[: self.size.width].center(self.size.width), "axis"),
-        ]
-        return [[] for _ in range((self.size.height - 1) // 2)] + [middle]
+        width = self.size.width
+        shown = sanitize(text, newlines=False)[:width].center(width)
+        rows: list[list[tuple[str, str]]] = [[] for _ in range((self.size.height - 1) // 2)]
+        rows.append([("", ""), (shown, "axis")])
+        return rows
 
     def _only_value(self) -> float | None:
         """The value, where there is no more than one and nothing else to draw: a dot says less than
         the number.
         """
-        found = [
-            value for trace in self._traces for value in trace.columns.mean if not math.isnan(value)
-        ]
-        if len(found) != 1 or any(trace.columns.gaps for trace in self._traces):
+        found: list[float] = []
+        for trace in self._traces:
+            if trace.columns.gaps:
+                return None
+            found += [value for value in trace.columns.mean if not math.isnan(value)]
+        if len(found) != 1:
             return None
         if self._whole:
             return round(found[0])
@@ -183,15 +190,21 @@ class Curve(Widget):
         ordered = sorted(values)
         if self.scale == "fit" and len(ordered) > 20:
             # the first losses (about the logarithm of the vocabulary) would squash all that follow
-            low, high = ordered[len(ordered) // 50], ordered[-1 - len(ordered) // 50]
+            left_out = len(ordered) // 50
+            low = ordered[left_out]
+            high = ordered[-1 - left_out]
         else:
-            low, high = ordered[0], ordered[-1]
+            low = ordered[0]
+            high = ordered[-1]
         if self.scale == "log":
-            low, high = math.log10(low), math.log10(high)
+            low = math.log10(low)
+            high = math.log10(high)
         room = (high - low) * 0.04 or abs(high) * 0.05 or 0.5
+        foot = low - room
         # an axis below 0 would tell of what cannot be
-        positive = self.scale != "log" and ordered[0] >= 0
-        return max(low - room, 0.0) if positive else low - room, high + room
+        if self.scale != "log" and ordered[0] >= 0:
+            foot = max(foot, 0.0)
+        return foot, high + room
 
     def _row(self, value: float, low: float, high: float, rows: int) -> int | None:
         """The row of a value, counted from the top; beyond the axis it is the edge's. None: not on
@@ -212,60 +225,81 @@ class Curve(Widget):
         return 0
 
     def _draw_trace(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
-        columns, fine = trace.columns, canvas.height * 4
-        smoothing = 0 if self._whole else self.smoothing
+        if trace.glyph:
+            self._draw_points(canvas, trace, low, high)
+        else:
+            self._draw_band(canvas, trace.columns, low, high)
+        for x in trace.columns.gaps:
+            place = self._column(x, canvas.width * 2)
+            if place is not None:
+                canvas.marks[canvas.height - 1, place // 2] = ("✗", "gap")
+
+    def _draw_points(self, canvas: _Canvas, trace: Trace, low: float, high: float) -> None:
+        """The trace's character at each value."""
+        columns = trace.columns
+        for i, x in enumerate(columns.x):
+            place = self._column(x, canvas.width * 2)
+            if place is None or math.isnan(columns.mean[i]):
+                continue
+            row = self._row(columns.mean[i], low, high, canvas.height)
+            if row is not None:
+                canvas.marks[row, place // 2] = (trace.glyph, trace.style)
+
+    def _draw_band(self, canvas: _Canvas, columns: Columns, low: float, high: float) -> None:
+        """The band from lowest to highest, where it is smoothed, and the average over it."""
+        fine = canvas.height * 4
+        smoothing = self.smoothing
+        if self._whole:
+            smoothing = 0
         averages = smooth(columns.mean, smoothing)
         before: tuple[int, int] | None = None
         for i, x in enumerate(columns.x):
             place = self._column(x, canvas.width * 2)
             if place is None or math.isnan(columns.mean[i]):
                 continue
-            if trace.glyph:
-                row = self._row(columns.mean[i], low, high, canvas.height)
-                if row is not None:
-                    canvas.marks[row, place // 2] = (trace.glyph, trace.style)
-                continue
-            top, foot = (self._row(v, low, high, fine) for v in (columns.high[i], columns.low[i]))
+            top = self._row(columns.high[i], low, high, fine)
+            foot = self._row(columns.low[i], low, high, fine)
             if top is not None and foot is not None and smoothing:
                 canvas.set(canvas.dots, place, top, foot)
             row = self._row(averages[i], low, high, fine)
-            if row is None:
-                continue
-            _join(canvas, before, (place, row))
-            before = (place, row)
-        for x in columns.gaps:
-            place = self._column(x, canvas.width * 2)
-            if place is not None:
-                canvas.marks[canvas.height - 1, place // 2] = ("✗", "gap")
+            if row is not None:
+                _join(canvas, before, (place, row))
+                before = (place, row)
 
     def _with_axes(self, canvas: _Canvas, low: float, high: float) -> list[list[tuple[str, str]]]:
-        def label(row: int) -> str:
-            value = high - (high - low) * row / max(canvas.height - 1, 1)
-            value = 10**value if self.scale == "log" else value
-            return number(round(value) if self._whole else value)
-
         ticks = {0, canvas.height // 2, canvas.height - 1}
         plain = not braille_works()
         rows = []
         for row in range(canvas.height):
-            cells = [
-                (
-                    f"{label(row) if row in ticks else '':>{LABEL - 1}}"
-                    + ("┤" if row in ticks else "│"),
-                    "axis",
-                )
-            ]
+            label = ""
+            edge = "│"
+            if row in ticks:
+                label = self._label(high - (high - low) * row / max(canvas.height - 1, 1))
+                edge = "┤"
+            cells = [(f"{label:>{LABEL - 1}}{edge}", "axis")]
             for column in range(canvas.width):
                 cells.append(_cell(canvas, (row, column), plain))
             rows.append(_packed(cells))
-        first, last = (_tick(x) for x in self._range)
-        middle = _tick((self._range[0] + self._range[1]) / 2)
-        room = canvas.width - len(first) - len(last)
-        foot = (
-            first + (middle.center(room) if room > len(middle) + 4 else " " * max(room, 1)) + last
-        )
-        rows.append([(" " * LABEL + foot, "axis")])
+        rows.append([(" " * LABEL + self._foot(canvas.width), "axis")])
         return rows
+
+    def _label(self, value: float) -> str:
+        """A value of the y axis, as this scale has it."""
+        if self.scale == "log":
+            value = 10**value
+        if self._whole:
+            value = round(value)
+        return number(value)
+
+    def _foot(self, width: int) -> str:
+        """The x axis: its ends, and the middle where there is room."""
+        first = _tick(self._range[0])
+        last = _tick(self._range[1])
+        middle = _tick((self._range[0] + self._range[1]) / 2)
+        room = width - len(first) - len(last)
+        if room > len(middle) + 4:
+            return first + middle.center(room) + last
+        return first + " " * max(room, 1) + last
 
 
 def _join(canvas: _Canvas, before: tuple[int, int] | None, at: tuple[int, int]) -> None:
@@ -284,10 +318,17 @@ def _join(canvas: _Canvas, before: tuple[int, int] | None, at: tuple[int, int]) 
 def _cell(canvas: _Canvas, key: tuple[int, int], plain: bool) -> tuple[str, str]:
     if key in canvas.marks:
         return canvas.marks[key]
-    for dots, style in ((canvas.line, "line"), (canvas.dots, "band")):
-        if key in dots:
-            return ("*" if style == "line" else ":") if plain else chr(0x2800 + dots[key]), style
+    if key in canvas.line:
+        return _braille(canvas.line[key], "*", plain), "line"
+    if key in canvas.dots:
+        return _braille(canvas.dots[key], ":", plain), "band"
     return " ", ""
+
+
+def _braille(dots: int, substitute: str, plain: bool) -> str:
+    if plain:
+        return substitute
+    return chr(0x2800 + dots)
 
 
 def _packed(cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -302,12 +343,11 @@ def _packed(cells: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _values(trace: Trace) -> list[float]:
-    columns = trace.columns
-    return [
-        v
-        for v in (columns.mean if trace.glyph else [*columns.low, *columns.high])
-        if math.isfinite(v)
-    ]
+    """The finite values that the y axis has to span."""
+    values = trace.columns.mean
+    if not trace.glyph:
+        values = [*trace.columns.low, *trace.columns.high]
+    return [value for value in values if math.isfinite(value)]
 
 
 def _tick(x: float) -> str:

@@ -1,0 +1,70 @@
+"""What is measured on held-out data while a stage trains, and which figure says how good the
+parameters are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ondevice.config.stages import TrainingConfig
+from ondevice.runs.context import Context
+from ondevice.seam.ops import Array, Loss, Params
+
+
+class EvalBatches(Protocol):
+    """Held-out batches, the same ones at every measurement."""
+
+    def eval_batches(self, limit: int) -> Iterable[dict[str, np.ndarray]]: ...
+
+
+@dataclass(frozen=True)
+class BestMetric:
+    """Which measured figure says how good the parameters are."""
+
+    name: str = "loss"
+    higher: bool = False
+
+    def than(self, score: float, best: float | None) -> bool:
+        """Whether `score` is a finite number better than `best`; None: there is no best one yet."""
+        if not math.isfinite(score):
+            return False
+        if best is None:
+            return True
+        if self.higher:
+            return score > best
+        return score < best
+
+
+LOWEST_LOSS = BestMetric()
+
+
+def heldout_metrics(
+    loss: Loss, held: EvalBatches, ctx: Context, cfg: TrainingConfig, unit: str = "tokens"
+) -> Callable[[Params], dict[str, float]]:
+    """Means of the loss's metrics over held-out batches, and how many they were taken over, by the
+    name of their `unit`: "tokens" that are targets, "pairs", "completions", "texts"."""
+
+    def metrics(params: Params, batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+        return loss(ctx.backend.ops, params, batch)[1]
+
+    run = ctx.backend.inference_fn(metrics, compile=cfg.compile)
+
+    def measure(params: Params) -> dict[str, float]:
+        sums: dict[str, np.ndarray] = {}
+        for batch in held.eval_batches(cfg.eval_batches):
+            for name, pair in run(params, batch).items():
+                sum_and_count = np.array([float(ctx.backend.numpy(x)) for x in pair])
+                sums[name] = sums.get(name, 0.0) + sum_and_count
+        figures = {"loss": 0.0}
+        for name, (total, count) in sums.items():
+            figures[name] = float(total / max(count, 1.0))
+        counted = sums.get("loss" if unit == "tokens" else "accuracy", np.zeros(2))[1]
+        figures[unit] = int(counted)
+        return figures
+
+    return measure

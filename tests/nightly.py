@@ -1,0 +1,65 @@
+"""Which tests only `scripts/test nightly` runs, and why nothing is lost meanwhile.
+
+CONTRIBUTING.md has the same list. Each is proved in the other tiers too, on fewer cases or fewer
+steps; here it is proved at length.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+
+class Nightly(NamedTuple):
+    """Tests of one file whose names match `tests`; `reason` says where the same is proved sooner."""
+
+    file: str
+    tests: str
+    reason: str
+
+
+# Families of which CI compares with transformers: one of Llama's kind, and GPT-2, whose matrices lie turned.
+FAMILIES_OF_CI = ("qwen3", "gpt2")
+_OTHER_FAMILIES = rf"\[(?!(?:{'|'.join(FAMILIES_OF_CI)})\])"
+
+NIGHTLY = (
+    Nightly(
+        "test_minute.py",
+        r"mlx",
+        "the recipe on MLX: CI runs it whole on torch, and ten steps of each stage on both",
+    ),
+    Nightly(
+        "test_arch_roads.py",
+        r"ladder_climbs|whole_road",
+        "the encoder's and the encoder-decoder's recipes: CI runs their stages, small",
+    ),
+    Nightly(
+        "test_oracles.py",
+        _OTHER_FAMILIES,
+        f"families beyond {' and '.join(FAMILIES_OF_CI)} against transformers and mlx-lm: CI "
+        "compares both backends with each other on every family",
+    ),
+    Nightly(
+        "test_library.py",
+        r"mixtral|olmoe|jamba|mamba2|falcon_h1|gemma2|cohere",
+        "architectures beyond one mixture of experts and one hybrid",
+    ),
+    Nightly(
+        "test_preference_resume.py",
+        r"again_and_again.*mlx",
+        "kills on MLX: CI kills the same stages on torch, and resumes once on both",
+    ),
+    Nightly(
+        "test_parity.py",
+        r"eager_run_after_a_compiled_one.*t5",
+        "a second architecture after torch's compiler",
+    ),
+)
+
+
+def reason(file: str, name: str) -> str:
+    """Why a test is nightly; empty where it is not."""
+    for rule in NIGHTLY:
+        if rule.file == file and re.search(rule.tests, name):
+            return rule.reason
+    return ""
