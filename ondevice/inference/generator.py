@@ -336,8 +336,8 @@ class Generator:
             return cache
         ops = self.backend.ops
         more = ops.zeros((b, h, _round_up(needed - room, BLOCK), c), self.backend.dtype)
-        keys = _longer(ops, cache.keys, more)
-        values = _longer(ops, cache.values, more)
+        keys = [ops.concat([x, more], 2) for x in cache.keys]
+        values = [ops.concat([x, more], 2) for x in cache.values]
         return Cache(keys, values, cache.lengths, cache.fixed)
 
     # what runs on the device
@@ -350,8 +350,8 @@ class Generator:
         last, cache = self.network.prefill(ops, params, ids, positions, ends, lengths)
         b, h, _, c = cache.keys[0].shape
         empty = ops.zeros((b, h, room.shape[0], c), self.backend.dtype)
-        keys = _longer(ops, cache.keys, empty)
-        values = _longer(ops, cache.values, empty)
+        keys = [ops.concat([x, empty], 2) for x in cache.keys]
+        values = [ops.concat([x, empty], 2) for x in cache.values]
         return last, keys, values, cache.lengths, cache.fixed
 
     def _first_fn(self, params: Params, last: Array, seen: list[Array], u: Array) -> Array:
@@ -447,11 +447,6 @@ def column(rows: Sequence[Row], token: int) -> NDArray[np.float32]:
         if token < len(row.uniforms):
             found[i] = row.uniforms[token]
     return found
-
-
-def _longer(ops: Ops, parts: Sequence[Array], more: Array) -> list[Array]:
-    """Parts of a cache, each with room for more tokens after it."""
-    return [ops.concat([part, more], 2) for part in parts]
 
 
 def _halved(rows: Sequence[Row], alive: Sequence[int]) -> tuple[list[Row], NDArray[np.int32]]:
