@@ -46,7 +46,7 @@ AHEAD = (
     "ondevice.config.verbs",
     "ondevice.seam.doctor",
     "ondevice.preferences.pairs",
-    "ondevice.preferences.vote_statistics",
+    "ondevice.preferences.agreement",
     "ondevice.preferences.strengths",
     "ondevice.preferences.vote_statistics",
     "ondevice.preferences.import_rows",
